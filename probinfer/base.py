@@ -1,0 +1,60 @@
+"""The algorithm: a pair of pure functions, and the status codes that numerical work reports.
+
+``step(key, state) -> (state, info)`` is the contract of blackjax, so both libraries run each other's algorithms.
+The two functions are ``jax.tree_util.Partial`` objects: arrays bound to them are data, functions are static and
+compared by identity. A jitted loop takes the algorithm as an *argument*; the same function with new data, new
+hyperparameters or a rebuilt configuration traces nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+__all__ = ["Algorithm", "Status", "algorithm", "as_partial"]
+
+
+class Algorithm(NamedTuple):
+    """``init`` makes a state; ``step(key, state) -> (state, info)`` advances it."""
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Any]]
+
+
+class Status(enum.IntEnum):
+    """What numerical work reports of itself, carried as an integer through jitted code.
+
+    Larger is worse, so the status of a whole is the maximum over its parts.
+    """
+
+    OK = 0
+    MAX_ITERATIONS = 1
+    LINE_SEARCH_STALLED = 2
+    CHAINS_DISAGREE = 3
+    DEGENERATE_WEIGHTS = 4
+    NOT_POSITIVE_DEFINITE = 5
+    NON_FINITE = 6
+
+
+def as_partial(fn: Callable) -> jax.tree_util.Partial:
+    """Wrap a function so that it may be an argument of a jitted function (static, compared by identity)."""
+    if isinstance(fn, jax.tree_util.Partial):
+        return fn
+    return jax.tree_util.Partial(fn)
+
+
+def algorithm(init_fn: Callable, step_fn: Callable, *bound: Any) -> Algorithm:
+    """Bind the same leading arguments to module-level functions.
+
+    Args:
+        init_fn: ``init_fn(*bound, ...) -> state``.
+        step_fn: ``step_fn(*bound, key, state) -> (state, info)``.
+        *bound: pytrees: a configuration, a ``LogDensity``, data.
+
+    Returns:
+        The algorithm, a pytree whose leaves are the arrays in ``bound``.
+    """
+    return Algorithm(jax.tree_util.Partial(init_fn, *bound), jax.tree_util.Partial(step_fn, *bound))

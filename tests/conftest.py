@@ -1,0 +1,56 @@
+"""One process, one precision: JAX_ENABLE_X64 decides; shapes in signatures are executed, so they are true."""
+
+import os
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("probinfer", "beartype.beartype")
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without 64-bit mode only the tests marked ``f32`` are meant to run."""
+    if not jax.config.jax_enable_x64:
+        deselected = [item for item in items if "f32" not in item.keywords]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if "f32" in item.keywords]
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(20261121)
+
+
+@pytest.fixture
+def dtype():
+    """The floating dtype of this test process."""
+    return jnp.result_type(float)
+
+
+@pytest.fixture
+def count_compiles():
+    """Return a context manager that counts the XLA compilations inside it."""
+    return CompileCounter
+
+
+class CompileCounter:
+    """Counts backend compilations between enter and exit (``.count``)."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def _listen(self, event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._listen)
