@@ -40,10 +40,19 @@ class Status(enum.IntEnum):
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:
-    """Wrap a function so that it may be an argument of a jitted function (static, compared by identity)."""
+    """Wrap a function so that it may be an argument of a jitted function (static, compared by identity).
+
+    A callable pytree (a ``LogDensity``) keeps its arrays as data: it becomes the bound argument.
+    """
     if isinstance(fn, jax.tree_util.Partial):
         return fn
+    if not jax.tree_util.all_leaves([fn]):
+        return jax.tree_util.Partial(_call, fn)
     return jax.tree_util.Partial(fn)
+
+
+def _call(fn: Callable, *args: Any, **kwargs: Any) -> Any:
+    return fn(*args, **kwargs)
 
 
 def algorithm(init_fn: Callable, step_fn: Callable, *bound: Any) -> Algorithm:

@@ -1,0 +1,380 @@
+"""Minimisation without a step size: L-BFGS whose line search evaluates the objective once a loop iteration.
+
+The direction is ``optax.scale_by_lbfgs``; the line search is a state machine. Every iteration of the loop
+evaluates value and gradient at one trial point ``x + t d`` and then decides: accept it and turn, or keep a
+bracket ``low < t* < high`` of the step and try another ``t``. So the objective is traced and compiled once,
+and batched restarts do not wait for one another in nested loops. The first point is itself a forced
+acceptance of step zero.
+
+A trial is accepted under the Wolfe conditions, or, where values agree to rounding, under the approximate
+Wolfe conditions of Hager and Zhang, which compare slopes instead of values. ``low`` has a negative slope and
+a value no higher than the start; ``high`` has a positive slope, a higher value, or is not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from probinfer.base import Algorithm, Status, algorithm, as_partial
+from probinfer.types import Array, Int, PRNGKey, PyTree, Scalar, field, pytree
+
+__all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "lbfgs", "minimize"]
+
+_SUFFICIENT_DECREASE = 1e-4
+_APPROXIMATE_DECREASE = 0.1
+_CURVATURE = 0.9
+_MAX_TRIALS = 30
+
+
+class OptimizeResult(NamedTuple):
+    """Where the minimisation ended.
+
+    ``gradient_norm`` is ``max_i |g_i| max(|x_i|, 1) / max(|f|, 1)``, the number compared with the tolerance.
+    """
+
+    position: Any
+    value: Any
+    gradient_norm: Any
+    status: Any
+    num_steps: Any
+    num_evaluations: Any
+
+
+class _Point(NamedTuple):
+    """A point on the search line: step ``t``, value ``f(x + t d)``, slope ``d . grad f(x + t d)``."""
+
+    step: Any
+    value: Any
+    slope: Any
+
+
+class LBFGSState(NamedTuple):
+    """An accepted iterate, the line through it, and the trial that comes next."""
+
+    position: Any
+    value: Any
+    gradient: Any
+    direction: Any
+    slope: Any
+    memory: optax.ScaleByLBFGSState
+    low: _Point
+    high: _Point
+    width: Any
+    step: Any
+    forced: Any
+    num_trials: Any
+    gradient_norm: Any
+    num_flat: Any
+    status: Any
+    done: Any
+    num_steps: Any
+    num_evaluations: Any
+
+
+class LBFGSInfo(NamedTuple):
+    """One evaluation: the accepted value so far, and whether the trial was accepted."""
+
+    value: Any
+    gradient_norm: Any
+    accepted: Any
+    done: Any
+    status: Any
+
+
+@pytree
+class _Config:
+    tolerance: Any  # None: the root of the machine epsilon
+    memory_size: int = field(static=True, default=10)
+
+
+def minimize(
+    fn: Callable,
+    position: PyTree,
+    *,
+    max_steps: int | Int[Array, ""] = 1000,
+    tolerance: float | Scalar | None = None,
+    memory_size: int = 10,
+) -> OptimizeResult:
+    """Find ``argmin_x f(x)`` by L-BFGS.
+
+    The search ends when the scaled gradient is below the tolerance, when two steps in a row decrease the
+    objective by no more than its rounding, or when no step along the negative gradient decreases it.
+
+    Args:
+        fn: differentiable function of the position. A ``Partial`` or another callable pytree brings its
+            arrays as data: the same function with new arrays traces nothing.
+        position: pytree of floating-point arrays, finite value required.
+        max_steps: the most accepted steps.
+        tolerance: bound on ``max_i |g_i| max(|x_i|, 1) / max(|f|, 1)``; by default the root of the machine
+            epsilon.
+        memory_size: past steps that shape the metric.
+
+    Returns:
+        The last accepted iterate. ``status`` is ``OK``, ``MAX_ITERATIONS``, ``LINE_SEARCH_STALLED`` (the
+        decrease the slope promises was not found anywhere on the line) or ``NON_FINITE`` (at the start).
+
+    Raises:
+        TypeError: the position has leaves that are not floating point.
+
+    References:
+        Liu and Nocedal (1989), algorithm 2.1; Hager and Zhang (2005), conditions T1 and T2.
+    """
+    config = _config(_result_type(position), tolerance, memory_size)
+    return _minimize(config, as_partial(fn), position, jnp.asarray(max_steps))
+
+
+def lbfgs(fn: Callable, *, tolerance: float | None = None, memory_size: int = 10) -> Algorithm:
+    """Return the minimiser as an algorithm: each step is one evaluation, ``state.done`` says when to stop.
+
+    Args:
+        fn: differentiable function of the position.
+        tolerance: see :func:`minimize`.
+        memory_size: past steps that shape the metric.
+
+    Returns:
+        ``init(position)`` and ``step(key, state)``; the key is not used.
+    """
+    config = _config(jnp.result_type(float), tolerance, memory_size)
+    return algorithm(_init, _step, config, as_partial(fn))
+
+
+def _config(dtype, tolerance, memory_size: int) -> _Config:
+    return _Config(None if tolerance is None else jnp.asarray(tolerance, dtype), memory_size)
+
+
+@jax.jit
+def _minimize(config: _Config, fn: Callable, position: PyTree, max_steps: jax.Array) -> OptimizeResult:
+    def unfinished(state):
+        return ~state.done & (state.num_steps < max_steps)
+
+    state = jax.lax.while_loop(
+        unfinished, lambda state: _advance(config, fn, state), _init(config, fn, position)
+    )
+    status = jnp.where(state.done, state.status, int(Status.MAX_ITERATIONS))
+    return OptimizeResult(
+        state.position, state.value, state.gradient_norm, status, state.num_steps, state.num_evaluations
+    )
+
+
+def _init(config: _Config, fn: Callable, position: PyTree) -> LBFGSState:
+    dtype = _result_type(position)
+    position = jax.tree.map(jnp.asarray, position)
+    zeros = jax.tree.map(jnp.zeros_like, position)
+    zero, inf = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
+    count = jnp.zeros((), jnp.int32)
+    return LBFGSState(
+        position=position,
+        value=inf,
+        gradient=zeros,
+        direction=zeros,
+        slope=zero,
+        memory=_empty_memory(position, config.memory_size),
+        low=_Point(zero, inf, zero),
+        high=_Point(inf, inf, zero),
+        width=inf,
+        step=zero,
+        forced=jnp.array(True),
+        num_trials=count,
+        gradient_norm=inf,
+        num_flat=count,
+        status=count,
+        done=jnp.array(False),
+        num_steps=count - 1,
+        num_evaluations=count,
+    )
+
+
+def _step(config: _Config, fn: Callable, key: PRNGKey, state: LBFGSState) -> tuple[LBFGSState, LBFGSInfo]:
+    del key
+    new = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, _advance(config, fn, state))
+    accepted = new.num_steps > state.num_steps
+    return new, LBFGSInfo(new.value, new.gradient_norm, accepted, new.done, new.status)
+
+
+def _advance(config: _Config, fn: Callable, state: LBFGSState) -> LBFGSState:
+    """Evaluate one trial point, then accept it, try another step, or give the line up."""
+    position = jax.tree.map(lambda x, d: x + state.step.astype(x.dtype) * d, state.position, state.direction)
+    value, gradient = jax.value_and_grad(fn)(position)
+    value = value.astype(state.value.dtype)
+    state = state._replace(num_evaluations=state.num_evaluations + 1, num_trials=state.num_trials + 1)
+    trial = _Point(state.step, value, _dot(gradient, state.direction))
+    finite = jnp.isfinite(value) & _all_finite(gradient)
+    accepted = finite & (state.forced | _wolfe(state, trial))
+    exhausted = state.num_trials >= _MAX_TRIALS
+    turned = _turn(config, state, position, value, gradient)
+    searched = _search(state, trial, finite)
+    given_up = _give_up(config, state, searched)
+    rest = _select(state.forced | exhausted, given_up, searched)
+    return _select(accepted, turned, rest)
+
+
+def _wolfe(state: LBFGSState, trial: _Point) -> jax.Array:
+    """f(t) <= f(0) + c1 t f'(0), or (2c - 1) f'(0) >= f'(t) at equal values; and f'(t) >= c2 f'(0)."""
+    decrease = trial.value <= state.value + _SUFFICIENT_DECREASE * trial.step * state.slope
+    approximate = (trial.slope <= (2 * _APPROXIMATE_DECREASE - 1) * state.slope) & (
+        trial.value <= state.value + _rounding(state.value)
+    )
+    return (decrease | approximate) & (trial.slope >= _CURVATURE * state.slope)
+
+
+def _search(state: LBFGSState, trial: _Point, finite: jax.Array) -> LBFGSState:
+    """Narrow the bracket by a rejected trial and choose the next step."""
+    trial = _Point(
+        trial.step, jnp.where(finite, trial.value, jnp.inf), jnp.where(finite, trial.slope, jnp.inf)
+    )
+    is_low = finite & (trial.slope < 0) & (trial.value <= state.value + _rounding(state.value))
+    low, high = _select(is_low, (trial, state.high), (state.low, trial))
+    width = high.step - low.step
+    bracketed = jnp.isfinite(high.step)
+    inner = jnp.where(
+        jnp.isfinite(high.value),
+        _interpolate(low, high, slow=width > 0.6 * state.width),
+        low.step + 0.3 * width,
+    )
+    step = jnp.where(bracketed, inner, _extrapolate(state.low, low))
+    return state._replace(low=low, high=high, width=width, step=step)
+
+
+def _interpolate(low: _Point, high: _Point, slow: jax.Array) -> jax.Array:
+    """Minimise the cubic through both ends, kept off the ends; bisect when the bracket shrinks slowly."""
+    width = high.step - low.step
+    chord = low.slope + high.slope - 3 * (high.value - low.value) / width
+    root = jnp.sqrt(jnp.maximum(chord**2 - low.slope * high.slope, 0))
+    cubic = 1 - (high.slope + root - chord) / (high.slope - low.slope + 2 * root)
+    secant = low.slope / (low.slope - high.slope)
+    flat = jnp.abs(high.value - low.value) <= _rounding(low.value)
+    fraction = jnp.where(flat & (high.slope > 0), secant, cubic)
+    fraction = jnp.where(slow | ~jnp.isfinite(fraction), 0.5, fraction)
+    return low.step + jnp.clip(fraction, 0.1, 0.9) * width
+
+
+def _extrapolate(previous: _Point, low: _Point) -> jax.Array:
+    """Follow the secant of the slopes beyond the last step, between twice and a hundred times as far."""
+    secant = low.step - low.slope * (low.step - previous.step) / (low.slope - previous.slope)
+    secant = jnp.where(low.slope > previous.slope, secant, jnp.inf)
+    return jnp.clip(secant, 2 * low.step, 100 * low.step)
+
+
+def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFGSState:
+    """Accept a trial point: update the metric, choose the next direction, judge convergence."""
+    moved = jax.tree.map(jnp.subtract, position, state.position)
+    bent = jax.tree.map(jnp.subtract, gradient, state.gradient)
+    epsilon = float(jnp.finfo(value.dtype).eps)
+    curved = _dot(moved, bent) > epsilon * jnp.sqrt(_dot(moved, moved) * _dot(bent, bent))
+    update = optax.scale_by_lbfgs(config.memory_size).update
+    ascent, memory = update(gradient, state.memory, position)
+    direction = jax.tree.map(jnp.negative, ascent)
+    slope = _dot(gradient, direction)
+    good = curved & (slope < 0) & jnp.isfinite(slope)
+    restart = _restart(config, position, gradient)
+    memory, direction, slope, step = _select(good, (memory, direction, slope, jnp.ones_like(value)), restart)
+    norm = _gradient_norm(position, value, gradient)
+    flat = jnp.abs(state.value - value) <= 4 * epsilon * jnp.maximum(jnp.abs(value), 1)
+    num_flat = jnp.where(flat & ~state.forced, state.num_flat + 1, 0)
+    tolerance = epsilon**0.5 if config.tolerance is None else config.tolerance.astype(value.dtype)
+    return state._replace(
+        position=position,
+        value=value,
+        gradient=gradient,
+        direction=direction,
+        slope=slope,
+        memory=memory,
+        low=_Point(jnp.zeros_like(value), value, slope),
+        high=_Point(jnp.full_like(value, jnp.inf), jnp.full_like(value, jnp.inf), jnp.zeros_like(value)),
+        width=jnp.full_like(value, jnp.inf),
+        step=step,
+        forced=jnp.zeros_like(state.forced),
+        num_trials=jnp.zeros_like(state.num_trials),
+        gradient_norm=norm,
+        num_flat=num_flat,
+        done=(norm <= tolerance) | (num_flat >= 2),
+        num_steps=state.num_steps + 1,
+    )
+
+
+def _restart(config: _Config, position, gradient) -> tuple:
+    """Forget the past: memory, negative gradient, slope, and a first step of one per cent of the position."""
+    memory = _empty_memory(position, config.memory_size)
+    memory = memory._replace(count=memory.count + 1, params=position, updates=gradient)
+    size = jnp.maximum(_max_abs(gradient), jnp.finfo(_result_type(gradient)).tiny)
+    direction = jax.tree.map(lambda g: -g / size.astype(g.dtype), gradient)
+    return memory, direction, _dot(gradient, direction), 0.01 * jnp.maximum(_max_abs(position), 1)
+
+
+def _give_up(config: _Config, state: LBFGSState, searched: LBFGSState) -> LBFGSState:
+    """End a search without a Wolfe point: take ``low`` if it moved, else the gradient once, else stop."""
+    improved = searched.low.value < state.value
+    fresh = state.memory.count <= 1
+    memory, direction, slope, step = _restart(config, state.position, state.gradient)
+    promised = jnp.abs(slope) * step
+    stalled = jnp.where(promised <= _rounding(state.value), int(Status.OK), int(Status.LINE_SEARCH_STALLED))
+    retry = searched._replace(step=searched.low.step, forced=jnp.ones_like(state.forced))
+    plain = state._replace(
+        memory=memory,
+        direction=direction,
+        slope=slope,
+        step=step,
+        low=_Point(jnp.zeros_like(state.value), state.value, slope),
+        high=jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), state.high),
+        width=jnp.full_like(state.width, jnp.inf),
+        num_trials=jnp.zeros_like(state.num_trials),
+    )
+    stop = state._replace(
+        done=jnp.ones_like(state.done),
+        status=jnp.where(state.forced, int(Status.NON_FINITE), stalled).astype(state.status.dtype),
+        num_steps=jnp.maximum(state.num_steps, 0),
+    )
+    return _select(state.forced | (fresh & ~improved), stop, _select(improved, retry, plain))
+
+
+def _empty_memory(position, memory_size: int) -> optax.ScaleByLBFGSState:
+    memory = optax.scale_by_lbfgs(memory_size).init(position)
+    return memory._replace(weights_memory=memory.weights_memory.astype(_result_type(position)))
+
+
+def _gradient_norm(position, value, gradient) -> jax.Array:
+    scaled = jax.tree.map(lambda g, x: g * jnp.maximum(jnp.abs(x), 1), gradient, position)
+    return _max_abs(scaled) / jnp.maximum(jnp.abs(value), 1)
+
+
+def _rounding(value: jax.Array) -> jax.Array:
+    """Differences of the objective below this are taken for noise: |f| eps^(2/3)."""
+    return jnp.abs(value) * float(jnp.finfo(value.dtype).eps) ** (2 / 3)
+
+
+def _dot(a, b) -> jax.Array:
+    return jnp.sum(
+        jnp.stack([jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)])
+    )
+
+
+def _max_abs(tree) -> jax.Array:
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]))
+
+
+def _all_finite(tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _select(condition, yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _result_type(tree) -> jnp.dtype:
+    """Return the common dtype of the leaves.
+
+    Raises:
+        TypeError: a leaf is not floating point.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(tree))
+    if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"the position must have floating-point leaves, got {jax.tree.map(jnp.result_type, tree)}; "
+            "convert them, for example with jnp.asarray(x, float)"
+        )
+    return dtype
