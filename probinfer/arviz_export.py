@@ -1,0 +1,60 @@
+"""Hand draws to ArviZ: the same content for its two data models.
+
+ArviZ below 1.0 (the newest for Python 3.11) knows ``InferenceData`` and takes groups as keywords; 1.0 and above makes
+an xarray ``DataTree`` from a dictionary of groups. ArviZ is imported only when this is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from probinfer.errors import import_extra
+from probinfer.types import ArrayTree, leaf_names
+
+__all__ = ["export"]
+
+# what the info of a bought sampler is called -> the name ArviZ's plots look for
+_ARVIZ_NAMES = {
+    "is_divergent": "diverging",
+    "acceptance_rate": "acceptance_rate",
+    "num_integration_steps": "n_steps",
+    "num_trajectory_expansions": "tree_depth",
+}
+
+
+def export(draws: ArrayTree, log_weights: Any = None, info: Any = None, log_evidence: Any = None) -> Any:
+    """Return ArviZ data with the groups ``posterior`` and, where there is something in it, ``sample_stats``.
+
+    Args:
+        draws: pytree with leaves (chain, draw, ...); the variables are named by their dotted paths.
+        log_weights: (chain, draw) or None; stored as ``log_weights`` in ``sample_stats``.
+        info: pytree; its leaves of shape (chain, draw, ...) are stored in ``sample_stats``.
+        log_evidence: scalar or None; stored as an attribute of ``posterior``.
+
+    Returns:
+        ``arviz.InferenceData`` for ArviZ below 1.0, ``xarray.DataTree`` otherwise.
+
+    Raises:
+        MissingExtraError: ArviZ is not installed.
+    """
+    package = import_extra("arviz", "plots")
+    posterior = _variables(draws)
+    leading = next(iter(posterior.values())).shape[:2]
+    stats = {_ARVIZ_NAMES.get(k, k): v for k, v in _variables(info).items() if v.shape[:2] == leading}
+    if log_weights is not None:
+        stats["log_weights"] = np.asarray(log_weights)
+    groups = {"posterior": posterior} | ({"sample_stats": stats} if stats else {})
+    modern = int(package.__version__.split(".")[0]) >= 1
+    data = package.from_dict(groups) if modern else package.from_dict(**groups)
+    if log_evidence is not None:
+        data["posterior"].attrs["log_evidence"] = float(log_evidence)
+    return data
+
+
+def _variables(tree: Any) -> dict[str, np.ndarray]:
+    """Name the array leaves; a slash would be read as a path into a group."""
+    named = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    return {name.replace("/", "."): np.asarray(leaf) for name, leaf in named if hasattr(leaf, "shape")}

@@ -1,0 +1,217 @@
+r"""Weights live in log space from birth to report.
+
+A weighted sample is a vector ``log_weights`` beside values with the same leading axis. The weights need no
+normalisation. Minus infinity is a legal log weight: that draw carries no mass and never touches a result, even where
+its value is NaN. When *every* log weight is minus infinity there is no distribution left: nothing is replaced by
+uniform weights, ``status`` says ``DEGENERATE_WEIGHTS``, the effective sample sizes are 0 and the moments NaN. NaN
+and plus infinity are failures (``NON_FINITE``), and NaN in every result. Functions take one vector; batches are
+lifted by ``vmap``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from probinfer.base import Status
+from probinfer.types import Array, Float, Int, Scalar, Shaped
+
+__all__ = [
+    "Normalized",
+    "covariance",
+    "entropic_ess",
+    "ess",
+    "log_mean_exp",
+    "mean",
+    "normalize",
+    "quantile",
+    "status",
+    "variance",
+]
+
+
+class Normalized(NamedTuple):
+    """Log weights whose exponentials sum to one, and the log of the sum they had."""
+
+    log_weights: Float[Array, " n"]
+    log_sum: Scalar
+
+
+def normalize(log_weights: Float[Array, " n"]) -> Normalized:
+    r"""Return :math:`\log W_i = \log w_i - \log\sum_j w_j` and :math:`\log\sum_j w_j`.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+
+    Returns:
+        The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if one is
+        NaN or infinite both are NaN.
+    """
+    bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
+    log_sum = jax.nn.logsumexp(log_weights)
+    shift = jnp.where(log_sum == -jnp.inf, jnp.zeros_like(log_sum), log_sum)
+    nan = jnp.full_like(log_sum, jnp.nan)
+    return Normalized(jnp.where(bad, nan, log_weights - shift), jnp.where(bad, nan, log_sum))
+
+
+def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
+    r"""Return :math:`\log\frac1n\sum_i w_i`, the log evidence of an importance sample.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+
+    Returns:
+        Minus infinity if every weight is zero, NaN if one is NaN or infinite.
+    """
+    size = jnp.asarray(log_weights.shape[0], log_weights.dtype)
+    return normalize(log_weights).log_sum - jnp.log(size)
+
+
+def ess(log_weights: Float[Array, " n"]) -> Scalar:
+    r"""Return the effective sample size :math:`1/\sum_i W_i^2`, between 1 and n; 0 if every weight is zero.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+
+    References:
+        Kong, Liu and Wong (1994), section 4.1.
+    """
+    log_normalized, log_sum = normalize(log_weights)
+    size = jnp.exp(-jax.nn.logsumexp(2 * log_normalized))
+    return jnp.where(log_sum == -jnp.inf, jnp.zeros_like(size), size)
+
+
+def entropic_ess(log_weights: Float[Array, " n"]) -> Scalar:
+    r"""Return the perplexity :math:`\exp(-\sum_i W_i\log W_i)`, between ``ess`` and n; 0 if every weight is zero.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+
+    References:
+        Cornebise, Moulines and Olsson (2008), section 3.
+    """
+    log_normalized, log_sum = normalize(log_weights)
+    safe = jnp.where(log_normalized == -jnp.inf, jnp.zeros_like(log_normalized), log_normalized)
+    size = jnp.exp(-jnp.sum(jnp.exp(log_normalized) * safe))  # 0 log 0 = 0
+    return jnp.where(log_sum == -jnp.inf, jnp.zeros_like(size), size)
+
+
+def status(log_weights: Float[Array, " n"]) -> Int[Array, ""]:
+    """Return ``OK``, ``DEGENERATE_WEIGHTS`` (every weight zero) or ``NON_FINITE`` (one is NaN or plus infinity).
+
+    Args:
+        log_weights: unnormalised log weights.
+    """
+    bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
+    empty = jnp.all(log_weights == -jnp.inf)
+    code = jnp.where(empty, int(Status.DEGENERATE_WEIGHTS), int(Status.OK))
+    return jnp.where(bad, int(Status.NON_FINITE), code).astype(jnp.int32)
+
+
+def mean(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"]) -> Float[Array, "*event"]:
+    r"""Return :math:`\sum_i W_i x_i` in the floating dtype of the values (of the weights, for integers and booleans).
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+        values: one value a weight; those of zero weight may be NaN.
+    """
+    weights = _probabilities(log_weights)
+    return _weighted_sum(weights, _floating(values, weights))
+
+
+def variance(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"]) -> Float[Array, "*event"]:
+    r"""Return :math:`\sum_i W_i (x_i-\bar x)^2 / (1-\sum_i W_i^2)`.
+
+    Unbiased for weights that do not depend on the values, and the usual n - 1 estimator for equal ones. NaN when a
+    single draw carries all the weight: it says nothing about spread.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+        values: one value a weight; those of zero weight may be NaN.
+    """
+    weights = _probabilities(log_weights)
+    values = _floating(values, weights)
+    centred = values - _weighted_sum(weights, values)
+    return _weighted_sum(weights, jnp.square(centred)) / _bessel(weights).astype(values.dtype)
+
+
+def covariance(log_weights: Float[Array, " n"], values: Shaped[Array, "n d"]) -> Float[Array, "d d"]:
+    r"""Return :math:`\sum_i W_i (x_i-\bar x)(x_i-\bar x)^\top / (1-\sum_i W_i^2)`.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+        values: one row a weight; those of zero weight may be NaN.
+    """
+    weights = _probabilities(log_weights)
+    values = _floating(values, weights)
+    centred = jnp.where(weights[:, None] == 0, 0, values - _weighted_sum(weights, values))
+    scaled = centred * weights.astype(values.dtype)[:, None]
+    return scaled.T @ centred / _bessel(weights).astype(values.dtype)
+
+
+def quantile(
+    log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"], probabilities: Float[Array, " q"]
+) -> Shaped[Array, "q *event"]:
+    r"""Return the quantiles :math:`\inf\{x : \sum_{x_i\le x} W_i \ge p\}` of the weighted sample.
+
+    The inverse of the empirical distribution function: always one of the values, untouched by draws of zero weight
+    and by splitting a draw in two.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+        values: one value a weight.
+        probabilities: levels between 0 and 1.
+
+    Returns:
+        The quantiles, in the dtype of the values for integers and booleans too. NaN for floating values when the
+        weights are degenerate.
+    """
+    weights = _probabilities(log_weights)
+    columns = values.reshape(values.shape[0], -1)
+    found = jax.vmap(_quantile, in_axes=(None, 1, None), out_axes=1)(weights, columns, probabilities)
+    return found.reshape(probabilities.shape + values.shape[1:])
+
+
+def _quantile(weights: Array, values: Array, probabilities: Array) -> Array:
+    order = jnp.argsort(jnp.where(weights == 0, _largest(values), values))
+    cumulative = jax.lax.cummax(jnp.cumsum(weights[order]))
+    # p = k / n must find the k-th draw although the cumulative sum is rounded
+    slack = 16 * jnp.finfo(weights.dtype).eps
+    levels = jnp.maximum(probabilities.astype(weights.dtype) * cumulative[-1] * (1 - slack), slack**2)
+    last = jnp.maximum(jnp.sum(weights > 0) - 1, 0)
+    found = values[order[jnp.minimum(jnp.searchsorted(cumulative, levels), last)]]
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        broken = jnp.isnan(cumulative[-1]) | jnp.any(jnp.isnan(values) & (weights > 0))
+        found = jnp.where(broken, jnp.asarray(jnp.nan, values.dtype), found)
+    return found
+
+
+def _largest(values: Array) -> Array:
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        return jnp.asarray(jnp.nan, values.dtype)  # sorts behind plus infinity
+    if values.dtype == bool:
+        return jnp.asarray(True)
+    return jnp.asarray(jnp.iinfo(values.dtype).max, values.dtype)
+
+
+def _probabilities(log_weights: Array) -> Array:
+    log_normalized, log_sum = normalize(log_weights)
+    return jnp.where(log_sum == -jnp.inf, jnp.asarray(jnp.nan, log_weights.dtype), jnp.exp(log_normalized))
+
+
+def _floating(values: Array, weights: Array) -> Array:
+    return values if jnp.issubdtype(values.dtype, jnp.floating) else values.astype(weights.dtype)
+
+
+def _weighted_sum(weights: Array, values: Array) -> Array:
+    weights = weights.astype(values.dtype).reshape(weights.shape + (1,) * (values.ndim - 1))
+    return jnp.sum(jnp.where(weights == 0, jnp.zeros_like(values), weights * values), axis=0)
+
+
+def _bessel(weights: Array) -> Array:
+    remainder = 1 - jnp.sum(jnp.square(weights))
+    return jnp.where(
+        remainder <= jnp.finfo(weights.dtype).eps, jnp.asarray(jnp.nan, weights.dtype), remainder
+    )
