@@ -1,7 +1,7 @@
 """Hand draws to ArviZ: the same content for its two data models.
 
-ArviZ below 1.0 (the newest for Python 3.11) knows ``InferenceData`` and takes groups as keywords; 1.0 and above makes
-an xarray ``DataTree`` from a dictionary of groups. ArviZ is imported only when this is called.
+ArviZ below 1.0 (the newest for Python 3.11) knows ``InferenceData`` and takes groups as keywords; 1.0 and
+above makes an xarray ``DataTree`` from a dictionary of groups. ArviZ is imported only when this is called.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from probinfer.errors import import_extra
-from probinfer.types import ArrayTree, leaf_names
+from probinfer.transforms import leaf_names
+from probinfer.types import ArrayTree
 
 __all__ = ["export"]
 

@@ -1,9 +1,10 @@
 r"""Have the chains mixed, and how many independent draws are they worth?
 
 Every function takes draws with leaves (chain, draw, ...) and returns the same tree with one number a quantity
-(leaves ...), computed for each scalar apart. Chains are split in half (the middle draw of an odd number is dropped);
-draws are replaced by normal scores of their ranks, ties by their average rank, so that heavy tails do no harm.
-A quantity that never changes, draws with a NaN and chains of fewer than four draws have no diagnostics: NaN.
+(leaves ...), computed for each scalar apart. Chains are split in half (the middle draw of an odd number is
+dropped); draws are replaced by normal scores of their ranks, ties by their average rank, so that heavy tails
+do no harm. A quantity that never changes, draws with a NaN and chains of fewer than four draws have no
+diagnostics: NaN.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), "Rank-normalization, folding, and localization".
@@ -39,15 +40,15 @@ _BATCH = 32  # quantities whose Fourier transforms are held at the same time
 def rhat(draws: ArrayTree) -> ArrayTree:
     r"""Return the rank-normalised split :math:`\hat R`, the larger of the bulk and the folded one.
 
-    :math:`\hat R^2 = (B/W + n - 1)/n` with the variance between (B) and within (W) half-chains of the normal scores
-    of x and of :math:`|x - \mathrm{median}|`. Below 1.01 is good.
+    :math:`\hat R^2 = (B/W + n - 1)/n` with the variance between (B) and within (W) half-chains of the normal
+    scores of x and of :math:`|x - \mathrm{median}|`. Below 1.01 is good.
 
     Args:
         draws: pytree with leaves (chain, draw, ...).
 
     Returns:
-        Tree with leaves (...). Infinite when every chain is stuck at a place of its own; NaN for a single chain,
-        which cannot disagree with another.
+        Tree with leaves (...). Infinite when every chain is stuck at a place of its own; NaN for a single
+        chain, which cannot disagree with another.
 
     Raises:
         ValueError: a leaf lacks the two leading axes.
@@ -147,8 +148,8 @@ def mcse_sd(draws: ArrayTree) -> ArrayTree:
 def mcse_quantile(draws: ArrayTree, probability: float) -> ArrayTree:
     """Return the Monte Carlo standard error of a quantile.
 
-    Half the distance of the order statistics at the 16 % and 84 % quantiles of Beta(S p + 1, S (1 - p) + 1), S
-    the effective sample size of the quantile.
+    Half the distance of the order statistics at the 16 % and 84 % quantiles of Beta(S p + 1, S (1 - p) + 1),
+    S the effective sample size of the quantile.
 
     Args:
         draws: pytree with leaves (chain, draw, ...).
@@ -166,8 +167,8 @@ def mcse_quantile(draws: ArrayTree, probability: float) -> ArrayTree:
 def ebfmi(energy: Float[Array, "chain draw"]) -> Float[Array, " chain"]:
     r"""Return :math:`\sum_t (E_t - E_{t-1})^2 / \sum_t (E_t - \bar E)^2`, by chain.
 
-    The energy Bayesian fraction of missing information: below 0.3 the momentum refreshment of Hamiltonian Monte Carlo
-    moves too slowly between energy levels, and heavy tails are explored badly.
+    The energy Bayesian fraction of missing information: below 0.3 the momentum refreshment of Hamiltonian
+    Monte Carlo moves too slowly between energy levels, and heavy tails are explored badly.
 
     Args:
         energy: Hamiltonian at each draw, in nats.
@@ -182,11 +183,11 @@ def ebfmi(energy: Float[Array, "chain draw"]) -> Float[Array, " chain"]:
 def convergence_status(
     draws: ArrayTree, *, max_rhat: float = 1.01, min_ess: float | None = None
 ) -> Int[Array, ""]:
-    """Judge chains by the rule: R-hat below 1.01, bulk and tail ESS of at least 100 a chain, for every quantity.
+    """Judge every quantity by the rule: R-hat below 1.01, bulk and tail ESS of at least 100 a chain.
 
-    A single chain is judged by its ESS alone. Quantities that never change in any chain (deterministic ones) are not
-    judged; where nothing can be judged, because nothing changes or there are fewer than four draws, the chains have
-    not been shown to agree.
+    A single chain is judged by its ESS alone. Quantities that never change in any chain (deterministic ones)
+    are not judged; where nothing can be judged, because nothing changes or there are fewer than four draws,
+    the chains have not been shown to agree.
 
     Args:
         draws: pytree with leaves (chain, draw, ...).
@@ -277,7 +278,7 @@ def _rhat(draws: Array) -> Array:
 
 
 def _ess(chains: Array) -> Array:
-    """Effective sample size of the mean by Geyer's initial monotone sequence over the pooled autocorrelations."""
+    """Effective sample size of the mean by Geyer's initial monotone sequence."""
     num_chains, num_draws = chains.shape
     scale = jnp.std(chains - chains[0, 0])
     chains = (chains - chains[0, 0]) / scale

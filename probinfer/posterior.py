@@ -1,7 +1,7 @@
 """A posterior is draws with two leading axes, always: (chain, draw).
 
-Particles and draws of a variational fit are one chain. Draws may carry log weights, and a log evidence where the
-engine estimates one; whatever else the engine has to say is its ``info``.
+Particles and draws of a variational fit are one chain. Draws may carry log weights, and a log evidence where
+the engine estimates one; whatever else the engine has to say is its ``info``.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class Posterior:
         return jax.tree.leaves(self.draws)[0].shape[1]
 
     def flat(self) -> ArrayTree:
-        """Return the draws with leaves (chain * draw, ...); their weights, if any, are ``flat_log_weights()``."""
+        """Return the draws with leaves (chain * draw, ...); their weights are ``flat_log_weights()``."""
         return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), self.draws)
 
     def flat_log_weights(self) -> Float[Array, " n"]:
-        """Return normalised log weights (chain * draw,) in the order of ``flat()``, equal ones when none are kept."""
+        """Return normalised log weights (chain * draw,), in the order of ``flat()``; equal ones without weights."""
         if self.log_weights is not None:
             return weights.normalize(jnp.ravel(self.log_weights)).log_weights
         leaves = jax.tree.leaves(self.draws)
@@ -98,8 +98,8 @@ class Posterior:
         r"""Return the posterior mean :math:`\sum_i W_i f(x_i)`.
 
         Args:
-            fn: one draw (a pytree without the (chain, draw) axes) -> pytree of arrays. A function defined once is
-                traced once.
+            fn: one draw (a pytree without the (chain, draw) axes) -> pytree of arrays. A function defined
+                once is traced once.
             batch_size: draws evaluated together; None: one after another on a CPU, all together elsewhere.
 
         Returns:
@@ -117,13 +117,14 @@ class Posterior:
 
         Args:
             key: random key.
-            fn: (key, one draw) -> pytree of arrays, a simulated observation. A function defined once is traced once.
+            fn: (key, one draw) -> pytree of arrays, a simulated observation. A function defined once is
+                traced once.
             num: how many; None: as many as there are draws.
             batch_size: draws evaluated together; None: one after another on a CPU, all together elsewhere.
 
         Returns:
-            ``fn``'s results stacked: leaves (num, ...), all of equal weight. Without ``num`` and weights they are
-            in the order of ``flat()``, otherwise in that of ``resample``.
+            ``fn``'s results stacked: leaves (num, ...), all of equal weight. Without ``num`` and weights they
+            are in the order of ``flat()``, otherwise in that of ``resample``.
 
         Raises:
             ValueError: ``num`` is not positive.

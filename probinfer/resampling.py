@@ -1,10 +1,10 @@
 r"""Resampling replaces a weighted sample by draws from it.
 
-A *scheme* is a function ``(key, log_weights (n,), num) -> (ancestors (num,), log_weights (num,))``. It keeps the
-weighted measure in expectation, total weight included: for every function f,
-:math:`E\sum_j w'_j f(x_{a_j}) = \sum_i w_i f(x_i)`. So the log evidence carried by the weights survives resampling, a
-wrapper such as "only below an effective sample size" has the same signature, and weights that are all zero stay all
-zero. A draw of weight zero is never chosen.
+A *scheme* is a function ``(key, log_weights (n,), num) -> (ancestors (num,), log_weights (num,))``. It keeps
+the weighted measure in expectation, total weight included: for every function f,
+:math:`E\sum_j w'_j f(x_{a_j}) = \sum_i w_i f(x_i)`. So the log evidence carried by the weights survives
+resampling, a wrapper such as "only below an effective sample size" has the same signature, and weights that
+are all zero stay all zero. A draw of weight zero is never chosen.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def systematic(
 
     Returns:
         ancestors: indices into the sample, none of weight zero.
-        log_weights: all equal to log(sum of the weights / num). When every weight is zero they are minus infinity,
-        when one is NaN or plus infinity they are NaN (see ``weights.status``); the ancestors are then 0, 1, ...
+        log_weights: all equal to log(sum of the weights / num). When every weight is zero they are minus
+            infinity,
+        when one is NaN or plus infinity they are NaN (see ``weights.status``); the ancestors are then 0, 1,
+        ...
 
     Raises:
         ValueError: ``num`` is not positive or there is nothing to choose from.
@@ -63,11 +65,12 @@ def systematic(
 
 
 def _offspring_bounds(probabilities: Array, offset: Array, num: int) -> Array:
-    """Return how many of the num draws descend from particles 0 ... i, non-decreasing, exactly flat at zero weights.
+    """Return how many draws descend from particles 0 ... i, non-decreasing, exactly flat at zero weights.
 
-    A floating-point cumulative sum is neither monotone nor flat at zeros (XLA associates it as it likes), and in
-    single precision it is wrong by whole offspring for a million particles. So the whole and the fractional parts
-    of the expected counts are summed as integers: exact, the fractional part modulo one with its carries.
+    A floating-point cumulative sum is neither monotone nor flat at zeros (XLA associates it as it likes), and
+    in single precision it is wrong by whole offspring for a million particles. So the whole and the
+    fractional parts of the expected counts are summed as integers: exact, the fractional part modulo one with
+    its carries.
     """
     dtype = probabilities.dtype
     unsigned, bits = (jnp.uint64, 64) if dtype == jnp.float64 else (jnp.uint32, 32)

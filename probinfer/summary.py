@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import diagnostics, weights
-from probinfer.types import Array, ArrayTree, Float, leaf_names
+from probinfer.transforms import leaf_names
+from probinfer.types import Array, ArrayTree, Float
 
 __all__ = ["Summary", "summarize"]
 
@@ -26,8 +27,8 @@ class Summary:
 
     Attributes:
         names: row names: the dotted path of the leaf, with indices for arrays.
-        columns: column name -> values (rows,): mean, sd, 5%, 50%, 95%, mcse_mean (Monte Carlo standard error of the
-            mean), ess_bulk, ess_tail, rhat. NaN where a statistic is not defined.
+        columns: column name -> values (rows,): mean, sd, 5%, 50%, 95%, mcse_mean (Monte Carlo standard error
+            of the mean), ess_bulk, ess_tail, rhat. NaN where a statistic is not defined.
         note: one sentence on the draws.
     """
 
@@ -66,9 +67,8 @@ class Summary:
     def __str__(self) -> str:
         header, rows = self._cells()
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        lines = ["  ".join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-                 for row in [header, *rows]]  # fmt: skip
-        return "\n".join([*(line.rstrip() for line in lines), self._footer()])
+        lines = ["  ".join(map(_align, row, widths, range(len(row)))).rstrip() for row in [header, *rows]]
+        return "\n".join([*lines, self._footer()])
 
     def _repr_html_(self) -> str:
         header, rows = self._cells()
@@ -97,8 +97,8 @@ def summarize(draws: ArrayTree, log_weights: Float[Array, "chain draw"] | None =
         log_weights: unnormalised log weights; None: equal.
 
     Returns:
-        The table. Weighted draws have no Monte Carlo error, chain ESS or R-hat: these say nothing about weights; a
-        single chain has no R-hat. The note gives the effective sample size of the weights.
+        The table. Weighted draws have no Monte Carlo error, chain ESS or R-hat: these say nothing about
+        weights; a single chain has no R-hat. The note gives the effective sample size of the weights.
 
     Raises:
         ValueError: ``draws`` has no leaves with leading axes (chain, draw).

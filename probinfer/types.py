@@ -31,7 +31,6 @@ __all__ = [
     "Shaped",
     "StochasticLogDensityFn",
     "field",
-    "leaf_names",
     "pytree",
     "strong_array",
 ]
@@ -87,12 +86,6 @@ def pytree(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
-
-
-def leaf_names(tree: PyTree) -> tuple[str, ...]:
-    """Return the dotted path of every leaf: ``kernel.lengthscale``, ``layers.0.weight``; ``x`` for a bare array."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    return tuple(jax.tree_util.keystr(path, simple=True, separator=".") or "x" for path in paths)
 
 
 def strong_array(value: Any) -> Any:

@@ -1,11 +1,11 @@
 r"""Weights live in log space from birth to report.
 
 A weighted sample is a vector ``log_weights`` beside values with the same leading axis. The weights need no
-normalisation. Minus infinity is a legal log weight: that draw carries no mass and never touches a result, even where
-its value is NaN. When *every* log weight is minus infinity there is no distribution left: nothing is replaced by
-uniform weights, ``status`` says ``DEGENERATE_WEIGHTS``, the effective sample sizes are 0 and the moments NaN. NaN
-and plus infinity are failures (``NON_FINITE``), and NaN in every result. Functions take one vector; batches are
-lifted by ``vmap``.
+normalisation. Minus infinity is a legal log weight: that draw carries no mass and never touches a result,
+even where its value is NaN. When *every* log weight is minus infinity there is no distribution left: nothing
+is replaced by uniform weights, ``status`` says ``DEGENERATE_WEIGHTS``, the effective sample sizes are 0 and
+the moments NaN. NaN and plus infinity are failures (``NON_FINITE``), and NaN in every result. Functions take
+one vector; batches are lifted by ``vmap``.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
         log_weights: unnormalised log weights, minus infinity allowed.
 
     Returns:
-        The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if one is
-        NaN or infinite both are NaN.
+        The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if
+        one is NaN or infinite both are NaN.
     """
     bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
     log_sum = jax.nn.logsumexp(log_weights)
@@ -84,7 +84,7 @@ def ess(log_weights: Float[Array, " n"]) -> Scalar:
 
 
 def entropic_ess(log_weights: Float[Array, " n"]) -> Scalar:
-    r"""Return the perplexity :math:`\exp(-\sum_i W_i\log W_i)`, between ``ess`` and n; 0 if every weight is zero.
+    r"""Return the perplexity :math:`\exp(-\sum_i W_i\log W_i)`, at most n; 0 if every weight is zero.
 
     Args:
         log_weights: unnormalised log weights, minus infinity allowed.
@@ -99,7 +99,7 @@ def entropic_ess(log_weights: Float[Array, " n"]) -> Scalar:
 
 
 def status(log_weights: Float[Array, " n"]) -> Int[Array, ""]:
-    """Return ``OK``, ``DEGENERATE_WEIGHTS`` (every weight zero) or ``NON_FINITE`` (one is NaN or plus infinity).
+    """Return ``OK``, ``DEGENERATE_WEIGHTS`` (all are zero) or ``NON_FINITE`` (one is NaN or plus infinity).
 
     Args:
         log_weights: unnormalised log weights.
@@ -111,7 +111,7 @@ def status(log_weights: Float[Array, " n"]) -> Int[Array, ""]:
 
 
 def mean(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"]) -> Float[Array, "*event"]:
-    r"""Return :math:`\sum_i W_i x_i` in the floating dtype of the values (of the weights, for integers and booleans).
+    r"""Return :math:`\sum_i W_i x_i` in the dtype of the values (integers: of the weights).
 
     Args:
         log_weights: unnormalised log weights, minus infinity allowed.
@@ -124,8 +124,8 @@ def mean(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"]) -> 
 def variance(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"]) -> Float[Array, "*event"]:
     r"""Return :math:`\sum_i W_i (x_i-\bar x)^2 / (1-\sum_i W_i^2)`.
 
-    Unbiased for weights that do not depend on the values, and the usual n - 1 estimator for equal ones. NaN when a
-    single draw carries all the weight: it says nothing about spread.
+    Unbiased for weights that do not depend on the values, and the usual n - 1 estimator for equal ones. NaN
+    when a single draw carries all the weight: it says nothing about spread.
 
     Args:
         log_weights: unnormalised log weights, minus infinity allowed.
@@ -156,8 +156,8 @@ def quantile(
 ) -> Shaped[Array, "q *event"]:
     r"""Return the quantiles :math:`\inf\{x : \sum_{x_i\le x} W_i \ge p\}` of the weighted sample.
 
-    The inverse of the empirical distribution function: always one of the values, untouched by draws of zero weight
-    and by splitting a draw in two.
+    The inverse of the empirical distribution function: always one of the values, untouched by draws of zero
+    weight and by splitting a draw in two.
 
     Args:
         log_weights: unnormalised log weights, minus infinity allowed.
@@ -165,8 +165,8 @@ def quantile(
         probabilities: levels between 0 and 1.
 
     Returns:
-        The quantiles, in the dtype of the values for integers and booleans too. NaN for floating values when the
-        weights are degenerate.
+        The quantiles, in the dtype of the values for integers and booleans too. NaN for floating values when
+        the weights are degenerate.
     """
     weights = _probabilities(log_weights)
     columns = values.reshape(values.shape[0], -1)
