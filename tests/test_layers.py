@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "probinfer"
 # Layer of each module or sub-package. A new module needs one line here: choose the lowest layer that can do its work.
 LAYERS = {
     "L0": "types base errors",
-    "L1": "transforms targets linalg quadrature weights resampling importance diagnostics optimize "
+    "L1": "logdensity transforms targets linalg quadrature weights resampling importance diagnostics optimize "
     "kernels stein betting",
     "L2a": "run progress checkpoint posterior summary arviz_export run_many",
     "L2b": "mcmc vi infer",
@@ -38,7 +38,7 @@ STRANGERS = [("smc", "coin"), ("gp", "lm")]  # of one layer, but they do not kno
 
 # What each layer may import from outside, by dotted prefix; the standard library is free.
 WORDS = "jax jaxlib numpy scipy jaxtyping"
-MATHEMATICS = WORDS + " numpyro.distributions numpyro.infer numpyro.handlers optax blackjax.diagnostics"
+MATHEMATICS = WORDS + " numpyro.distributions numpyro.infer numpyro.handlers numpyro.primitives optax blackjax.diagnostics"
 RUNNING = MATHEMATICS + " orbax.checkpoint rich"
 SAMPLERS = RUNNING + " blackjax"
 OUTSIDE = {
@@ -54,7 +54,7 @@ OUTSIDE = {
 OUTSIDE_ALSO = {"lm": "flax"}
 
 # Behind extras: from L2a up, inside a function only.
-OPTIONAL = "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors"
+OPTIONAL = "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors IPython"
 
 
 class Import(NamedTuple):

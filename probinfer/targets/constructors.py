@@ -1,0 +1,196 @@
+"""Targets from NumPyro models, from log densities of constrained values, and from priors with a likelihood."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from numpyro.infer.initialization import init_to_uniform
+
+from probinfer import transforms
+from probinfer.logdensity import Bound, LogDensity
+from probinfer.targets import numpyro_model, prior_trees
+from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
+from probinfer.targets.base import Prior, Target
+from probinfer.transforms import Bijectors
+from probinfer.types import ArrayTree, LogDensityFn, Scalar
+
+__all__ = ["from_logdensity", "from_numpyro", "from_prior"]
+
+
+def from_numpyro(
+    model: Callable, *args: Any, init_strategy: Callable = init_to_uniform, **kwargs: Any
+) -> Target:
+    """The posterior of a NumPyro model given its arguments.
+
+    Positions are dictionaries of the unconstrained latent sites; draws add the deterministic sites. The prior is the
+    joint density of the latent sites, and the likelihood that of the observed sites with every ``numpyro.factor``;
+    ``prior`` is ``None`` where a latent site is improper, masked or scaled. The log Jacobian is neither masked nor
+    scaled. The model is traced under abstract arrays: arrays among the arguments are data (new data of the same
+    shape compiles nothing), everything else is static.
+
+    Args:
+        model: a NumPyro model without discrete latent sites, ``param`` sites and subsampling plates. Handlers
+            (``condition``, ``reparam``, ``scale``, ``mask``, ``substitute``) may be around it or in it.
+        *args: arguments of the model.
+        init_strategy: one of ``numpyro.infer.init_to_*``: where ``init`` draws starting points.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        The target.
+
+    Raises:
+        ValueError: the model has a discrete latent site, a ``param`` site, a subsampling plate, no latent site, a
+            fixed seed, or looks at the values of its array arguments; the message says what to do.
+    """
+    sites = numpyro_model.inspect_model(model, args, kwargs)
+    given = model, args, kwargs
+    strategy, settings = _strategy(init_strategy)
+    prior = Prior(
+        sample=Bound(numpyro_model.prior_sample, *given),
+        logdensity_fn=LogDensity(numpyro_model.prior_logdensity, *given),
+    )
+    return Target(
+        logdensity_fn=LogDensity(numpyro_model.logdensity, *given),
+        constrain_fn=Bound(numpyro_model.constrain, *given),
+        unconstrain_fn=Bound(numpyro_model.unconstrain, *given, sites.latent),
+        draw_fn=Bound(numpyro_model.initial_draw, *given, strategy, settings),
+        terms_fn=Bound(numpyro_model.terms, *given),
+        log_jacobian_fn=LogDensity(numpyro_model.log_jacobian, *given),
+        prior=prior if sites.proper else None,
+        log_likelihood_fn=LogDensity(numpyro_model.log_likelihood, *given),
+        names=sites.names,
+    )
+
+
+def _strategy(init_strategy: Callable) -> tuple[Callable, dict]:
+    """Function and settings apart, so that a strategy built anew is the same structure."""
+    if isinstance(init_strategy, functools.partial):
+        return init_strategy.func, dict(init_strategy.keywords)
+    return init_strategy, {}
+
+
+def from_logdensity(
+    logdensity_fn: LogDensityFn,
+    example: ArrayTree,
+    constraints: Any = None,
+    prior: Any = None,
+    log_likelihood_fn: LogDensityFn | None = None,
+) -> Target:
+    """The posterior with a given log density of the constrained values.
+
+    Args:
+        logdensity_fn: log density of the constrained values: the whole posterior (prior times likelihood) up to a
+            constant, without Jacobian. ``LogDensity(fn, *data)`` lets new data reuse compiled code.
+        example: constrained values inside their supports: gives structure, shapes and dtypes, and the centre of the
+            starting points where there is no prior.
+        constraints: a tree of NumPyro constraints (``None``: unconstrained); one constraint may stand for a branch.
+            If it is ``None`` and ``prior`` is a tree of distributions, their supports are taken.
+        prior: the prior *contained* in ``logdensity_fn``: a tree of NumPyro distributions with the structure and
+            shapes of ``example``, or a ``Prior`` on unconstrained space. It is not added to the log density.
+        log_likelihood_fn: log likelihood of the constrained values, for tempering.
+
+    Returns:
+        The target. ``init`` draws from the prior; without one it draws uniformly within 2 of the example in
+        unconstrained space, the radius halved every 10 tries.
+
+    Raises:
+        TypeError: ``example`` is not floating point, or a leaf of ``prior`` or ``constraints`` is of the wrong kind.
+        ValueError: structures, shapes or supports disagree, ``example`` is outside its support or not finite, or a
+            function does not return a scalar.
+    """
+    example = checked_example(example)
+    priors = None if prior is None or isinstance(prior, Prior) else prior_trees.priors_like(prior, example)
+    if constraints is None and priors is not None:
+        bijectors, start = at_example(priors, example)
+    else:
+        bijectors, start = at_example(constraints, example)
+        if priors is not None:
+            prior_trees.check_supports(priors, bijectors)
+    if priors is not None:
+        prior = _prior_of(priors, bijectors, prior_trees.dtypes_of(example))
+    check_scalar("logdensity_fn", logdensity_fn, example)
+    return assemble(
+        transforms.pullback(logdensity_fn, bijectors),
+        bijectors,
+        start,
+        names=transforms.leaf_names(example),
+        terms_fn=Bound(named_terms, bijectors, {"logdensity_fn": logdensity_fn}),
+        prior=prior,
+        log_likelihood_fn=_likelihood_of(log_likelihood_fn, bijectors, example),
+    )
+
+
+def from_prior(priors: Any, log_likelihood_fn: LogDensityFn) -> Target:
+    """The posterior of independent priors and a log likelihood of the constrained values.
+
+    Args:
+        priors: a tree of NumPyro distributions; its structure is that of the values, and the draws have its names.
+        log_likelihood_fn: log likelihood of the constrained values; ``LogDensity(fn, *data)`` lets new data reuse
+            compiled code.
+
+    Returns:
+        The target, in the default floating dtype. ``init`` draws from the prior. ``prior`` is ``None`` where a leaf
+        is improper or masked; ``init`` then draws uniformly within 2 of the origin.
+
+    Raises:
+        TypeError: a leaf of ``priors`` is not a distribution.
+        ValueError: a support is discrete or has no bijector, or the log likelihood is not a scalar.
+    """
+    dtype = jnp.result_type(float)
+    transforms.from_priors(priors)
+    priors = transforms.map_leaves(lambda leaf: transforms.with_dtype(leaf, dtype), priors)
+    bijectors = transforms.from_priors(priors)
+    start = transforms.map_leaves(
+        lambda leaf, prior: jnp.zeros(leaf.inverse_shape(tuple(prior.shape())), dtype), bijectors, priors
+    )
+    values = transforms.forward(bijectors, start)
+    likelihood = _likelihood_of(log_likelihood_fn, bijectors, values)
+    return assemble(
+        LogDensity(_joint_logdensity, priors, bijectors, log_likelihood_fn),
+        bijectors,
+        start,
+        names=transforms.leaf_names(values),
+        terms_fn=Bound(_joint_terms, priors, bijectors, log_likelihood_fn),
+        prior=_prior_of(priors, bijectors, prior_trees.dtypes_of(values)),
+        log_likelihood_fn=likelihood,
+    )
+
+
+def _joint_logdensity(
+    priors: Any, bijectors: Bijectors, log_likelihood_fn: LogDensityFn, position: ArrayTree
+) -> Scalar:
+    values, log_det = transforms.forward_and_log_det(bijectors, position)
+    return prior_trees.log_prob(priors, values) + log_det + log_likelihood_fn(values)
+
+
+def _joint_terms(
+    priors: Any, bijectors: Bijectors, log_likelihood_fn: LogDensityFn, position: ArrayTree
+) -> dict:
+    terms = named_terms(bijectors, {"log_likelihood_fn": log_likelihood_fn}, position)
+    return terms | prior_trees.log_prob_terms(priors, transforms.forward(bijectors, position))
+
+
+def _likelihood_at(bijectors: Bijectors, log_likelihood_fn: LogDensityFn, position: ArrayTree) -> Scalar:
+    return log_likelihood_fn(transforms.forward(bijectors, position))
+
+
+def _likelihood_of(
+    log_likelihood_fn: LogDensityFn | None, bijectors: Bijectors, example: ArrayTree
+) -> LogDensity | None:
+    if log_likelihood_fn is None:
+        return None
+    check_scalar("log_likelihood_fn", log_likelihood_fn, example)
+    return LogDensity(_likelihood_at, bijectors, log_likelihood_fn)
+
+
+def _prior_of(priors: Any, bijectors: Bijectors, dtypes: Any) -> Prior | None:
+    leaves = transforms.leaves(priors)
+    if not all(map(numpyro_model.is_proper, leaves)):
+        return None
+    return Prior(
+        sample=Bound(prior_trees.sample, priors, bijectors, dtypes),
+        logdensity_fn=LogDensity(prior_trees.logdensity, priors, bijectors),
+    )

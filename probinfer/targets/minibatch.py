@@ -1,0 +1,114 @@
+"""A log density estimated from a batch of the rows of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer import transforms
+from probinfer.logdensity import Bound, StochasticLogDensity
+from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
+from probinfer.targets.base import Target
+from probinfer.transforms import Bijectors
+from probinfer.types import Array, ArrayTree, Int, LogDensityFn, PRNGKey, Scalar
+
+__all__ = ["minibatch"]
+
+
+def minibatch(
+    log_prior_fn: LogDensityFn,
+    log_likelihood_fn: Callable[[ArrayTree, ArrayTree], Any],
+    data: ArrayTree,
+    batch_size: int,
+    *,
+    example: ArrayTree,
+    constraints: Any = None,
+) -> Target:
+    """A posterior whose log density is estimated without bias from a batch of the rows of the data.
+
+    The estimate is ``log p(theta) + n / b sum_j log p(y_{i_j} | theta)`` with ``i_j = floor((j n + r_j) / b)`` and
+    ``r_j`` uniform on ``0 ... n - 1``: one row from each of ``b`` consecutive strata, every row in the batch ``b / n``
+    times on average, and all rows exactly once when ``b = n``.
+
+    Args:
+        log_prior_fn: log prior density of the constrained values.
+        log_likelihood_fn: ``log_likelihood_fn(values, batch)``: log likelihoods of the rows ``(b,)``, or their sum.
+        data: a tree of arrays with one leading axis of length ``n``.
+        batch_size: rows in a batch, ``b``.
+        example: constrained values inside their supports (see ``from_logdensity``).
+        constraints: a tree of NumPyro constraints (``None``: unconstrained).
+
+    Returns:
+        A stochastic target: ``logdensity_fn(key, position)``. Exact engines refuse it. ``prior`` and
+        ``log_likelihood_fn`` are ``None``.
+
+    Raises:
+        TypeError: ``example`` is not floating point.
+        ValueError: the leading axes differ, ``batch_size`` is not in ``1 ... n``, or ``example`` does not fit.
+    """
+    num_rows = _num_rows(data)
+    if not 1 <= batch_size <= num_rows:
+        raise ValueError(f"batch_size must be between 1 and the number of rows {num_rows}, got {batch_size}")
+    data = jax.tree.map(jnp.asarray, data)
+    example = checked_example(example)
+    bijectors, start = at_example(constraints, example)
+    check_scalar("log_prior_fn", log_prior_fn, example)
+    return assemble(
+        StochasticLogDensity(
+            _minibatch_estimate, bijectors, log_prior_fn, log_likelihood_fn, data, batch_size
+        ),
+        bijectors,
+        start,
+        names=transforms.leaf_names(example),
+        terms_fn=Bound(_minibatch_terms, bijectors, log_prior_fn, log_likelihood_fn, data),
+    )
+
+
+def _num_rows(data: ArrayTree) -> int:
+    shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if len(shapes) != 1 or shapes == {()}:
+        raise ValueError(
+            f"the arrays of data must share one leading axis, got leading shapes {sorted(shapes)}"
+        )
+    return next(iter(shapes))[0]
+
+
+def _minibatch_estimate(
+    bijectors: Bijectors,
+    log_prior_fn: LogDensityFn,
+    log_likelihood_fn: Callable,
+    data: ArrayTree,
+    batch_size: int,
+    key: PRNGKey,
+    position: ArrayTree,
+) -> Scalar:
+    values, log_det = transforms.forward_and_log_det(bijectors, position)
+    num_rows = _num_rows(data)
+    rows = _stratified_rows(key, num_rows, batch_size)
+    batch = jax.tree.map(lambda leaf: leaf[rows], data)
+    return log_prior_fn(values) + log_det + num_rows / batch_size * jnp.sum(log_likelihood_fn(values, batch))
+
+
+def _stratified_rows(key: PRNGKey, num_rows: int, batch_size: int) -> Int[Array, "b"]:
+    """``floor((j n + r_j) / b)`` in 32-bit integers: quotient and remainder of ``j n`` are known numbers."""
+    quotient, remainder = np.divmod(np.arange(batch_size, dtype=np.int64) * num_rows, batch_size)
+    r = jax.random.randint(key, (batch_size,), 0, num_rows, jnp.int32)
+    return jnp.asarray(quotient, jnp.int32) + (jnp.asarray(remainder, jnp.int32) + r) // batch_size
+
+
+def _minibatch_terms(
+    bijectors: Bijectors,
+    log_prior_fn: LogDensityFn,
+    log_likelihood_fn: Callable,
+    data: ArrayTree,
+    position: ArrayTree,
+) -> dict:
+    fns = {
+        "log_prior_fn": log_prior_fn,
+        "log_likelihood_fn": lambda values: jnp.sum(log_likelihood_fn(values, data)),
+    }
+    return named_terms(bijectors, fns, position)

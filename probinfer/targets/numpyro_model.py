@@ -1,0 +1,300 @@
+"""A NumPyro model read as a density: latent sites, their supports, and the log density site by site.
+
+Every function takes ``(model, args, kwargs)`` first, so that a target binds them once with the arrays in ``args`` and
+``kwargs`` as data. The model is executed under NumPyro's handlers at each evaluation: supports that depend on other
+sites, reparametrisation, scaling and masking work because the model itself says what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.distributions import Distribution, ImproperUniform, MaskedDistribution, biject_to
+from numpyro.distributions.util import is_identically_one
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import compute_log_probs, constrain_fn
+from numpyro.primitives import Messenger
+
+from probinfer import transforms
+from probinfer.logdensity import Bound
+from probinfer.types import ArrayTree, PRNGKey, Scalar
+
+__all__ = [
+    "LogTerms",
+    "ModelSites",
+    "constrain",
+    "initial_draw",
+    "inspect_model",
+    "is_proper",
+    "log_jacobian",
+    "log_likelihood",
+    "log_terms",
+    "logdensity",
+    "prior_logdensity",
+    "prior_sample",
+    "terms",
+    "unconstrain",
+]
+
+
+class ModelSites(NamedTuple):
+    """What a model is made of.
+
+    Attributes:
+        latent: names of the continuous latent sites: the position.
+        names: dotted names of the constrained draws, deterministic sites included.
+        proper: every latent site has a normalised density and can be sampled.
+    """
+
+    latent: tuple[str, ...]
+    names: tuple[str, ...]
+    proper: bool
+
+
+class LogTerms(NamedTuple):
+    """The summands of the unconstrained log density, each a dictionary from site names to scalars.
+
+    Attributes:
+        prior: log densities of the latent sites at their constrained values.
+        jacobian: log Jacobians of the latent sites.
+        likelihood: log densities of the observed sites and the values of the ``factor`` sites.
+    """
+
+    prior: dict[str, Any]
+    jacobian: dict[str, Any]
+    likelihood: dict[str, Any]
+
+
+# What is in the model.
+
+
+def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
+    """Run a model once on abstract arrays and say what it is made of; nothing is computed.
+
+    Args:
+        model: a NumPyro model.
+        args: its arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        The names of its sites.
+
+    Raises:
+        ValueError: the model has no latent site, a discrete latent site, a ``param`` site, a plate that subsamples, a
+            support without bijector, a fixed seed, or looks at the values of its array arguments.
+    """
+    _refuse_seed_handler(model)
+    found: dict[str, Any] = {}
+
+    def record(bound: Bound) -> dict:
+        found.update(bound(jax.random.key(0)))
+        return {name: site["value"] for name, site in found.items() if _is_drawn(site)}
+
+    try:
+        draws = jax.eval_shape(record, Bound(_trace_at_start, model, args, kwargs, init_to_uniform, {}))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            "the model looks at the values of its array arguments (a size, an index or a branch made from them), but "
+            "these are data and may change without a new trace: compute the number outside and pass it as a Python "
+            f"int, or bind the array with functools.partial(model, ...). The cause: {error}"
+        ) from error
+    except NotImplementedError as error:
+        raise ValueError(
+            "a latent site has a support onto which NumPyro has no bijector: reparametrise that site"
+        ) from error
+    for name, site in found.items():
+        _refuse_site(name, site)
+    latent = tuple(name for name, site in found.items() if _is_latent(site))
+    if not latent:
+        raise ValueError(
+            "the model has no latent site: every sample site is observed, so there is nothing to infer"
+        )
+    proper = all(is_proper(found[name]["fn"]) and not _is_scaled(found[name]) for name in latent)
+    return ModelSites(latent, transforms.leaf_names(draws), proper)
+
+
+def is_proper(distribution: Distribution) -> bool:
+    """Say whether a distribution is normalised and can be sampled: not improper, and no part of it masked."""
+    if isinstance(distribution, (ImproperUniform, MaskedDistribution)):
+        return False
+    base = getattr(distribution, "base_dist", None)
+    return is_proper(base) if isinstance(base, Distribution) else True
+
+
+def _is_latent(site: Mapping) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _is_drawn(site: Mapping) -> bool:
+    return _is_latent(site) or site["type"] == "deterministic"
+
+
+def _is_scaled(site: Mapping) -> bool:
+    return site["scale"] is not None and not is_identically_one(site["scale"])
+
+
+def _refuse_seed_handler(model: Any) -> None:
+    while isinstance(model, Messenger):
+        if isinstance(model, handlers.seed):
+            raise ValueError(
+                "the model is wrapped in handlers.seed, which fixes every draw: pass it without the seed"
+            )
+        model = model.fn
+
+
+def _refuse_site(name: str, site: Mapping) -> None:
+    if site["type"] == "param":
+        raise ValueError(
+            f"site '{name}' is a numpyro.param, which has no prior: make it a numpyro.sample site (ImproperUniform for "
+            "a flat prior), or fix it with numpyro.handlers.substitute"
+        )
+    if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+        raise ValueError(
+            f"plate '{name}' draws a new subsample at every evaluation, so this model has no one log density: use all "
+            "rows, or targets.minibatch(log_prior_fn, log_likelihood_fn, data, batch_size)"
+        )
+    if _is_latent(site) and site["fn"].support.is_discrete:
+        raise ValueError(
+            f"site '{name}' is a discrete latent variable ({type(site['fn']).__name__}): sum it out of the model, for "
+            "example a label by numpyro.distributions.MixtureSameFamily or MixtureGeneral, any other by enumerating "
+            "its values and adding logsumexp of their log densities with numpyro.factor"
+        )
+
+
+# Starting points and draws from the prior.
+
+
+def _trace_at_start(
+    model: Callable, args: tuple, kwargs: dict, strategy: Callable, settings: dict, key: PRNGKey
+) -> dict:
+    seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=partial(strategy, **settings))
+    return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+def _unconstrained_latents(trace: Mapping) -> dict:
+    position = {
+        name: biject_to(site["fn"].support).inv(site["value"])
+        for name, site in trace.items()
+        if _is_latent(site)
+    }
+    return transforms.finite(position)
+
+
+def initial_draw(
+    model: Callable, args: tuple, kwargs: dict, strategy: Callable, settings: dict, key: PRNGKey, attempt: Any
+) -> ArrayTree:
+    """An unconstrained position from one of NumPyro's initialisation strategies; every attempt draws alike."""
+    del attempt
+    return _unconstrained_latents(_trace_at_start(model, args, kwargs, strategy, settings, key))
+
+
+def prior_sample(model: Callable, args: tuple, kwargs: dict, key: PRNGKey) -> ArrayTree:
+    """An unconstrained draw of the latent sites from their joint prior (ancestral sampling)."""
+    return _unconstrained_latents(handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs))
+
+
+# The log density and its summands.
+
+
+def _constrain_site(position: ArrayTree, site: dict) -> Any:
+    """The constrained value ``T(z)`` of a latent site, ``None`` elsewhere."""
+    if site["name"] not in position:
+        return None
+    z, distribution = position[site["name"]], site["fn"]
+    to_support = biject_to(distribution.support)
+    step = (site.get("infer") or {}).get("_scan_current_index")
+    if step is not None:  # inside numpyro's scan, which asks for one step of the stacked site
+        extra = to_support.codomain.event_dim - to_support.domain.event_dim
+        z = z[step] if jnp.ndim(z) > len(distribution.shape()) - extra else z
+    return to_support(z)
+
+
+def _log_jacobian_at(site: Mapping, z: Any) -> Scalar:
+    """Never scaled nor masked: those act on the density of the constrained value."""
+    return jnp.sum(biject_to(site["fn"].support).log_abs_det_jacobian(z, site["value"]))
+
+
+def log_terms(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> LogTerms:
+    """The log density of an unconstrained position, summand by summand.
+
+    Args:
+        model: a NumPyro model.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        position: unconstrained values of the latent sites, by name.
+
+    Returns:
+        The summands; scales and masks of the model are applied.
+    """
+    substituted = handlers.substitute(model, substitute_fn=partial(_constrain_site, position))
+    log_probs, trace = compute_log_probs(substituted, args, kwargs, {})
+    return LogTerms(
+        prior={name: log_probs[name] for name in position},
+        jacobian={name: _log_jacobian_at(trace[name], z) for name, z in position.items()},
+        likelihood={name: value for name, value in log_probs.items() if name not in position},
+    )
+
+
+def _total(*groups: dict) -> Scalar:
+    return jnp.asarray(sum((value for group in groups for value in group.values()), start=0.0))
+
+
+def terms(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> dict:
+    """The summands of the log density in one dictionary, by site (latent sites with their Jacobian)."""
+    groups = log_terms(model, args, kwargs, position)
+    return {name: groups.prior[name] + groups.jacobian[name] for name in position} | groups.likelihood
+
+
+def logdensity(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> Scalar:
+    """Log prior plus log likelihood plus log Jacobian at an unconstrained position."""
+    return _total(*log_terms(model, args, kwargs, position))
+
+
+def prior_logdensity(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> Scalar:
+    """Log density of the latent sites at an unconstrained position, log Jacobian included."""
+    groups = log_terms(model, args, kwargs, position)
+    return _total(groups.prior, groups.jacobian)
+
+
+def log_likelihood(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> Scalar:
+    """Log density of the observed sites, ``factor`` sites included, at an unconstrained position."""
+    return _total(log_terms(model, args, kwargs, position).likelihood)
+
+
+def log_jacobian(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> Scalar:
+    """``log |det d constrained / d unconstrained|`` of the latent sites."""
+    return _total(log_terms(model, args, kwargs, position).jacobian)
+
+
+# Values.
+
+
+def constrain(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> dict:
+    """Constrained values of the latent sites and the values of the deterministic sites, by name."""
+    return constrain_fn(model, args, kwargs, position, return_deterministic=True)
+
+
+def unconstrain(
+    model: Callable, args: tuple, kwargs: dict, latent: tuple[str, ...], values: Mapping
+) -> ArrayTree:
+    """The unconstrained position of given values of the latent sites; other entries are ignored.
+
+    Raises:
+        ValueError: a latent site is missing, has the wrong shape, or its value is outside its support.
+    """
+    missing = [name for name in latent if name not in values]
+    if missing:
+        raise ValueError(f"values for the latent sites {missing} are missing; got {sorted(values)}")
+    chosen = {name: jnp.asarray(values[name]) for name in latent}
+    trace = handlers.trace(handlers.substitute(model, data=chosen)).get_trace(*args, **kwargs)
+    for name, value in chosen.items():
+        if value.shape != tuple(trace[name]["fn"].shape()):
+            raise ValueError(
+                f"site '{name}' has shape {trace[name]['fn'].shape()}, got a value of {value.shape}"
+            )
+    return transforms.inverse({name: biject_to(trace[name]["fn"].support) for name in latent}, chosen)

@@ -1,0 +1,99 @@
+"""Trees of NumPyro distributions as priors: held against an example, sampled and evaluated on unconstrained space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from probinfer import transforms
+from probinfer.transforms import Bijectors
+from probinfer.types import ArrayTree, PRNGKey, PyTree, Scalar
+
+__all__ = ["check_supports", "dtypes_of", "log_prob", "log_prob_terms", "logdensity", "priors_like", "sample"]
+
+
+def dtypes_of(example: ArrayTree) -> PyTree:
+    """The tree of dtypes of a tree of arrays: static leaves for ``sample``."""
+    return jax.tree.map(lambda leaf: leaf.dtype, example)
+
+
+def priors_like(priors: Any, example: ArrayTree) -> Any:
+    """Hold a tree of distributions against an example, and give their parameters its dtypes.
+
+    Args:
+        priors: distributions in the structure of ``example``.
+        example: constrained values.
+
+    Returns:
+        The priors; Python floats among their parameters have become arrays, so that new values are new data.
+
+    Raises:
+        TypeError: a leaf is not a distribution.
+        ValueError: the structures differ, or a distribution has another shape than its leaf.
+    """
+    transforms.from_priors(priors)
+    try:
+        return transforms.map_leaves(_prior_like, priors, transforms.name_tree(priors), example)
+    except ValueError as error:
+        raise ValueError(f"the priors do not fit the example: {error}") from error
+
+
+def _prior_like(prior: Any, name: str, leaf: jax.Array) -> Any:
+    if tuple(prior.shape()) != leaf.shape:
+        raise ValueError(
+            f"leaf '{name}' has shape {leaf.shape}, but its prior {type(prior).__name__} has shape {prior.shape()} "
+            f"(batch {prior.batch_shape}, event {prior.event_shape}); use prior.expand({leaf.shape}) for "
+            "independent entries"
+        )
+    return transforms.with_dtype(prior, leaf.dtype)
+
+
+def check_supports(priors: Any, bijectors: Bijectors) -> None:
+    """Refuse priors whose support is not the constraint of their leaf.
+
+    Raises:
+        ValueError: the supports differ; the message names the leaf.
+    """
+    leaves = transforms.leaves(priors)
+    supports = transforms.leaves(transforms.from_priors(priors))
+    given = transforms.leaves(bijectors)
+    for name, prior, support, constraint in zip(
+        transforms.leaf_names(priors), leaves, supports, given, strict=True
+    ):
+        if not transforms.same_support(support, constraint, tuple(prior.shape())):
+            raise ValueError(
+                f"leaf '{name}' is constrained to {transforms.describe(constraint)}, but its prior "
+                f"{type(prior).__name__} has the support {transforms.describe(support)}: take a prior on the "
+                "constrained set (LogNormal, Gamma or HalfNormal for a positive parameter), truncate it "
+                "(numpyro.distributions.TruncatedNormal), or change the constraint"
+            )
+
+
+def sample(priors: Any, bijectors: Bijectors, dtypes: PyTree, key: PRNGKey) -> ArrayTree:
+    """An unconstrained draw; a variate rounded to the boundary of its support is pulled back to a finite position."""
+    treedef = transforms.structure(priors)
+    keys = treedef.unflatten(list(jax.random.split(key, treedef.num_leaves)))
+    values = transforms.map_leaves(
+        lambda prior, k, dtype: prior.sample(k).astype(dtype), priors, keys, dtypes
+    )
+    return transforms.finite(transforms.map_leaves(lambda leaf, value: leaf.inv(value), bijectors, values))
+
+
+def log_prob_terms(priors: Any, values: ArrayTree) -> dict[str, Scalar]:
+    """The log density of each leaf of the constrained values, by name."""
+    terms = transforms.map_leaves(lambda prior, value: jnp.sum(prior.log_prob(value)), priors, values)
+    return dict(zip(transforms.leaf_names(priors), jax.tree.leaves(terms), strict=True))
+
+
+def log_prob(priors: Any, values: ArrayTree) -> Scalar:
+    """The log density of constrained values under independent priors, one a leaf."""
+    terms = list(log_prob_terms(priors, values).values())
+    return jnp.asarray(sum(terms, start=0.0))
+
+
+def logdensity(priors: Any, bijectors: Bijectors, position: ArrayTree) -> Scalar:
+    """The log density of an unconstrained position under the priors, log Jacobian included."""
+    values, log_det = transforms.forward_and_log_det(bijectors, position)
+    return log_prob(priors, values) + log_det

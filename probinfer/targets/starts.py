@@ -1,0 +1,78 @@
+"""Starting positions: drawn again until the log density and its gradient are finite, or explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from probinfer.logdensity import Bound, StochasticLogDensity
+from probinfer.transforms import leaf_names
+from probinfer.types import Array, ArrayTree, PRNGKey, PyTree
+
+__all__ = ["MAX_TRIES", "explain_failure", "starting_positions"]
+
+MAX_TRIES = 100
+
+
+def _value_and_grad(logdensity_fn: Bound, key: PRNGKey, position: ArrayTree) -> tuple:
+    if isinstance(logdensity_fn, StochasticLogDensity):
+        return jax.value_and_grad(lambda z: logdensity_fn(key, z))(position)
+    return jax.value_and_grad(logdensity_fn)(position)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _find_start(logdensity_fn: Bound, draw_fn: Bound, key: PRNGKey) -> tuple[ArrayTree, Array]:
+    def unfinished(state: tuple) -> Array:
+        attempt, _, valid = state
+        return ~valid & (attempt < MAX_TRIES)
+
+    def try_again(state: tuple) -> tuple:
+        attempt, _, _ = state
+        draw_key, density_key = jax.random.split(jax.random.fold_in(key, attempt))
+        position = draw_fn(draw_key, attempt)
+        valid = _all_finite(_value_and_grad(logdensity_fn, density_key, position))
+        return attempt + 1, position, valid
+
+    first = jnp.zeros((), jnp.int32)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw_fn, key, first))
+    _, position, valid = jax.lax.while_loop(unfinished, try_again, (first, empty, jnp.zeros((), bool)))
+    return position, valid
+
+
+@partial(jax.jit, static_argnames="num")
+def starting_positions(
+    key: PRNGKey, logdensity_fn: Bound, draw_fn: Bound, *, num: int
+) -> tuple[ArrayTree, Array]:
+    """Draw positions, each until its log density and gradient are finite, at most ``MAX_TRIES`` times.
+
+    Args:
+        key: a random key.
+        logdensity_fn: unconstrained log density, stochastic or not.
+        draw_fn: ``draw_fn(key, attempt) -> position``.
+        num: how many positions.
+
+    Returns:
+        The positions with leading axis ``num``, and whether each is valid ``(num,)``.
+    """
+    find = partial(_find_start, logdensity_fn, draw_fn)
+    keys = jax.random.split(key, num)
+    return jax.lax.map(find, keys) if jax.default_backend() == "cpu" else jax.vmap(find)(keys)
+
+
+def explain_failure(
+    key: PRNGKey, logdensity_fn: Bound, terms_fn: Callable[[ArrayTree], dict], position: ArrayTree
+) -> str:
+    """Say which summands of the log density and which parts of its gradient are not finite at a position."""
+    bad_terms = [name for name, value in terms_fn(position).items() if not jnp.isfinite(value)]
+    _, gradient = _value_and_grad(logdensity_fn, key, position)
+    pairs = zip(leaf_names(gradient), jax.tree.leaves(gradient), strict=True)
+    bad_gradient = [name for name, leaf in pairs if not jnp.all(jnp.isfinite(leaf))]
+    said = [f"log density of {bad_terms}"] if bad_terms else []
+    said += [f"gradient with respect to {bad_gradient}"] if bad_gradient else []
+    return " and ".join(said) or "the sum of the terms"
