@@ -96,7 +96,7 @@ def leaf_names(tree: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr(path, simple=True, separator=".") or "value" for path in paths)
 
 
-def bijector(leaf: Constraint | Transform | Distribution | None) -> Transform:
+def bijector(leaf: Any) -> Transform:
     """The map from unconstrained space onto a constraint or the support of a distribution.
 
     Args:
@@ -265,7 +265,8 @@ def _inverse_leaf(name: str, leaf: Transform, value: Any) -> Any:
 
 def _returns(leaf: Transform, value: Any, z: Any) -> Any:
     """Say entrywise whether ``T(z)`` gives the value back, to the square root of the rounding unit."""
-    tolerance = float(np.sqrt(np.finfo(value.dtype).eps)) * np.max(np.abs(value), initial=0.0)
+    limits = np.finfo(value.dtype)
+    tolerance = float(np.sqrt(limits.eps)) * np.max(np.abs(value), initial=0.0) + float(limits.tiny)
     return np.abs(np.asarray(leaf(jnp.asarray(z))) - value) <= tolerance
 
 
@@ -298,11 +299,12 @@ def finite(position: ArrayTree) -> ArrayTree:
     """Pull infinite coordinates of an unconstrained position back to the largest that exp can take.
 
     A draw from a prior may round to the boundary of its support (a gamma variate to zero), whose image is infinite.
-    Minus or plus infinity becomes ``log`` of the smallest normal number or its opposite; NaN stays NaN.
+    Minus or plus infinity becomes 0.999 times the logarithm of the smallest normal number, or its opposite: the
+    exponentials of both are normal numbers. NaN stays NaN.
     """
 
     def clip(z: jax.Array) -> jax.Array:
-        bound = -float(np.log(jnp.finfo(z.dtype).tiny))
+        bound = -0.999 * float(np.log(jnp.finfo(z.dtype).tiny))
         return jnp.where(jnp.isinf(z), jnp.sign(z) * bound, z)
 
     return jax.tree.map(clip, position)

@@ -43,6 +43,7 @@ class Target:
         log_jacobian_fn: ``log |det d values / d position|``.
         prior: the normalised prior, or ``None`` where it is not known or improper.
         log_likelihood_fn: log likelihood of the position, or ``None`` where it is not known.
+        start: a position to try first, as the first one that ``init`` returns; ``None``: all are drawn.
         names: one dotted name per leaf of the values that ``constrain`` returns.
     """
 
@@ -54,6 +55,7 @@ class Target:
     log_jacobian_fn: Bound
     prior: Prior | None = None
     log_likelihood_fn: Bound | None = None
+    start: ArrayTree | None = None
     names: tuple[str, ...] = field(static=True, default=())
 
     @property
@@ -91,7 +93,7 @@ class Target:
         """
         if num < 1:
             raise ValueError(f"num must be at least 1, got {num}")
-        positions, valid = starting_positions(key, self.logdensity_fn, self.draw_fn, num=num)
+        positions, valid = starting_positions(key, self.logdensity_fn, self.draw_fn, self.start, num=num)
         if not isinstance(valid, jax.core.Tracer) and not valid.all():
             self._raise_no_start(key, positions, int(jnp.argmin(valid)), num)
         return positions

@@ -27,7 +27,9 @@ def _all_finite(tree: PyTree) -> Array:
     return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _find_start(logdensity_fn: Bound, draw_fn: Bound, key: PRNGKey) -> tuple[ArrayTree, Array]:
+def _find_start(
+    logdensity_fn: Bound, draw_fn: Bound, start: ArrayTree | None, key: PRNGKey, index: Array
+) -> tuple[ArrayTree, Array]:
     def unfinished(state: tuple) -> Array:
         attempt, _, valid = state
         return ~valid & (attempt < MAX_TRIES)
@@ -36,6 +38,9 @@ def _find_start(logdensity_fn: Bound, draw_fn: Bound, key: PRNGKey) -> tuple[Arr
         attempt, _, _ = state
         draw_key, density_key = jax.random.split(jax.random.fold_in(key, attempt))
         position = draw_fn(draw_key, attempt)
+        if start is not None:
+            preferred = (index == 0) & (attempt == 0)
+            position = jax.tree.map(lambda s, z: jnp.where(preferred, s, z).astype(z.dtype), start, position)
         valid = _all_finite(_value_and_grad(logdensity_fn, density_key, position))
         return attempt + 1, position, valid
 
@@ -47,7 +52,7 @@ def _find_start(logdensity_fn: Bound, draw_fn: Bound, key: PRNGKey) -> tuple[Arr
 
 @partial(jax.jit, static_argnames="num")
 def starting_positions(
-    key: PRNGKey, logdensity_fn: Bound, draw_fn: Bound, *, num: int
+    key: PRNGKey, logdensity_fn: Bound, draw_fn: Bound, start: ArrayTree | None, *, num: int
 ) -> tuple[ArrayTree, Array]:
     """Draw positions, each until its log density and gradient are finite, at most ``MAX_TRIES`` times.
 
@@ -55,14 +60,17 @@ def starting_positions(
         key: a random key.
         logdensity_fn: unconstrained log density, stochastic or not.
         draw_fn: ``draw_fn(key, attempt) -> position``.
+        start: a position to try first for the first one, or ``None``.
         num: how many positions.
 
     Returns:
         The positions with leading axis ``num``, and whether each is valid ``(num,)``.
     """
-    find = partial(_find_start, logdensity_fn, draw_fn)
-    keys = jax.random.split(key, num)
-    return jax.lax.map(find, keys) if jax.default_backend() == "cpu" else jax.vmap(find)(keys)
+    find = partial(_find_start, logdensity_fn, draw_fn, start)
+    keys, indices = jax.random.split(key, num), jnp.arange(num)
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda pair: find(*pair), (keys, indices))
+    return jax.vmap(find)(keys, indices)
 
 
 def explain_failure(
