@@ -1,0 +1,64 @@
+"""Starting points near the typical set, still dispersed.
+
+From each point the target gives, L-BFGS climbs the log density until half the squared Newton step falls below half
+the dimension: a normal density has its typical set that far below its mode, and the point is in it. The search stops
+there, short of the mode: chains from different points stay apart, as R-hat needs, and a density without a maximum
+does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from probinfer import optimize
+from probinfer.base import as_partial
+from probinfer.mcmc.ensemble import flatten, over_chains
+from probinfer.types import Array, Float, PyTree
+
+__all__ = ["climb"]
+
+
+def climb(
+    logdensity_fn: Callable, positions: PyTree, *, mode: str = "auto", max_evaluations: int = 100
+) -> tuple[PyTree, Float[Array, "pair d"], Float[Array, "pair d"]]:
+    """Move every position towards the typical set.
+
+    Args:
+        logdensity_fn: log density of one unconstrained position.
+        positions: with a leading axis for the chains.
+        mode: ``"auto"``, ``"map"`` or ``"vmap"`` over the chains.
+        max_evaluations: gradients spent on a chain at most.
+
+    Returns:
+        Positions whose log density is finite where it was, and not lower; and the last steps of the climbs with
+        the changes of the gradient along them, both (pair, d), zero where there were fewer.
+    """
+    dimension = flatten(positions).shape[1]
+    algorithm = optimize.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn)))
+    climbed, memory = over_chains(
+        lambda position: _climb(algorithm, position, dimension, max_evaluations), mode, positions
+    )
+    moved, bent = (
+        flatten(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs))
+        for pairs in (memory.diff_params_memory, memory.diff_updates_memory)
+    )
+    return climbed, moved, -bent
+
+
+def _climb(algorithm, position, dimension: int, max_evaluations: int):
+    def unfinished(state):
+        # -g.d / 2 is half the squared Newton step once the memory holds a curvature pair
+        near = (state.memory.count >= 2) & (-state.slope <= dimension) & (state.num_trials == 0)
+        return ~state.done & ~near & (state.num_evaluations < max_evaluations)
+
+    def advance(state):
+        return algorithm.step(jax.random.key(0), state)[0]
+
+    state = jax.lax.while_loop(unfinished, advance, algorithm.init(position))
+    return state.position, state.memory
+
+
+def _negative(logdensity_fn, position):
+    return -logdensity_fn(position)
