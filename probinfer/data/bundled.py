@@ -1,0 +1,134 @@
+"""Small real data sets that come inside scikit-learn and statsmodels: nothing is downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from probinfer.data.dataset import Dataset
+from probinfer.errors import import_extra
+
+__all__ = ["co2", "diabetes", "nile", "sunspots"]
+
+_DIABETES_NAMES = (
+    "age",
+    "sex",
+    "body mass index",
+    "blood pressure",
+    "total cholesterol",
+    "LDL",
+    "HDL",
+    "cholesterol/HDL",
+    "log triglycerides",
+    "glucose",
+)
+
+
+def diabetes() -> Dataset:
+    """Disease progression of 442 diabetes patients from ten baseline measurements, in raw units.
+
+    Returns:
+        ``X (442, 10)`` and ``y (442,)``.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+
+    References:
+        Efron, Hastie, Johnstone and Tibshirani (2004), "Least angle regression", table 1.
+    """
+    raw = import_extra("sklearn.datasets", "data").load_diabetes(scaled=False)
+    return Dataset(
+        name="diabetes",
+        X=np.asarray(raw.data, np.float64),
+        y=np.asarray(raw.target, np.float64),
+        feature_names=_DIABETES_NAMES,
+        target_name="disease progression after one year",
+        description="442 patients: ten measurements at the start, and how far the disease had progressed a year later.",
+        source="Efron, Hastie, Johnstone and Tibshirani (2004), Least angle regression; bundled with scikit-learn",
+        licence="published with the article, distributed with scikit-learn (BSD-3-Clause)",
+    )
+
+
+def co2() -> Dataset:
+    """Monthly means of atmospheric CO2 at Mauna Loa, March 1958 to December 2001; months without data are left out.
+
+    Returns:
+        ``X (521, 1)``, the middle of each month as a year (1958.21 is mid-March), and ``y (521,)`` in parts per
+        million.
+
+    Raises:
+        MissingExtraError: statsmodels (or pandas, which it reads with) is not installed.
+
+    References:
+        Keeling and Whorf (2004), "Atmospheric CO2 concentrations derived from flask air samples".
+    """
+    import_extra("pandas", "data")
+    weekly = import_extra("statsmodels.api", "data").datasets.co2.load_pandas().data["co2"].dropna()
+    month = 12 * weekly.index.year.to_numpy() + weekly.index.month.to_numpy() - 1
+    months, which = np.unique(month, return_inverse=True)
+    values = weekly.to_numpy(np.float64)
+    return Dataset(
+        name="co2",
+        X=((months + 0.5) / 12)[:, None],
+        y=np.bincount(which, values) / np.bincount(which),
+        feature_names=("year",),
+        target_name="CO2 at Mauna Loa (ppm)",
+        description="Monthly means of the carbon dioxide in the air at Mauna Loa, Hawaii, 1958 to 2001.",
+        source="Keeling and Whorf (2004), Scripps and CDIAC; weekly values bundled with statsmodels",
+        licence="public domain",
+    )
+
+
+def sunspots() -> Dataset:
+    """Yearly mean sunspot numbers, 1700 to 2008.
+
+    Returns:
+        ``X (309, 1)``, the year, and ``y (309,)``.
+
+    Raises:
+        MissingExtraError: statsmodels (or pandas, which it reads with) is not installed.
+    """
+    years, values = _series("sunspots", "SUNACTIVITY")
+    return Dataset(
+        name="sunspots",
+        X=years[:, None],
+        y=values,
+        feature_names=("year",),
+        target_name="mean sunspot number",
+        description="How many spots the sun showed, year by year, 1700 to 2008: a cycle of about eleven years.",
+        source="National Geophysical Data Center; bundled with statsmodels",
+        licence="public domain",
+    )
+
+
+def nile() -> Dataset:
+    """Yearly flow of the Nile at Aswan, 1871 to 1970.
+
+    Returns:
+        ``X (100, 1)``, the year, and ``y (100,)`` in 10^8 cubic metres.
+
+    Raises:
+        MissingExtraError: statsmodels (or pandas, which it reads with) is not installed.
+
+    References:
+        Cobb (1978), "The problem of the Nile: conditional solution to a changepoint problem".
+    """
+    years, values = _series("nile", "volume")
+    return Dataset(
+        name="nile",
+        X=years[:, None],
+        y=values,
+        feature_names=("year",),
+        target_name="flow of the Nile (10^8 m^3)",
+        description="The water that the Nile carried past Aswan in each of a hundred years.",
+        source="Cobb (1978), The problem of the Nile; bundled with statsmodels",
+        licence="public domain",
+    )
+
+
+def _series(name, column):
+    """Years and values of a yearly series of statsmodels."""
+    import_extra("pandas", "data")
+    import_extra("statsmodels.api", "data")
+    table = import_extra(f"statsmodels.datasets.{name}", "data").load_pandas().data
+    lower = {str(header).lower(): header for header in table.columns}
+    return table[lower["year"]].to_numpy(np.float64), table[lower[column.lower()]].to_numpy(np.float64)

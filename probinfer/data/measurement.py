@@ -1,0 +1,167 @@
+"""Data for measurements: files that are not part of the project, found through one environment variable.
+
+Benchmarks that compare with published numbers read them; nothing else needs them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from probinfer.data.dataset import Dataset
+
+__all__ = ["VARIABLE", "measurement", "measurement_names", "measurement_path"]
+
+VARIABLE = "PROBINFER_DATA"
+
+
+class _File(NamedTuple):
+    path: str
+    delimiter: str | None
+    has_header: bool
+    features: tuple[str, ...]
+    target: str
+    description: str
+    source: str
+    licence: str
+
+
+_UCI = "UCI machine learning repository"
+_FILES = {
+    "concrete": _File(
+        "gp/concrete.csv",
+        ",",
+        True,
+        ("cement", "slag", "ash", "water", "superplasticizer", "coarse aggregate", "fine aggregate", "age"),
+        "compressive strength (MPa)",
+        "1030 concretes: what is in them, how old they are, and how much they carry.",
+        f"Yeh (1998); {_UCI}",
+        "CC BY 4.0",
+    ),
+    "winequality_red": _File(
+        "gp/winequality_red.csv",
+        ",",
+        True,
+        (
+            "fixed acidity",
+            "volatile acidity",
+            "citric acid",
+            "residual sugar",
+            "chlorides",
+            "free sulfur dioxide",
+            "total sulfur dioxide",
+            "density",
+            "pH",
+            "sulphates",
+            "alcohol",
+        ),
+        "quality (0 to 10)",
+        "1599 Portuguese red wines: eleven measurements, and the grade that tasters gave.",
+        f"Cortez, Cerdeira, Almeida, Matos and Reis (2009); {_UCI}",
+        "CC BY 4.0",
+    ),
+    "yacht": _File(
+        "gp/yacht_hydrodynamics.data",
+        None,
+        False,
+        ("buoyancy", "prismatic", "length/displacement", "beam/draught", "length/beam", "Froude number"),
+        "residuary resistance",
+        "308 towing-tank runs: the shape of a hull, its speed, and the resistance.",
+        f"Gerritsma, Onnink and Versluis (1981); {_UCI}",
+        "CC BY 4.0",
+    ),
+    "airline": _File(
+        "gp/AirPassengers.csv",
+        ",",
+        True,
+        ("year",),
+        "airline passengers (thousands)",
+        "International airline passengers by month, 1949 to 1960.",
+        "Box and Jenkins (1976), series G",
+        "published with the book",
+    ),
+}
+
+
+def measurement_names() -> tuple[str, ...]:
+    """The names that ``measurement`` knows."""
+    return tuple(_FILES)
+
+
+def measurement_path(relative: str) -> Path:
+    """A file of the measurement data.
+
+    Args:
+        relative: its path inside the folder.
+
+    Raises:
+        FileNotFoundError: the environment variable is not set, its folder does not exist, or the file is not in it.
+    """
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        raise FileNotFoundError(
+            f"the measurement data are not part of probinfer: set the environment variable {VARIABLE} to the folder "
+            f"that holds {relative}, for example: export {VARIABLE}=/data/probinfer"
+        )
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{VARIABLE} is set to {folder}, which is not a folder")
+    path = Path(folder) / relative
+    if not path.is_file():
+        raise FileNotFoundError(f"{VARIABLE} is set to {folder}, which has no file {relative}; put it there")
+    return path
+
+
+def measurement(name: str) -> Dataset:
+    """A data set of the benchmarks: ``concrete``, ``winequality_red``, ``yacht`` or ``airline``.
+
+    Args:
+        name: which.
+
+    Returns:
+        The data set, all rows in the order of the file.
+
+    Raises:
+        ValueError: the name is not known, or the file has not the columns that it should have.
+        FileNotFoundError: see ``measurement_path``.
+    """
+    if name not in _FILES:
+        raise ValueError(f"no measurement data are called {name!r}; there is {', '.join(_FILES)}")
+    file = _FILES[name]
+    path = measurement_path(file.path)
+    table = _read(path, file)
+    if table.shape[1] != len(file.features) + 1 or not np.isfinite(table).all():
+        raise ValueError(
+            f"{path} should have {len(file.features) + 1} numeric columns and no gaps; it has {table.shape[1]} columns "
+            f"and {int((~np.isfinite(table)).sum())} cells that are not numbers"
+        )
+    return Dataset(
+        name,
+        table[:, :-1],
+        table[:, -1],
+        file.features,
+        file.target,
+        file.description,
+        file.source,
+        file.licence,
+    )
+
+
+def _read(path, file):
+    converters = {0: _year} if file.features == ("year",) else None
+    return np.genfromtxt(
+        path,
+        delimiter=file.delimiter,
+        skip_header=int(file.has_header),
+        ndmin=2,
+        converters=converters,
+        encoding="utf-8",
+    )
+
+
+def _year(text):
+    """The middle of the month of a date such as 1949-01-01, as a year."""
+    year, month, *_ = text.split("-")
+    return float(year) + (float(month) - 0.5) / 12
