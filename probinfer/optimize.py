@@ -5,10 +5,6 @@ evaluates value and gradient at one trial point ``x + t d`` and then decides: ac
 bracket ``low < t* < high`` of the step and try another ``t``. So the objective is traced and compiled once,
 and batched restarts do not wait for one another in nested loops. The first point is itself a forced
 acceptance of step zero.
-
-A trial is accepted under the Wolfe conditions, or, where values agree to rounding, under the approximate
-Wolfe conditions of Hager and Zhang, which compare slopes instead of values. ``low`` has a negative slope and
-a value no higher than the start; ``high`` has a positive slope, a higher value, or is not finite.
 """
 
 from __future__ import annotations
@@ -20,15 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from probinfer import linesearch
 from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.types import Array, Int, PRNGKey, PyTree, Scalar, field, pytree
 
 __all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "lbfgs", "minimize"]
-
-_SUFFICIENT_DECREASE = 1e-4
-_APPROXIMATE_DECREASE = 0.1
-_CURVATURE = 0.9
-_MAX_TRIALS = 30
 
 
 class OptimizeResult(NamedTuple):
@@ -45,14 +37,6 @@ class OptimizeResult(NamedTuple):
     num_evaluations: Any
 
 
-class _Point(NamedTuple):
-    """A point on the search line: step ``t``, value ``f(x + t d)``, slope ``d . grad f(x + t d)``."""
-
-    step: Any
-    value: Any
-    slope: Any
-
-
 class LBFGSState(NamedTuple):
     """An accepted iterate, the line through it, and the trial that comes next."""
 
@@ -60,14 +44,9 @@ class LBFGSState(NamedTuple):
     value: Any
     gradient: Any
     direction: Any
-    slope: Any
     memory: optax.ScaleByLBFGSState
-    low: _Point
-    high: _Point
-    width: Any
-    step: Any
+    line: linesearch.LineSearch
     forced: Any
-    num_trials: Any
     gradient_norm: Any
     num_flat: Any
     status: Any
@@ -122,7 +101,7 @@ def minimize(
         TypeError: the position has leaves that are not floating point.
 
     References:
-        Liu and Nocedal (1989), algorithm 2.1; Hager and Zhang (2005), conditions T1 and T2.
+        Liu and Nocedal (1989), algorithm 2.1; the line search is :mod:`probinfer.linesearch`.
     """
     config = _config(_result_type(position), tolerance, memory_size)
     return _minimize(config, as_partial(fn), position, jnp.asarray(max_steps))
@@ -172,14 +151,9 @@ def _init(config: _Config, fn: Callable, position: PyTree) -> LBFGSState:
         value=inf,
         gradient=zeros,
         direction=zeros,
-        slope=zero,
         memory=_empty_memory(position, config.memory_size),
-        low=_Point(zero, inf, zero),
-        high=_Point(inf, inf, zero),
-        width=inf,
-        step=zero,
+        line=linesearch.start(inf, zero, zero),
         forced=jnp.array(True),
-        num_trials=count,
         gradient_norm=inf,
         num_flat=count,
         status=count,
@@ -198,66 +172,18 @@ def _step(config: _Config, fn: Callable, key: PRNGKey, state: LBFGSState) -> tup
 
 def _advance(config: _Config, fn: Callable, state: LBFGSState) -> LBFGSState:
     """Evaluate one trial point, then accept it, try another step, or give the line up."""
-    position = jax.tree.map(lambda x, d: x + state.step.astype(x.dtype) * d, state.position, state.direction)
+    line = state.line
+    position = jax.tree.map(lambda x, d: x + line.step.astype(x.dtype) * d, state.position, state.direction)
     value, gradient = jax.value_and_grad(fn)(position)
     value = value.astype(state.value.dtype)
-    state = state._replace(num_evaluations=state.num_evaluations + 1, num_trials=state.num_trials + 1)
-    trial = _Point(state.step, value, _dot(gradient, state.direction))
+    state = state._replace(num_evaluations=state.num_evaluations + 1)
+    trial = linesearch.Point(line.step, value, _dot(gradient, state.direction))
     finite = jnp.isfinite(value) & _all_finite(gradient)
-    accepted = finite & (state.forced | _wolfe(state, trial))
-    exhausted = state.num_trials >= _MAX_TRIALS
-    turned = _turn(config, state, position, value, gradient)
-    searched = _search(state, trial, finite)
-    given_up = _give_up(config, state, searched)
-    rest = _select(state.forced | exhausted, given_up, searched)
-    return _select(accepted, turned, rest)
-
-
-def _wolfe(state: LBFGSState, trial: _Point) -> jax.Array:
-    """f(t) <= f(0) + c1 t f'(0), or (2c - 1) f'(0) >= f'(t) at equal values; and f'(t) >= c2 f'(0)."""
-    decrease = trial.value <= state.value + _SUFFICIENT_DECREASE * trial.step * state.slope
-    approximate = (trial.slope <= (2 * _APPROXIMATE_DECREASE - 1) * state.slope) & (
-        trial.value <= state.value + _rounding(state.value)
-    )
-    return (decrease | approximate) & (trial.slope >= _CURVATURE * state.slope)
-
-
-def _search(state: LBFGSState, trial: _Point, finite: jax.Array) -> LBFGSState:
-    """Narrow the bracket by a rejected trial and choose the next step."""
-    trial = _Point(
-        trial.step, jnp.where(finite, trial.value, jnp.inf), jnp.where(finite, trial.slope, jnp.inf)
-    )
-    is_low = finite & (trial.slope < 0) & (trial.value <= state.value + _rounding(state.value))
-    low, high = _select(is_low, (trial, state.high), (state.low, trial))
-    width = high.step - low.step
-    bracketed = jnp.isfinite(high.step)
-    inner = jnp.where(
-        jnp.isfinite(high.value),
-        _interpolate(low, high, slow=width > 0.6 * state.width),
-        low.step + 0.3 * width,
-    )
-    step = jnp.where(bracketed, inner, _extrapolate(state.low, low))
-    return state._replace(low=low, high=high, width=width, step=step)
-
-
-def _interpolate(low: _Point, high: _Point, slow: jax.Array) -> jax.Array:
-    """Minimise the cubic through both ends, kept off the ends; bisect when the bracket shrinks slowly."""
-    width = high.step - low.step
-    chord = low.slope + high.slope - 3 * (high.value - low.value) / width
-    root = jnp.sqrt(jnp.maximum(chord**2 - low.slope * high.slope, 0))
-    cubic = 1 - (high.slope + root - chord) / (high.slope - low.slope + 2 * root)
-    secant = low.slope / (low.slope - high.slope)
-    flat = jnp.abs(high.value - low.value) <= _rounding(low.value)
-    fraction = jnp.where(flat & (high.slope > 0), secant, cubic)
-    fraction = jnp.where(slow | ~jnp.isfinite(fraction), 0.5, fraction)
-    return low.step + jnp.clip(fraction, 0.1, 0.9) * width
-
-
-def _extrapolate(previous: _Point, low: _Point) -> jax.Array:
-    """Follow the secant of the slopes beyond the last step, between twice and a hundred times as far."""
-    secant = low.step - low.slope * (low.step - previous.step) / (low.slope - previous.slope)
-    secant = jnp.where(low.slope > previous.slope, secant, jnp.inf)
-    return jnp.clip(secant, 2 * low.step, 100 * low.step)
+    accepted = finite & (state.forced | linesearch.judge(line, trial))
+    searched = state._replace(line=linesearch.search(line, trial, finite))
+    exhausted = state.forced | (searched.line.num_trials >= linesearch.MAX_TRIALS)
+    rest = _select(exhausted, _give_up(config, searched), searched)
+    return _select(accepted, _turn(config, state, position, value, gradient), rest)
 
 
 def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFGSState:
@@ -282,14 +208,9 @@ def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFG
         value=value,
         gradient=gradient,
         direction=direction,
-        slope=slope,
         memory=memory,
-        low=_Point(jnp.zeros_like(value), value, slope),
-        high=_Point(jnp.full_like(value, jnp.inf), jnp.full_like(value, jnp.inf), jnp.zeros_like(value)),
-        width=jnp.full_like(value, jnp.inf),
-        step=step,
+        line=linesearch.start(value, slope, step),
         forced=jnp.zeros_like(state.forced),
-        num_trials=jnp.zeros_like(state.num_trials),
         gradient_norm=norm,
         num_flat=num_flat,
         done=(norm <= tolerance) | (num_flat >= 2),
@@ -306,29 +227,23 @@ def _restart(config: _Config, position, gradient) -> tuple:
     return memory, direction, _dot(gradient, direction), 0.01 * jnp.maximum(_max_abs(position), 1)
 
 
-def _give_up(config: _Config, state: LBFGSState, searched: LBFGSState) -> LBFGSState:
+def _give_up(config: _Config, state: LBFGSState) -> LBFGSState:
     """End a search without a Wolfe point: take ``low`` if it moved, else the gradient once, else stop."""
-    improved = searched.low.value < state.value
-    fresh = state.memory.count <= 1
+    line = state.line
+    improved = line.low.value < state.value
     memory, direction, slope, step = _restart(config, state.position, state.gradient)
-    promised = jnp.abs(slope) * step
-    stalled = jnp.where(promised <= _rounding(state.value), int(Status.OK), int(Status.LINE_SEARCH_STALLED))
-    retry = searched._replace(step=searched.low.step, forced=jnp.ones_like(state.forced))
+    promised = jnp.abs(slope) * step <= linesearch.rounding(state.value)
+    stalled = jnp.where(promised, int(Status.OK), int(Status.LINE_SEARCH_STALLED))
+    retry = state._replace(line=line._replace(step=line.low.step), forced=jnp.ones_like(state.forced))
     plain = state._replace(
-        memory=memory,
-        direction=direction,
-        slope=slope,
-        step=step,
-        low=_Point(jnp.zeros_like(state.value), state.value, slope),
-        high=jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), state.high),
-        width=jnp.full_like(state.width, jnp.inf),
-        num_trials=jnp.zeros_like(state.num_trials),
+        memory=memory, direction=direction, line=linesearch.start(state.value, slope, step)
     )
     stop = state._replace(
         done=jnp.ones_like(state.done),
         status=jnp.where(state.forced, int(Status.NON_FINITE), stalled).astype(state.status.dtype),
         num_steps=jnp.maximum(state.num_steps, 0),
     )
+    fresh = state.memory.count <= 1
     return _select(state.forced | (fresh & ~improved), stop, _select(improved, retry, plain))
 
 
@@ -340,11 +255,6 @@ def _empty_memory(position, memory_size: int) -> optax.ScaleByLBFGSState:
 def _gradient_norm(position, value, gradient) -> jax.Array:
     scaled = jax.tree.map(lambda g, x: g * jnp.maximum(jnp.abs(x), 1), gradient, position)
     return _max_abs(scaled) / jnp.maximum(jnp.abs(value), 1)
-
-
-def _rounding(value: jax.Array) -> jax.Array:
-    """Differences of the objective below this are taken for noise: |f| eps^(2/3)."""
-    return jnp.abs(value) * float(jnp.finfo(value.dtype).eps) ** (2 / 3)
 
 
 def _dot(a, b) -> jax.Array:

@@ -59,9 +59,7 @@ class ChainsInfo(NamedTuple):
     tree_depth: Any
 
 
-def chains(
-    logdensity_fn: Callable, trajectories: Trajectories, config: warmups.WarmupConfig
-) -> Algorithm:
+def chains(logdensity_fn: Callable, trajectories: Trajectories, config: warmups.WarmupConfig) -> Algorithm:
     """Return the chains as an algorithm: ``init(positions, metric=None)``, a leading axis for the chains.
 
     Args:

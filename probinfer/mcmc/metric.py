@@ -22,7 +22,17 @@ from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 
 from probinfer.types import Array, Float, Int
 
-__all__ = ["NAMES", "Choice", "allowed", "choose", "default_rank", "divergence", "from_secants", "identity", "whiten"]
+__all__ = [
+    "NAMES",
+    "Choice",
+    "allowed",
+    "choose",
+    "default_rank",
+    "divergence",
+    "from_secants",
+    "identity",
+    "whiten",
+]
 
 NAMES = ("diagonal", "low-rank", "dense")
 _CUTOFF = 2.0
@@ -144,7 +154,7 @@ def choose(
         return _candidates(estimate)
 
     halves = jax.lax.map(fit, jnp.stack([train, valid]))
-    fitted, final = (jax.tree.map(lambda x: x[i], halves) for i in (0, 1))
+    fitted, final = jax.tree.map(lambda x: x[0], halves), jax.tree.map(lambda x: x[1], halves)
     divergences = jax.lax.map(lambda metric: divergence(metric, draws, gradients, valid & ~train), fitted)
     divergences = jnp.where(jnp.isfinite(divergences), divergences, jnp.inf)
     ranked = jnp.where(candidates, divergences, jnp.inf)
@@ -154,7 +164,9 @@ def choose(
     metric = jax.tree.map(lambda x: x[chosen], final)
     whitened = _fill(whiten(metric, draws), valid)
     scale = draws.shape[0] / jnp.sum(valid)
-    stretch = jnp.linalg.eigvalsh(jnp.cov(whitened.T.reshape(dimension, -1)).reshape(dimension, dimension))[-1]
+    stretch = jnp.linalg.eigvalsh(jnp.cov(whitened.T.reshape(dimension, -1)).reshape(dimension, dimension))[
+        -1
+    ]
     return Choice(metric, chosen.astype(jnp.int32), divergences, (stretch * scale).astype(draws.dtype))
 
 
@@ -197,7 +209,9 @@ def _candidates(estimate: LowRankInverseMassMatrix) -> LowRankInverseMassMatrix:
 
 
 def _mean(rows: Array, mask: Array) -> Array:
-    return jnp.sum(jnp.where(mask[:, None], rows, 0), axis=0) / jnp.maximum(jnp.sum(mask), 1).astype(rows.dtype)
+    return jnp.sum(jnp.where(mask[:, None], rows, 0), axis=0) / jnp.maximum(jnp.sum(mask), 1).astype(
+        rows.dtype
+    )
 
 
 def _fill(rows: Array, mask: Array) -> Array:

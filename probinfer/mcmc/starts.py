@@ -50,7 +50,9 @@ def climb(
 def _climb(algorithm, position, dimension: int, max_evaluations: int):
     def unfinished(state):
         # -g.d / 2 is half the squared Newton step once the memory holds a curvature pair
-        near = (state.memory.count >= 2) & (-state.slope <= dimension) & (state.num_trials == 0)
+        near = (
+            (state.memory.count >= 2) & (-state.line.origin.slope <= dimension) & (state.line.num_trials == 0)
+        )
         return ~state.done & ~near & (state.num_evaluations < max_evaluations)
 
     def advance(state):
