@@ -273,11 +273,11 @@ def test_supports_are_compared_as_sets(first, second, shape, same):
 
 def test_bad_trees_are_refused(dtype):
     one = jnp.ones((), dtype)
-    with pytest.raises(TypeError, match="leaf 'a.b': expected a numpyro constraint"):
+    with pytest.raises(TypeError, match=r"leaf 'a\.b': expected a numpyro constraint"):
         transforms.from_constraints({"a": {"b": "positive"}}, {"a": {"b": one}})
     with pytest.raises(ValueError, match="structure of the example"):
         transforms.from_constraints({"a": None}, {"b": one})
-    with pytest.raises(ValueError, match="leaf 'k': the support .* is discrete"):
+    with pytest.raises(ValueError, match=r"leaf 'k': the support .* is discrete"):
         transforms.from_priors({"k": dist.Poisson(3.0)})
     with pytest.raises(ValueError, match="no bijector"):
         transforms.bijector(constraints.sphere)

@@ -102,15 +102,14 @@ def from_logdensity(
             function does not return a scalar.
     """
     example = checked_example(example)
-    priors = None if prior is None or isinstance(prior, Prior) else prior_trees.priors_like(prior, example)
-    if constraints is None and priors is not None:
-        bijectors, start = at_example(priors, example)
-    else:
-        bijectors, start = at_example(constraints, example)
-        if priors is not None:
-            prior_trees.check_supports(priors, bijectors)
-    if priors is not None:
+    is_tree = prior is not None and not isinstance(prior, Prior)
+    priors = prior_trees.priors_like(prior, example) if is_tree else None
+    bijectors, start = at_example(priors if constraints is None else constraints, example)
+    if is_tree:
+        prior_trees.check_supports(priors, bijectors)
         prior = _prior_of(priors, bijectors, prior_trees.dtypes_of(example))
+    elif prior is not None:
+        prior = _checked_prior(prior, start)
     check_scalar("logdensity_fn", logdensity_fn, example)
     return assemble(
         transforms.pullback(logdensity_fn, bijectors),
@@ -124,7 +123,7 @@ def from_logdensity(
 
 
 def from_prior(priors: Any, log_likelihood_fn: LogDensityFn) -> Target:
-    """The posterior of independent priors and a log likelihood of the constrained values.
+    """The posterior of independent priors, one a leaf, and a log likelihood of the constrained values.
 
     Args:
         priors: a tree of NumPyro distributions; its structure is that of the values, and the draws have its names.
@@ -194,3 +193,17 @@ def _prior_of(priors: Any, bijectors: Bijectors, dtypes: Any) -> Prior | None:
         sample=Bound(prior_trees.sample, priors, bijectors, dtypes),
         logdensity_fn=LogDensity(prior_trees.logdensity, priors, bijectors),
     )
+
+
+def _checked_prior(prior: Prior, start: ArrayTree) -> Prior:
+    """A user's ``Prior`` with its functions made pytrees, held against an unconstrained position."""
+    prior = Prior(sample=Bound(prior.sample), logdensity_fn=LogDensity(prior.logdensity_fn))
+    drawn = jax.eval_shape(prior.sample, jax.random.key(0))
+    found, expected = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (drawn, start))
+    if found != expected:
+        raise ValueError(
+            "prior.sample(key) must draw an unconstrained position with the structure and shapes of the example in "
+            f"unconstrained space: expected {expected}, got {found}"
+        )
+    check_scalar("prior.logdensity_fn", prior.logdensity_fn, start)
+    return prior

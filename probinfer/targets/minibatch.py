@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -47,16 +48,18 @@ def minibatch(
         ``log_likelihood_fn`` are ``None``.
 
     Raises:
-        TypeError: ``example`` is not floating point.
-        ValueError: the leading axes differ, ``batch_size`` is not in ``1 ... n``, or ``example`` does not fit.
+        TypeError: ``example`` is not floating point, or ``batch_size`` not an integer.
+        ValueError: the leading axes differ, ``batch_size`` is not in ``1 ... n``, ``example`` does not fit, or a
+            function returns another shape.
     """
-    num_rows = _num_rows(data)
+    num_rows, batch_size = _num_rows(data), operator.index(batch_size)
     if not 1 <= batch_size <= num_rows:
         raise ValueError(f"batch_size must be between 1 and the number of rows {num_rows}, got {batch_size}")
     data = jax.tree.map(jnp.asarray, data)
     example = checked_example(example)
     bijectors, start = at_example(constraints, example)
     check_scalar("log_prior_fn", log_prior_fn, example)
+    _check_rows(log_likelihood_fn, example, data, batch_size)
     return assemble(
         StochasticLogDensity(
             _minibatch_estimate, bijectors, log_prior_fn, log_likelihood_fn, data, batch_size
@@ -75,6 +78,18 @@ def _num_rows(data: ArrayTree) -> int:
             f"the arrays of data must share one leading axis, got leading shapes {sorted(shapes)}"
         )
     return next(iter(shapes))[0]
+
+
+def _check_rows(log_likelihood_fn: Callable, example: ArrayTree, data: ArrayTree, batch_size: int) -> None:
+    batch = jax.tree.map(lambda leaf: leaf[:batch_size], data)
+    result = jax.eval_shape(lambda values, rows: log_likelihood_fn(values, rows), example, batch)
+    if getattr(result, "shape", None) not in ((), (batch_size,)) or not jnp.issubdtype(
+        result.dtype, jnp.floating
+    ):
+        raise ValueError(
+            f"log_likelihood_fn(values, batch) must return the log likelihoods of the rows, shape ({batch_size},), or "
+            f"their sum, shape (); got {result}"
+        )
 
 
 def _minibatch_estimate(

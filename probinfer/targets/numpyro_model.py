@@ -72,6 +72,14 @@ class LogTerms(NamedTuple):
 
 # What is in the model.
 
+# Raised by JAX where Python asks for the value of an abstract array.
+_LOOKED_AT = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
 
 def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
     """Run a model once on abstract arrays and say what it is made of; nothing is computed.
@@ -97,11 +105,11 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
 
     try:
         draws = jax.eval_shape(record, Bound(_trace_at_start, model, args, kwargs, init_to_uniform, {}))
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    except _LOOKED_AT as error:
         raise ValueError(
             "the model looks at the values of its array arguments (a size, an index or a branch made from them), but "
             "these are data and may change without a new trace: compute the number outside and pass it as a Python "
-            f"int, or bind the array with functools.partial(model, ...). The cause: {error}"
+            f"int, or bind the array with functools.partial(model, ...). The cause: {str(error).splitlines()[0]}"
         ) from error
     except NotImplementedError as error:
         raise ValueError(
@@ -115,6 +123,7 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
             "the model has no latent site: every sample site is observed, so there is nothing to infer"
         )
     proper = all(is_proper(found[name]["fn"]) and not _is_scaled(found[name]) for name in latent)
+    proper = proper and _can_sample(Bound(prior_sample, model, args, kwargs))
     return ModelSites(latent, transforms.leaf_names(draws), proper)
 
 
@@ -124,6 +133,14 @@ def is_proper(distribution: Distribution) -> bool:
         return False
     base = getattr(distribution, "base_dist", None)
     return is_proper(base) if isinstance(base, Distribution) else True
+
+
+def _can_sample(sample: Bound) -> bool:
+    try:
+        jax.eval_shape(sample, jax.random.key(0))
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _is_latent(site: Mapping) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -73,12 +72,17 @@ def starting_positions(
     return jax.vmap(find)(keys, indices)
 
 
-def explain_failure(
-    key: PRNGKey, logdensity_fn: Bound, terms_fn: Callable[[ArrayTree], dict], position: ArrayTree
-) -> str:
+@jax.jit
+def _evaluate(
+    key: PRNGKey, logdensity_fn: Bound, terms_fn: Bound, position: ArrayTree
+) -> tuple[dict, ArrayTree]:
+    return terms_fn(position), _value_and_grad(logdensity_fn, key, position)[1]
+
+
+def explain_failure(key: PRNGKey, logdensity_fn: Bound, terms_fn: Bound, position: ArrayTree) -> str:
     """Say which summands of the log density and which parts of its gradient are not finite at a position."""
-    bad_terms = [name for name, value in terms_fn(position).items() if not jnp.isfinite(value)]
-    _, gradient = _value_and_grad(logdensity_fn, key, position)
+    terms, gradient = _evaluate(key, logdensity_fn, terms_fn, position)
+    bad_terms = [name for name, value in terms.items() if not jnp.isfinite(value)]
     pairs = zip(leaf_names(gradient), jax.tree.leaves(gradient), strict=True)
     bad_gradient = [name for name, leaf in pairs if not jnp.all(jnp.isfinite(leaf))]
     said = [f"log density of {bad_terms}"] if bad_terms else []
