@@ -203,7 +203,7 @@ def squared_distances(A: Float[Array, "N D"], B: Float[Array, "M D"]) -> Float[A
     Returns:
         Squared distances; exactly zero between equal points.
     """
-    A, B = A.T, B.T
+    A, B = _columns(A), _columns(B)
     dims = A.shape[0]
     if dims <= 2 * _UNROLL:
         return _add_squares(jnp.zeros((A.shape[1], B.shape[1]), A.dtype), (A, B))
@@ -215,6 +215,11 @@ def squared_distances(A: Float[Array, "N D"], B: Float[Array, "M D"]) -> Float[A
         (A, B),
     )
     return total
+
+
+def _columns(A: Array) -> Array:
+    """``Aᵀ`` with each column of A contiguous in memory: behind the barrier a view would not do."""
+    return lax.optimization_barrier(A.T.reshape(-1)).reshape(A.shape[::-1])
 
 
 def _add_squares(total: Array, block: tuple[Array, Array]) -> Array:
@@ -241,10 +246,19 @@ def _contract_distances(F: Array, M: Array) -> Array:
     return 4.0 * (product[:, -1:] * F - product[:, :-1])
 
 
+@jax.custom_jvp
 def _root(squared: Array) -> Array:
-    """``√s`` with derivative 0 at 0, where the points coincide and stay together."""
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    """``√s`` with derivative 0 where the points coincide to rounding and stay together."""
+    return jnp.sqrt(squared)
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):
+    # A compiler may compute s twice with different rounding (0 here, 1e-34 there), so no two selects may depend on
+    # each other: a floor under the root, and one select.
+    (s,), (ds,) = primals, tangents
+    floor = (16.0 * float(jnp.finfo(s.dtype).eps)) ** 2
+    return _root(s), jnp.where(s > floor, 0.5 * ds / _root(jnp.maximum(s, floor)), 0.0)
 
 
 @jax.custom_jvp
