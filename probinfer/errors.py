@@ -16,7 +16,15 @@ import numpy as np
 
 from probinfer.base import Status
 
-__all__ = ["MissingExtraError", "NumericalError", "advice", "check_finite", "check_floating", "import_extra"]
+__all__ = [
+    "ConvergenceWarning",
+    "MissingExtraError",
+    "NumericalError",
+    "advice",
+    "check_finite",
+    "check_floating",
+    "import_extra",
+]
 
 _ADVICE = {
     Status.OK: "nothing went wrong",
@@ -40,6 +48,10 @@ class NumericalError(ArithmeticError):
     def __init__(self, message: str, status: Status | int | None = None):
         super().__init__(message)
         self.status = None if status is None else Status(int(status))
+
+
+class ConvergenceWarning(UserWarning):
+    """An engine finished, but its result is not to be trusted yet; the message says why and what to do."""
 
 
 class MissingExtraError(ImportError):

@@ -14,8 +14,8 @@ LAYERS = {
     "L0": "types base errors",
     "L1": "logdensity transforms targets linalg quadrature weights resampling importance diagnostics linesearch optimize "
     "kernels stein betting",
-    "L2a": "run loop history progress checkpoint posterior summary arviz_export run_many",
-    "L2b": "mcmc vi infer",
+    "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export run_many",
+    "L2b": "engine mcmc vi infer",
     "L2c": "smc coin",
     "L3": "gp lm",
     "L4": "checks",
@@ -38,7 +38,10 @@ STRANGERS = [("smc", "coin"), ("gp", "lm")]  # of one layer, but they do not kno
 
 # What each layer may import from outside, by dotted prefix; the standard library is free.
 WORDS = "jax jaxlib numpy scipy jaxtyping"
-MATHEMATICS = WORDS + " numpyro.distributions numpyro.infer numpyro.handlers numpyro.primitives optax blackjax.diagnostics"
+MATHEMATICS = (
+    WORDS
+    + " numpyro.distributions numpyro.infer numpyro.handlers numpyro.primitives optax blackjax.diagnostics"
+)
 RUNNING = MATHEMATICS + " orbax.checkpoint rich"
 SAMPLERS = RUNNING + " blackjax"
 OUTSIDE = {
@@ -113,7 +116,9 @@ def has_prefix(name: str, prefixes: str) -> bool:
 def judge_inside(part: str, other: str) -> str | None:
     """Say what is wrong with an import of the package's ``other`` by its ``part``, if anything."""
     if other not in LAYER_OF:
-        return None if (PACKAGE.name, other) == ("probinfer", part) else f"imports the unplaced name '{other}'"
+        return (
+            None if (PACKAGE.name, other) == ("probinfer", part) else f"imports the unplaced name '{other}'"
+        )
     if LAYER_OF[other] not in INSIDE[LAYER_OF[part]].split():
         return f"({LAYER_OF[part]}) may not import {other} ({LAYER_OF[other]})"
     if (part, other) in STRANGERS or (other, part) in STRANGERS:
@@ -141,7 +146,9 @@ def judge_file(path: Path, root: Path) -> list[str]:
         return []
     part, complaints = module.split(".")[1], []
     if part not in LAYER_OF:
-        return [f"{module} has no layer: add '{part}' to LAYERS in tests/test_layers.py, as low as it can stand"]
+        return [
+            f"{module} has no layer: add '{part}' to LAYERS in tests/test_layers.py, as low as it can stand"
+        ]
     for item in imports_of(path, module):
         pieces = item.name.split(".")
         if pieces[0] != root.name:
@@ -222,7 +229,10 @@ def plant(tmp_path: Path, files: dict[str, str]) -> list[str]:
         ({"posterior.py": "import arviz"}, "outside a function"),
         ({"errors.py": "def f():\n    import arviz"}, "optional package arviz"),
         ({"fancy.py": "import jax"}, "add 'fancy' to LAYERS"),
-        ({"run.py": "import probinfer.progress", "progress.py": "from probinfer.run import run"}, "import cycle"),
+        (
+            {"run.py": "import probinfer.progress", "progress.py": "from probinfer.run import run"},
+            "import cycle",
+        ),
     ],
 )
 def test_a_planted_violation_is_caught(tmp_path, files, complaint):

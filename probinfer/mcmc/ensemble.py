@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc, nuts
 
 from probinfer.base import Algorithm, algorithm, as_partial
+from probinfer.engine import over
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.metric import identity
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, PyTree, field, pytree
+from probinfer.types import Array, Float, PRNGKey, PyTree, field, pytree
 
-__all__ = ["ChainsInfo", "ChainsState", "Trajectories", "chains", "flatten", "over_chains"]
+__all__ = ["ChainsInfo", "ChainsState", "Trajectories", "chains", "flatten"]
 
 _MAX_LEAPFROGS = 1000
 
@@ -40,10 +41,14 @@ class Trajectories:
 
 
 class ChainsState(NamedTuple):
-    """The chains, blackjax's ``HMCState`` with a leading axis, and their warm-up."""
+    """The chains, blackjax's ``HMCState`` with a leading axis, and their warm-up.
+
+    ``remaining`` counts the draws that are still wanted once the warm-up is over.
+    """
 
     chains: hmc.HMCState
     warmup: warmups.Warmup
+    remaining: Any
 
 
 class ChainsInfo(NamedTuple):
@@ -70,24 +75,6 @@ def chains(logdensity_fn: Callable, trajectories: Trajectories, config: warmups.
     return algorithm(_init, _step, as_partial(logdensity_fn), trajectories, config)
 
 
-def over_chains(fn: Callable, mode: str, *args: ArrayTree) -> ArrayTree:
-    """Apply ``fn`` to every chain: ``vmap``, or one after another (``auto``: one after another on a CPU).
-
-    Args:
-        fn: function of one chain.
-        mode: ``"auto"``, ``"map"`` or ``"vmap"``.
-        *args: trees with a leading axis.
-
-    Raises:
-        ValueError: the mode is unknown.
-    """
-    if mode not in ("auto", "map", "vmap"):
-        raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {mode!r}")
-    if mode == "map" or (mode == "auto" and jax.default_backend() == "cpu"):
-        return jax.lax.map(lambda pack: fn(*pack), args)
-    return jax.vmap(fn)(*args)
-
-
 def flatten(tree: PyTree) -> Float[Array, "chain d"]:
     """Return one row a chain."""
     leaves = jax.tree.leaves(tree)
@@ -97,11 +84,11 @@ def flatten(tree: PyTree) -> Float[Array, "chain d"]:
 def _init(
     logdensity_fn, trajectories: Trajectories, config: warmups.WarmupConfig, positions, metric=None
 ) -> ChainsState:
-    states = over_chains(lambda position: hmc.init(position, logdensity_fn), trajectories.mode, positions)
+    states = over(lambda position: hmc.init(position, logdensity_fn), trajectories.mode, positions)
     num_chains, dimension = flatten(states.position).shape
     if metric is None:
         metric = identity(dimension, config.rank, states.logdensity.dtype)
-    return ChainsState(states, warmups.init(config, num_chains, metric))
+    return ChainsState(states, warmups.init(config, num_chains, metric), jnp.zeros((), jnp.int32))
 
 
 def _step(
@@ -118,7 +105,7 @@ def _step(
         return kernel(key, chain, logdensity_fn, trajectories, warmup)
 
     keys = jax.random.split(key, state.chains.logdensity.shape[0])
-    moved, info = over_chains(transition, trajectories.mode, keys, state.chains)
+    moved, info = over(transition, trajectories.mode, keys, state.chains)
     warmup = warmups.update(
         config,
         warmup,
@@ -127,7 +114,7 @@ def _step(
         info.acceptance_rate,
         jnp.sum(info.num_leapfrogs, dtype=jnp.int32),
     )
-    return ChainsState(moved, warmup), info
+    return ChainsState(moved, warmup, state.remaining - (state.remaining > 0)), info
 
 
 def _nuts_kernel(key, chain, logdensity_fn, trajectories: Trajectories, warmup: warmups.Warmup):

@@ -14,7 +14,8 @@ import jax
 
 from probinfer import optimize
 from probinfer.base import as_partial
-from probinfer.mcmc.ensemble import flatten, over_chains
+from probinfer.engine import over
+from probinfer.mcmc.ensemble import flatten
 from probinfer.types import Array, Float, PyTree
 
 __all__ = ["climb"]
@@ -37,7 +38,7 @@ def climb(
     """
     dimension = flatten(positions).shape[1]
     algorithm = optimize.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn)))
-    climbed, memory = over_chains(
+    climbed, memory = over(
         lambda position: _climb(algorithm, position, dimension, max_evaluations), mode, positions
     )
     moved, bent = (

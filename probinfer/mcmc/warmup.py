@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 
 from probinfer.mcmc import metric as metrics
-from probinfer.types import Array, Float, field, pytree
+from probinfer.types import Array, Bool, Float, field, pytree
 
-__all__ = ["Warmup", "WarmupConfig", "init", "update"]
+__all__ = ["Warmup", "WarmupConfig", "init", "is_over", "update"]
 
 _FIRST_WINDOW = 10
 _MIN_WINDOW = 40  # of the draws that may declare the metric good
@@ -136,6 +136,11 @@ def update(
         step_size=jnp.where(over, jnp.exp(warmup.dual.log_step_size_avg), warmup.step_size),
         count=warmup.count + (warmup.stage == _STEP_SIZE),
     )
+
+
+def is_over(warmup: Warmup) -> Bool[Array, ""]:
+    """Say whether metric and step size are fixed."""
+    return warmup.stage == _DONE
 
 
 class _Learned(NamedTuple):

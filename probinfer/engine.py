@@ -1,0 +1,168 @@
+"""What an engine is, and what every engine does at its boundary.
+
+An engine is a frozen configuration with ``sample(key, target) -> Posterior``. It checks its arguments here, samples in
+unconstrained space in the default float dtype, and hands its draws back through ``finish``: constrained, in the dtype
+of the target, with (chain, draw) first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from probinfer.base import Status, as_partial
+from probinfer.checkpoint import Checkpoint
+from probinfer.errors import ConvergenceWarning, advice
+from probinfer.posterior import Posterior
+from probinfer.targets import Target
+from probinfer.transforms import leaf_names
+from probinfer.types import Array, ArrayTree, Float, PRNGKey
+
+__all__ = [
+    "Engine",
+    "check",
+    "coordinate_names",
+    "exact_logdensity",
+    "finish",
+    "flat_position",
+    "over",
+    "to_default_dtype",
+    "warn",
+]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Anything with ``sample``: a configuration that turns a target into a posterior."""
+
+    def sample(
+        self,
+        key: PRNGKey,
+        target: Target,
+        *,
+        progress: bool | str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Posterior:
+        """Draw from the target."""
+        ...
+
+
+def check(key: Any, target: Any, name: str) -> None:
+    """Refuse what no exact engine can work with.
+
+    Args:
+        key: should be one typed random key.
+        target: should be a ``Target`` with an exact log density.
+        name: of the engine, for the message.
+
+    Raises:
+        TypeError: not a key, not a target, or a target that estimates its density from minibatches.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.shape(key) != ():
+        raise TypeError(f"key must be one typed key, from jax.random.key(seed); got {key!r}")
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"{name} needs a Target, got {type(target).__name__}; make one with targets.from_numpyro(model, *data) or "
+            "targets.from_logdensity(logdensity_fn, example)"
+        )
+    if target.stochastic:
+        raise TypeError(
+            f"{name} needs the exact log density, but this target estimates it from minibatches; build the target "
+            "from the whole data with targets.from_logdensity or targets.from_numpyro"
+        )
+
+
+def over(fn: Callable, mode: str, *args: ArrayTree) -> ArrayTree:
+    """Apply ``fn`` along leading axes: ``vmap``, or one after another (``auto``: one after another on a CPU).
+
+    Args:
+        fn: function of one chain, restart or draw.
+        mode: ``"auto"``, ``"map"`` or ``"vmap"``.
+        *args: trees with a leading axis.
+
+    Raises:
+        ValueError: the mode is unknown.
+    """
+    if mode not in ("auto", "map", "vmap"):
+        raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {mode!r}")
+    if mode == "map" or (mode == "auto" and jax.default_backend() == "cpu"):
+        return jax.lax.map(lambda pack: fn(*pack), args)
+    return jax.vmap(fn)(*args)
+
+
+def exact_logdensity(target: Target, position: ArrayTree) -> jax.tree_util.Partial:
+    """Return the log density as a function of positions in the default float dtype.
+
+    Args:
+        target: the target.
+        position: one position (or several) in the dtype of the target.
+
+    Returns:
+        The target's own function where the dtypes agree, otherwise one that converts on the way in and out.
+    """
+    dtypes = jax.tree.map(jnp.result_type, position)
+    fn = as_partial(target.logdensity_fn)
+    if all(dtype == jnp.result_type(float) for dtype in jax.tree.leaves(dtypes)):
+        return fn
+    return jax.tree_util.Partial(_converted, fn, jax.tree.map(lambda dtype: jnp.zeros(0, dtype), dtypes))
+
+
+def _converted(fn: Callable, like: ArrayTree, position: ArrayTree) -> Array:
+    value = fn(jax.tree.map(lambda x, empty: x.astype(empty.dtype), position, like))
+    return value.astype(jnp.result_type(float))
+
+
+def to_default_dtype(position: ArrayTree) -> ArrayTree:
+    """Convert the leaves to the default float dtype."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), position)
+
+
+def coordinate_names(position: ArrayTree) -> list[str]:
+    """Return one name a coordinate of the flattened position, such as ``weights[3]``."""
+    names: list[str] = []
+    for name, leaf in zip(leaf_names(position), jax.tree.leaves(position), strict=True):
+        shape = jnp.shape(leaf)
+        names += [name] if not shape else [f"{name}[{i}]" for i in range(leaf.size)]
+    return names
+
+
+def finish(target: Target, positions: ArrayTree, like: ArrayTree, info: Any, **fields: Any) -> Posterior:
+    """Return the posterior of unconstrained positions.
+
+    Args:
+        target: the target.
+        positions: leaves (chain, draw, ...).
+        like: a tree of the dtypes that the target works in.
+        info: the engine's report.
+        **fields: further fields of the posterior.
+    """
+    positions = jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), positions, like)
+    return Posterior(_constrain(target, positions), info=info, unconstrained=positions, **fields)
+
+
+@jax.jit
+def _constrain(target: Target, positions: ArrayTree) -> ArrayTree:
+    return jax.lax.map(jax.vmap(target.constrain), positions)
+
+
+def warn(status: Status | int | Array, details: str, name: str) -> None:
+    """Warn that a result is not to be trusted; an ``OK`` status says nothing.
+
+    Args:
+        status: of the result.
+        details: what was found, a clause.
+        name: of the engine.
+    """
+    if int(status) != Status.OK:
+        warnings.warn(f"{name}: {details}; {advice(int(status))}", ConvergenceWarning, stacklevel=4)
+
+
+def flat_position(positions: ArrayTree) -> Float[Array, "chain draw d"]:
+    """Return one row a draw."""
+    leaves = jax.tree.leaves(positions)
+    return jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)

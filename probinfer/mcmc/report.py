@@ -1,0 +1,133 @@
+"""What a run of chains has to say about itself."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer import diagnostics, engine
+from probinfer.base import Status
+from probinfer.mcmc import metric as metrics
+from probinfer.types import Array, ArrayTree, Float, Int
+
+__all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain"]
+
+
+class Convergence(NamedTuple):
+    """Diagnostics of every unconstrained coordinate, trees shaped like one position, and the verdict."""
+
+    rhat: Any
+    ess: Any
+    ess_tail: Any
+    status: Any
+
+
+class MCMCInfo(NamedTuple):
+    """Report of a Hamiltonian sampler.
+
+    Fields (chain, draw): ``diverging`` (energy error above 1000), ``acceptance_rate``, ``num_leapfrogs`` (gradient
+    evaluations), ``energy``, ``tree_depth`` (zero for HMC). Then what the warm-up settled on: ``step_size``,
+    ``metric`` (blackjax's low-rank form of the inverse mass matrix), ``chosen`` (index of its name) and
+    ``metric_divergences`` (3,), the held-out Fisher divergence of a diagonal, low-rank and dense metric a dimension.
+    ``num_warmup`` counts its steps, ``num_warmup_gradients`` their gradients over all chains. ``rhat``, ``ess`` and
+    ``ess_tail`` are trees shaped like one unconstrained position. ``status`` is ``OK`` if every R-hat is below 1.01
+    and bulk and tail ESS reach 100 a chain.
+    """
+
+    diverging: Any
+    acceptance_rate: Any
+    num_leapfrogs: Any
+    energy: Any
+    tree_depth: Any
+    step_size: Any
+    metric: Any
+    chosen: Any
+    metric_divergences: Any
+    num_warmup: Any
+    num_warmup_gradients: Any
+    rhat: Any
+    ess: Any
+    ess_tail: Any
+    status: Any
+
+    @property
+    def metric_name(self) -> str:
+        """Diagonal, low-rank or dense."""
+        return metrics.NAMES[int(self.chosen)]
+
+    @property
+    def inverse_mass_matrix(self) -> Float[Array, "d d"]:
+        """The metric as a matrix."""
+        root = metrics.whiten(self.metric, jnp.eye(self.metric.sigma.shape[0], dtype=self.metric.sigma.dtype))
+        return jnp.linalg.inv(root @ root.T)
+
+    @property
+    def metric_reason(self) -> str:
+        """Why this metric: one sentence."""
+        found = ", ".join(
+            f"{n} {float(d):.2g}" for n, d in zip(metrics.NAMES, self.metric_divergences, strict=True)
+        )
+        return (
+            f"{self.metric_name}: the simplest of those near the least held-out Fisher divergence ({found})"
+        )
+
+
+class BlackjaxInfo(NamedTuple):
+    """Report of a blackjax algorithm: its scalar info fields, (chain, draw), and the diagnostics."""
+
+    sampler: Any
+    rhat: Any
+    ess: Any
+    ess_tail: Any
+    status: Any
+
+
+def convergence(positions: ArrayTree) -> Convergence:
+    """Judge the chains.
+
+    Args:
+        positions: leaves (chain, draw, ...).
+    """
+    rhat, ess, ess_tail, status = _diagnose(engine.flat_position(positions))
+    one = jax.tree.map(lambda x: x[0, 0], positions)
+    trees = (_like(values, one) for values in (rhat, ess, ess_tail))
+    return Convergence(*trees, status)
+
+
+def explain(found: Convergence, num_chains: int) -> str:
+    """Say which coordinate is worst and how bad it is (outside jit)."""
+    names = engine.coordinate_names(found.rhat)
+    rhat, ess, tail = (np.asarray(_flat(tree)) for tree in found[:3])
+    text = []
+    if num_chains > 1 and not np.all(rhat <= 1.01):
+        worst = int(np.argmax(np.where(np.isnan(rhat), np.inf, rhat)))
+        text.append(f"the chains disagree most on {names[worst]} (R-hat {rhat[worst]:.3f})")
+    least = np.fmin(ess, tail)
+    worst = int(np.argmin(np.where(np.isnan(least), -np.inf, least)))
+    text.append(f"{names[worst]} has the fewest effective draws ({least[worst]:.0f})")
+    return ", ".join(text)
+
+
+@jax.jit
+def _diagnose(draws: Float[Array, "chain draw d"]) -> tuple[Array, Array, Array, Int[Array, ""]]:
+    if draws.shape[1] < 4:
+        nothing = jnp.full(draws.shape[2], jnp.nan, draws.dtype)
+        return nothing, nothing, nothing, jnp.asarray(int(Status.CHAINS_DISAGREE), jnp.int32)
+    status = diagnostics.convergence_status(draws)
+    return diagnostics.rhat(draws), diagnostics.ess(draws), diagnostics.ess_tail(draws), status
+
+
+def _flat(tree: ArrayTree) -> Array:
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _like(values: Array, tree: ArrayTree) -> ArrayTree:
+    leaves, structure = jax.tree.flatten(tree)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    pieces = jnp.split(values, ends)
+    return jax.tree.unflatten(
+        structure, [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
+    )
