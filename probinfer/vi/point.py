@@ -1,0 +1,178 @@
+"""The posterior mode, by L-BFGS from several starts.
+
+A mode depends on the coordinates: the density of ``exp(z)`` and that of ``z`` differ by the Jacobian and so do their
+modes. By default the density of the constrained parameters is maximised, the one people mean by MAP; with
+``jacobian=True`` that of the unconstrained position.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from probinfer import engine, optimize
+from probinfer import progress as bars
+from probinfer.base import Status, as_partial
+from probinfer.checkpoint import Checkpoint
+from probinfer.errors import NumericalError, advice
+from probinfer.posterior import Posterior
+from probinfer.targets import Target
+from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar, field, pytree
+
+__all__ = ["MAP", "MAPInfo", "maximize"]
+
+
+class MAPInfo(NamedTuple):
+    """Report of a mode search.
+
+    ``log_density`` is that of the mode in the chosen coordinates; ``values``, ``statuses`` and ``num_evaluations``
+    have one entry a restart (the value of a failed one is minus infinity), ``best`` is the index of the one kept.
+    ``covariance`` (d, d), if asked for, is that of Laplace's approximation: minus the inverse Hessian with respect to
+    the unconstrained position, flattened, NaN where the Hessian is not negative definite. ``status`` is that of the
+    best restart.
+    """
+
+    log_density: Any
+    values: Any
+    statuses: Any
+    num_evaluations: Any
+    best: Any
+    covariance: Any
+    status: Any
+
+
+@pytree
+class MAP:
+    """The posterior mode as an engine: a posterior with a single draw.
+
+    Args:
+        num_restarts: starting points; the best end is kept.
+        jacobian: maximise the density of the unconstrained position instead of that of the constrained values. The
+            former has a mode inside wherever the posterior does not pile up at a boundary.
+        covariance: also compute Laplace's covariance (d gradients of the gradient).
+        max_steps: the most L-BFGS steps of a restart.
+        mode: restarts one after another (``"map"``), vectorised (``"vmap"``), or as the device asks (``"auto"``).
+    """
+
+    num_restarts: int = field(static=True, default=4)
+    jacobian: bool = field(static=True, default=False)
+    covariance: bool = field(static=True, default=False)
+    max_steps: int = field(static=True, default=1000)
+    mode: str = field(static=True, default="auto")
+
+    def __post_init__(self):
+        """Check the settings."""
+        if self.num_restarts < 1 or self.max_steps < 1:
+            raise ValueError(
+                f"expected num_restarts >= 1 and max_steps >= 1, got {self.num_restarts} and {self.max_steps}"
+            )
+
+    def sample(
+        self,
+        key: PRNGKey,
+        target: Target,
+        *,
+        progress: bool | str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Posterior:
+        """Find the mode.
+
+        Args:
+            key: random key, for the starting points.
+            target: an exact target.
+            progress: a line while it works; ``None`` means on a terminal.
+            checkpoint: not used: the search is short.
+
+        Returns:
+            A posterior with one chain of one draw; its ``info`` is a :class:`MAPInfo`.
+
+        Raises:
+            TypeError: not a key, not a target, or a minibatch target.
+            NumericalError: no restart ended at a finite log density.
+
+        Warns:
+            ConvergenceWarning: the best restart did not converge.
+        """
+        engine.check(key, target, "MAP")
+        with bars.task("MAP", None, progress):
+            starts = target.init(key, self.num_restarts)
+            jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
+            fn = jax.tree_util.Partial(_objective, as_partial(target.logdensity_fn), jacobian)
+            position, info = maximize(fn, starts, max_steps=self.max_steps, mode=self.mode)
+            if int(info.status) == Status.NON_FINITE:
+                raise NumericalError(
+                    f"MAP: no restart ended at a finite log density; {advice(Status.NON_FINITE)}",
+                    Status.NON_FINITE,
+                )
+            if self.covariance:
+                info = info._replace(covariance=laplace_covariance(fn, position))
+        engine.warn(info.status, f"the best of {self.num_restarts} restarts did not converge", "MAP")
+        draws = jax.tree.map(lambda x: x[None, None], position)
+        return engine.finish(target, draws, position, info)
+
+
+def _objective(logdensity_fn: Callable, jacobian_fn: Callable | None, position: ArrayTree) -> Scalar:
+    """Log p(values) = log p(position) - log |det d values / d position|."""
+    value = logdensity_fn(position)
+    return value if jacobian_fn is None else value - jacobian_fn(position)
+
+
+def maximize(
+    fn: Callable, starts: ArrayTree, *, max_steps: int = 1000, mode: str = "auto"
+) -> tuple[ArrayTree, MAPInfo]:
+    """Return the best of the maxima found from several starts.
+
+    Args:
+        fn: differentiable scalar function of one position.
+        starts: positions with a leading axis.
+        max_steps: the most L-BFGS steps of a start.
+        mode: ``"auto"``, ``"map"`` or ``"vmap"`` over the starts.
+
+    Returns:
+        The position and the report, both without failing on non-finite values: the status says so.
+    """
+    return _maximize(as_partial(fn), starts, jnp.asarray(max_steps, jnp.int32), mode)
+
+
+@functools.partial(jax.jit, static_argnames="mode")
+def _maximize(
+    fn: Callable, starts: ArrayTree, max_steps: Int[Array, ""], mode: str
+) -> tuple[ArrayTree, MAPInfo]:
+    loss = jax.tree_util.Partial(_negative, fn)
+    results = engine.over(lambda start: optimize.minimize(loss, start, max_steps=max_steps), mode, starts)
+    values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
+    best = jnp.argmax(values)
+    info = MAPInfo(
+        log_density=values[best],
+        values=values,
+        statuses=results.status,
+        num_evaluations=results.num_evaluations,
+        best=best.astype(jnp.int32),
+        covariance=None,
+        status=results.status[best],
+    )
+    return jax.tree.map(lambda x: x[best], results.position), info
+
+
+def _negative(fn: Callable, position: ArrayTree) -> Scalar:
+    return -fn(position)
+
+
+@jax.jit
+def laplace_covariance(fn: Callable, position: ArrayTree) -> Float[Array, "d d"]:
+    """Return minus the inverse Hessian at a maximum; NaN where it is not negative definite.
+
+    Args:
+        fn: a ``Partial``, twice differentiable.
+        position: the maximum.
+    """
+    flat, unravel = ravel_pytree(position)
+    gradient = jax.grad(lambda x: -fn(unravel(x)))
+    rows = jax.lax.map(lambda v: jax.jvp(gradient, (flat,), (v,))[1], jnp.eye(flat.size, dtype=flat.dtype))
+    chol = jnp.linalg.cholesky((rows + rows.T) / 2)
+    return jax.scipy.linalg.cho_solve((chol, True), jnp.eye(flat.size, dtype=flat.dtype))
