@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from probinfer.base import Status
 from probinfer.errors import NumericalError
 from probinfer.logdensity import Bound, StochasticLogDensity
-from probinfer.targets.starts import MAX_TRIES, explain_failure, starting_positions
+from probinfer.targets.starts import MAX_TRIES, draw_candidates, explain_failure, starting_positions
 from probinfer.types import ArrayTree, LogDensityFn, PRNGKey, field, pytree
 
 __all__ = ["Prior", "Target"]
@@ -75,6 +75,23 @@ class Target:
             ValueError: the structure differs, or (outside jit) a value is outside its support; the leaf is named.
         """
         return self.unconstrain_fn(values)
+
+    def candidates(self, key: PRNGKey, num: int) -> ArrayTree:
+        """Draw starting positions without looking at the log density there: cheap, for engines that can fail.
+
+        Args:
+            key: a random key.
+            num: how many positions.
+
+        Returns:
+            Unconstrained positions with leading axis ``num``, the first one ``start`` where there is one.
+
+        Raises:
+            ValueError: ``num`` is not positive.
+        """
+        if num < 1:
+            raise ValueError(f"num must be at least 1, got {num}")
+        return draw_candidates(key, self.draw_fn, self.start, num=num)
 
     def init(self, key: PRNGKey, num: int) -> ArrayTree:
         """Draw starting positions with a finite log density and gradient, each tried up to 100 times.

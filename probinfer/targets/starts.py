@@ -11,7 +11,7 @@ from probinfer.logdensity import Bound, StochasticLogDensity
 from probinfer.transforms import leaf_names
 from probinfer.types import Array, ArrayTree, PRNGKey, PyTree
 
-__all__ = ["MAX_TRIES", "explain_failure", "starting_positions"]
+__all__ = ["MAX_TRIES", "draw_candidates", "explain_failure", "starting_positions"]
 
 MAX_TRIES = 100
 
@@ -77,6 +77,25 @@ def _evaluate(
     key: PRNGKey, logdensity_fn: Bound, terms_fn: Bound, position: ArrayTree
 ) -> tuple[dict, ArrayTree]:
     return terms_fn(position), _value_and_grad(logdensity_fn, key, position)[1]
+
+
+@partial(jax.jit, static_argnames="num")
+def draw_candidates(key: PRNGKey, draw_fn: Bound, start: ArrayTree | None, *, num: int) -> ArrayTree:
+    """Draw positions once each; the first one is ``start`` where there is one.
+
+    Args:
+        key: a random key.
+        draw_fn: ``draw_fn(key, attempt) -> position``.
+        start: the first position, or ``None``.
+        num: how many positions.
+
+    Returns:
+        The positions with leading axis ``num``.
+    """
+    drawn = jax.vmap(lambda k: draw_fn(k, jnp.zeros((), jnp.int32)))(jax.random.split(key, num))
+    if start is None:
+        return drawn
+    return jax.tree.map(lambda first, rest: rest.at[0].set(jnp.asarray(first, rest.dtype)), start, drawn)
 
 
 def explain_failure(key: PRNGKey, logdensity_fn: Bound, terms_fn: Bound, position: ArrayTree) -> str:

@@ -7,6 +7,7 @@ modes. By default the density of the constrained parameters is maximised, the on
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from probinfer.posterior import Posterior
 from probinfer.targets import Target
 from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar, field, pytree
 
-__all__ = ["MAP", "MAPInfo", "maximize"]
+__all__ = ["MAP", "MAPInfo", "maximize", "point_posterior"]
 
 
 class MAPInfo(NamedTuple):
@@ -99,21 +100,48 @@ class MAP:
             ConvergenceWarning: the best restart did not converge.
         """
         engine.check(key, target, "MAP")
-        with bars.task("MAP", None, progress):
-            starts = target.init(key, self.num_restarts)
-            jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
-            fn = jax.tree_util.Partial(_objective, as_partial(target.logdensity_fn), jacobian)
-            position, info = maximize(fn, starts, max_steps=self.max_steps, mode=self.mode)
-            if int(info.status) == Status.NON_FINITE:
-                raise NumericalError(
-                    f"MAP: no restart ended at a finite log density; {advice(Status.NON_FINITE)}",
-                    Status.NON_FINITE,
-                )
-            if self.covariance:
-                info = info._replace(covariance=laplace_covariance(fn, position))
-        engine.warn(info.status, f"the best of {self.num_restarts} restarts did not converge", "MAP")
-        draws = jax.tree.map(lambda x: x[None, None], position)
-        return engine.finish(target, draws, position, info)
+        jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
+        fn = jax.tree_util.Partial(_objective, as_partial(target.logdensity_fn), jacobian)
+        posterior, position = point_posterior("MAP", key, target, fn, self, progress)
+        if self.covariance:
+            info = posterior.info._replace(covariance=laplace_covariance(fn, position))
+            posterior = dataclasses.replace(posterior, info=info)
+        return posterior
+
+
+def point_posterior(
+    name: str, key: PRNGKey, target: Target, fn: Callable, settings: Any, progress: bool | str | None
+) -> tuple[Posterior, ArrayTree]:
+    """Maximise a function of the unconstrained position and hand the best point back as a posterior.
+
+    Args:
+        name: of the engine, for messages.
+        key: random key, for the starting points.
+        target: the target, checked before.
+        fn: what is maximised, a ``Partial``.
+        settings: anything with ``num_restarts``, ``max_steps`` and ``mode``.
+        progress: a line while it works; ``None`` means on a terminal.
+
+    Returns:
+        A posterior with one chain of one draw, and the unconstrained position.
+
+    Raises:
+        NumericalError: no restart ended at a finite value.
+    """
+    with bars.task(name, None, progress):
+        # Compiling a check of the starts costs more than a restart that fails: check only if all of them did.
+        climb = functools.partial(maximize, fn, max_steps=settings.max_steps, mode=settings.mode)
+        position, info = climb(target.candidates(key, settings.num_restarts))
+        if int(info.status) == Status.NON_FINITE:
+            position, info = climb(target.init(key, settings.num_restarts))
+        if int(info.status) == Status.NON_FINITE:
+            raise NumericalError(
+                f"{name}: no restart ended at a finite log density; {advice(Status.NON_FINITE)}",
+                Status.NON_FINITE,
+            )
+    engine.warn(info.status, f"the best of {settings.num_restarts} restarts did not converge", name)
+    draws = jax.tree.map(lambda x: x[None, None], position)
+    return engine.finish(target, draws, position, info), position
 
 
 def _objective(logdensity_fn: Callable, jacobian_fn: Callable | None, position: ArrayTree) -> Scalar:

@@ -1,0 +1,38 @@
+"""Gaussian processes: hyperparameters learned, not chosen.
+
+``fit`` does the whole job; ``condition`` and ``log_evidence`` are its pure, differentiable pieces.
+"""
+
+from probinfer import kernels
+from probinfer.gp import likelihoods, means
+from probinfer.gp.condition import Conditioned, condition, log_evidence
+from probinfer.gp.conjugate import Exact
+from probinfer.gp.fit import Fit, fit
+from probinfer.gp.hyper_posterior import hyper_posterior
+from probinfer.gp.learn import MAP, ML2
+from probinfer.gp.leaves import leaf_names, replace
+from probinfer.gp.model import Model
+from probinfer.gp.priors import default_prior, fixed, tie
+from probinfer.gp.storage import load
+
+__all__ = [
+    "MAP",
+    "ML2",
+    "Conditioned",
+    "Exact",
+    "Fit",
+    "Model",
+    "condition",
+    "default_prior",
+    "fit",
+    "fixed",
+    "hyper_posterior",
+    "kernels",
+    "leaf_names",
+    "likelihoods",
+    "load",
+    "log_evidence",
+    "means",
+    "replace",
+    "tie",
+]

@@ -1,0 +1,306 @@
+"""Learn the hyperparameters of a Gaussian process from a table, and predict.
+
+``fit`` standardises, puts the evidence and the prior into a target, hands it to a learner (``ML2``, ``MAP`` or any
+engine of the library), and returns a ``Fit`` that predicts in the user's units. A point estimate is one model, a
+posterior is many: prediction is the same mixture in both cases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from probinfer.base import Status
+from probinfer.errors import NumericalError, advice
+from probinfer.gp.condition import condition, default_inference, failed
+from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
+from probinfer.gp.learn import ML2
+from probinfer.gp.model import Model, cast
+from probinfer.gp.predictive import NormalMixture
+from probinfer.gp.priors import default_prior
+from probinfer.gp.scaling import Scaling, identity_scaling, standardization
+from probinfer.gp.validate import check_data, check_inputs
+from probinfer.infer import infer
+from probinfer.linalg import safe_cholesky
+from probinfer.posterior import Posterior
+from probinfer.types import PRNGKey, field, pytree
+
+__all__ = ["Fit", "fit"]
+
+_MAX_COMPONENTS = 200  # hyperparameter draws in a prediction: Monte Carlo error 7 % of their own spread
+_CHUNK = 2048  # rows of new inputs predicted at once: memory N * _CHUNK
+
+
+@pytree
+class Fit:
+    """A Gaussian process with learned hyperparameters.
+
+    Attributes:
+        models: the model at S hyperparameter values of equal weight, leaves ``(S, ...)``, in standardised units.
+        posterior: the draws of the hyperparameters by dotted name, in standardised units; None for a point estimate.
+        log_evidence: log p(y | X) in the user's units: at the learned hyperparameters for a point estimate, with
+            the hyperparameters integrated out where the engine estimates that, else None.
+        info: what the learner reports of itself.
+        inference: the inference method.
+        scaling: the maps between the user's units and those of the model.
+        X: training inputs in the model's units.
+        y: training outputs in the model's units.
+    """
+
+    models: Any
+    posterior: Posterior | None
+    log_evidence: Any
+    info: Any
+    inference: Any
+    scaling: Scaling
+    X: Any
+    y: Any
+    is_point: bool = field(static=True)
+
+    @property
+    def model(self) -> Model:
+        """The learned model of a point estimate.
+
+        Raises:
+            AttributeError: the hyperparameters are draws, in ``posterior``.
+        """
+        if not self.is_point:
+            raise AttributeError(
+                "this fit has a posterior over hyperparameters, not one model: see .posterior and .models"
+            )
+        return jax.tree.map(lambda leaf: leaf[0], self.models)
+
+    def predict(self, X_new: Any) -> tuple[jax.Array, jax.Array]:
+        """Mean ``(M,)`` and variance ``(M,)`` of the latent function, mixture moments over hyperparameter draws.
+
+        Raises:
+            TypeError: ``X_new`` is not floating point or has another dtype than the training inputs.
+            ValueError: ``X_new`` has another number of columns, or is not finite.
+        """
+        latent = NormalMixture(*self._latent(X_new)).affine(self.scaling.y_mean, self.scaling.y_scale)
+        return latent.mean, latent.variance
+
+    def predict_y(self, X_new: Any, *, noise_variance: Any = None) -> NormalMixture:
+        """The distribution of new outputs: ``mean``, ``variance``, ``quantile(q)``, ``log_prob``, ``sample``.
+
+        Args:
+            X_new: new inputs ``(M, D)``.
+            noise_variance: with ``KnownNoise``, the noise at the new points, in squared units of y.
+
+        Returns:
+            A pointwise predictive distribution in the user's units.
+
+        Raises:
+            TypeError: see ``predict``.
+            ValueError: see ``predict``, and the likelihood's ``predictive``.
+        """
+        mean, variance = self._latent(X_new)
+        if noise_variance is not None:
+            noise_variance = jnp.asarray(noise_variance, self.X.dtype) / self.scaling.y_scale**2
+        predictive = self.models.likelihood.predictive(mean, variance, noise_variance)
+        return predictive.affine(self.scaling.y_mean, self.scaling.y_scale)
+
+    def predict_joint(self, X_new: Any) -> tuple[jax.Array, jax.Array]:
+        """Mean ``(M,)`` and covariance ``(M, M)`` of the latent function, mixture moments over hyperparameter draws."""
+        X_new = self._inputs(X_new)
+        means, covariances = _joint(self.inference, self.models, self.X, self.y, X_new)
+        return self.scaling.y_mean + self.scaling.y_scale * means, self.scaling.y_scale**2 * covariances
+
+    def sample(self, key: PRNGKey, X_new: Any, num: int) -> jax.Array:
+        """Draw ``num`` latent functions at ``X_new``, shape ``(num, M)``, each with hyperparameters of its own draw.
+
+        Raises:
+            NumericalError: the joint covariance of the new points could not be factored.
+        """
+        choice_key, noise_key = jax.random.split(key)
+        num_models = jax.tree.leaves(self.models)[0].shape[0]
+        chosen = jax.random.randint(choice_key, (num,), 0, num_models)
+        noise = jax.random.normal(noise_key, (num, len(X_new)), self.X.dtype)
+        functions = _functions(
+            self.inference, self.models, chosen, self.X, self.y, self._inputs(X_new), noise
+        )
+        if not bool(jnp.isfinite(functions).all()):
+            raise NumericalError(
+                f"sampling failed: {advice(Status.NOT_POSITIVE_DEFINITE)}", Status.NOT_POSITIVE_DEFINITE
+            )
+        return self.scaling.y_mean + self.scaling.y_scale * functions
+
+    def log_prob(self, X_new: Any, y_new: Any, *, noise_variance: Any = None) -> jax.Array:
+        """Pointwise log predictive density ``(M,)``: the log of the mean over hyperparameter draws."""
+        check_data(X_new, y_new)
+        return self.predict_y(X_new, noise_variance=noise_variance).log_prob(jnp.asarray(y_new))
+
+    def loo(self) -> jax.Array:
+        """Leave-one-out log predictive densities ``(N,)`` of the training outputs, in the user's units.
+
+        log p(y_i | y_-i) = −log mean_s 1 / p(y_i | y_-i, θ_s): the draws were made with point i, and are weighted back
+        to what they would be without it (Gelfand, Dey and Chang 1992, eq. 9).
+        """
+        log_loo = _loo(self.inference, self.models, self.X, self.y)
+        num = jnp.log(jnp.asarray(log_loo.shape[0], log_loo.dtype))
+        return num - logsumexp(-log_loo, axis=0) - jnp.log(self.scaling.y_scale)
+
+    def save(self, path: Any) -> None:
+        """Write the fit to a file without pickle; ``gp.load`` reads it.
+
+        Raises:
+            TypeError: the model holds an object that cannot be written, such as a lambda in a warped kernel.
+        """
+        from probinfer.gp.storage import save
+
+        save(path, self)
+
+    def _inputs(self, X_new):
+        X_new = check_inputs(X_new, columns=self.X.shape[1], dtype=self.X.dtype)
+        return self.scaling.inputs(X_new)
+
+    def _latent(self, X_new):
+        """Means and variances ``(S, M)`` in the model's units; rows are padded so that few shapes are compiled."""
+        X_new = np.asarray(self._inputs(X_new))
+        num = len(X_new)
+        padded = max(16, 1 << (num - 1).bit_length()) if num <= _CHUNK else -(-num // _CHUNK) * _CHUNK
+        rows = np.concatenate([X_new, np.repeat(X_new[-1:], padded - num, 0)])
+        chunks = rows.reshape(-1, min(padded, _CHUNK), X_new.shape[1])
+        mean, variance = _marginals(self.inference, self.models, self.X, self.y, jnp.asarray(chunks))
+        return mean[:, :num], variance[:, :num]
+
+
+def fit(
+    key: PRNGKey,
+    model: Model,
+    X: Any,
+    y: Any,
+    *,
+    inference: Any = None,
+    learn: Any = None,
+    prior: Any = None,
+    standardize: bool = True,
+    progress: bool | None = None,
+) -> Fit:
+    """Learn the hyperparameters of a Gaussian process from data.
+
+    Args:
+        key: random key.
+        model: the model; its hyperparameters are where learning starts.
+        X: inputs ``(N, D)``, floating point.
+        y: outputs ``(N,)``, of the same dtype.
+        inference: how p(f | X, y) is found; ``gp.Exact()`` for Gaussian likelihoods.
+        learn: ``gp.ML2()`` (the default), ``gp.MAP()``, or any engine of the library for the whole posterior.
+        prior: a tree shaped like the model, from ``gp.default_prior``; ``ML2`` draws its restarts from it.
+        standardize: give X, and y where it has a unit, zero mean and unit standard deviation. The model's values,
+            the prior, ``fit.model`` and hyperparameter draws are then in these units; ``KnownNoise`` and everything
+            that the fit predicts are in the user's. False takes all as given.
+        progress: show progress; by default on a terminal.
+
+    Returns:
+        The fit.
+
+    Raises:
+        TypeError: the data are not floating point, or differ in dtype.
+        ValueError: shapes, values or priors do not fit.
+        NumericalError: no usable hyperparameters were found.
+    """
+    X, y = check_data(X, y)
+    inference = default_inference(model) if inference is None else inference
+    has_unit = getattr(model.likelihood, "outputs_have_unit", False)
+    scaling = (
+        standardization(X, y, outputs=has_unit) if standardize else identity_scaling(X.shape[1], X.dtype)
+    )
+    X, y = scaling.inputs(X), scaling.outputs(y)
+    model = cast(model, X.dtype)
+    if has_unit:
+        model = Model(model.kernel, model.likelihood.rescale(scaling.y_scale), model.mean)
+    prior = default_prior(model, X) if prior is None else prior
+    free, target = hyper_posterior(model, prior, X, y, inference)
+    learn_key, draw_key = jax.random.split(key)
+    posterior = infer(learn_key, target, ML2() if learn is None else learn, progress=progress)
+    is_point = posterior.num_chains * posterior.num_draws == 1
+    draws = posterior.flat() if is_point else posterior.resample(draw_key, _num_components(posterior))
+    models = _stack(rebuild(free, model, draws), jax.tree.leaves(draws)[0].shape[0], model)
+    log_evidence = posterior.log_evidence
+    if is_point:
+        log_evidence = _check_point(inference, models, X, y)
+    if log_evidence is not None:
+        log_evidence = log_evidence - y.shape[0] * jnp.log(scaling.y_scale)
+    return Fit(
+        models=models,
+        posterior=None if is_point else posterior,
+        log_evidence=log_evidence,
+        info=posterior.info,
+        inference=inference,
+        scaling=scaling,
+        X=X,
+        y=y,
+        is_point=is_point,
+    )
+
+
+def _num_components(posterior):
+    return min(_MAX_COMPONENTS, posterior.num_chains * posterior.num_draws)
+
+
+def _stack(models, num, model):
+    """Leading axes for the leaves that are not learned, and the dtype of the data for those that are."""
+    return jax.tree.map(
+        lambda leaf, old: jnp.broadcast_to(leaf, (num, *np.shape(old))).astype(old.dtype), models, model
+    )
+
+
+def _check_point(inference, models, X, y):
+    log_evidence, status = _point_evidence(inference, models, X, y)
+    if bool(failed(status)):
+        raise NumericalError(f"no usable hyperparameters were found: {advice(status)}", int(status))
+    return log_evidence
+
+
+@jax.jit
+def _point_evidence(inference, models, X, y):
+    conditioned = condition(jax.tree.map(lambda leaf: leaf[0], models), X, y, inference)
+    return conditioned.log_evidence, conditioned.status
+
+
+@jax.jit
+def _marginals(inference, models, X, y, chunks):
+    def one(model):
+        conditioned = condition(model, X, y, inference)
+        mean, variance = jax.lax.map(conditioned.predict, chunks)
+        return mean.ravel(), variance.ravel()
+
+    return jax.lax.map(one, models)
+
+
+@jax.jit
+def _joint(inference, models, X, y, X_new):
+    def add(total, counted):
+        count, model = counted
+        mean, covariance = condition(model, X, y, inference).predict_joint(X_new)
+        # Welford's update: no difference of large second moments.
+        delta = mean - total[0]
+        center = total[0] + delta / count
+        return (center, total[1] + covariance + jnp.outer(delta, mean - center)), None
+
+    num = jax.tree.leaves(models)[0].shape[0]
+    zeros = jnp.zeros(X_new.shape[0], X.dtype)
+    counts = jnp.arange(1, num + 1).astype(X.dtype)
+    (mean, total), _ = jax.lax.scan(add, (zeros, jnp.outer(zeros, zeros)), (counts, models))
+    return mean, total / num
+
+
+@jax.jit
+def _functions(inference, models, chosen, X, y, X_new, noise):
+    def one(arguments):
+        index, normal = arguments
+        model = jax.tree.map(lambda leaf: leaf[index], models)
+        mean, covariance = condition(model, X, y, inference).predict_joint(X_new)
+        return mean + safe_cholesky(covariance)[0] @ normal
+
+    return jax.lax.map(one, (chosen, noise))
+
+
+@jax.jit
+def _loo(inference, models, X, y):
+    return jax.lax.map(lambda model: condition(model, X, y, inference).log_loo, models)

@@ -1,0 +1,69 @@
+"""Point estimates of the hyperparameters.
+
+``ML2`` maximises the evidence p(y | θ) (type-II maximum likelihood), ``MAP`` the posterior density. Both are engines:
+a posterior with a single draw.
+"""
+
+from __future__ import annotations
+
+from probinfer import engine
+from probinfer.base import as_partial
+from probinfer.checkpoint import Checkpoint
+from probinfer.posterior import Posterior
+from probinfer.targets import Target
+from probinfer.types import PRNGKey, field, pytree
+from probinfer.vi import MAP
+from probinfer.vi.point import point_posterior
+
+__all__ = ["MAP", "ML2"]
+
+
+@pytree
+class ML2:
+    """Type-II maximum likelihood: argmax over θ of p(y | θ), by L-BFGS from several starts.
+
+    The first start is the model as it was given, the others are drawn from the prior, which plays no other part.
+
+    Attributes:
+        num_restarts: starting points; the best end is kept.
+        max_steps: the most L-BFGS steps of a start.
+        mode: starts one after another (``"map"``), vectorised (``"vmap"``), or as the device asks (``"auto"``).
+
+    References:
+        Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, section 5.4.1.
+    """
+
+    num_restarts: int = field(static=True, default=4)
+    max_steps: int = field(static=True, default=1000)
+    mode: str = field(static=True, default="auto")
+
+    def sample(
+        self,
+        key: PRNGKey,
+        target: Target,
+        *,
+        progress: bool | str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Posterior:
+        """Find the maximum of the likelihood part of a target.
+
+        Args:
+            key: random key, for the starting points.
+            target: an exact target whose log likelihood is known.
+            progress: a line while it works; ``None`` means on a terminal.
+            checkpoint: not used: the search is short.
+
+        Returns:
+            A posterior with one chain of one draw; ``info.log_density`` is the log likelihood there.
+
+        Raises:
+            TypeError: not a target with a ``log_likelihood_fn``.
+            NumericalError: no start ended at a finite log likelihood.
+        """
+        engine.check(key, target, "ML2")
+        if target.log_likelihood_fn is None:
+            raise TypeError(
+                "ML2 needs a target whose log likelihood is known apart from the prior; use vi.MAP()"
+            )
+        fn = as_partial(target.log_likelihood_fn)
+        return point_posterior("ML-II", key, target, fn, self, progress)[0]

@@ -1,0 +1,80 @@
+"""Standardisation: the two affine maps between the user's units and those of the model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.types import pytree
+
+__all__ = ["Scaling", "identity_scaling", "standardization"]
+
+
+@pytree
+class Scaling:
+    """x ↦ (x − x_mean) / x_scale by column, y ↦ (y − y_mean) / y_scale.
+
+    Attributes:
+        x_mean: column means ``(D,)``.
+        x_scale: column standard deviations ``(D,)``.
+        y_mean: mean of the outputs, 0 where the outputs have no unit.
+        y_scale: standard deviation of the outputs, 1 where they have no unit.
+    """
+
+    x_mean: Any
+    x_scale: Any
+    y_mean: Any
+    y_scale: Any
+
+    def inputs(self, X: Any) -> Any:
+        """Inputs in the model's units."""
+        return (X - self.x_mean) / self.x_scale
+
+    def outputs(self, y: Any) -> Any:
+        """Outputs in the model's units."""
+        return (y - self.y_mean) / self.y_scale
+
+
+def identity_scaling(num_columns: int, dtype: Any) -> Scaling:
+    """The maps that change nothing."""
+    zeros, one = jnp.zeros(num_columns, dtype), jnp.ones((), dtype)
+    return Scaling(zeros, zeros + 1, one - 1, one)
+
+
+def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
+    """The maps to zero mean and unit standard deviation.
+
+    A constant column keeps its unit, with a warning: nothing can be learned from it.
+
+    Args:
+        X: checked inputs ``(N, D)``.
+        y: checked outputs ``(N,)``.
+        outputs: whether the outputs are real numbers with a unit (not classes or counts).
+
+    Returns:
+        The maps, in the dtype of the data.
+
+    Raises:
+        ValueError: there is only one point, so there is no spread.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    if len(X) < 2:
+        raise ValueError("standardisation needs at least 2 points; pass standardize=False for a single one")
+    x_mean, x_scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
+    constant = np.flatnonzero(x_scale <= 1e-12 * np.maximum(np.abs(x_mean), 1e-300))
+    if len(constant):
+        warnings.warn(
+            f"input columns {constant.tolist()} are constant: they carry no information and their lengthscales follow "
+            "the prior; drop them",
+            stacklevel=3,
+        )
+        x_scale[constant] = 1.0
+    y_mean, y_scale = (y.mean(dtype=np.float64), y.std(dtype=np.float64)) if outputs else (0.0, 1.0)
+    if y_scale <= 1e-12 * max(abs(float(y_mean)), 1e-300):
+        warnings.warn("y is constant: there is nothing to learn from it", stacklevel=3)
+        y_scale = 1.0
+    arrays = (np.asarray(value, X.dtype) for value in (x_mean, x_scale, y_mean, y_scale))
+    return Scaling(*map(jnp.asarray, arrays))

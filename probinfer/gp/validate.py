@@ -1,0 +1,87 @@
+"""What the data of a Gaussian process must be, checked at the boundary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.errors import check_finite, check_floating
+
+__all__ = ["check_data", "check_inputs"]
+
+
+def check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+    """Check training data and turn them into arrays.
+
+    Args:
+        X: inputs ``(N, D)``, floating point.
+        y: outputs ``(N,)``, floating point of the same dtype.
+
+    Returns:
+        ``X`` and ``y`` as arrays.
+
+    Raises:
+        TypeError: an array is not floating point, or the dtypes differ.
+        ValueError: shapes do not fit, N or D is zero, or an entry is NaN or infinite.
+    """
+    X = check_inputs(X)
+    y = _array("y", y)
+    if y.ndim != 1:
+        hint = "; use y.ravel()" if y.ndim == 2 and 1 in y.shape else ""
+        raise ValueError(f"y must have shape (N,), got {y.shape}{hint}")
+    if X.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"X has {X.shape[0]} rows but y has {y.shape[0]} entries; they must be the same points"
+        )
+    if X.dtype != y.dtype:
+        raise TypeError(f"X is {X.dtype} but y is {y.dtype}; convert one, for example y.astype(X.dtype)")
+    return X, y
+
+
+def check_inputs(X: Any, columns: int | None = None, dtype: Any = None) -> jax.Array:
+    """Check an input matrix and turn it into an array.
+
+    Args:
+        X: inputs ``(N, D)``, floating point.
+        columns: the D that is asked for.
+        dtype: the dtype that is asked for.
+
+    Returns:
+        ``X`` as an array.
+
+    Raises:
+        TypeError: not floating point, or another dtype than asked for.
+        ValueError: not a matrix, no rows or columns, another number of columns, or an entry is NaN or infinite.
+    """
+    X = _array("X", X)
+    if X.ndim != 2:
+        hint = "; one input column is X[:, None]" if X.ndim == 1 else ""
+        raise ValueError(f"X must have shape (N, D), got {X.shape}{hint}")
+    if 0 in X.shape:
+        raise ValueError(f"X has shape {X.shape}: at least one row and one column are needed")
+    if columns is not None and X.shape[1] != columns:
+        raise ValueError(f"X has {X.shape[1]} columns, the model was conditioned on {columns}")
+    if dtype is not None and X.dtype != dtype:
+        raise TypeError(
+            f"X is {X.dtype}, the training data are {dtype}; convert it with X.astype({np.dtype(dtype)})"
+        )
+    return X
+
+
+def _array(name, value):
+    if isinstance(value, jax.Array):
+        array = value
+    else:
+        array = np.asarray(value)
+        if array.dtype == object:
+            raise TypeError(
+                f"{name} must be an array of numbers, got objects; convert categories to columns of floats"
+            )
+    check_floating(name, array)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")
+    check_finite(name, array)
+    return jnp.asarray(array)

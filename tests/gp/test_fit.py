@@ -1,0 +1,242 @@
+"""The facade: units, learners, predictions as mixtures, bad input."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import optimize, stats
+
+from probinfer import gp, mcmc, vi
+from tests.reference import gp_predict as oracle
+
+RNG = np.random.default_rng(7)
+X = RNG.uniform(0, 10, size=(40, 2)) * np.array([1.0, 100.0]) + 5.0
+Y = 300 + 40 * np.sin(X[:, 0]) + 0.02 * X[:, 1] + 4 * RNG.normal(size=40)
+X_NEW = RNG.uniform(0, 10, size=(9, 2)) * np.array([1.0, 100.0]) + 5.0
+
+
+def model():
+    return gp.Model(gp.kernels.RBF(1.0, jnp.ones(2)), gp.likelihoods.Gaussian(0.1))
+
+
+@pytest.fixture(scope="module")
+def ml2():
+    return gp.fit(jax.random.key(0), model(), X, Y)
+
+
+@pytest.fixture(scope="module")
+def nuts():
+    engine = mcmc.NUTS(num_warmup=200, num_draws=100, num_chains=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # 100 draws are too few for the convergence rule, and the engine says so
+        return gp.fit(jax.random.key(1), model(), X, Y, learn=engine)
+
+
+def standardized():
+    return (X - X.mean(0)) / X.std(0), (Y - Y.mean()) / Y.std()
+
+
+def test_ml2_finds_the_maximum_that_scipy_finds(ml2):
+    x, y = standardized()
+
+    def negative(theta):
+        variance, l1, l2, noise = np.exp(theta)
+        return -oracle.condition(
+            oracle.rbf(x, x, variance, np.array([l1, l2])), y, np.full(40, noise), np.zeros(40)
+        )[2]
+
+    start = np.log([ml2.model.kernel.variance, *ml2.model.kernel.lengthscale, ml2.model.likelihood.variance])
+    best = optimize.minimize(
+        negative, start, method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9, "maxfev": 400}
+    )
+    assert -negative(start) >= -best.fun - 1e-6
+    np.testing.assert_allclose(ml2.log_evidence, -negative(start) - 40 * np.log(Y.std()), rtol=1e-9)
+
+
+def test_predictions_are_in_the_users_units(ml2):
+    x, y = standardized()
+    kernel = ml2.model.kernel
+    x_new = (X_NEW - X.mean(0)) / X.std(0)
+    grams = [
+        oracle.rbf(a, b, kernel.variance, np.asarray(kernel.lengthscale))
+        for a, b in ((x, x), (x, x_new), (x_new, x_new))
+    ]
+    noise = float(ml2.model.likelihood.variance)
+    mean, cov = oracle.predict(*grams, y, np.full(40, noise), np.zeros(40), np.zeros(9))
+    np.testing.assert_allclose(ml2.predict(X_NEW)[0], Y.mean() + Y.std() * mean, rtol=1e-7)
+    np.testing.assert_allclose(ml2.predict(X_NEW)[1], Y.var() * np.diag(cov), rtol=1e-5)
+    np.testing.assert_allclose(ml2.predict_joint(X_NEW)[1], Y.var() * cov, rtol=1e-5, atol=1e-6 * Y.var())
+    y_new = np.linspace(250, 350, 9)
+    wanted = stats.norm(Y.mean() + Y.std() * mean, Y.std() * np.sqrt(np.diag(cov) + noise))
+    np.testing.assert_allclose(ml2.log_prob(X_NEW, y_new), wanted.logpdf(y_new), rtol=1e-6)
+    np.testing.assert_allclose(ml2.predict_y(X_NEW).quantile(0.9), wanted.ppf(0.9), rtol=1e-7)
+    loo = oracle.leave_one_out(grams[0], y, np.full(40, noise), np.zeros(40)) - np.log(Y.std())
+    np.testing.assert_allclose(ml2.loo(), loo, rtol=1e-6)
+
+
+def test_evidence_does_not_depend_on_standardisation():
+    """The same model stated in both units has the same evidence of the same data."""
+    fixed = {name: gp.fixed for name in gp.leaf_names(model()) if name != "likelihood.variance"}
+    prior = gp.replace(gp.default_prior(model(), standardized()[0]), fixed)
+    scaled = gp.fit(jax.random.key(0), model(), X, Y, prior=prior)
+    kernel = gp.kernels.RBF(float(Y.var()), jnp.asarray(X.std(0)))
+    raw = gp.Model(kernel, gp.likelihoods.Gaussian(float(0.1 * Y.var())))
+    prior = gp.replace(gp.default_prior(raw, X), dict.fromkeys(fixed, gp.fixed))
+    prior = gp.replace(prior, {"likelihood.variance": dist.LogNormal(np.log(0.1 * Y.var()), 1.0)})
+    plain = gp.fit(jax.random.key(0), raw, X, Y - Y.mean(), prior=prior, standardize=False)
+    np.testing.assert_allclose(scaled.log_evidence, plain.log_evidence, rtol=1e-8)
+    np.testing.assert_allclose(
+        scaled.predict(X_NEW)[0] - Y.mean(), plain.predict(X_NEW)[0], rtol=1e-5, atol=1e-3
+    )
+
+
+def test_mixture_over_draws_is_the_mean_of_densities(nuts):
+    """Pointwise: log of the mean over hyperparameter draws, by hand from the stacked models."""
+    y_new = np.linspace(250, 350, 9)
+    x, y = standardized()
+    x_new = (X_NEW - X.mean(0)) / X.std(0)
+    densities = []
+    for i in range(3, 200, 50):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], nuts.models)
+        single = dataclasses.replace(nuts, models=one)
+        kernel, noise = jax.tree.map(lambda leaf: np.asarray(leaf[0]), (one.kernel, one.likelihood.variance))
+        grams = [
+            oracle.rbf(a, b, kernel.variance, kernel.lengthscale)
+            for a, b in ((x, x), (x, x_new), (x_new, x_new))
+        ]
+        mean, cov = oracle.predict(*grams, y, np.full(40, noise), np.zeros(40), np.zeros(9))
+        wanted = stats.norm(Y.mean() + Y.std() * mean, Y.std() * np.sqrt(np.diag(cov) + noise)).pdf(y_new)
+        np.testing.assert_allclose(np.exp(single.log_prob(X_NEW, y_new)), wanted, rtol=1e-5)
+        densities.append(wanted)
+    some = jax.tree.map(lambda leaf: leaf[3:200:50], nuts.models)
+    mixture = dataclasses.replace(nuts, models=some)
+    np.testing.assert_allclose(mixture.log_prob(X_NEW, y_new), np.log(np.mean(densities, 0)), rtol=1e-5)
+
+
+def test_mixture_loo_is_the_harmonic_mean_over_draws(nuts):
+    singles = []
+    for i in (0, 60, 130):
+        singles.append(
+            dataclasses.replace(
+                nuts, models=jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], nuts.models)
+            ).loo()
+        )
+    some = dataclasses.replace(
+        nuts, models=jax.tree.map(lambda leaf: leaf[jnp.array([0, 60, 130])], nuts.models)
+    )
+    np.testing.assert_allclose(some.loo(), -np.log(np.mean(np.exp(-np.array(singles)), 0)), rtol=1e-8)
+
+
+def test_joint_moments_of_a_mixture_have_the_marginals(nuts):
+    mean, covariance = nuts.predict_joint(X_NEW)
+    np.testing.assert_allclose(mean, nuts.predict(X_NEW)[0], rtol=1e-9)
+    np.testing.assert_allclose(jnp.diagonal(covariance), nuts.predict(X_NEW)[1], rtol=1e-6)
+
+
+def test_function_samples_have_the_predictive_moments(nuts):
+    """Mean of 2000 draws: |z| < 4.5 at 9 points; false-fail rate below 1e-4 (the key is fixed)."""
+    draws = nuts.sample(jax.random.key(3), X_NEW, 2000)
+    mean, variance = nuts.predict(X_NEW)
+    assert draws.shape == (2000, 9)
+    z = (draws.mean(0) - mean) / jnp.sqrt(variance / 2000)
+    assert float(jnp.abs(z).max()) < 4.5
+
+
+def test_posterior_draws_are_named_and_stacked(nuts):
+    assert set(nuts.posterior.draws) == {"kernel.variance", "kernel.lengthscale", "likelihood.variance"}
+    assert nuts.posterior.draws["kernel.lengthscale"].shape == (2, 100, 2)
+    assert nuts.log_evidence is None
+    with pytest.raises(AttributeError, match="posterior"):
+        _ = nuts.model
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        gp.MAP(),
+        vi.MeanField(num_draws=100),
+        vi.FullRank(num_draws=100),
+        mcmc.HMC(num_warmup=100, num_draws=50, num_chains=2),
+    ],
+)
+def test_every_engine_learns_hyperparameters(engine, ml2):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = gp.fit(jax.random.key(2), model(), X, Y, learn=engine)
+    ours, theirs = fit.predict_y(X_NEW), ml2.predict_y(X_NEW)
+    # The posterior predictive is near the ML-II one on 40 points with 2 smooth inputs: within its own spread.
+    assert float(jnp.abs((ours.mean - theirs.mean) / theirs.stddev).max()) < 1.0
+    assert np.isfinite(fit.loo()).all()
+
+
+def test_a_second_fit_of_the_same_shape_compiles_nothing(ml2, count_compiles):
+    ml2.predict(X_NEW)
+    with count_compiles() as counter:
+        again = gp.fit(jax.random.key(5), model(), X[::-1].copy(), Y + X[:, 0])
+        again.predict(X_NEW)
+    assert counter.count == 0
+
+
+def test_known_noise_in_the_users_units():
+    noise = np.full(40, 16.0)
+    known = gp.Model(gp.kernels.RBF(1.0, jnp.ones(2)), gp.likelihoods.KnownNoise(noise))
+    fit = gp.fit(jax.random.key(0), known, X, Y)
+    np.testing.assert_allclose(fit.model.likelihood.noise, 16.0 / Y.var())
+    latent = fit.predict(X_NEW)[1]
+    np.testing.assert_allclose(fit.predict_y(X_NEW, noise_variance=25.0).variance, latent + 25.0, rtol=1e-9)
+    with pytest.raises(ValueError, match="noise_variance"):
+        fit.predict_y(X_NEW)
+
+
+@pytest.mark.f32
+def test_float32_data_give_a_float32_fit():
+    x, y = X.astype(np.float32), Y.astype(np.float32)
+    fit = gp.fit(jax.random.key(0), model(), x, y)
+    mean, variance = fit.predict(X_NEW.astype(np.float32))
+    assert mean.dtype == variance.dtype == jnp.float32
+    assert np.isfinite(fit.log_evidence)
+    assert float(jnp.sqrt(jnp.mean((mean - (300 + 40 * np.sin(X_NEW[:, 0]))) ** 2))) < 40
+
+
+def test_padding_does_not_show(ml2):
+    together = ml2.predict(np.concatenate([X_NEW, X]))
+    np.testing.assert_allclose(together[0][:9], ml2.predict(X_NEW)[0], rtol=1e-12)
+    np.testing.assert_allclose(together[1][:1], ml2.predict(X_NEW[:1])[1], rtol=1e-9)
+
+
+def test_constant_columns_are_reported():
+    constant = np.column_stack([X, np.full(40, 3.0)])
+    wide = gp.Model(gp.kernels.RBF(1.0, jnp.ones(3)))
+    with pytest.warns(UserWarning, match=r"columns \[2\] are constant"):
+        fit = gp.fit(jax.random.key(0), wide, constant, Y)
+    assert np.isfinite(fit.predict(constant[:3])[0]).all()
+    with pytest.warns(UserWarning, match="y is constant"):
+        gp.fit(jax.random.key(0), model(), X, np.ones(40))
+
+
+def test_one_point_needs_its_own_units():
+    with pytest.raises(ValueError, match="standardize=False"):
+        gp.fit(jax.random.key(0), model(), X[:1], Y[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"X": X.astype(int)}, TypeError, "floating point"),
+        ({"y": np.where(Y[0] == Y, np.nan, Y)}, ValueError, "NaN"),
+        ({"y": Y[:-1]}, ValueError, "40 rows"),
+        ({"prior": {}}, ValueError, "nothing for"),
+        ({"model": gp.Model(gp.kernels.RBF(1.0, np.ones(3)))}, ValueError, "3"),
+        ({"learn": "nuts"}, TypeError, "engine"),
+    ],
+)
+def test_bad_input(change, error, words):
+    arguments = {"model": model(), "X": X, "y": Y, **change}
+    with pytest.raises(error, match=words):
+        gp.fit(jax.random.key(0), **arguments)

@@ -1,0 +1,89 @@
+"""Fits on disk: what comes back predicts the same, and files that are not fits are refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import gp
+from probinfer.gp.fit import Fit
+from probinfer.gp.scaling import standardization
+from probinfer.posterior import Posterior
+from probinfer.types import pytree
+
+X = np.random.default_rng(0).normal(size=(15, 2))
+Y = X[:, 0] ** 2
+
+
+@pytree
+class Shift:
+    by: object
+
+    def __call__(self, X):
+        return X + self.by
+
+
+def make(kernel=None, posterior=None):
+    kernel = kernel or gp.kernels.RBF(1.0, jnp.ones(2)) + 0.5 * gp.kernels.Linear().on((1,))
+    model = gp.Model(kernel, gp.likelihoods.Gaussian(0.1), gp.means.Constant(0.2))
+    scaling = standardization(X, Y, outputs=True)
+    return Fit(
+        models=jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), model),
+        posterior=posterior,
+        log_evidence=jnp.asarray(-3.0),
+        info=None,
+        inference=gp.Exact(),
+        scaling=scaling,
+        X=scaling.inputs(jnp.asarray(X)),
+        y=scaling.outputs(jnp.asarray(Y)),
+        is_point=posterior is None,
+    )
+
+
+def test_round_trip(tmp_path):
+    posterior = Posterior({"kernel.variance": jnp.ones((2, 3))}, log_weights=jnp.zeros((2, 3)))
+    fit = make(posterior=posterior)
+    fit.save(tmp_path / "fit.npz")
+    back = gp.load(tmp_path / "fit.npz")
+    assert jax.tree.structure(back) == jax.tree.structure(fit)
+    for new, old in zip(back.predict(X[:4]), fit.predict(X[:4])):
+        np.testing.assert_array_equal(new, old)
+    np.testing.assert_array_equal(back.posterior.draws["kernel.variance"], posterior.draws["kernel.variance"])
+
+
+def test_classes_of_a_user_are_named(tmp_path):
+    fit = make(gp.kernels.Warped(gp.kernels.RBF(), Shift(jnp.asarray(0.5))))
+    fit.save(tmp_path / "fit.npz")
+    with pytest.raises(ValueError, match=r"classes=\[...\]"):
+        gp.load(tmp_path / "fit.npz")
+    back = gp.load(tmp_path / "fit.npz", classes=[Shift])
+    np.testing.assert_array_equal(back.predict(X)[0], fit.predict(X)[0])
+
+
+def test_a_lambda_cannot_be_written_and_no_file_is_left(tmp_path):
+    with pytest.raises(TypeError, match=r"fit.models.kernel.fn .* registered class"):
+        make(gp.kernels.Warped(gp.kernels.RBF(), lambda X: 2 * X)).save(tmp_path / "fit.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("other.npz", "text.npz"):
+        with pytest.raises(ValueError, match="not a fit"):
+            gp.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        gp.load(tmp_path / "missing.npz")
+
+
+def test_a_file_cannot_name_foreign_code(tmp_path):
+    make().save(tmp_path / "fit.npz")
+    with np.load(tmp_path / "fit.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    text = arrays.pop("structure").tobytes().decode().replace("probinfer.gp.conjugate:Exact", "os:PathLike")
+    np.savez(tmp_path / "evil.npz", structure=np.frombuffer(text.encode(), np.uint8), **arrays)
+    with pytest.raises(ValueError, match="os:PathLike"):
+        gp.load(tmp_path / "evil.npz")
+    assert dataclasses.is_dataclass(gp.load(tmp_path / "fit.npz"))
