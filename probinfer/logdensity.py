@@ -8,7 +8,6 @@ data; a new function object is a new structure and traces again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,7 +69,7 @@ class Bound:
     data: tuple
     structure: tuple = field(static=True)
 
-    def __init__(self, fn: Callable, *args: Any, **kwargs: Any):
+    def __init__(self, fn: Any, *args: Any, **kwargs: Any):
         if not callable(fn):
             raise TypeError(
                 f"the first argument must be a function, got {type(fn).__name__}; pass data after it"

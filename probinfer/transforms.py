@@ -210,7 +210,7 @@ def with_dtype(leaf: Any, dtype: Any) -> Any:
 
 def forward(bijectors: Bijectors, position: ArrayTree) -> ArrayTree:
     """Map an unconstrained position to constrained values, ``theta = T(z)``."""
-    return map_leaves(lambda leaf, z: leaf(z), bijectors, position)
+    return map_leaves(lambda leaf, z: _like(leaf(z), z), bijectors, position)
 
 
 def forward_and_log_det(bijectors: Bijectors, position: ArrayTree) -> tuple[ArrayTree, Scalar]:
@@ -220,6 +220,15 @@ def forward_and_log_det(bijectors: Bijectors, position: ArrayTree) -> tuple[Arra
         lambda leaf, z, v: jnp.sum(leaf.log_abs_det_jacobian(z, v)), bijectors, position, values
     )
     return values, jnp.asarray(sum(jax.tree.leaves(terms), start=0.0))
+
+
+def _leaf_log_det(leaf: Transform, z: Any, value: Any) -> Any:
+    return _like(jnp.sum(leaf.log_abs_det_jacobian(z, value)), z)
+
+
+def _like(result: Any, argument: Any) -> Any:
+    """Undo the promotion to 64 bits by integer constants inside some of NumPyro's bijectors."""
+    return result.astype(argument.dtype)
 
 
 def log_abs_det_jacobian(bijectors: Bijectors, position: ArrayTree) -> Scalar:
@@ -253,7 +262,7 @@ def inverse(bijectors: Bijectors, values: ArrayTree) -> ArrayTree:
 def _inverse_leaf(name: str, leaf: Transform, value: Any) -> Any:
     check_floating(f"leaf '{name}'", value)
     try:
-        z = leaf.inv(value)
+        z = _like(leaf.inv(value), value)
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"leaf '{name}' of shape {jnp.shape(value)} does not fit its support: {error}"

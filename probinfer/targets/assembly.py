@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,7 +60,7 @@ def at_example(constraints: Any, example: ArrayTree) -> tuple[Bijectors, ArrayTr
     return bijectors, start
 
 
-def check_scalar(name: str, fn: Callable, example: ArrayTree) -> None:
+def check_scalar(name: str, fn: Any, example: ArrayTree) -> None:
     """Refuse a function of the constrained values that does not return one floating number; nothing is computed.
 
     Raises:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from numpyro.infer.initialization import init_to_uniform
 
@@ -15,7 +16,7 @@ from probinfer.targets import numpyro_model, prior_trees
 from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
 from probinfer.targets.base import Prior, Target
 from probinfer.transforms import Bijectors
-from probinfer.types import ArrayTree, LogDensityFn, Scalar
+from probinfer.types import ArrayTree, LogDensityFn, Scalar, strong_array
 
 __all__ = ["from_logdensity", "from_numpyro", "from_prior"]
 
@@ -67,9 +68,12 @@ def from_numpyro(
 
 def _strategy(init_strategy: Callable) -> tuple[Callable, dict]:
     """Function and settings apart, so that a strategy built anew is the same structure."""
-    if isinstance(init_strategy, functools.partial):
-        return init_strategy.func, dict(init_strategy.keywords)
-    return init_strategy, {}
+    if not isinstance(init_strategy, functools.partial):
+        return init_strategy, {}
+    settings = dict(init_strategy.keywords)
+    if "values" in settings:
+        settings["values"] = jax.tree.map(strong_array, settings["values"])
+    return init_strategy.func, settings
 
 
 def from_logdensity(

@@ -22,7 +22,7 @@ from numpyro.primitives import Messenger
 
 from probinfer import transforms
 from probinfer.logdensity import Bound
-from probinfer.types import ArrayTree, PRNGKey, Scalar
+from probinfer.types import ArrayTree, PRNGKey, Scalar, strong_array
 
 __all__ = [
     "LogTerms",
@@ -307,11 +307,17 @@ def unconstrain(
     missing = [name for name in latent if name not in values]
     if missing:
         raise ValueError(f"values for the latent sites {missing} are missing; got {sorted(values)}")
-    chosen = {name: jnp.asarray(values[name]) for name in latent}
-    trace = handlers.trace(handlers.substitute(model, data=chosen)).get_trace(*args, **kwargs)
-    for name, value in chosen.items():
-        if value.shape != tuple(trace[name]["fn"].shape()):
-            raise ValueError(
-                f"site '{name}' has shape {trace[name]['fn'].shape()}, got a value of {value.shape}"
-            )
+    chosen = {name: strong_array(values[name]) for name in latent}
+    substituted = handlers.substitute(handlers.substitute(model, data=chosen), substitute_fn=_check_site)
+    trace = handlers.trace(substituted).get_trace(*args, **kwargs)
     return transforms.inverse({name: biject_to(trace[name]["fn"].support) for name in latent}, chosen)
+
+
+def _check_site(site: dict) -> None:
+    """Refuse a substituted value before the sites that depend on it are built; within a scan it is abstract."""
+    if not _is_latent(site):
+        return
+    value, name, shape = site["value"], site["name"], tuple(site["fn"].shape())
+    if jnp.shape(value) != shape:
+        raise ValueError(f"site '{name}' has shape {shape}, got a value of shape {jnp.shape(value)}")
+    transforms.inverse({name: biject_to(site["fn"].support)}, {name: value})

@@ -78,7 +78,8 @@ def sample(priors: Any, bijectors: Bijectors, dtypes: PyTree, key: PRNGKey) -> A
     values = transforms.map_leaves(
         lambda prior, k, dtype: prior.sample(k).astype(dtype), priors, keys, dtypes
     )
-    return transforms.finite(transforms.map_leaves(lambda leaf, value: leaf.inv(value), bijectors, values))
+    position = transforms.map_leaves(lambda leaf, value: leaf.inv(value).astype(value.dtype), bijectors, values)
+    return transforms.finite(position)
 
 
 def log_prob_terms(priors: Any, values: ArrayTree) -> dict[str, Scalar]:
