@@ -103,7 +103,7 @@ def ess_mean(draws: ArrayTree) -> ArrayTree:
     return _per_quantity(_ess_mean, draws)
 
 
-def ess_quantile(draws: ArrayTree, probability: float) -> ArrayTree:
+def ess_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
     """Return the effective sample size of a quantile: that of the indicator of lying below it.
 
     Args:
@@ -145,7 +145,7 @@ def mcse_sd(draws: ArrayTree) -> ArrayTree:
     return _per_quantity(_mcse_sd, draws)
 
 
-def mcse_quantile(draws: ArrayTree, probability: float) -> ArrayTree:
+def mcse_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
     """Return the Monte Carlo standard error of a quantile.
 
     Half the distance of the order statistics at the 16 % and 84 % quantiles of Beta(S p + 1, S (1 - p) + 1),
@@ -181,7 +181,7 @@ def ebfmi(energy: Float[Array, "chain draw"]) -> Float[Array, " chain"]:
 
 
 def convergence_status(
-    draws: ArrayTree, *, max_rhat: float = 1.01, min_ess: float | None = None
+    draws: ArrayTree, *, max_rhat: float = 1.01, min_ess: float | int | None = None
 ) -> Int[Array, ""]:
     """Judge every quantity by the rule: R-hat below 1.01, bulk and tail ESS of at least 100 a chain.
 
@@ -204,12 +204,16 @@ def convergence_status(
         Vehtari et al. (2021), section 4 ("recommendations").
     """
     leaves = [leaf for leaf in jax.tree.leaves(draws) if leaf.size]
+    return _judge(leaves, max_rhat, 100 * leaves[0].shape[0] if min_ess is None else min_ess)
+
+
+@jax.jit
+def _judge(leaves: list[Array], max_rhat: Array | float, min_ess: Array | float | int) -> Array:
     num_chains, num_draws = leaves[0].shape[:2]
-    needed = 100 * num_chains if min_ess is None else min_ess
     judged, good = jnp.asarray(False), jnp.asarray(True)
     for leaf in leaves if num_draws >= 4 else []:
         moving = jnp.any(leaf != leaf[:1, :1], axis=(0, 1))
-        fine = (ess(leaf) >= needed) & (ess_tail(leaf) >= needed)
+        fine = (ess(leaf) >= min_ess) & (ess_tail(leaf) >= min_ess)
         fine &= (rhat(leaf) < max_rhat) | (num_chains == 1)
         judged |= jnp.any(moving)
         good &= jnp.all(fine | ~moving)
@@ -218,7 +222,7 @@ def convergence_status(
     return jnp.where(finite, code, int(Status.NON_FINITE)).astype(jnp.int32)
 
 
-def _level(probability: float) -> float:
+def _level(probability: float | int) -> float:
     if not 0 <= probability <= 1:
         raise ValueError(f"the level of a quantile must lie between 0 and 1, got {probability}")
     return float(probability)

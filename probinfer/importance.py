@@ -7,6 +7,7 @@ weights with that tail smoothed), and what is the normaliser of p (``evidence``,
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -56,7 +57,8 @@ def khat_threshold(num_draws: int) -> float:
     return min(1 - 1 / math.log10(num_draws), 0.7)
 
 
-def psis(log_ratios: Float[Array, " n"], *, relative_ess: float = 1.0) -> Smoothed:
+@partial(jax.jit, static_argnames="relative_ess")
+def psis(log_ratios: Float[Array, " n"], *, relative_ess: float | int = 1.0) -> Smoothed:
     r"""Replace the largest ratios by the quantiles of a generalised Pareto distribution fitted to them.
 
     The tail is the largest :math:`\min(n/5, 3\sqrt{n/r})` ratios; those of order j of m become the quantile
@@ -91,6 +93,7 @@ def psis(log_ratios: Float[Array, " n"], *, relative_ess: float = 1.0) -> Smooth
     return Smoothed(jnp.where(broken, log_sum, log_weights), jnp.where(broken, log_sum, khat))
 
 
+@jax.jit
 def evidence(log_ratios: Float[Array, " n"]) -> Evidence:
     r"""Estimate :math:`\log Z = \log\int p = \log E_q[p/q]` from independent draws of q.
 

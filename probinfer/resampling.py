@@ -10,6 +10,7 @@ are all zero stay all zero. A draw of weight zero is never chosen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ __all__ = ["Scheme", "systematic"]
 Scheme = Callable[[Array, Array, int], tuple[Array, Array]]
 
 
+@partial(jax.jit, static_argnames="num")
 def systematic(
     key: PRNGKey, log_weights: Float[Array, " n"], num: int
 ) -> tuple[Int[Array, " num"], Float[Array, " num"]]:

@@ -50,10 +50,13 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
         one is NaN or infinite both are NaN.
     """
     bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
-    log_sum = jax.nn.logsumexp(log_weights)
+    largest = jax.lax.stop_gradient(jnp.max(log_weights))
+    largest = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
+    shifted = log_weights - largest  # exact where it matters: a common offset costs no precision
+    log_sum = jax.nn.logsumexp(shifted)
     shift = jnp.where(log_sum == -jnp.inf, jnp.zeros_like(log_sum), log_sum)
     nan = jnp.full_like(log_sum, jnp.nan)
-    return Normalized(jnp.where(bad, nan, log_weights - shift), jnp.where(bad, nan, log_sum))
+    return Normalized(jnp.where(bad, nan, shifted - shift), jnp.where(bad, nan, largest + log_sum))
 
 
 def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
@@ -151,6 +154,7 @@ def covariance(log_weights: Float[Array, " n"], values: Shaped[Array, "n d"]) ->
     return scaled.T @ centred / _bessel(weights).astype(values.dtype)
 
 
+@jax.jit
 def quantile(
     log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"], probabilities: Float[Array, " q"]
 ) -> Shaped[Array, "q *event"]:

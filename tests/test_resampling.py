@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import weights
+from probinfer.base import Status
+from probinfer.resampling import _offspring_bounds, systematic
+from tests.reference import weighted as oracle
+
+pytestmark = pytest.mark.f32
+
+# one-sided, badly scaled, with zeros in front, in the middle and behind
+LOG_WEIGHTS = np.array([-np.inf, -0.2, -7.0, -np.inf, 1.3, 0.4, -2.0, -np.inf, -np.inf, 0.1, -4.0, -np.inf])
+bounds = jax.jit(_offspring_bounds, static_argnums=2)
+
+
+@pytest.mark.parametrize("num", [1, 7, 12, 40])
+@pytest.mark.parametrize("offset", [0.0, 0.013, 0.5, 0.871, 1 - 2.0**-24])
+def test_offspring_are_those_of_exact_arithmetic(num, offset, dtype):
+    # quarters and eighths: every cumulative weight is exact, ties between points and bounds included
+    probabilities = np.array([0, 0.125, 0, 0.25, 0.125, 0.5, 0, 0])
+    found = np.diff(bounds(jnp.asarray(probabilities, dtype), jnp.asarray(offset, dtype), num), prepend=0)
+    assert found.tolist() == oracle.systematic_counts(probabilities, offset, num).tolist()
+
+
+@pytest.mark.parametrize("num", [1, 5, 12, 100])
+def test_expected_counts_are_the_weights(num, dtype):
+    # mean of `repeats` counts against num W in units of their standard deviation sqrt(f (1 - f) / repeats), f the
+    # fractional part: 12 comparisons at 5.5 sigma, false-fail rate below 5e-7 a case
+    repeats = 40_000
+    keys = jax.random.split(jax.random.key(num), repeats)
+    ancestors, _ = jax.vmap(systematic, (0, None, None))(keys, jnp.asarray(LOG_WEIGHTS, dtype), num)
+    counts = jax.vmap(lambda a: jnp.bincount(a, length=12))(ancestors)
+    expected = num * oracle.probabilities(LOG_WEIGHTS)
+    fraction = expected - np.floor(expected)
+    scale = np.sqrt(fraction * (1 - fraction) / repeats)
+    assert np.all(np.abs(counts.mean(axis=0) - expected) <= 5.5 * scale + 1e-5)
+    assert np.all((counts >= np.floor(expected)) & (counts <= np.ceil(expected)))
+
+
+@pytest.mark.parametrize("size", [64, 1000, 2**20])
+def test_weight_zero_is_never_chosen_and_every_bound_is_right(size):
+    # single precision, half of the weights zero, the others over thirteen orders of magnitude
+    key_weight, key_zero = jax.random.split(jax.random.key(size))
+    log_weights = 5 * jax.random.normal(key_weight, (size,), jnp.float32)
+    log_weights = jnp.where(jax.random.bernoulli(key_zero, 0.5, (size,)), -jnp.inf, log_weights)
+    log_weights = log_weights.at[jnp.asarray([0, 1, size - 2, size - 1])].set(-jnp.inf)
+    probabilities = jnp.exp(weights.normalize(log_weights).log_weights)
+    exact = np.asarray(probabilities, float) / np.sum(np.asarray(probabilities, float))
+    for offset in (0.0, 2.0**-24, 0.4321, 1 - 2.0**-24):
+        found = np.asarray(bounds(probabilities, jnp.float32(offset), size))
+        counts = np.diff(found, prepend=0)
+        assert counts.min() >= 0
+        assert counts[exact == 0].sum() == 0
+        assert found[-1] == size
+        excess = found - (size * np.cumsum(exact) - offset)  # ceil(x) - x, up to rounding of x
+        assert excess.min() > -0.002
+        assert excess.max() < 1.002
+
+
+def test_weight_zero_is_never_chosen_over_many_keys():
+    # blackjax's systematic resampling chooses a zero in about 3 of 10^6 draws of this kind
+    log_weights = jax.random.normal(jax.random.key(3), (64,), jnp.float32)
+    log_weights = log_weights.at[::3].set(-jnp.inf).at[-2:].set(-jnp.inf)
+    keys = jax.random.split(jax.random.key(4), 50_000)
+    ancestors, _ = jax.vmap(systematic, (0, None, None))(keys, log_weights, 64)
+    assert not np.isin(ancestors, np.flatnonzero(log_weights == -jnp.inf)).any()
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_one_positive_weight_takes_all(place, dtype):
+    log_weights = jnp.full(8, -jnp.inf, dtype).at[place].set(-600.0)
+    for seed in range(5):
+        assert jnp.all(systematic(jax.random.key(seed), log_weights, 8)[0] == place)
+
+
+@pytest.mark.parametrize("num", [1, 12, 31])
+def test_total_weight_is_kept_and_equally_shared(key, num, dtype):
+    log_weights = jnp.asarray(LOG_WEIGHTS, dtype)
+    ancestors, resampled = systematic(key, log_weights, num)
+    assert ancestors.shape == resampled.shape == (num,)
+    assert ancestors.dtype == jnp.int32
+    assert resampled.dtype == dtype
+    assert jnp.all(resampled == resampled[0])
+    before, after = weights.normalize(log_weights).log_sum, weights.normalize(resampled).log_sum
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
+def test_equal_weights_keep_everybody(key, dtype):
+    assert systematic(key, jnp.full(50, -3.3, dtype), 50)[0].tolist() == list(range(50))
+
+
+def test_all_weights_zero_stay_zero(key, dtype):
+    ancestors, log_weights = systematic(key, jnp.full(5, -jnp.inf, dtype), 8)
+    assert weights.status(log_weights) == Status.DEGENERATE_WEIGHTS
+    assert ancestors.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_failed_weights_stay_failed(key, bad, dtype):
+    ancestors, log_weights = systematic(key, jnp.zeros(5, dtype).at[1].set(bad), 5)
+    assert weights.status(log_weights) == Status.NON_FINITE
+    assert ancestors.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("size", "num"), [(3, 0), (0, 3)])
+def test_nothing_to_choose_is_refused(key, size, num, dtype):
+    with pytest.raises(ValueError, match="num >= 1 and at least one weight"):
+        systematic(key, jnp.zeros(size, dtype), num)
+
+
+def test_same_with_and_without_jit_and_batched(key, count_compiles, dtype):
+    batch = [jnp.asarray(row, dtype) for row in (LOG_WEIGHTS, LOG_WEIGHTS[::-1].copy(), np.zeros(12))]
+    keys = list(jax.random.split(key, 3))
+    batched, _ = jax.vmap(lambda k, x: systematic(k, x, 12))(jnp.stack(keys), jnp.stack(batch))
+    systematic(keys[0], batch[0], 12)
+    with count_compiles() as counter:
+        singles = [systematic(k, x, 12)[0] for k, x in zip(keys, batch, strict=True)]
+    assert counter.count == 0
+    assert batched.tolist() == [single.tolist() for single in singles]
+    with jax.disable_jit():
+        assert systematic(keys[0], batch[0], 12)[0].tolist() == singles[0].tolist()
