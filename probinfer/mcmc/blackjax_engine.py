@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, run
+from probinfer import engine
 from probinfer import progress as bars
 from probinfer.base import algorithm as make_algorithm
 from probinfer.checkpoint import Checkpoint
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
+from probinfer.run import run as run_loop
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
@@ -77,7 +78,7 @@ class Blackjax:
             raise TypeError(
                 f"the states of a blackjax algorithm for this engine need a .position, got {type(state).__name__}"
             )
-        _, history = run.run(
+        _, history = run_loop(
             key_run,
             algorithm,
             state,

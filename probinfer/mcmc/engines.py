@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, run
+from probinfer import engine
 from probinfer import progress as bars
 from probinfer.checkpoint import Checkpoint
 from probinfer.mcmc import metric as metrics
@@ -15,6 +15,7 @@ from probinfer.mcmc import report, starts
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains, flatten
 from probinfer.posterior import Posterior
+from probinfer.run import run_until
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
@@ -166,7 +167,7 @@ def _sample(
                 continue
             # One rule, one record and one length for both phases: they share one compiled program.
             state = state._replace(remaining=jnp.asarray(draws, jnp.int32))
-            state, history = run.run_until(
+            state, history = run_until(
                 phase_key,
                 algorithm,
                 state,

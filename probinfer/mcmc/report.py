@@ -93,8 +93,7 @@ def convergence(positions: ArrayTree) -> Convergence:
     """
     rhat, ess, ess_tail, status = _diagnose(engine.flat_position(positions))
     one = jax.tree.map(lambda x: x[0, 0], positions)
-    trees = (_like(values, one) for values in (rhat, ess, ess_tail))
-    return Convergence(*trees, status)
+    return Convergence(_like(rhat, one), _like(ess, one), _like(ess_tail, one), status)
 
 
 def explain(found: Convergence, num_chains: int) -> str:
