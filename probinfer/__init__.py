@@ -1,8 +1,47 @@
 """Bayesian inference in JAX that tunes itself and checks itself."""
 
-from probinfer import targets
-from probinfer.posterior import Posterior
+import importlib
+from typing import Any
 
-__all__ = ["Posterior", "targets"]
+from probinfer import targets
+from probinfer.base import Algorithm, Status
+from probinfer.checkpoint import Checkpoint
+from probinfer.errors import MissingExtraError, NumericalError
+from probinfer.history import History
+from probinfer.infer import infer
+from probinfer.posterior import Posterior
+from probinfer.run import record_nothing, run, run_until
+
+_SUBMODULES = ("gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
+
+__all__ = [
+    "Algorithm",
+    "Checkpoint",
+    "History",
+    "MissingExtraError",
+    "NumericalError",
+    "Posterior",
+    "Status",
+    "gp",
+    "infer",
+    "kernels",
+    "mcmc",
+    "progress",
+    "record_nothing",
+    "run",
+    "run_until",
+    "targets",
+    "vi",
+]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -162,7 +162,7 @@ def resume(checkpoint: Checkpoint, cursor: Any, records: Any, thin: int) -> tupl
 
 
 @partial(jax.jit, static_argnums=2)
-def _take_rows(records: Any, start: int, count: int) -> Any:
+def _take_rows(records: Any, start: Any, count: int) -> Any:
     """So many rows of each buffer from ``start`` on, which is data: one program serves all checkpoints."""
     return jax.tree.map(lambda buffer: jax.lax.dynamic_slice_in_dim(buffer, start, count), records)
 

@@ -167,7 +167,7 @@ def advance_in_chunks(problem, key, cursor, records, num_steps, thin, progress, 
     chunk = thin if watched else num_steps
     with bars.task("run", num_steps, progress) as bar:
         bar.update(saved)
-        while _going(num_steps, cursor):
+        while _goes_on(num_steps, cursor):
             limit = min(int(cursor.step) + chunk, saved + every, num_steps)
             started = time.perf_counter()
             cursor, records = advance(problem, key, cursor, records, np.int32(limit), thin)
@@ -175,11 +175,17 @@ def advance_in_chunks(problem, key, cursor, records, num_steps, thin, progress, 
             bar.update(step)
             if watched:
                 chunk = _next_chunk(chunk, time.perf_counter() - started, thin)
-            ended = not _going(num_steps, cursor)
-            if checkpoint is not None and (ended or step == saved + every):
+            due = step == saved + every or not _goes_on(num_steps, cursor)
+            if checkpoint is not None and due:
                 checkpoints.append(checkpoint, step, cursor, records, (row, step // thin))
                 row, saved = step // thin, step
     return cursor, records
+
+
+def _goes_on(num_steps, cursor) -> bool:
+    """``_going`` for values, outside jit: on the host, so that nothing is compiled for it."""
+    step, status, done = jax.device_get((cursor.step, cursor.status, cursor.done))
+    return bool(step < num_steps and status == Status.OK and not done)
 
 
 def _next_chunk(chunk: int, seconds: float, thin: int) -> int:

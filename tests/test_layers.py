@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "probinfer"
 # Layer of each module or sub-package. A new module needs one line here: choose the lowest layer that can do its work.
 LAYERS = {
     "L0": "types base errors",
-    "L1": "logdensity transforms targets linalg quadrature weights resampling importance diagnostics linesearch optimize "
-    "kernels stein betting",
+    "L1": "logdensity transforms targets linalg "
+    "quadrature weights resampling importance diagnostics linesearch optimize kernels stein betting",
     "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export run_many",
     "L2b": "engine mcmc vi infer",
     "L2c": "smc coin",
