@@ -216,9 +216,7 @@ def forward(bijectors: Bijectors, position: ArrayTree) -> ArrayTree:
 def forward_and_log_det(bijectors: Bijectors, position: ArrayTree) -> tuple[ArrayTree, Scalar]:
     """Constrained values ``T(z)`` and ``log |det dT(z)/dz|``, summed over all leaves and batch dimensions."""
     values = forward(bijectors, position)
-    terms = map_leaves(
-        lambda leaf, z, v: jnp.sum(leaf.log_abs_det_jacobian(z, v)), bijectors, position, values
-    )
+    terms = map_leaves(_leaf_log_det, bijectors, position, values)
     return values, jnp.asarray(sum(jax.tree.leaves(terms), start=0.0))
 
 
@@ -228,7 +226,7 @@ def _leaf_log_det(leaf: Transform, z: Any, value: Any) -> Any:
 
 def _like(result: Any, argument: Any) -> Any:
     """Undo the promotion to 64 bits by integer constants inside some of NumPyro's bijectors."""
-    return result.astype(argument.dtype)
+    return result.astype(argument.dtype) if jnp.issubdtype(result.dtype, jnp.floating) else result
 
 
 def log_abs_det_jacobian(bijectors: Bijectors, position: ArrayTree) -> Scalar:

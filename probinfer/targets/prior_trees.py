@@ -78,7 +78,9 @@ def sample(priors: Any, bijectors: Bijectors, dtypes: PyTree, key: PRNGKey) -> A
     values = transforms.map_leaves(
         lambda prior, k, dtype: prior.sample(k).astype(dtype), priors, keys, dtypes
     )
-    position = transforms.map_leaves(lambda leaf, value: leaf.inv(value).astype(value.dtype), bijectors, values)
+    position = transforms.map_leaves(
+        lambda leaf, value: leaf.inv(value).astype(value.dtype), bijectors, values
+    )
     return transforms.finite(position)
 
 
