@@ -115,9 +115,10 @@ def test_gradient_through_a_run(key):
 @pytest.mark.f32
 def test_new_data_of_the_same_shape_traces_nothing(key, count_compiles):
     pi.run(key, walk(0.5), start(), 9)
+    arguments = jax.random.key(7), walk(2.0), {"position": jnp.ones(2)}, 9
     traces = len(TRACES)
     with count_compiles() as compiles:
-        pi.run(jax.random.key(7), walk(2.0), {"position": jnp.ones(2)}, 9)
+        pi.run(*arguments)
     assert compiles.count == 0
     assert len(TRACES) == traces
 
