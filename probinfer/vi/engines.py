@@ -38,7 +38,7 @@ class VIInfo(NamedTuple):
     the fixed sample exceeds it by (the optimism of the fit). ``khat`` is the Pareto shape of the importance ratios
     p/q: above 0.7 the approximation misses the target too much to be corrected. ``loc`` (d,) and ``scale`` describe
     the Gaussian in unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the
-    final size of the fixed sample, ``num_gradients`` the gradients of the log density spent. ``status`` is
+    final size of the fixed sample, ``num_gradients`` the gradients its optimisation took. ``status`` is
     ``MAX_ITERATIONS`` if the gap stayed open at the largest sample, else that of the last optimisation.
     """
 
@@ -162,7 +162,7 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
         seed = int(jax.random.bits(key_base))
         starting_float = engine.to_default_dtype(starting)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(starting))
-        batch = max(16, 4 * dimension) if full else 2
+        batch = _power_of_two(max(16, 4 * dimension)) if full else 2
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, batch, batch))
         frame, position = _first_frame(logdensity_fn, starting_float, sample, full)
         problem = _Problem(logdensity_fn, position, 1 if mode == "map" else _BLOCK)
@@ -239,15 +239,15 @@ def _fit(
     problem: _Problem,
     frame: gaussian.Frame,
     max_samples: int,
-    key_base: PRNGKey,
+    seed: int,
     key_fresh: PRNGKey,
     bar: bars.Task,
 ) -> tuple[gaussian.Frame, VIInfo]:
     """Double the fixed sample until the fit to it holds on fresh draws."""
     dimension = frame.centre.shape[0]
     smallest = max(16, 4 * dimension if frame.scale.ndim == 2 else 0)
-    num = 1 << (smallest - 1).bit_length()
-    room = max(1 << (max_samples - 1).bit_length(), 2 * num)
+    num = _power_of_two(smallest)
+    room = max(_power_of_two(max_samples), 2 * num)
     num_gradients = round_number = 0
     while True:
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, num, room), frame.centre.dtype)
@@ -265,6 +265,11 @@ def _fit(
     return frame, fresh._replace(
         gap=gap, num_samples=jnp.asarray(num), num_gradients=jnp.asarray(num_gradients), status=status
     )
+
+
+def _power_of_two(num: int) -> int:
+    """The least one that is not smaller: Sobol points are balanced there."""
+    return 1 << (num - 1).bit_length()
 
 
 def _optimize_from(
