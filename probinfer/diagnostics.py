@@ -7,13 +7,13 @@ do no harm. A quantity that never changes, draws with a NaN and chains of fewer 
 diagnostics: NaN.
 
 References:
-    Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), "Rank-normalization, folding, and localization".
+    Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), "Rank-normalization, folding, and localization", sections
+    3 (R-hat, ESS) and 4 (ranks, folding, tails, errors of quantiles, thresholds).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,6 @@ def rhat(draws: ArrayTree) -> ArrayTree:
 
     Raises:
         ValueError: a leaf lacks the two leading axes.
-
-    References:
-        Vehtari et al. (2021), equations 3, 4, 14 and section 4.
     """
     return _per_quantity(_rhat, draws)
 
@@ -67,9 +64,6 @@ def ess(draws: ArrayTree) -> ArrayTree:
 
     Raises:
         ValueError: a leaf lacks the two leading axes.
-
-    References:
-        Vehtari et al. (2021), equations 10-12 and section 4.
     """
     return _per_quantity(_ess_bulk, draws)
 
@@ -84,9 +78,6 @@ def ess_tail(draws: ArrayTree) -> ArrayTree:
 
     Raises:
         ValueError: a leaf lacks the two leading axes.
-
-    References:
-        Vehtari et al. (2021), section 4.3.
     """
     return _per_quantity(_ess_tail, draws)
 
@@ -140,7 +131,7 @@ def mcse_sd(draws: ArrayTree) -> ArrayTree:
         ValueError: a leaf lacks the two leading axes.
 
     References:
-        Kenney and Keeping (1951), section 7.8.
+        Kenney and Keeping (1951), "Mathematics of statistics", standard error of a standard deviation.
     """
     return _per_quantity(_mcse_sd, draws)
 
@@ -157,9 +148,6 @@ def mcse_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
 
     Raises:
         ValueError: a leaf lacks the two leading axes, or the level is not between 0 and 1.
-
-    References:
-        Vehtari et al. (2021), section 4.4.
     """
     return _per_quantity(jax.tree_util.Partial(_mcse_quantile, probability=_level(probability)), draws)
 
@@ -174,7 +162,7 @@ def ebfmi(energy: Float[Array, "chain draw"]) -> Float[Array, " chain"]:
         energy: Hamiltonian at each draw, in nats.
 
     References:
-        Betancourt (2016), section 2.2, equation 2.
+        Betancourt (2016), "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo".
     """
     centred = energy - jnp.mean(energy, axis=1, keepdims=True)
     return jnp.mean(jnp.square(jnp.diff(energy, axis=1)), axis=1) / jnp.mean(jnp.square(centred), axis=1)
@@ -199,9 +187,6 @@ def convergence_status(
 
     Raises:
         ValueError: a leaf lacks the two leading axes.
-
-    References:
-        Vehtari et al. (2021), section 4 ("recommendations").
     """
     leaves = [leaf for leaf in jax.tree.leaves(draws) if leaf.size]
     return _judge(leaves, max_rhat, 100 * leaves[0].shape[0] if min_ess is None else min_ess)
@@ -236,16 +221,19 @@ def _per_quantity(statistic: Callable[[Array], Array], draws: ArrayTree) -> Arra
                 f"draws must have leading axes (chain, draw), got shape {leaf.shape} at "
                 f"'{jax.tree_util.keystr(path)}'; a single chain is draws[None]"
             )
-    return jax.tree.map(partial(_leaf_statistic, as_partial(statistic)), draws)
+    return jax.tree.map(lambda leaf: _leaf_statistic(as_partial(statistic), _floating(leaf)), draws)
+
+
+def _floating(leaf: Array) -> Array:
+    return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.result_type(float))
 
 
 @jax.jit
 def _leaf_statistic(statistic: Callable, leaf: Array) -> Array:
     event = leaf.shape[2:]
-    values = leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.result_type(float))
     if leaf.size == 0 or leaf.shape[1] < 4:
-        return jnp.full(event, jnp.nan, values.dtype)
-    columns = jnp.moveaxis(values.reshape(*leaf.shape[:2], -1), 2, 0)
+        return jnp.full(event, jnp.nan, leaf.dtype)
+    columns = jnp.moveaxis(leaf.reshape(*leaf.shape[:2], -1), 2, 0)
     return jax.lax.map(statistic, columns, batch_size=min(_BATCH, len(columns))).reshape(event)
 
 

@@ -52,7 +52,7 @@ def khat_threshold(num_draws: int) -> float:
         num_draws: number of log ratios, at least 2.
 
     References:
-        Vehtari, Simpson, Gelman, Yao and Gabry (2024), section 3.2.4.
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling".
     """
     return min(1 - 1 / math.log10(num_draws), 0.7)
 
@@ -74,7 +74,7 @@ def psis(log_ratios: Float[Array, " n"], *, relative_ess: float | int = 1.0) -> 
         infinity.
 
     References:
-        Vehtari, Simpson, Gelman, Yao and Gabry (2024), algorithm 1; Zhang and Stephens (2009) for the fit.
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024); Zhang and Stephens (2009) for the fit.
     """
     size = log_ratios.shape[0]
     num_tail = min(math.ceil(min(size / 5, 3 * math.sqrt(size / relative_ess))), size - 1)

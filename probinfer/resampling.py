@@ -48,7 +48,7 @@ def systematic(
         ValueError: ``num`` is not positive or there is nothing to choose from.
 
     References:
-        Kitagawa (1996), appendix; Carpenter, Clifford and Fearnhead (1999).
+        Kitagawa (1996); Carpenter, Clifford and Fearnhead (1999).
     """
     size = log_weights.shape[0]
     if num < 1 or size < 1:

@@ -79,7 +79,7 @@ def ess(log_weights: Float[Array, " n"]) -> Scalar:
         log_weights: unnormalised log weights, minus infinity allowed.
 
     References:
-        Kong, Liu and Wong (1994), section 4.1.
+        Kong, Liu and Wong (1994).
     """
     log_normalized, log_sum = normalize(log_weights)
     size = jnp.exp(-jax.nn.logsumexp(2 * log_normalized))
@@ -93,7 +93,7 @@ def entropic_ess(log_weights: Float[Array, " n"]) -> Scalar:
         log_weights: unnormalised log weights, minus infinity allowed.
 
     References:
-        Cornebise, Moulines and Olsson (2008), section 3.
+        Cornebise, Moulines and Olsson (2008).
     """
     log_normalized, log_sum = normalize(log_weights)
     safe = jnp.where(log_normalized == -jnp.inf, jnp.zeros_like(log_normalized), log_normalized)

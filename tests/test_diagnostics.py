@@ -96,15 +96,21 @@ def test_constant_and_stuck_chains(stacked):
         assert jnp.isnan(STATISTICS[name][0](draws)[0]), name
 
 
-def test_discrete_quantities():
-    flips = np.random.default_rng(0).random((4, 400)) < 0.1
-    halves = np.tile([0, 1], (4, 200))  # folds to a constant: the bulk R-hat stands
-    draws = jnp.asarray(np.stack([flips, halves], axis=2), jnp.int32)
+def test_discrete_quantities(stacked):
+    flips = np.random.default_rng(0).random((4, 200)) < 0.1
+    halves = np.tile([0, 1], (4, 100))  # folds to a constant: the bulk R-hat stands
+    draws = (
+        stacked.astype(jnp.int32)
+        .at[..., 0]
+        .set(jnp.asarray(flips, jnp.int32))
+        .at[..., 1]
+        .set(jnp.asarray(halves, jnp.int32))
+    )
     size = diagnostics.ess(draws)
     np.testing.assert_allclose(size[0], oracle.bulk(flips), rtol=1e-8)
     # nothing lies beyond the 95 % quantile: the 5 % indicator alone is judged, and it is the flip itself
     np.testing.assert_allclose(diagnostics.ess_tail(draws)[0], size[0], rtol=1e-8)
-    assert jnp.all(jnp.abs(diagnostics.rhat(draws) - 1) < 0.05)
+    assert jnp.all(jnp.abs(diagnostics.rhat(draws)[:2] - 1) < 0.05)
 
 
 def test_what_cannot_be_known_is_nan(stacked):
@@ -139,7 +145,7 @@ def test_leading_axes_are_asked_for():
 
 def test_levels_of_quantiles_are_checked(stacked):
     for statistic in (diagnostics.ess_quantile, diagnostics.mcse_quantile):
-        with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
+        with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
             statistic(stacked, 1.5)
 
 
@@ -180,7 +186,7 @@ def test_convergence_status(dtype):
     assert judge(jnp.ones_like(draws)) == Status.CHAINS_DISAGREE
     assert judge(draws.at[1, 2, 1].set(jnp.inf)) == Status.NON_FINITE
     assert judge(draws[:, :3]) == Status.CHAINS_DISAGREE
-    assert judge({"a": draws, "b": jnp.zeros((4, 300, 0), dtype)}) == Status.OK
+    assert judge({"a": (draws,), "b": jnp.zeros((4, 300, 0), dtype)}) == Status.OK
 
 
 def test_a_hundred_effective_draws_a_chain_are_asked_for():
@@ -190,8 +196,3 @@ def test_a_hundred_effective_draws_a_chain_are_asked_for():
     assert diagnostics.ess(slow)[0] < 400
     assert diagnostics.convergence_status(slow, max_rhat=2.0) == Status.CHAINS_DISAGREE
     assert diagnostics.convergence_status(slow, max_rhat=2.0, min_ess=200) == Status.OK
-
-
-def test_convergence_of_trees():
-    leaf = jnp.asarray(CASES["independent"])
-    assert diagnostics.convergence_status({"a": leaf, "b": (leaf + 1,)}, max_rhat=1.1) == Status.OK

@@ -7,8 +7,6 @@ from probinfer import weights
 from probinfer.base import Status
 from tests.reference import weighted as oracle
 
-pytestmark = pytest.mark.f32
-
 CASES = {
     "plain": np.array([0.3, -1.2, 2.0, 0.1, -3.0, 1.1, 0.0]),
     "zeros": np.array([-np.inf, -1.2, 2.0, -np.inf, -3.0, 1.1, -np.inf]),
@@ -29,6 +27,7 @@ def tolerance(dtype):
     return 1e-12 if dtype == jnp.float64 else 2e-6
 
 
+@pytest.mark.f32
 def test_normalized_weights_sum_to_one_and_keep_the_sum(log_weights, tolerance, dtype):
     result = jax.jit(weights.normalize)(log_weights)
     assert result.log_weights.dtype == result.log_sum.dtype == dtype
@@ -41,6 +40,7 @@ def test_normalized_weights_sum_to_one_and_keep_the_sum(log_weights, tolerance, 
     np.testing.assert_allclose(weights.log_mean_exp(log_weights), expected - np.log(7), rtol=tolerance)
 
 
+@pytest.mark.f32
 def test_effective_sizes(log_weights, tolerance):
     p = oracle.probabilities(log_weights)
     np.testing.assert_allclose(weights.ess(log_weights), 1 / np.sum(p**2), rtol=10 * tolerance)
@@ -57,6 +57,7 @@ def test_effective_sizes_of_equal_and_single_weights(size, dtype):
         np.testing.assert_allclose(measure(single), 1, rtol=1e-5)
 
 
+@pytest.mark.f32
 def test_moments(log_weights, tolerance, dtype):
     values = jnp.asarray(VALUES, dtype)
     mean, variance = oracle.moments(log_weights, VALUES)
@@ -114,6 +115,7 @@ def test_one_draw_with_all_the_weight_has_no_spread(dtype):
     assert jnp.isnan(weights.variance(log_weights, jnp.asarray([1.0, 2.0], dtype)))
 
 
+@pytest.mark.f32
 def test_all_weights_zero(dtype):
     empty, values = jnp.asarray(EMPTY, dtype), jnp.asarray(VALUES, dtype)
     assert weights.status(empty) == Status.DEGENERATE_WEIGHTS
