@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution, biject_to
 from numpyro.distributions.constraints import Constraint
-from numpyro.distributions.transforms import IdentityTransform, IndependentTransform, Transform
+from numpyro.distributions.transforms import IdentityTransform, Transform
 
 from probinfer.errors import check_floating
 from probinfer.logdensity import LogDensity
@@ -31,6 +31,7 @@ __all__ = [
     "forward_and_log_det",
     "from_constraints",
     "from_priors",
+    "gives_back",
     "inverse",
     "is_leaf",
     "leaf_names",
@@ -39,7 +40,6 @@ __all__ = [
     "map_leaves",
     "name_tree",
     "pullback",
-    "same_support",
     "structure",
     "with_dtype",
 ]
@@ -270,7 +270,7 @@ def _inverse_leaf(name: str, leaf: Transform, value: Any) -> Any:
     return z
 
 
-def _returns(leaf: Transform, value: Any, z: Any) -> Any:
+def gives_back(leaf: Transform, value: Any, z: Any) -> Any:
     """Say entrywise whether ``T(z)`` gives the value back, to the square root of the rounding unit."""
     limits = np.finfo(value.dtype)
     tolerance = float(np.sqrt(limits.eps)) * np.max(np.abs(value), initial=0.0) + float(limits.tiny)
@@ -278,7 +278,7 @@ def _returns(leaf: Transform, value: Any, z: Any) -> Any:
 
 
 def _refuse_outside(name: str, leaf: Transform, value: np.ndarray, z: np.ndarray) -> None:
-    if np.all(np.isfinite(z)) and np.all(_returns(leaf, value, z)):
+    if np.all(np.isfinite(z)) and np.all(gives_back(leaf, value, z)):
         return
     support = f"the support {describe(leaf)}"
     if np.any(np.isnan(value)):
@@ -333,38 +333,3 @@ def pullback(logdensity_fn: LogDensityFn, bijectors: Bijectors) -> LogDensity:
 def _pulled_back(bijectors: Bijectors, logdensity_fn: LogDensityFn, position: ArrayTree) -> Scalar:
     values, log_det = forward_and_log_det(bijectors, position)
     return logdensity_fn(values) + log_det
-
-
-def same_support(first: Transform, second: Transform, shape: tuple[int, ...]) -> bool:
-    """Say whether two bijectors have one image: equal codomains, or each image of test points lies in the other.
-
-    Args:
-        first: a bijector.
-        second: a bijector.
-        shape: the shape of the constrained value.
-
-    Returns:
-        Whether the supports agree (open and closed bounds are the same support). Traced bounds are not compared.
-    """
-    first, second = _base(first), _base(second)
-    if any(isinstance(bound, jax.core.Tracer) for bound in jax.tree.leaves((first, second))):
-        return True
-    with jax.ensure_compile_time_eval():
-        return first == second or (_covers(first, second, shape) and _covers(second, first, shape))
-
-
-def _base(leaf: Transform) -> Transform:
-    while isinstance(leaf, IndependentTransform):
-        leaf = leaf.base_transform
-    return leaf
-
-
-def _covers(outer: Transform, inner: Transform, shape: tuple[int, ...]) -> bool:
-    """Say whether images of fixed, widely spread points under ``inner`` lie in the image of ``outer``."""
-    try:
-        points = np.random.default_rng(0).normal(scale=2.0, size=(16, *inner.inverse_shape(shape)))
-        values = np.asarray(inner(jnp.asarray(points, jnp.result_type(float))))
-        z = np.asarray(outer.inv(jnp.asarray(values)))
-        return bool(np.all(np.isfinite(z)) and np.all(_returns(outer, values, z)))
-    except (TypeError, ValueError, IndexError):
-        return False

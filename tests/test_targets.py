@@ -16,10 +16,12 @@ from numpyro.infer import init_to_median, init_to_value
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import log_density, potential_energy
 
-from probinfer import targets
+from probinfer import targets, transforms
 from probinfer.errors import NumericalError
 from probinfer.logdensity import Bound, LogDensity, StochasticLogDensity
 from probinfer.targets.assembly import check_scalar
+from probinfer.targets.minibatch import stratified_rows
+from probinfer.targets.prior_trees import same_support
 
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 EFFECT = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -163,9 +165,11 @@ def test_numpyro_values_go_there_and_back(case, dtype):
 def test_numpyro_jacobian_is_that_of_autodiff():
     target = targets.from_numpyro(truncated, Y)
     position = {"low": jnp.asarray(0.3), "mid": jnp.asarray(-0.4), "top": jnp.asarray(0.9)}
-    jacobian = jax.jit(jax.jacfwd(target.constrain))(position)
+    jacobian, found = jax.jit(lambda t, z: (jax.jacfwd(t.constrain)(z), t.log_jacobian_fn(z)))(
+        target, position
+    )
     matrix = np.array([[jacobian[row][column] for column in position] for row in position])
-    np.testing.assert_allclose(target.log_jacobian_fn(position), np.linalg.slogdet(matrix)[1], rtol=1e-10)
+    np.testing.assert_allclose(found, np.linalg.slogdet(matrix)[1], rtol=1e-10)
 
 
 def test_numpyro_prior_sample_follows_its_density(key):
@@ -604,6 +608,27 @@ def test_values_of_the_wrong_shape_are_refused():
         target.unconstrain({"b": np.ones(2)})
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "shape", "same"),
+    [
+        (constraints.positive, constraints.nonnegative, (2,), True),
+        (constraints.positive, constraints.greater_than(0.0), (2,), True),
+        (constraints.positive, constraints.softplus_positive, (2,), True),
+        (constraints.unit_interval, constraints.interval(0.0, 1.0), (), True),
+        (constraints.real, constraints.independent(constraints.real, 1), (2,), True),
+        (constraints.interval(0.0, 2.0), constraints.interval(0.0, 2.0), (), True),
+        (constraints.positive, constraints.real, (2,), False),
+        (constraints.real, constraints.positive, (2,), False),
+        (constraints.interval(0.0, 2.0), constraints.interval(0.0, 1.5), (), False),
+        (constraints.simplex, constraints.unit_interval, (3,), False),
+        (constraints.simplex, constraints.simplex, (3,), True),
+        (constraints.corr_cholesky, constraints.lower_cholesky, (3, 3), False),
+    ],
+)
+def test_supports_are_compared_as_sets(first, second, shape, same):
+    assert same_support(transforms.bijector(first), transforms.bijector(second), shape) is same
+
+
 # The target and the bound functions as pytrees.
 
 
@@ -626,6 +651,11 @@ def test_a_preferred_start_comes_first(key):
     positions = dataclasses.replace(target, start=start).init(key, 3)
     np.testing.assert_allclose(positions["a"][0], np.log(3.0))
     assert len(set(np.asarray(positions["a"]).tolist())) == 3
+    candidates = dataclasses.replace(target, start=start).candidates(key, 3)
+    np.testing.assert_allclose(candidates["a"][0], np.log(3.0))
+    assert len(set(np.asarray(candidates["a"]).tolist())) == 3
+    with pytest.raises(ValueError, match="num must be at least 1, got 0"):
+        target.candidates(key, 0)
 
 
 def test_init_under_jit_returns_without_raising(key):
@@ -706,26 +736,33 @@ def minibatch(batch_size, rows=ROWS, fn=row_log_likelihood):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7])
 def test_every_row_is_drawn_equally_often(batch_size):
-    """By enumeration of the uniform integers of each stratum: the mean count of every row is exactly b / n."""
-    num_rows = 7
-    counts = np.zeros(num_rows)
-    for stratum in range(batch_size):
-        for r in range(num_rows):
-            counts[(stratum * num_rows + r) // batch_size] += 1 / num_rows
-    np.testing.assert_allclose(counts, batch_size / num_rows, rtol=1e-12)
+    """By enumeration of the uniform integer of every stratum: the mean count of each row is exactly b / n."""
+    rows = [stratified_rows(jnp.full(batch_size, r, jnp.int32), 7) for r in range(7)]
+    counts = np.bincount(np.concatenate(rows), minlength=7)
+    np.testing.assert_array_equal(counts, batch_size)
+
+
+def test_rows_of_large_data_do_not_overflow():
+    num_rows = 2**30
+    last = stratified_rows(jnp.full(1000, num_rows - 1, jnp.int32), num_rows)
+    first = stratified_rows(jnp.zeros(1000, jnp.int32), num_rows)
+    assert last[-1] == num_rows - 1
+    assert first[0] == 0
+    assert np.all(last >= first)
+    assert np.all(first[1:] >= last[:-1])
 
 
 @pytest.mark.f32
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_minibatch_is_unbiased(batch_size, key, dtype):
-    """Mean of 20000 estimates within 4.9 standard errors of the full sum: false-fail rate 1e-6 a case."""
-    target = minibatch(batch_size, jax.tree.map(lambda leaf: leaf.astype(dtype), ROWS))
+def test_minibatch_is_unbiased(key, dtype):
+    """Mean of 20000 estimates within 4.9 standard errors of the full sum: false-fail rate 1e-6."""
+    target = minibatch(3, jax.tree.map(lambda leaf: leaf.astype(dtype), ROWS))
     assert target.stochastic
     assert isinstance(target.logdensity_fn, StochasticLogDensity)
     z = {"scale": jnp.asarray(0.2, dtype)}
     estimates = jax.jit(jax.vmap(target.logdensity_fn, (0, None)))(jax.random.split(key, 20000), z)
     expected = minibatch(7).logdensity_fn(key, {"scale": jnp.asarray(0.2)})
     estimates = np.asarray(estimates, np.float64)
+    assert estimates.std() > 0
     assert abs(estimates.mean() - expected) < 4.9 * estimates.std() / np.sqrt(len(estimates))
 
 

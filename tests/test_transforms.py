@@ -205,7 +205,6 @@ def test_one_constraint_stands_for_a_branch(dtype):
         (constraints.unit_interval, 1.0, r"leaf 'x' lies on the boundary"),
         (constraints.simplex, [0.5, 0.6], r"leaf 'x' is outside the support Simplex"),
         (constraints.simplex, [1.0, 0.0, 0.0], r"leaf 'x' lies on the boundary"),
-        (constraints.corr_matrix, [[1.0, 0.2], [0.2, 1.5]], r"leaf 'x' is outside the support CorrMatrix"),
         (
             constraints.lower_cholesky,
             [[1.0, 0.2], [0.2, 1.5]],
@@ -248,27 +247,6 @@ def test_infinite_positions_become_finite_and_nan_stays(dtype):
     assert jnp.isfinite(jnp.exp(z[1]))
     assert jnp.isnan(z[2])
     assert z[3] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "shape", "same"),
-    [
-        (constraints.positive, constraints.nonnegative, (2,), True),
-        (constraints.positive, constraints.greater_than(0.0), (2,), True),
-        (constraints.positive, constraints.softplus_positive, (2,), True),
-        (constraints.unit_interval, constraints.interval(0.0, 1.0), (), True),
-        (constraints.real, constraints.independent(constraints.real, 1), (2,), True),
-        (constraints.interval(0.0, 2.0), constraints.interval(0.0, 2.0), (), True),
-        (constraints.positive, constraints.real, (2,), False),
-        (constraints.real, constraints.positive, (2,), False),
-        (constraints.interval(0.0, 2.0), constraints.interval(0.0, 1.5), (), False),
-        (constraints.simplex, constraints.unit_interval, (3,), False),
-        (constraints.simplex, constraints.simplex, (3,), True),
-        (constraints.corr_cholesky, constraints.lower_cholesky, (3, 3), False),
-    ],
-)
-def test_supports_are_compared_as_sets(first, second, shape, same):
-    assert transforms.same_support(transforms.bijector(first), transforms.bijector(second), shape) is same
 
 
 def test_bad_trees_are_refused(dtype):

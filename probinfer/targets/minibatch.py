@@ -17,7 +17,7 @@ from probinfer.targets.base import Target
 from probinfer.transforms import Bijectors
 from probinfer.types import Array, ArrayTree, Int, LogDensityFn, PRNGKey, Scalar
 
-__all__ = ["minibatch"]
+__all__ = ["minibatch", "stratified_rows"]
 
 
 def minibatch(
@@ -103,15 +103,23 @@ def _minibatch_estimate(
 ) -> Scalar:
     values, log_det = transforms.forward_and_log_det(bijectors, position)
     num_rows = _num_rows(data)
-    rows = _stratified_rows(key, num_rows, batch_size)
+    rows = stratified_rows(jax.random.randint(key, (batch_size,), 0, num_rows, jnp.int32), num_rows)
     batch = jax.tree.map(lambda leaf: leaf[rows], data)
     return log_prior_fn(values) + log_det + num_rows / batch_size * jnp.sum(log_likelihood_fn(values, batch))
 
 
-def _stratified_rows(key: PRNGKey, num_rows: int, batch_size: int) -> Int[Array, "b"]:
-    """``floor((j n + r_j) / b)`` in 32-bit integers: quotient and remainder of ``j n`` are known numbers."""
+def stratified_rows(r: Int[Array, " b"], num_rows: int) -> Int[Array, " b"]:
+    """One row from each of ``b`` strata, ``floor((j n + r_j) / b)``, without overflow: ``j n`` is split beforehand.
+
+    Args:
+        r: uniform integers in ``0 ... n - 1``.
+        num_rows: ``n``; ``n + b`` must be below 2^31.
+
+    Returns:
+        Row numbers; over uniform ``r`` every row occurs ``b / n`` times on average.
+    """
+    batch_size = r.shape[0]
     quotient, remainder = np.divmod(np.arange(batch_size, dtype=np.int64) * num_rows, batch_size)
-    r = jax.random.randint(key, (batch_size,), 0, num_rows, jnp.int32)
     return jnp.asarray(quotient, jnp.int32) + (jnp.asarray(remainder, jnp.int32) + r) // batch_size
 
 

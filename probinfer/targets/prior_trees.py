@@ -6,12 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions.transforms import IndependentTransform, Transform
 
 from probinfer import transforms
 from probinfer.transforms import Bijectors
 from probinfer.types import ArrayTree, PRNGKey, PyTree, Scalar
 
-__all__ = ["check_supports", "dtypes_of", "log_prob", "log_prob_terms", "logdensity", "priors_like", "sample"]
+__all__ = [
+    "check_supports",
+    "dtypes_of",
+    "log_prob",
+    "log_prob_terms",
+    "logdensity",
+    "priors_like",
+    "same_support",
+    "sample",
+]
 
 
 def dtypes_of(example: ArrayTree) -> PyTree:
@@ -62,7 +73,7 @@ def check_supports(priors: Any, bijectors: Bijectors) -> None:
     for name, prior, support, constraint in zip(
         transforms.leaf_names(priors), leaves, supports, given, strict=True
     ):
-        if not transforms.same_support(support, constraint, tuple(prior.shape())):
+        if not same_support(support, constraint, tuple(prior.shape())):
             raise ValueError(
                 f"leaf '{name}' is constrained to {transforms.describe(constraint)}, but its prior "
                 f"{type(prior).__name__} has the support {transforms.describe(support)}: take a prior on the "
@@ -100,3 +111,38 @@ def logdensity(priors: Any, bijectors: Bijectors, position: ArrayTree) -> Scalar
     """The log density of an unconstrained position under the priors, log Jacobian included."""
     values, log_det = transforms.forward_and_log_det(bijectors, position)
     return log_prob(priors, values) + log_det
+
+
+def same_support(first: Transform, second: Transform, shape: tuple[int, ...]) -> bool:
+    """Say whether two bijectors have one image: equal codomains, or each image of test points lies in the other.
+
+    Args:
+        first: a bijector.
+        second: a bijector.
+        shape: the shape of the constrained value.
+
+    Returns:
+        Whether the supports agree (open and closed bounds are the same support). Traced bounds are not compared.
+    """
+    first, second = _base(first), _base(second)
+    if any(isinstance(bound, jax.core.Tracer) for bound in jax.tree.leaves((first, second))):
+        return True
+    with jax.ensure_compile_time_eval():
+        return first == second or (_covers(first, second, shape) and _covers(second, first, shape))
+
+
+def _base(leaf: Transform) -> Transform:
+    while isinstance(leaf, IndependentTransform):
+        leaf = leaf.base_transform
+    return leaf
+
+
+def _covers(outer: Transform, inner: Transform, shape: tuple[int, ...]) -> bool:
+    """Say whether images of fixed, widely spread points under ``inner`` lie in the image of ``outer``."""
+    try:
+        points = np.random.default_rng(0).normal(scale=2.0, size=(16, *inner.inverse_shape(shape)))
+        values = np.asarray(inner(jnp.asarray(points, jnp.result_type(float))))
+        z = np.asarray(outer.inv(jnp.asarray(values)))
+        return bool(np.all(np.isfinite(z)) and np.all(transforms.gives_back(outer, values, z)))
+    except (TypeError, ValueError, IndexError):
+        return False
