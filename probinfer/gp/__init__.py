@@ -5,7 +5,8 @@
 
 from probinfer import kernels
 from probinfer.gp import likelihoods, means
-from probinfer.gp.condition import Conditioned, condition, log_evidence
+from probinfer.gp.condition import condition, log_evidence
+from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.conjugate import Exact
 from probinfer.gp.fit import Fit, fit
 from probinfer.gp.hyper_posterior import hyper_posterior

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from probinfer.gp.condition import Conditioned
+from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.exact import gaussian_evidence
 from probinfer.gp.likelihoods import gaussian_log_prob
 from probinfer.gp.model import Model

@@ -16,7 +16,8 @@ from jax.scipy.special import logsumexp
 
 from probinfer.base import Status
 from probinfer.errors import NumericalError, advice
-from probinfer.gp.condition import condition, default_inference, failed
+from probinfer.gp.condition import condition, default_inference
+from probinfer.gp.conditioned import failed
 from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
 from probinfer.gp.learn import ML2
 from probinfer.gp.model import Model, cast

@@ -72,7 +72,7 @@ class Gaussian:
             )
         return NormalMixture(mean, variance + self.variance[:, None])
 
-    def rescale(self, factor: float) -> Gaussian:
+    def rescale(self, factor: Any) -> Gaussian:
         """The same likelihood for outputs in other units: the parameter is stated in those units already."""
         return self
 
@@ -132,6 +132,6 @@ class KnownNoise:
             )
         return NormalMixture(mean, variance + jnp.asarray(noise, mean.dtype))
 
-    def rescale(self, factor: float) -> KnownNoise:
+    def rescale(self, factor: Any) -> KnownNoise:
         """The same noise for outputs divided by ``factor``."""
         return KnownNoise(self.noise / factor**2)
