@@ -4,7 +4,7 @@
 """
 
 from probinfer import kernels
-from probinfer.gp import likelihoods, means
+from probinfer.gp import leaves, likelihoods, means
 from probinfer.gp.condition import condition, log_evidence
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.conjugate import Exact
@@ -30,6 +30,7 @@ __all__ = [
     "hyper_posterior",
     "kernels",
     "leaf_names",
+    "leaves",
     "likelihoods",
     "load",
     "log_evidence",
