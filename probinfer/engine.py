@@ -24,6 +24,7 @@ from probinfer.types import Array, ArrayTree, Float, PRNGKey
 
 __all__ = [
     "Engine",
+    "chains_first",
     "check",
     "coordinate_names",
     "exact_logdensity",
@@ -119,7 +120,8 @@ def _converted(fn: Callable, like: ArrayTree, position: ArrayTree) -> Array:
 
 def to_default_dtype(position: ArrayTree) -> ArrayTree:
     """Convert the leaves to the default float dtype."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), position)
+    dtype = jnp.result_type(float)
+    return jax.tree.map(lambda x: x if x.dtype == dtype else jnp.asarray(x, dtype), position)
 
 
 def coordinate_names(position: ArrayTree) -> list[str]:
@@ -141,7 +143,7 @@ def finish(target: Target, positions: ArrayTree, like: ArrayTree, info: Any, **f
         info: the engine's report.
         **fields: further fields of the posterior.
     """
-    positions = jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), positions, like)
+    positions = jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), positions, like)
     return Posterior(_constrain(target, positions), info=info, unconstrained=positions, **fields)
 
 
@@ -162,6 +164,13 @@ def warn(status: Status | int | Array, details: str, name: str) -> None:
         warnings.warn(f"{name}: {details}; {advice(int(status))}", ConvergenceWarning, stacklevel=4)
 
 
+@jax.jit
+def chains_first(records: ArrayTree) -> ArrayTree:
+    """Turn leaves (draw, chain, ...) into (chain, draw, ...)."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), records)
+
+
+@jax.jit
 def flat_position(positions: ArrayTree) -> Float[Array, "chain draw d"]:
     """Return one row a draw."""
     leaves = jax.tree.leaves(positions)

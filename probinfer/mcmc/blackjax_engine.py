@@ -130,4 +130,6 @@ def _step(chains: _Chains, logdensity_fn: Callable, key: PRNGKey, state: Any) ->
 def _record(state: Any, info: Any) -> tuple[Any, dict[str, Any]]:
     """The positions, and the info fields that are one number a chain."""
     fields = info._asdict() if hasattr(info, "_asdict") else {}
-    return state.position, {name: value for name, value in fields.items() if jnp.ndim(value) == 1}
+    return state.position, {
+        name: value for name, value in fields.items() if isinstance(value, jax.Array) and value.ndim == 1
+    }

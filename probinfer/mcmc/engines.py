@@ -178,7 +178,7 @@ def _sample(
                 checkpoint=None if checkpoint is None else checkpoint.child(phase),
             )
             history.check()
-    positions, info = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), history.filled())
+    positions, info = engine.chains_first(history.filled())
     found = report.convergence(positions)
     engine.warn(found.status, report.explain(found, config.num_chains) if int(found.status) else "", name)
     return engine.finish(target, positions, like, _info(info, state.warmup, found))

@@ -11,7 +11,7 @@ import numpy as np
 from probinfer import diagnostics, engine
 from probinfer.base import Status
 from probinfer.mcmc import metric as metrics
-from probinfer.types import Array, ArrayTree, Float, Int
+from probinfer.types import Array, ArrayTree, Float
 
 __all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain"]
 
@@ -91,7 +91,16 @@ def convergence(positions: ArrayTree) -> Convergence:
     Args:
         positions: leaves (chain, draw, ...).
     """
-    rhat, ess, ess_tail, status = _diagnose(engine.flat_position(positions))
+    draws = engine.flat_position(positions)
+    num_chains, num_draws, dimension = draws.shape
+    if num_draws < 4:
+        rhat = ess = ess_tail = jnp.full(dimension, jnp.nan, draws.dtype)
+    else:
+        rhat, ess, ess_tail = diagnostics.rhat(draws), diagnostics.ess(draws), diagnostics.ess_tail(draws)
+    # the rule of diagnostics.convergence_status, on numbers that are reported anyway
+    mixed = bool(num_chains == 1 or np.all(np.asarray(rhat) < 1.01))
+    enough = bool(np.all(np.minimum(ess, ess_tail) >= 100 * num_chains))
+    status = jnp.asarray(int(Status.OK if mixed and enough else Status.CHAINS_DISAGREE), jnp.int32)
     one = jax.tree.map(lambda x: x[0, 0], positions)
     return Convergence(_like(rhat, one), _like(ess, one), _like(ess_tail, one), status)
 
@@ -108,15 +117,6 @@ def explain(found: Convergence, num_chains: int) -> str:
     worst = int(np.argmin(np.where(np.isnan(least), -np.inf, least)))
     text.append(f"{names[worst]} has the fewest effective draws ({least[worst]:.0f})")
     return ", ".join(text)
-
-
-@jax.jit
-def _diagnose(draws: Float[Array, "chain draw d"]) -> tuple[Array, Array, Array, Int[Array, ""]]:
-    if draws.shape[1] < 4:
-        nothing = jnp.full(draws.shape[2], jnp.nan, draws.dtype)
-        return nothing, nothing, nothing, jnp.asarray(int(Status.CHAINS_DISAGREE), jnp.int32)
-    status = diagnostics.convergence_status(draws)
-    return diagnostics.rhat(draws), diagnostics.ess(draws), diagnostics.ess_tail(draws), status
 
 
 def _flat(tree: ArrayTree) -> Array:

@@ -50,9 +50,11 @@ def climb(
 
 def _climb(algorithm, position, dimension: int, max_evaluations: int):
     def unfinished(state):
-        # -g.d / 2 is half the squared Newton step once the memory holds a curvature pair
+        # -g.d / 2 is half the squared Newton step in the metric of L-BFGS, which needs some pairs to be right
         near = (
-            (state.memory.count >= 2) & (-state.line.origin.slope <= dimension) & (state.line.num_trials == 0)
+            (state.memory.count > min(dimension, 6))
+            & (-state.line.origin.slope <= dimension)
+            & (state.line.num_trials == 0)
         )
         return ~state.done & ~near & (state.num_evaluations < max_evaluations)
 

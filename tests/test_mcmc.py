@@ -1,0 +1,334 @@
+"""One density function serves most tests, so that most of them share compiled programs: its arrays are data."""
+
+import shutil
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import mcmc, targets
+from probinfer.base import Status
+from probinfer.checkpoint import Checkpoint
+from probinfer.errors import ConvergenceWarning
+from probinfer.mcmc import metric as metrics
+from probinfer.mcmc import starts
+from probinfer.mcmc import warmup as warmups
+
+LOC = np.array([3.0, -20.0, 0.1, 500.0])
+SCALE = np.array([1.0, 10.0, 0.01, 100.0])
+ROOT = np.array([[1, 0, 0, 0], [0.9, 0.43, 0, 0], [-0.5, 0.5, 0.7, 0], [0.3, 0, 0.2, 0.9]]) * SCALE[:, None]
+COVARIANCE = ROOT @ ROOT.T
+
+
+def two_normals(first, second, precision, values):
+    """log of the sum of two normal densities of one covariance; a single normal where the means are equal."""
+
+    def log_normal(loc):
+        offset = values - loc
+        return -0.5 * offset @ precision @ offset
+
+    return jnp.logaddexp(log_normal(first), log_normal(second))
+
+
+def make_target(first, second, covariance, dtype, example=None):
+    arrays = (jnp.asarray(x, dtype) for x in (first, second, np.linalg.inv(covariance)))
+    start = jnp.zeros(4, dtype) if example is None else jnp.asarray(example, dtype)
+    return targets.from_logdensity(targets.LogDensity(two_normals, *arrays), start)
+
+
+@pytest.fixture(scope="module")
+def normal_target():
+    return make_target(LOC, LOC, COVARIANCE, jnp.result_type(float))
+
+
+@pytest.fixture(scope="module")
+def nuts(normal_target):
+    return mcmc.NUTS().sample(jax.random.key(1), normal_target, progress=False)
+
+
+@pytest.fixture(scope="module")
+def hmc(normal_target):
+    return mcmc.HMC().sample(jax.random.key(2), normal_target, progress=False)
+
+
+def assert_moments(posterior, loc, covariance):
+    """z-tests of 4 means and 10 second moments at 4.5 standard errors: fails by chance 1 time in 10 000."""
+    from probinfer import diagnostics
+
+    draws = posterior.draws
+    root = np.linalg.cholesky(covariance)
+    whitened = np.einsum("ij,cnj->cni", np.linalg.inv(root), np.asarray(draws, float) - loc)
+    i, j = np.tril_indices(4)
+    quantities = np.concatenate([whitened, whitened[..., i] * whitened[..., j]], axis=2)
+    expected = np.concatenate([np.zeros(4), (i == j).astype(float)])
+    error = np.asarray(diagnostics.mcse_mean(jnp.asarray(quantities)), float)
+    # the rounding of float32 positions is worth a few of its epsilons in units of the narrowest direction
+    slack = 0.0 if draws.dtype == jnp.float64 else 0.02
+    assert np.all(np.abs(quantities.mean((0, 1)) - expected) < 4.5 * error + slack)
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("sampler", ["nuts", "hmc"])
+def test_moments_of_a_badly_scaled_correlated_normal(sampler, request):
+    posterior = request.getfixturevalue(sampler)
+    assert_moments(posterior, LOC, COVARIANCE)
+    assert posterior.info.status == Status.OK
+    assert posterior.draws.shape == (4, 1000, 4)
+
+
+@pytest.mark.f32
+def test_info_reports_transitions_and_warmup(nuts, dtype):
+    info = nuts.info
+    for name in ("diverging", "acceptance_rate", "num_leapfrogs", "energy", "tree_depth"):
+        assert getattr(info, name).shape == (4, 1000), name
+    # the mean acceptance of 4000 draws is within 0.12 of the target of dual averaging
+    assert abs(float(info.acceptance_rate.mean()) - 0.8) < 0.12
+    assert not info.diverging.any()
+    assert info.metric_name != "diagonal"
+    assert info.metric_name in info.metric_reason
+    assert 0 < int(info.num_warmup) < 1000
+    assert int(info.num_warmup_gradients) > int(info.num_warmup)
+    assert float(jnp.max(info.rhat)) < 1.01
+    assert float(jnp.min(info.ess)) > 400
+    # energy is potential plus kinetic energy, so it exceeds minus the log density
+    log_density = jax.vmap(jax.vmap(lambda x: two_normals(LOC, LOC, np.linalg.inv(COVARIANCE), x)))(
+        nuts.draws
+    )
+    if dtype == jnp.float64:
+        assert bool(jnp.all(info.energy >= -log_density - 1e-6))
+
+
+def test_the_chosen_metric_is_the_covariance(nuts):
+    # a normal target is identified by d + 1 draws and gradients; low-rank leaves factors of at most 2
+    whitened = np.linalg.solve(
+        np.linalg.cholesky(nuts.info.inverse_mass_matrix), np.linalg.cholesky(COVARIANCE)
+    )
+    values = np.linalg.svd(whitened, compute_uv=False)
+    assert values.max() / values.min() < 2.1
+
+
+def test_hmc_lengths_are_jittered_and_end_before_the_cap(hmc):
+    steps = np.unique(hmc.info.num_leapfrogs)
+    assert len(steps) >= 3
+    assert steps.max() <= 20
+    assert not hmc.info.tree_depth.any()
+
+
+def test_new_data_compile_nothing(nuts, count_compiles):
+    other = make_target(2 * LOC, 2 * LOC, 2.0 * COVARIANCE, jnp.result_type(float))
+    mcmc.NUTS().sample(jax.random.key(5), other, progress=False)
+    with count_compiles() as compiles:
+        again = mcmc.NUTS().sample(jax.random.key(1), other, progress=False)
+    assert compiles.count == 0
+    assert not np.array_equal(again.draws, nuts.draws)
+
+
+def test_same_key_same_draws_and_another_key_others(nuts, normal_target):
+    again = mcmc.NUTS().sample(jax.random.key(1), normal_target, progress=False)
+    np.testing.assert_array_equal(again.draws, nuts.draws)
+    other = mcmc.NUTS().sample(jax.random.key(3), normal_target, progress=False)
+    assert not np.array_equal(other.draws, nuts.draws)
+
+
+def test_resumed_run_makes_the_same_draws(nuts, normal_target, tmp_path):
+    checkpoint = Checkpoint(tmp_path, every=400)
+    mcmc.NUTS().sample(jax.random.key(1), normal_target, progress=False, checkpoint=checkpoint)
+    # as if the process had been killed after 400 of the 1000 draws
+    for folder in sorted((tmp_path / "draws").glob("step_*"))[1:]:
+        shutil.rmtree(folder)
+    resumed = mcmc.NUTS().sample(jax.random.key(1), normal_target, progress=False, checkpoint=checkpoint)
+    np.testing.assert_array_equal(resumed.draws, nuts.draws)
+
+
+def test_chains_in_different_modes_are_reported(dtype):
+    target = make_target(LOC - 30 * SCALE, LOC + 30 * SCALE, np.diag(SCALE**2), dtype, example=LOC)
+    with pytest.warns(ConvergenceWarning, match=r"x|\[|value|R-hat") as record:
+        posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
+    assert posterior.info.status == Status.CHAINS_DISAGREE
+    assert "R-hat" in str(record[0].message)
+    assert float(jnp.max(posterior.info.rhat)) > 1.5
+
+
+def test_without_warmup_the_chains_are_blackjax_chains(dtype):
+    precision = jnp.asarray(np.linalg.inv(np.diag([1.0, 4.0, 9.0, 16.0])), dtype)
+    logdensity_fn = targets.LogDensity(two_normals, jnp.zeros(4, dtype), jnp.zeros(4, dtype), precision)
+    config = mcmc.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 0, 4)
+    algorithm = mcmc.chains(logdensity_fn, mcmc.Trajectories("nuts"), config)
+    positions = jax.random.normal(jax.random.key(0), (2, 4), dtype)
+    state = jax.jit(algorithm.init)(positions)
+    kernel = blackjax.nuts(logdensity_fn, state.warmup.step_size, jnp.ones(4, dtype))
+    hand = [kernel.init(position) for position in positions]
+    ours, theirs = jax.jit(algorithm.step), jax.jit(kernel.step)
+    for key in jax.random.split(jax.random.key(1), 3):
+        state, info = ours(key, state)
+        moved = [theirs(k, chain) for k, chain in zip(jax.random.split(key, 2), hand, strict=True)]
+        hand = [chain for chain, _ in moved]
+        np.testing.assert_allclose(state.chains.position, [chain.position for chain in hand], atol=1e-10)
+        np.testing.assert_array_equal(info.num_leapfrogs, [i.num_integration_steps for _, i in moved])
+
+
+def schools(y, sd, values):
+    """Eight schools, non-centred; a half-Cauchy(5) prior on tau = exp(log_tau)."""
+    tau = jnp.exp(values["log_tau"])
+    prior = (
+        -0.5 * (values["mu"] / 5) ** 2
+        - jnp.log1p((tau / 5) ** 2)
+        + values["log_tau"]
+        - 0.5 * jnp.sum(values["z"] ** 2)
+    )
+    return prior - 0.5 * jnp.sum(((y - values["mu"] - tau * values["z"]) / sd) ** 2)
+
+
+def schools_by_quadrature(y, sd):
+    """E mu and E log tau: the effects integrate out, y_j ~ N(mu, sd_j^2 + tau^2)."""
+    mu, log_tau = np.meshgrid(np.linspace(-25, 35, 601), np.linspace(-12, 6, 601), indexing="ij")
+    tau = np.exp(log_tau)
+    log_p = -0.5 * (mu / 5) ** 2 - np.log1p((tau / 5) ** 2) + log_tau
+    for value, error in zip(y, sd, strict=True):
+        variance = error**2 + tau**2
+        log_p += -0.5 * np.log(variance) - 0.5 * (value - mu) ** 2 / variance
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    return (p * mu).sum(), (p * log_tau).sum()
+
+
+def test_eight_schools_against_quadrature(dtype):
+    from probinfer import diagnostics
+
+    y, sd = [28.0, 8, -3, 7, -1, 1, 18, 12], [15.0, 10, 16, 11, 9, 11, 10, 18]
+    example = {"mu": jnp.zeros((), dtype), "log_tau": jnp.zeros((), dtype), "z": jnp.zeros(8, dtype)}
+    logdensity_fn = targets.LogDensity(schools, jnp.asarray(y, dtype), jnp.asarray(sd, dtype))
+    target = targets.from_logdensity(logdensity_fn, example)
+    posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
+    assert posterior.info.status == Status.OK
+    error = diagnostics.mcse_mean(posterior.draws)
+    # two z-tests at 4.5 standard errors: fail by chance 1 time in 70 000
+    for name, expected in zip(("mu", "log_tau"), schools_by_quadrature(y, sd), strict=True):
+        assert abs(float(posterior.draws[name].mean()) - expected) < 4.5 * float(error[name])
+
+
+def normal_draws(root, dtype, steps=30):
+    """Draws and gradients of a normal, as the warm-up collects them."""
+    z = np.random.default_rng(0).normal(size=(steps, 4, 4))
+    precision = np.linalg.inv(root @ root.T)
+    x = z @ root.T
+    return jnp.asarray(x, dtype), jnp.asarray(-x @ precision, dtype)
+
+
+WIDE = [1e-3, 1, 10, 1e3]
+CORRELATED = np.eye(4)
+CORRELATED[1, 0] = 5.0  # one pair with correlation 0.98: eigenvalues 1.98 and 0.02 of the correlation
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize(
+    ("root", "name"),
+    [
+        (np.diag([1e-3, 1, 10, 1e3]), "diagonal"),
+        (np.diag([1e-3, 1, 10, 1e3]) @ CORRELATED, "low-rank"),
+        (ROOT, "dense"),
+    ],
+)
+def test_the_simplest_metric_that_whitens_is_chosen(root, name, dtype):
+    draws, gradients = normal_draws(root, dtype)
+    candidates = jnp.ones(3, bool)
+    choice = jax.jit(metrics.choose, static_argnums=4)(draws, gradients, jnp.asarray(30), candidates, 4)
+    if name == "dense":  # what low-rank leaves over here is small as well
+        assert metrics.NAMES[int(choice.chosen)] != "diagonal"
+        assert choice.divergences[2] < 0.01
+    else:
+        assert metrics.NAMES[int(choice.chosen)] == name
+    only = jax.jit(metrics.choose, static_argnums=4)(
+        draws, gradients, jnp.asarray(30), jnp.asarray(metrics.allowed(name, 4)), 4
+    )
+    assert metrics.NAMES[int(only.chosen)] == name
+
+
+def test_rows_beyond_the_count_do_not_count(dtype):
+    draws, gradients = normal_draws(ROOT, dtype)
+    choose = jax.jit(metrics.choose, static_argnums=4)
+    clean = choose(draws, gradients, jnp.asarray(20), jnp.ones(3, bool), 4)
+    dirty = choose(
+        draws.at[20:].set(1e6), gradients.at[20:].set(jnp.nan), jnp.asarray(20), jnp.ones(3, bool), 4
+    )
+    np.testing.assert_allclose(clean.divergences, dirty.divergences, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(clean.metric.sigma, dirty.metric.sigma, rtol=1e-6)
+
+
+def test_climb_ends_in_the_typical_set_and_stays_dispersed(dtype):
+    far = jnp.asarray(LOC + 50 * SCALE * np.random.default_rng(0).normal(size=(4, 4)), dtype)
+    logdensity_fn = targets.LogDensity(
+        two_normals, *(jnp.asarray(x, dtype) for x in (LOC, LOC, np.linalg.inv(COVARIANCE)))
+    )
+    positions, moved, bent = starts.climb(logdensity_fn, far)
+    whitened = np.linalg.solve(np.linalg.cholesky(COVARIANCE), (np.asarray(positions) - LOC).T)
+    squares = (whitened**2).sum(0)
+    # twice the distance in log density is at most d by the metric of L-BFGS, which knows the true one roughly
+    assert np.all(squares < 40)
+    assert len(np.unique(np.round(squares, 6))) == 4
+    # pairs obey the secant equation of the quadratic
+    used = np.any(np.asarray(moved) != 0, axis=1)
+    expected = -np.asarray(moved)[used] @ np.linalg.inv(COVARIANCE)
+    np.testing.assert_allclose(
+        np.asarray(bent)[used], expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max()
+    )
+
+
+def test_warmup_stands_still_once_it_is_over(dtype):
+    config = warmups.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 30, 4)
+    state = warmups.init(config, 4, metrics.identity(4, 4, dtype))
+    update = jax.jit(warmups.update)
+    draws, gradients = normal_draws(np.eye(4), dtype, steps=40)
+    for index in range(30):
+        assert not bool(warmups.is_over(state)), index
+        state = update(config, state, draws[index], gradients[index], jnp.full(4, 0.9, dtype), jnp.asarray(7))
+    assert bool(warmups.is_over(state))
+    assert int(state.num_gradients) == 30 * 7
+    after = update(config, state, draws[31], gradients[31], jnp.full(4, 0.1, dtype), jnp.asarray(7))
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def walk(logdensity_fn):
+    return blackjax.additive_step_random_walk(logdensity_fn, blackjax.mcmc.random_walk.normal(jnp.ones(4)))
+
+
+def test_any_blackjax_algorithm_is_an_engine(dtype):
+    target = make_target(np.zeros(4), np.zeros(4), np.eye(4), dtype)
+    engine = mcmc.Blackjax(walk, num_discard=500, num_draws=4000, num_chains=4)
+    posterior = engine.sample(jax.random.key(0), target, progress=False)
+    assert posterior.draws.shape == (4, 4000, 4)
+    assert posterior.info.sampler["acceptance_rate"].shape == (4, 4000)
+    assert_moments(posterior, np.zeros(4), np.eye(4))
+
+
+def test_blackjax_states_need_a_position(normal_target):
+    from probinfer.base import Algorithm
+
+    engine = mcmc.Blackjax(Algorithm(lambda position: (position,), lambda key, state: (state, None)))
+    with pytest.raises(TypeError, match="position"):
+        engine.sample(jax.random.key(0), normal_target, progress=False)
+
+
+@pytest.mark.parametrize("engine", [mcmc.NUTS, mcmc.HMC])
+def test_impossible_settings_are_refused(engine):
+    for settings in ({"num_draws": 0}, {"num_chains": 0}, {"num_warmup": -1}):
+        with pytest.raises(ValueError, match="expected num_warmup"):
+            engine(**settings)
+    with pytest.raises(ValueError, match="target_acceptance"):
+        engine(target_acceptance=1.0)
+    with pytest.raises(ValueError, match="metric must be"):
+        engine(metric="riemannian")
+    with pytest.raises(ValueError, match="mode must be"):
+        engine(mode="pmap")
+
+
+def test_float32_target_in_a_float64_process():
+    target = make_target(LOC, LOC, COVARIANCE, jnp.float32)
+    with pytest.warns(ConvergenceWarning):  # 50 draws are few
+        posterior = mcmc.NUTS(num_warmup=50, num_draws=50, num_chains=2).sample(
+            jax.random.key(0), target, progress=False
+        )
+    assert posterior.draws.dtype == jnp.float32
+    assert bool(jnp.all(jnp.isfinite(posterior.draws)))
