@@ -263,7 +263,10 @@ def _fit(
         num *= 2
     status = result.status if closed else jnp.asarray(int(Status.MAX_ITERATIONS), jnp.int32)
     return frame, fresh._replace(
-        gap=gap, num_samples=jnp.asarray(num), num_gradients=jnp.asarray(num_gradients), status=status
+        gap=gap,
+        num_samples=jnp.asarray(num, jnp.int32),
+        num_gradients=jnp.asarray(num_gradients, jnp.int32),
+        status=status,
     )
 
 

@@ -1,0 +1,218 @@
+"""One density function serves most tests, so that they share compiled programs: its arrays are data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from probinfer import targets, vi
+from probinfer.base import Status
+from probinfer.errors import ConvergenceWarning
+from probinfer.vi import gaussian
+
+LOC = np.array([3.0, -20.0, 500.0])
+ROOT = np.array([[1.0, 0, 0], [6.0, 8.0, 0], [-30.0, 40.0, 70.0]])
+COVARIANCE = ROOT @ ROOT.T
+PRECISION = np.linalg.inv(COVARIANCE)
+LOG_NORMALISER = 0.5 * np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]
+
+
+def bent_normal(loc, precision, bend, values):
+    """A normal density; ``bend`` adds a skewed coordinate, exp(x) against x."""
+    offset = values - loc
+    return -0.5 * offset @ precision @ offset - bend * (jnp.exp(offset[0]) - offset[0])
+
+
+def make_target(bend=0.0, loc=LOC, precision=PRECISION):
+    arrays = [jnp.asarray(x, jnp.result_type(float)) for x in (loc, precision, bend)]
+    return targets.from_logdensity(targets.LogDensity(bent_normal, *arrays), jnp.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def mean_field():
+    return vi.MeanField().sample(jax.random.key(0), make_target(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def full_rank():
+    return vi.FullRank().sample(jax.random.key(0), make_target(), progress=False)
+
+
+@pytest.mark.f32
+def test_mean_field_of_a_normal_is_the_closed_form(mean_field, dtype):
+    # mean exact, variances 1 / precision_ii, bound log Z - KL with KL = sum log(sd_i sqrt(P_ii)) for the rest
+    info = mean_field.info
+    tolerance = 1e-4 if dtype == jnp.float64 else 2e-2
+    sd = 1 / np.sqrt(np.diag(PRECISION))
+    np.testing.assert_allclose((np.asarray(info.loc, float) - LOC) / sd, 0, atol=tolerance)
+    np.testing.assert_allclose(np.asarray(info.scale, float) / sd, 1, rtol=tolerance)
+    bound = LOG_NORMALISER + 0.5 * (np.linalg.slogdet(PRECISION)[1] - np.log(np.diag(PRECISION)).sum())
+    # 1000 fresh draws, 4.5 standard errors: fails by chance 1 time in 100 000
+    assert abs(float(info.elbo) - bound) < 4.5 * float(info.elbo_standard_error)
+    assert info.status == Status.OK
+
+
+@pytest.mark.f32
+def test_full_rank_of_a_normal_is_the_normal(full_rank, dtype):
+    info = full_rank.info
+    tolerance = 1e-4 if dtype == jnp.float64 else 2e-2
+    sd = np.sqrt(np.diag(COVARIANCE))
+    covariance = np.asarray(info.scale, float) @ np.asarray(info.scale, float).T
+    np.testing.assert_allclose((np.asarray(info.loc, float) - LOC) / sd, 0, atol=tolerance)
+    np.testing.assert_allclose(covariance / np.outer(sd, sd), COVARIANCE / np.outer(sd, sd), atol=tolerance)
+    np.testing.assert_allclose(float(info.elbo), LOG_NORMALISER, atol=tolerance)
+    assert np.array_equal(info.scale, np.tril(info.scale))
+    assert np.all(np.diag(info.scale) > 0)
+    assert info.status == Status.OK
+
+
+def test_posterior_of_a_fit(full_rank):
+    assert full_rank.draws.shape == (1, 1000, 3)
+    assert full_rank.log_evidence is None
+    # z-tests of three means of 1000 independent draws at 4.5 standard errors: 1 in 50 000
+    z = (np.asarray(full_rank.draws[0]).mean(0) - LOC) / np.sqrt(np.diag(COVARIANCE) / 1000)
+    assert np.all(np.abs(z) < 4.5)
+
+
+def test_skewed_target_bound_is_below_the_evidence_and_full_rank_is_tighter():
+    target = make_target(bend=2.0)
+    mean_field, full_rank = (
+        engine.sample(jax.random.key(0), target, progress=False).info
+        for engine in (vi.MeanField(), vi.FullRank())
+    )
+    # the bend acts on the first coordinate alone; given it the others are normal with the conditional covariance
+    grid = np.linspace(-12, 8, 20001)
+    log_p = -0.5 * grid**2 / COVARIANCE[0, 0] - 2.0 * (np.exp(grid) - grid)
+    rest = COVARIANCE[1:, 1:] - np.outer(COVARIANCE[1:, 0], COVARIANCE[1:, 0]) / COVARIANCE[0, 0]
+    log_evidence = (
+        np.log(np.exp(log_p).sum() * (grid[1] - grid[0])) + 0.5 * np.linalg.slogdet(2 * np.pi * rest)[1]
+    )
+    assert float(full_rank.elbo) < log_evidence + 4.5 * float(full_rank.elbo_standard_error)
+    # a skewed coordinate costs a normal little
+    assert float(full_rank.elbo) > log_evidence - 0.1
+    assert float(mean_field.elbo) < float(full_rank.elbo) - 0.3
+    assert bool(jnp.isfinite(full_rank.khat))
+    assert float(full_rank.gap) < 0.2
+
+
+def test_new_data_compile_nothing(mean_field, count_compiles):
+    other = make_target(loc=2 * LOC, precision=3 * PRECISION)
+    with count_compiles() as compiles:
+        fitted = vi.MeanField().sample(jax.random.key(1), other, progress=False)
+    assert compiles.count == 0
+    np.testing.assert_allclose(fitted.info.loc, 2 * LOC, rtol=1e-4)
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("full", [False, True])
+def test_bound_and_gradient_are_those_of_the_formula(full, dtype):
+    sample = jnp.asarray(gaussian.base_sample(3, 3, 16, 32), dtype)
+    scale = jnp.asarray(ROOT if full else [1.0, 8.0, 70.0], dtype)
+    frame = gaussian.Frame(jnp.asarray(LOC, dtype), scale)
+    moves = gaussian.Moves(
+        jnp.asarray([0.1, -0.2, 0.3], dtype), jnp.asarray([0.2, 0, -0.1], dtype), jnp.zeros(3 * full)
+    )
+    moves = moves._replace(lower=jnp.asarray([0.3, -0.1, 0.2], dtype)) if full else moves
+    logdensity_fn = make_target(bend=1.0).logdensity_fn
+
+    def by_hand(moves):
+        triangle = jnp.diag(jnp.exp(moves.log_diagonal))
+        if full:
+            triangle = triangle.at[np.tril_indices(3, -1)].set(moves.lower)
+        root = (scale if full else jnp.diag(scale)) @ triangle
+        points = frame.centre + (scale @ moves.shift if full else scale * moves.shift) + sample[:16] @ root.T
+        entropy = 0.5 * jnp.linalg.slogdet(2 * jnp.pi * jnp.e * root @ root.T)[1]
+        return -(jnp.mean(jax.vmap(logdensity_fn)(points)) + entropy)
+
+    expected = jax.jit(jax.value_and_grad(by_hand))(moves)
+    tolerance = 1e-9 if dtype == jnp.float64 else 2e-3
+    for block in (1, 8):
+        found = jax.jit(jax.value_and_grad(gaussian.negative_bound, argnums=5), static_argnames="block")(
+            frame, logdensity_fn, jnp.zeros(3, dtype), sample, jnp.asarray(16), moves, block=block
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), found, expected
+        )
+
+
+def test_base_sample_has_exact_moments():
+    sample = gaussian.base_sample(0, 4, 32, 64)
+    np.testing.assert_allclose(sample[:32].mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(sample[:32].T @ sample[:32] / 32, np.eye(4), atol=1e-12)
+    assert not sample[32:].any()
+    few = gaussian.base_sample(0, 20, 16, 16)
+    np.testing.assert_allclose((few**2).mean(0), 1, atol=1e-12)
+    assert not np.array_equal(few, gaussian.base_sample(1, 20, 16, 16))
+
+
+def gamma_density(shape, rate, values):
+    return jnp.sum((shape - 1) * jnp.log(values["x"]) - rate * values["x"])
+
+
+def gamma_target(shape):
+    dtype = jnp.result_type(float)
+    logdensity_fn = targets.LogDensity(
+        gamma_density, jnp.asarray(shape, dtype), jnp.asarray([2.0, 5.0], dtype)
+    )
+    return targets.from_logdensity(logdensity_fn, {"x": jnp.ones(2)}, {"x": dist.constraints.positive})
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("jacobian", [False, True])
+def test_mode_with_and_without_the_jacobian(jacobian):
+    # Gamma(a, b): the density of x has its mode at (a - 1) / b, that of log x at a / b with variance 1 / a
+    shape = np.array([3.0, 4.0])
+    engine = vi.MAP(jacobian=jacobian, covariance=True)
+    posterior = engine.sample(jax.random.key(0), gamma_target(shape), progress=False)
+    mode = (shape - (not jacobian)) / np.array([2.0, 5.0])
+    np.testing.assert_allclose(posterior.draws["x"][0, 0], mode, rtol=1e-3)
+    np.testing.assert_allclose(np.diag(posterior.info.covariance), 1 / (shape - (not jacobian)), rtol=5e-3)
+    assert posterior.draws["x"].shape == (1, 1, 2)
+    assert posterior.info.status == Status.OK
+    assert posterior.info.values.shape == (4,)
+    np.testing.assert_allclose(posterior.info.log_density, posterior.info.values.max())
+
+
+def two_modes(values):
+    return jnp.logaddexp(-0.5 * jnp.sum((values - 4) ** 2), 2 - 0.5 * jnp.sum((values + 4) ** 2))
+
+
+def test_the_best_of_several_restarts_is_kept():
+    starts = jnp.asarray([[5.0], [-5.0], [4.5]])
+    position, info = vi.maximize(two_modes, starts)
+    np.testing.assert_allclose(position, [-4.0], atol=1e-5)
+    assert int(info.best) == 1
+    np.testing.assert_allclose(info.values, [0, 2, 0], atol=1e-6)
+
+
+def test_mode_search_reports_failure():
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        posterior = vi.MAP(max_steps=1).sample(jax.random.key(0), gamma_target([3.0, 4.0]), progress=False)
+    assert posterior.info.status == Status.MAX_ITERATIONS
+    _, info = vi.maximize(two_modes, jnp.full((2, 1), jnp.nan))
+    assert info.status == Status.NON_FINITE
+
+
+def flat_box(values):
+    return jnp.where(jnp.max(jnp.abs(values)) < 1.5, 0.0 * jnp.sum(values), -jnp.inf)
+
+
+def test_walls_are_met_with_a_smaller_scale_and_reported():
+    # a normal cannot have a bound on a bounded set: fresh draws fall outside
+    target = targets.from_logdensity(flat_box, jnp.zeros(2))
+    with pytest.warns(ConvergenceWarning, match="exceeds the fresh bound by inf"):
+        posterior = vi.MeanField(max_samples=32).sample(jax.random.key(0), target, progress=False)
+    assert posterior.info.status == Status.MAX_ITERATIONS
+    assert bool(jnp.all(jnp.isfinite(posterior.draws)))
+
+
+@pytest.mark.parametrize("engine", [vi.MeanField, vi.FullRank])
+def test_impossible_settings_are_refused(engine):
+    for settings in ({"num_draws": 0}, {"max_samples": 4}):
+        with pytest.raises(ValueError, match="expected num_draws"):
+            engine(**settings)
+    with pytest.raises(ValueError, match="mode must be"):
+        engine(mode="pmap")
+    with pytest.raises(ValueError, match="num_restarts"):
+        vi.MAP(num_restarts=0)
