@@ -8,7 +8,8 @@ themselves: derivatives of any order, forward or reverse, follow.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,17 @@ from probinfer.types import Array, Float, Int, Scalar
 __all__ = [
     "LogdetQuad",
     "SpdInverse",
+    "add_to_diagonal",
     "cholesky_solve",
+    "climb",
     "inverse_from_cholesky",
     "log_det_from_cholesky",
     "logdet_quad",
+    "relative_jitter",
     "safe_cholesky",
     "spd_inverse",
+    "spd_inverse_from_cholesky",
+    "spd_inverse_tangent",
     "triangular_solve",
 ]
 
@@ -92,6 +98,13 @@ def log_det_from_cholesky(L: Float[Array, "N N"]) -> Scalar:
     return 2.0 * jnp.sum(jnp.log(jnp.diagonal(L)))
 
 
+def add_to_diagonal(K: Float[Array, "N N"], value: Float[Array, "*N"]) -> Float[Array, "N N"]:
+    """``K + diag(value)`` for a scalar or a vector, in one pass that fuses with its neighbours."""
+    row = lax.broadcasted_iota(jnp.int32, K.shape, 0)
+    column = lax.broadcasted_iota(jnp.int32, K.shape, 1)
+    return jnp.where(row == column, K + value, K)
+
+
 @jax.custom_jvp
 def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, Int[Array, ""]]:
     """``L Lᵀ = K + jitter I`` with the smallest jitter of a ladder that works.
@@ -107,7 +120,7 @@ def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, 
         ``NON_FINITE`` (K holds NaN or infinities), both with a factor full of NaN. The factor and the jitter may be
         differentiated any number of times.
     """
-    L, relative, status = _climb(K)
+    L, relative, status = climb(_identity, K)
     return L, relative * _mean_diagonal(K), status
 
 
@@ -115,7 +128,7 @@ def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, 
 def _safe_cholesky_jvp(primals, tangents):
     (K,), (dK,) = primals, tangents
     L, jitter, status = safe_cholesky(K)
-    dK, djitter = _jittered_tangent(K, dK, jitter)
+    dK, djitter = _jittered_tangent(dK, jitter, _mean_diagonal(K))
     return (L, jitter, status), (_cholesky_tangent(L, dK), djitter, _no_tangent(status))
 
 
@@ -161,23 +174,34 @@ def spd_inverse(K: Float[Array, "N N"], y: Float[Array, " N"]) -> SpdInverse:
     Returns:
         The factor, inverse, solution, log determinant, jitter and status; NaN where the factorisation failed.
     """
-    L, jitter, status = safe_cholesky(K)
-    inverse = inverse_from_cholesky(L)
-    return SpdInverse(L, inverse, cholesky_solve(L, y), log_det_from_cholesky(L), jitter, status)
+    return spd_inverse_from_cholesky(*safe_cholesky(K), y)
 
 
 @spd_inverse.defjvp
 def _spd_inverse_jvp(primals, tangents):
     (K, y), (dK, dy) = primals, tangents
-    out = spd_inverse(K, y)
-    dA, djitter = _jittered_tangent(K, dK, out.jitter)
-    return out, SpdInverse(
-        chol=_cholesky_tangent(out.chol, dA),
-        inverse=-(out.inverse @ dA @ out.inverse),
-        solution=out.inverse @ (dy - dA @ out.solution),
-        log_det=jnp.sum(out.inverse * dA),
+    known = spd_inverse(K, y)
+    return known, spd_inverse_tangent(known, _mean_diagonal(K), dK, dy)
+
+
+def spd_inverse_from_cholesky(
+    L: Float[Array, "N N"], jitter: Scalar, status: Int[Array, ""], y: Float[Array, " N"]
+) -> SpdInverse:
+    """What ``spd_inverse`` returns, from the results of ``safe_cholesky``."""
+    inverse = inverse_from_cholesky(L)
+    return SpdInverse(L, inverse, cholesky_solve(L, y), log_det_from_cholesky(L), jitter, status)
+
+
+def spd_inverse_tangent(known: SpdInverse, mean_diagonal: Scalar, dK: Array, dy: Array) -> SpdInverse:
+    """The tangent of ``spd_inverse`` for a tangent of its arguments: the rule for functions that build K themselves."""
+    dA, djitter = _jittered_tangent(dK, known.jitter, mean_diagonal)
+    return SpdInverse(
+        chol=_cholesky_tangent(known.chol, dA),
+        inverse=-(known.inverse @ dA @ known.inverse),
+        solution=known.inverse @ (dy - dA @ known.solution),
+        log_det=jnp.sum(known.inverse * dA),
         jitter=djitter,
-        status=_no_tangent(out.status),
+        status=_no_tangent(known.status),
     )
 
 
@@ -203,59 +227,94 @@ def logdet_quad(K: Float[Array, "N N"], y: Float[Array, " N"]) -> LogdetQuad:
 def _logdet_quad_jvp(primals, tangents):
     (K, y), (dK, dy) = primals, tangents
     known = spd_inverse(K, y)
-    dA, djitter = _jittered_tangent(K, dK, known.jitter)
+    dA, djitter = _jittered_tangent(dK, known.jitter, _mean_diagonal(K))
     alpha = known.solution
     value = LogdetQuad(known.log_det, jnp.dot(y, alpha), known.jitter, known.status)
     dquad = 2.0 * jnp.dot(alpha, dy) - jnp.dot(alpha, dA @ alpha)
     return value, LogdetQuad(jnp.sum(known.inverse * dA), dquad, djitter, _no_tangent(known.status))
 
 
-def _climb(K: Array) -> tuple[Array, Array, Array]:
-    """Return the factor, the multiple of the mean diagonal that was needed, and the status."""
-    first, last = _LADDER[jnp.dtype(K.dtype)]
-    scale = _mean_diagonal(K)
-    eye = jnp.eye(K.shape[0], dtype=K.dtype)
+def climb(build: Callable[..., Array], *operands: Any) -> tuple[Array, Array, Array]:
+    """Factorise ``build(*operands)``; the jitter ladder of ``safe_cholesky`` without its rule for derivatives.
+
+    The matrix is built again where a rung needs it, so that nothing of its size is kept for the ladder and LAPACK
+    works in place. The ladder stands in a branch of its own, so that nothing is copied for a loop that does not run.
+
+    Args:
+        build: ``build(*operands) -> (N, N)``, symmetric; it must not bind traced arrays itself.
+        *operands: pytrees of arrays.
+
+    Returns:
+        The lower factor, the multiple of the mean diagonal that was added, the status.
+    """
+    U = _upper_factor(build(*operands))
+    status = _factor_status(U)
+    U, relative, status = lax.cond(
+        status == Status.OK,
+        lambda U, status, *operands: (U, jnp.zeros((), U.dtype), status),
+        lambda U, status, *operands: _climb_further(build, U, status, *operands),
+        *(U, status, *operands),
+    )
+    return U.T, relative, status
+
+
+def _climb_further(
+    build: Callable[..., Array], U: Array, status: Array, *operands: Any
+) -> tuple[Array, Array, Array]:
+    first, last = _LADDER[jnp.dtype(U.dtype)]
+    multiples = jnp.asarray(10.0 ** np.arange(first, last + 1), U.dtype)
 
     def failed(carry):
         rung, _, status = carry
-        return (status == Status.NOT_POSITIVE_DEFINITE) & (first + rung <= last)
+        return (status == Status.NOT_POSITIVE_DEFINITE) & (rung < len(multiples))
 
     def next_rung(carry):
         rung, _, _ = carry
-        L = lax.linalg.cholesky(K + _multiple(rung) * scale * eye, symmetrize_input=False)
-        status = jnp.where(jnp.all(jnp.isfinite(K)), _factor_status(L), int(Status.NON_FINITE))
-        return rung + 1, L, status
+        K = build(*operands)
+        U = _upper_factor(add_to_diagonal(K, multiples[rung] * _mean_diagonal(K)))
+        return (
+            rung + 1,
+            U,
+            jnp.where(jnp.all(jnp.isfinite(K)), _factor_status(U), jnp.int32(Status.NON_FINITE)),
+        )
 
-    def _multiple(rung):
-        return jnp.asarray(10.0 ** np.arange(first, last + 1), K.dtype)[rung]
-
-    L = lax.linalg.cholesky(K, symmetrize_input=False)
-    start = (jnp.zeros((), jnp.int32), L, _factor_status(L))
-    rung, L, status = lax.while_loop(failed, next_rung, start)
-    relative = jnp.where(rung == 0, 0.0, _multiple(jnp.maximum(rung - 1, 0)))
-    return jnp.where(status == Status.OK, L, jnp.nan), relative.astype(K.dtype), status
+    rung, U, status = lax.while_loop(failed, next_rung, (jnp.int32(0), U, status))
+    return jnp.where(status == Status.OK, U, jnp.nan), multiples[jnp.maximum(rung - 1, 0)], status
 
 
-def _factor_status(L: Array) -> Array:
-    finite = jnp.all(jnp.isfinite(jnp.diagonal(L)))
-    return jnp.where(finite, int(Status.OK), int(Status.NOT_POSITIVE_DEFINITE)).astype(jnp.int32)
+def _upper_factor(K: Array) -> Array:
+    """``Lᵀ`` of a symmetric matrix. Read and returned transposed: LAPACK's columns are our rows, nothing is turned."""
+    return lax.linalg.cholesky(K.T, symmetrize_input=False).T
+
+
+def _factor_status(factor: Array) -> Array:
+    finite = jnp.all(jnp.isfinite(jnp.diagonal(factor)))
+    return jnp.where(finite, jnp.int32(Status.OK), jnp.int32(Status.NOT_POSITIVE_DEFINITE))
+
+
+def _identity(K: Array) -> Array:
+    return K
 
 
 def _mean_diagonal(K: Array) -> Array:
     return jnp.mean(jnp.diagonal(K))
 
 
-def _no_tangent(status: Array) -> np.ndarray:
+def _no_tangent(status: Array) -> Any:
     """Integers have no derivative: JAX's tangent type of an integer."""
     return np.zeros(status.shape, jax.dtypes.float0)
 
 
-def _jittered_tangent(K: Array, dK: Array, jitter: Array) -> tuple[Array, Array]:
-    """Return ``dA`` and ``djitter`` for ``A = K + c mean(diag K) I`` with c held (the rung is locally constant)."""
-    relative = lax.stop_gradient(jitter) / lax.stop_gradient(_mean_diagonal(K))
+def _jittered_tangent(dK: Array, jitter: Array, mean_diagonal: Array) -> tuple[Array, Array]:
+    """Return ``dA`` and ``djitter`` for ``A = K + c mean(diag K) I``."""
     dK = 0.5 * (dK + dK.T)
-    djitter = jnp.where(jitter == 0, 0.0, relative) * _mean_diagonal(dK)
-    return dK + djitter * jnp.eye(K.shape[0], dtype=K.dtype), djitter
+    djitter = relative_jitter(jitter, mean_diagonal) * _mean_diagonal(dK)
+    return add_to_diagonal(dK, djitter), djitter
+
+
+def relative_jitter(jitter: Scalar, mean_diagonal: Scalar) -> Scalar:
+    """The multiple of the mean diagonal behind a jitter: a constant of the ladder, so without derivative."""
+    return jnp.where(jitter == 0, 0.0, lax.stop_gradient(jitter / mean_diagonal))
 
 
 def _cholesky_tangent(L: Array, dA: Array) -> Array:
@@ -270,30 +329,27 @@ def _inverse_by_solve(L: Array) -> Array:
     return W.T @ W
 
 
-def _block_size(n: int) -> int:
-    return max(64, -(-n // 10)) if n > 640 else max(48, -(-n // 8))
-
-
 def _inverse_by_bordering(L: Array) -> Array:
-    """Fill the inverse from its last block to its first.
+    """Fill the inverse from its last block to its first, in terms of the upper factor ``U = Lᵀ`` (rows in memory).
 
-    With ``D = L_JJ⁻¹``, ``P = L_RJ D`` and R all rows after block J: ``Z_RJ = −Z_RR P``, ``Z_JJ = Dᵀ D − Pᵀ Z_RJ``.
+    With ``E = U_JJ⁻¹``, ``P = E U_JR`` and R all rows after block J: ``Z_JR = −P Z_RR``, ``Z_JJ = E Eᵀ − P Z_JRᵀ``.
     """
-    n = L.shape[0]
-    block = _block_size(n)
-    Z = jnp.zeros_like(L)
+    U = L.T
+    n = U.shape[0]
+    block = max(48, -(-n // 8))
+    Z = jnp.zeros_like(U)
     for start in reversed(range(0, n, block)):
         end = min(start + block, n)
-        D = _inverse_of_triangle(L[start:end, start:end])
-        corner = D.T @ D
+        E = _inverse_of_upper(U[start:end, start:end])
+        corner = E @ E.T
         if end < n:
-            P = L[end:, start:end] @ D
-            O = -(Z[end:, end:] @ P)
-            corner = corner - P.T @ O
-            Z = Z.at[end:, start:end].set(O).at[start:end, end:].set(O.T)
+            P = E @ U[start:end, end:]
+            beside = -(P @ Z[end:, end:])
+            corner = corner - P @ beside.T
+            Z = Z.at[start:end, end:].set(beside).at[end:, start:end].set(beside.T)
         Z = Z.at[start:end, start:end].set(0.5 * (corner + corner.T))
     return Z
 
 
-def _inverse_of_triangle(L: Array) -> Array:
-    return lax.linalg.triangular_solve(L, jnp.eye(L.shape[0], dtype=L.dtype), left_side=True, lower=True)
+def _inverse_of_upper(U: Array) -> Array:
+    return lax.linalg.triangular_solve(U, jnp.eye(U.shape[0], dtype=U.dtype), left_side=True, lower=False)

@@ -13,12 +13,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from probinfer.base import Status
 from probinfer.kernels.base import Kernel
-from probinfer.linalg import safe_cholesky, spd_inverse, triangular_solve
+from probinfer.linalg import (
+    SpdInverse,
+    add_to_diagonal,
+    climb,
+    relative_jitter,
+    spd_inverse_from_cholesky,
+    spd_inverse_tangent,
+    triangular_solve,
+)
 from probinfer.types import Array, Float
 
 __all__ = ["Evidence", "gaussian_evidence"]
@@ -63,9 +69,10 @@ def gaussian_evidence(
     References:
         Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, equations 2.30 and 5.9.
     """
-    chol, jitter, status = safe_cholesky(_covariance(kernel, X, noise_variance))
+    chol, relative, status = climb(_covariance, kernel, X, noise_variance)
     half_solved = triangular_solve(chol, residual)
     alpha = triangular_solve(chol, half_solved, transpose=True)
+    jitter = relative * _mean_variance(kernel, X, noise_variance)
     return _evidence(chol, jnp.sum(half_solved**2), alpha, jitter, status)
 
 
@@ -73,13 +80,12 @@ def gaussian_evidence(
 def _gaussian_evidence_jvp(primals, tangents):
     kernel, X, residual, noise_variance = primals
     dkernel, dX, dresidual, dnoise = tangents
-    K, dK = jax.jvp(_covariance, (kernel, X, noise_variance), (dkernel, dX, dnoise))
-    # dK serves the factor and alpha only; where nobody asks for their tangents it is never computed.
-    known, dknown = jax.jvp(spd_inverse, (K, residual), (dK, dresidual))
+    # The tangents of the factor, alpha and the jitter; where nobody asks for them they are never computed.
+    known, dknown = jax.jvp(_solve, primals, tangents)
     alpha = known.solution
     value = _evidence(known.chol, jnp.dot(residual, alpha), alpha, known.jitter, known.status)
 
-    G = _evidence_weights(K, known.inverse, alpha, known.jitter)
+    G = _evidence_weights(known, _mean_variance(kernel, X, noise_variance))
     through_kernel, through_X = kernel.contract(X, G)
     dlog_evidence = (
         _inner(through_kernel, dkernel, residual.dtype)
@@ -87,14 +93,33 @@ def _gaussian_evidence_jvp(primals, tangents):
         - jnp.dot(alpha, dresidual)
         + jnp.dot(jnp.diagonal(G), dnoise)
     )
-    no_tangent = np.zeros(known.status.shape, jax.dtypes.float0)
-    return value, Evidence(dlog_evidence, dknown.chol, dknown.solution, dknown.jitter, no_tangent)
+    return value, Evidence(dlog_evidence, dknown.chol, dknown.solution, dknown.jitter, dknown.status)
+
+
+@jax.custom_jvp
+def _solve(kernel: Kernel, X: Array, residual: Array, noise_variance: Array) -> SpdInverse:
+    """``spd_inverse`` of the covariance, which is built where it is needed and not kept."""
+    chol, relative, status = climb(_covariance, kernel, X, noise_variance)
+    jitter = relative * _mean_variance(kernel, X, noise_variance)
+    return spd_inverse_from_cholesky(chol, jitter, status, residual)
+
+
+@_solve.defjvp
+def _solve_jvp(primals, tangents):
+    kernel, X, _, noise_variance = primals
+    dkernel, dX, dresidual, dnoise = tangents
+    known = _solve(*primals)
+    _, dK = jax.jvp(_covariance, (kernel, X, noise_variance), (dkernel, dX, dnoise))
+    return known, spd_inverse_tangent(known, _mean_variance(kernel, X, noise_variance), dK, dresidual)
+
+
+def _mean_variance(kernel: Kernel, X: Array, noise_variance: Array) -> Array:
+    """The mean diagonal of the covariance, in O(N)."""
+    return jnp.mean(kernel.diag(X) + noise_variance)
 
 
 def _covariance(kernel: Kernel, X: Array, noise_variance: Array) -> Array:
-    K = kernel.gram(X)
-    index = jnp.arange(K.shape[0])
-    return K.at[index, index].add(noise_variance)
+    return add_to_diagonal(kernel.gram(X), noise_variance)
 
 
 def _evidence(chol: Array, quad: Array, alpha: Array, jitter: Array, status: Array) -> Evidence:
@@ -107,14 +132,12 @@ def _evidence(chol: Array, quad: Array, alpha: Array, jitter: Array, status: Arr
     return Evidence(jnp.where(bad, jnp.nan, log_evidence), chol, alpha, jitter, status)
 
 
-def _evidence_weights(K: Array, inverse: Array, alpha: Array, jitter: Array) -> Array:
-    """``G = ½ (α αᵀ − A⁻¹)``, plus ``c tr(G) / N`` on the diagonal for a jitter of ``c · mean(diag K)``."""
-    trace = 0.5 * (jnp.dot(alpha, alpha) - jnp.trace(inverse))
-    mean = lax.stop_gradient(jnp.mean(jnp.diagonal(K)))
-    share = jnp.where(jitter == 0, 0.0, lax.stop_gradient(jitter) / mean) * trace / K.shape[0]
-    G = 0.5 * (alpha[:, None] * alpha[None, :] - inverse)
-    index = jnp.arange(K.shape[0])
-    return G.at[index, index].add(share)
+def _evidence_weights(known: SpdInverse, mean_variance: Array) -> Array:
+    """``G = ½ (α αᵀ − A⁻¹)``, plus ``c tr(G) / N`` on the diagonal for a jitter of ``c · mean(diag A)``."""
+    alpha = known.solution
+    G = 0.5 * (alpha[:, None] * alpha[None, :] - known.inverse)
+    trace = 0.5 * (jnp.dot(alpha, alpha) - jnp.sum(jnp.diagonal(known.inverse)))
+    return add_to_diagonal(G, relative_jitter(known.jitter, mean_variance) * trace / G.shape[0])
 
 
 def _inner(gradient: Any, tangent: Any, dtype: Any) -> Array:

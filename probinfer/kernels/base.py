@@ -54,7 +54,7 @@ class Kernel(abc.ABC):
         """The same kernel on some columns of the inputs."""
         from probinfer.kernels.composite import ActiveDims
 
-        return ActiveDims(self, dims)
+        return ActiveDims(self, (dims,) if isinstance(dims, (int, np.integer)) else tuple(dims))
 
     def __add__(self, other: Any) -> Kernel:
         """``k1 + k2``; a number is added as a constant kernel."""

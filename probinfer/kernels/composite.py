@@ -26,7 +26,7 @@ __all__ = ["ActiveDims", "Product", "Scaled", "Sum"]
 class Sum(Kernel):
     """``k(x, z) = Σ_t k_t(x, z)``, written ``k1 + k2``."""
 
-    terms: tuple[Kernel, ...] = field()
+    terms: Any = field()
 
     def __post_init__(self):
         object.__setattr__(self, "terms", _members("terms", self.terms, Sum))
@@ -53,7 +53,7 @@ class Sum(Kernel):
 class Product(Kernel):
     """``k(x, z) = Π_f k_f(x, z)``, written ``k1 * k2``."""
 
-    factors: tuple[Kernel, ...] = field()
+    factors: Any = field()
 
     def __post_init__(self):
         object.__setattr__(self, "factors", _members("factors", self.factors, Product))
@@ -84,7 +84,7 @@ class Product(Kernel):
 class Scaled(Kernel):
     """``variance · k(x, z)``, written ``variance * k``."""
 
-    kernel: Kernel = field()
+    kernel: Any = field()
     variance: Any = field(default=1.0, constraint=constraints.positive)
 
     def __post_init__(self):
@@ -115,7 +115,7 @@ class Scaled(Kernel):
 class ActiveDims(Kernel):
     """``k`` of some columns of the inputs, written ``k.on((0, 2))``."""
 
-    kernel: Kernel = field()
+    kernel: Any = field()
     dims: tuple[int, ...] = field(static=True)
 
     def __post_init__(self):

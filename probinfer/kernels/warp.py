@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,8 +26,8 @@ class Warped(Kernel):
         Wilson, Hu, Salakhutdinov and Xing (2016), Deep kernel learning, equation 5.
     """
 
-    kernel: Kernel = field()
-    fn: Callable[[Array], Array] = field()
+    kernel: Any = field()
+    fn: Any = field()
 
     def __post_init__(self):
         if not callable(self.fn):
