@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def measurement(name: str) -> Dataset:
 
 
 def _read(path, file):
-    converters = {0: _year} if file.features == ("year",) else None
+    converters: Any = {0: _year} if file.features == ("year",) else None
     return np.genfromtxt(
         path,
         delimiter=file.delimiter,

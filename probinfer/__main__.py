@@ -1,0 +1,8 @@
+"""``python -m probinfer`` is the command ``probinfer``."""
+
+from probinfer.cli import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    main()

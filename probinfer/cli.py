@@ -1,0 +1,206 @@
+"""The command line: ``probinfer demo``, ``probinfer gp DATA.csv --target COLUMN``, ``probinfer bench NAME``.
+
+Mistakes of a user print one line and exit with code 2; ``--debug`` shows where they were found. The commands compute in
+64-bit floats: an application may decide that, the library never does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import rich.console
+import rich.markup
+import rich.table
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="probinfer",
+    help="Bayesian inference that tunes itself and checks itself.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+_Out = Annotated[str, typer.Option("--out", help="Folder for the report.", show_default=True)]
+_Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same numbers.", min=0)]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")]
+
+
+def main() -> None:
+    """Entry point of the command ``probinfer``."""
+    app()
+
+
+def _version(value: bool) -> None:
+    if value:
+        import probinfer
+
+        typer.echo(f"probinfer {probinfer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Bayesian inference that tunes itself and checks itself.
+
+    [bold]probinfer demo[/bold]: see it work on real data, with a report.
+
+    [bold]probinfer gp DATA.csv --target COLUMN[/bold]: predict a column of your table, with honest error bars.
+    """
+
+
+@app.command()
+def demo(
+    out: _Out = "probinfer-report",
+    small: Annotated[
+        bool, typer.Option("--small", help="Less data and fewer draws: faster, rougher.")
+    ] = False,
+    seed: _Seed = 0,
+    debug: _Debug = False,
+) -> None:
+    """See five ways to learn a Gaussian process on two real data sets (about three minutes on two cores).
+
+    Prints a table of scores on unseen data and writes a page with plots.
+    """
+    with _user_errors(debug), _working() as console:
+        from probinfer.report import demo as demos
+
+        size = demos.SMALL if small else demos.FULL
+        path = demos.run_demo(out, size, seed=seed, command=_command(), console=console)
+        _point_to(console, path)
+
+
+@app.command("gp")
+def gp_command(
+    file: Annotated[str, typer.Argument(metavar="DATA.csv", help="A table with one header line.")],
+    target: Annotated[str, typer.Option("--target", help="The column to predict.")],
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", help="nuts, full-rank, mean-field, map or ml2; auto: nuts up to 300 rows, else map."
+        ),
+    ] = "auto",
+    kernel: Annotated[
+        str, typer.Option("--kernel", help="matern12, matern32, matern52, rbf or rq.")
+    ] = "matern52",
+    folds: Annotated[int, typer.Option("--folds", help="Parts of the cross-validation; 0: none.")] = 5,
+    predict: Annotated[
+        str | None,
+        typer.Option("--predict", metavar="NEW.csv", help="Rows to predict: predictions.csv in the folder."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option("--drop", help="A column to leave out; may be repeated.")
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of each of the four chains of nuts.")] = 500,
+    out: _Out = "probinfer-report",
+    seed: _Seed = 0,
+    debug: _Debug = False,
+) -> None:
+    """Predict one column of a table from the others, with honest error bars.
+
+    Fits a Gaussian process, scores it on rows that it has not seen, and writes a page with plots, the saved fit (fit.npz)
+    and the predictions as CSV.
+    """
+    with _user_errors(debug), _working() as console:
+        from probinfer.report.regression import Options, run_regression
+
+        options = Options(
+            target=target,
+            engine=engine,
+            kernel=kernel,
+            folds=folds,
+            drop=tuple(drop or ()),
+            predict=predict,
+            out=out,
+            seed=seed,
+            draws=draws,
+        )
+        path = run_regression(file, options, command=_command(), console=console)
+        _point_to(console, path)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which; without a name they are listed.")] = None,
+    debug: _Debug = False,
+) -> None:
+    """Run a benchmark of the repository, or list them. Further arguments go to the script."""
+    with _user_errors(debug):
+        from probinfer.report.bench import benchmark_folder, benchmarks, run_benchmark
+
+        folder = benchmark_folder()
+        if name is None:
+            table = rich.table.Table(
+                "name", "question", title=f"Benchmarks in {folder}", title_justify="left"
+            )
+            for known, question in benchmarks(folder).items():
+                table.add_row(known, question)
+            rich.console.Console().print(table)
+            return
+        code = run_benchmark(folder, name, context.args)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _user_errors(debug: bool) -> Iterator[None]:
+    """Turn errors that speak to the user into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, ArithmeticError, ImportError, OSError) as error:
+        if debug:
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(
+            f"error: {text} (--debug shows where)" if _is_foreign(error) else f"error: {text}", err=True
+        )
+        raise typer.Exit(2) from error
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether an error was raised outside this package, so that its text may need its place to be understood."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("probinfer")
+
+
+@contextlib.contextmanager
+def _working() -> Iterator[rich.console.Console]:
+    """64-bit floats, and one display: progress and lines of text share a console."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from probinfer import progress
+
+    console = rich.console.Console()
+    if not console.is_terminal:
+        # Not a terminal: no bars, and room for whole rows of a table.
+        yield rich.console.Console(width=max(console.width, 120))
+        return
+    with progress.display(console):
+        yield console
+
+
+def _point_to(console: rich.console.Console, path) -> None:
+    console.print(f"report: [bold]{rich.markup.escape(str(path))}[/bold]", soft_wrap=True)
+
+
+def _command() -> str:
+    """What the user typed."""
+    return shlex.join(["probinfer", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

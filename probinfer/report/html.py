@@ -1,0 +1,121 @@
+"""The report: one page that needs nothing beside itself, readable on a phone, by day and by night."""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.resources
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from probinfer.report.tables import Table, to_html
+from probinfer.report.theme import DARK, LIGHT, Picture
+
+__all__ = ["Gallery", "Legend", "Section", "Text", "page", "write_page"]
+
+
+class Text(NamedTuple):
+    """A paragraph."""
+
+    text: str
+
+
+class Legend(NamedTuple):
+    """Names of the methods with their colours: (name, place in the palette)."""
+
+    entries: tuple[tuple[str, int], ...]
+
+
+class Gallery(NamedTuple):
+    """Pictures side by side where there is room."""
+
+    pictures: tuple[Picture, ...]
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    heading: str
+    blocks: tuple[Text | Legend | Gallery | Table, ...]
+
+
+_STYLE = importlib.resources.files("probinfer.report").joinpath("style.css").read_text(encoding="utf-8")
+
+
+def page(title: str, lead: str, sections: list[Section], facts: list[tuple[str, str]]) -> str:
+    """The whole page as text.
+
+    Args:
+        title: heading of the page.
+        lead: one paragraph: what this is and what came out.
+        sections: the content.
+        facts: what was run: command, seed, versions; the last section.
+    """
+    body = "\n".join(_section(section) for section in sections)
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        for name, value in facts
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{_palette()}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n'
+        f'<section>\n<h2>What was run</h2>\n<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table>'
+        "</div>\n</section>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def write_page(folder: str | os.PathLike, text: str) -> Path:
+    """Write ``index.html`` into a folder, which is made if it is not there; the file is whole or not there at all.
+
+    Returns:
+        The path of the file.
+    """
+    path = Path(folder) / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _section(section):
+    blocks = "\n".join(_block(block) for block in section.blocks)
+    return f"<section>\n<h2>{html.escape(section.heading)}</h2>\n{blocks}\n</section>"
+
+
+def _block(block):
+    if isinstance(block, Text):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Table):
+        return to_html(block)
+    if isinstance(block, Legend):
+        items = "".join(
+            f'<li><i class="s{style}"></i>{html.escape(name)}</li>' for name, style in block.entries
+        )
+        return f'<ul class="legend">{items}</ul>'
+    return '<div class="gallery">' + "".join(map(_figure, block.pictures)) + "</div>"
+
+
+def _figure(picture):
+    wide = ' class="wide"' if picture.width > 560 else ""
+    title, caption = html.escape(picture.title), html.escape(picture.caption)
+    return (
+        f'<figure{wide} style="width: {picture.width + 24}px"><p class="title">{title}</p><div class="plot"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark)}">'
+        f'<img src="{_data_uri(picture.light)}" width="{picture.width}" alt="{title}: {caption}"></picture></div>'
+        + (f"<figcaption>{caption}</figcaption>" if caption else "")
+        + "</figure>"
+    )
+
+
+def _data_uri(svg):
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _palette():
+    light = "".join(f".s{i} {{ --c: {color}; }} " for i, color in enumerate(LIGHT.series))
+    dark = "".join(f".s{i} {{ --c: {color}; }} " for i, color in enumerate(DARK.series))
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"

@@ -1,0 +1,310 @@
+"""Plots of fits and of their hyperparameters: each function draws one idea into matplotlib axes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import binom, gaussian_kde
+
+from probinfer.report.scores import Estimate, Predictions
+from probinfer.report.theme import LINES, Theme
+
+__all__ = [
+    "Curve",
+    "calibration",
+    "comparison",
+    "curve",
+    "densities",
+    "errors",
+    "intervals",
+    "observed",
+    "series",
+]
+
+_SPAN = 0.004  # tail left out of the axis of a density, on each side
+
+
+class Curve(NamedTuple):
+    """A name, its place in the palette, and the values of one quantity: one for a point estimate, else draws."""
+
+    label: str
+    style: int
+    values: np.ndarray
+
+
+def series(
+    axes: Any,
+    theme: Theme,
+    x: np.ndarray,
+    predicted: Predictions,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    labels: tuple[str, str],
+) -> None:
+    """Predictions along one input: median, central 50 and 95 % bands, and the data.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        x: where predictions were made, ascending ``(M,)``.
+        predicted: at ``x``.
+        train: inputs and outputs that the model saw.
+        test: inputs and outputs that it did not see; may be empty.
+        labels: names of the axes.
+    """
+    _bands(axes, theme, x, predicted)
+    many = len(train[0]) > 150
+    axes.plot(*train, ".", color=theme.data, markersize=2.2 if many else 4, label="data", alpha=0.8, zorder=3)
+    if len(test[0]):
+        axes.plot(
+            *test, ".", color=theme.held_out, markersize=2.6 if many else 4.5, label="held-out data", zorder=4
+        )
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.margins(x=0.01)
+    axes.legend(loc="best", handlelength=1.4)
+
+
+def curve(
+    axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, seen: np.ndarray, *, label: str
+) -> None:
+    """How the prediction changes with one input while the others stay at their medians.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        x: values of the input, ascending.
+        predicted: at these values.
+        seen: its values in the data, drawn as ticks at the foot.
+        label: its name.
+    """
+    _bands(axes, theme, x, predicted)
+    inside = seen[(seen >= x[0]) & (seen <= x[-1])]
+    axes.plot(
+        inside,
+        np.zeros(len(inside)),
+        "|",
+        color=theme.muted,
+        transform=axes.get_xaxis_transform(),
+        markersize=7,
+    )
+    axes.set(xlabel=label)
+    axes.margins(x=0.01)
+
+
+def densities(
+    axes: Any, theme: Theme, curves: list[Curve], *, label: str, positive: bool, legend: bool = False
+) -> None:
+    """Posteriors of one hyperparameter by several methods: densities for draws, lines for point estimates.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        curves: one a method; a single value is a point estimate.
+        label: name and unit of the hyperparameter.
+        positive: use a logarithmic axis, on which the densities are taken too.
+        legend: name the methods inside the plot.
+    """
+    to_axis = np.log10 if positive else np.asarray
+    low, high = _span([to_axis(curve.values) for curve in curves])
+    grid = np.linspace(low, high, 300)
+    shown = 10**grid if positive else grid
+    for item in curves:
+        color, values = theme.series[item.style], to_axis(item.values)
+        if _is_point(item):
+            _point_line(axes, item, color, shown)
+            continue
+        density = gaussian_kde(values)(grid)
+        axes.plot(shown, density, color=color, linestyle=LINES[item.style], label=item.label)
+        axes.fill_between(shown, density, color=color, alpha=0.10, linewidth=0)
+    if positive:
+        axes.set_xscale("log")
+        _plain_log_ticks(axes, low, high)
+    axes.set(xlabel=label, yticks=[], xlim=(shown[0], shown[-1]))
+    axes.set_ylim(bottom=0)
+    axes.spines["left"].set_visible(False)
+    if legend:
+        axes.legend(loc="best", handlelength=1.6)
+
+
+def intervals(axes: Any, theme: Theme, rows: list[tuple[str, list[Curve]]], *, label: str) -> None:
+    """One row a hyperparameter, one bar a method: median, 50 and 95 % intervals on a logarithmic axis.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        rows: name of the row, and the values by method.
+        label: of the axis.
+    """
+    num = max(len(curves) for _, curves in rows)
+    offsets = np.linspace(-0.28, 0.28, num) if num > 1 else np.zeros(1)
+    low, high = _span([np.log10(curve.values) for _, curves in rows for curve in curves], tail=0.025)
+    for i, (_, curves) in enumerate(rows):
+        for item, offset in zip(curves, offsets):
+            color, at = theme.series[item.style], i + offset
+            q = np.clip(np.quantile(item.values, [0.025, 0.25, 0.5, 0.75, 0.975]), 10**low, 10**high)
+            axes.plot(q[[0, 4]], [at, at], color=color, linewidth=1.0, solid_capstyle="butt")
+            axes.plot(q[[1, 3]], [at, at], color=color, linewidth=3.2, solid_capstyle="butt")
+            outside = ">" if q[2] == 10**high else "<" if q[2] == 10**low else "o"
+            axes.plot(q[2], at, outside, color=color, markersize=3.4 if outside == "o" else 6, clip_on=False)
+    axes.set_xscale("log")
+    axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlabel=label)
+    axes.set(xlim=(10**low, 10**high), ylim=(len(rows) - 0.5, -0.5))
+    _plain_log_ticks(axes, low, high)
+    axes.grid(False, axis="y")
+
+
+def observed(axes: Any, theme: Theme, predicted: Predictions, *, label: str, style: int = 0) -> None:
+    """Outcomes against predictions with their 95 % intervals; misses of the interval are marked.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        predicted: with outcomes.
+        label: what was predicted.
+        style: colour of the method.
+    """
+    color, lower, upper = theme.series[style], predicted.quantiles[0.025], predicted.quantiles[0.975]
+    missed = (predicted.y < lower) | (predicted.y > upper)
+    bars = np.stack([np.maximum(predicted.mean - lower, 0), np.maximum(upper - predicted.mean, 0)])
+    axes.errorbar(predicted.y, predicted.mean, bars, fmt="none", ecolor=color, elinewidth=0.7, alpha=0.30)
+    axes.plot(predicted.y[~missed], predicted.mean[~missed], "o", color=color, markersize=3, label="inside")
+    axes.plot(
+        predicted.y[missed], predicted.mean[missed], "D", color=theme.held_out, markersize=4, label="outside"
+    )
+    ends = np.array([predicted.y.min(), predicted.y.max()])
+    axes.plot(ends, ends, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xlabel=f"observed {label}", ylabel="predicted")
+    if missed.any():
+        axes.legend(loc="upper left", handletextpad=0.1, title="95 % interval", title_fontsize=8.5)
+
+
+def errors(
+    axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, *, labels: tuple[str, str], style: int
+) -> None:
+    """What was observed minus what was predicted, inside the predicted 50 and 95 % bands.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        x: inputs, ascending.
+        predicted: at ``x``, with outcomes.
+        labels: names of the axes.
+        style: colour of the method.
+    """
+    middle = predicted.quantiles[0.5]
+    _bands(axes, theme, x, predicted, minus=middle, style=style)
+    axes.plot(x, predicted.y - middle, ".", color=theme.held_out, markersize=4.5, label="observed", zorder=4)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.margins(x=0.01)
+    axes.legend(loc="lower left", handlelength=1.4, ncols=2, columnspacing=1.0)
+
+
+def calibration(axes: Any, theme: Theme, pit: np.ndarray, *, style: int = 0) -> None:
+    """Histogram of p(y' <= observed): flat if predictions mean what they say; the band holds 95 % of honest bars.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        pit: one value a test point.
+        style: colour of the method.
+    """
+    num_bins = int(np.clip(len(pit) // 12, 4, 20))
+    share = 1 / num_bins
+    low, high = (binom.ppf(q, len(pit), share) / len(pit) for q in (0.025, 0.975))
+    counts, edges = np.histogram(np.clip(pit, 0, 1), num_bins, (0, 1))
+    axes.bar(
+        edges[:-1] + share / 2,
+        counts / len(pit),
+        0.9 * share,
+        color=theme.series[style],
+        alpha=0.75,
+        linewidth=0,
+    )
+    axes.axhspan(low, high, color=theme.muted, alpha=0.30, linewidth=0)
+    axes.axhline(share, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xlabel="predicted probability of a smaller value", ylabel="share of test points", xlim=(0, 1))
+    axes.grid(False, axis="x")
+
+
+def comparison(axes: Any, theme: Theme, rows: list[tuple[str, int, Estimate]], *, label: str) -> None:
+    """A number a method with its central 95 % interval (1.96 standard errors), beside a line at zero.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        rows: name, place in the palette, and the number.
+        label: what the number is.
+    """
+    axes.axvline(0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    for i, (_, style, estimate) in enumerate(rows):
+        half = 1.96 * estimate.error
+        color = theme.series[style]
+        axes.plot([estimate.value - half, estimate.value + half], [i, i], color=color, linewidth=2)
+        axes.plot(estimate.value, i, "o", color=color, markersize=6)
+    axes.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], xlabel=label)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+
+
+def _bands(axes, theme, x, predicted, *, minus=0.0, style=0):
+    color, quantiles = theme.series[style], predicted.quantiles
+    for low, high, alpha, name in ((0.025, 0.975, 0.18, "95 %"), (0.25, 0.75, 0.32, "50 %")):
+        lower, upper = quantiles[low] - minus, quantiles[high] - minus
+        axes.fill_between(x, lower, upper, color=color, alpha=alpha, linewidth=0, label=f"{name} band")
+    axes.plot(x, quantiles[0.5] - minus, color=color, linewidth=1.2, label="median", zorder=2)
+
+
+def _is_point(item):
+    return len(item.values) == 1 or bool(np.ptp(item.values) == 0)
+
+
+def _point_line(axes, item, color, shown):
+    """A line at a point estimate, or an arrow at the edge that it lies beyond."""
+    value = item.values[0]
+    if shown[0] <= value <= shown[-1]:
+        axes.axvline(value, color=color, linestyle=LINES[item.style], label=item.label)
+        return
+    at, marker = (0.99, ">") if value > shown[-1] else (0.01, "<")
+    height = 0.92 - 0.13 * item.style % 0.8
+    axes.plot(
+        at,
+        height,
+        marker,
+        color=color,
+        markersize=7,
+        transform=axes.transAxes,
+        label=item.label,
+        clip_on=False,
+    )
+
+
+def _span(columns, tail=_SPAN):
+    """Ends of an axis that holds nearly all of every column of draws; a far single value does not stretch it much."""
+    draws = [column for column in columns if len(column) > 1] or columns
+    low = min(np.quantile(column, tail) for column in draws)
+    high = max(np.quantile(column, 1 - tail) for column in draws)
+    room = 0.6 * max(high - low, 0.05)
+    points = [column[0] for column in columns if len(column) == 1 and low - room <= column[0] <= high + room]
+    low, high = min([low, *points]), max([high, *points])
+    margin = 0.07 * max(high - low, 0.02)
+    return low - margin, high + margin
+
+
+def _plain_log_ticks(axes, low, high):
+    """At most about five labelled ticks on a logarithmic axis, written without powers where short."""
+    ticks = _log_ticks(low, high)
+    axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _log_ticks(low, high):
+    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**e for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for step in steps]
+        ticks = [tick for tick in ticks if low <= np.log10(tick) <= high]
+        if 2 <= len(ticks) <= 5:
+            return ticks
+    if len(ticks) > 5:
+        return ticks[:: -(-len(ticks) // 5)]
+    return [float(f"{10**value:.3g}") for value in np.linspace(low, high, 5)[1:-1]]

@@ -1,0 +1,41 @@
+"""What was run, so that it can be run again: command, seed, versions, machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+
+import probinfer
+
+__all__ = ["provenance"]
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "numpyro", "blackjax", "optax")
+
+
+def provenance(
+    command: str, *, seed: int, seconds: float, extra: dict[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """Facts for the last section of a report.
+
+    Args:
+        command: what a user types to get this report again.
+        seed: the seed.
+        seconds: wall time of the whole.
+        extra: further facts, such as data sources.
+    """
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    precision = f"{jnp.finfo(jnp.result_type(float)).bits}-bit floats"
+    return [
+        ("command", command),
+        ("seed", str(seed)),
+        ("date", time.strftime("%Y-%m-%d %H:%M")),
+        ("wall time", f"{seconds:.0f} s"),
+        ("probinfer", probinfer.__version__),
+        ("versions", f"Python {platform.python_version()}, {versions}"),
+        ("computed on", f"{jax.default_backend()} ({platform.machine()}), {precision}"),
+        *(extra or {}).items(),
+    ]
