@@ -44,7 +44,9 @@ StochasticLogDensityFn = Callable[[PRNGKey, PyTree], Array]
 T = TypeVar("T")
 
 
-def field(*, static: bool = False, constraint: Any = None, default: Any = dataclasses.MISSING, **kwargs) -> Any:
+def field(
+    *, static: bool = False, constraint: Any = None, default: Any = dataclasses.MISSING, **kwargs
+) -> Any:
     """Describe a field of a registered class.
 
     Args:

@@ -7,6 +7,7 @@ posterior is many: prediction is the same mixture in both cases.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -33,6 +34,10 @@ from probinfer.types import PRNGKey, field, pytree
 __all__ = ["Fit", "fit"]
 
 _MAX_COMPONENTS = 200  # hyperparameter draws in a prediction: Monte Carlo error 7 % of their own spread
+_NARROW = (
+    "the data are float64 but 64-bit mode is off, so the fit is in float32, with 7 digits; call "
+    "jax.config.update('jax_enable_x64', True) first, or pass float32 data to say that this is meant"
+)
 _CHUNK = 2048  # rows of new inputs predicted at once: memory N * _CHUNK
 
 
@@ -180,7 +185,7 @@ def fit(
     learn: Any = None,
     prior: Any = None,
     standardize: bool = True,
-    progress: bool | None = None,
+    progress: bool | str | None = None,
 ) -> Fit:
     """Learn the hyperparameters of a Gaussian process from data.
 
@@ -195,7 +200,7 @@ def fit(
         standardize: give X, and y where it has a unit, zero mean and unit standard deviation. The model's values,
             the prior, ``fit.model`` and hyperparameter draws are then in these units; ``KnownNoise`` and everything
             that the fit predicts are in the user's. False takes all as given.
-        progress: show progress; by default on a terminal.
+        progress: show progress, under a name of your own if it is a text; by default on a terminal.
 
     Returns:
         The fit.
@@ -205,7 +210,10 @@ def fit(
         ValueError: shapes, values or priors do not fit.
         NumericalError: no usable hyperparameters were found.
     """
+    given = getattr(X, "dtype", None)
     X, y = check_data(X, y)
+    if given == np.float64 and X.dtype == np.float32:
+        warnings.warn(_NARROW, stacklevel=2)
     inference = default_inference(model) if inference is None else inference
     has_unit = getattr(model.likelihood, "outputs_have_unit", False)
     scaling = (

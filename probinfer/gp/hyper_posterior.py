@@ -92,8 +92,8 @@ def rebuild(free: Free, model: Model, values: dict[str, Any]) -> Model:
     Returns:
         The model at these values.
     """
-    ties = dict(free.ties)
-    return map_named(lambda name, leaf: values.get(ties.get(name, name), leaf), model)
+    source = {**{name: name for name in free.names}, **dict(free.ties)}
+    return map_named(lambda name, leaf: values[source[name]] if name in source else leaf, model)
 
 
 def hyper_posterior(

@@ -41,7 +41,7 @@ def save(path: Any, fit: Fit) -> None:
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        np.savez(file, structure=text, **arrays)
+        np.savez(file, **{"structure": text, **arrays})  # type: ignore[arg-type]
     os.replace(partial, path)
 
 
@@ -70,7 +70,7 @@ def load(path: Any, classes: Any = ()) -> Fit:
             f"{path} has format {structure.get('format')}, this version reads {_FORMAT}; fit again"
         )
     wide = [name for name, array in arrays.items() if array.dtype == np.float64]
-    if wide and not jax.config.jax_enable_x64:
+    if wide and jnp.result_type(float) != jnp.float64:
         raise ValueError(
             f"{path} holds float64 numbers; call jax.config.update('jax_enable_x64', True) before any computation"
         )

@@ -72,14 +72,11 @@ def check_inputs(X: Any, columns: int | None = None, dtype: Any = None) -> jax.A
 
 
 def _array(name, value):
-    if isinstance(value, jax.Array):
-        array = value
-    else:
-        array = np.asarray(value)
-        if array.dtype == object:
-            raise TypeError(
-                f"{name} must be an array of numbers, got objects; convert categories to columns of floats"
-            )
+    array: Any = value if isinstance(value, jax.Array) else np.asarray(value)
+    if not isinstance(value, jax.Array) and array.dtype == object:
+        raise TypeError(
+            f"{name} must be an array of numbers, got objects; convert categories to columns of floats"
+        )
     check_floating(name, array)
     if array.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}")

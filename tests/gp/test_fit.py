@@ -209,6 +209,15 @@ def test_float32_data_give_a_float32_fit():
     assert float(jnp.sqrt(jnp.mean((mean - (300 + 40 * np.sin(X_NEW[:, 0]))) ** 2))) < 40
 
 
+@pytest.mark.f32
+def test_float64_data_without_64_bit_mode_are_said_to_be_narrowed(dtype):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gp.fit(jax.random.key(0), model(), X, Y, learn=gp.ML2(num_restarts=1))
+    narrowed = any("7 digits" in str(warning.message) for warning in caught)
+    assert narrowed == (dtype == jnp.float32)
+
+
 def test_padding_does_not_show(ml2):
     together = ml2.predict(np.concatenate([X_NEW, X]))
     np.testing.assert_allclose(together[0][:9], ml2.predict(X_NEW)[0], rtol=1e-12)
