@@ -1,0 +1,112 @@
+"""What the benchmark scripts share: arguments, tables, results with versions, plots; no question itself.
+
+Set OPENBLAS_NUM_THREADS=1 before a script starts: with more threads OpenBLAS may stall for
+seconds on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["environment", "figure", "parser", "print_table", "save_figure", "write_results"]
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("probinfer", "jax", "jaxlib", "numpy", "scipy", "blackjax", "numpyro", "optax")
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring, with ``--small``."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--small", action="store_true", help="a quick run, to see that it works; writes nothing"
+    )
+    return made
+
+
+def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Versions, device, precision and threads: what a number depends on."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "x64": bool(jax.config.jax_enable_x64),
+        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+        "load": os.getloadavg()[1] if hasattr(os, "getloadavg") else None,
+        "versions": {name: _version(name) for name in (*_PACKAGES, *packages)},
+    }
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Show a table, as wide as it needs to be."""
+    table = Table(title=title)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    wide = Console(width=max(console.width, 200)) if not console.is_terminal else console
+    wide.print(table)
+
+
+def write_results(name: str, body: dict[str, Any], packages: tuple[str, ...] = ()) -> None:
+    """Write ``results/NAME.json``: the body and the environment."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"environment": environment(packages), **body}, indent=1, default=_plain)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    made, axes = plt.subplots(rows, columns, figsize=(width, height))
+    for axis in np.ravel(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+    return made, axes
+
+
+def save_figure(made: Any, name: str) -> None:
+    """Write ``results/NAME.png``."""
+    RESULTS.mkdir(exist_ok=True)
+    made.tight_layout()
+    made.savefig(RESULTS / f"{name}.png", dpi=130)
+
+
+def _plain(value):
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return np.asarray(value).tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
