@@ -181,10 +181,14 @@ def _plain(leaf: Any) -> Any:
 
 
 def _like(plain: Any, leaf: Any) -> Any:
-    """The inverse of ``_plain`` and ``_host_copy``."""
+    """The inverse of ``_plain`` and ``_host_copy``.
+
+    By way of the host: what is read back is bound to no device, like the arrays of a fresh run, so a resumed run uses
+    the compiled program of an uninterrupted one.
+    """
     if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.asarray(plain), impl=jax.random.key_impl(leaf))
-    return jnp.asarray(plain)
+        return jax.random.wrap_key_data(jnp.asarray(np.asarray(plain)), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(np.asarray(plain))
 
 
 def _host_copy(leaf: Any) -> np.ndarray:

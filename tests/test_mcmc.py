@@ -69,8 +69,7 @@ def assert_moments(posterior, loc, covariance):
     assert np.all(np.abs(quantities.mean((0, 1)) - expected) < 4.5 * error + slack)
 
 
-@pytest.mark.f32
-@pytest.mark.parametrize("sampler", ["nuts", "hmc"])
+@pytest.mark.parametrize("sampler", [pytest.param("nuts", marks=pytest.mark.f32), "hmc"])
 def test_moments_of_a_badly_scaled_correlated_normal(sampler, request):
     posterior = request.getfixturevalue(sampler)
     assert_moments(posterior, LOC, COVARIANCE)
@@ -144,10 +143,10 @@ def test_resumed_run_makes_the_same_draws(nuts, normal_target, tmp_path):
 
 def test_chains_in_different_modes_are_reported(dtype):
     target = make_target(LOC - 30 * SCALE, LOC + 30 * SCALE, np.diag(SCALE**2), dtype, example=LOC)
-    with pytest.warns(ConvergenceWarning, match=r"x|\[|value|R-hat") as record:
+    said = r"disagree most on value\[\d\] \(R-hat .*fewest effective draws .*look for several modes"
+    with pytest.warns(ConvergenceWarning, match=said):
         posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
     assert posterior.info.status == Status.CHAINS_DISAGREE
-    assert "R-hat" in str(record[0].message)
     assert float(jnp.max(posterior.info.rhat)) > 1.5
 
 
@@ -167,46 +166,6 @@ def test_without_warmup_the_chains_are_blackjax_chains(dtype):
         hand = [chain for chain, _ in moved]
         np.testing.assert_allclose(state.chains.position, [chain.position for chain in hand], atol=1e-10)
         np.testing.assert_array_equal(info.num_leapfrogs, [i.num_integration_steps for _, i in moved])
-
-
-def schools(y, sd, values):
-    """Eight schools, non-centred; a half-Cauchy(5) prior on tau = exp(log_tau)."""
-    tau = jnp.exp(values["log_tau"])
-    prior = (
-        -0.5 * (values["mu"] / 5) ** 2
-        - jnp.log1p((tau / 5) ** 2)
-        + values["log_tau"]
-        - 0.5 * jnp.sum(values["z"] ** 2)
-    )
-    return prior - 0.5 * jnp.sum(((y - values["mu"] - tau * values["z"]) / sd) ** 2)
-
-
-def schools_by_quadrature(y, sd):
-    """E mu and E log tau: the effects integrate out, y_j ~ N(mu, sd_j^2 + tau^2)."""
-    mu, log_tau = np.meshgrid(np.linspace(-25, 35, 601), np.linspace(-12, 6, 601), indexing="ij")
-    tau = np.exp(log_tau)
-    log_p = -0.5 * (mu / 5) ** 2 - np.log1p((tau / 5) ** 2) + log_tau
-    for value, error in zip(y, sd, strict=True):
-        variance = error**2 + tau**2
-        log_p += -0.5 * np.log(variance) - 0.5 * (value - mu) ** 2 / variance
-    p = np.exp(log_p - log_p.max())
-    p /= p.sum()
-    return (p * mu).sum(), (p * log_tau).sum()
-
-
-def test_eight_schools_against_quadrature(dtype):
-    from probinfer import diagnostics
-
-    y, sd = [28.0, 8, -3, 7, -1, 1, 18, 12], [15.0, 10, 16, 11, 9, 11, 10, 18]
-    example = {"mu": jnp.zeros((), dtype), "log_tau": jnp.zeros((), dtype), "z": jnp.zeros(8, dtype)}
-    logdensity_fn = targets.LogDensity(schools, jnp.asarray(y, dtype), jnp.asarray(sd, dtype))
-    target = targets.from_logdensity(logdensity_fn, example)
-    posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
-    assert posterior.info.status == Status.OK
-    error = diagnostics.mcse_mean(posterior.draws)
-    # two z-tests at 4.5 standard errors: fail by chance 1 time in 70 000
-    for name, expected in zip(("mu", "log_tau"), schools_by_quadrature(y, sd), strict=True):
-        assert abs(float(posterior.draws[name].mean()) - expected) < 4.5 * float(error[name])
 
 
 def normal_draws(root, dtype, steps=30):
@@ -289,17 +248,29 @@ def test_warmup_stands_still_once_it_is_over(dtype):
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
-def walk(logdensity_fn):
-    return blackjax.additive_step_random_walk(logdensity_fn, blackjax.mcmc.random_walk.normal(jnp.ones(4)))
+def langevin(logdensity_fn):
+    return blackjax.mala(logdensity_fn, 0.6)
 
 
 def test_any_blackjax_algorithm_is_an_engine(dtype):
     target = make_target(np.zeros(4), np.zeros(4), np.eye(4), dtype)
-    engine = mcmc.Blackjax(walk, num_discard=500, num_draws=4000, num_chains=4)
+    engine = mcmc.Blackjax(langevin, num_discard=200, num_draws=1000)
     posterior = engine.sample(jax.random.key(0), target, progress=False)
-    assert posterior.draws.shape == (4, 4000, 4)
-    assert posterior.info.sampler["acceptance_rate"].shape == (4, 4000)
+    assert posterior.draws.shape == (4, 1000, 4)
+    assert posterior.info.sampler["acceptance_rate"].shape == (4, 1000)
+    assert posterior.info.status == Status.OK
     assert_moments(posterior, np.zeros(4), np.eye(4))
+
+
+def test_float32_target_in_a_float64_process():
+    target = make_target(np.zeros(4), np.zeros(4), np.eye(4), jnp.float32)
+    engine = mcmc.Blackjax(langevin, num_draws=50)
+    with pytest.warns(
+        ConvergenceWarning, match=r"fewest effective draws .*run more draws"
+    ):  # 50 draws are few
+        posterior = engine.sample(jax.random.key(0), target, progress=False)
+    assert posterior.draws.dtype == jnp.float32
+    assert bool(jnp.all(jnp.isfinite(posterior.draws)))
 
 
 def test_blackjax_states_need_a_position(normal_target):
@@ -321,15 +292,3 @@ def test_impossible_settings_are_refused(engine):
         engine(metric="riemannian")
     with pytest.raises(ValueError, match="mode must be"):
         engine(mode="pmap")
-
-
-def test_float32_target_in_a_float64_process():
-    target = make_target(LOC, LOC, COVARIANCE, jnp.float32)
-    with pytest.warns(
-        ConvergenceWarning, match=r"fewest effective draws .*run more draws"
-    ):  # 50 draws are few
-        posterior = mcmc.NUTS(num_warmup=50, num_draws=50, num_chains=2).sample(
-            jax.random.key(0), target, progress=False
-        )
-    assert posterior.draws.dtype == jnp.float32
-    assert bool(jnp.all(jnp.isfinite(posterior.draws)))

@@ -29,6 +29,7 @@ _TOLERANCE = 1e-6
 _NATS = 0.01
 _BLOCK = 32
 _MATCHES = 4
+_SHRINKS = 20  # fourfold each
 
 
 class VIInfo(NamedTuple):
@@ -283,7 +284,7 @@ def _optimize_from(
     Raises:
         NumericalError: no scale helps.
     """
-    for _ in range(6):
+    for _ in range(_SHRINKS):
         fitted, result = _optimize(problem, frame, sample, jnp.asarray(num, jnp.int32))
         if int(result.status) != Status.NON_FINITE:
             return fitted, result
