@@ -8,7 +8,7 @@ Hyperparameters are cast to the dtype of the inputs, so float32 inputs stay floa
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,11 @@ import numpy as np
 from probinfer.errors import check_floating
 from probinfer.types import Array, Float, Scalar, strong_array
 
-__all__ = ["Kernel", "cast", "check_inputs", "parameter"]
+__all__ = ["COMPOSITES", "Kernel", "cast", "check_inputs", "parameter"]
+
+
+# What the operators make, filled in by ``composite``, which needs ``Kernel`` first.
+COMPOSITES: dict[str, Callable[..., Any]] = {}
 
 
 class Kernel(abc.ABC):
@@ -52,23 +56,17 @@ class Kernel(abc.ABC):
 
     def on(self, dims: int | Sequence[int]) -> Kernel:
         """The same kernel on some columns of the inputs."""
-        from probinfer.kernels.composite import ActiveDims
-
-        return ActiveDims(self, (dims,) if isinstance(dims, (int, np.integer)) else tuple(dims))
+        return COMPOSITES["columns"](self, (dims,) if isinstance(dims, (int, np.integer)) else tuple(dims))
 
     def __add__(self, other: Any) -> Kernel:
-        """``k1 + k2``; a number is added as a constant kernel."""
-        from probinfer.kernels.composite import Sum
-
-        if not isinstance(other, Kernel):
-            return NotImplemented
-        return Sum((self, other))
+        """``k1 + k2``."""
+        return COMPOSITES["sum"]((self, other)) if isinstance(other, Kernel) else NotImplemented
 
     def __mul__(self, other: Any) -> Kernel:
         """``k1 k2`` for a kernel, ``variance · k`` for a number or a scalar array."""
-        from probinfer.kernels.composite import Product, Scaled
-
-        return Product((self, other)) if isinstance(other, Kernel) else Scaled(self, other)
+        if isinstance(other, Kernel):
+            return COMPOSITES["product"]((self, other))
+        return COMPOSITES["scaled"](self, other)
 
     def __rmul__(self, other: Any) -> Kernel:
         """``variance · k``."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 
-from probinfer.kernels.base import Kernel, cast, check_inputs, parameter
+from probinfer.kernels.base import COMPOSITES, Kernel, cast, check_inputs, parameter
 from probinfer.types import Array, Float, Scalar, field, pytree
 
 __all__ = ["ActiveDims", "Product", "Scaled", "Sum"]
@@ -170,3 +170,6 @@ def _sum(parts: Any) -> Any:
 
 def _product(parts: Any) -> Any:
     return functools.reduce(operator.mul, parts)
+
+
+COMPOSITES.update(sum=Sum, product=Product, scaled=Scaled, columns=ActiveDims)
