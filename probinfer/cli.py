@@ -7,6 +7,7 @@ Mistakes of a user print one line and exit with code 2; ``--debug`` shows where 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import shlex
 import sys
 from collections.abc import Iterator
@@ -40,9 +41,7 @@ def main() -> None:
 
 def _version(value: bool) -> None:
     if value:
-        import probinfer
-
-        typer.echo(f"probinfer {probinfer.__version__}")
+        typer.echo(f"probinfer {importlib.metadata.version('probinfer')}")
         raise typer.Exit
 
 
@@ -109,8 +108,8 @@ def gp_command(
 ) -> None:
     """Predict one column of a table from the others, with honest error bars.
 
-    Fits a Gaussian process, scores it on rows that it has not seen, and writes a page with plots, the saved fit (fit.npz)
-    and the predictions as CSV.
+    Fits a Gaussian process, scores it on rows that it has not seen, and writes a page with plots, the saved fit
+    (fit.npz) and the predictions as CSV.
     """
     with _user_errors(debug), _working() as console:
         from probinfer.report.regression import Options, run_regression

@@ -25,6 +25,7 @@ from probinfer.gp.model import Model, cast
 from probinfer.gp.predictive import NormalMixture
 from probinfer.gp.priors import default_prior
 from probinfer.gp.scaling import Scaling, identity_scaling, standardization
+from probinfer.gp.storage import save
 from probinfer.gp.validate import check_data, check_inputs
 from probinfer.infer import infer
 from probinfer.linalg import safe_cholesky
@@ -156,8 +157,6 @@ class Fit:
         Raises:
             TypeError: the model holds an object that cannot be written, such as a lambda in a warped kernel.
         """
-        from probinfer.gp.storage import save
-
         save(path, self)
 
     def _inputs(self, X_new):

@@ -17,15 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.gp.fit import Fit
-
 __all__ = ["load", "save"]
 
 _FORMAT = 1
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def save(path: Any, fit: Fit) -> None:
+def save(path: Any, fit: Any) -> None:
     """Write a fit; the file is complete or not there at all.
 
     Args:
@@ -45,7 +43,7 @@ def save(path: Any, fit: Fit) -> None:
     os.replace(partial, path)
 
 
-def load(path: Any, classes: Any = ()) -> Fit:
+def load(path: Any, classes: Any = ()) -> Any:
     """Read a fit that ``fit.save(path)`` wrote.
 
     Args:
@@ -53,7 +51,7 @@ def load(path: Any, classes: Any = ()) -> Fit:
         classes: the registered classes of your own that the model uses.
 
     Returns:
-        The fit, in the dtype in which it was made.
+        The ``Fit``, in the dtype in which it was made.
 
     Raises:
         ValueError: the file is not a fit, is of another format, holds a class that was not named in ``classes``, or

@@ -9,8 +9,6 @@ import time
 import jax
 import jax.numpy as jnp
 
-import probinfer
-
 __all__ = ["provenance"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "numpyro", "blackjax", "optax")
@@ -34,7 +32,7 @@ def provenance(
         ("seed", str(seed)),
         ("date", time.strftime("%Y-%m-%d %H:%M")),
         ("wall time", f"{seconds:.0f} s"),
-        ("probinfer", probinfer.__version__),
+        ("probinfer", importlib.metadata.version("probinfer")),
         ("versions", f"Python {platform.python_version()}, {versions}"),
         ("computed on", f"{jax.default_backend()} ({platform.machine()}), {precision}"),
         *(extra or {}).items(),
