@@ -120,8 +120,7 @@ def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, 
         ``NON_FINITE`` (K holds NaN or infinities), both with a factor full of NaN. The factor and the jitter may be
         differentiated any number of times.
     """
-    L, relative, status = climb(_identity, K)
-    return L, relative * _mean_diagonal(K), status
+    return climb(_identity, _mean_diagonal(K), K)
 
 
 @safe_cholesky.defjvp
@@ -234,52 +233,46 @@ def _logdet_quad_jvp(primals, tangents):
     return value, LogdetQuad(jnp.sum(known.inverse * dA), dquad, djitter, _no_tangent(known.status))
 
 
-def climb(build: Callable[..., Array], *operands: Any) -> tuple[Array, Array, Array]:
+def climb(build: Callable[..., Array], mean_diagonal: Scalar, *operands: Any) -> tuple[Array, Array, Array]:
     """Factorise ``build(*operands)``; the jitter ladder of ``safe_cholesky`` without its rule for derivatives.
 
     The matrix is built again where a rung needs it, so that nothing of its size is kept for the ladder and LAPACK
-    works in place. The ladder stands in a branch of its own, so that nothing is copied for a loop that does not run.
+    works in place: memory fresh from the system costs more than arithmetic.
 
     Args:
         build: ``build(*operands) -> (N, N)``, symmetric; it must not bind traced arrays itself.
+        mean_diagonal: the mean diagonal of that matrix.
         *operands: pytrees of arrays.
 
     Returns:
-        The lower factor, the multiple of the mean diagonal that was added, the status.
+        The lower factor, the jitter, the status.
     """
-    U = _upper_factor(build(*operands))
-    status = _factor_status(U)
-    U, relative, status = lax.cond(
-        status == Status.OK,
-        lambda U, status, *operands: (U, jnp.zeros((), U.dtype), status),
-        lambda U, status, *operands: _climb_further(build, U, status, *operands),
-        *(U, status, *operands),
-    )
-    return U.T, relative, status
-
-
-def _climb_further(
-    build: Callable[..., Array], U: Array, status: Array, *operands: Any
-) -> tuple[Array, Array, Array]:
-    first, last = _LADDER[jnp.dtype(U.dtype)]
-    multiples = jnp.asarray(10.0 ** np.arange(first, last + 1), U.dtype)
+    first, last = _LADDER[jnp.dtype(mean_diagonal.dtype)]
+    jitters = jnp.asarray(10.0 ** np.arange(first, last + 1), mean_diagonal.dtype) * mean_diagonal
 
     def failed(carry):
         rung, _, status = carry
-        return (status == Status.NOT_POSITIVE_DEFINITE) & (rung < len(multiples))
+        return (status == Status.NOT_POSITIVE_DEFINITE) & (rung < len(jitters))
 
     def next_rung(carry):
         rung, _, _ = carry
-        K = build(*operands)
-        U = _upper_factor(add_to_diagonal(K, multiples[rung] * _mean_diagonal(K)))
-        return (
-            rung + 1,
-            U,
-            jnp.where(jnp.all(jnp.isfinite(K)), _factor_status(U), jnp.int32(Status.NON_FINITE)),
-        )
+        # The barrier ties the matrix to the rung; otherwise it would be built before the loop, needed or not.
+        jitter, inside = lax.optimization_barrier((jitters[rung], operands))
+        U = _upper_factor(add_to_diagonal(build(*inside), jitter))
+        status = _factor_status(U)
+        return rung + 1, jnp.where(status == Status.OK, U, jnp.nan), status
 
-    rung, U, status = lax.while_loop(failed, next_rung, (jnp.int32(0), U, status))
-    return jnp.where(status == Status.OK, U, jnp.nan), multiples[jnp.maximum(rung - 1, 0)], status
+    U = _upper_factor(build(*operands))
+    rung, U, status = lax.while_loop(failed, next_rung, (jnp.int32(0), U, _factor_status(U)))
+    status = lax.cond(
+        status == Status.OK,
+        lambda *_: status,
+        lambda *inside: jnp.where(
+            jnp.all(jnp.isfinite(build(*inside))), status, jnp.int32(Status.NON_FINITE)
+        ),
+        *operands,
+    )
+    return U.T, jnp.where(rung == 0, 0.0, jitters[jnp.maximum(rung - 1, 0)]), status
 
 
 def _upper_factor(K: Array) -> Array:
@@ -336,7 +329,7 @@ def _inverse_by_bordering(L: Array) -> Array:
     """
     U = L.T
     n = U.shape[0]
-    block = max(48, -(-n // 8))
+    block = max(48, -(-n // 6))  # more blocks save few operations and cost compilation
     Z = jnp.zeros_like(U)
     for start in reversed(range(0, n, block)):
         end = min(start + block, n)

@@ -69,10 +69,10 @@ def gaussian_evidence(
     References:
         Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, equations 2.30 and 5.9.
     """
-    chol, relative, status = climb(_covariance, kernel, X, noise_variance)
+    mean_variance = _mean_variance(kernel, X, noise_variance)
+    chol, jitter, status = climb(_covariance, mean_variance, kernel, X, noise_variance)
     half_solved = triangular_solve(chol, residual)
     alpha = triangular_solve(chol, half_solved, transpose=True)
-    jitter = relative * _mean_variance(kernel, X, noise_variance)
     return _evidence(chol, jnp.sum(half_solved**2), alpha, jitter, status)
 
 
@@ -99,8 +99,8 @@ def _gaussian_evidence_jvp(primals, tangents):
 @jax.custom_jvp
 def _solve(kernel: Kernel, X: Array, residual: Array, noise_variance: Array) -> SpdInverse:
     """``spd_inverse`` of the covariance, which is built where it is needed and not kept."""
-    chol, relative, status = climb(_covariance, kernel, X, noise_variance)
-    jitter = relative * _mean_variance(kernel, X, noise_variance)
+    mean_variance = _mean_variance(kernel, X, noise_variance)
+    chol, jitter, status = climb(_covariance, mean_variance, kernel, X, noise_variance)
     return spd_inverse_from_cholesky(chol, jitter, status, residual)
 
 
