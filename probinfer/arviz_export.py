@@ -22,6 +22,7 @@ _ARVIZ_NAMES = {
     "is_divergent": "diverging",
     "acceptance_rate": "acceptance_rate",
     "num_integration_steps": "n_steps",
+    "num_leapfrogs": "n_steps",
     "num_trajectory_expansions": "tree_depth",
 }
 

@@ -6,6 +6,7 @@ import scipy.optimize
 
 from probinfer import optimize
 from probinfer.base import Status
+from probinfer.run import run_until
 
 
 def shifted_rosenbrock(offset, x):
@@ -170,23 +171,23 @@ def test_vmap_and_map_find_what_single_runs_find(dtype):
         assert jnp.all(batched.status == Status.OK)
 
 
-def test_as_an_algorithm_it_takes_the_same_path(dtype):
-    algorithm = optimize.lbfgs(rosenbrock)
-    start = jnp.zeros(3, dtype)
-    key = jax.random.key(0)
+def is_done(state, info):
+    return state.done
 
-    @jax.jit
-    def loop(algorithm, start):
-        state = algorithm.init(start)
-        return jax.lax.while_loop(lambda s: ~s.done, lambda s: algorithm.step(key, s)[0], state)
 
-    state = loop(algorithm, start)
-    result = optimize.minimize(rosenbrock, start)
-    np.testing.assert_allclose(state.position, result.position, rtol=1e-12)
-    assert state.num_evaluations == result.num_evaluations
-    after, info = jax.jit(lambda algorithm, state: algorithm.step(key, state))(algorithm, state)
-    assert info.done
-    np.testing.assert_array_equal(after.position, state.position)
+@pytest.mark.parametrize("name", ["rosenbrock", "barrier"])
+def test_as_an_algorithm_in_the_run_loop_it_takes_the_same_path(name, dtype):
+    # infinite trial values are no reason for the loop to stop: they never enter the state
+    fn, start = problems(dtype)[name]
+    algorithm = optimize.lbfgs(fn)
+    state, history = run_until(jax.random.key(0), algorithm, algorithm.init(start), is_done, 200)
+    history.check()
+    result = optimize.minimize(fn, start)
+    np.testing.assert_allclose(state.position, result.position, rtol=1e-9)
+    assert state.num_evaluations == result.num_evaluations == history.num_steps
+    infos = history.filled()[1]
+    assert int(infos.accepted.sum()) == result.num_steps + 1  # the start is accepted, too
+    assert bool(jnp.all(jnp.diff(infos.value) <= 1e-9 * jnp.abs(infos.value[1:])))
 
 
 def test_integer_positions_are_refused():
