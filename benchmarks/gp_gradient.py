@@ -160,7 +160,7 @@ def gpflow(X, y):
         model.likelihood.variance.unconstrained_variable,
     ]
 
-    @tf.function
+    @tf.function(autograph=False)
     def compiled():
         with tf.GradientTape() as tape:
             value = model.log_marginal_likelihood()
@@ -263,7 +263,7 @@ def plot(results: dict[int, dict]) -> None:
     axis.axvline(6.0, color="black", linewidth=1, linestyle="--")
     axis.set_yticks(np.arange(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel("CPU time of evidence and gradient, multiples of one Cholesky (dashed: asked)")
+    axis.set_xlabel("CPU time in Cholesky factorisations (dashed: asked)")
     axis.legend(frameon=False)
     common.save_figure(figure, "gp_gradient")
 
