@@ -39,10 +39,11 @@ def main() -> None:
     app()
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(f"probinfer {importlib.metadata.version('probinfer')}")
         raise typer.Exit
+    return bool(value)
 
 
 @app.callback()
@@ -129,13 +130,13 @@ def gp_command(
         _point_to(console, path)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"ignore_unknown_options": True})
 def bench(
-    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Which; without a name they are listed.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to the script.")] = None,
     debug: _Debug = False,
 ) -> None:
-    """Run a benchmark of the repository, or list them. Further arguments go to the script."""
+    """Run a benchmark of the repository, or list them."""
     with _user_errors(debug):
         from probinfer.report.bench import benchmark_folder, benchmarks, run_benchmark
 
@@ -148,7 +149,7 @@ def bench(
                 table.add_row(known, question)
             rich.console.Console().print(table)
             return
-        code = run_benchmark(folder, name, context.args)
+        code = run_benchmark(folder, name, arguments or [])
     raise typer.Exit(code)
 
 

@@ -2,7 +2,7 @@
 
 from probinfer.data.bundled import co2, diabetes, nile, sunspots
 from probinfer.data.dataset import Dataset
-from probinfer.data.measurement import measurement, measurement_names, measurement_path
+from probinfer.data.measurements import measurement, measurement_names, measurement_path
 from probinfer.data.splits import kfold, ordered_split, random_split
 from probinfer.data.table import Table, TableError, read_csv, split_target
 

@@ -28,9 +28,7 @@ def benchmark_folder() -> Path:
 
 def benchmarks(folder: Path) -> dict[str, str]:
     """Names of the scripts, and the question that the first line of each docstring asks."""
-    return {
-        path.stem: _question(path) for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")
-    }
+    return {path.stem: _question(path) for path in sorted(folder.glob("*.py")) if _runs(path)}
 
 
 def run_benchmark(folder: Path, name: str, arguments: list[str]) -> int:
@@ -54,6 +52,11 @@ def run_benchmark(folder: Path, name: str, arguments: list[str]) -> int:
     return subprocess.run(
         [sys.executable, str(folder / f"{name}.py"), *arguments], env=environment
     ).returncode
+
+
+def _runs(path):
+    """Whether a file is a script, not a module that scripts share."""
+    return "__main__" in path.read_text(encoding="utf-8")
 
 
 def _question(path):

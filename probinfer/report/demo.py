@@ -87,12 +87,10 @@ def co2_problem(size: Size) -> Problem:
         "kernel.terms.2.lengthscale": dist.LogNormal(np.log(year), 1.0),
     }
     parts = {"kernel.terms.0": "trend", "kernel.terms.1": "yearly cycle", "kernel.terms.2": "irregular"}
-    return Problem(table, train, test, model, gp.replace(prior, own), parts, block=12 // size.every)
+    return Problem(table, train, test, model, gp.replace(prior, own), parts, block=max(12 // size.every, 1))
 
 
-def run_demo(
-    out: str, size: Size, *, seed: int, command: str, console: Console, entries: Any = ENGINES
-) -> Path:
+def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console) -> Path:
     """Fit both data sets with every engine, print the tables, write the report.
 
     Args:
@@ -101,18 +99,18 @@ def run_demo(
         seed: of the data split and of every engine.
         command: what the user typed, for the report.
         console: where progress and remarks go.
-        entries: the engines.
 
     Returns:
         The path of the page.
     """
     start = time.perf_counter()
-    sections, tables, sources = [], [], {}
+    sections = [Section("How to read the tables", (Text(sections_of.READING),))]
+    tables, sources = [], {}
     problems = {"Diabetes": diabetes_problem(size, seed=seed), "CO2": co2_problem(size)}
     for key, (name, problem) in zip(jax.random.split(jax.random.key(seed), len(problems)), problems.items()):
         text = f"{name}: learning from {len(problem.train)} points, {len(problem.test)} to predict"
         console.print(f"[bold]{text}[/bold]")
-        methods = run_methods(key, problem, entries, draws=size.draws, done=partial(_say, console))
+        methods = run_methods(key, problem, ENGINES, draws=size.draws, done=partial(_say, console))
         tables.append(_tables(name, problem, methods))
         build = _diabetes_section if name == "Diabetes" else _co2_section
         sections.append(build(problem, methods, tables[-1]))
@@ -149,9 +147,9 @@ def _tables(name, problem, methods):
 def _diabetes_section(problem, methods, tables):
     story = (
         f"{problem.data.description} The model learns from {len(problem.train)} patients, with one lengthscale "
-        f"for each measurement, and predicts the other {len(problem.test)}."
+        f"for each measurement, and predicts {len(problem.test)} others."
     )
-    blocks = [Text(story), *tables, Text(sections_of.READING), *sections_of.remarks(methods)]
+    blocks = [Text(story), *_result_blocks(problem, methods, tables)]
     blocks.append(sections_of.gallery(sections_of.score_pictures(problem, methods, unit="progression")))
     blocks += _hyperparameter_blocks(problem, methods)
     reference = next((method for method in methods if method.fit is not None), None)
@@ -179,7 +177,7 @@ def _co2_section(problem, methods, tables):
         "whether one setting was picked or all were kept. Standard errors take years, not months, as "
         "independent; errors of a forecast drift together for longer, so read them as lower limits."
     )
-    blocks = [Text(story), *tables, Text(sections_of.READING), *sections_of.remarks(methods)]
+    blocks = [Text(story), *_result_blocks(problem, methods, tables)]
     worked = [method for method in methods if method.predicted is not None]
     if worked:
         ends_of_table = [worked[0], worked[-1]] if len(worked) > 1 else worked
@@ -192,6 +190,12 @@ def _co2_section(problem, methods, tables):
         )
     blocks += _hyperparameter_blocks(problem, methods)
     return Section("CO2: forecasting a series", tuple(blocks))
+
+
+def _result_blocks(problem, methods, tables):
+    first, *rest = tables
+    finding = Text(sections_of.verdict(problem, methods), "finding")
+    return [finding, first._replace(note=""), *rest, *sections_of.remarks(methods)]
 
 
 def _hyperparameter_blocks(problem, methods):

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     @property
     def style(self) -> int:
         """Its place in the palette of the plots."""
-        return ENGINES.index(self)
+        return engine_names().index(self.name)
 
 
 # The first is the reference of comparisons.

@@ -16,9 +16,10 @@ __all__ = ["Gallery", "Legend", "Section", "Text", "page", "write_page"]
 
 
 class Text(NamedTuple):
-    """A paragraph."""
+    """A paragraph; ``kind`` is "", "finding" (what came out) or "remark" (a warning)."""
 
     text: str
+    kind: str = ""
 
 
 class Legend(NamedTuple):
@@ -88,7 +89,8 @@ def _section(section):
 
 def _block(block):
     if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
+        mark = f' class="{block.kind}"' if block.kind else ""
+        return f"<p{mark}>{html.escape(block.text)}</p>"
     if isinstance(block, Table):
         return to_html(block)
     if isinstance(block, Legend):

@@ -202,7 +202,7 @@ def _row(label, predicted, reference, block, log_evidence, time_text):
         with_error(own.nlpd),
         with_error(versus, sign=True),
         with_error(own.rmse),
-        f"{with_error(own.coverage, scale=100)} %",
+        f"{with_error(own.coverage, scale=100.0)} %",
         log_evidence,
         time_text,
     )

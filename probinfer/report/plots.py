@@ -66,9 +66,7 @@ def series(
     axes.legend(loc="best", handlelength=1.4)
 
 
-def curve(
-    axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, seen: np.ndarray, *, label: str
-) -> None:
+def curve(axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, seen: np.ndarray) -> None:
     """How the prediction changes with one input while the others stay at their medians.
 
     Args:
@@ -77,7 +75,6 @@ def curve(
         x: values of the input, ascending.
         predicted: at these values.
         seen: its values in the data, drawn as ticks at the foot.
-        label: its name.
     """
     _bands(axes, theme, x, predicted)
     inside = seen[(seen >= x[0]) & (seen <= x[-1])]
@@ -89,7 +86,6 @@ def curve(
         transform=axes.get_xaxis_transform(),
         markersize=7,
     )
-    axes.set(xlabel=label)
     axes.margins(x=0.01)
 
 
@@ -143,7 +139,7 @@ def intervals(axes: Any, theme: Theme, rows: list[tuple[str, list[Curve]]], *, l
     for i, (_, curves) in enumerate(rows):
         for item, offset in zip(curves, offsets):
             color, at = theme.series[item.style], i + offset
-            q = np.clip(np.quantile(item.values, [0.025, 0.25, 0.5, 0.75, 0.975]), 10**low, 10**high)
+            q = np.clip(_five(item.values), 10**low, 10**high)
             axes.plot(q[[0, 4]], [at, at], color=color, linewidth=1.0, solid_capstyle="butt")
             axes.plot(q[[1, 3]], [at, at], color=color, linewidth=3.2, solid_capstyle="butt")
             outside = ">" if q[2] == 10**high else "<" if q[2] == 10**low else "o"
@@ -254,6 +250,11 @@ def _bands(axes, theme, x, predicted, *, minus=0.0, style=0):
         lower, upper = quantiles[low] - minus, quantiles[high] - minus
         axes.fill_between(x, lower, upper, color=color, alpha=alpha, linewidth=0, label=f"{name} band")
     axes.plot(x, quantiles[0.5] - minus, color=color, linewidth=1.2, label="median", zorder=2)
+
+
+def _five(values):
+    """Ends and quartiles; all the same for a point estimate, which may be infinite."""
+    return np.full(5, values[0]) if len(values) == 1 else np.quantile(values, [0.025, 0.25, 0.5, 0.75, 0.975])
 
 
 def _is_point(item):

@@ -133,11 +133,11 @@ def _read(path, options, console):
     table = data.read_csv(path, drop=options.drop)
     X, y, features = data.split_target(table, options.target)
     constant = [name for name, column in zip(features, X.T) if np.ptp(column) == 0]
+    keep = [i for i, name in enumerate(features) if name not in constant]
+    X, features = X[:, keep], tuple(features[i] for i in keep)
+    _check(path, options, X, y)
     if constant:
         console.print(f"[yellow]constant, so left out: {escape(', '.join(constant))}[/yellow]")
-        keep = [i for i, name in enumerate(features) if name not in constant]
-        X, features = X[:, keep], tuple(features[i] for i in keep)
-    _check(path, options, X, y)
     if len(np.unique(y)) == 2:
         console.print(
             f"[yellow]{escape(options.target)} has two values; this treats them as numbers, not as classes[/yellow]"
@@ -188,9 +188,9 @@ def _say_extrapolation(new, X, features, console):
 
 def _learn(key, model, X, y, entry, options, text, console):
     """The fit, and what the engine warned of."""
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, bars.task(text):
         warnings.simplefilter("always")
-        fit = gp.fit(key, model, X, y, learn=entry.make(options.draws), progress=bars.label(None, text))
+        fit = gp.fit(key, model, X, y, learn=entry.make(options.draws))
     remarks = "; ".join(
         dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning))
     )
@@ -230,7 +230,7 @@ def _tables(problem, method, crossed):
                     with_error(own.nlpd),
                     with_error(gap, sign=True),
                     with_error(own.rmse),
-                    f"{with_error(own.coverage, scale=100)} %",
+                    f"{with_error(own.coverage, scale=100.0)} %",
                 )
             )
         columns = ("method", "NLPD", "minus no inputs", "RMSE", "in 95 % band")
@@ -258,7 +258,7 @@ def _usefulness(predicted, baseline):
 
 
 def _sections(problem, method, tables, crossed):
-    label, style = method.entry.label, method.entry.style
+    label, style = method.entry.label, 0
     sections = []
     if crossed is not None:
         predicted = crossed[0]
@@ -278,7 +278,7 @@ def _sections(problem, method, tables, crossed):
     )
     blocks = [*tables[1 if crossed is not None else 0 :], *sections_of.remarks([method])]
     blocks.append(sections_of.gallery(sections_of.hyperparameters(problem, [method])))
-    sections.append(Section("What was learned", tuple(blocks)))
+    sections.append(Section("Inside the model", tuple(blocks)))
     return sections
 
 
@@ -298,9 +298,7 @@ def _effects(problem, method):
         return sections_of.gallery([sections_of.series_picture(problem, method)])
     chosen = most_relevant(method.fit, 6)
     X, features = problem.data.X, problem.data.feature_names
-    return sections_of.gallery(
-        sections_of.effects(method.fit, X, features, chosen=chosen, style=method.entry.style)
-    )
+    return sections_of.gallery(sections_of.effects(method.fit, X, features, chosen=chosen))
 
 
 def _write_files(fit, table, new, crossed, options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
@@ -80,8 +81,9 @@ def predictions(
     mean, sd = np.asarray(predictive.mean, np.float64), np.asarray(predictive.stddev, np.float64)
     if y is None:
         return Predictions(mean, sd, quantiles)
-    log_density = np.asarray(predictive.log_prob(np.asarray(y)), np.float64)
-    pit = np.asarray(predictive.cdf(np.asarray(y)), np.float64)
+    outcomes = jnp.asarray(y)
+    log_density = np.asarray(predictive.log_prob(outcomes), np.float64)
+    pit = np.asarray(predictive.cdf(outcomes), np.float64)
     return Predictions(mean, sd, quantiles, np.asarray(y, np.float64), log_density, pit)
 
 

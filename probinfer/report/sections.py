@@ -179,7 +179,8 @@ def hyperparameters(problem: Problem, methods: Sequence[Method]) -> list[Picture
         return []
     first = found[0][1]
     vectors = {item.name.split("[")[0] for item in first if "[" in item.name}
-    pictures = [_density(i, found) for i, item in enumerate(first) if "[" not in item.name]
+    has_draws = any(len(item.values) > 1 for _, items in found for item in items)
+    pictures = [_density(i, found) for i, item in enumerate(first) if has_draws and "[" not in item.name]
     return pictures + [_rows(name, problem, found) for name in sorted(vectors)]
 
 
@@ -239,36 +240,40 @@ def values_table(found: Sequence[Quantity], *, title: str) -> Table:
         rows.append(
             (item.label, middle, item.unit) if is_point else (item.label, middle, low, high, item.unit)
         )
-    return Table(title, columns, tuple(rows))
+    return Table(title, columns, tuple(rows), words=(len(columns) - 1,))
 
 
-def effects(
-    fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequence[int], style: int = 0
-) -> list[Picture]:
-    """How the prediction changes with one column, the others at their medians."""
+def effects(fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequence[int]) -> list[Picture]:
+    """How the prediction changes with one column, the others at their medians; all on one scale."""
     middle = np.median(X, axis=0)
-
-    def picture(column):
+    grids, found = [], []
+    for column in chosen:
         grid = np.linspace(np.quantile(X[:, column], 0.02), np.quantile(X[:, column], 0.98), 60)
         rows = np.tile(middle, (len(grid), 1))
         rows[:, column] = grid
-        predicted = predictions(fit, rows)
-        return draw(
-            features[column],
-            "",
-            lambda axes, theme: plots.curve(
-                axes, theme, grid, predicted, X[:, column], label=features[column]
-            ),
-            width=_THIRD,
-            height=2.3,
-        )
+        grids.append(grid)
+        found.append(predictions(fit, rows))
+    low = min(one.quantiles[0.025].min() for one in found)
+    high = max(one.quantiles[0.975].max() for one in found)
+    margin = 0.05 * (high - low)
 
-    return [picture(column) for column in chosen]
+    def picture(column, grid, predicted):
+        def fn(axes, theme):
+            plots.curve(axes, theme, grid, predicted, X[:, column])
+            axes.set_ylim(low - 2 * margin, high + margin)
+
+        return draw(features[column], "", fn, width=_THIRD, height=2.2)
+
+    return [picture(*one) for one in zip(chosen, grids, found)]
 
 
 def remarks(methods: Sequence[Method]) -> list[Text]:
     """What engines warned of, one paragraph each."""
-    return [Text(f"{method.entry.label}: {method.remark}") for method in methods if method.remark]
+    return [
+        Text(f"{method.entry.label}: {method.remark.removeprefix(method.entry.label + ': ')}", "remark")
+        for method in methods
+        if method.remark
+    ]
 
 
 def gallery(pictures: Sequence[Picture]) -> Gallery:

@@ -19,10 +19,11 @@ class Table(NamedTuple):
 
     Attributes:
         title: what it shows.
-        columns: headings; the first column holds names, the others numbers.
+        columns: headings; the first column holds names, the others numbers (set to the right) unless ``words`` says so.
         rows: cells, as many a row as there are headings.
         note: what a reader should know to read it.
         emphasis: the row that is set in bold, or None.
+        words: further columns that hold words.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     emphasis: int | None = None
+    words: tuple[int, ...] = ()
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -87,7 +89,7 @@ def to_rich(table: Table) -> rich.table.Table:
         expand=False,
     )
     for i, heading in enumerate(table.columns):
-        shown.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
+        shown.add_column(heading, justify="right" if i and i not in table.words else "left", no_wrap=i == 0)
     for i, row in enumerate(table.rows):
         shown.add_row(*map(rich.text.Text, row), style="bold" if i == table.emphasis else None)
     return shown
@@ -95,14 +97,22 @@ def to_rich(table: Table) -> rich.table.Table:
 
 def to_html(table: Table) -> str:
     """The table for a page, inside a box that scrolls sideways on a narrow screen."""
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in table.columns)
-    body = "".join(_row(row, i == table.emphasis) for i, row in enumerate(table.rows))
+    head = "".join(
+        f'<th scope="col"{_side(i, table.words)}>{html.escape(heading)}</th>'
+        for i, heading in enumerate(table.columns)
+    )
+    body = "".join(_row(row, i == table.emphasis, table.words) for i, row in enumerate(table.rows))
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     title = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
     return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
 
 
-def _row(row, strong):
+def _row(row, strong, words):
     name, *cells = (html.escape(cell) for cell in row)
     mark = ' class="strong"' if strong else ""
-    return f'<tr{mark}><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    rest = "".join(f"<td{_side(i, words)}>{cell}</td>" for i, cell in enumerate(cells, 1))
+    return f'<tr{mark}><th scope="row">{name}</th>{rest}</tr>'
+
+
+def _side(column, words):
+    return ' class="words"' if column in words else ""

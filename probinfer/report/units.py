@@ -97,6 +97,8 @@ def _one(fit: Any) -> Any:
 
 def spread(values: np.ndarray) -> tuple[float, float, float]:
     """The 5, 50 and 95 % quantiles; three times the same for a point estimate."""
+    if len(values) == 1:
+        return (float(values[0]),) * 3
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
     return float(low), float(middle), float(high)
 
@@ -124,7 +126,10 @@ def _natural(fit, model, name, values, index, columns, features, target):
     ) or last == "period":
         column = columns[index[0]] if index else (columns[0] if len(columns) == 1 else None)
         if column is not None:
-            return last, features[column], values * float(np.asarray(fit.scaling.x_scale)[column])
+            with np.errstate(
+                over="ignore"
+            ):  # maximum likelihood sends lengthscales of idle columns to infinity
+                return last, features[column], values * float(np.asarray(fit.scaling.x_scale)[column])
         return last, "sd of the columns", values
     if last == "lengthscale" and isinstance(owner, Periodic):
         return "smoothness within a period", "", values

@@ -1,0 +1,229 @@
+"""The command line: every mistake is one clear line, every output is there and holds what the library computed."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from probinfer import gp
+from probinfer.cli import app
+from probinfer.report import demo as demos
+from probinfer.report import engines, regression
+from probinfer.report.regression import choose_engine
+from tests.quick_engine import Cloud, CloudInfo
+
+runner = CliRunner()
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def write_table(path, rows=24, columns=("time", "idle", "height")):
+    rng = np.random.default_rng(0)
+    X = rng.uniform(0, 10, (rows, 2))
+    y = 20 + 5 * np.sin(X[:, 0]) + 0.3 * rng.normal(size=rows)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(np.column_stack([X, y]).tolist())
+    return path
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One complete run: a table, new rows of which one lies outside, a folder of results."""
+    folder = tmp_path_factory.mktemp("gp")
+    table = write_table(folder / "table.csv")
+    (folder / "new.csv").write_text("idle,comment,time\n5,a,5\n5,b,500\n")
+    options = (
+        "--engine",
+        "map",
+        "--folds",
+        3,
+        "--predict",
+        folder / "new.csv",
+        "--out",
+        folder / "out",
+        "--seed",
+        3,
+    )
+    return run("gp", table, "--target", "height", *options), folder
+
+
+def test_gp_writes_everything(finished):
+    result, folder = finished
+    assert result.exit_code == 0, result.output
+    assert "24 rows, 2 inputs; MAP" in result.output
+    assert "1 of 2 rows to predict lie outside the range of the data in time" in " ".join(
+        result.output.split()
+    )
+    assert "report: " in result.output
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert names == {"index.html", "fit.npz", "cross-validation.csv", "predictions.csv"}
+
+
+def test_gp_predictions_are_those_of_the_saved_fit(finished):
+    _, folder = finished
+    fit = gp.load(folder / "out/fit.npz")
+    rows = read(folder / "out/predictions.csv")
+    assert list(rows[0]) == ["time", "idle", "mean", "sd", "q05", "q50", "q95"]
+    assert [float(row["time"]) for row in rows] == [5.0, 500.0]
+    predictive = fit.predict_y(np.array([[5.0, 5.0], [500.0, 5.0]]))
+    np.testing.assert_allclose([float(row["mean"]) for row in rows], predictive.mean, rtol=1e-6)
+    np.testing.assert_allclose([float(row["q95"]) for row in rows], predictive.quantile(0.95), rtol=1e-6)
+
+
+def test_gp_score_is_that_of_the_folds(finished):
+    result, folder = finished
+    rows = read(folder / "out/cross-validation.csv")
+    assert [int(row["row"]) for row in rows] == list(range(1, 25))
+    observed = [float(row["height"]) for row in read(folder / "table.csv")]
+    np.testing.assert_allclose([float(row["observed"]) for row in rows], observed, rtol=1e-9)
+    log_densities = np.array([float(row["log_density"]) for row in rows])
+    from probinfer.report.scores import Estimate
+    from probinfer.report.tables import with_error
+
+    cell = with_error(Estimate(-log_densities.mean(), log_densities.std(ddof=1) / np.sqrt(24)))
+    assert cell in result.output
+    assert cell in (folder / "out/index.html").read_text(encoding="utf-8")
+
+
+def test_gp_draws_a_posterior(tmp_path, monkeypatch):
+    quick = engines.find_engine("nuts")._replace(make=lambda draws: Cloud())
+    monkeypatch.setattr(regression, "find_engine", lambda name: quick)
+    table = write_table(tmp_path / "t.csv", rows=12)
+    result = run("gp", table, "--target", "height", "--folds", 0, "--drop", "idle", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "95 %" in result.output  # an interval for what was learned
+    assert "these are prior draws" in result.output
+    fit = gp.load(tmp_path / "out/fit.npz", classes=[CloudInfo])
+    assert not fit.is_point
+    assert fit.X.shape == (12, 1)
+
+
+def fails(*arguments, match):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: "), result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert match in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "match"),
+    [
+        ("a,y\n1,2\n", ("--target", "z"), "no column 'z'"),
+        ("a,y\n1,2\n3,\n", ("--target", "y"), "missing values: y in line 3"),
+        ("a,c,y\n1,red,2\n3,blue,4\n", ("--target", "y"), "--drop c"),
+        ("y\n1\n2\n", ("--target", "y"), "only column"),
+        ("a,y\n1,2\n2,3\n3,4\n", ("--target", "y"), "at least 5"),
+        ("a,y\n1,2\n2,2\n3,2\n4,2\n5,2\n", ("--target", "y"), "the same in every row"),
+        ("a,y\n1,2\n1,3\n1,4\n1,5\n1,6\n", ("--target", "y"), "every input column is constant"),
+        ("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n", ("--target", "y", "--folds", "1"), "--folds must be"),
+        ("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n", ("--target", "y", "--folds", "9"), "--folds must be"),
+        ("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n", ("--target", "y", "--draws", "2"), "--draws must be"),
+        (
+            "a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n",
+            ("--target", "y", "--engine", "gibbs"),
+            "no engine is called 'gibbs'",
+        ),
+        ("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n", ("--target", "y", "--kernel", "rbff"), "choose one of matern12"),
+        (
+            "a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n",
+            ("--target", "y", "--predict", "none.csv"),
+            "there is no file none.csv",
+        ),
+    ],
+)
+def test_mistakes_in_one_line(tmp_path, text, options, match):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    fails("gp", path, "--out", tmp_path / "out", *options, match=match)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_mistakes(tmp_path):
+    fails("gp", tmp_path / "none.csv", "--target", "y", match="there is no file")
+    table = write_table(tmp_path / "t.csv")
+    (tmp_path / "new.csv").write_text("time,other\n1,2\n")
+    fails("gp", table, "--target", "height", "--predict", tmp_path / "new.csv", match="no column 'idle'")
+    assert run("gp", table).exit_code == 2  # no target: typer's own message
+    assert run("nonsense").exit_code == 2
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = run("gp", tmp_path / "none.csv", "--target", "y", "--debug")
+    assert isinstance(result.exception, ValueError)
+
+
+def test_help_and_version():
+    text = run("--help").output
+    assert all(word in text for word in ("demo", "gp", "bench"))
+    assert run().exit_code in (0, 2)
+    assert run("--version").output.startswith("probinfer ")
+    assert "--target" in run("gp", "--help").output
+    done = subprocess.run(
+        [sys.executable, "-m", "probinfer", "--version"], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.stdout.startswith("probinfer ")
+
+
+def test_auto_engine_depends_on_the_rows():
+    assert choose_engine("auto", 100).name == "nuts"
+    assert choose_engine("auto", 2000).name == "map"
+    assert choose_engine("full-rank", 2000).name == "full-rank"
+
+
+def test_bench_lists_and_runs(tmp_path, monkeypatch):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    main = "if __name__ == '__main__':\n"
+    (folder / "fast.py").write_text(
+        f'"""How fast?\n\nMore."""\nimport os, sys\n{main}    open("out", "w").write(str(sys.argv[1:]) + os.environ'
+        '["OPENBLAS_NUM_THREADS"])\n    sys.exit(3)\n'
+    )
+    (folder / "shared.py").write_text('"""A module."""\n')
+    monkeypatch.chdir(tmp_path)
+    listed = run("bench")
+    assert listed.exit_code == 0
+    assert "fast" in listed.output
+    assert "How fast?" in listed.output
+    assert "shared" not in listed.output
+    assert run("bench", "fast", "--rows", "7").exit_code == 3
+    assert (tmp_path / "out").read_text() == "['--rows', '7']1"
+    fails("bench", "slow", match="no benchmark is called 'slow'; there is fast")
+
+
+def test_bench_without_a_checkout(tmp_path, monkeypatch):
+    from probinfer.report import bench
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "a/b/bench.py"))
+    fails("bench", match="there is no folder benchmarks/ here")
+
+
+def test_demo_end_to_end(tmp_path, monkeypatch):
+    """Both journeys with a quick engine on few rows; the full one is what people run."""
+    monkeypatch.setattr(demos, "SMALL", demos.Size(draws=8, patients=20, every=24))
+    monkeypatch.setattr(demos, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),))
+    result = run("demo", "--small", "--out", tmp_path, "--seed", 1)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for text in (result.output, page):
+        assert "Diabetes" in text
+        assert "CO2" in text
+        assert "ML-II" in text
+        assert "these are prior draws" in text
+    assert f"jax {jax.__version__}" in page
+    assert "Keeling and Whorf" in page

@@ -1,0 +1,331 @@
+"""Reports: numbers on the page are those computed, pictures are embedded, scores have the right errors."""
+
+import base64
+import dataclasses
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from probinfer import data, gp
+from probinfer.base import Status
+from probinfer.errors import NumericalError
+from probinfer.report import engines, html, methods, plots, sections, tables, theme, units
+from probinfer.report import scores as scoring
+from tests.quick_engine import Cloud
+
+VOID = {"meta", "img", "source", "br", "link"}
+
+
+class Checker(HTMLParser):
+    """Collects the tags, and fails where one is closed that was not open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.cells = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag in ("img", "source"):
+            self.images.append(attrs.get("src") or attrs.get("srcset"))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells.append(text)
+
+
+def check_page(text):
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(0, 10, (40, 2))
+    y = 20 + 5 * np.sin(X[:, 0]) + 0.3 * rng.normal(size=40)
+    table = data.Dataset("toy", X, y, ("time", "idle"), "height (m)", "Toy.", "made up", "none")
+    model = gp.Model(gp.kernels.RBF(variance=1.0, lengthscale=jnp.ones(2)), gp.likelihoods.Gaussian(0.1))
+    prior = gp.default_prior(model, (X - X.mean(0)) / X.std(0))
+    return methods.Problem(table, np.arange(30), np.arange(30, 40), model, prior, {"kernel": "wave"})
+
+
+class Broken:
+    """An engine that finds nothing."""
+
+    def sample(self, key, target, *, progress=None, checkpoint=None):
+        raise NumericalError("nothing found", Status.NON_FINITE)
+
+
+@pytest.fixture(scope="module")
+def found(problem):
+    chosen = [
+        engines.find_engine("nuts")._replace(make=lambda draws: Cloud()),
+        engines.find_engine("map"),
+        engines.find_engine("ml2")._replace(make=lambda draws: Broken()),
+    ]
+    seen = []
+    result = methods.run_methods(
+        jax.random.key(0), problem, chosen, draws=20, progress=False, done=seen.append
+    )
+    assert [method.entry.name for method in seen] == [method.entry.name for method in result]
+    return result
+
+
+def test_methods_table_holds_the_scores(problem, found):
+    nuts, point, broken = found
+    table = methods.methods_table(problem, found, title="t")
+    assert [row[0] for row in table.rows] == ["NUTS", "MAP", "ML-II", "no inputs"]
+    assert table.rows[2][1] == "failed"
+    assert "nothing found" in broken.remark
+    assert nuts.remark == "these are prior draws"
+    # By hand, from the fits: the mixture density of NUTS and the normal of MAP.
+    X, y = problem.data.X[30:], problem.data.y[30:]
+    log_densities = [np.asarray(method.fit.log_prob(X, y)) for method in (nuts, point)]
+    for row, log_density in zip(table.rows, log_densities):
+        value, error = (float(part) for part in row[1].split(" ± "))
+        assert value == pytest.approx(-log_density.mean(), abs=0.05 * error)
+        assert error == pytest.approx(log_density.std(ddof=1) / np.sqrt(10), rel=0.05)
+    value, error = (float(part) for part in table.rows[1][2].split(" ± "))
+    gaps = log_densities[0] - log_densities[1]
+    assert value == pytest.approx(gaps.mean(), abs=0.05 * error)
+    assert error == pytest.approx(gaps.std(ddof=1) / np.sqrt(10), rel=0.05)
+    mean = np.asarray(point.fit.predict_y(X).mean)
+    assert float(table.rows[1][3].split(" ± ")[0]) == pytest.approx(
+        np.sqrt(np.mean((mean - y) ** 2)), rel=0.1
+    )
+    assert table.rows[1][5] == f"{float(point.fit.log_evidence):.1f} at optimum"
+    assert table.rows[0][5] == "-"
+
+
+def test_bound_is_in_the_units_of_the_data(found):
+    point = found[1].fit
+    info = type("Info", (), {"elbo": jnp.asarray(-12.0)})()
+    bounded = dataclasses.replace(point, log_evidence=None, info=info)
+    expected = -12.0 - 30 * float(np.log(point.scaling.y_scale))
+    assert methods.evidence(bounded) == f"≥ {expected:.1f} (bound)"
+
+
+def test_chains_table_is_the_engines_own_verdict(found):
+    table = methods.chains_table(found)
+    assert len(table.rows) == 1
+    info = found[0].fit.info
+    worst = max(float(np.max(leaf)) for leaf in jax.tree.leaves(info.rhat))
+    assert table.rows[0][:4] == ("NUTS", "2", "20", f"{worst:.3f}")
+
+
+def test_hyperparameters_in_the_units_of_the_data(problem, found):
+    point = found[1].fit
+    names = units.learned_names(problem.model, problem.prior)
+    by_name = {
+        q.name: q for q in units.quantities(point, names, problem.data.feature_names, target="height (m)")
+    }
+    kernel, scaling = point.model.kernel, point.scaling
+    time = by_name["kernel.lengthscale[0]"]
+    assert time.label == "lengthscale of time"
+    assert time.unit == "time"
+    np.testing.assert_allclose(time.values, kernel.lengthscale[0] * scaling.x_scale[0])
+    noise = by_name["likelihood.variance"]
+    np.testing.assert_allclose(noise.values, np.sqrt(point.model.likelihood.variance) * scaling.y_scale)
+    assert noise.positive
+    size = by_name["kernel.variance"]
+    np.testing.assert_allclose(size.values, np.sqrt(kernel.variance) * scaling.y_scale)
+    assert units.most_relevant(point, 1) == [int(np.argmin(kernel.lengthscale))]
+
+
+def test_only_what_was_learned_is_listed_and_pure_numbers_stay(problem):
+    K = gp.kernels
+    kernel = K.Periodic(period=0.5) * K.RBF(variance=1.0) + K.Linear() + K.RationalQuadratic().on(1)
+    model = gp.Model(kernel, gp.likelihoods.Gaussian(0.1))
+    prior = gp.replace(
+        gp.default_prior(model, problem.data.X), {"kernel.terms.0.factors.1.variance": gp.fixed}
+    )
+    names = units.learned_names(model, prior)
+    assert "kernel.terms.0.factors.1.variance" not in names
+    models = jax.tree.map(lambda leaf: leaf[None], model)
+    scaling = gp.scaling.standardization(problem.data.X, problem.data.y, outputs=True)
+    fit = gp.Fit(models, None, None, None, gp.Exact(), scaling, problem.data.X, problem.data.y, True)
+    by_name = {q.name: q for q in units.quantities(fit, names, ("a", "b"), parts={"kernel.terms.0": "cycle"})}
+    assert by_name["kernel.terms.0.factors.0.variance"].unit == "y"  # the other factor has variance one
+    assert by_name["kernel.terms.0.factors.0.lengthscale"].label == "cycle: smoothness within a period"
+    assert by_name["kernel.terms.0.factors.0.lengthscale"].unit == ""
+    assert by_name["kernel.terms.1.variance"].unit == ""  # a variance of slopes
+    restricted = by_name["kernel.terms.2.kernel.lengthscale"]
+    assert restricted.unit == "b"
+    np.testing.assert_allclose(restricted.values, scaling.x_scale[1])
+
+
+def test_page_is_whole(tmp_path, problem, found):
+    shown = methods.methods_table(problem, found, title="Scores <b>")
+    pictures = sections.score_pictures(problem, found, unit="height (m)")
+    pictures += sections.hyperparameters(problem, found)
+    pictures += sections.effects(found[0].fit, problem.data.X, ("time", "idle"), chosen=[0, 1])
+    blocks = (html.Text("a < b & c"), shown, sections.legend(found), sections.gallery(pictures))
+    text = html.page("Title & more", "lead", [html.Section("One", blocks)], [("seed", "7")])
+    path = html.write_page(tmp_path / "new" / "folder", text)
+    assert path.read_text(encoding="utf-8") == text
+    checker = check_page(text)
+    assert "http://" not in re.sub(r"data:[^\"]+", "", text)
+    assert "https://" not in re.sub(r"data:[^\"]+", "", text)
+    assert [cell for row in shown.rows for cell in row] == checker.cells[len(shown.columns) : -2]
+    assert checker.cells[-2:] == ["seed", "7"]
+    assert len(checker.images) == 2 * len(pictures)
+    for uri in checker.images:
+        head, body = uri.split(",", 1)
+        assert head == "data:image/svg+xml;base64"
+        assert ElementTree.fromstring(base64.b64decode(body)).tag.endswith("svg")
+
+
+def test_series_and_error_pictures(problem, found):
+    one = problem._replace(data=problem.data._replace(X=problem.data.X[:, :1], feature_names=("time",)))
+    model = gp.Model(gp.kernels.RBF(), gp.likelihoods.Gaussian(0.1))
+    X, y = one.data.X[:30], one.data.y[:30]
+    scaling = gp.scaling.standardization(X, y, outputs=True)
+    models = jax.tree.map(lambda leaf: leaf[None], model)
+    fit = gp.Fit(
+        models,
+        None,
+        None,
+        None,
+        gp.Exact(),
+        scaling,
+        jnp.asarray(scaling.inputs(X)),
+        jnp.asarray(scaling.outputs(y)),
+        True,
+    )
+    predicted = scoring.predictions(fit, one.data.X[30:], one.data.y[30:])
+    method = found[1]._replace(fit=fit, predicted=predicted)
+    picture = sections.series_picture(one, method, points=20)
+    ElementTree.fromstring(picture.light)
+    assert picture.light != picture.dark
+    assert theme.LIGHT.ink in picture.light
+    assert theme.DARK.ink in picture.dark
+    (errors,) = sections.error_pictures(one, [method])
+    ElementTree.fromstring(errors.dark)
+
+
+def test_verdict_says_who_is_worse_and_who_is_too_sure(problem, found):
+    nuts = found[0]
+    # A copy that is sure and wrong: the same mean, a tenth of the spread.
+    y, mean, sd = nuts.predicted.y, nuts.predicted.mean, nuts.predicted.sd / 30
+    quantiles = {level: mean + sd * norm.ppf(level) for level in nuts.predicted.quantiles}
+    bold = scoring.Predictions(mean, sd, quantiles, y, norm.logpdf(y, mean, sd), norm.cdf(y, mean, sd))
+    text = sections.verdict(problem, [nuts, found[1]._replace(predicted=bold)])
+    assert "Clearly worse than NUTS on unseen data: MAP." in text
+    assert "MAP is too sure" in text
+    assert sections.verdict(problem, [nuts, found[1]._replace(predicted=nuts.predicted)]).startswith(
+        "No clear difference"
+    )
+    assert sections.verdict(problem, [found[2]]).startswith("No method worked")
+
+
+def test_scores_of_a_known_normal():
+    y = np.array([0.0, 1.0, -3.0, 0.5])
+    mean, sd = np.zeros(4), np.ones(4)
+    quantiles = {level: np.full(4, norm.ppf(level)) for level in (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)}
+    predicted = scoring.Predictions(mean, sd, quantiles, y, norm.logpdf(y), norm.cdf(y))
+    own = scoring.scores(predicted)
+    assert own.nlpd.value == pytest.approx(-norm.logpdf(y).mean())
+    assert own.rmse.value == pytest.approx(np.sqrt(np.mean(y**2)))
+    assert own.coverage.value == 0.75
+    assert own.rmse.error == pytest.approx(np.std(y**2, ddof=1) / 2 / (2 * own.rmse.value))
+    # Two blocks: the error comes from two means.
+    means = [-norm.logpdf(y[:2]).mean(), -norm.logpdf(y[2:]).mean()]
+    assert scoring.scores(predicted, block=2).nlpd.error == pytest.approx(np.std(means, ddof=1) / np.sqrt(2))
+    both = scoring.concatenate([predicted, predicted])
+    assert scoring.scores(both).nlpd.value == pytest.approx(own.nlpd.value)
+    assert scoring.difference(predicted, predicted) == scoring.Estimate(0.0, 0.0)
+    with pytest.raises(ValueError, match="same outcomes"):
+        scoring.difference(predicted, both)
+    baseline = scoring.normal_baseline(np.array([1.0, 3.0]), np.array([2.0]))
+    assert baseline.log_density[0] == pytest.approx(norm.logpdf(2.0, 2.0, np.sqrt(2)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (1234567.0, "1234567"),
+        (123.456, "123"),
+        (1.23456, "1.23"),
+        (0.00123456, "0.00123"),
+        (1e-9, "1.00e-09"),
+        (1e30, "1.00e+30"),
+        (None, "-"),
+        (np.nan, "-"),
+        (np.inf, "inf"),
+    ],
+)
+def test_numbers(value, text):
+    assert tables.number(value) == text
+
+
+def test_errors_decide_the_digits():
+    E = scoring.Estimate
+    assert tables.with_error(E(5.4321, 0.0567)) == "5.432 ± 0.057"
+    assert tables.with_error(E(54.321, 2.67)) == "54.3 ± 2.7"
+    assert tables.with_error(E(1234.5, 67.8)) == "1234 ± 68"
+    assert tables.with_error(E(0.01, 0.004), sign=True) == "+0.0100 ± 0.0040"
+    assert tables.with_error(E(0.947, 0.019), scale=100.0) == "94.7 ± 1.9"
+    assert tables.with_error(E(1.0, 0.0)) == "1 ± 0"
+    assert tables.with_error(E(1.0, np.nan)) == "1"
+    assert tables.with_error(None) == "-"
+    assert tables.seconds(0.84) == "0.8 s"
+    assert tables.seconds(71.0) == "71 s"
+    assert tables.seconds(185.0) == "3 min 5 s"
+
+
+def test_rich_table_has_every_cell():
+    from rich.console import Console
+
+    table = tables.Table("T", ("a", "b", "c"), (("x", "1", "w"), ("y", "22", "ww")), "note", 0, (2,))
+    console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(tables.to_rich(table))
+    text = console.export_text()
+    assert all(cell in text for row in table.rows for cell in row)
+    assert "note" in text
+
+
+def test_point_estimates_beyond_the_axis_are_marked():
+    rng = np.random.default_rng(0)
+    curves = [
+        plots.Curve("draws", 0, np.exp(rng.normal(size=200))),
+        plots.Curve("far", 1, np.array([np.inf])),
+        plots.Curve("near", 2, np.array([1.5])),
+    ]
+    picture = theme.draw(
+        "t", "c", lambda a, t: plots.densities(a, t, curves, label="x", positive=True, legend=True)
+    )
+    ElementTree.fromstring(picture.light)
+    rows = theme.draw("t", "c", lambda a, t: plots.intervals(a, t, [("one", curves)], label="x"))
+    ElementTree.fromstring(rows.dark)
+    assert picture.width == round(4.6 * 96)
+    real = [plots.Curve("real", 0, rng.normal(size=50)), plots.Curve("point", 3, np.array([0.1]))]
+    theme.draw("t", "c", lambda a, t: plots.densities(a, t, real, label="x", positive=False))
+
+
+def test_missing_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"probinfer\[plots\]"):
+        theme.draw("t", "c", lambda axes, theme: None)
+
+
+def test_engine_table():
+    assert engines.engine_names()[0] == "nuts"
+    assert len(set(engines.engine_names())) == len(engines.ENGINES)
+    assert len({entry.style for entry in engines.ENGINES}) == len(engines.ENGINES) <= len(theme.LIGHT.series)
+    assert all(hasattr(entry.make(10), "sample") for entry in engines.ENGINES)
+    with pytest.raises(ValueError, match="nuts, full-rank"):
+        engines.find_engine("gibbs")
