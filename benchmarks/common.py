@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["environment", "figure", "parser", "print_table", "save_figure", "write_results"]
+__all__ = ["environment", "figure", "parser", "print_table", "read_results", "save_figure", "write_results"]
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("probinfer", "jax", "jaxlib", "numpy", "scipy", "blackjax", "numpyro", "optax")
@@ -69,6 +69,12 @@ def write_results(name: str, body: dict[str, Any], packages: tuple[str, ...] = (
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"environment": environment(packages), **body}, indent=1, default=_plain)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """What ``write_results`` wrote; nothing if it never did."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:

@@ -31,9 +31,9 @@ from scipy.stats import norm, t
 
 from probinfer import gp, mcmc, vi
 
-# Starts of ML-II (wine: see ``lalchand2020``); NUTS chains and draws of a chain.
+# Starts of ML-II (wine: see ``lalchand2020``); NUTS chains, draws of a chain and the most warm-up steps.
 STARTS = {"co2": 10, "airline": 100, "wine": 1, "concrete": 10}
-DRAWS = {"co2": (4, 1000), "airline": (4, 1000), "wine": (4, 500), "concrete": (4, 800)}
+DRAWS = {"co2": (4, 800, 400), "airline": (4, 1000, 1000), "wine": (4, 500, 250), "concrete": (4, 800, 400)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +181,10 @@ def engine(method: str, name: str, small: bool) -> Any:
     if method == "ML-II":
         return Near(gp.ML2(num_restarts=4 if small else STARTS[name]), 1.5)
     if method == "NUTS":
-        chains, draws = (2, 100) if small else DRAWS[name]
-        return Near(mcmc.NUTS(num_chains=chains, num_draws=draws), 0.5)
+        chains, draws, warmup = (2, 100, 100) if small else DRAWS[name]
+        return Near(
+            mcmc.NUTS(num_chains=chains, num_draws=draws, num_warmup=warmup, target_acceptance=0.9), 0.5
+        )
     draws = 200 if small else 1000
     return vi.MeanField(num_draws=draws) if method == "mean-field" else vi.FullRank(num_draws=draws)
 
@@ -225,7 +227,7 @@ def run_problem(name: str, small: bool, seed: int, centre: bool = True) -> dict:
         }
         print_progress(name, method, results[method])
     size = {"train": len(problem.y), "test": len(problem.y_test), "columns": problem.X.shape[1]}
-    return {"size": size, "methods": results}
+    return {"size": size, "methods": results, "environment": common.environment()}
 
 
 def thin(problem: Problem) -> Problem:
@@ -256,6 +258,8 @@ def report(results: dict, settings: dict) -> None:
             f"{name}: {size['train']} x {size['columns']}, {size['test']} tested", header, rows
         )
     if not settings["small"]:
+        kept = common.read_results("gp_hyperparameters").get("results", {})
+        results = {name: (kept | results)[name] for name in PROBLEMS if name in kept | results}
         common.write_results("gp_hyperparameters", {"settings": settings, "results": results})
         plot(results)
 
@@ -306,7 +310,8 @@ def plot(results: dict) -> None:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    only = "the data sets to run; the results of the others are kept from the last run"
+    parser.add_argument("--only", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help=only)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     results = {name: run_problem(name, arguments.small, arguments.seed) for name in arguments.only}

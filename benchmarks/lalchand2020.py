@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
 from probinfer import gp
 from probinfer.data import co2, measurement
@@ -66,6 +67,7 @@ class Problem(NamedTuple):
         offset: the training mean.
         model: kernel and noise at the point where ML-II starts.
         fixed: leaves that keep the model's value (a period of one year; the variance that a product has twice).
+        floors: leaf -> the smallest value it may take.
         block: neighbouring test points averaged before the spread between blocks gives a standard error; 1 where
             test points are independent.
     """
@@ -77,20 +79,26 @@ class Problem(NamedTuple):
     offset: float
     model: gp.Model
     fixed: tuple[str, ...]
+    floors: dict[str, float]
     block: int
 
 
 def wide_prior(problem: Problem) -> Any:
     """Normal(0, 3) on the log of amplitudes, lengthscales and the exponent of the rational quadratic.
 
-    The paper writes N(0, 3) without saying whether 3 is a variance; here it is the standard deviation.
+    The paper writes N(0, 3) without saying whether 3 is a variance; here it is the standard deviation. Where a leaf
+    has a floor, the prior is on its distance from there.
     """
     prior = gp.default_prior(problem.model, problem.X)
     wide = {}
     for name in gp.leaf_names(problem.model):
         sd = 6.0 if name.endswith("variance") else 3.0
-        shape = np.shape(_leaf(problem.model, name))
-        wide[name] = gp.fixed if name in problem.fixed else dist.LogNormal(np.zeros(shape), sd)
+        wide[name] = dist.LogNormal(np.zeros(np.shape(_leaf(problem.model, name))), sd)
+        if name in problem.floors:
+            shift = dist.transforms.AffineTransform(problem.floors[name], 1.0, domain=constraints.positive)
+            wide[name] = dist.TransformedDistribution(wide[name], shift)
+        if name in problem.fixed:
+            wide[name] = gp.fixed
     return gp.replace(prior, wide)
 
 
@@ -121,7 +129,10 @@ def _co2(centre: bool) -> Problem:
     """Trend, yearly cycle whose shape drifts, medium-term irregularities, correlated noise, noise: 11 hyperparameters.
 
     The series bundled with statsmodels ends in 2001 (521 months; the paper has 732), the first three quarters train.
-    The start is that of the example in Rasmussen and Williams (2006), section 5.4.3.
+    The start is that of the example in Rasmussen and Williams (2006), section 5.4.3. A term whose lengthscale is far
+    below the month between two observations is a second noise term, and the two may share the noise in any way: the
+    posterior under priors this wide splits into aliases of no interest. The two short lengthscales have a floor of half
+    a month.
     """
     data = co2()
     kernel = (
@@ -132,7 +143,10 @@ def _co2(centre: bool) -> Problem:
     )
     cut = round(0.75 * len(data.y))
     fixed = ("kernel.terms.1.factors.1.variance", "kernel.terms.1.factors.1.period")
-    return _problem(data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, 12, centre)
+    floors = {f"kernel.terms.{term}.lengthscale": 1 / 24 for term in (2, 3)}
+    return _problem(
+        data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, floors, 12, centre
+    )
 
 
 def _airline(centre: bool) -> Problem:
@@ -140,24 +154,30 @@ def _airline(centre: bool) -> Problem:
     data = measurement("airline")
     kernel = kernels.RBF(100.0**2, 10.0) * kernels.Periodic(1.0, 1.0, 1.0) + kernels.RBF(100.0**2, 1.0)
     fixed = ("kernel.terms.0.factors.1.variance", "kernel.terms.0.factors.1.period")
-    return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, 12, centre)
+    return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, {}, 12, centre)
 
 
 def _table(name: str, centre: bool) -> Problem:
-    """A random half trains (seed 0: the paper's split is not known); one lengthscale a column."""
+    """A random half trains (seed 0: the paper's split is not known); one lengthscale a column.
+
+    The start gives the noise a fifth of the variance. For the wines this decides the mode: 240 of the 1599 are exact
+    copies of others, with the same integer grade, so the evidence has a far higher maximum where the noise vanishes and
+    copies predict copies. The published scores are those of the mode with noise, which this start leads to; ML-II
+    therefore takes no other start there.
+    """
     data = measurement(name)
     order = np.random.default_rng(0).permutation(len(data.y))
     train, test = np.split(order, [len(order) // 2])
     spread = data.X[train].std(0)
     variance = float(data.y[train].var())
-    return _problem(data, train, test, kernels.RBF(variance, 3 * spread), 0.2 * variance, (), 1, centre)
+    return _problem(data, train, test, kernels.RBF(variance, 3 * spread), 0.2 * variance, (), {}, 1, centre)
 
 
-def _problem(data, train, test, kernel, noise, fixed, block, centre) -> Problem:
+def _problem(data, train, test, kernel, noise, fixed, floors, block, centre) -> Problem:
     offset = float(data.y[train].mean()) if centre else 0.0
     model = gp.Model(kernel, gp.likelihoods.Gaussian(noise))
     parts = data.X[train], data.y[train] - offset, data.X[test], data.y[test] - offset
-    return Problem(*parts, offset, model, fixed, block)
+    return Problem(*parts, offset, model, fixed, floors, block)
 
 
 # Each takes whether to subtract the training mean from the outputs.
