@@ -172,8 +172,7 @@ def test_every_rule_agrees_with_autodiff_to_second_order():
     ours_value, backward = jax.jit(jax.value_and_grad(ours))(t)
     np.testing.assert_allclose(ours_value, value, rtol=1e-11)
     np.testing.assert_allclose(backward, gradient, rtol=1e-9, atol=1e-9)
-    for mode in (jax.jacrev, jax.jacfwd):
-        np.testing.assert_allclose(jax.jit(mode(jax.grad(ours)))(t), hessian, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(jax.grad(ours)))(t), hessian, rtol=1e-8, atol=1e-8)
 
 
 def test_the_derivative_includes_the_jitter_that_follows_the_mean_diagonal():

@@ -93,9 +93,7 @@ def test_gram_gradient_agrees_with_finite_differences(name):
     np.testing.assert_allclose(jax.grad(along)(0.0), difference, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "name", ["rbf", "matern12", "rational_quadratic", "white", "product", "scaled", "warped"]
-)
+@pytest.mark.parametrize("name", ["rational_quadratic", "white", "product", "warped"])
 def test_contract_may_be_differentiated(name):
     kernel = cases.make(jnp.float64)[name]
     X, G = cases.inputs(jnp.float64), weights(7, jnp.float64)
