@@ -171,8 +171,11 @@ def maximize(
 def _maximize(
     fn: Callable, starts: ArrayTree, max_steps: Int[Array, ""], mode: str
 ) -> tuple[ArrayTree, MAPInfo]:
-    loss = jax.tree_util.Partial(_negative, fn)
-    results = engine.over(lambda start: optimize.minimize(loss, start, max_steps=max_steps), mode, starts)
+    # One vector instead of a tree: a third of the operations to compile.
+    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], starts))
+    vectors = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
+    loss = jax.tree_util.Partial(lambda fn, vector: -fn(unravel(vector)), fn)
+    results = engine.over(lambda start: optimize.minimize(loss, start, max_steps=max_steps), mode, vectors)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
     best = jnp.argmax(values)
     info = MAPInfo(
@@ -184,11 +187,7 @@ def _maximize(
         covariance=None,
         status=results.status[best],
     )
-    return jax.tree.map(lambda x: x[best], results.position), info
-
-
-def _negative(fn: Callable, position: ArrayTree) -> Scalar:
-    return -fn(position)
+    return unravel(results.position[best]), info
 
 
 @jax.jit
