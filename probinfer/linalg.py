@@ -113,7 +113,7 @@ def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, 
     (float64) or 1e-6 ... 1e-3 (float32). Nothing raises: look at ``status``.
 
     Args:
-        K: symmetric, positive definite up to rounding; only the lower triangle is read.
+        K: symmetric, positive definite up to rounding; only the upper triangle is read.
 
     Returns:
         The lower factor, the jitter, the status: ``OK``; ``NOT_POSITIVE_DEFINITE`` (even the last rung failed) or
@@ -167,7 +167,7 @@ def spd_inverse(K: Float[Array, "N N"], y: Float[Array, " N"]) -> SpdInverse:
     ``d A⁻¹ = −A⁻¹ dA A⁻¹``, ``d A⁻¹y = A⁻¹(dy − dA A⁻¹y)``, ``d log det A = Σ A⁻¹ ∘ dA``.
 
     Args:
-        K: symmetric; only the lower triangle is read.
+        K: symmetric; only the upper triangle is read.
         y: right-hand side.
 
     Returns:
@@ -212,7 +212,7 @@ def logdet_quad(K: Float[Array, "N N"], y: Float[Array, " N"]) -> LogdetQuad:
     parameters stand behind K. With ``α = A⁻¹ y``: ``d log det A = Σ A⁻¹ ∘ dA``, ``d quad = 2 αᵀ dy − αᵀ dA α``.
 
     Args:
-        K: symmetric; only the lower triangle is read.
+        K: symmetric; only the upper triangle is read.
         y: the vector.
 
     Returns:
