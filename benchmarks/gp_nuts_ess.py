@@ -75,7 +75,6 @@ def our_model(X):
 
 
 def our_target(X, y):
-    """The hyperparameter posterior that ``gp.fit`` samples."""
     model = our_model(X)
     parts = gp.hyper_posterior(model, gp.default_prior(model, X), jnp.asarray(X), jnp.asarray(y), gp.Exact())
     return next(part for part in parts if hasattr(part, "logdensity_fn"))
