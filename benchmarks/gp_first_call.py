@@ -172,7 +172,7 @@ def plot(summary: dict) -> None:
         axis.barh(places, low, 0.24, xerr=[[0] * len(low), spread], color=color, label=label)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("process-CPU seconds (bar: minimum over processes, line: up to the maximum)")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     common.save_figure(figure, "gp_first_call")
 
 

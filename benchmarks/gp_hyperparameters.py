@@ -286,7 +286,7 @@ def row(method: str, found: dict) -> list[str]:
 
 def plot(results: dict) -> None:
     """NLPD and RMSE of every method, measured and published."""
-    figure, axes = common.figure(width=2.7 * len(results), height=5.2, rows=2, columns=len(results))
+    figure, axes = common.figure(width=2.9 * len(results) + 0.6, height=5.2, rows=2, columns=len(results))
     axes = np.asarray(axes).reshape(2, len(results))
     for column, (name, result) in enumerate(results.items()):
         for line, key in enumerate(("nlpd", "rmse")):

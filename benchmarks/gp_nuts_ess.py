@@ -76,8 +76,8 @@ def our_model(X):
 
 def our_target(X, y):
     model = our_model(X)
-    prior = gp.default_prior(model, X)
-    return gp.hyper_posterior(model, prior, jnp.asarray(X), jnp.asarray(y), gp.Exact())[1]
+    data = jnp.asarray(X), jnp.asarray(y)
+    return gp.hyper_posterior(model, gp.default_prior(model, X), *data, gp.Exact())[1]
 
 
 def log_draws(variance, lengthscale, noise) -> np.ndarray:
@@ -88,7 +88,7 @@ def log_draws(variance, lengthscale, noise) -> np.ndarray:
 
 
 def run_ours(seed, X, y, settings):
-    """One run of ``gp.fit``; returns seconds, gradients of warm-up and draws, and the draws."""
+    """One run of ``gp.fit``: what it took, and the draws."""
     engine = mcmc.NUTS(num_chains=settings["chains"], num_draws=settings["draws"])
     start = time.process_time()
     fit = gp.fit(jax.random.key(seed), our_model(X), X, y, learn=engine, progress=False)
@@ -157,12 +157,8 @@ def gradients_alone(X, y) -> dict:
     }
     gaps = []
     for seed in range(4):
-        rng = np.random.default_rng(seed)
-        z = {
-            "variance": rng.normal(0, 0.5),
-            "noise": rng.normal(-2, 0.5),
-            "lengthscale": rng.normal(1, 0.5, X.shape[1]),
-        }
+        normal = np.random.default_rng(seed).normal
+        z = {"variance": normal(), "noise": normal(-2), "lengthscale": normal(1, 0.5, X.shape[1])}
         z = jax.tree.map(jnp.asarray, z)
         named = {
             "kernel.variance": z["variance"],
@@ -222,12 +218,8 @@ def ratio(numerator: list[float], denominator: list[float]) -> tuple[float, floa
     return tuple(float(np.exp(middle + s * half)) for s in (0, -1, 1))
 
 
-RATES = (
-    "ess per second",
-    "tail ess per second",
-    "ess per second, draws alone",
-    "ess per second, with compilation",
-)
+_RATE = "ess per second"
+RATES = (_RATE, f"tail {_RATE}", f"{_RATE}, draws alone", f"{_RATE}, with compilation")
 COSTS = ("milliseconds a gradient", "gradients an effective draw")
 
 
@@ -244,7 +236,7 @@ def report(records: dict, gradients: dict, settings: dict) -> None:
         "gradients / ESS",
     ]
     header += ["gradients: warm-up + draws", "least ESS", "worst R-hat", "CPU s (+ compile)"]
-    title = f"concrete, n = {settings['n']}, {settings['chains']} chains x {settings['draws']} draws"
+    title = f"concrete, n = {settings['n']}, {settings['chains']} x {settings['draws']} draws"
     common.print_table(title, header, [row(name, summary[name], records[name]) for name in records])
     ours = summary[OURS]
     ratios = {
@@ -253,9 +245,8 @@ def report(records: dict, gradients: dict, settings: dict) -> None:
         for other in (DIAGONAL, DENSE)
     }
     for other, found in ratios.items():
-        print(f"advantage of {OURS} over {other}")
         for key, (middle, low, high) in found.items():
-            print(f"  {key}: {middle:.2f} ({low:.2f} to {high:.2f})")
+            print(f"advantage over {other}: {key}: {middle:.2f} ({low:.2f} to {high:.2f})")
     gaps = posterior_gaps(records)
     print("largest difference of posterior means, in posterior sd:", gaps)
     if not settings["small"]:
@@ -282,7 +273,6 @@ def row(name: str, rate: dict, runs: list[dict]) -> list[str]:
 
 
 def posterior_gaps(records: dict) -> dict:
-    """The samplers agree: difference of posterior means in units of the posterior standard deviation."""
     mean = {name: np.mean([run["means"] for run in runs], 0) for name, runs in records.items()}
     sd = np.mean([run["sds"] for run in records[OURS]], 0)
     return {name: float(np.max(np.abs(mean[name] - mean[OURS]) / sd)) for name in (DIAGONAL, DENSE)}
@@ -305,17 +295,18 @@ def plot(summary: dict, ratios: dict) -> None:
         for row, key in enumerate(keys):
             middle, low, high = found[key]
             error = [[middle - low], [high - middle]]
-            label = other if row == 0 else None
+            label = f"over {other.split(', ')[1]}" if row == 0 else None
             right.errorbar(
                 middle, row + 0.2 * shift - 0.1, xerr=error, fmt="o", color=f"C{shift + 1}", label=label
             )
     right.axvline(1, color="0.6", linewidth=1)
     right.axvline(3, color="0.6", linewidth=1, linestyle="--")
     right.set_yticks(range(len(keys)), labels)
-    right.set_ylim(len(keys) - 0.5, -0.9)
-    right.set_xscale("log")
+    right.set_ylim(len(keys) - 0.5, -0.5)
+    right.set_xscale("log", base=2)
+    right.xaxis.set_major_formatter("{x:g}")
     right.set_xlabel("advantage of probinfer (dashed: the aim, 3)")
-    right.legend(frameon=False, loc="upper right")
+    right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     common.save_figure(figure, "gp_nuts_ess")
 
 
