@@ -69,9 +69,7 @@ def by_hand(X, y, broadcast=False):
 
 
 def our_model(X):
-    return gp.Model(
-        gp.kernels.RBF(variance=1.0, lengthscale=jnp.ones(X.shape[1])), gp.likelihoods.Gaussian(0.1)
-    )
+    return gp.Model(gp.kernels.RBF(1.0, jnp.ones(X.shape[1])), gp.likelihoods.Gaussian(0.1))
 
 
 def our_target(X, y):
@@ -305,7 +303,7 @@ def plot(summary: dict, ratios: dict) -> None:
     right.set_ylim(len(keys) - 0.5, -0.5)
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter("{x:g}")
-    right.set_xlabel("advantage of probinfer (dashed: the aim, 3)")
+    right.set_xlabel("advantage of probinfer (dashed: aim)")
     right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     common.save_figure(figure, "gp_nuts_ess")
 
