@@ -1,8 +1,8 @@
 """The four regressions of Lalchand and Rasmussen (2020): data, splits, kernels, priors, published scores.
 
 Where the paper leaves something open the choice is said beside it. Outputs are centred by their training mean, inputs
-and outputs keep their units. Kernels of this library carry variances, so a normal prior with standard deviation 3 on
-the log of an amplitude (a standard deviation) is one with 6 on the log of the variance.
+and outputs keep their units. Kernels of this library carry variances, so a normal prior on the
+log of an amplitude (a standard deviation) has twice its own standard deviation on the log of the variance.
 
 References:
     Lalchand and Rasmussen (2020), Approximate Inference for Fully Bayesian Gaussian Process Regression,
@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -84,15 +85,15 @@ class Problem(NamedTuple):
 
 
 def wide_prior(problem: Problem) -> Any:
-    """Normal(0, 3) on the log of amplitudes, lengthscales and the exponent of the rational quadratic.
+    """Normal(0, variance 3) on the log of amplitudes, lengthscales and the exponent of the rational quadratic.
 
-    The paper writes N(0, 3) without saying whether 3 is a variance; here it is the standard deviation. Where a leaf
-    has a floor, the prior is on its distance from there.
+    The paper writes N(0, 3), read here in the usual way, with 3 as the variance. Where a leaf has a floor, the prior is
+    on its distance from there.
     """
     prior = gp.default_prior(problem.model, problem.X)
     wide = {}
     for name in gp.leaf_names(problem.model):
-        sd = 6.0 if name.endswith("variance") else 3.0
+        sd = math.sqrt(3) * (2 if name.endswith("variance") else 1)
         wide[name] = dist.LogNormal(np.zeros(np.shape(_leaf(problem.model, name))), sd)
         if name in problem.floors:
             shift = dist.transforms.AffineTransform(problem.floors[name], 1.0, domain=constraints.positive)

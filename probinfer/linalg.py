@@ -329,7 +329,7 @@ def _inverse_by_bordering(L: Array) -> Array:
     """
     U = L.T
     n = U.shape[0]
-    block = max(48, -(-n // 6))  # more blocks save few operations and cost compilation
+    block = max(48, -(-n // 4))  # more blocks save few operations and cost compilation
     Z = jnp.zeros_like(U)
     for start in reversed(range(0, n, block)):
         end = min(start + block, n)

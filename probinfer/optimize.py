@@ -22,6 +22,8 @@ from probinfer.types import Array, Int, PRNGKey, PyTree, Scalar, field, pytree
 
 __all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "lbfgs", "minimize"]
 
+_FLAT_STEPS = 3  # in a row; a single one may be a bad step
+
 
 class OptimizeResult(NamedTuple):
     """Where the minimisation ended.
@@ -68,6 +70,7 @@ class LBFGSInfo(NamedTuple):
 @pytree
 class _Config:
     tolerance: Any  # None: the root of the machine epsilon
+    decrease: Any  # None: only the rounding of the objective
     memory_size: int = field(static=True, default=10)
 
 
@@ -77,12 +80,14 @@ def minimize(
     *,
     max_steps: int | Int[Array, ""] = 1000,
     tolerance: float | Scalar | None = None,
+    decrease: float | Scalar | None = None,
     memory_size: int = 10,
 ) -> OptimizeResult:
     """Find ``argmin_x f(x)`` by L-BFGS.
 
-    The search ends when the scaled gradient is below the tolerance, when two steps in a row decrease the
-    objective by no more than its rounding, or when no step along the negative gradient decreases it.
+    The search ends when the scaled gradient is below the tolerance, when three steps in a row decrease the
+    objective by no more than its rounding or than ``decrease``, or when no step along the negative gradient decreases
+    it.
 
     Args:
         fn: differentiable function of the position. A ``Partial`` or another callable pytree brings its
@@ -91,6 +96,8 @@ def minimize(
         max_steps: the most accepted steps.
         tolerance: bound on ``max_i |g_i| max(|x_i|, 1) / max(|f|, 1)``; by default the root of the machine
             epsilon.
+        decrease: a difference of the objective that does not matter, in its own units; a step also has to promise no
+            more by its slope. ``None``: for objectives without such a unit.
         memory_size: past steps that shape the metric.
 
     Returns:
@@ -103,7 +110,7 @@ def minimize(
     References:
         Liu and Nocedal (1989), algorithm 2.1; the line search is :mod:`probinfer.linesearch`.
     """
-    config = _config(_result_type(position), tolerance, memory_size)
+    config = _config(_result_type(position), tolerance, decrease, memory_size)
     return _minimize(config, as_partial(fn), position, jnp.asarray(max_steps))
 
 
@@ -118,12 +125,13 @@ def lbfgs(fn: Callable, *, tolerance: float | None = None, memory_size: int = 10
     Returns:
         ``init(position)`` and ``step(key, state)``; the key is not used.
     """
-    config = _config(jnp.result_type(float), tolerance, memory_size)
+    config = _config(jnp.result_type(float), tolerance, None, memory_size)
     return algorithm(_init, _step, config, as_partial(fn))
 
 
-def _config(dtype, tolerance, memory_size: int) -> _Config:
-    return _Config(None if tolerance is None else jnp.asarray(tolerance, dtype), memory_size)
+def _config(dtype, tolerance, decrease, memory_size: int) -> _Config:
+    bounds = (None if bound is None else jnp.asarray(bound, dtype) for bound in (tolerance, decrease))
+    return _Config(*bounds, memory_size)
 
 
 @jax.jit
@@ -200,7 +208,10 @@ def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFG
     restart = _restart(config, position, gradient)
     memory, direction, slope, step = _select(good, (memory, direction, slope, jnp.ones_like(value)), restart)
     norm = _gradient_norm(position, value, gradient)
-    flat = jnp.abs(state.value - value) <= 4 * epsilon * jnp.maximum(jnp.abs(value), 1)
+    gained = jnp.abs(state.value - value)
+    flat = gained <= 4 * epsilon * jnp.maximum(jnp.abs(value), 1)
+    if config.decrease is not None:
+        flat |= (gained <= config.decrease) & (jnp.abs(slope * step) <= 2 * config.decrease)
     num_flat = jnp.where(flat & ~state.forced, state.num_flat + 1, 0)
     tolerance = epsilon**0.5 if config.tolerance is None else config.tolerance.astype(value.dtype)
     return state._replace(
@@ -213,7 +224,7 @@ def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFG
         forced=jnp.zeros_like(state.forced),
         gradient_norm=norm,
         num_flat=num_flat,
-        done=(norm <= tolerance) | (num_flat >= 2),
+        done=(norm <= tolerance) | (num_flat >= _FLAT_STEPS),
         num_steps=state.num_steps + 1,
     )
 
@@ -233,6 +244,11 @@ def _give_up(config: _Config, state: LBFGSState) -> LBFGSState:
     improved = line.low.value < state.value
     memory, direction, slope, step = _restart(config, state.position, state.gradient)
     promised = jnp.abs(slope) * step <= linesearch.rounding(state.value)
+    fresh = state.memory.count <= 1
+    settled = jnp.zeros_like(fresh)
+    if config.decrease is not None:
+        settled = ~fresh & (jnp.abs(line.origin.slope) <= 2 * config.decrease)
+        promised |= settled
     stalled = jnp.where(promised, int(Status.OK), int(Status.LINE_SEARCH_STALLED))
     retry = state._replace(line=line._replace(step=line.low.step), forced=jnp.ones_like(state.forced))
     plain = state._replace(
@@ -243,8 +259,8 @@ def _give_up(config: _Config, state: LBFGSState) -> LBFGSState:
         status=jnp.where(state.forced, int(Status.NON_FINITE), stalled).astype(state.status.dtype),
         num_steps=jnp.maximum(state.num_steps, 0),
     )
-    fresh = state.memory.count <= 1
-    return _select(state.forced | (fresh & ~improved), stop, _select(improved, retry, plain))
+    ends = state.forced | ((fresh | settled) & ~improved)
+    return _select(ends, stop, _select(improved, retry, plain))
 
 
 def _empty_memory(position, memory_size: int) -> optax.ScaleByLBFGSState:

@@ -151,6 +151,27 @@ def test_offset_of_the_objective_does_not_move_the_minimum(dtype):
     assert result.status == Status.OK
 
 
+def test_a_decrease_that_does_not_matter_ends_the_search(dtype):
+    unit = 1e-2  # of an objective whose minimum is 0
+    fn, start = rosenbrock, jnp.zeros(4, dtype)
+    whole = optimize.minimize(fn, start)
+    short = optimize.minimize(fn, start, decrease=unit)
+    assert short.status == Status.OK
+    assert short.num_evaluations < whole.num_evaluations
+    assert whole.value < short.value < 3 * unit
+
+
+def test_noise_of_the_objective_stalls_unless_its_unit_is_given():
+    def noisy(x):  # as if the value were the small sum of large terms: noise far above its own rounding
+        return jnp.sum(jnp.cosh(x - 1) - 1) + jax.lax.stop_gradient(1e-7 * jnp.sin(1e8 * jnp.sum(x)))
+
+    start = jnp.array([4.0, 3.0, -2.0])
+    assert optimize.minimize(noisy, start, tolerance=0.0).status == Status.LINE_SEARCH_STALLED
+    result = optimize.minimize(noisy, start, tolerance=0.0, decrease=1e-5)
+    assert result.status == Status.OK
+    np.testing.assert_allclose(result.position, 1, atol=1e-2)
+
+
 def test_no_retrace_for_new_data(dtype, count_compiles):
     features, labels = logistic_data(dtype)
     start = jnp.zeros(5, dtype)

@@ -218,7 +218,8 @@ def fit(
     scaling = (
         standardization(X, y, outputs=has_unit) if standardize else identity_scaling(X.shape[1], X.dtype)
     )
-    X, y = scaling.inputs(X), scaling.outputs(y)
+    # In NumPy: nothing to compile.
+    X, y = jnp.asarray(scaling.inputs(np.asarray(X))), jnp.asarray(scaling.outputs(np.asarray(y)))
     model = cast(model, X.dtype)
     if has_unit:
         model = Model(model.kernel, model.likelihood.rescale(scaling.y_scale), model.mean)
@@ -231,9 +232,11 @@ def fit(
     models = _stack(rebuild(free, model, draws), jax.tree.leaves(draws)[0].shape[0], model)
     log_evidence = posterior.log_evidence
     if is_point:
-        log_evidence = _check_point(inference, models, X, y)
+        log_evidence = getattr(posterior.info, "log_likelihood", None)
+        if log_evidence is None:
+            log_evidence = _check_point(inference, models, X, y)
     if log_evidence is not None:
-        log_evidence = log_evidence - y.shape[0] * jnp.log(scaling.y_scale)
+        log_evidence = jnp.asarray(np.asarray(log_evidence) - y.shape[0] * np.log(scaling.y_scale), y.dtype)
     return Fit(
         models=models,
         posterior=None if is_point else posterior,
@@ -260,7 +263,7 @@ def _stack(models, num, model):
 
 def _check_point(inference, models, X, y):
     log_evidence, status = _point_evidence(inference, models, X, y)
-    if bool(failed(status)):
+    if failed(int(status)):
         raise NumericalError(f"no usable hyperparameters were found: {advice(status)}", int(status))
     return log_evidence
 

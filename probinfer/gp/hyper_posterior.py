@@ -139,13 +139,13 @@ def _check_prior(model, name, prior):
         raise ValueError(
             f"the prior of {name} is discrete ({type(prior).__name__}); hyperparameters are continuous"
         )
-    inside = _support_points(given)
+    inside = None if given is wanted else _support_points(given)
     if inside is not None and not bool(np.all(np.asarray(wanted(inside)))):
         raise ValueError(
             f"the prior of {name} has support {given}, but the hyperparameter must be {wanted}; "
             "use for example LogNormal, Gamma or HalfNormal"
         )
-    if isinstance(value, jax.Array) and not bool(np.all(np.asarray(given(value)))):
+    if isinstance(value, jax.Array) and not bool(np.all(np.asarray(given(np.asarray(value))))):
         raise ValueError(
             f"the model's value of {name} is outside the support {given} of its prior; start inside it"
         )

@@ -6,6 +6,8 @@ a posterior with a single draw.
 
 from __future__ import annotations
 
+import dataclasses
+
 from probinfer import engine
 from probinfer.base import as_partial
 from probinfer.checkpoint import Checkpoint
@@ -66,4 +68,6 @@ class ML2:
                 "ML2 needs a target whose log likelihood is known apart from the prior; use vi.MAP()"
             )
         fn = as_partial(target.log_likelihood_fn)
-        return point_posterior("ML-II", key, target, fn, self, progress)[0]
+        posterior, _ = point_posterior("ML-II", key, target, fn, self, progress)
+        info = posterior.info._replace(log_likelihood=posterior.info.log_density)
+        return dataclasses.replace(posterior, info=info)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from probinfer.types import pytree
@@ -40,8 +39,8 @@ class Scaling:
 
 def identity_scaling(num_columns: int, dtype: Any) -> Scaling:
     """The maps that change nothing."""
-    zeros, one = jnp.zeros(num_columns, dtype), jnp.ones((), dtype)
-    return Scaling(zeros, zeros + 1, one - 1, one)
+    zero, one = np.zeros((), dtype), np.ones((), dtype)
+    return Scaling(np.zeros(num_columns, dtype), np.ones(num_columns, dtype), zero, one)
 
 
 def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
@@ -77,4 +76,4 @@ def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
         warnings.warn("y is constant: there is nothing to learn from it", stacklevel=3)
         y_scale = 1.0
     arrays = (np.asarray(value, X.dtype) for value in (x_mean, x_scale, y_mean, y_scale))
-    return Scaling(*map(jnp.asarray, arrays))
+    return Scaling(*arrays)

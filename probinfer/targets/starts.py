@@ -92,7 +92,8 @@ def draw_candidates(key: PRNGKey, draw_fn: Bound, start: ArrayTree | None, *, nu
     Returns:
         The positions with leading axis ``num``.
     """
-    drawn = jax.vmap(lambda k: draw_fn(k, jnp.zeros((), jnp.int32)))(jax.random.split(key, num))
+    # One after another: batched random bits take twice as long to compile, and few are drawn.
+    drawn = jax.lax.map(lambda k: draw_fn(k, jnp.zeros((), jnp.int32)), jax.random.split(key, num))
     if start is None:
         return drawn
     return jax.tree.map(lambda first, rest: rest.at[0].set(jnp.asarray(first, rest.dtype)), start, drawn)
