@@ -68,7 +68,7 @@ class Problem(NamedTuple):
         offset: the training mean.
         model: kernel and noise at the point where ML-II starts.
         fixed: leaves that keep the model's value (a period of one year; the variance that a product has twice).
-        floors: leaf -> the smallest value it may take.
+        ranges: leaf -> the interval that its prior is truncated to.
         block: neighbouring test points averaged before the spread between blocks gives a standard error; 1 where
             test points are independent.
     """
@@ -80,27 +80,33 @@ class Problem(NamedTuple):
     offset: float
     model: gp.Model
     fixed: tuple[str, ...]
-    floors: dict[str, float]
+    ranges: dict[str, tuple[float, float]]
     block: int
 
 
 def wide_prior(problem: Problem) -> Any:
     """Normal(0, variance 3) on the log of amplitudes, lengthscales and the exponent of the rational quadratic.
 
-    The paper writes N(0, 3), read here in the usual way, with 3 as the variance. Where a leaf has a floor, the prior is
-    on its distance from there.
+    The paper writes N(0, 3), read here in the usual way, with 3 as the variance.
     """
     prior = gp.default_prior(problem.model, problem.X)
     wide = {}
     for name in gp.leaf_names(problem.model):
         sd = math.sqrt(3) * (2 if name.endswith("variance") else 1)
         wide[name] = dist.LogNormal(np.zeros(np.shape(_leaf(problem.model, name))), sd)
-        if name in problem.floors:
-            shift = dist.transforms.AffineTransform(problem.floors[name], 1.0, domain=constraints.positive)
-            wide[name] = dist.TransformedDistribution(wide[name], shift)
+        if name in problem.ranges:
+            wide[name] = _truncated(sd, *problem.ranges[name])
         if name in problem.fixed:
             wide[name] = gp.fixed
     return gp.replace(prior, wide)
+
+
+def _truncated(sd: float, low: float, high: float) -> dist.Distribution:
+    """The law of exp(z), z normal around 0, between two values."""
+    ends = float(np.log(low)), float(np.log(high))
+    normal = dist.TruncatedNormal(0.0, sd, low=ends[0], high=ends[1])
+    exp = dist.transforms.ExpTransform(domain=constraints.interval(*ends))
+    return dist.TransformedDistribution(normal, exp)
 
 
 def airline_prior(problem: Problem, learned: gp.Model) -> Any:
@@ -130,10 +136,12 @@ def _co2(centre: bool) -> Problem:
     """Trend, yearly cycle whose shape drifts, medium-term irregularities, correlated noise, noise: 11 hyperparameters.
 
     The series bundled with statsmodels ends in 2001 (521 months; the paper has 732), the first three quarters train.
-    The start is that of the example in Rasmussen and Williams (2006), section 5.4.3. A term whose lengthscale is far
-    below the month between two observations is a second noise term, and the two may share the noise in any way: the
-    posterior under priors this wide splits into aliases of no interest. The two short lengthscales have a floor of half
-    a month.
+    The start is that of the example in Rasmussen and Williams (2006), section 5.4.3.
+
+    Three of the terms can play one another's part: under the same wide prior for all, chains end in copies of the
+    posterior with the names of the terms exchanged, and a lengthscale far below the month between two observations is a
+    second noise term. The two short lengthscales are therefore told apart by their ranges, half a month to 0.3 years
+    (correlated noise) and 0.3 to 30 years (irregularities), as in the interpretation that the example gives them.
     """
     data = co2()
     kernel = (
@@ -144,9 +152,9 @@ def _co2(centre: bool) -> Problem:
     )
     cut = round(0.75 * len(data.y))
     fixed = ("kernel.terms.1.factors.1.variance", "kernel.terms.1.factors.1.period")
-    floors = {f"kernel.terms.{term}.lengthscale": 1 / 24 for term in (2, 3)}
+    ranges = {"kernel.terms.2.lengthscale": (0.3, 30.0), "kernel.terms.3.lengthscale": (1 / 24, 0.3)}
     return _problem(
-        data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, floors, 12, centre
+        data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, ranges, 12, centre
     )
 
 
@@ -174,11 +182,11 @@ def _table(name: str, centre: bool) -> Problem:
     return _problem(data, train, test, kernels.RBF(variance, 3 * spread), 0.2 * variance, (), {}, 1, centre)
 
 
-def _problem(data, train, test, kernel, noise, fixed, floors, block, centre) -> Problem:
+def _problem(data, train, test, kernel, noise, fixed, ranges, block, centre) -> Problem:
     offset = float(data.y[train].mean()) if centre else 0.0
     model = gp.Model(kernel, gp.likelihoods.Gaussian(noise))
     parts = data.X[train], data.y[train] - offset, data.X[test], data.y[test] - offset
-    return Problem(*parts, offset, model, fixed, floors, block)
+    return Problem(*parts, offset, model, fixed, ranges, block)
 
 
 # Each takes whether to subtract the training mean from the outputs.

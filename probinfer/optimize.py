@@ -130,8 +130,8 @@ def lbfgs(fn: Callable, *, tolerance: float | None = None, memory_size: int = 10
 
 
 def _config(dtype, tolerance, decrease, memory_size: int) -> _Config:
-    bounds = (None if bound is None else jnp.asarray(bound, dtype) for bound in (tolerance, decrease))
-    return _Config(*bounds, memory_size)
+    tolerance, decrease = (None if b is None else jnp.asarray(b, dtype) for b in (tolerance, decrease))
+    return _Config(tolerance, decrease, memory_size)
 
 
 @jax.jit
