@@ -81,8 +81,10 @@ def default_prior(model: Model, X: Any) -> Any:
 
     Lengthscales: LogNormal(√2 + ½ log D + log sd(x_d), √3), scaled with the dimension (Hvarfner, Hellsten and Nardi
     2024, eq. 6). Kernel variances: LogNormal(0, 2). Noise variance: LogNormal(−3, 2.5), 0.0004 to 7 in the central
-    95 %. Period: LogNormal(log sd(x_d), 1.5). Other positive parameters LogNormal(0, 1), real ones Normal(0, 1),
-    bounded ones uniform. A vector of known noise is fixed.
+    95 %; the scale of Student-t noise has the prior of its square root, LogNormal(−1.5, 1.25), and its degrees of
+    freedom Gamma(2, 0.1) (Juárez and Steel 2010). Dispersion of counts: LogNormal(−1, 1.5). Period:
+    LogNormal(log sd(x_d), 1.5). Other positive parameters LogNormal(0, 1), real ones Normal(0, 1), bounded ones
+    uniform. A vector of known noise is fixed.
 
     Args:
         model: the model; only its structure and the shapes of its leaves matter.
@@ -107,6 +109,12 @@ def _default(model, name, shape, spread):
         return fixed
     if name == "likelihood.variance":
         return _log_normal(-3.0, 2.5, shape)
+    if name == "likelihood.scale":
+        return _log_normal(-1.5, 1.25, shape)
+    if name == "likelihood.dispersion":
+        return _log_normal(-1.0, 1.5, shape)
+    if name == "likelihood.df":
+        return dist.Gamma(np.full(shape, 2.0), 0.1)
     if last == "variance":
         return _log_normal(0.0, 2.0, shape)
     if last in ("lengthscale", "period"):

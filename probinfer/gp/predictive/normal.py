@@ -1,9 +1,4 @@
-"""Predictive distributions: pointwise mixtures over hyperparameter draws.
-
-A draw of the hyperparameters gives a Gaussian at each new point; the posterior predictive is their mixture. Its log
-density is the log of the mean over draws, never the mean of the logs, and its quantiles are found by inverting the
-mixture's distribution function.
-"""
+"""Mixtures of normals: the latent function, and outputs with Gaussian noise."""
 
 from __future__ import annotations
 

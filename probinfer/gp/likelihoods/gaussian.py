@@ -1,8 +1,6 @@
-"""Likelihoods p(y | f), factorising over the data.
+"""Gaussian noise, of unknown or of known variance.
 
-A likelihood is a registered class whose leaves are its parameters. Two methods serve every likelihood: ``log_prob``,
-the log of the integral of p(y | f) against a Gaussian marginal of f, and ``predictive``, the distribution of a new y.
-The Gaussian ones also give their ``noise_variance``, which makes exact inference possible.
+The Gaussian likelihoods also give their ``noise_variance``, which makes exact inference possible.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
+from probinfer.gp.likelihoods.base import Likelihood, refuse_noise
 from probinfer.gp.predictive import NormalMixture
 from probinfer.types import Array, Float, field, pytree, strong_array
 
@@ -25,8 +24,60 @@ def gaussian_log_prob(
     return -0.5 * (jnp.log(2 * jnp.pi * variance) + (y - mean) ** 2 / variance)
 
 
+class _Closed(Likelihood):
+    """Closed forms for log p(y | f) = const − ½ (y − f)²/s², with f = m + δ, δ ~ N(0, v)."""
+
+    log_concave: ClassVar[bool] = True
+    outputs_have_unit: ClassVar[bool] = True
+
+    def _noise(self):
+        raise NotImplementedError
+
+    def log_density(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Log N(y; f, noise variance), elementwise."""
+        return gaussian_log_prob(y, f, self._noise())
+
+    def closed_expected_log_density(
+        self, y: Float[Array, " N"], m: Float[Array, " N"], v: Float[Array, " N"]
+    ) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
+        """Expectations of the log density and of its first two derivatives."""
+        noise = jnp.broadcast_to(self._noise(), m.shape)
+        return gaussian_log_prob(y, m, noise) - 0.5 * v / noise, (y - m) / noise, -1 / noise
+
+    def closed_log_ratio(
+        self,
+        y: Float[Array, " N"],
+        m: Float[Array, " N"],
+        v: Float[Array, " N"],
+        lam1: Float[Array, " N"],
+        lam2: Float[Array, " N"],
+        power: float,
+    ) -> Float[Array, " N"]:
+        """Log E[(p/t)^power]: log p/t is at m plus slope δ − ½ curvature δ²."""
+        noise = self._noise()
+        slope, curvature = (y - m) / noise - (lam1 - lam2 * m), 1 / noise - lam2
+        at_mean = gaussian_log_prob(y, m, noise) - (lam1 - 0.5 * lam2 * m) * m
+        c = 1 + power * curvature * v
+        return power * at_mean - 0.5 * jnp.log(c) + 0.5 * power**2 * slope**2 * v / c
+
+    def closed_tilted_moments(
+        self,
+        y: Float[Array, " N"],
+        m: Float[Array, " N"],
+        v: Float[Array, " N"],
+        lam1: Float[Array, " N"],
+        lam2: Float[Array, " N"],
+        power: float,
+    ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """Mean and variance of N(f; m, v) (p/t)^power, a Gaussian."""
+        noise = self._noise()
+        slope, curvature = (y - m) / noise - (lam1 - lam2 * m), 1 / noise - lam2
+        c = 1 + power * curvature * v
+        return m + power * slope * v / c, v / c
+
+
 @pytree
-class Gaussian:
+class Gaussian(_Closed):
     """p(y | f) = N(y; f, variance), one noise variance for all points.
 
     Attributes:
@@ -37,7 +88,6 @@ class Gaussian:
     """
 
     variance: Any = field(default=1.0, constraint=constraints.positive)
-    outputs_have_unit: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "variance", strong_array(self.variance))
@@ -47,6 +97,9 @@ class Gaussian:
                 f"Gaussian.variance must be a scalar, got shape {shape}; known noise per point is "
                 "gp.likelihoods.KnownNoise(noise)"
             )
+
+    def _noise(self):
+        return self.variance
 
     def noise_variance(self, num: int) -> Float[Array, " N"]:
         """The noise variance of each of ``num`` training points."""
@@ -66,19 +119,12 @@ class Gaussian:
         Raises:
             ValueError: a noise variance was given, which this likelihood has of its own.
         """
-        if noise is not None:
-            raise ValueError(
-                "noise_variance is for KnownNoise only; the Gaussian likelihood has its own variance"
-            )
+        refuse_noise(self, noise)
         return NormalMixture(mean, variance + self.variance[:, None])
-
-    def rescale(self, factor: Any) -> Gaussian:
-        """The same likelihood for outputs in other units: the parameter is stated in those units already."""
-        return self
 
 
 @pytree
-class KnownNoise:
+class KnownNoise(_Closed):
     """p(y_i | f_i) = N(y_i; f_i, noise_i), with a measured noise variance for each point.
 
     The noise is data, not a hyperparameter: ``gp.default_prior`` fixes it. Add ``kernels.White`` for noise beyond it.
@@ -91,13 +137,15 @@ class KnownNoise:
     """
 
     noise: Any = field(constraint=constraints.nonnegative)
-    outputs_have_unit: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "noise", strong_array(self.noise))
         shape = getattr(self.noise, "shape", (1,))
         if isinstance(shape, tuple) and len(shape) == 0 and not hasattr(self.noise, "log_prob"):
             raise ValueError("KnownNoise.noise must be a vector with one variance a data point, got a scalar")
+
+    def _noise(self):
+        return self.noise
 
     def noise_variance(self, num: int) -> Float[Array, " N"]:
         """The noise variance of each of ``num`` training points.

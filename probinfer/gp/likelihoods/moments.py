@@ -1,0 +1,156 @@
+"""Expectations of a likelihood under Gaussian marginals: all that inference asks of it.
+
+Each function is elementwise over N points with marginals q(f_i) = N(m_i, v_i) and sites
+t_i(f) = exp(lam1_i f − ½ lam2_i f²). It takes the likelihood's closed form where there is one, else Gauss-Hermite
+quadrature centred at q, which at the same cost is orders of magnitude more accurate than quadrature at the cavity. All
+are differentiable in every argument, to any order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from probinfer.quadrature import gauss_hermite
+from probinfer.types import Array, Float
+
+__all__ = ["derivatives", "expected_log_density", "log_ratio", "tilted_moments"]
+
+Vector = Float[Array, " N"]
+
+
+def derivatives(
+    likelihood: Any, y: Float[Array, "..."], f: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Log p(y | f) and its first three derivatives in f, pointwise.
+
+    Returns:
+        ``(log p, first, second, third)``, each of the shape of y and f together.
+    """
+    f = jnp.broadcast_to(f, jnp.broadcast_shapes(y.shape, f.shape))
+    one = jnp.ones_like(f)
+
+    def value(f):
+        return likelihood.log_density(y, f)
+
+    def first(f):
+        return jax.jvp(value, (f,), (one,))
+
+    def second(f):
+        (log_p, d1), (_, d2) = jax.jvp(first, (f,), (one,))
+        return log_p, d1, d2
+
+    (log_p, d1, d2), (_, _, d3) = jax.jvp(second, (f,), (one,))
+    return log_p, d1, d2, d3
+
+
+def expected_log_density(
+    likelihood: Any, y: Vector, m: Vector, v: Vector, num_nodes: int
+) -> tuple[Vector, Vector, Vector]:
+    """E_q of log p(y | f) and of its first and second derivatives in f.
+
+    By the theorems of Bonnet and Price the last two are the derivatives of the first in m and, doubled, in v.
+
+    Args:
+        likelihood: the likelihood.
+        y: outputs ``(N,)``.
+        m: marginal means ``(N,)``.
+        v: marginal variances ``(N,)``, positive.
+        num_nodes: quadrature nodes.
+
+    Returns:
+        ``(E log p, E log p′, E log p″)``, each ``(N,)``.
+    """
+    closed = _closed(likelihood, "expected_log_density", y, m, v)
+    if closed is not None:
+        return closed
+    z, log_weights = _nodes(num_nodes, m)
+    values = derivatives(likelihood, y, m + jnp.sqrt(v) * z)[:3]
+    log_p, d1, d2 = (jnp.sum(jnp.exp(log_weights) * value, axis=0) for value in values)
+    return log_p, d1, d2
+
+
+def log_ratio(
+    likelihood: Any,
+    y: Vector,
+    m: Vector,
+    v: Vector,
+    lam1: Vector,
+    lam2: Vector,
+    power: float,
+    num_nodes: int,
+) -> Vector:
+    """Log E_q[(p(y | f) / t(f))^power].
+
+    Args:
+        likelihood: the likelihood.
+        y: outputs ``(N,)``.
+        m: marginal means ``(N,)``.
+        v: marginal variances ``(N,)``, positive.
+        lam1: first natural parameters of the sites ``(N,)``.
+        lam2: second natural parameters ``(N,)``, of any sign.
+        power: the power, positive.
+        num_nodes: quadrature nodes.
+
+    Returns:
+        ``(N,)``; NaN from a closed form where the cavity does not exist (power · lam2 · v ≥ 1).
+    """
+    closed = _closed(likelihood, "log_ratio", y, m, v, lam1, lam2, power)
+    if closed is not None:
+        return closed
+    terms, _ = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes)
+    return logsumexp(terms, axis=0)
+
+
+def tilted_moments(
+    likelihood: Any,
+    y: Vector,
+    m: Vector,
+    v: Vector,
+    lam1: Vector,
+    lam2: Vector,
+    power: float,
+    num_nodes: int,
+) -> tuple[Vector, Vector]:
+    """Mean and variance of the density ∝ N(f; m, v) (p(y | f) / t(f))^power.
+
+    Args:
+        likelihood: the likelihood.
+        y: outputs ``(N,)``.
+        m: marginal means ``(N,)``.
+        v: marginal variances ``(N,)``, positive.
+        lam1: first natural parameters of the sites ``(N,)``.
+        lam2: second natural parameters ``(N,)``, of any sign.
+        power: the power, positive.
+        num_nodes: quadrature nodes.
+
+    Returns:
+        ``(mean, variance)``, each ``(N,)``.
+    """
+    closed = _closed(likelihood, "tilted_moments", y, m, v, lam1, lam2, power)
+    if closed is not None:
+        return closed
+    terms, z = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes)
+    weights = jax.nn.softmax(terms, axis=0)
+    center = jnp.sum(weights * z, axis=0)
+    return m + jnp.sqrt(v) * center, v * jnp.sum(weights * (z - center) ** 2, axis=0)
+
+
+def _closed(likelihood, name, *arguments):
+    method = getattr(likelihood, f"closed_{name}", None)
+    return None if method is None else method(*arguments)
+
+
+def _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes):
+    z, log_weights = _nodes(num_nodes, m)
+    f = m + jnp.sqrt(v) * z
+    return log_weights + power * (likelihood.log_density(y, f) - (lam1 - 0.5 * lam2 * f) * f), z
+
+
+def _nodes(num_nodes, m):
+    shape = (num_nodes, *(1,) * m.ndim)
+    nodes, log_weights = gauss_hermite(num_nodes)
+    return jnp.asarray(nodes.reshape(shape), m.dtype), jnp.asarray(log_weights.reshape(shape), m.dtype)

@@ -1,0 +1,253 @@
+"""Outputs of any likelihood: mixtures over hyperparameter draws of p(y | f) integrated over a Gaussian f.
+
+The likelihood does the integrals: ``log_prob(y, mean, variance)`` always, ``output_moments``, ``cdf`` and ``sample`` if
+it has them; what it has not is asked for by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from probinfer.types import Array, Float, PRNGKey, pytree
+
+__all__ = ["CountMixture", "LatentMixture"]
+
+
+class _Mixture:
+    """What counts and densities share; the draws are taken one after another, so memory does not grow with S."""
+
+    likelihood: Any
+    means: Any
+    variances: Any
+
+    @property
+    def mean(self) -> Float[Array, " M"]:
+        """The mean of y; NaN where it does not exist.
+
+        Raises:
+            NotImplementedError: the likelihood has no ``output_moments``.
+        """
+        return self._moments()[0].mean(0)
+
+    @property
+    def variance(self) -> Float[Array, " M"]:
+        """The variance of y: mean of the variances plus variance of the means.
+
+        Raises:
+            NotImplementedError: the likelihood has no ``output_moments``.
+        """
+        means, variances = self._moments()
+        return variances.mean(0) + means.var(0)
+
+    @property
+    def stddev(self) -> Float[Array, " M"]:
+        """The standard deviation of y."""
+        return jnp.sqrt(self.variance)
+
+    def log_prob(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+        """Log (1/S) Σ_s ∫ p(y | f, s) N(f; ·) df, pointwise."""
+        return _log_prob(self, jnp.asarray(y, self.means.dtype))
+
+    def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+        """P(Y <= y), pointwise.
+
+        Raises:
+            NotImplementedError: the likelihood has no ``cdf``.
+        """
+        return _cdf(self, jnp.asarray(y, self.means.dtype))
+
+    def quantile(self, q: Any) -> Float[Array, "..."]:
+        """The ``q``-quantile of each point: for counts the smallest with P(Y <= count) >= q.
+
+        Args:
+            q: a probability strictly between 0 and 1, or a vector ``(Q,)`` of them.
+
+        Returns:
+            ``(M,)`` for a scalar ``q``, ``(Q, M)`` for a vector.
+
+        Raises:
+            ValueError: a concrete ``q`` is outside (0, 1).
+            NotImplementedError: the likelihood has no ``cdf``.
+        """
+        q = jnp.asarray(q, self.means.dtype)
+        if not isinstance(q, jax.core.Tracer) and not bool(jnp.all((q > 0) & (q < 1))):
+            raise ValueError("quantiles are defined for 0 < q < 1")
+        if q.ndim == 0:
+            return self._quantile(q)
+        return jax.lax.map(self._quantile, q)
+
+    def sample(self, key: PRNGKey, num: int) -> Float[Array, "num M"]:
+        """``num`` independent draws at each point.
+
+        Raises:
+            NotImplementedError: the likelihood has no ``sample``.
+        """
+        _method(self.likelihood, "sample")
+        component_key, latent_key, output_key = jax.random.split(key, 3)
+        num_components, num_points = self.means.shape
+        component = jax.random.randint(component_key, (num, num_points), 0, num_components)
+        point = jnp.arange(num_points)
+        noise = jax.random.normal(latent_key, (num, num_points), self.means.dtype)
+        f = self.means[component, point] + jnp.sqrt(self.variances[component, point]) * noise
+        likelihood = jax.tree.map(lambda leaf: leaf[component], self.likelihood)
+        return likelihood.sample(output_key, f)
+
+    def _moments(self):
+        _method(self.likelihood, "output_moments")
+        return jax.vmap(lambda likelihood, m, v: likelihood.output_moments(m, v))(
+            self.likelihood, self.means, self.variances
+        )
+
+    def _quantile(self, q):
+        raise NotImplementedError
+
+
+@pytree
+class LatentMixture(_Mixture):
+    """p(y_m) = (1/S) Σ_s ∫ p(y_m | f, s) N(f; means[s, m], variances[s, m]) df for a real y.
+
+    Attributes:
+        likelihood: the likelihood at each draw, leaves ``(S, ...)``.
+        means: latent means ``(S, M)``.
+        variances: latent variances ``(S, M)``.
+        shift: y = shift + scale · (the likelihood's output).
+        scale: see ``shift``; positive.
+    """
+
+    likelihood: Any
+    means: Any
+    variances: Any
+    shift: Any = 0.0
+    scale: Any = 1.0
+
+    @property
+    def mean(self) -> Float[Array, " M"]:
+        """The mean of y; NaN where it does not exist."""
+        return self.shift + self.scale * super().mean
+
+    @property
+    def variance(self) -> Float[Array, " M"]:
+        """The variance of y; infinite or NaN where it does not exist."""
+        return self.scale**2 * super().variance
+
+    def log_prob(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+        """Log density of y, pointwise."""
+        return super().log_prob((y - self.shift) / self.scale) - jnp.log(jnp.asarray(self.scale, y.dtype))
+
+    def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+        """P(Y <= y), pointwise."""
+        return super().cdf((y - self.shift) / self.scale)
+
+    def quantile(self, q: Any) -> Float[Array, "..."]:
+        """The ``q``-quantile of each point, by bisection; see the base class."""
+        return self.shift + self.scale * super().quantile(q)
+
+    def sample(self, key: PRNGKey, num: int) -> Float[Array, "num M"]:
+        """``num`` independent draws at each point."""
+        return self.shift + self.scale * super().sample(key, num)
+
+    def affine(self, shift: Any, scale: Any) -> LatentMixture:
+        """The distribution of ``shift + scale · y``."""
+        return LatentMixture(
+            self.likelihood, self.means, self.variances, shift + scale * self.shift, scale * self.scale
+        )
+
+    def _quantile(self, q):
+        center = self.means.mean(0)
+        spread = jnp.sqrt(self.variances.mean(0) + self.means.var(0))
+        return _real_quantile(self, q, center, spread)
+
+
+@pytree
+class CountMixture(_Mixture):
+    """P(y_m) = (1/S) Σ_s ∫ p(y_m | f, s) N(f; means[s, m], variances[s, m]) df for y = 0, 1, 2, ...
+
+    Attributes:
+        likelihood: the likelihood at each draw, leaves ``(S, ...)``.
+        means: latent means ``(S, M)``.
+        variances: latent variances ``(S, M)``.
+    """
+
+    likelihood: Any
+    means: Any
+    variances: Any
+
+    def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+        """P(Y <= y), pointwise; 0 below 0."""
+        y = jnp.floor(y)
+        return jnp.where(y < 0, 0.0, super().cdf(jnp.maximum(y, 0.0))).astype(self.means.dtype)
+
+    def _quantile(self, q):
+        return _count_quantile(self, q)
+
+
+def _method(likelihood, name):
+    method = getattr(likelihood, name, None)
+    if method is None:
+        raise NotImplementedError(
+            f"{type(likelihood).__name__} has no {name}; define it to get this part of the predictive distribution "
+            "(probinfer.gp.likelihoods.base says how)"
+        )
+    return method
+
+
+@jax.jit
+def _log_prob(mixture, y):
+    def one(component):
+        likelihood, mean, variance = component
+        return likelihood.log_prob(y, mean, variance)
+
+    values = jax.lax.map(one, (mixture.likelihood, mixture.means, mixture.variances))
+    return logsumexp(values, axis=0) - jnp.log(jnp.asarray(values.shape[0], values.dtype))
+
+
+@jax.jit
+def _cdf(mixture, y):
+    def one(component):
+        return _method(component[0], "cdf")(y, *component[1:])
+
+    return jax.lax.map(one, (mixture.likelihood, mixture.means, mixture.variances)).mean(0)
+
+
+@jax.jit
+def _real_quantile(mixture, q, center, spread):
+    # Brackets of doubled width until they hold the quantile, then halvings to rounding level.
+    def widen(width):
+        below = _cdf(mixture, center - width) >= q
+        above = _cdf(mixture, center + width) < q
+        return jnp.where(below | above, 2 * width, width), jnp.any(below | above)
+
+    width, _ = jax.lax.while_loop(lambda state: state[1], lambda state: widen(state[0]), (spread, True))
+    num_steps = 60 if center.dtype == jnp.float64 else 30
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        below = _cdf(mixture, middle) < q
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, num_steps, halve, (center - width, center + width))
+    return 0.5 * (low + high)
+
+
+@jax.jit
+def _count_quantile(mixture, q):
+    # P(Y <= low) < q <= P(Y <= high): high doubles, then the integers between are halved.
+    def widen(state):
+        low, high, _ = state
+        short = mixture.cdf(high) < q
+        return jnp.where(short, high, low), jnp.where(short, 2 * high + 1, high), jnp.any(short)
+
+    def halve(state):
+        low, high = state
+        middle = jnp.floor(0.5 * (low + high))
+        short = mixture.cdf(middle) < q
+        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+
+    low = jnp.full_like(mixture.means[0], -1.0)
+    low, high, _ = jax.lax.while_loop(lambda state: state[2], widen, (low, jnp.zeros_like(low), True))
+    return jax.lax.while_loop(lambda state: jnp.any(state[1] - state[0] > 1), halve, (low, high))[1]
