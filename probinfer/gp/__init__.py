@@ -4,7 +4,7 @@
 """
 
 from probinfer import kernels
-from probinfer.gp import leaves, likelihoods, means
+from probinfer.gp import calibration, leaves, likelihoods, means
 from probinfer.gp.condition import condition, log_evidence
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.conjugate import Exact
@@ -23,6 +23,7 @@ __all__ = [
     "Exact",
     "Fit",
     "Model",
+    "calibration",
     "condition",
     "default_prior",
     "fit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ class BernoulliMixture:
 
     log_zeros: Any
     log_ones: Any
+    discrete: ClassVar[bool] = True
 
     @property
     def probability(self) -> Float[Array, " M"]:

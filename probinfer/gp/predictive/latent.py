@@ -6,7 +6,7 @@ it has them; what it has not is asked for by name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,7 @@ class CountMixture(_Mixture):
     likelihood: Any
     means: Any
     variances: Any
+    discrete: ClassVar[bool] = True
 
     def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
         """P(Y <= y), pointwise; 0 below 0."""
