@@ -33,7 +33,7 @@ from probinfer import gp, mcmc, vi
 
 # Starts of ML-II (wine: see ``lalchand2020``); NUTS chains, draws of a chain and the most warm-up steps.
 STARTS = {"co2": 10, "airline": 100, "wine": 1, "concrete": 10}
-DRAWS = {"co2": (4, 1500, 400), "airline": (4, 1000, 1000), "wine": (4, 500, 250), "concrete": (4, 800, 400)}
+DRAWS = {"co2": (4, 1500, 400), "airline": (4, 1000, 1000), "wine": (4, 1300, 300), "concrete": (4, 800, 400)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 An inference method ends in sites t_i(f) (see ``sites``). With S = diag(scale) and L Lᵀ the factored matrix, every
 method of this package has R = (K + Λ⁻¹)⁻¹ = S L⁻ᵀ L⁻¹ S and α = R(ỹ − m): exact inference with S = I and
-L Lᵀ = K + noise, the others with S = Λ^½ and L Lᵀ = I + S K S. Prediction needs only L, S and α.
+L Lᵀ = K + noise, the others with S = Λ^½ and L Lᵀ = I + S K S. Prediction needs only L, S and α, and where some sites
+have a negative precision the factor that takes them in (see ``precision``).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Conditioned:
         jitter: what was added to the diagonal of the factored matrix, 0 where nothing was needed.
         num_iterations: sweeps until the sites stopped moving (0 for exact inference).
         log_loo: leave-one-out log predictive densities ``(N,)`` of the training outputs.
+        negative: N ``(N,)`` and the factor ``(N, N)`` of sites with negative precision, None where there cannot be any.
     """
 
     model: Any
@@ -55,6 +57,7 @@ class Conditioned:
     jitter: Any
     num_iterations: Any
     log_loo: Any
+    negative: Any = None
 
     def predict(self, X_new: Any) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
         """Mean and variance of the latent function at new inputs: m + k*ᵀα and k** − |L⁻¹ S k*|².
@@ -62,21 +65,27 @@ class Conditioned:
         Raises:
             ValueError: ``X_new`` has another number of columns than the training inputs, or is not finite.
         """
-        mean, half = self._project(X_new)
+        mean, half, more = self._project(X_new)
         prior = self.model.kernel.diag(X_new)
         # The difference of two numbers of the size of the prior variance: below its rounding level it is zero.
-        return mean, jnp.maximum(prior - jnp.sum(half * half, 0), 0)
+        return mean, jnp.maximum(prior - jnp.sum(half * half, 0) + jnp.sum(more * more, 0), 0)
 
     def predict_joint(self, X_new: Any) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
         """Mean and covariance matrix of the latent function at new inputs."""
-        mean, half = self._project(X_new)
-        return mean, self.model.kernel.gram(X_new) - half.T @ half
+        mean, half, more = self._project(X_new)
+        return mean, self.model.kernel.gram(X_new) - half.T @ half + more.T @ more
 
     def _project(self, X_new):
+        """The mean, and roots of what the positive sites take from the prior covariance and the negative ones give."""
         X_new = check_inputs(X_new, columns=self.X.shape[1], dtype=self.X.dtype)
         cross = self.model.kernel.gram(self.X, X_new)
         mean = self.model.mean(X_new) + cross.T @ self.alpha
-        return mean, solve_triangular(self.chol, self.scale[:, None] * cross, lower=True)
+        half = solve_triangular(self.chol, self.scale[:, None] * cross, lower=True)
+        if self.negative is None:
+            return mean, half, jnp.zeros((0, cross.shape[1]), cross.dtype)
+        n, chol = self.negative
+        given_positive = solve_triangular(self.chol, half, lower=True, trans=1) / self.scale[:, None]
+        return mean, half, solve_triangular(chol, n[:, None] * given_positive, lower=True)
 
 
 def failed(status: Any) -> Any:

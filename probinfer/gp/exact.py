@@ -27,7 +27,7 @@ from probinfer.linalg import (
 )
 from probinfer.types import Array, Float
 
-__all__ = ["Evidence", "gaussian_evidence"]
+__all__ = ["Evidence", "gaussian_evidence", "inner"]
 
 
 class Evidence(NamedTuple):
@@ -88,7 +88,7 @@ def _gaussian_evidence_jvp(primals, tangents):
     G = _evidence_weights(known, _mean_variance(kernel, X, noise_variance))
     through_kernel, through_X = kernel.contract(X, G)
     dlog_evidence = (
-        _inner(through_kernel, dkernel, residual.dtype)
+        inner(through_kernel, dkernel, residual.dtype)
         + jnp.sum(through_X * dX)
         - jnp.dot(alpha, dresidual)
         + jnp.dot(jnp.diagonal(G), dnoise)
@@ -140,7 +140,7 @@ def _evidence_weights(known: SpdInverse, mean_variance: Array) -> Array:
     return add_to_diagonal(G, relative_jitter(known.jitter, mean_variance) * trace / G.shape[0])
 
 
-def _inner(gradient: Any, tangent: Any, dtype: Any) -> Array:
+def inner(gradient: Any, tangent: Any, dtype: Any) -> Array:
     """``Σ gradient · tangent`` over the floating-point leaves; integer leaves have no derivative."""
     total = jnp.zeros((), dtype)
     for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(tangent), strict=True):

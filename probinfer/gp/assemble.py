@@ -1,0 +1,67 @@
+"""From converged sites to a conditioned process: what prediction and leave-one-out need, computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from probinfer.base import Status
+from probinfer.gp.conditioned import Conditioned
+from probinfer.gp.fixed_point import FixedPoint
+from probinfer.gp.likelihoods.moments import log_ratio
+from probinfer.gp.marginals import marginals_from
+from probinfer.gp.model import Model
+from probinfer.gp.precision import negative_factor, positive_factor, precision
+from probinfer.gp.sites import Sites
+from probinfer.types import Array, Float
+
+__all__ = ["assemble"]
+
+
+def assemble(
+    model: Model,
+    X: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    found: FixedPoint,
+    log_evidence: Float[Array, ""],
+    num_nodes: int,
+) -> Conditioned:
+    """A conditioned process from its sites; what is not used is compiled away.
+
+    The leave-one-out density of a point is the normaliser of its likelihood under its cavity, q divided by its site,
+    whatever the method that found the sites.
+    """
+    lam1, lam2 = found.sites
+    signed = not model.likelihood.log_concave
+    K = model.kernel.gram(X)
+    known = precision(K, lam2, signed)
+    q = marginals_from(known, model.mean(X), lam1, lam2)
+    scale, chol = positive_factor(K, jnp.maximum(lam2, 0))
+    status = jnp.maximum(found.status, jnp.where(jnp.isfinite(log_evidence), q.status, int(Status.NON_FINITE)))
+    bad = status >= int(Status.NOT_POSITIVE_DEFINITE)
+    return Conditioned(
+        model=model,
+        X=X,
+        sites=Sites(lam1, lam2),
+        mean=q.mean,
+        variance=q.variance,
+        alpha=q.alpha,
+        chol=chol,
+        scale=scale,
+        negative=negative_factor(K, lam2) if signed else None,
+        precision_diagonal=jnp.diagonal(known.reduction),
+        log_evidence=jnp.where(bad, jnp.nan, log_evidence),
+        status=status.astype(jnp.int32),
+        jitter=jnp.zeros_like(log_evidence),
+        num_iterations=found.num_updates,
+        log_loo=log_cavity(model.likelihood, y, q.mean, q.variance, lam1, lam2, num_nodes),
+    )
+
+
+def log_cavity(likelihood: Any, y: Array, mean: Array, variance: Array, lam1: Array, lam2: Array, num_nodes: int):
+    """Log ∫ p(y_i | f) cavity_i(f) df for all points."""
+    ratio = log_ratio(likelihood, y, mean, variance, lam1, lam2, 1.0, num_nodes)
+    c = 1 - lam2 * variance
+    bracket = 0.5 * lam2 * mean**2 - lam1 * mean + 0.5 * lam1**2 * variance
+    return ratio + 0.5 * jnp.log(c) - bracket / c
