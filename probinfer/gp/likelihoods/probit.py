@@ -2,7 +2,7 @@
 
 With h(z) = φ(z)/Φ(z), the derivatives of log Φ are h, −h κ₁, ... where κ_n = n/(t + κ_{n+1}), t = −z, is the continued
 fraction of the Mills ratio: h = t + κ₁. From κ_n′(z) = κ_n (κ_{n+1} − κ_n) every order is a sum of products of these
-positive numbers. Left of z = −2.5 they come from the continued fraction, right of it from h itself. Differentiating
+positive numbers. Left of z = −3 they come from the continued fraction, right of it from h itself. Differentiating
 ``jax.scipy.special.log_ndtr`` instead loses all digits of the second derivative at z = −1e4.
 """
 
@@ -19,8 +19,8 @@ from probinfer.types import Array, Float
 
 __all__ = ["inverse_mills", "log_ndtr", "truncated_variance"]
 
-_SWITCH = -2.5
-_DEPTH = 40  # terms of the continued fraction: rounding level at z = -2.5
+_SWITCH = -3.0
+_DEPTH = 46  # last term of the continued fraction: rounding level at z = -3
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -81,8 +81,8 @@ def _kappa_jvp(n, primals, tangents):
 
 
 def _fraction(t, n):
-    """κ_n(t) for t >= 2.5, from the inside out, started at the fixed point of the last term."""
-    last = n + _DEPTH
+    """κ_n(t) for t >= 3, from the inside out, started at the fixed point of the last term (one chain for all n)."""
+    last = max(_DEPTH, n + 20)
     value = 0.5 * (jnp.sqrt(t**2 + 4.0 * last) - t)
     for k in range(last - 1, n - 1, -1):
         value = k / (t + value)
