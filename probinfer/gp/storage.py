@@ -1,7 +1,8 @@
 """Fits on disk: arrays in one ``.npz`` file, their structure beside them as JSON. No pickle, so a file runs no code.
 
 Registered classes and named tuples are written as their qualified name and fields. Reading finds those of this package
-by name; classes of a user are named in ``gp.load(path, classes=[...])``.
+by name, and the few of other packages that our engines put in their reports; classes of a user are named in
+``gp.load(path, classes=[...])``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["load", "save"]
 
 _FORMAT = 1
 _PLAIN = (bool, int, float, str, type(None))
+_FOREIGN = ("blackjax.mcmc.metrics:LowRankInverseMassMatrix",)  # the metric in the report of NUTS and HMC
 
 
 def save(path: Any, fit: Any) -> None:
@@ -125,7 +127,7 @@ def _class(name, known):
     if name in known:
         return known[name]
     module, qualname = name.split(":")
-    if module.split(".")[0] != "probinfer":
+    if module.split(".")[0] != "probinfer" and name not in _FOREIGN:
         raise ValueError(
             f"the file uses {name}, which is not part of probinfer; pass gp.load(path, classes=[...])"
         )

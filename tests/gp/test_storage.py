@@ -1,13 +1,14 @@
 """Fits on disk: what comes back predicts the same, and files that are not fits are refused."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import gp
+from probinfer import gp, mcmc, targets, vi
 from probinfer.gp.fit import Fit
 from probinfer.gp.scaling import standardization
 from probinfer.posterior import Posterior
@@ -51,6 +52,34 @@ def test_round_trip(tmp_path):
     for new, old in zip(back.predict(X[:4]), fit.predict(X[:4])):
         np.testing.assert_array_equal(new, old)
     np.testing.assert_array_equal(back.posterior.draws["kernel.variance"], posterior.draws["kernel.variance"])
+
+
+def normal_density(values):
+    return -0.5 * jnp.sum((values["kernel.variance"] - 1) ** 2)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        mcmc.NUTS(num_warmup=20, num_draws=8, num_chains=1, metric="low-rank"),
+        mcmc.NUTS(num_warmup=20, num_draws=8, num_chains=1, metric="diagonal"),
+        vi.FullRank(num_draws=20, max_samples=16),
+        vi.MeanField(num_draws=20, max_samples=16),
+        gp.MAP(num_restarts=1),
+    ],
+    ids=["low-rank", "diagonal", "full-rank", "mean-field", "map"],
+)
+def test_reports_of_every_engine_come_back(engine, tmp_path):
+    target = targets.from_logdensity(normal_density, {"kernel.variance": jnp.ones(2)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so little work is not enough, and the engines say so
+        posterior = engine.sample(jax.random.key(0), target, progress=False)
+    fit = dataclasses.replace(make(posterior=posterior), info=posterior.info)
+    fit.save(tmp_path / "fit.npz")
+    back = gp.load(tmp_path / "fit.npz")
+    assert type(back.info) is type(posterior.info)
+    assert jax.tree.structure(back) == jax.tree.structure(fit)
+    jax.tree.map(np.testing.assert_array_equal, back, fit)
 
 
 def test_classes_of_a_user_are_named(tmp_path):
