@@ -86,8 +86,7 @@ class Bernoulli(Likelihood):
             ValueError: a noise variance was given, which is for ``KnownNoise`` only.
         """
         refuse_noise(self, noise)
-        zeros, ones = jnp.zeros_like(mean), jnp.ones_like(mean)
-        return BernoulliMixture(self.log_prob(zeros, mean, variance), self.log_prob(ones, mean, variance))
+        return BernoulliMixture(*_log_probabilities(self, mean, variance))
 
     def closed_log_ratio(
         self,
@@ -124,6 +123,11 @@ class Bernoulli(Likelihood):
             mean + variance * sign * inverse_mills(z) / jnp.sqrt(total),
             variance * (1 + variance * truncated_variance(z)) / total,
         )
+
+
+@jax.jit
+def _log_probabilities(likelihood, mean, variance):
+    return tuple(likelihood.log_prob(jnp.full_like(mean, label), mean, variance) for label in (0.0, 1.0))
 
 
 @jax.custom_jvp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -166,5 +167,9 @@ def _stirling(x):
 
 
 def _exp(f):
-    """exp(f) up to what a quarter of the exponent range holds: the density is 0 far before, and 0 times it stays 0."""
-    return jnp.exp(jnp.minimum(f, 0.9 * float(np.log(jnp.finfo(f.dtype).max))))
+    """exp(f), continued by its tangent near the end of the exponent range.
+
+    The density there is 0 to any precision; so it stays concave, and 0 times its slope is 0.
+    """
+    end = 0.8 * math.log(float(jnp.finfo(f.dtype).max))
+    return jnp.exp(jnp.minimum(f, end)) * (1 + jnp.maximum(f - end, 0.0))

@@ -2,8 +2,8 @@
 
 With h(z) = φ(z)/Φ(z), the derivatives of log Φ are h, −h κ₁, ... where κ_n = n/(t + κ_{n+1}), t = −z, is the continued
 fraction of the Mills ratio: h = t + κ₁. From κ_n′(z) = κ_n (κ_{n+1} − κ_n) every order is a sum of products of these
-positive numbers. Left of z = −3 they come from the continued fraction, right of it from h itself. Differentiating
-``jax.scipy.special.log_ndtr`` instead loses all digits of the second derivative at z = −1e4.
+positive numbers. Left of z = −3 (in float32, −1) they come from the continued fraction, right of it from h itself.
+Differentiating ``jax.scipy.special.log_ndtr`` instead loses all digits of the second derivative at z = −1e4.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from probinfer.types import Array, Float
 
 __all__ = ["inverse_mills", "log_ndtr", "truncated_variance"]
 
-_SWITCH = -3.0
-_DEPTH = 46  # last term of the continued fraction: rounding level at z = -3
+_DEPTH = 46  # last term of the continued fraction: rounding level at z = -3 (in float32, -1)
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -35,7 +34,7 @@ def log_ndtr(z: Float[Array, "..."]) -> Float[Array, "..."]:
     tail = -0.5 * left**2 - _LOG_SQRT_2PI - jnp.log(left + _fraction(left, 1))
     below, above = 0.5 * erfc(-jnp.minimum(right, 0.0) * math.sqrt(0.5)), 0.5 * erfc(right * math.sqrt(0.5))
     body = jnp.where(right > 0, jnp.log1p(-jnp.minimum(above, 0.5)), jnp.log(below))
-    return jnp.where(z < _SWITCH, tail, body)
+    return jnp.where(z < _switch(z), tail, body)
 
 
 @jax.custom_jvp
@@ -43,7 +42,7 @@ def inverse_mills(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """h(z) = φ(z)/Φ(z), the first derivative of log Φ."""
     left, right = _split(z)
     body = jnp.exp(-0.5 * right**2 - _LOG_SQRT_2PI) / (0.5 * erfc(-right * math.sqrt(0.5)))
-    return jnp.where(z < _SWITCH, left + _fraction(left, 1), body)
+    return jnp.where(z < _switch(z), left + _fraction(left, 1), body)
 
 
 @jax.custom_jvp
@@ -55,13 +54,13 @@ def _second(z):
 def truncated_variance(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """1 + (log Φ)″(z) = 1 − h κ₁, the variance of a standard normal variable known to be below z."""
     one, two = _kappa(1, z), _kappa(2, z)
-    return jnp.where(z < _SWITCH, one * (two - one), 1 - inverse_mills(z) * one)
+    return jnp.where(z < _switch(z), one * (two - one), 1 - inverse_mills(z) * one)
 
 
 def _third(z):
     # h κ₁ (2κ₁ − κ₂) = h κ₁² κ₂ (κ₃ − κ₂)
     one, two, three = (_kappa(n, z) for n in (1, 2, 3))
-    return inverse_mills(z) * one * jnp.where(z < _SWITCH, one * two * (three - two), 2 * one - two)
+    return inverse_mills(z) * one * jnp.where(z < _switch(z), one * two * (three - two), 2 * one - two)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -70,7 +69,7 @@ def _kappa(n, z):
     value = right + jnp.exp(-0.5 * right**2 - _LOG_SQRT_2PI) / (0.5 * erfc(-right * math.sqrt(0.5)))
     for k in range(1, n):
         value = k / value + right
-    return jnp.where(z < _SWITCH, _fraction(left, n), value)
+    return jnp.where(z < _switch(z), _fraction(left, n), value)
 
 
 @_kappa.defjvp
@@ -81,7 +80,7 @@ def _kappa_jvp(n, primals, tangents):
 
 
 def _fraction(t, n):
-    """κ_n(t) for t >= 3, from the inside out, started at the fixed point of the last term (one chain for all n)."""
+    """κ_n(t) from the inside out, started at the fixed point of the last term (one chain for all n)."""
     last = max(_DEPTH, n + 20)
     value = 0.5 * (jnp.sqrt(t**2 + 4.0 * last) - t)
     for k in range(last - 1, n - 1, -1):
@@ -89,8 +88,13 @@ def _fraction(t, n):
     return value
 
 
+def _switch(z):
+    """Where the continued fraction takes over: as soon as it is at rounding level."""
+    return -3.0 if z.dtype == jnp.float64 else -1.0
+
+
 def _split(z):
-    return jnp.maximum(-z, -_SWITCH), jnp.maximum(z, _SWITCH)
+    return jnp.maximum(-z, -_switch(z)), jnp.maximum(z, _switch(z))
 
 
 def _rule(fn, derivative):
