@@ -33,10 +33,12 @@ class Status(enum.IntEnum):
     OK = 0
     MAX_ITERATIONS = 1
     LINE_SEARCH_STALLED = 2
-    CHAINS_DISAGREE = 3
-    DEGENERATE_WEIGHTS = 4
-    NOT_POSITIVE_DEFINITE = 5
-    NON_FINITE = 6
+    DIVERGENT_TRANSITIONS = 3
+    CHAINS_DISAGREE = 4
+    POOR_APPROXIMATION = 5
+    DEGENERATE_WEIGHTS = 6
+    NOT_POSITIVE_DEFINITE = 7
+    NON_FINITE = 8
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

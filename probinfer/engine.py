@@ -14,10 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning, advice
+from probinfer.errors import ConvergenceWarning, advice, check_key, shortened
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
 from probinfer.transforms import leaf_names
@@ -27,6 +28,7 @@ __all__ = [
     "Engine",
     "chains_first",
     "check",
+    "check_counts",
     "coordinate_names",
     "exact_logdensity",
     "finish",
@@ -64,9 +66,7 @@ def check(key: Any, target: Any, name: str) -> None:
     Raises:
         TypeError: not a key, not a target, or a target that estimates its density from minibatches.
     """
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.shape(key) != ():
-        raise TypeError(f"key must be one typed key, from jax.random.key(seed); got {key!r}")
+    check_key(key)
     if not isinstance(target, Target):
         raise TypeError(
             f"{name} needs a Target, got {type(target).__name__}; make one with targets.from_numpyro(model, *data) or "
@@ -77,6 +77,22 @@ def check(key: Any, target: Any, name: str) -> None:
             f"{name} needs the exact log density, but this target estimates it from minibatches; build the target "
             "from the whole data with targets.from_logdensity or targets.from_numpyro"
         )
+
+
+def check_counts(config: Any, names: tuple[str, ...]) -> None:
+    """Refuse settings that should count something and are not integers.
+
+    Args:
+        config: an engine.
+        names: of its fields.
+
+    Raises:
+        TypeError: a field is not an integer.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be an integer, got {shortened(value)}; give settings by name")
 
 
 def over(fn: Callable, mode: str, *args: ArrayTree) -> ArrayTree:

@@ -6,7 +6,10 @@ as a ``Status``; facades, which run outside jit, raise ``NumericalError`` on a b
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import reprlib
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -23,23 +26,36 @@ __all__ = [
     "advice",
     "check_finite",
     "check_floating",
+    "check_key",
+    "close_matches",
     "import_extra",
+    "shortened",
 ]
 
 _ADVICE = {
     Status.OK: "nothing went wrong",
     Status.MAX_ITERATIONS: "the iteration limit was reached before the stopping rule was met; raise the limit",
     Status.LINE_SEARCH_STALLED: "no step along the search direction improved the objective: it is at its rounding "
-    "level (use float64) or its gradient is wrong",
+    "level, or its gradient is wrong or jumps",
+    Status.DIVERGENT_TRANSITIONS: "some trajectories left the posterior by numerical error, so parts of it are visited "
+    "too rarely: raise target_acceptance (0.95, 0.99), or reparametrise",
     Status.CHAINS_DISAGREE: "the chains have not mixed (R-hat above 1.01 or too few effective draws): run more draws, "
     "reparametrise, or look for several modes",
+    Status.POOR_APPROXIMATION: "the approximation misses too much of the posterior for its draws to be trusted or "
+    "mended by importance weights: use mcmc.NUTS(), or a richer approximation (vi.FullRank() after vi.MeanField())",
     Status.DEGENERATE_WEIGHTS: "every weight is zero: the target gives no mass to any particle; check the model on "
     "one draw, or use more particles",
     Status.NOT_POSITIVE_DEFINITE: "a covariance matrix stayed indefinite after the largest jitter: remove duplicate "
-    "rows, add noise, bound the lengthscale, or use float64",
-    Status.NON_FINITE: "a value became NaN or infinite: check the data and the scale of the parameters; float64 "
-    "helps where the numbers are large",
+    "rows, add noise, or bound the lengthscale",
+    Status.NON_FINITE: "a value became NaN or infinite: check the data and the scale of the parameters",
 }
+_IN_FLOAT32 = {
+    Status.LINE_SEARCH_STALLED: "; float64 lowers the rounding level",
+    Status.NOT_POSITIVE_DEFINITE: "; or use float64",
+    Status.NON_FINITE: "; float64 helps where the numbers are large",
+}
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class NumericalError(ArithmeticError):
@@ -60,7 +76,34 @@ class MissingExtraError(ImportError):
 
 def advice(status: Status | int) -> str:
     """Say in one sentence what a status means and what to do about it."""
-    return _ADVICE[Status(int(status))]
+    status = Status(int(status))
+    narrow = jnp.result_type(float) == jnp.float32
+    return _ADVICE[status] + (_IN_FLOAT32.get(status, "") if narrow else "")
+
+
+def shortened(value: Any) -> str:
+    """A value in an error message: its representation on one line of at most 80 characters."""
+    return " ".join(_REPR.repr(value).split())
+
+
+def close_matches(name: str, known: Iterable[str]) -> str:
+    """What a misspelt name may have meant: ``"; did you mean 'mu'?"``, or what there is."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; there is {', '.join(names[:20])}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one typed random key.
+
+    Raises:
+        TypeError: a number, an old-style key, or several keys.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.shape(key) != ():
+        raise TypeError(f"key must be one typed key, from jax.random.key(seed); got {shortened(key)}")
 
 
 def import_extra(package: str, extra: str) -> ModuleType:
@@ -86,7 +129,7 @@ def check_floating(name: str, value: Any) -> None:
     dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"{name} must be floating point, got dtype {dtype}; convert it, for example {name}.astype(float)"
+            f"{name} must be floating point, got dtype {dtype}; convert it, for example with .astype(float)"
         )
 
 

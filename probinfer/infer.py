@@ -6,6 +6,7 @@ from typing import Any
 
 from probinfer.checkpoint import Checkpoint
 from probinfer.engine import Engine
+from probinfer.errors import shortened
 from probinfer.mcmc import NUTS
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
@@ -52,7 +53,7 @@ def infer(
     chosen: Any = NUTS() if engine is None else engine
     if isinstance(chosen, type) or not isinstance(chosen, Engine):
         raise TypeError(
-            f"engine must have sample(key, target), such as mcmc.NUTS() or vi.MeanField(); got {chosen!r}"
+            f"engine must have sample(key, target), such as mcmc.NUTS() or vi.MeanField(); got {shortened(chosen)}"
             + (f"; call it: {chosen.__name__}()" if isinstance(chosen, type) else "")
         )
     return chosen.sample(key, target, progress=progress, checkpoint=checkpoint)

@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import arviz_export, resampling, summary, weights
+from probinfer.base import Status
+from probinfer.errors import close_matches
+from probinfer.transforms import leaf_names
 from probinfer.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 
 __all__ = ["Posterior"]
@@ -53,6 +56,34 @@ class Posterior:
                 f"log_weights must have one entry a draw, shape (chain, draw) = {leading}, got {shape}"
                 "; use None for equal weights"
             )
+
+    def __repr__(self) -> str:
+        """One line: the quantities, the size, the verdict."""
+        leaves = jax.tree.leaves(self.draws)
+        shapes = ["x".join(map(str, getattr(leaf, "shape", ())[2:])) for leaf in leaves]
+        names = [n + (f"[{s}]" if s else "") for n, s in zip(leaf_names(self.draws), shapes)]
+        more = f", {len(names) - 8} more" if len(names) > 8 else ""
+        size = " x ".join(map(str, getattr(leaves[0], "shape", ())[:2])) if leaves else "no"
+        weighted = "" if self.log_weights is None else " weighted"
+        status = getattr(self.info, "status", None)
+        known = isinstance(status, int) or (
+            hasattr(status, "shape") and not isinstance(status, jax.core.Tracer)
+        )
+        verdict = f"; {Status(int(status)).name}" if known and jnp.size(status) == 1 else ""
+        return f"Posterior({', '.join(names[:8])}{more}; {size}{weighted} draws{verdict})"
+
+    def __getitem__(self, name: str) -> Any:
+        """The draws of one quantity by its name (``posterior["mu"]``, ``posterior["kernel.variance"]``).
+
+        Raises:
+            KeyError: no quantity has this name.
+        """
+        if isinstance(self.draws, dict) and name in self.draws:
+            return self.draws[name]
+        found = dict(zip(leaf_names(self.draws), jax.tree.leaves(self.draws)))
+        if name not in found:
+            raise KeyError(f"no quantity is called {name!r}{close_matches(str(name), found)}")
+        return found[name]
 
     @property
     def num_chains(self) -> int:

@@ -19,6 +19,7 @@ from jax import lax
 from probinfer import progress as bars
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
+from probinfer.errors import check_key, shortened
 from probinfer.history import History
 from probinfer.loop import (
     Cursor,
@@ -162,14 +163,14 @@ def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, che
 
 
 def _check_arguments(key, algorithm, num_steps, thin):
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise TypeError(f"key must be one typed key, from jax.random.key(seed); got {key!r}")
+    check_key(key)
     if not callable(getattr(algorithm, "step", None)):
         raise TypeError(
             "algorithm must have a step(key, state) function, as those of probinfer and blackjax do; "
-            f"got {algorithm!r}"
+            f"got {shortened(algorithm)}"
         )
+    if isinstance(num_steps, bool) or not isinstance(num_steps, (int, np.integer)):
+        raise TypeError(f"num_steps must be an integer, got {shortened(num_steps)}; write int(num_steps)")
     if num_steps < 0 or thin < 1:
         raise ValueError(f"expected num_steps >= 0 and thin >= 1; got num_steps={num_steps}, thin={thin}")
 

@@ -100,7 +100,7 @@ def test_every_status_has_advice_and_larger_is_worse():
 
 
 def test_numerical_error_carries_its_status():
-    error = errors.NumericalError("no", int(jnp.int32(5)))
+    error = errors.NumericalError("no", int(jnp.int32(Status.NOT_POSITIVE_DEFINITE)))
     assert error.status is Status.NOT_POSITIVE_DEFINITE
     assert errors.NumericalError("no").status is None
 

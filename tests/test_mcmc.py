@@ -11,9 +11,9 @@ import pytest
 from probinfer import mcmc, targets
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning
+from probinfer.errors import ConvergenceWarning, advice
 from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import starts
+from probinfer.mcmc import report, starts
 from probinfer.mcmc import warmup as warmups
 
 LOC = np.array([3.0, -20.0, 0.1, 500.0])
@@ -168,6 +168,48 @@ def test_without_warmup_the_chains_are_blackjax_chains(dtype):
         np.testing.assert_array_equal(info.num_leapfrogs, [i.num_integration_steps for _, i in moved])
 
 
+def verdict(num_diverging, num_draws=1000, offset=0.0):
+    rng = np.random.default_rng(0)
+    draws = jnp.asarray(rng.normal(size=(4, num_draws, 2)) + offset * np.arange(4)[:, None, None])
+    diverging = (jnp.arange(4 * num_draws) < num_diverging).reshape(4, num_draws)
+    found = report.with_divergences(report.convergence({"mu": draws}), diverging)
+    return int(found.status), report.explain(found, 4, num_draws, diverging)
+
+
+def test_divergences_are_part_of_the_verdict():
+    assert verdict(0)[0] == verdict(3)[0] == Status.OK
+    status, text = verdict(4)
+    assert status == Status.DIVERGENT_TRANSITIONS
+    assert text == "4 of 4000 transitions diverged"
+    assert "target_acceptance" in advice(status)
+    status, text = verdict(3, offset=1.0)
+    assert status == Status.CHAINS_DISAGREE
+    assert text.startswith(
+        "3 of 4000 transitions diverged (raise target_acceptance, or reparametrise), the chains"
+    )
+
+
+def test_too_few_draws_are_not_judged():
+    assert "3 draws of a chain are too few to judge" in verdict(0, num_draws=3)[1]
+    assert "nan" not in verdict(0, num_draws=5)[1]
+    still = report.convergence({"mu": jnp.zeros((2, 50))})
+    assert report.explain(still, 2, 50) == "the draws of mu do not move, or are too few to judge"
+
+
+def test_a_funnel_is_reported(dtype):
+    """The neck of a funnel is too narrow for any one step size: a tenth of 1000 transitions diverges."""
+    target = targets.from_logdensity(funnel, {"width": jnp.zeros((), dtype), "x": jnp.zeros(9, dtype)})
+    engine = mcmc.NUTS(num_warmup=200, num_draws=500, num_chains=2)
+    with pytest.warns(ConvergenceWarning, match=r"of 1000 transitions diverged.*target_acceptance"):
+        posterior = engine.sample(jax.random.key(0), target, progress=False)
+    assert posterior.info.status >= Status.DIVERGENT_TRANSITIONS
+
+
+def funnel(values):
+    width = values["width"]
+    return -0.5 * (width / 3) ** 2 - 0.5 * jnp.sum(values["x"] ** 2) * jnp.exp(-width) - 4.5 * width
+
+
 def normal_draws(root, dtype, steps=30):
     """Draws and gradients of a normal, as the warm-up collects them."""
     z = np.random.default_rng(0).normal(size=(steps, 4, 4))
@@ -283,6 +325,10 @@ def test_blackjax_states_need_a_position(normal_target):
 
 @pytest.mark.parametrize("engine", [mcmc.NUTS, mcmc.HMC])
 def test_impossible_settings_are_refused(engine):
+    with pytest.raises(TypeError, match="num_warmup"):
+        engine(0.8)
+    with pytest.raises(TypeError, match="target_acceptance"):
+        engine(target_acceptance="high")
     for settings in ({"num_draws": 0}, {"num_chains": 0}, {"num_warmup": -1}):
         with pytest.raises(ValueError, match="expected num_warmup"):
             engine(**settings)

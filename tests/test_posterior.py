@@ -329,3 +329,25 @@ def test_arviz_is_optional(equal, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "arviz", None)
     with pytest.raises(MissingExtraError, match=r"probinfer\[plots\]"):
         equal.to_arviz()
+
+
+def test_a_posterior_is_shown_on_one_line(draws, log_weights):
+    text = repr(Posterior(draws, log_weights=log_weights))
+    assert (
+        text
+        == "Posterior(count, kernel.lengthscale[2], kernel.variance, label, layers.0[2x2]; 4 x 50 weighted draws)"
+    )
+    many = Posterior({f"x{i}": jnp.zeros((1, 2)) for i in range(20)}, info=Info(jnp.int32(0), 0, 0, 0))
+    assert repr(many).endswith("x13, x14, x15, 12 more; 1 x 2 draws; OK)")
+    assert jax.jit(lambda posterior: len(repr(posterior)))(many) > 0
+
+
+def test_draws_by_name(equal, draws):
+    np.testing.assert_array_equal(equal["count"], draws["count"])
+    np.testing.assert_array_equal(equal["kernel.variance"], draws["kernel"].variance)
+    assert equal["kernel"] is draws["kernel"]
+    with pytest.raises(KeyError, match="did you mean 'count'"):
+        equal["counts"]
+    with pytest.raises(KeyError, match=r"there is count, kernel\.lengthscale"):
+        equal["zzz"]
+    np.testing.assert_array_equal(Posterior(draws["count"])["value"], draws["count"])

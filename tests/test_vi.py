@@ -1,5 +1,7 @@
 """One density function serves most tests, so that they share compiled programs: its arrays are data."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,9 @@ def make_target(bend=0.0, loc=LOC, precision=PRECISION, box=jnp.inf):
 
 @pytest.fixture(scope="module")
 def mean_field():
-    return vi.MeanField().sample(jax.random.key(0), make_target(), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it misses the correlations, and says so
+        return vi.MeanField().sample(jax.random.key(0), make_target(), progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,6 @@ def test_mean_field_of_a_normal_is_the_closed_form(mean_field, dtype):
     bound = LOG_NORMALISER + 0.5 * (np.linalg.slogdet(PRECISION)[1] - np.log(np.diag(PRECISION)).sum())
     # 1000 fresh draws, 4.5 standard errors: fails by chance 1 time in 100 000
     assert abs(float(info.elbo) - bound) < 4.5 * float(info.elbo_standard_error)
-    assert info.status == Status.OK
 
 
 def test_full_rank_of_a_normal_is_the_normal(full_rank):
@@ -77,10 +80,13 @@ def test_posterior_of_a_fit(full_rank):
 
 def test_skewed_target_bound_is_below_the_evidence_and_full_rank_is_tighter():
     target = make_target(bend=2.0)
-    mean_field, full_rank = (
-        engine.sample(jax.random.key(0), target, progress=False).info
-        for engine in (vi.MeanField(), vi.FullRank())
-    )
+    # the long tail on one side makes the weights p/q heavy-tailed
+    with pytest.warns(ConvergenceWarning, match=r"FullRank: Pareto k-hat is .*above 0\.7; .*NUTS"):
+        full_rank = vi.FullRank().sample(jax.random.key(0), target, progress=False).info
+    assert full_rank.status == Status.POOR_APPROXIMATION
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mean_field = vi.MeanField().sample(jax.random.key(0), target, progress=False).info
     # the bend acts on the first coordinate alone; given it the others are normal with the conditional covariance
     grid = np.linspace(-12, 8, 20001)
     log_p = -0.5 * grid**2 / COVARIANCE[0, 0] - 2.0 * (np.exp(grid) - grid)
@@ -98,7 +104,8 @@ def test_skewed_target_bound_is_below_the_evidence_and_full_rank_is_tighter():
 
 def test_new_data_compile_nothing(mean_field, count_compiles):
     other = make_target(loc=2 * LOC, precision=3 * PRECISION)
-    with count_compiles() as compiles:
+    with count_compiles() as compiles, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = vi.MeanField().sample(jax.random.key(1), other, progress=False)
     assert compiles.count == 0
     np.testing.assert_allclose(fitted.info.loc, 2 * LOC, rtol=1e-4)
@@ -204,6 +211,8 @@ def test_walls_are_met_with_a_smaller_scale_and_reported():
 
 @pytest.mark.parametrize("engine", [vi.MeanField, vi.FullRank])
 def test_impossible_settings_are_refused(engine):
+    with pytest.raises(TypeError, match="num_draws"):
+        engine(num_draws=1e3)
     for settings in ({"num_draws": 0}, {"max_samples": 4}):
         with pytest.raises(ValueError, match="expected num_draws"):
             engine(**settings)

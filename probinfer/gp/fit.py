@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from probinfer.base import Status
-from probinfer.errors import NumericalError, advice
+from probinfer.errors import NumericalError, advice, check_key, shortened
 from probinfer.gp.condition import condition, default_inference
 from probinfer.gp.conditioned import failed
 from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
@@ -24,7 +24,7 @@ from probinfer.gp.learn import ML2
 from probinfer.gp.model import Model, cast
 from probinfer.gp.predictive import NormalMixture
 from probinfer.gp.priors import default_prior
-from probinfer.gp.scaling import Scaling, identity_scaling, standardization
+from probinfer.gp.scaling import Scaling, choose_scaling
 from probinfer.gp.storage import save
 from probinfer.gp.validate import check_data, check_inputs
 from probinfer.infer import infer
@@ -67,6 +67,13 @@ class Fit:
     X: Any
     y: Any
     is_point: bool = field(static=True)
+
+    def __repr__(self) -> str:
+        """One line: the model, the data and what was learned."""
+        kinds = [type(getattr(self.models, name, None)).__name__ for name in ("kernel", "likelihood")]
+        num, columns = (*getattr(self.X, "shape", ()), "?", "?")[:2]
+        learned = "point estimate" if self.is_point else repr(self.posterior)
+        return f"Fit({kinds[0]} kernel, {kinds[1]} likelihood; {num} points, {columns} inputs; {learned})"
 
     @property
     def model(self) -> Model:
@@ -183,7 +190,7 @@ def fit(
     inference: Any = None,
     learn: Any = None,
     prior: Any = None,
-    standardize: bool = True,
+    standardize: bool | None = None,
     progress: bool | str | None = None,
 ) -> Fit:
     """Learn the hyperparameters of a Gaussian process from data.
@@ -197,27 +204,31 @@ def fit(
         learn: ``gp.ML2()`` (the default), ``gp.MAP()``, or any engine of the library for the whole posterior.
         prior: a tree shaped like the model, from ``gp.default_prior``; ``ML2`` draws its restarts from it.
         standardize: give X, and y where it has a unit, zero mean and unit standard deviation. The model's values,
-            the prior, ``fit.model`` and hyperparameter draws are then in these units; ``KnownNoise`` and everything
-            that the fit predicts are in the user's. False takes all as given.
+            the prior and its fixed values, ``fit.model`` and hyperparameter draws are then in these units;
+            ``KnownNoise`` and everything that the fit predicts are in the user's. False takes all as given, in the
+            units of the data. None standardises, and warns where a prior is given and that changes its units.
         progress: show progress, under a name of your own if it is a text; by default on a terminal.
 
     Returns:
         The fit.
 
     Raises:
-        TypeError: the data are not floating point, or differ in dtype.
-        ValueError: shapes, values or priors do not fit.
+        TypeError: the data are not floating point, or differ in dtype; ``key`` or ``model`` is not one.
+        ValueError: shapes, values or priors do not fit; y is constant.
         NumericalError: no usable hyperparameters were found.
     """
+    check_key(key)
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model must be gp.Model(kernel, likelihood), got {shortened(model)}; wrap a kernel: gp.Model(kernel)"
+        )
     given = getattr(X, "dtype", None)
     X, y = check_data(X, y)
     if given == np.float64 and X.dtype == np.float32:
         warnings.warn(_NARROW, stacklevel=2)
     inference = default_inference(model) if inference is None else inference
     has_unit = getattr(model.likelihood, "outputs_have_unit", False)
-    scaling = (
-        standardization(X, y, outputs=has_unit) if standardize else identity_scaling(X.shape[1], X.dtype)
-    )
+    scaling = choose_scaling(standardize, X, y, outputs=has_unit, has_prior=prior is not None)
     # In NumPy: nothing to compile.
     X, y = jnp.asarray(scaling.inputs(np.asarray(X))), jnp.asarray(scaling.outputs(np.asarray(y)))
     model = cast(model, X.dtype)

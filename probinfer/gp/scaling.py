@@ -9,7 +9,14 @@ import numpy as np
 
 from probinfer.types import pytree
 
-__all__ = ["Scaling", "identity_scaling", "standardization"]
+__all__ = ["Scaling", "choose_scaling", "identity_scaling", "standardization"]
+
+_NEAR_UNIT = 0.01  # of a mean from zero and of a standard deviation from one
+_READ_IN_UNITS = (
+    "the data are standardised, so the prior, the fixed values and the values of the model are read in units of "
+    "standard deviations of the data; pass standardize=True if that is meant, or standardize=False to take data, "
+    "prior and model in the units of the data"
+)
 
 
 @pytree
@@ -43,6 +50,37 @@ def identity_scaling(num_columns: int, dtype: Any) -> Scaling:
     return Scaling(np.zeros(num_columns, dtype), np.ones(num_columns, dtype), zero, one)
 
 
+def choose_scaling(standardize: Any, X: Any, y: Any, *, outputs: bool, has_prior: bool) -> Scaling:
+    """The maps that a user asked for.
+
+    Args:
+        standardize: True: to zero mean and unit standard deviation; False: none; None: as True, with a warning where
+            there is a prior whose units would change.
+        X: checked inputs ``(N, D)``.
+        y: checked outputs ``(N,)``.
+        outputs: whether the outputs have a unit.
+        has_prior: whether the prior is the user's.
+
+    Raises:
+        TypeError: ``standardize`` is something else.
+        ValueError: see ``standardization``.
+    """
+    if standardize is not None and not isinstance(standardize, (bool, np.bool_)):
+        raise TypeError(f"standardize must be True, False or None, got {standardize!r}")
+    if standardize is not None and not standardize:
+        return identity_scaling(X.shape[1], X.dtype)
+    scaling = standardization(X, y, outputs=outputs)
+    if standardize is None and has_prior and not _is_near_identity(scaling):
+        warnings.warn(_READ_IN_UNITS, stacklevel=3)
+    return scaling
+
+
+def _is_near_identity(scaling):
+    means = np.append(scaling.x_mean, scaling.y_mean)
+    scales = np.append(scaling.x_scale, scaling.y_scale)
+    return bool(np.all(np.abs(means) <= _NEAR_UNIT) and np.all(np.abs(scales - 1) <= _NEAR_UNIT))
+
+
 def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
     """The maps to zero mean and unit standard deviation.
 
@@ -57,7 +95,7 @@ def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
         The maps, in the dtype of the data.
 
     Raises:
-        ValueError: there is only one point, so there is no spread.
+        ValueError: there is only one point, or all outputs are equal, so there is no spread.
     """
     X, y = np.asarray(X), np.asarray(y)
     if len(X) < 2:
@@ -68,12 +106,14 @@ def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
         warnings.warn(
             f"input columns {constant.tolist()} are constant: they carry no information and their lengthscales follow "
             "the prior; drop them",
-            stacklevel=3,
+            stacklevel=4,
         )
         x_scale[constant] = 1.0
     y_mean, y_scale = (y.mean(dtype=np.float64), y.std(dtype=np.float64)) if outputs else (0.0, 1.0)
     if y_scale <= 1e-12 * max(abs(float(y_mean)), 1e-300):
-        warnings.warn("y is constant: there is nothing to learn from it", stacklevel=3)
-        y_scale = 1.0
+        raise ValueError(
+            f"y is {float(y_mean):g} at every point, so there is nothing to learn and no spread to standardise by; "
+            "check that y is the right column, or pass standardize=False with a prior in the units of y"
+        )
     arrays = (np.asarray(value, X.dtype) for value in (x_mean, x_scale, y_mean, y_scale))
     return Scaling(*arrays)

@@ -92,7 +92,7 @@ class Blackjax:
             lambda x: jnp.swapaxes(x[self.num_discard :], 0, 1), history.records
         )
         found = report.convergence(positions)
-        details = report.explain(found, self.num_chains) if int(found.status) else ""
+        details = report.explain(found, self.num_chains, self.num_draws) if int(found.status) else ""
         engine.warn(found.status, details, "Blackjax")
         return engine.finish(target, positions, like, report.BlackjaxInfo(scalars, *found))
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from probinfer import engine
 from probinfer import progress as bars
+from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import report, starts
@@ -79,7 +81,8 @@ class NUTS:
             NumericalError: no finite starting point, or a chain became non-finite.
 
         Warns:
-            ConvergenceWarning: the chains disagree or have too few effective draws.
+            ConvergenceWarning: the chains disagree or have too few effective draws, or one transition in a thousand
+                or more diverged.
         """
         trajectories = Trajectories("nuts", self.max_tree_depth, self.mode)
         return _sample(key, target, self, trajectories, progress, checkpoint)
@@ -132,8 +135,12 @@ def _check_settings(config: Any) -> None:
     """Refuse impossible settings.
 
     Raises:
+        TypeError: a count is not an integer, or the rate not a number.
         ValueError: a count, rate, metric or mode out of range.
     """
+    engine.check_counts(config, ("num_warmup", "num_draws", "num_chains"))
+    if not isinstance(config.target_acceptance, (int, float, np.number)):
+        raise TypeError(f"target_acceptance must be a number, got {config.target_acceptance!r}")
     if config.num_warmup < 0 or config.num_draws < 1 or config.num_chains < 1:
         raise ValueError(
             "expected num_warmup >= 0, num_draws >= 1 and num_chains >= 1, got "
@@ -179,8 +186,10 @@ def _sample(
             )
             history.check()
     positions, info = engine.chains_first(history.filled())
-    found = report.convergence(positions)
-    engine.warn(found.status, report.explain(found, config.num_chains) if int(found.status) else "", name)
+    found = report.with_divergences(report.convergence(positions), info.diverging)
+    if int(found.status) != Status.OK:
+        details = report.explain(found, config.num_chains, config.num_draws, info.diverging)
+        engine.warn(found.status, details, name)
     return engine.finish(target, positions, like, _info(info, state.warmup, found))
 
 

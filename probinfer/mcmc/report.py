@@ -13,7 +13,12 @@ from probinfer.base import Status
 from probinfer.mcmc import metric as metrics
 from probinfer.types import Array, ArrayTree, Float
 
-__all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain"]
+__all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain", "with_divergences"]
+
+_FEW = 1e-3  # of the transitions: so few divergences are mentioned in ``info`` only
+
+
+_AGAINST_DIVERGENCES = "raise target_acceptance, or reparametrise"
 
 
 class Convergence(NamedTuple):
@@ -33,8 +38,8 @@ class MCMCInfo(NamedTuple):
     ``metric`` (blackjax's low-rank form of the inverse mass matrix), ``chosen`` (index of its name) and
     ``metric_divergences`` (3,), the held-out Fisher divergence of a diagonal, low-rank and dense metric a dimension.
     ``num_warmup`` counts its steps, ``num_warmup_gradients`` their gradients over all chains. ``rhat``, ``ess`` and
-    ``ess_tail`` are trees shaped like one unconstrained position. ``status`` is ``OK`` if every R-hat is below 1.01
-    and bulk and tail ESS reach 100 a chain.
+    ``ess_tail`` are trees shaped like one unconstrained position. ``status`` is ``OK`` if every R-hat is below 1.01,
+    bulk and tail ESS reach 100 a chain and less than one transition in a thousand diverged.
     """
 
     diverging: Any
@@ -105,11 +110,37 @@ def convergence(positions: ArrayTree) -> Convergence:
     return Convergence(_like(rhat, one), _like(ess, one), _like(ess_tail, one), status)
 
 
-def explain(found: Convergence, num_chains: int) -> str:
-    """Say which coordinate is worst and how bad it is (outside jit)."""
+def with_divergences(found: Convergence, diverging: Array) -> Convergence:
+    """Make divergent transitions part of the verdict (outside jit).
+
+    Args:
+        found: the verdict on the draws.
+        diverging: (chain, draw), which transitions diverged.
+    """
+    if np.mean(diverging) < _FEW:
+        return found
+    status = jnp.maximum(found.status, jnp.int32(Status.DIVERGENT_TRANSITIONS))
+    return found._replace(status=status)
+
+
+def explain(found: Convergence, num_chains: int, num_draws: int, diverging: Array | None = None) -> str:
+    """Say which coordinate is worst and how bad it is, and how many transitions diverged (outside jit)."""
     names = engine.coordinate_names(found.rhat)
     rhat, ess, tail = (np.asarray(_flat(tree)) for tree in found[:3])
     text = []
+    count = 0 if diverging is None else int(np.sum(diverging))
+    if count:
+        advised = "" if int(found.status) == Status.DIVERGENT_TRANSITIONS else f" ({_AGAINST_DIVERGENCES})"
+        text.append(f"{count} of {np.size(diverging)} transitions diverged{advised}")
+    if int(found.status) == Status.DIVERGENT_TRANSITIONS:
+        return text[0]
+    if num_draws < 4:
+        return ", ".join([*text, f"{num_draws} draws of a chain are too few to judge"])
+    still = np.isnan(rhat)
+    if still.any():
+        return ", ".join(
+            [*text, f"the draws of {names[int(np.argmax(still))]} do not move, or are too few to judge"]
+        )
     if num_chains > 1 and not np.all(rhat <= 1.01):
         worst = int(np.argmax(np.where(np.isnan(rhat), np.inf, rhat)))
         text.append(f"the chains disagree most on {names[worst]} (R-hat {rhat[worst]:.3f})")

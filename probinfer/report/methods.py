@@ -95,7 +95,14 @@ def _run(key, problem, entry, draws, progress):
         warnings.simplefilter("always")
         try:
             fit = gp.fit(
-                key, problem.model, X, y, prior=problem.prior, learn=entry.make(draws), progress=progress
+                key,
+                problem.model,
+                X,
+                y,
+                prior=problem.prior,
+                learn=entry.make(draws),
+                standardize=True,
+                progress=progress,
             )
             predicted = predictions(fit, problem.data.X[problem.test], problem.data.y[problem.test])
         except NumericalError as error:

@@ -190,7 +190,7 @@ def _learn(key, model, X, y, entry, options, text, console):
     """The fit, and what the engine warned of."""
     with warnings.catch_warnings(record=True) as caught, bars.task(text):
         warnings.simplefilter("always")
-        fit = gp.fit(key, model, X, y, learn=entry.make(options.draws))
+        fit = gp.fit(key, model, X, y, learn=entry.make(options.draws), standardize=True)
     remarks = "; ".join(
         dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning))
     )

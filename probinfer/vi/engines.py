@@ -30,6 +30,8 @@ _NATS = 0.01
 _BLOCK = 32
 _MATCHES = 4
 _SHRINKS = 20  # fourfold each
+_KHAT = 0.7  # above: importance weights have no useful mean (Vehtari et al. 2024, section 3)
+_HARMLESS = 0.05  # nats, of the log ratios: so nearly equal weights have no tail that matters
 
 
 class VIInfo(NamedTuple):
@@ -40,7 +42,8 @@ class VIInfo(NamedTuple):
     p/q: above 0.7 the approximation misses the target too much to be corrected. ``loc`` (d,) and ``scale`` describe
     the Gaussian in unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the
     final size of the fixed sample, ``num_gradients`` the gradients its optimisation took. ``status`` is
-    ``MAX_ITERATIONS`` if the gap stayed open at the largest sample, else that of the last optimisation.
+    ``POOR_APPROXIMATION`` if ``khat`` is above 0.7, ``MAX_ITERATIONS`` if the gap stayed open at the largest sample,
+    else that of the last optimisation.
     """
 
     elbo: Any
@@ -99,7 +102,7 @@ class MeanField:
             NumericalError: the log density is not finite around the starting point.
 
         Warns:
-            ConvergenceWarning: the gap did not close or the optimiser stalled.
+            ConvergenceWarning: the gap did not close, the optimiser stalled, or ``khat`` is above 0.7.
         """
         return _sample(key, target, self, False, progress)
 
@@ -142,8 +145,10 @@ def _check_settings(config: Any) -> None:
     """Refuse impossible settings.
 
     Raises:
+        TypeError: a count is not an integer.
         ValueError: a count or mode out of range.
     """
+    engine.check_counts(config, ("num_draws", "max_samples"))
     if config.num_draws < 1 or config.max_samples < 16:
         raise ValueError(
             f"expected num_draws >= 1 and max_samples >= 16, got {config.num_draws} and {config.max_samples}"
@@ -171,11 +176,15 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
     draws = gaussian.draw(frame, key_draws, config.num_draws)
     unravel = ravel_pytree(position)[1]
     positions = jax.vmap(jax.vmap(unravel))(draws[None])
-    details = (
-        f"the fit to {int(info.num_samples)} points exceeds the fresh bound by {float(info.gap):.2g} nats"
-    )
-    engine.warn(info.status, details, name)
+    engine.warn(info.status, _details(info), name)
     return engine.finish(target, positions, starting, info)
+
+
+def _details(info: VIInfo) -> str:
+    """What a warning says was found."""
+    if int(info.status) == Status.POOR_APPROXIMATION:
+        return f"Pareto k-hat is {float(info.khat):.2f}, above {_KHAT}"
+    return f"the fit to {int(info.num_samples)} points exceeds the fresh bound by {float(info.gap):.2g} nats"
 
 
 @pytree
@@ -263,6 +272,9 @@ def _fit(
             break
         num *= 2
     status = result.status if closed else jnp.asarray(int(Status.MAX_ITERATIONS), jnp.int32)
+    spread = fresh.elbo_standard_error * float(np.sqrt(_FRESH))
+    poor = (fresh.khat > _KHAT) & (spread > _HARMLESS)
+    status = jnp.where(poor, jnp.int32(Status.POOR_APPROXIMATION), status)
     return frame, fresh._replace(
         gap=gap,
         num_samples=jnp.asarray(num, jnp.int32),

@@ -1,6 +1,7 @@
 """The facade: units, learners, predictions as mixtures, bad input."""
 
 import dataclasses
+import inspect
 import warnings
 
 import jax
@@ -85,7 +86,7 @@ def test_evidence_does_not_depend_on_standardisation():
     """The same model stated in both units has the same evidence of the same data."""
     fixed = {name: gp.fixed for name in gp.leaf_names(model()) if name != "likelihood.variance"}
     prior = gp.replace(gp.default_prior(model(), standardized()[0]), fixed)
-    scaled = gp.fit(jax.random.key(0), model(), X, Y, prior=prior)
+    scaled = gp.fit(jax.random.key(0), model(), X, Y, prior=prior, standardize=True)
     kernel = gp.kernels.RBF(float(Y.var()), jnp.asarray(X.std(0)))
     raw = gp.Model(kernel, gp.likelihoods.Gaussian(float(0.1 * Y.var())))
     prior = gp.replace(gp.default_prior(raw, X), dict.fromkeys(fixed, gp.fixed))
@@ -230,8 +231,26 @@ def test_constant_columns_are_reported():
     with pytest.warns(UserWarning, match=r"columns \[2\] are constant"):
         fit = gp.fit(jax.random.key(0), wide, constant, Y)
     assert np.isfinite(fit.predict(constant[:3])[0]).all()
-    with pytest.warns(UserWarning, match="y is constant"):
-        gp.fit(jax.random.key(0), model(), X, np.ones(40))
+
+
+def test_a_prior_of_unsaid_units_is_asked_about():
+    x, y = standardized()
+    prior = gp.default_prior(model(), x)
+    quick = gp.ML2(num_restarts=1, max_steps=2)
+    asked = []
+    for given, standardize in (((X, Y), None), ((X, Y), True), ((X, Y), False), ((x, y), None)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            gp.fit(jax.random.key(0), model(), *given, prior=prior, learn=quick, standardize=standardize)
+        asked.append(sum("standardize=False" in str(warning.message) for warning in caught))
+    assert asked == [1, 0, 0, 0]
+
+
+def test_a_fit_is_shown_on_one_line(ml2, nuts):
+    assert repr(ml2) == "Fit(RBF kernel, Gaussian likelihood; 40 points, 2 inputs; point estimate)"
+    assert "Posterior(kernel.lengthscale[2], kernel.variance, likelihood.variance; 2 x 100 draws" in repr(
+        nuts
+    )
 
 
 def test_one_point_needs_its_own_units():
@@ -245,12 +264,16 @@ def test_one_point_needs_its_own_units():
         ({"X": X.astype(int)}, TypeError, "floating point"),
         ({"y": np.where(Y[0] == Y, np.nan, Y)}, ValueError, "NaN"),
         ({"y": Y[:-1]}, ValueError, "40 rows"),
-        ({"prior": {}}, ValueError, "nothing for"),
+        ({"prior": {}, "standardize": True}, ValueError, "nothing for"),
         ({"model": gp.Model(gp.kernels.RBF(1.0, np.ones(3)))}, ValueError, "3"),
         ({"learn": "nuts"}, TypeError, "engine"),
+        ({"key": 0}, TypeError, r"jax\.random\.key"),
+        ({"model": gp.kernels.RBF()}, TypeError, r"must be gp\.Model.*gp\.Model\(kernel\)"),
+        ({"standardize": "no"}, TypeError, "True, False or None"),
+        ({"y": np.full(40, 3.5)}, ValueError, r"y is 3\.5 at every point.*standardize=False"),
     ],
 )
 def test_bad_input(change, error, words):
-    arguments = {"model": model(), "X": X, "y": Y, **change}
+    arguments = {"key": jax.random.key(0), "model": model(), "X": X, "y": Y, **change}
     with pytest.raises(error, match=words):
-        gp.fit(jax.random.key(0), **arguments)
+        inspect.unwrap(gp.fit)(**arguments)  # the checks of annotations in tests would speak first
