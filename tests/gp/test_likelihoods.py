@@ -120,14 +120,14 @@ def test_ratio_and_tilted_moments_by_quadrature(name, dtype):
 def test_expected_log_density_by_quadrature(name, dtype):
     likelihood, y, log_density, rtol = case(name, dtype)
     m, v = arrays(dtype, M, V)
-    expected = jax.jit(lambda *args: moments.expected_log_density(likelihood, y, *args, 128))
-    got = expected(m, v)
+    average = jax.jit(lambda *args: moments.expected_log_density(likelihood, y, *args, 128))
+    got = average(m, v)
     tolerance = {"rtol": rtol, "atol": rtol} if dtype == jnp.float64 else {"rtol": 3e-5, "atol": 3e-5}
     for i in range(len(M)):
         wanted = integrals(lambda f: 0 * f, M[i], V[i], [log_density(i)])[1]
         np.testing.assert_allclose(got[0][i], wanted, **tolerance)
     # Bonnet and Price: E l' and E l'' are the derivatives of E l in m and, doubled, in v.
-    by_m, by_v = jax.jit(jax.grad(lambda m, v: expected(m, v)[0].sum(), argnums=(0, 1)))(m, v)
+    by_m, by_v = jax.jit(jax.grad(lambda m, v: average(m, v)[0].sum(), argnums=(0, 1)))(m, v)
     np.testing.assert_allclose(got[1], by_m, **tolerance)
     loose = {key: 30 * value for key, value in tolerance.items()}
     np.testing.assert_allclose(got[2], 2 * by_v, **loose)
@@ -136,7 +136,10 @@ def test_expected_log_density_by_quadrature(name, dtype):
 @pytest.mark.f32
 @pytest.mark.parametrize("name", CASES)
 def test_log_prob_by_quadrature_in_the_bulk_and_far_out(name, dtype):
-    """Wide and narrow marginals, and outputs that the marginal makes improbable."""
+    """Wide and narrow marginals, and outputs that the marginal makes improbable.
+
+    In float32 the log factorial of 3000, 2e4, leaves an error of 2e-3.
+    """
     likelihood, y, _, _ = case(name, dtype)
     counts = name in ("poisson", "negative binomial")
     far = {"probit": 1.0, "logit": 1.0}.get(name, 3000.0 if counts else 40.0)
@@ -149,7 +152,8 @@ def test_log_prob_by_quadrature_in_the_bulk_and_far_out(name, dtype):
         wanted = integrals(
             lambda f, i=i: LOG_DENSITIES[name](float(y[i]), f, *params), float(m[i]), float(v[i])
         )[0]
-        tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == jnp.float64 else {"rtol": 1e-4, "atol": 1e-4}
+        loose = 3e-3 if y[i] == 3000 else 1e-4
+        tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == jnp.float64 else {"rtol": 1e-4, "atol": loose}
         np.testing.assert_allclose(got[i], wanted, **tolerance, err_msg=f"{name} {i}")
 
 
@@ -197,7 +201,7 @@ def test_far_tilted_moments_do_not_cancel(dtype):
 def test_derivatives_by_differences(name):
     likelihood, y, log_density, _ = case(name, jnp.float64)
     f = jnp.asarray(M)
-    got = np.asarray(moments.derivatives(likelihood, y, f))
+    got = np.asarray(jax.jit(moments.derivatives)(likelihood, y, f))
     h = 1e-3
     for i in range(len(M)):
         fn = log_density(i)
@@ -237,7 +241,12 @@ def test_gradients_in_likelihood_parameters(name):
         return jnp.stack(terms).sum(1)
 
     theta = jnp.asarray(start)
-    fn, forward, h = jax.jit(everything), jax.jit(jax.jacfwd(everything))(theta), 1e-4
+    both, h = jax.jit(lambda theta: (everything(theta), jax.jacfwd(everything)(theta))), 1e-4
+    forward = both(theta)[1]
+
+    def fn(theta):
+        return both(theta)[0]
+
     for j in range(len(start)):
         step = h * jnp.eye(len(start))[j]
         wanted = (8 * (fn(theta + step) - fn(theta - step)) - fn(theta + 2 * step) + fn(theta - 2 * step)) / (
@@ -322,6 +331,18 @@ def test_gaussian_sites_are_the_likelihood():
 
 # Golden numbers
 
+NODES = 200
+
+
+@jax.jit
+def by_power(likelihood, *data):
+    """Expectations, and by power the log ratio and the tilted moments: compiled once a likelihood."""
+    found = {0: jnp.stack(moments.expected_log_density(likelihood, *data[:3], NODES))}
+    for power in (1.0, 0.5):
+        ratio = moments.log_ratio(likelihood, *data, power, NODES)
+        found[power] = jnp.stack([ratio, *moments.tilted_moments(likelihood, *data, power, NODES)])
+    return found
+
 
 X = np.array([-1.5, -0.4, 0.3, 1.1, 2.0])
 GOLDEN = {  # likelihood, outputs, (lengthscale, variance), EP, power EP ½, VI, energy 1 and ½ at the sites of VI
@@ -366,27 +387,20 @@ def energy(likelihood, y, K, lam1, lam2, power):
     m, v, log_z, _ = posterior(K, lam1, lam2)
     if power == 0:
         site = lam1 * m - 0.5 * lam2 * (m**2 + v)
-        return log_z + np.sum(
-            moments.expected_log_density(likelihood, y, *arrays(y.dtype, m, v), NODES)[0] - site
-        )
-    data = arrays(y.dtype, m, v, lam1, lam2)
-    return log_z + np.sum(moments.log_ratio(likelihood, y, *data, power, NODES)) / power
-
-
-NODES = 200
+        return log_z + np.sum(by_power(likelihood, y, m, v, lam1, lam2)[0][0] - site)
+    return log_z + np.sum(by_power(likelihood, y, m, v, lam1, lam2)[power][0]) / power
 
 
 def sites(likelihood, y, K, power):
     """Damped updates to the fixed point: expectation propagation of a power, or with power 0 conjugate VI."""
-    expected = jax.jit(lambda *args: moments.expected_log_density(likelihood, y, *args, NODES))
-    tilted = jax.jit(lambda *args: moments.tilted_moments(likelihood, y, *args, power, NODES))
     lam1, lam2, m, v = np.zeros(5), np.full(5, 1e-6), np.zeros(5), np.diag(K)
     for _ in range(400):
+        found = np.asarray(by_power(likelihood, y, m, v, lam1, lam2)[power])
         if power == 0:
-            _, d1, d2 = np.asarray(expected(m, v))
+            _, d1, d2 = found
             new1, new2 = d1 - d2 * m, -d2
         else:
-            mean, variance = np.asarray(tilted(m, v, lam1, lam2))
+            _, mean, variance = found
             new1 = lam1 + (mean / variance - m / v) / power
             new2 = lam2 + (1 / variance - 1 / v) / power
         change = max(abs(new1 - lam1).max(), abs(new2 - lam2).max())
@@ -443,14 +457,12 @@ def test_golden_fixed_sites_and_their_gradients():
     R = np.diag(lam2) - lam2[:, None] * cov * lam2
     alpha, half = lam1 - lam2 * m, np.eye(5) - cov * lam2
     for power, wanted in golden.items():
-        data = arrays(jnp.float64, m, v)
+        found = np.asarray(by_power(likelihood, y, m, v, lam1, lam2)[power])
         if power == 0:
-            _, d1, d2 = moments.expected_log_density(likelihood, y, *data, NODES)
+            _, d1, d2 = found
             by_m, by_v = d1 - (lam1 - lam2 * m), 0.5 * d2 + 0.5 * lam2
         else:
-            mean, variance = moments.tilted_moments(
-                likelihood, y, *data, *arrays(y.dtype, lam1, lam2), power, NODES
-            )
+            _, mean, variance = found
             delta = mean - m
             by_m, by_v = delta / (power * v), (delta**2 + variance - v) / (2 * power * v**2)
         outer = np.outer(half.T @ np.asarray(by_m), alpha)

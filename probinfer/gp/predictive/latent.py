@@ -216,39 +216,34 @@ def _cdf(mixture, y):
 
 @jax.jit
 def _real_quantile(mixture, q, center, spread):
-    # Brackets of doubled width until they hold the quantile, then halvings to rounding level.
-    def widen(width):
-        below = _cdf(mixture, center - width) >= q
-        above = _cdf(mixture, center + width) < q
-        return jnp.where(below | above, 2 * width, width), jnp.any(below | above)
-
-    width, _ = jax.lax.while_loop(lambda state: state[1], lambda state: widen(state[0]), (spread, True))
-    num_steps = 60 if center.dtype == jnp.float64 else 30
+    # Bisection of t in y = center + spread sinh(t), which reaches every number.
+    end, num_steps = (300.0, 64) if center.dtype == jnp.float64 else (80.0, 36)
 
     def halve(_, bracket):
         low, high = bracket
         middle = 0.5 * (low + high)
-        below = _cdf(mixture, middle) < q
+        below = _cdf(mixture, center + spread * jnp.sinh(middle)) < q
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    low, high = jax.lax.fori_loop(0, num_steps, halve, (center - width, center + width))
-    return 0.5 * (low + high)
+    ends = jnp.full_like(center, -end), jnp.full_like(center, end)
+    low, high = jax.lax.fori_loop(0, num_steps, halve, ends)
+    return center + spread * jnp.sinh(0.5 * (low + high))
 
 
 @jax.jit
 def _count_quantile(mixture, q):
-    # P(Y <= low) < q <= P(Y <= high): high doubles, then the integers between are halved.
-    def widen(state):
-        low, high, _ = state
-        short = mixture.cdf(high) < q
-        return jnp.where(short, high, low), jnp.where(short, 2 * high + 1, high), jnp.any(short)
+    # P(Y <= low) < q <= P(Y <= high): high doubles until that holds, then the integers between are halved.
+    def unfinished(state):
+        low, high, growing = state
+        return jnp.any(growing | (high - low > 1))
 
-    def halve(state):
-        low, high = state
-        middle = jnp.floor(0.5 * (low + high))
-        short = mixture.cdf(middle) < q
-        return jnp.where(short, middle, low), jnp.where(short, high, middle)
+    def step(state):
+        low, high, growing = state
+        point = jnp.where(growing, high, jnp.floor(0.5 * (low + high)))
+        short = mixture.cdf(point) < q
+        grown = jnp.where(growing & short, 2 * high + 1, high)
+        return jnp.where(short, point, low), jnp.where(short, grown, point), growing & short
 
     low = jnp.full_like(mixture.means[0], -1.0)
-    low, high, _ = jax.lax.while_loop(lambda state: state[2], widen, (low, jnp.zeros_like(low), True))
-    return jax.lax.while_loop(lambda state: jnp.any(state[1] - state[0] > 1), halve, (low, high))[1]
+    growing = jnp.ones(low.shape, bool)
+    return jax.lax.while_loop(unfinished, step, (low, jnp.zeros_like(low), growing))[1]
