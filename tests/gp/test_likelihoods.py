@@ -194,6 +194,15 @@ def test_far_tilted_moments_do_not_cancel(dtype):
     np.testing.assert_allclose(variance, wanted, rtol=1e-8)
 
 
+def test_a_cavity_that_does_not_exist_is_seen():
+    """lam2 v >= 1: the integral diverges, and the closed forms say so; the other points are not touched."""
+    y, m, v, lam1, lam2 = arrays(jnp.float64, [1, 1, 1], [0.3] * 3, [1.0] * 3, [0.1] * 3, [0.5, 1.0, 1.4])
+    ratio = moments.log_ratio(likelihoods.Bernoulli(), y, m, v, lam1, lam2, 1.0, 20)
+    tilted = moments.tilted_moments(likelihoods.Bernoulli(), y, m, v, lam1, lam2, 1.0, 20)
+    for got in (ratio, *tilted):
+        assert np.isfinite(got).tolist() == [True, False, False]
+
+
 # Derivatives in the parameters, transformations
 
 

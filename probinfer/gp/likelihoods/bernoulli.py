@@ -127,7 +127,10 @@ class Bernoulli(Likelihood):
 
 @jax.jit
 def _log_probabilities(likelihood, mean, variance):
-    return tuple(likelihood.log_prob(jnp.full_like(mean, label), mean, variance) for label in (0.0, 1.0))
+    def one(moments):
+        return tuple(likelihood.log_prob(jnp.full_like(moments[0], label), *moments) for label in (0.0, 1.0))
+
+    return jax.lax.map(one, (mean, variance))  # draws one after another: the quadrature of all would not fit
 
 
 @jax.custom_jvp

@@ -19,10 +19,11 @@ def cavity(
     """Mean and variance of the density ∝ N(f; m, v) / t(f)^power, and c = 1 − power lam2 v.
 
     Returns:
-        ``(mean, variance, c)``; where c is not positive there is no such density, and variance is not positive.
+        ``(mean, variance, c)``; where c is not positive there is no such density, and mean and variance are NaN.
     """
     c = 1 - power * lam2 * v
-    return (m - power * lam1 * v) / c, v / c, c
+    safe = jnp.where(c > 0, c, jnp.nan)
+    return (m - power * lam1 * v) / safe, v / safe, c
 
 
 def log_ratio_from_cavity(

@@ -128,7 +128,7 @@ def tilted_moments(
         num_nodes: quadrature nodes.
 
     Returns:
-        ``(mean, variance)``, each ``(N,)``.
+        ``(mean, variance)``, each ``(N,)``; NaN from the closed form of the probit where the cavity does not exist.
     """
     closed = _closed(likelihood, "tilted_moments", y, m, v, lam1, lam2, power)
     if closed is not None:
