@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+import probinfer
 
 __all__ = ["environment", "figure", "parser", "print_table", "read_results", "save_figure", "write_results"]
 
@@ -48,6 +51,7 @@ def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
         "load": os.getloadavg()[1] if hasattr(os, "getloadavg") else None,
+        "commit": _commit(),
         "versions": {name: _version(name) for name in (*_PACKAGES, *packages)},
     }
 
@@ -107,7 +111,23 @@ def _version(name):
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
+        return probinfer.__version__ if name == "probinfer" else None
+
+
+def _commit():
+    """The commit that was measured, with a plus where files of it were changed; nothing outside a checkout."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
         return None
+    return head.strip() + ("+" if dirty.strip() else "")
 
 
 def _processor():

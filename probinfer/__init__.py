@@ -6,22 +6,24 @@ from typing import Any
 from probinfer import targets
 from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import MissingExtraError, NumericalError
+from probinfer.errors import ConvergenceWarning, MissingExtraError, NumericalError
 from probinfer.history import History
 from probinfer.infer import infer
 from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run, run_until
 
-_SUBMODULES = ("gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
+_SUBMODULES = ("data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
 
 __all__ = [
     "Algorithm",
     "Checkpoint",
+    "ConvergenceWarning",
     "History",
     "MissingExtraError",
     "NumericalError",
     "Posterior",
     "Status",
+    "data",
     "gp",
     "infer",
     "kernels",
@@ -44,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -45,6 +45,18 @@ class Checkpoint:
         if self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}")
 
+    @staticmethod
+    def check(checkpoint: Any) -> None:
+        """Refuse what is no checkpoint.
+
+        Raises:
+            TypeError: something else than ``None`` or a ``Checkpoint``, such as a path.
+        """
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+            raise TypeError(
+                f"checkpoint must be a pi.Checkpoint, got {checkpoint!r}; write pi.Checkpoint(path)"
+            )
+
     def child(self, name: str) -> Checkpoint:
         """The checkpoint of one phase of a longer piece of work: a folder below this one."""
         return dataclasses.replace(self, path=Path(self.path) / name)
@@ -106,7 +118,7 @@ def claim(checkpoint: Checkpoint, about: dict[str, Any]) -> None:
         if found != about:
             raise ValueError(
                 f"{folder} holds a checkpoint of a different run: {_difference(found, about)}. Call with what it was "
-                "made with to continue it, choose another path, or delete the folder"
+                f"made with to continue it, choose another path, or delete the folder{_about_length(found, about)}"
             )
     elif _steps(folder):
         raise ValueError(
@@ -212,6 +224,16 @@ def _from_storable(stored: dict[str, Any], like: Any) -> Any:
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, full)
+
+
+def _about_length(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What to do where the length alone differs."""
+    if {**found, "num_steps": 0} != {**wanted, "num_steps": 0}:
+        return ""
+    return (
+        ". A checkpoint belongs to one length (num_steps of pi.run; num_draws and num_warmup of an engine): for a "
+        "longer run, call with the old length, then start a second run from the state it returns, under another path"
+    )
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ _ADVICE = {
     Status.OK: "nothing went wrong",
     Status.MAX_ITERATIONS: "the iteration limit was reached before the stopping rule was met; raise the limit",
     Status.LINE_SEARCH_STALLED: "no step along the search direction improved the objective: it is at its rounding "
-    "level, or its gradient is wrong or jumps",
+    "level, its gradient is wrong or jumps, or it has no optimum (an improper density)",
     Status.DIVERGENT_TRANSITIONS: "some trajectories left the posterior by numerical error, so parts of it are visited "
     "too rarely: raise target_acceptance (0.95, 0.99), or reparametrise",
     Status.CHAINS_DISAGREE: "the chains have not mixed (R-hat above 1.01 or too few effective draws): run more draws, "
@@ -47,7 +47,8 @@ _ADVICE = {
     "one draw, or use more particles",
     Status.NOT_POSITIVE_DEFINITE: "a covariance matrix stayed indefinite after the largest jitter: remove duplicate "
     "rows, add noise, or bound the lengthscale",
-    Status.NON_FINITE: "a value became NaN or infinite: check the data and the scale of the parameters",
+    Status.NON_FINITE: "a value became NaN or infinite: check the data, the scale of the parameters, and that the "
+    "density is proper (falls off in every direction, so that its integral is finite)",
 }
 _IN_FLOAT32 = {
     Status.LINE_SEARCH_STALLED: "; float64 lowers the rounding level",

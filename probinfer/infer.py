@@ -56,4 +56,5 @@ def infer(
             f"engine must have sample(key, target), such as mcmc.NUTS() or vi.MeanField(); got {shortened(chosen)}"
             + (f"; call it: {chosen.__name__}()" if isinstance(chosen, type) else "")
         )
+    Checkpoint.check(checkpoint)
     return chosen.sample(key, target, progress=progress, checkpoint=checkpoint)

@@ -196,7 +196,12 @@ def _next_chunk(chunk: int, seconds: float, thin: int) -> int:
 
 def shape_of_record(problem, key, state, stop_fn):
     """Shapes of one record, from the trace that the loop uses; refuses a step that changes the kind of its state."""
-    new, info = _call.eval_shape(problem.step, key, state)
+    try:
+        new, info = _call.eval_shape(problem.step, key, state)
+    except AttributeError as error:
+        raise TypeError(
+            f"step cannot use this state ({type(state).__name__}): {error}; start from algorithm.init(position)"
+        ) from error
     before: Any = jax.tree.structure(state)
     after: Any = jax.tree.structure(new)
     if before != after:

@@ -136,6 +136,7 @@ def record_nothing(state: Any, info: Any) -> tuple[()]:
 def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, checkpoint):
     """Check, then pass on to the scan (traced arguments), to one call, or to chunks."""
     _check_arguments(key, algorithm, num_steps, thin)
+    Checkpoint.check(checkpoint)
     state = jax.tree.map(_strong, state)
     problem = Problem(as_partial(algorithm.step), as_partial(stop_fn or _never), as_partial(collect or _both))
     empty = shape_of_record(problem, key, state, stop_fn)

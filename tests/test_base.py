@@ -125,3 +125,21 @@ def test_what_is_not_finite_is_refused_with_its_places():
         errors.check_finite("y", np.full((3, 3), np.nan))
     errors.check_finite("y", np.ones(3))
     jax.jit(lambda y: errors.check_finite("y", y))(jnp.array(jnp.nan))
+
+
+def test_float64_is_no_advice_where_it_is_in_use(dtype):
+    for status in (Status.LINE_SEARCH_STALLED, Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE):
+        assert ("float64" in errors.advice(status)) == (jnp.result_type(float) == jnp.float32)
+    assert "proper" in errors.advice(Status.NON_FINITE)
+
+
+def test_values_in_messages_are_short():
+    assert len(errors.shortened(np.zeros((50, 50)))) <= 100
+    assert "\n" not in errors.shortened(np.zeros((50, 50)))
+    with pytest.raises(TypeError, match=r"leaf 'value' must be .* with \.astype\(float\)$"):
+        errors.check_floating("leaf 'value'", np.arange(3))
+
+
+def test_close_matches():
+    assert errors.close_matches("tua", ["mu", "tau"]) == "; did you mean 'tau'?"
+    assert errors.close_matches("zzz", ["mu", "tau"]) == "; there is mu, tau"

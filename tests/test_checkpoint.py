@@ -138,6 +138,14 @@ def test_a_checkpoint_of_a_different_run_is_refused(finished, change, said):
     assert "choose another path" in str(caught.value)
 
 
+def test_a_longer_run_is_told_to_start_from_the_state(finished):
+    where, _ = finished
+    with pytest.raises(
+        ValueError, match=r"num_steps is 12 there and 20 here.*num_draws.*from the state it returns"
+    ):
+        pi.run(jax.random.key(0), walk(), start(), 20, thin=2, checkpoint=where)
+
+
 def test_steps_without_a_description_are_refused(finished, tmp_path):
     os.symlink(Path(finished[0].path).absolute() / "step_000000000004", tmp_path / "step_000000000004")
     with pytest.raises(ValueError, match=r"no about\.json"):

@@ -153,6 +153,47 @@ def test_mistakes_in_one_line(tmp_path, text, options, match):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
+    table = write_table(tmp_path / "t.csv")
+    (tmp_path / "file").write_text("")
+
+    def never(*arguments):
+        raise AssertionError("the fit was started")
+
+    monkeypatch.setattr(regression, "_learn", never)
+    monkeypatch.setattr(demos, "run_methods", never)
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        fails("gp", table, "--target", "height", "--out", out, match="is a file; name a folder")
+        fails("demo", "--small", "--out", out, match="is a file; name a folder")
+    fails("gp", table, "--target", "height", "--drop", "height", match="--drop height leaves out the column")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fails("gp", table, "--target", "height", "--out", tmp_path / "out", match="probinfer[plots]")
+    fails("demo", "--small", "--out", tmp_path / "out", match="probinfer[plots]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gains_in_the_means_alone_are_told_apart():
+    """The same good means with fair bands, with bands far too narrow, and means that are worse than none."""
+    from probinfer.report.scores import normal_baseline
+
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=200)
+    baseline = normal_baseline(y, y)
+
+    def verdict(error, sd):
+        mean = y + error * rng.normal(size=200)
+        log_density = -0.5 * ((y - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))
+        quantiles = dict.fromkeys(baseline.quantiles, mean)
+        one = baseline._replace(mean=mean, sd=sd + 0 * y, quantiles=quantiles, log_density=log_density)
+        return regression._usefulness(one, baseline)
+
+    assert verdict(0.3, 0.3).startswith("The inputs help")
+    assert "RMSE 0." in verdict(0.3, 0.01)
+    assert "do not rely on the bands" in verdict(0.3, 0.01)
+    assert "worse than ignoring" in verdict(3.0, 0.3)
+    assert verdict(0.95, 0.95).startswith("No clear gain")
+
+
 def test_more_mistakes(tmp_path):
     fails("gp", tmp_path / "none.csv", "--target", "y", match="there is no file")
     table = write_table(tmp_path / "t.csv")

@@ -154,11 +154,25 @@ def test_quoted_cells_and_chosen_columns(tmp_path):
         ("a,b\n1,1_000\n", "not numeric"),
         ("a,b\n1,\n2,3\nNA,?\n", "2 of 3 rows have missing values: a in line 4; b in lines 2, 4"),
         ("a,b\n1,inf\n", "b is infinite in line 2"),
+        ("a;b\n1,5;2\n2,5;3\n", r"decimal commas: a \(for example '1,5'\).*with a point"),
+        (",b\n0,2\n1,3\n", "column 1 has no name.*without its index"),
     ],
 )
 def test_bad_tables(tmp_path, text, message):
     with pytest.raises(data.TableError, match=message):
         data.read_csv(write(tmp_path, text))
+
+
+def test_advice_never_drops_the_target(tmp_path):
+    words = write(tmp_path, "a,b\nred,low\nblue,high\n")
+    with pytest.raises(
+        data.TableError, match=r"b is to be predicted, so it must be numbers: .*--drop a, or"
+    ) as caught:
+        data.read_csv(words, target="b")
+    assert "--drop b" not in str(caught.value)
+    with pytest.raises(data.TableError, match="Remove the rows without b") as caught:
+        data.read_csv(write(tmp_path, "a,b\n1,\n2,3\n"), target="b")
+    assert "--drop" not in str(caught.value)
 
 
 def test_unknown_columns(tmp_path):

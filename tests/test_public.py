@@ -50,3 +50,9 @@ def test_what_is_offered_is_described(name):
 def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
+
+
+def test_the_root_shows_what_it_offers():
+    assert dir(probinfer) == sorted(probinfer.__all__)
+    assert probinfer.data.read_csv
+    assert issubclass(probinfer.ConvergenceWarning, UserWarning)

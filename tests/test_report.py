@@ -145,6 +145,17 @@ def test_hyperparameters_in_the_units_of_the_data(problem, found):
     assert units.most_relevant(point, 1) == [int(np.argmin(kernel.lengthscale))]
 
 
+def test_a_lengthscale_beyond_all_data_has_no_effect(problem, found):
+    point = found[1].fit
+    longer = jax.tree.map(lambda leaf: leaf.at[:, 0].set(1e5) if leaf.ndim == 2 else leaf, point.models)
+    idle = dataclasses.replace(point, models=longer)
+    listed = units.quantities(idle, ["kernel.lengthscale"], problem.data.feature_names)
+    assert [item.idle for item in listed] == [True] + [False] * (len(listed) - 1)
+    rows = sections.values_table(listed, title="").rows
+    assert rows[0][1] == "no effect"
+    assert rows[1][1] != "no effect"
+
+
 def test_only_what_was_learned_is_listed_and_pure_numbers_stay(problem):
     K = gp.kernels
     kernel = K.Periodic(period=0.5) * K.RBF(variance=1.0) + K.Linear() + K.RationalQuadratic().on(1)

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 from functools import partial
 
@@ -290,6 +291,14 @@ def test_bad_input_is_refused(key):
         pi.run(key, good, start(), -1)
     with pytest.raises(ValueError, match="thin >= 1"):
         pi.run(key, good, start(), 3, thin=0)
+    unchecked = inspect.unwrap(pi.run)  # without the checks of annotations in tests
+    with pytest.raises(TypeError, match="num_steps must be an integer, got 1000"):
+        unchecked(key, good, start(), 1e3)
+    with pytest.raises(TypeError, match=r"write pi\.Checkpoint\(path\)"):
+        unchecked(key, good, start(), 3, checkpoint="folder")
+    blackjax_step = Algorithm(None, lambda key, state: (state._replace(position=state.position + 1), ()))
+    with pytest.raises(TypeError, match=r"_replace; start from algorithm\.init\(position\)"):
+        pi.run(key, blackjax_step, jnp.zeros(3), 3)
 
 
 def test_progress_and_checkpoint_are_refused_under_jit(key, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 __all__ = ["Table", "TableError", "read_csv", "split_target"]
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-", "."}
+_DECIMAL_COMMA = re.compile(r"^[-+]?\d*,\d+(e[-+]?\d+)?$", re.IGNORECASE)
 _DELIMITERS = ",;\t|"
 
 
@@ -35,7 +37,11 @@ class Table(NamedTuple):
 
 
 def read_csv(
-    path: str | os.PathLike, *, drop: tuple[str, ...] = (), columns: tuple[str, ...] | None = None
+    path: str | os.PathLike,
+    *,
+    drop: tuple[str, ...] = (),
+    columns: tuple[str, ...] | None = None,
+    target: str | None = None,
 ) -> Table:
     """Read a file with one header line; commas, semicolons, tabs or bars between the cells.
 
@@ -43,6 +49,7 @@ def read_csv(
         path: the file.
         drop: columns to leave out.
         columns: read only these, in this order; None: all.
+        target: the column that is to be predicted: advice does not say to leave it out.
 
     Returns:
         The table; every cell is a finite number.
@@ -59,8 +66,8 @@ def read_csv(
     if not kept:
         raise TableError(f"{path}: no column is left")
     texts = {name: [row[header.index(name)] for row in rows] for name in kept}
-    _check_numeric(path, texts)
-    _check_complete(path, texts, lines)
+    _check_numeric(path, texts, target)
+    _check_complete(path, texts, lines, target)
     values = np.array([[float(text) for text in texts[name]] for name in kept], np.float64).T
     _check_finite(path, kept, values, lines)
     return Table(path, kept, values)
@@ -116,13 +123,16 @@ def _check_header(path, header):
             f"{path}: the first line holds numbers, not names; add a header line with one name a column"
         )
     if "" in header:
-        raise TableError(f"{path}: column {header.index('') + 1} has no name in the header; give it one")
+        hint = " (row numbers, as of a data frame? Write it without its index)" if header[0] == "" else ""
+        raise TableError(
+            f"{path}: column {header.index('') + 1} has no name in the header; give it one{hint}"
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise TableError(f"{path}: more than one column is called {_listed(twice)}; names must differ")
 
 
-def _check_numeric(path, texts):
+def _check_numeric(path, texts, target):
     bad = {}
     for name, column in texts.items():
         odd = next((text for text in column if text.lower() not in _MISSING and not _is_number(text)), None)
@@ -130,14 +140,18 @@ def _check_numeric(path, texts):
             bad[name] = odd
     if bad:
         examples = ", ".join(f"{name} (for example '{text[:30]}')" for name, text in list(bad.items())[:8])
-        options = " ".join(f"--drop {_quoted(name)}" for name in bad)
-        raise TableError(
-            f"{path}: not numeric: {examples}. Leave such columns out with {options}, or turn categories into 0/1 "
-            "columns and dates into numbers first"
-        )
+        if all(_DECIMAL_COMMA.match(text) for text in bad.values()):
+            raise TableError(f"{path}: decimal commas: {examples}. Write numbers with a point, as 1.5")
+        advice = "turn categories into 0/1 columns and dates into numbers first"
+        others = [name for name in bad if name != target]
+        if others:
+            advice = f"Leave such columns out with {_drops(others)}, or {advice}"
+        if target in bad:
+            advice = f"{target} is to be predicted, so it must be numbers: {advice}"
+        raise TableError(f"{path}: not numeric: {examples}. {advice}")
 
 
-def _check_complete(path, texts, lines):
+def _check_complete(path, texts, lines, target):
     missing = {
         name: [i for i, text in enumerate(column) if text.lower() in _MISSING]
         for name, column in texts.items()
@@ -146,10 +160,11 @@ def _check_complete(path, texts, lines):
     if missing:
         where = "; ".join(f"{name} in {_where(rows, lines)}" for name, rows in list(missing.items())[:8])
         num = len(set().union(*missing.values()))
-        raise TableError(
-            f"{path}: {num} of {len(lines)} rows have missing values: {where}. Fill them in, remove those rows, or "
-            f"leave the columns out with {' '.join(f'--drop {_quoted(name)}' for name in missing)}"
-        )
+        others = [name for name in missing if name != target]
+        advice = f"Fill them in, remove those rows, or leave the columns out with {_drops(others)}"
+        if target in missing:
+            advice = f"Remove the rows without {target} (--predict takes them, in a file of their own)"
+        raise TableError(f"{path}: {num} of {len(lines)} rows have missing values: {where}. {advice}")
 
 
 def _check_finite(path, names, values, lines):
@@ -178,6 +193,10 @@ def _where(rows, lines):
 
 def _listed(names):
     return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
+
+
+def _drops(names):
+    return " ".join(f"--drop {_quoted(name)}" for name in names)
 
 
 def _quoted(name):

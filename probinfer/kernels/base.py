@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import check_floating
+from probinfer.errors import check_floating, shortened
 from probinfer.types import Array, Float, Scalar, strong_array
 
 __all__ = ["COMPOSITES", "Kernel", "cast", "check_inputs", "parameter"]
@@ -86,8 +86,12 @@ def parameter(name: str, value: Any, *, max_ndim: int = 0) -> Any:
 
     Raises:
         ValueError: too many axes, or a number that is not positive and finite.
-        TypeError: an integer or complex array.
+        TypeError: an integer or complex array, a text, a kernel, or nothing.
     """
+    if value is None or isinstance(value, (str, bytes, bool, Kernel)):
+        raise TypeError(f"{name} must be a positive number or an array of them, got {shortened(value)}")
+    if isinstance(value, (list, tuple, np.ndarray)) and np.asarray(value).dtype.kind not in "fiuc":
+        raise TypeError(f"{name} must hold numbers, got {shortened(value)}")
     concrete = isinstance(value, (int, float, list, tuple, np.ndarray, np.generic))
     if concrete and not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
         raise ValueError(f"{name} must be positive and finite, got {value}")

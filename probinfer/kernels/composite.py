@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -113,12 +113,25 @@ class Scaled(Kernel):
 
 @pytree
 class ActiveDims(Kernel):
-    """``k`` of some columns of the inputs, written ``k.on((0, 2))``."""
+    """``k`` of some columns of the inputs, written ``k.on((0, 2))``.
+
+    Attributes:
+        kernel: the kernel of these columns; it sees them as columns 0, 1, ...
+        dims: column numbers of X from 0 on, all different; one number for one column.
+
+    Raises:
+        TypeError: ``dims`` is a kernel, or no sequence of numbers.
+        ValueError: ``dims`` is empty, repeats a column or holds a negative number.
+    """
 
     kernel: Any = field()
     dims: tuple[int, ...] = field(static=True)
 
     def __post_init__(self):
+        if isinstance(self.dims, Kernel) or not isinstance(self.dims, (int, np.integer, Iterable)):
+            raise TypeError(
+                f"write ActiveDims(kernel, dims) or kernel.on(dims); dims was {type(self.dims).__name__}"
+            )
         dims = (self.dims,) if isinstance(self.dims, (int, np.integer)) else tuple(self.dims)
         if not dims or len(set(dims)) != len(dims) or any(int(d) != d or d < 0 for d in dims):
             raise ValueError(f"dims must be distinct column numbers from 0 on, got {dims}")

@@ -81,7 +81,13 @@ class Stationary(Kernel):
 
 @pytree
 class RBF(Stationary):
-    """Squared exponential ``variance · exp(−r²/2)``, ``r = |(x − z) / lengthscale|``."""
+    """Squared exponential ``variance · exp(−r²/2)``, ``r = |(x − z) / lengthscale|``.
+
+    Attributes:
+        variance: scalar, k(x, x): the square of the typical size of the function, in squared units of y.
+        lengthscale: scalar, or ``(D,)`` with one for each column: the distance over which the function changes, in
+            units of that column.
+    """
 
     variance: Any = field(default=1.0, constraint=constraints.positive)
     lengthscale: Any = field(default=1.0, constraint=constraints.positive)
@@ -93,7 +99,13 @@ class RBF(Stationary):
 
 @pytree
 class Matern12(Stationary):
-    """Exponential ``variance · exp(−r)``."""
+    """Exponential ``variance · exp(−r)``.
+
+    Attributes:
+        variance: scalar, k(x, x): the square of the typical size of the function, in squared units of y.
+        lengthscale: scalar, or ``(D,)`` with one for each column: the distance over which the function changes, in
+            units of that column.
+    """
 
     variance: Any = field(default=1.0, constraint=constraints.positive)
     lengthscale: Any = field(default=1.0, constraint=constraints.positive)
@@ -105,7 +117,13 @@ class Matern12(Stationary):
 
 @pytree
 class Matern32(Stationary):
-    """Once differentiable paths: ``variance · (1 + √3 r) exp(−√3 r)``."""
+    """Once differentiable paths: ``variance · (1 + √3 r) exp(−√3 r)``.
+
+    Attributes:
+        variance: scalar, k(x, x): the square of the typical size of the function, in squared units of y.
+        lengthscale: scalar, or ``(D,)`` with one for each column: the distance over which the function changes, in
+            units of that column.
+    """
 
     variance: Any = field(default=1.0, constraint=constraints.positive)
     lengthscale: Any = field(default=1.0, constraint=constraints.positive)
@@ -117,7 +135,13 @@ class Matern32(Stationary):
 
 @pytree
 class Matern52(Stationary):
-    """Twice differentiable paths: ``variance · (1 + √5 r + 5 r²/3) exp(−√5 r)``."""
+    """Twice differentiable paths: ``variance · (1 + √5 r + 5 r²/3) exp(−√5 r)``.
+
+    Attributes:
+        variance: scalar, k(x, x): the square of the typical size of the function, in squared units of y.
+        lengthscale: scalar, or ``(D,)`` with one for each column: the distance over which the function changes, in
+            units of that column.
+    """
 
     variance: Any = field(default=1.0, constraint=constraints.positive)
     lengthscale: Any = field(default=1.0, constraint=constraints.positive)
@@ -129,7 +153,14 @@ class Matern52(Stationary):
 
 @pytree
 class RationalQuadratic(Stationary):
-    """A scale mixture of squared exponentials: ``variance · (1 + r² / (2 alpha))^(−alpha)``."""
+    """A scale mixture of squared exponentials: ``variance · (1 + r² / (2 alpha))^(−alpha)``.
+
+    Attributes:
+        variance: scalar, k(x, x): the square of the typical size of the function, in squared units of y.
+        lengthscale: scalar, or ``(D,)`` with one for each column: the distance over which the function changes, in
+            units of that column.
+        alpha: scalar; small: a wide mixture of lengthscales; large: the squared exponential.
+    """
 
     variance: Any = field(default=1.0, constraint=constraints.positive)
     lengthscale: Any = field(default=1.0, constraint=constraints.positive)
@@ -148,6 +179,11 @@ class RationalQuadratic(Stationary):
 @pytree
 class Periodic(Stationary):
     """``variance · exp(−2 Σ_d sin²(π (x_d − z_d) / period_d) / lengthscale_d²)``.
+
+    Attributes:
+        variance: scalar, k(x, x), in squared units of y.
+        lengthscale: scalar or ``(D,)``, without a unit: how smooth the function is within a period (below 1: wiggly).
+        period: scalar or ``(D,)``, in units of the column.
 
     References:
         MacKay (1998), Introduction to Gaussian processes: a squared exponential on the circle of each input.

@@ -163,6 +163,7 @@ def _sample(
 ) -> Posterior:
     name = type(config).__name__
     engine.check(key, target, name)
+    Checkpoint.check(checkpoint)
     key_init, key_warmup, key_draws = jax.random.split(key, 3)
     like = target.init(key_init, config.num_chains)
     logdensity_fn = engine.exact_logdensity(target, like)

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from probinfer import data, gp
+from probinfer.errors import import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.engines import ENGINES
-from probinfer.report.html import Section, Text, page, write_page
+from probinfer.report.html import Section, Text, check_folder, page, write_page
 from probinfer.report.methods import Method, Problem, chains_table, methods_table, run_methods
 from probinfer.report.provenance import provenance
 from probinfer.report.tables import seconds, to_rich
@@ -104,6 +105,8 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
         The path of the page.
     """
     start = time.perf_counter()
+    check_folder(out)
+    import_extra("matplotlib", "plots")
     sections = [Section("How to read the tables", (Text(sections_of.READING),))]
     tables, sources = [], {}
     problems = {"Diabetes": diabetes_problem(size, seed=seed), "CO2": co2_problem(size)}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from probinfer.report.tables import Table, to_html
 from probinfer.report.theme import DARK, LIGHT, Picture
 
-__all__ = ["Gallery", "Legend", "Section", "Text", "page", "write_page"]
+__all__ = ["Gallery", "Legend", "Section", "Text", "check_folder", "page", "write_page"]
 
 
 class Text(NamedTuple):
@@ -66,6 +66,21 @@ def page(title: str, lead: str, sections: list[Section], facts: list[tuple[str, 
         f'<section>\n<h2>What was run</h2>\n<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table>'
         "</div>\n</section>\n</main>\n</body>\n</html>\n"
     )
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Refuse, before any work, a folder that no report can be written to.
+
+    Raises:
+        ValueError: there is a file in its place, or it may not be written to.
+    """
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise ValueError(f"--out {folder}: {path} is a file; name a folder")
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--out {folder}: nothing may be written to {path}; name another folder")
 
 
 def write_page(folder: str | os.PathLike, text: str) -> Path:

@@ -17,9 +17,10 @@ from rich.markup import escape
 
 from probinfer import data, gp
 from probinfer import progress as bars
+from probinfer.errors import import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.engines import Entry, find_engine
-from probinfer.report.html import Section, Text, page, write_page
+from probinfer.report.html import Section, Text, check_folder, page, write_page
 from probinfer.report.methods import Method, Problem, chains_table, evidence
 from probinfer.report.provenance import provenance
 from probinfer.report.scores import (
@@ -30,7 +31,7 @@ from probinfer.report.scores import (
     predictions,
     scores,
 )
-from probinfer.report.tables import Table, to_rich, with_error
+from probinfer.report.tables import Table, number, to_rich, with_error
 from probinfer.report.units import learned_names, most_relevant, quantities
 
 __all__ = ["KERNELS", "Options", "choose_engine", "make_model", "run_regression"]
@@ -75,10 +76,13 @@ def run_regression(path: str, options: Options, *, command: str, console: Consol
 
     Raises:
         TableError: the file, or the one to predict, cannot be used.
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or the folder is a file.
+        MissingExtraError: matplotlib is not installed.
         NumericalError: no usable hyperparameters were found.
     """
     start = time.perf_counter()
+    check_folder(options.out)
+    import_extra("matplotlib", "plots")
     table, new = _read(path, options, console)
     entry = choose_engine(options.engine, len(table.y))
     model = make_model(options.kernel, table.X.shape[1])
@@ -130,7 +134,11 @@ def make_model(kernel: str, num_columns: int) -> gp.Model:
 
 def _read(path, options, console):
     """The data set, and the inputs to predict or None."""
-    table = data.read_csv(path, drop=options.drop)
+    if options.target in options.drop:
+        raise ValueError(
+            f"--drop {options.target} leaves out the column that --target asks to predict; drop others"
+        )
+    table = data.read_csv(path, drop=options.drop, target=options.target)
     X, y, features = data.split_target(table, options.target)
     constant = [name for name, column in zip(features, X.T) if np.ptp(column) == 0]
     keep = [i for i, name in enumerate(features) if name not in constant]
@@ -242,9 +250,9 @@ def _tables(problem, method, crossed):
         tables.append(chains)
     names = learned_names(problem.model, problem.prior)
     found = quantities(method.fit, names, problem.data.feature_names, target=problem.data.target_name)
-    note = (
-        f"Log evidence: {evidence(method.fit)}. A long lengthscale: the column hardly changes the prediction."
-    )
+    note = "A long lengthscale: the column hardly changes the prediction."
+    known = evidence(method.fit)
+    note = note if known == "-" else f"Log evidence: {known}. {note}"
     return [*tables, sections_of.values_table(found, title="What was learned")._replace(note=note)]
 
 
@@ -252,9 +260,22 @@ def _usefulness(predicted, baseline):
     gap = difference(predicted, baseline)
     if gap.value + 2 * gap.error < 0:
         return "The inputs help: the predictions are clearly better than ignoring them."
-    if gap.value - 2 * gap.error > 0:
+    if gap.value - 2 * gap.error > 0 and _squared_gain(predicted, baseline) <= 2:
         return "The predictions are worse than ignoring the inputs: do not use them."
-    return "No clear gain over ignoring the inputs: do not rely on these predictions."
+    if _squared_gain(predicted, baseline) > 2:
+        return (
+            "The typical error is clearly smaller than that of ignoring the inputs (RMSE "
+            f"{number(scores(predicted).rmse.value)} against {number(scores(baseline).rmse.value)}), but the NLPD is "
+            "not: some outcomes were far outside what was expected. Use the means; do not rely on the bands."
+        )
+    return "No clear gain over ignoring the inputs, in NLPD or RMSE: do not rely on these predictions."
+
+
+def _squared_gain(predicted, baseline):
+    """How many standard errors the mean squared error is below that of the baseline, on the same rows."""
+    gains = (baseline.y - baseline.mean) ** 2 - (predicted.y - predicted.mean) ** 2
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    return gains.mean() / error if error > 0 else 0.0
 
 
 def _sections(problem, method, tables, crossed):

@@ -237,6 +237,7 @@ def values_table(found: Sequence[Quantity], *, title: str) -> Table:
     rows = []
     for item in found:
         low, middle, high = (number(value) for value in spread(item.values))
+        middle = "no effect" if item.idle else middle
         rows.append(
             (item.label, middle, item.unit) if is_point else (item.label, middle, low, high, item.unit)
         )

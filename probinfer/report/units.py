@@ -16,6 +16,7 @@ from probinfer.kernels import ActiveDims, Periodic, Product, Scaled, Stationary,
 __all__ = ["Quantity", "learned_names", "most_relevant", "quantities", "spread"]
 
 _MAX_DRAWS = 4000
+_IDLE = 1000  # ranges of a column: the function changes by less than a thousandth of its size along it
 
 
 class Quantity(NamedTuple):
@@ -28,6 +29,7 @@ class Quantity(NamedTuple):
         values: one value of a point estimate, else draws ``(S,)``, in that unit.
         standardized: the same in the model's units (standard deviations of the data).
         positive: whether it can only be positive.
+        idle: whether it is a lengthscale so long that its column changes nothing.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Quantity(NamedTuple):
     values: np.ndarray
     standardized: np.ndarray
     positive: bool
+    idle: bool = False
 
 
 def learned_names(model: Any, prior: Any) -> tuple[str, ...]:
@@ -74,8 +77,15 @@ def quantities(
             part = _part(name, parts or {})
             label = f"{part}: {word}" if part else word
             suffix = f"[{','.join(map(str, index))}]" if index else ""
-            found.append(Quantity(name + suffix, label, unit, natural, one, positive))
+            idle = word.startswith("lengthscale") and _is_idle(fit, one, index, columns)
+            found.append(Quantity(name + suffix, label, unit, natural, one, positive, idle))
     return found
+
+
+def _is_idle(fit, values, index, columns):
+    """Whether a lengthscale in the model's units is beyond ``_IDLE`` times the range of its column or columns."""
+    seen = [columns[index[0]]] if index and len(columns) > index[0] else list(columns)
+    return bool(seen) and bool(np.median(values) > _IDLE * np.ptp(np.asarray(fit.X)[:, seen], axis=0).max())
 
 
 def most_relevant(fit: Any, num: int) -> list[int]:

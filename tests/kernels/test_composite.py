@@ -81,3 +81,13 @@ def test_integer_leaves_have_no_derivative():
     counts, scale = jax.tree.leaves(through.terms[0].fn)
     assert counts.dtype == jax.dtypes.float0
     assert np.isfinite(scale)
+
+
+def test_swapped_arguments_are_named():
+    for dims in (k.RBF(), 1.5):
+        swapped = object.__new__(k.ActiveDims)  # the checks of annotations in tests would speak first
+        object.__setattr__(swapped, "dims", dims)
+        with pytest.raises(TypeError, match=r"ActiveDims\(kernel, dims\)"):
+            swapped.__post_init__()
+    with pytest.raises(TypeError, match="variance must be a positive number"):
+        k.Scaled(2.0, k.RBF())

@@ -102,6 +102,9 @@ def test_shapes_and_dtypes_are_checked():
         k.RBF(variance=np.ones(3))
     with pytest.raises(ValueError, match="stack whole kernels"):
         k.RBF(lengthscale=jnp.ones((2, 3)))
+    for wrong in ("a", ["a", "b"], None, True, k.RBF()):
+        with pytest.raises(TypeError, match=r"lengthscale must (be a positive number|hold numbers)"):
+            k.RBF(lengthscale=wrong)
     with pytest.raises(TypeError, match="floating point"):
         k.RBF(lengthscale=jnp.ones(3, int))
     with pytest.raises(ValueError, match="one value for each column"):
