@@ -10,6 +10,8 @@ from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.conjugate import Exact
 from probinfer.gp.fit import Fit, fit
 from probinfer.gp.hyper_posterior import hyper_posterior
+from probinfer.gp.iterative import EP, VI, Hybrid
+from probinfer.gp.laplace import Laplace
 from probinfer.gp.learn import MAP, ML2
 from probinfer.gp.leaves import leaf_names, replace
 from probinfer.gp.model import Model
@@ -17,11 +19,15 @@ from probinfer.gp.priors import default_prior, fixed, tie
 from probinfer.gp.storage import load
 
 __all__ = [
+    "EP",
     "MAP",
     "ML2",
+    "VI",
     "Conditioned",
     "Exact",
     "Fit",
+    "Hybrid",
+    "Laplace",
     "Model",
     "calibration",
     "condition",

@@ -6,14 +6,15 @@ from typing import Any
 
 import jax
 
-from probinfer.gp.conditioned import Conditioned
+from probinfer.gp.conditioned import Conditioned, failed
 from probinfer.gp.conjugate import Exact
+from probinfer.gp.iterative import EP, VI
 from probinfer.gp.model import Model, cast
 from probinfer.gp.sites import Sites
-from probinfer.gp.validate import check_data
+from probinfer.gp.validate import check_data, check_outputs
 from probinfer.types import Array, Float
 
-__all__ = ["condition", "default_inference", "log_evidence"]
+__all__ = ["condition", "default_inference", "log_evidence", "reference_sites"]
 
 
 def condition(
@@ -30,7 +31,8 @@ def condition(
         model: kernel, likelihood and mean; its hyperparameters take the dtype of ``X``.
         X: inputs ``(N, D)``, floating point.
         y: outputs ``(N,)`` of the same dtype.
-        inference: ``gp.Exact()`` (the default for a likelihood that has a ``noise_variance``).
+        inference: ``gp.Exact()``, ``gp.Laplace()``, ``gp.EP()``, ``gp.VI()`` or ``gp.Hybrid()``. The default is exact for
+            a Gaussian likelihood, EP for another log-concave one, and VI for the rest.
         sites: where an iterative method starts.
 
     Returns:
@@ -38,9 +40,10 @@ def condition(
 
     Raises:
         TypeError: ``X`` or ``y`` is not floating point, or their dtypes differ.
-        ValueError: shapes do not fit, or an entry is NaN or infinite.
+        ValueError: shapes do not fit, an entry is NaN or infinite, or an output is not one that the likelihood can give.
     """
     X, y = check_data(X, y)
+    y = check_outputs(model.likelihood, y)
     inference = default_inference(model) if inference is None else inference
     return _condition(inference, cast(model, X.dtype), X, y, sites)
 
@@ -72,13 +75,29 @@ def log_evidence(model: Model, X: Any, y: Any, inference: Any = None) -> Float[A
 
 
 def default_inference(model: Model) -> Any:
-    """Exact inference where the likelihood is Gaussian.
+    """Exact inference where the likelihood is Gaussian, EP where it is log-concave, else VI.
 
-    Raises:
-        ValueError: the likelihood is not Gaussian.
+    EP's evidence is the closest to the truth where its fixed point is unique and stable, which log-concavity all but
+    ensures; without it the evidence lower bound is the safer objective.
     """
     if hasattr(model.likelihood, "noise_variance"):
         return Exact()
-    raise ValueError(
-        f"no inference method was given, and {type(model.likelihood).__name__} is not Gaussian: name one"
-    )
+    return EP() if model.likelihood.log_concave else VI()
+
+
+def reference_sites(model: Model, X: Array, y: Array, inference: Any) -> Sites | None:
+    """The sites at a model's own hyperparameters, where searches at other values start; None for exact inference.
+
+    A fixed start makes the evidence a function of the hyperparameters, whatever path led to them, as reversible
+    samplers need.
+    """
+    if isinstance(inference, Exact):
+        return None
+    sites, status = _sites(inference, model, X, y)
+    return None if failed(int(status)) else sites
+
+
+@jax.jit
+def _sites(inference, model, X, y):
+    conditioned = inference.condition(model, X, y)
+    return conditioned.sites, conditioned.status

@@ -16,9 +16,10 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from probinfer.base import Status
-from probinfer.errors import NumericalError, advice, check_key, shortened
+from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
 from probinfer.gp.condition import condition, default_inference
 from probinfer.gp.conditioned import failed
+from probinfer.gp.conjugate import Exact
 from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
 from probinfer.gp.learn import ML2
 from probinfer.gp.model import Model, cast
@@ -26,7 +27,7 @@ from probinfer.gp.predictive import NormalMixture
 from probinfer.gp.priors import default_prior
 from probinfer.gp.scaling import Scaling, choose_scaling
 from probinfer.gp.storage import save
-from probinfer.gp.validate import check_data, check_inputs
+from probinfer.gp.validate import check_data, check_inputs, check_outputs
 from probinfer.infer import infer
 from probinfer.linalg import safe_cholesky
 from probinfer.posterior import Posterior
@@ -116,6 +117,8 @@ class Fit:
         if noise_variance is not None:
             noise_variance = jnp.asarray(noise_variance, self.X.dtype) / self.scaling.y_scale**2
         predictive = self.models.likelihood.predictive(mean, variance, noise_variance)
+        if not getattr(self.models.likelihood, "outputs_have_unit", False):
+            return predictive
         return predictive.affine(self.scaling.y_mean, self.scaling.y_scale)
 
     def predict_joint(self, X_new: Any) -> tuple[jax.Array, jax.Array]:
@@ -146,6 +149,7 @@ class Fit:
     def log_prob(self, X_new: Any, y_new: Any, *, noise_variance: Any = None) -> jax.Array:
         """Pointwise log predictive density ``(M,)``: the log of the mean over hyperparameter draws."""
         check_data(X_new, y_new)
+        y_new = check_outputs(self.models.likelihood, y_new)
         return self.predict_y(X_new, noise_variance=noise_variance).log_prob(jnp.asarray(y_new))
 
     def loo(self) -> jax.Array:
@@ -200,7 +204,8 @@ def fit(
         model: the model; its hyperparameters are where learning starts.
         X: inputs ``(N, D)``, floating point.
         y: outputs ``(N,)``, of the same dtype.
-        inference: how p(f | X, y) is found; ``gp.Exact()`` for Gaussian likelihoods.
+        inference: how p(f | X, y) is found: ``gp.Exact()`` (the default for Gaussian likelihoods), ``gp.EP()`` (the
+            default for other log-concave ones), ``gp.VI()`` (for the rest), ``gp.Laplace()``, ``gp.Hybrid()``.
         learn: ``gp.ML2()`` (the default), ``gp.MAP()``, or any engine of the library for the whole posterior.
         prior: a tree shaped like the model, from ``gp.default_prior``; ``ML2`` draws its restarts from it.
         standardize: give X, and y where it has a unit, zero mean and unit standard deviation. The model's values,
@@ -224,6 +229,7 @@ def fit(
         )
     given = getattr(X, "dtype", None)
     X, y = check_data(X, y)
+    y = check_outputs(model.likelihood, y)
     if given == np.float64 and X.dtype == np.float32:
         warnings.warn(_NARROW, stacklevel=2)
     inference = default_inference(model) if inference is None else inference
@@ -244,7 +250,7 @@ def fit(
     log_evidence = posterior.log_evidence
     if is_point:
         log_evidence = getattr(posterior.info, "log_likelihood", None)
-        if log_evidence is None:
+        if log_evidence is None or not isinstance(inference, Exact):
             log_evidence = _check_point(inference, models, X, y)
     if log_evidence is not None:
         log_evidence = jnp.asarray(np.asarray(log_evidence) - y.shape[0] * np.log(scaling.y_scale), y.dtype)
@@ -276,6 +282,14 @@ def _check_point(inference, models, X, y):
     log_evidence, status = _point_evidence(inference, models, X, y)
     if failed(int(status)):
         raise NumericalError(f"no usable hyperparameters were found: {advice(status)}", int(status))
+    if int(status) != Status.OK:
+        method = type(inference).__name__
+        warnings.warn(
+            f"{method} did not converge at the learned hyperparameters: its evidence and predictions are approximate; "
+            f"raise gp.{method}(max_updates={inference.max_updates}) or take another method",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
     return log_evidence
 
 

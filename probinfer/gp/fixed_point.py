@@ -1,12 +1,12 @@
-"""Fixed points of site updates: damped steps, accelerated, with a retreat.
+"""Fixed points of site updates: Newton's method on λ = T(λ), with damped updates where it does not help.
 
-The sites satisfy λ = T(λ). A damped step is λ + ρ(T(λ) − λ). Anderson's acceleration replaces it by the step that a
-least-squares fit of the last few residuals suggests; where that makes the residual grow, or leaves the region where
-the approximation exists, the search goes back to the best sites so far and takes a smaller plain step. Residuals are
-measured in posterior standard deviations, so that the rule has no unit.
+A Newton step solves (I − ∂T/∂λ) δ = T(λ) − λ, which costs a few products of N² operations beside the N³ of an update,
+and squares the residual near the solution. A step that does not make the residual smaller is cut back; where that does
+not help either, a damped update λ + ρ(T(λ) − λ) is taken. Residuals are measured in posterior standard deviations, so
+that the rules have no unit.
 
 References:
-    Walker and Ni (2011), "Anderson acceleration for fixed-point iterations", algorithm AA.
+    Kelley (1995), Iterative Methods for Linear and Nonlinear Equations, chapter 6 (inexact Newton methods).
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import bicgstab
 
 from probinfer.base import Status
 from probinfer.types import Array, Float
 
-__all__ = ["FixedPoint", "default_tolerance", "find"]
+__all__ = ["FixedPoint", "Point", "default_tolerance", "find"]
 
-_MEMORY = 6
-_GROWTH = 2.0  # a residual may grow by so much from one step to the next
-_SMALLEST_STEP = 0.02
+_PATIENCE, _LONGEST_PATIENCE = 3, 12  # damped updates after a Newton step that did not help
+_RECOVERY, _SMALLEST_DAMPING = 1.3, 0.02
+_FORCING = 0.1  # the linear system is solved to this fraction at first, to the residual later
 
 
 class FixedPoint(NamedTuple):
     """Where the iteration ended."""
 
     sites: Array
-    """(2, N) the best sites found."""
+    """(2, N) the sites."""
     residual: Array
     """The largest change that another update would make, in posterior standard deviations."""
     num_updates: Array
@@ -40,16 +41,29 @@ class FixedPoint(NamedTuple):
     """``Status``: ``OK``, ``MAX_ITERATIONS``, or that of the first update where it failed."""
 
 
-class _Search(NamedTuple):
-    trial: Any  # sites to evaluate next
-    sites: Any  # the last accepted sites, their change, scale and residual
+class Point(NamedTuple):
+    """An update at some sites."""
+
     change: Any
+    """(2, N) T(λ) − λ."""
     scale: Any
+    """(2, N) factors that make changes dimensionless."""
+    status: Any
+    """``Status``."""
+    jacobian: Callable[[Array], Array]
+    """δ ↦ ∂T/∂λ δ."""
+
+
+class _Search(NamedTuple):
+    trial: Any  # sites to evaluate next, and whether a Newton step led there
+    is_newton: Any
+    sites: Any  # the last accepted sites, their change, its norm and its largest entry
+    change: Any
+    size: Any
     residual: Any
-    sites_memory: Any  # differences of accepted sites and of their changes
-    change_memory: Any
-    num_stored: Any
-    step: Any
+    damping: Any
+    wait: Any  # damped updates until the next Newton step, and how many there will be after one that fails
+    patience: Any
     num_updates: Any
     status: Any
 
@@ -60,42 +74,39 @@ def default_tolerance(dtype: Any) -> float:
 
 
 def find(
-    update: Callable[[Array], tuple[Array, Array, Array]],
+    update: Callable[[Array], Point],
     start: Float[Array, "2 N"],
     *,
     project: Callable[[Array], Array],
-    step: float,
     tolerance: float,
     max_updates: int,
 ) -> FixedPoint:
-    """Iterate ``update`` until the sites stop moving.
+    """Iterate until the sites stop moving.
 
     Args:
-        update: sites to (the change that a full step makes, the scale that makes changes dimensionless, a status).
+        update: the update at given sites.
         start: the first sites.
         project: sites to the nearest allowed ones.
-        step: damping ρ of the first steps.
         tolerance: for the residual.
         max_updates: the most updates.
 
     Returns:
-        The best sites. Where the very first update fails, its status.
+        The sites with the smallest change. Where the very first update fails, its status.
     """
-    change, scale, status = update(start)
-    empty = jnp.zeros((_MEMORY, *start.shape), start.dtype)
-    residual = _size(change, scale, status)
+    zero, infinite = jnp.zeros_like(start), jnp.full((), jnp.inf, start.dtype)
+    count = jnp.zeros((), jnp.int32)
     search = _Search(
-        trial=project(start + step * change),
+        trial=start,
+        is_newton=jnp.array(False),
         sites=start,
-        change=change,
-        scale=scale,
-        residual=residual,
-        sites_memory=empty,
-        change_memory=empty,
-        num_stored=jnp.zeros((), jnp.int32),
-        step=jnp.asarray(step, start.dtype),
-        num_updates=jnp.ones((), jnp.int32),
-        status=jnp.where(jnp.isfinite(residual), int(Status.OK), jnp.maximum(status, int(Status.NON_FINITE))),
+        change=zero,
+        size=infinite,
+        residual=infinite,
+        damping=jnp.ones((), start.dtype),
+        wait=count,
+        patience=count + _PATIENCE,
+        num_updates=count,
+        status=count,
     )
 
     def unfinished(search):
@@ -109,53 +120,45 @@ def find(
 
 
 def _advance(update, project, search: _Search) -> _Search:
-    change, scale, status = update(search.trial)
-    residual = _size(change, scale, status)
-    at_floor = search.step <= _SMALLEST_STEP
-    allowed = (residual <= _GROWTH * search.residual) | at_floor
-    accepted = jnp.isfinite(residual) & allowed
-    moved = _accept(search, change, scale, residual)
-    smaller = jnp.maximum(0.5 * search.step, 0.5 * _SMALLEST_STEP)
-    back = search._replace(
-        trial=search.sites + smaller * search.change,
-        num_stored=jnp.zeros_like(search.num_stored),
-        step=smaller,
-    )
-    chosen = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, back)
-    return chosen._replace(trial=project(chosen.trial), num_updates=search.num_updates + 1)
-
-
-def _accept(search: _Search, change, scale, residual) -> _Search:
-    place = search.num_stored % _MEMORY
-    sites_memory = search.sites_memory.at[place].set(search.trial - search.sites)
-    change_memory = search.change_memory.at[place].set(change - search.change)
-    num_stored = search.num_stored + 1
-    used = (jnp.arange(_MEMORY) < num_stored).astype(change.dtype)
-    steps, bends = (memory * used[:, None, None] for memory in (sites_memory, change_memory))
-    weights = _least_squares(bends * scale, change * scale)
-    correction = jnp.tensordot(weights, steps + search.step * bends, 1)
-    return search._replace(
-        trial=search.trial + search.step * change - correction,
-        sites=search.trial,
-        change=change,
-        scale=scale,
-        residual=residual,
-        sites_memory=sites_memory,
-        change_memory=change_memory,
-        num_stored=num_stored,
+    point = update(search.trial)
+    scaled = point.change * point.scale
+    size, residual = jnp.linalg.norm(scaled), jnp.max(jnp.abs(scaled))
+    valid = (point.status == Status.OK) & jnp.isfinite(size)
+    better = valid & (size < search.size)
+    accepted = valid & (better | ~search.is_newton)  # a damped update may make the residual larger for a while
+    moved = search._replace(sites=search.trial, change=point.change, size=size, residual=residual)
+    kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, search)
+    failed_newton = search.is_newton & ~accepted
+    worse_update = ~search.is_newton & ~better
+    damping = jnp.clip(jnp.where(worse_update, 0.5, _RECOVERY) * search.damping, _SMALLEST_DAMPING, 1)
+    damping = jnp.where(search.is_newton, search.damping, damping)
+    patience = jnp.where(failed_newton, jnp.minimum(2 * search.patience, _LONGEST_PATIENCE), search.patience)
+    patience = jnp.where(search.is_newton & accepted, _PATIENCE, patience)
+    wait = jnp.where(failed_newton, patience, jnp.maximum(search.wait - 1, 0))
+    use_newton = accepted & (wait == 0)
+    step = jnp.where(use_newton, _newton_step(point, residual), damping * kept.change)
+    failed = jnp.maximum(point.status, int(Status.NON_FINITE))
+    first = search.num_updates == 0
+    return kept._replace(
+        trial=project(kept.sites + step),
+        is_newton=use_newton,
+        damping=damping,
+        wait=wait,
+        patience=patience,
+        num_updates=search.num_updates + 1,
+        status=jnp.where(first & ~valid, failed, search.status).astype(jnp.int32),
     )
 
 
-def _least_squares(rows: Array, target: Array) -> Array:
-    """Weights w of least |target − Σ_k w_k rows_k|², rows of zeros getting zero."""
-    rows, target = rows.reshape(len(rows), -1), target.ravel()
-    size = jnp.sqrt(jnp.sum(rows * rows, 1))
-    unit = rows / jnp.where(size > 0, size, 1)[:, None]
-    gram = unit @ unit.T + 10 * float(jnp.finfo(rows.dtype).eps) * len(rows) * jnp.eye(len(rows), dtype=rows.dtype)
-    gram = gram + jnp.diag((size == 0).astype(rows.dtype))
-    return jnp.linalg.solve(gram, unit @ target) / jnp.where(size > 0, size, 1)
+def _newton_step(point: Point, residual: Array) -> Array:
+    """(I − ∂T/∂λ)⁻¹ (T(λ) − λ) to a few digits, or the full update where it is not finite."""
 
+    def operator(x):
+        return x - point.scale * point.jacobian(x / point.scale)
 
-def _size(change, scale, status) -> Array:
-    largest = jnp.max(jnp.abs(change * scale))
-    return jnp.where((status == Status.OK) & jnp.isfinite(largest), largest, jnp.inf)
+    # No more digits than the next residual will have.
+    tolerance = jnp.minimum(_FORCING, residual)
+    target = point.scale * point.change
+    solved, _ = bicgstab(operator, target, x0=target, tol=tolerance, atol=0.0, maxiter=30)
+    step = solved / point.scale
+    return jnp.where(jnp.all(jnp.isfinite(step)), step, point.change)

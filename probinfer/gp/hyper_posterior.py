@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution
 
-from probinfer.gp.condition import condition
+from probinfer.gp.condition import condition, reference_sites
 from probinfer.gp.leaves import constraint_of, get_leaf, leaf_names, map_named
 from probinfer.gp.model import Model
 from probinfer.gp.priors import Tied, fixed
@@ -101,7 +101,8 @@ def hyper_posterior(
 ) -> tuple[Free, Target]:
     """The target p(θ | y) ∝ p(y | θ) p(θ).
 
-    Its first initial position is the model's own values, further ones are drawn from the prior.
+    Its first initial position is the model's own values, further ones are drawn from the prior. Iterative inference
+    starts at the sites that belong to the model's own values, so the density is a function of the position alone.
 
     Args:
         model: the model; fixed leaves keep its values.
@@ -118,12 +119,13 @@ def hyper_posterior(
         ValueError: see ``free_hyperparameters``.
     """
     free, priors = free_hyperparameters(model, prior)
-    target = from_prior(priors, LogDensity(_log_evidence_at, free, inference, model, X, y))
+    sites = reference_sites(model, X, y, inference)
+    target = from_prior(priors, LogDensity(_log_evidence_at, free, inference, model, X, y, sites))
     return free, dataclasses.replace(target, start=target.unconstrain(free.values(model)))
 
 
-def _log_evidence_at(free, inference, model, X, y, values):
-    return condition(rebuild(free, model, values), X, y, inference).log_evidence
+def _log_evidence_at(free, inference, model, X, y, sites, values):
+    return condition(rebuild(free, model, values), X, y, inference, sites=sites).log_evidence
 
 
 def _check_prior(model, name, prior):

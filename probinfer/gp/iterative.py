@@ -151,7 +151,6 @@ def _solve(settings, objective, model, X, y, sites):
         model.kernel.gram(X),
         model.mean(X),
         jax.lax.stop_gradient(start),
-        step=1.0,
         tolerance=tolerance,
         max_updates=settings.max_updates,
     )

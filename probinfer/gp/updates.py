@@ -11,13 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
-from probinfer.gp.fixed_point import FixedPoint, find
+from probinfer.gp.fixed_point import FixedPoint, Point, find
 from probinfer.gp.likelihoods.moments import expected_log_density, tilted_moments
-from probinfer.gp.marginals import Marginals, marginals
+from probinfer.gp.marginals import Marginals, marginals, marginals_from
 from probinfer.gp.objectives import Objective
-from probinfer.types import Array, Float, Int, Scalar
+from probinfer.gp.precision import precision
+from probinfer.types import Array, Float
 
 __all__ = ["converged_sites", "site_scale", "updated_sites"]
 
@@ -57,7 +59,6 @@ def converged_sites(
     prior_mean: Float[Array, " N"],
     start: Float[Array, "2 N"],
     *,
-    step: float,
     tolerance: float,
     max_updates: int,
 ) -> FixedPoint:
@@ -73,29 +74,28 @@ def converged_sites(
         K: prior covariance.
         prior_mean: prior mean.
         start: first sites.
-        step: first damping.
         tolerance: of the fixed point.
         max_updates: the most updates.
 
     Returns:
         The fixed point; all but ``sites`` has no derivative.
     """
-    settings = objective, step, tolerance, max_updates
+    settings = objective, tolerance, max_updates
     sites, residual, num_updates, status = _converged(settings, likelihood, y, K, prior_mean, start)
     return FixedPoint(sites, residual, num_updates, status)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _converged(settings, likelihood, y, K, prior_mean, start):
-    objective, step, tolerance, max_updates = settings
-    signed = not likelihood.log_concave
+    objective, tolerance, max_updates = settings
 
     def update(sites):
-        q = marginals(K, prior_mean, *sites, signed)
-        return updated_sites(objective, likelihood, y, q, sites) - sites, site_scale(q.variance), q.status
+        known, q, new = _updated(objective, likelihood, y, K, prior_mean, sites)
+        jacobian = _jacobian(objective, likelihood, y, known, q, sites)
+        return Point(new - sites, site_scale(q.variance), q.status, jacobian)
 
     project = functools.partial(_allowed, likelihood)
-    return tuple(find(update, start, project=project, step=step, tolerance=tolerance, max_updates=max_updates))
+    return tuple(find(update, start, project=project, tolerance=tolerance, max_updates=max_updates))
 
 
 @_converged.defjvp
@@ -104,22 +104,48 @@ def _converged_jvp(settings, primals, tangents):
     sites, residual, num_updates, status = _converged(settings, *primals)
     objective, signed = settings[0], not likelihood.log_concave
 
-    def updated(likelihood, y, K, prior_mean, sites):
+    def at_sites(likelihood, y, K, prior_mean):
         return updated_sites(objective, likelihood, y, marginals(K, prior_mean, *sites, signed), sites)
 
-    def at_sites(*others):
-        return updated(*others, sites)
-
     _, by_others = jax.jvp(at_sites, (likelihood, y, K, prior_mean), tangents[:4])
-    _, by_sites = jax.linearize(lambda sites: updated(likelihood, y, K, prior_mean, sites), sites)
-    scale = jax.lax.stop_gradient(site_scale(marginals(K, prior_mean, *sites, signed).variance))
+    known, q, _ = _updated(objective, likelihood, y, K, prior_mean, sites)
+    by_sites = _jacobian(objective, likelihood, y, known, q, sites)
+    scale = jax.lax.stop_gradient(site_scale(q.variance))
 
     def operator(x):
         return x - scale * by_sites(x / scale)
 
     dsites = jax.lax.custom_linear_solve(operator, scale * by_others, _solve, _solve) / scale
-    none = _zero_tangents(num_updates), _zero_tangents(status)
-    return (sites, residual, num_updates, status), (dsites, jnp.zeros_like(residual), *none)
+    none = np.zeros((), jax.dtypes.float0)
+    return (sites, residual, num_updates, status), (dsites, jnp.zeros_like(residual), none, none)
+
+
+def _updated(objective, likelihood, y, K, prior_mean, sites):
+    known = precision(K, sites[1], not likelihood.log_concave)
+    q = marginals_from(known, prior_mean, *sites)
+    return known, q, updated_sites(objective, likelihood, y, q, sites)
+
+
+def _jacobian(objective, likelihood, y, known, q, sites):
+    """δλ ↦ ∂T/∂λ δλ, N² operations: T depends on the sites through m, v and directly, point by point."""
+
+    def pointwise(mean, variance, lam1, lam2):
+        moved = q._replace(mean=mean, variance=variance)
+        return updated_sites(objective, likelihood, y, moved, jnp.stack([lam1, lam2]))
+
+    arguments = q.mean, q.variance, sites[0], sites[1]
+    none, one = jnp.zeros_like(y), jnp.ones_like(y)
+    by = [
+        jax.jvp(pointwise, arguments, tuple(one if i == j else none for j in range(4)))[1] for i in range(4)
+    ]
+    squared = known.covariance * known.covariance
+
+    def apply(delta):
+        dmean = known.covariance @ (delta[0] - q.mean * delta[1])
+        dvariance = -(squared @ delta[1])
+        return by[0] * dmean + by[1] * dvariance + by[2] * delta[0] + by[3] * delta[1]
+
+    return apply
 
 
 def _solve(operator, target):
@@ -132,9 +158,3 @@ def _solve(operator, target):
 def _allowed(likelihood, sites):
     """No negative precisions where the likelihood is log-concave."""
     return sites.at[1].max(0.0) if likelihood.log_concave else sites
-
-
-def _zero_tangents(integer: Int[Array, ""] | Scalar) -> Any:
-    import numpy as np
-
-    return np.zeros(jnp.shape(integer), jax.dtypes.float0)

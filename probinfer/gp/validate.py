@@ -10,7 +10,7 @@ import numpy as np
 
 from probinfer.errors import check_finite, check_floating
 
-__all__ = ["check_data", "check_inputs"]
+__all__ = ["check_data", "check_inputs", "check_outputs"]
 
 
 def check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
@@ -69,6 +69,17 @@ def check_inputs(X: Any, columns: int | None = None, dtype: Any = None) -> jax.A
             f"X is {X.dtype}, the training data are {dtype}; convert it with X.astype({np.dtype(dtype)})"
         )
     return X
+
+
+def check_outputs(likelihood: Any, y: Any) -> Any:
+    """Outputs in the form that the likelihood takes; left alone while a function is traced, when values are not known.
+
+    Raises:
+        ValueError: an output is not one that the likelihood can give.
+    """
+    if isinstance(y, jax.core.Tracer) or not hasattr(likelihood, "check_outputs"):
+        return y
+    return likelihood.check_outputs(y)
 
 
 def _array(name, value):
