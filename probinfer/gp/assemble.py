@@ -38,7 +38,9 @@ def assemble(
     known = precision(K, lam2, signed)
     q = marginals_from(known, model.mean(X), lam1, lam2)
     scale, chol = positive_factor(K, jnp.maximum(lam2, 0))
-    status = jnp.maximum(found.status, jnp.where(jnp.isfinite(log_evidence), q.status, int(Status.NON_FINITE)))
+    status = jnp.maximum(
+        found.status, jnp.where(jnp.isfinite(log_evidence), q.status, int(Status.NON_FINITE))
+    )
     bad = status >= int(Status.NOT_POSITIVE_DEFINITE)
     return Conditioned(
         model=model,
@@ -59,7 +61,9 @@ def assemble(
     )
 
 
-def log_cavity(likelihood: Any, y: Array, mean: Array, variance: Array, lam1: Array, lam2: Array, num_nodes: int):
+def log_cavity(
+    likelihood: Any, y: Array, mean: Array, variance: Array, lam1: Array, lam2: Array, num_nodes: int
+):
     """Log ∫ p(y_i | f) cavity_i(f) df for all points."""
     ratio = log_ratio(likelihood, y, mean, variance, lam1, lam2, 1.0, num_nodes)
     c = 1 - lam2 * variance

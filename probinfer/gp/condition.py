@@ -31,8 +31,8 @@ def condition(
         model: kernel, likelihood and mean; its hyperparameters take the dtype of ``X``.
         X: inputs ``(N, D)``, floating point.
         y: outputs ``(N,)`` of the same dtype.
-        inference: ``gp.Exact()``, ``gp.Laplace()``, ``gp.EP()``, ``gp.VI()`` or ``gp.Hybrid()``. The default is exact for
-            a Gaussian likelihood, EP for another log-concave one, and VI for the rest.
+        inference: ``gp.Exact()``, ``gp.Laplace()``, ``gp.EP()``, ``gp.VI()`` or ``gp.Hybrid()``. The default is exact
+            for a Gaussian likelihood, EP for another log-concave one, and VI for the rest.
         sites: where an iterative method starts.
 
     Returns:
@@ -40,7 +40,7 @@ def condition(
 
     Raises:
         TypeError: ``X`` or ``y`` is not floating point, or their dtypes differ.
-        ValueError: shapes do not fit, an entry is NaN or infinite, or an output is not one that the likelihood can give.
+        ValueError: shapes do not fit, an entry is NaN or infinite, or the likelihood cannot give an output.
     """
     X, y = check_data(X, y)
     y = check_outputs(model.likelihood, y)

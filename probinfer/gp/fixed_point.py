@@ -45,7 +45,7 @@ class Point(NamedTuple):
     """An update at some sites."""
 
     change: Any
-    """(2, N) T(λ) − λ."""
+    """(2, N) T(λ) - λ."""
     scale: Any
     """(2, N) factors that make changes dimensionless."""
     status: Any
@@ -125,7 +125,9 @@ def _advance(update, project, search: _Search) -> _Search:
     size, residual = jnp.linalg.norm(scaled), jnp.max(jnp.abs(scaled))
     valid = (point.status == Status.OK) & jnp.isfinite(size)
     better = valid & (size < search.size)
-    accepted = valid & (better | ~search.is_newton)  # a damped update may make the residual larger for a while
+    accepted = valid & (
+        better | ~search.is_newton
+    )  # a damped update may make the residual larger for a while
     moved = search._replace(sites=search.trial, change=point.change, size=size, residual=residual)
     kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, search)
     failed_newton = search.is_newton & ~accepted

@@ -56,7 +56,9 @@ class EP:
         """Condition on data that were checked before, from ``sites`` or from none."""
         objective = Objective(self.power, self.num_nodes)
         found = _solve(self, objective, model, X, y, sites)
-        return assemble(model, X, y, found, stationary_energy(objective, model, X, y, found.sites), self.num_nodes)
+        return assemble(
+            model, X, y, found, stationary_energy(objective, model, X, y, found.sites), self.num_nodes
+        )
 
 
 @pytree
@@ -72,8 +74,8 @@ class VI:
         ValueError: a setting is outside its range.
 
     References:
-        Khan and Lin (2017), "Conjugate-computation variational inference"; Opper and Archambeau (2009), "The variational
-        Gaussian approximation revisited".
+        Khan and Lin (2017), "Conjugate-computation variational inference"; Opper and Archambeau (2009), "The
+        variational Gaussian approximation revisited".
     """
 
     num_nodes: int = field(static=True, default=32)
@@ -89,7 +91,9 @@ class VI:
         """Condition on data that were checked before, from ``sites`` or from none."""
         objective = Objective(0.0, self.num_nodes)
         found = _solve(self, objective, model, X, y, sites)
-        return assemble(model, X, y, found, stationary_energy(objective, model, X, y, found.sites), self.num_nodes)
+        return assemble(
+            model, X, y, found, stationary_energy(objective, model, X, y, found.sites), self.num_nodes
+        )
 
 
 @pytree

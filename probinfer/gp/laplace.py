@@ -105,7 +105,9 @@ def _mode(settings, likelihood, y, K, prior_mean, start):
     )
 
     def unfinished(search):
-        return (search.residual > tolerance) & (search.status == Status.OK) & (search.num_updates < max_updates)
+        return (
+            (search.residual > tolerance) & (search.status == Status.OK) & (search.num_updates < max_updates)
+        )
 
     def advance(search):
         f, a, scale, status = _newton(likelihood, y, K, prior_mean, search.f)
@@ -119,7 +121,7 @@ def _mode(settings, likelihood, y, K, prior_mean, start):
 
 @_mode.defjvp
 def _mode_jvp(settings, primals, tangents):
-    likelihood, y, K, prior_mean, _ = primals
+    likelihood, y, K, _, _ = primals
     dlikelihood, dy, dK, dprior_mean, _ = tangents
     f, residual, num_updates, status = _mode(settings, *primals)
 

@@ -1,14 +1,14 @@
 """The marginals of a Gaussian process times Gaussian sites, and the normaliser of their product.
 
-q(f) ∝ N(f; μ, K) Π t_i(f_i), t_i(f) = exp(λ1_i f − ½ λ2_i f²). The rules for derivatives are those of the marginals, not
-of the matrices behind them: forward one product of n x n matrices for a tangent of K and n² operations for tangents of
-the sites; backward the same.
+q(f) ∝ N(f; μ, K) Π t_i(f_i), t_i(f) = exp(λ1_i f − ½ λ2_i f²). The rules for derivatives are those of the marginals,
+not of the matrices behind them: forward one product of n x n matrices for a tangent of K and n² operations for tangents
+of the sites; backward the same.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ class Marginals(NamedTuple):
     """What the sites leave of the prior at the training points."""
 
     mean: Array
-    """(N,) posterior means m = μ + Kα."""
+    """(N,) posterior means, the prior mean plus K alpha."""
     variance: Array
     """(N,) posterior variances v = diag Σ."""
     alpha: Array
-    """(N,) λ1 − λ2 m."""
+    """(N,) lam1 - lam2 m."""
     log_z: Array
     """Scalar log ∫ N(f; μ, K) Π t_i(f_i) df."""
     status: Array
@@ -98,7 +98,7 @@ def _rule(signed, primals, tangents):
         dlog_z += 0.5 * jnp.dot(q.alpha, through) - 0.5 * jnp.sum(known.reduction * dK)
     dmean = known.shrinkage @ dfield + known.covariance @ dsites
     dalpha = known.shrinkage.T @ dsites - known.reduction @ dfield
-    dstatus = np.zeros(q.status.shape, jax.dtypes.float0)
+    dstatus: Any = np.zeros(q.status.shape, jax.dtypes.float0)
     return q, Marginals(dmean, dvariance, dalpha, dlog_z, dstatus)
 
 

@@ -61,7 +61,11 @@ def site_terms(
 
 
 def energy(
-    objective: Objective, model: Any, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Float[Array, "2 N"]
+    objective: Objective,
+    model: Any,
+    X: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    sites: Float[Array, "2 N"],
 ) -> Float[Array, ""]:
     """E_η at any sites, differentiable in the model, the data and the sites."""
     lam1, lam2 = sites
@@ -71,7 +75,11 @@ def energy(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def stationary_energy(
-    objective: Objective, model: Any, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Float[Array, "2 N"]
+    objective: Objective,
+    model: Any,
+    X: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    sites: Float[Array, "2 N"],
 ) -> Float[Array, ""]:
     """E_η at its own fixed point, where its derivative with respect to the sites, and so to (m, v), is zero.
 

@@ -81,7 +81,7 @@ def _rule(signed, primals, tangents):
         dshrinkage -= scaled @ shrinkage
         dreduction += (shrinkage.T * dlam2) @ shrinkage
         dlog_det += jnp.dot(jnp.diagonal(sigma), dlam2)
-    dstatus = np.zeros(known.status.shape, jax.dtypes.float0)
+    dstatus: Any = np.zeros(known.status.shape, jax.dtypes.float0)
     return known, Precision(dsigma, dreduction, dshrinkage, dlog_det, dstatus)
 
 

@@ -100,7 +100,7 @@ def _converged(settings, likelihood, y, K, prior_mean, start):
 
 @_converged.defjvp
 def _converged_jvp(settings, primals, tangents):
-    likelihood, y, K, prior_mean, start = primals
+    likelihood, y, K, prior_mean, _ = primals
     sites, residual, num_updates, status = _converged(settings, *primals)
     objective, signed = settings[0], not likelihood.log_concave
 
