@@ -107,11 +107,13 @@ def gp_command(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """Predict one column of a table from the others, with honest error bars.
+    r"""Predict one column of a table from the others, with honest error bars.
 
     Fits a Gaussian process, scores it on rows that it has not seen, and writes a page with plots, the saved fit
-    (fit.npz) and the predictions as CSV. The first fit compiles for some ten seconds; with its folds, a table of 100 rows
-    takes one to two minutes with nuts and about twenty seconds with map. Plots need pip install 'probinfer[plots]'.
+    (fit.npz) and the predictions as CSV. The first fit compiles for some ten seconds; with its folds, a table of 100
+    rows takes one to two minutes with nuts and about twenty seconds with map.
+
+    Plots need pip install 'probinfer\[plots]'.
     """
     with _user_errors(debug), _working() as console:
         from probinfer.report.regression import Options, run_regression

@@ -213,7 +213,8 @@ def test_help_and_version():
     assert all(word in text for word in ("demo", "gp", "bench"))
     assert run().exit_code in (0, 2)
     assert run("--version").output.startswith("probinfer ")
-    assert "--target" in run("gp", "--help").output
+    help_text = run("gp", "--help").output
+    assert all(word in help_text for word in ("--target", "twenty seconds with map", "'probinfer[plots]'"))
     done = subprocess.run(
         [sys.executable, "-m", "probinfer", "--version"], capture_output=True, text=True, env=dict(os.environ)
     )
