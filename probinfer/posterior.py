@@ -65,7 +65,7 @@ class Posterior:
         more = f", {len(names) - 8} more" if len(names) > 8 else ""
         size = " x ".join(map(str, getattr(leaves[0], "shape", ())[:2])) if leaves else "no"
         weighted = "" if self.log_weights is None else " weighted"
-        status = getattr(self.info, "status", None)
+        status: Any = getattr(self.info, "status", None)
         known = isinstance(status, int) or (
             hasattr(status, "shape") and not isinstance(status, jax.core.Tracer)
         )

@@ -129,7 +129,7 @@ def explain(found: Convergence, num_chains: int, num_draws: int, diverging: Arra
     rhat, ess, tail = (np.asarray(_flat(tree)) for tree in found[:3])
     text = []
     count = 0 if diverging is None else int(np.sum(diverging))
-    if count:
+    if diverging is not None and count:
         advised = "" if int(found.status) == Status.DIVERGENT_TRANSITIONS else f" ({_AGAINST_DIVERGENCES})"
         text.append(f"{count} of {np.size(diverging)} transitions diverged{advised}")
     if int(found.status) == Status.DIVERGENT_TRANSITIONS:
