@@ -12,6 +12,10 @@ authors' later public code, the mean over draws of the NLPDs of the components, 
 errors: between test points, for series between years; differences to ML-II are paired. NUTS must have R-hat below 1.01
 and bulk and tail ESS above 400 for every hyperparameter (on the log scale, where it samples).
 
+The airline series decides nothing: its test part is 44 months in four autocorrelated years, and by years the paired
+difference of NUTS and ML-II has an interval twenty times as wide as itself and more, with centred outputs and with raw
+ones. The published standard errors there take the months as independent.
+
 An answer: for every data set, whether the published ordering (by NLPD and by RMSE) is reproduced within the errors, and
 if not, why.
 """
