@@ -85,7 +85,8 @@ def co2_problem(size: Size) -> Problem:
         "kernel.terms.1.lengthscale": dist.LogNormal(0.0, 1.0),
         "kernel.terms.1.period": gp.fixed,
         "kernel.terms.2.variance": dist.LogNormal(np.log(0.01), 1.5),
-        "kernel.terms.2.lengthscale": dist.LogNormal(np.log(year), 1.0),
+        # Below the time between two observations it would be a second noise term.
+        "kernel.terms.2.lengthscale": dist.LogNormal(np.log(1.5 * year), 0.5),
     }
     parts = {"kernel.terms.0": "trend", "kernel.terms.1": "yearly cycle", "kernel.terms.2": "irregular"}
     return Problem(table, train, test, model, gp.replace(prior, own), parts, block=max(12 // size.every, 1))
