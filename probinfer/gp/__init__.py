@@ -11,6 +11,7 @@ from probinfer.gp.conjugate import Exact
 from probinfer.gp.fit import Fit, fit
 from probinfer.gp.hyper_posterior import hyper_posterior
 from probinfer.gp.iterative import EP, VI, Hybrid
+from probinfer.gp.joint import joint_posterior, joint_predictive, latent_values
 from probinfer.gp.laplace import Laplace
 from probinfer.gp.learn import MAP, ML2
 from probinfer.gp.leaves import leaf_names, replace
@@ -35,7 +36,10 @@ __all__ = [
     "fit",
     "fixed",
     "hyper_posterior",
+    "joint_posterior",
+    "joint_predictive",
     "kernels",
+    "latent_values",
     "leaf_names",
     "leaves",
     "likelihoods",
