@@ -38,9 +38,8 @@ def assemble(
     known = precision(K, lam2, signed)
     q = marginals_from(known, model.mean(X), lam1, lam2)
     scale, chol = positive_factor(K, jnp.maximum(lam2, 0))
-    status = jnp.maximum(
-        found.status, jnp.where(jnp.isfinite(log_evidence), q.status, int(Status.NON_FINITE))
-    )
+    finite = jnp.where(jnp.isfinite(log_evidence), int(Status.OK), int(Status.NON_FINITE))
+    status = jnp.maximum(found.status, jnp.where(q.status == Status.OK, finite, q.status))
     bad = status >= int(Status.NOT_POSITIVE_DEFINITE)
     return Conditioned(
         model=model,

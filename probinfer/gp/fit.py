@@ -99,7 +99,7 @@ class Fit:
         latent = NormalMixture(*self._latent(X_new)).affine(self.scaling.y_mean, self.scaling.y_scale)
         return latent.mean, latent.variance
 
-    def predict_y(self, X_new: Any, *, noise_variance: Any = None) -> NormalMixture:
+    def predict_y(self, X_new: Any, *, noise_variance: Any = None) -> Any:
         """The distribution of new outputs: ``mean``, ``variance``, ``quantile(q)``, ``log_prob``, ``sample``.
 
         Args:

@@ -24,7 +24,7 @@ from probinfer.types import Array, Float
 __all__ = ["FixedPoint", "Point", "default_tolerance", "find"]
 
 _PATIENCE, _LONGEST_PATIENCE = 3, 12  # damped updates after a Newton step that did not help
-_RECOVERY, _SMALLEST_DAMPING = 1.3, 0.02
+_RECOVERY, _LOWERING, _SMALLEST_DAMPING = 1.3, 0.7, 0.02
 _FORCING = 0.1  # the linear system is solved to this fraction at first, to the residual later
 
 
@@ -62,6 +62,7 @@ class _Search(NamedTuple):
     size: Any
     residual: Any
     damping: Any
+    ceiling: Any  # of the damping: falls for good with every update that makes the residual larger
     wait: Any  # damped updates until the next Newton step, and how many there will be after one that fails
     patience: Any
     num_updates: Any
@@ -103,6 +104,7 @@ def find(
         size=infinite,
         residual=infinite,
         damping=jnp.ones((), start.dtype),
+        ceiling=jnp.ones((), start.dtype),
         wait=count,
         patience=count + _PATIENCE,
         num_updates=count,
@@ -132,19 +134,24 @@ def _advance(update, project, search: _Search) -> _Search:
     kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, search)
     failed_newton = search.is_newton & ~accepted
     worse_update = ~search.is_newton & ~better
-    damping = jnp.clip(jnp.where(worse_update, 0.5, _RECOVERY) * search.damping, _SMALLEST_DAMPING, 1)
+    # Without a ceiling the damping recovers, fails and recovers again: a cycle.
+    ceiling = jnp.where(worse_update, _LOWERING, 1) * search.ceiling
+    ceiling = jnp.maximum(ceiling, _SMALLEST_DAMPING).astype(search.ceiling.dtype)
+    damping = jnp.where(worse_update, 0.5, _RECOVERY) * search.damping
+    damping = jnp.clip(damping, _SMALLEST_DAMPING, ceiling)
     damping = jnp.where(search.is_newton, search.damping, damping)
     patience = jnp.where(failed_newton, jnp.minimum(2 * search.patience, _LONGEST_PATIENCE), search.patience)
     patience = jnp.where(search.is_newton & accepted, _PATIENCE, patience)
     wait = jnp.where(failed_newton, patience, jnp.maximum(search.wait - 1, 0))
     use_newton = accepted & (wait == 0)
     step = jnp.where(use_newton, _newton_step(point, residual), damping * kept.change)
-    failed = jnp.maximum(point.status, int(Status.NON_FINITE))
+    failed = jnp.where(point.status == Status.OK, int(Status.NON_FINITE), point.status)
     first = search.num_updates == 0
     return kept._replace(
         trial=project(kept.sites + step),
         is_newton=use_newton,
         damping=damping,
+        ceiling=ceiling,
         wait=wait,
         patience=patience,
         num_updates=search.num_updates + 1,

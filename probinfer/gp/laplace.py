@@ -159,7 +159,8 @@ def _line_search(likelihood, y, prior_mean, search, f, a, scale, status) -> _Sea
     chosen = jnp.where(good.any(), jnp.argmax(good), jnp.argmax(heights))
     size = jnp.max(jnp.abs(f - search.f) / scale)
     failed = (status != Status.OK) | ~jnp.isfinite(size)
-    status = jnp.where(failed, jnp.maximum(status, int(Status.NON_FINITE)), int(Status.OK)).astype(jnp.int32)
+    why = jnp.where(status == Status.OK, int(Status.NON_FINITE), status)
+    status = jnp.where(failed, why, int(Status.OK)).astype(jnp.int32)
     return _Search(
         jnp.where(failed, search.f, trial_f[chosen]),
         jnp.where(failed, search.a, trial_a[chosen]),

@@ -4,13 +4,11 @@ A problem is (K, prior_mean, log_densities), log_densities[i](f) = log p(y_i | f
 q = N(m, v) are trapezoid sums in z = (f − m)/√v, which converge exponentially for smooth integrands.
 """
 
-import itertools
-
 import numpy as np
 from scipy import optimize
 from scipy.special import logsumexp
 
-Z = np.linspace(-13.0, 13.0, 1041)
+Z = np.linspace(-40.0, 40.0, 2401)  # so far, because cavities are wider than q
 LOG_WEIGHTS = -0.5 * Z**2 - logsumexp(-0.5 * Z**2)
 
 
@@ -138,8 +136,8 @@ def log_evidence(problem, order=20):
     lam1, lam2 = ep(problem, tolerance=1e-6)
     mean, covariance, _ = condition(K, prior_mean, lam1, lam2)
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
-    z = np.array(list(itertools.product(nodes, repeat=len(K))))
-    log_weights = np.array(list(itertools.product(np.log(weights), repeat=len(K)))).sum(1)
+    index = np.indices((order,) * len(K)).reshape(len(K), -1).T
+    z, log_weights = nodes[index], np.log(weights)[index].sum(1)
     chol = np.linalg.cholesky(covariance)
     f = mean + z @ chol.T
     centered = f - prior_mean

@@ -1,0 +1,178 @@
+"""Fits beyond Gaussian noise: learned hyperparameters, class probabilities, leave-one-out, files, and bad data."""
+
+import dataclasses
+import inspect
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from probinfer import gp, mcmc
+from probinfer.base import Status
+from probinfer.errors import ConvergenceWarning
+from probinfer.gp.condition import reference_sites
+from probinfer.gp.hyper_posterior import hyper_posterior
+from tests.gp.approximate_cases import jit
+from tests.reference import gp_sites as oracle
+from tests.reference.likelihoods import LOG_DENSITIES
+
+X = np.repeat(np.linspace(-3, 3, 8), 2)[:, None]
+# Pairs of labels at one input that contradict each other keep the kernel variance finite.
+Y = np.array([0.0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1])
+X_NEW = np.array([[-2.0], [0.3], [1.7]])
+
+
+def model():
+    return gp.Model(gp.kernels.RBF(1.5, 0.8), gp.likelihoods.Bernoulli("logit"))
+
+
+def prior():
+    return gp.Model(
+        gp.kernels.RBF(dist.LogNormal(0.0, 0.7), dist.LogNormal(0.0, 0.5)), gp.likelihoods.Bernoulli("logit")
+    )
+
+
+def problem(at, x=X):
+    variance, lengthscale = float(at.kernel.variance), float(at.kernel.lengthscale)
+    gram = variance * np.exp(-0.5 * ((x - x.T) / lengthscale) ** 2)
+    return gram, np.zeros(len(x)), [lambda f, y=y: LOG_DENSITIES["logit"](y, f) for y in Y]
+
+
+@pytest.fixture(scope="module")
+def ml2():
+    learn = gp.ML2(num_restarts=1)
+    return gp.fit(jax.random.key(0), model(), X, Y, prior=prior(), learn=learn, standardize=False)
+
+
+@pytest.fixture(scope="module")
+def nuts():
+    engine = mcmc.NUTS(num_warmup=30, num_draws=20, num_chains=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # 20 draws are too few for the convergence rule, and the engine says so
+        return gp.fit(jax.random.key(1), model(), X, Y, prior=prior(), learn=engine, standardize=False)
+
+
+def test_default_inference_is_ep_and_its_evidence_is_maximal(ml2):
+    """The slow oracle at the learned hyperparameters and around them."""
+    assert isinstance(ml2.inference, gp.EP)
+
+    def value(log_variance, log_lengthscale):
+        kernel = gp.kernels.RBF(np.exp(log_variance), np.exp(log_lengthscale))
+        slow = problem(gp.Model(kernel, model().likelihood))
+        slow = slow[0] + 1e-7 * np.eye(16), *slow[1:]  # the oracle inverts K
+        return oracle.energy(slow, *oracle.ep(slow, tolerance=1e-6), 1.0)
+
+    best = np.log([ml2.model.kernel.variance, ml2.model.kernel.lengthscale])
+    here = value(*best)
+    np.testing.assert_allclose(ml2.log_evidence, here, atol=1e-4)  # the oracle adds 1e-7 and inverts
+    for step in ([0.2, 0], [-0.2, 0], [0, 0.2], [0, -0.2]):
+        assert value(*(best + step)) < here
+
+
+def test_class_probabilities(ml2):
+    predictive = ml2.predict_y(X_NEW)
+    probability = np.exp(predictive.log_prob(jnp.ones(3)))
+    np.testing.assert_allclose(probability + np.exp(predictive.log_prob(jnp.zeros(3))), 1.0, rtol=1e-10)
+    mean, variance = ml2.predict(X_NEW)
+    z, weights = np.polynomial.hermite_e.hermegauss(80)
+    f = np.asarray(mean)[:, None] + np.sqrt(np.asarray(variance))[:, None] * z
+    np.testing.assert_allclose(probability, (1 / (1 + np.exp(-f))) @ weights / np.sqrt(2 * np.pi), rtol=1e-6)
+    assert 0.05 < probability.min() < probability.max() < 0.95
+    np.testing.assert_allclose(ml2.log_prob(X_NEW, np.ones(3)), np.log(probability), rtol=1e-10)
+
+
+def test_loo_is_that_of_the_oracles_cavities(ml2):
+    slow = problem(ml2.model)
+    slow = slow[0] + 1e-7 * np.eye(16), *slow[1:]
+    np.testing.assert_allclose(ml2.loo(), oracle.cavities(slow, *oracle.ep(slow, tolerance=1e-7)), atol=1e-5)
+
+
+def test_nuts_mixes_probabilities_over_draws(nuts):
+    assert set(nuts.posterior.draws) == {"kernel.variance", "kernel.lengthscale"}
+    assert nuts.posterior.draws["kernel.variance"].shape == (2, 20)
+    together = np.exp(nuts.log_prob(X_NEW, np.ones(3)))
+    singles = []
+    for i in range(40):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], nuts.models)
+        singles.append(np.exp(dataclasses.replace(nuts, models=one).log_prob(X_NEW, np.ones(3))))
+    np.testing.assert_allclose(together, np.mean(singles, 0), rtol=1e-8)
+    assert np.ptp(singles, 0).max() > 0.01
+    assert np.isfinite(nuts.loo()).all()
+
+
+@pytest.mark.parametrize("which", ["ml2", "nuts"])
+def test_files(which, request, tmp_path):
+    fit = request.getfixturevalue(which)
+    fit.save(tmp_path / "fit.npz")
+    back = gp.load(tmp_path / "fit.npz")
+    assert jax.tree.structure(back) == jax.tree.structure(fit)  # the settings of inference are in it
+    np.testing.assert_array_equal(back.log_prob(X_NEW, np.ones(3)), fit.log_prob(X_NEW, np.ones(3)))
+    np.testing.assert_array_equal(back.loo(), fit.loo())
+
+
+def test_the_density_is_a_function_of_the_position_alone():
+    """The same bits whatever was evaluated before: every search starts at the stored sites."""
+    arrays = jnp.asarray(X), jnp.asarray(Y)
+    _, target = hyper_posterior(model(), prior(), *arrays, gp.EP())
+    density = jit(lambda target, position: jax.value_and_grad(target.logdensity_fn)(position))
+    positions = target.init(jax.random.key(3), 4)
+    here = jax.tree.map(lambda leaf: leaf[1], positions)
+    first = density(target, here)
+    for i in (3, 0, 2):
+        density(target, jax.tree.map(lambda leaf, i=i: leaf[i], positions))
+    jax.tree.map(np.testing.assert_array_equal, density(target, here), first)
+    rebuilt = hyper_posterior(model(), prior(), *arrays, gp.EP())[1]
+    jax.tree.map(np.testing.assert_array_equal, density(rebuilt, here), first)
+    # They are the sites at the model's own values, where one more update changes nothing.
+    sites = reference_sites(model(), *arrays, gp.EP())
+    again = gp.condition(model(), *arrays, gp.EP(), sites=sites)
+    assert again.num_iterations == 1
+    np.testing.assert_allclose(again.sites.lam2, sites.lam2, rtol=1e-7)
+    assert reference_sites(model(), *arrays, gp.Exact()) is None
+
+
+def test_a_method_that_did_not_converge_is_said():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit = gp.fit(
+            jax.random.key(0),
+            model(),
+            X,
+            Y,
+            prior=prior(),
+            inference=gp.EP(max_updates=1),
+            learn=gp.ML2(num_restarts=1, max_steps=3),
+            standardize=False,
+        )
+    words = [str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning)]
+    assert any("EP did not converge" in text and "max_updates" in text for text in words)
+    assert np.isfinite(fit.log_evidence)
+
+
+def test_separable_labels_are_bounded_by_the_prior():
+    """Maximum likelihood runs away with the variance; the posterior mode stays where the prior has mass."""
+    labels = (X[:, 0] > 0).astype(float)
+    arguments = {"prior": prior(), "standardize": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the search for a maximum at infinity may say so
+        runaway = gp.fit(
+            jax.random.key(0), model(), X, labels, learn=gp.ML2(num_restarts=1, max_steps=40), **arguments
+        )
+    bounded = gp.fit(jax.random.key(0), model(), X, labels, learn=gp.MAP(num_restarts=1), **arguments)
+    assert runaway.model.kernel.variance > 20 * bounded.model.kernel.variance
+    assert 0.5 < bounded.model.kernel.variance < 10
+    assert bounded.info.status == Status.OK
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [(Y + 1, "labels 0 and 1"), (np.where(Y == 1, 0.5, Y), "labels 0 and 1"), (Y[:-1], "16 rows")],
+)
+def test_bad_outputs(y, words):
+    with pytest.raises(ValueError, match=words):
+        inspect.unwrap(gp.fit)(jax.random.key(0), model(), X, y)
