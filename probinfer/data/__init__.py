@@ -1,6 +1,6 @@
 """Data: small real tables, splits with a seed, and a reader for a user's own file."""
 
-from probinfer.data.bundled import co2, diabetes, nile, sunspots
+from probinfer.data.bundled import breast_cancer, co2, diabetes, nile, sunspots
 from probinfer.data.dataset import Dataset
 from probinfer.data.measurements import measurement, measurement_names, measurement_path
 from probinfer.data.splits import kfold, ordered_split, random_split
@@ -10,6 +10,7 @@ __all__ = [
     "Dataset",
     "Table",
     "TableError",
+    "breast_cancer",
     "co2",
     "diabetes",
     "kfold",

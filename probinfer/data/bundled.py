@@ -7,7 +7,7 @@ import numpy as np
 from probinfer.data.dataset import Dataset
 from probinfer.errors import import_extra
 
-__all__ = ["co2", "diabetes", "nile", "sunspots"]
+__all__ = ["breast_cancer", "co2", "diabetes", "nile", "sunspots"]
 
 _DIABETES_NAMES = (
     "age",
@@ -45,6 +45,31 @@ def diabetes() -> Dataset:
         description="442 patients: ten measurements at the start, and how far the disease had progressed a year later.",
         source="Efron, Hastie, Johnstone and Tibshirani (2004), Least angle regression; bundled with scikit-learn",
         licence="published with the article, distributed with scikit-learn (BSD-3-Clause)",
+    )
+
+
+def breast_cancer() -> Dataset:
+    """Benign (1) or malignant (0): 569 tumours, thirty measurements of their cell nuclei, in raw units.
+
+    Returns:
+        ``X (569, 30)`` and ``y (569,)``.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+
+    References:
+        Street, Wolberg and Mangasarian (1993), "Nuclear feature extraction for breast tumor diagnosis".
+    """
+    raw = import_extra("sklearn.datasets", "data").load_breast_cancer()
+    return Dataset(
+        name="breast cancer",
+        X=np.asarray(raw.data, np.float64),
+        y=np.asarray(raw.target, np.float64),
+        feature_names=tuple(str(name) for name in raw.feature_names),
+        target_name="benign",
+        description="569 breast tumours: thirty measurements of cell nuclei under the microscope, and the diagnosis.",
+        source="Street, Wolberg and Mangasarian (1993), Wisconsin diagnostic data; bundled with scikit-learn",
+        licence="CC BY 4.0 (UCI Machine Learning Repository), distributed with scikit-learn",
     )
 
 

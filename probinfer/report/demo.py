@@ -1,4 +1,4 @@
-"""The demo: two real data sets, every engine on each, and a report in plain words."""
+"""The demo: three real data sets, every engine or approximation on each, and a report in plain words."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.markup import escape
 from probinfer import data, gp
 from probinfer.errors import import_extra
 from probinfer.report import sections as sections_of
+from probinfer.report.classification import Classified, classification_section, classification_table, classify
 from probinfer.report.engines import ENGINES
 from probinfer.report.html import Section, Text, check_folder, page, write_page
 from probinfer.report.methods import Method, Problem, chains_table, methods_table, run_methods
@@ -34,15 +35,17 @@ class Size(NamedTuple):
         draws: draws of a chain.
         patients: training rows of the diabetes data.
         every: every so many months of the CO2 series.
+        tumours: training rows of the breast cancer data.
     """
 
     draws: int
     patients: int
     every: int
+    tumours: int
 
 
-FULL = Size(draws=500, patients=200, every=3)
-SMALL = Size(draws=100, patients=80, every=6)
+FULL = Size(draws=500, patients=200, every=3, tumours=250)
+SMALL = Size(draws=100, patients=80, every=6, tumours=60)
 
 
 def diabetes_problem(size: Size, *, seed: int) -> Problem:
@@ -111,7 +114,8 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     sections = [Section("How to read the tables", (Text(sections_of.READING),))]
     tables, sources = [], {}
     problems = {"Diabetes": diabetes_problem(size, seed=seed), "CO2": co2_problem(size)}
-    for key, (name, problem) in zip(jax.random.split(jax.random.key(seed), len(problems)), problems.items()):
+    last_key, *keys = jax.random.split(jax.random.key(seed), len(problems) + 1)
+    for key, (name, problem) in zip(keys, problems.items()):
         text = f"{name}: learning from {len(problem.train)} points, {len(problem.test)} to predict"
         console.print(f"[bold]{text}[/bold]")
         methods = run_methods(key, problem, ENGINES, draws=size.draws, done=partial(_say, console))
@@ -119,6 +123,10 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
         build = _diabetes_section if name == "Diabetes" else _co2_section
         sections.append(build(problem, methods, tables[-1]))
         sources[f"data: {name}"] = f"{problem.data.source}; licence: {problem.data.licence}"
+    section, table, source = _classification(last_key, size, console)
+    sections.append(section)
+    tables.append([table])
+    sources["data: breast cancer"] = source
     facts = provenance(command, seed=seed, seconds=time.perf_counter() - start, extra=sources)
     path = write_page(out, page("probinfer: five ways to learn a Gaussian process", _LEAD, sections, facts))
     for group in tables:
@@ -130,13 +138,29 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
 _LEAD = (
     "A Gaussian process predicts with error bars, but how smooth, how large and how noisy must be learned "
     "from the data. One can pick the single best setting (ML-II, MAP), or keep every plausible setting with "
-    "its weight (mean-field, full-rank, NUTS). This page does both on two real data sets and asks which "
+    "its weight (mean-field, full-rank, NUTS). This page does both on real data and asks which "
     "predictions held up on data that nobody had seen."
 )
 
 
 def _say(console: Console, method: Method) -> None:
     console.print(f"  {method.entry.label:<14} {seconds(method.seconds):>9}   {method.entry.about}")
+    if method.remark:
+        console.print(f"    [yellow]{escape(method.remark)}[/yellow]", highlight=False)
+
+
+def _classification(key, size, console):
+    console.print(f"[bold]Breast cancer: learning from {size.tumours} tumours, the others to predict[/bold]")
+    table, found, labels = classify(
+        key, size.tumours, draws=max(size.draws // 2, 100), done=partial(_say_way, console)
+    )
+    scores = classification_table(found, labels, title=f"Breast cancer: {len(labels)} unseen tumours")
+    section = classification_section(table, found, labels, scores, rows=size.tumours)
+    return section, scores, f"{table.source}; licence: {table.licence}"
+
+
+def _say_way(console: Console, method: Classified) -> None:
+    console.print(f"  {method.way.label:<14} {seconds(method.seconds):>9}   {method.way.about}")
     if method.remark:
         console.print(f"    [yellow]{escape(method.remark)}[/yellow]", highlight=False)
 

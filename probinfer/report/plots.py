@@ -19,6 +19,7 @@ __all__ = [
     "errors",
     "intervals",
     "observed",
+    "reliability",
     "series",
 ]
 
@@ -222,6 +223,24 @@ def calibration(axes: Any, theme: Theme, pit: np.ndarray, *, style: int = 0) -> 
     axes.axhline(share, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xlabel="predicted probability of a smaller value", ylabel="share of test points", xlim=(0, 1))
     axes.grid(False, axis="x")
+
+
+def reliability(axes: Any, theme: Theme, found: Any, *, style: int = 0) -> None:
+    """Observed frequencies against predicted probabilities, each with its interval: on the diagonal if honest.
+
+    Args:
+        axes: matplotlib axes.
+        theme: colours.
+        found: a ``gp.calibration.Reliability``.
+        style: colour of the method.
+    """
+    color = theme.series[style]
+    axes.plot([0, 1], [0, 1], color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    axes.vlines(found.probability, found.lower, found.upper, color=color, linewidth=2)
+    axes.plot(found.probability, found.frequency, "o", color=color, markersize=5)
+    axes.set(
+        xlabel="predicted probability", ylabel="share that came true", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
+    )
 
 
 def comparison(axes: Any, theme: Theme, rows: list[tuple[str, int, Estimate]], *, label: str) -> None:

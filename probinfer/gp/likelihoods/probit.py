@@ -80,12 +80,16 @@ def _kappa_jvp(n, primals, tangents):
 
 
 def _fraction(t, n):
-    """κ_n(t) from the inside out, started at the fixed point of the last term (one chain for all n)."""
+    """κ_n(t) from the inside out, started at the fixed point of the last term (one chain for all n).
+
+    A loop in the compiled program: written out, it is most of what a classifier compiles.
+    """
     last = max(_DEPTH, n + 20)
-    value = 0.5 * (jnp.sqrt(t**2 + 4.0 * last) - t)
-    for k in range(last - 1, n - 1, -1):
-        value = k / (t + value)
-    return value
+
+    def inwards(i, value):
+        return (last - 1 - i).astype(t.dtype) / (t + value)
+
+    return jax.lax.fori_loop(0, last - n, inwards, 0.5 * (jnp.sqrt(t**2 + 4.0 * last) - t))
 
 
 def _switch(z):
