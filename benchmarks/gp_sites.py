@@ -72,7 +72,9 @@ def gpflow_step(X, y):
     tf.config.threading.set_inter_op_parallelism_threads(1)
     gpflow.config.set_default_float(np.float64)
     model = gpflow.models.VGP(
-        (X, 2 * y[:, None] - 1), kernel=gpflow.kernels.Matern52(2.0, 2.0), likelihood=gpflow.likelihoods.Bernoulli()
+        (X, 2 * y[:, None] - 1),
+        kernel=gpflow.kernels.Matern52(2.0, 2.0),
+        likelihood=gpflow.likelihoods.Bernoulli(),
     )
     natgrad = gpflow.optimizers.NaturalGradient(gamma=0.1)
 
@@ -109,7 +111,9 @@ def measure(num: int, repeats: int, peer: bool) -> dict:
                 times[name].append(timed(fn))
     unit = min(times["F"])
     result = {name: min(values) / unit for name, values in times.items()}
-    result["spread"] = {name: (np.quantile(values, [0.25, 0.75]) / unit).tolist() for name, values in times.items()}
+    result["spread"] = {
+        name: (np.quantile(values, [0.25, 0.75]) / unit).tolist() for name, values in times.items()
+    }
     return result | {"F in ms": 1e3 * unit} | warm_sweeps(model, X, y)
 
 
@@ -127,7 +131,11 @@ def warm_sweeps(model, X, y) -> dict:
         _, _, cold, sites = evaluate(inference, model, X, y, None)
         warm_value, _, warm, _ = evaluate(inference, near, X, y, sites)
         cold_value, _, _, _ = evaluate(inference, near, X, y, None)
-        found[f"{name} sweeps"] = {"cold": int(cold), "warm": int(warm), "difference": float(warm_value - cold_value)}
+        found[f"{name} sweeps"] = {
+            "cold": int(cold),
+            "warm": int(warm),
+            "difference": float(warm_value - cold_value),
+        }
     return found
 
 
@@ -142,7 +150,8 @@ def main() -> None:
         print(num, results[num], flush=True)
     names = ["EP sweep", "VI step", "GPflow VGP natural gradient"]
     rows = [
-        [name, *(f"{found[name]:.2f}" if name in found else "" for found in results.values())] for name in names
+        [name, *(f"{found[name]:.2f}" if name in found else "" for found in results.values())]
+        for name in names
     ]
     rows += [
         [f"{name}, {start}", *(str(found[name][start]) for found in results.values())]
@@ -152,7 +161,9 @@ def main() -> None:
     common.print_table("in F, and numbers of sweeps", ["n", *map(str, sizes)], rows)
     if not arguments.small:
         settings = {"repeats": arguments.repeats, "nodes": NODES}
-        common.write_results("gp_sites", {"settings": settings, "results": results}, packages=("gpflow", "tensorflow"))
+        common.write_results(
+            "gp_sites", {"settings": settings, "results": results}, packages=("gpflow", "tensorflow")
+        )
 
 
 if __name__ == "__main__":
