@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from probinfer import data, gp, mcmc
+from probinfer import data, gp
 from probinfer.data import Dataset
 from probinfer.errors import NumericalError
 from probinfer.report import plots
@@ -24,11 +24,10 @@ __all__ = ["METHODS", "Classified", "Way", "classification_section", "classifica
 
 
 class Way(NamedTuple):
-    """A method: its name, how the latent function is inferred, how the hyperparameters are learned, in one clause."""
+    """A method: its name, how the latent function is inferred, and that in one clause."""
 
     label: str
     inference: Any
-    make: Callable[[int], Any]
     about: str
 
 
@@ -54,16 +53,10 @@ class Classified(NamedTuple):
 
 # The first is the reference of comparisons.
 METHODS = (
-    Way("EP", gp.EP(), lambda draws: gp.ML2(), "matches moments, the most plausible setting"),
-    Way(
-        "EP, NUTS",
-        gp.EP(),
-        lambda draws: mcmc.NUTS(num_draws=draws),
-        "matches moments, every plausible setting",
-    ),
-    Way("VI", gp.VI(), lambda draws: gp.ML2(), "bounds the evidence from below"),
-    Way("Hybrid", gp.Hybrid(), lambda draws: gp.ML2(), "infers like VI, learns like EP"),
-    Way("Laplace", gp.Laplace(), lambda draws: gp.ML2(), "a normal at the mode"),
+    Way("EP", gp.EP(), "matches moments, the most plausible setting"),
+    Way("VI", gp.VI(), "bounds the evidence from below"),
+    Way("Hybrid", gp.Hybrid(), "infers like VI, learns like EP"),
+    Way("Laplace", gp.Laplace(), "a normal at the mode"),
 )
 
 
@@ -71,7 +64,6 @@ def classify(
     key: PRNGKey,
     rows: int,
     *,
-    draws: int,
     ways: Sequence[Way] = METHODS,
     done: Callable[[Classified], None] = lambda method: None,
 ) -> tuple[Dataset, list[Classified], np.ndarray]:
@@ -80,7 +72,6 @@ def classify(
     Args:
         key: random key.
         rows: training points.
-        draws: draws of a chain.
         ways: the methods.
         done: called with each method as soon as it is finished.
 
@@ -93,19 +84,17 @@ def classify(
     model = gp.Model(gp.kernels.Matern52(1.0, 5.0), gp.likelihoods.Bernoulli("probit"))
     found = []
     for way, way_key in zip(ways, jax.random.split(key, len(ways))):
-        found.append(_run(way_key, way, model, table, train, test, draws))
+        found.append(_run(way_key, way, model, table, train, test))
         done(found[-1])
     return table, found, table.y[test]
 
 
-def _run(key, way, model, table, train, test, draws):
+def _run(key, way, model, table, train, test):
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            fit = gp.fit(
-                key, model, table.X[train], table.y[train], inference=way.inference, learn=way.make(draws)
-            )
+            fit = gp.fit(key, model, table.X[train], table.y[train], inference=way.inference)
             predictive = fit.predict_y(table.X[test])
         except NumericalError as error:
             return Classified(way, None, None, None, time.perf_counter() - start, f"failed: {error}")

@@ -151,9 +151,7 @@ def _say(console: Console, method: Method) -> None:
 
 def _classification(key, size, console):
     console.print(f"[bold]Breast cancer: learning from {size.tumours} tumours, the others to predict[/bold]")
-    table, found, labels = classify(
-        key, size.tumours, draws=max(size.draws // 2, 100), done=partial(_say_way, console)
-    )
+    table, found, labels = classify(key, size.tumours, done=partial(_say_way, console))
     scores = classification_table(found, labels, title=f"Breast cancer: {len(labels)} unseen tumours")
     section = classification_section(table, found, labels, scores, rows=size.tumours)
     return section, scores, f"{table.source}; licence: {table.licence}"
