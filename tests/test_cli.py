@@ -256,8 +256,9 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
 
 
 def test_demo_end_to_end(tmp_path, monkeypatch):
-    """Both journeys with a quick engine on few rows; the full one is what people run."""
-    monkeypatch.setattr(demos, "SMALL", demos.Size(draws=8, patients=20, every=24))
+    """All journeys with a quick engine on few rows; the full one is what people run."""
+    monkeypatch.setattr(demos, "SMALL", demos.Size(draws=8, patients=20, every=24, tumours=40))
+    monkeypatch.setattr(demos, "WAYS", [way for way in demos.WAYS if way.label == "Laplace"])
     monkeypatch.setattr(demos, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),))
     result = run("demo", "--small", "--out", tmp_path, "--seed", 1)
     assert result.exit_code == 0, result.output
@@ -266,6 +267,8 @@ def test_demo_end_to_end(tmp_path, monkeypatch):
         assert "Diabetes" in text
         assert "CO2" in text
         assert "ML-II" in text
+        assert "Breast cancer" in text
+        assert "Laplace" in text
         assert "these are prior draws" in text
     assert f"jax {jax.__version__}" in page
     assert "Keeling and Whorf" in page

@@ -17,6 +17,7 @@ from rich.markup import escape
 from probinfer import data, gp
 from probinfer.errors import import_extra
 from probinfer.report import sections as sections_of
+from probinfer.report.classification import METHODS as WAYS
 from probinfer.report.classification import Classified, classification_section, classification_table, classify
 from probinfer.report.engines import ENGINES
 from probinfer.report.html import Section, Text, check_folder, page, write_page
@@ -151,7 +152,7 @@ def _say(console: Console, method: Method) -> None:
 
 def _classification(key, size, console):
     console.print(f"[bold]Breast cancer: learning from {size.tumours} tumours, the others to predict[/bold]")
-    table, found, labels = classify(key, size.tumours, done=partial(_say_way, console))
+    table, found, labels = classify(key, size.tumours, ways=WAYS, done=partial(_say_way, console))
     scores = classification_table(found, labels, title=f"Breast cancer: {len(labels)} unseen tumours")
     section = classification_section(table, found, labels, scores, rows=size.tumours)
     return section, scores, f"{table.source}; licence: {table.licence}"
