@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from probinfer import data, gp
@@ -99,7 +100,7 @@ def _run(key, way, model, table, train, test):
         except NumericalError as error:
             return Classified(way, None, None, None, time.perf_counter() - start, f"failed: {error}")
     probabilities = np.asarray(predictive.probability, float)
-    log_density = np.asarray(predictive.log_prob(table.y[test]), float)
+    log_density = np.asarray(predictive.log_prob(jnp.asarray(table.y[test])), float)
     remark = "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
     return Classified(way, fit, probabilities, log_density, time.perf_counter() - start, remark)
 
