@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from probinfer.base import Status
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.fixed_point import FixedPoint
+from probinfer.gp.likelihoods.cavity import log_ratio_from_cavity
 from probinfer.gp.likelihoods.moments import log_ratio
 from probinfer.gp.marginals import marginals_from
 from probinfer.gp.model import Model
@@ -56,15 +55,11 @@ def assemble(
         status=status.astype(jnp.int32),
         jitter=jnp.zeros_like(log_evidence),
         num_iterations=found.num_updates,
-        log_loo=log_cavity(model.likelihood, y, q.mean, q.variance, lam1, lam2, num_nodes),
+        log_loo=_log_cavity(model.likelihood, y, q.mean, q.variance, lam1, lam2, num_nodes),
     )
 
 
-def log_cavity(
-    likelihood: Any, y: Array, mean: Array, variance: Array, lam1: Array, lam2: Array, num_nodes: int
-):
-    """Log ∫ p(y_i | f) cavity_i(f) df for all points."""
+def _log_cavity(likelihood, y, mean, variance, lam1, lam2, num_nodes):
+    """Log ∫ p(y_i | f) cavity_i(f) df for all points: ``log_ratio_from_cavity`` the other way round."""
     ratio = log_ratio(likelihood, y, mean, variance, lam1, lam2, 1.0, num_nodes)
-    c = 1 - lam2 * variance
-    bracket = 0.5 * lam2 * mean**2 - lam1 * mean + 0.5 * lam1**2 * variance
-    return ratio + 0.5 * jnp.log(c) - bracket / c
+    return ratio - log_ratio_from_cavity(jnp.zeros_like(mean), mean, variance, lam1, lam2, 1.0)

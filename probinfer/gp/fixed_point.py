@@ -1,8 +1,8 @@
 """Fixed points of site updates: Newton's method on λ = T(λ), with damped updates where it does not help.
 
 A Newton step solves (I − ∂T/∂λ) δ = T(λ) − λ, which costs a few products of N² operations beside the N³ of an update,
-and squares the residual near the solution. A step that does not make the residual smaller is cut back; where that does
-not help either, a damped update λ + ρ(T(λ) − λ) is taken. Residuals are measured in posterior standard deviations, so
+and squares the residual near the solution. A step that does not make the residual smaller is taken back; some damped
+updates λ + ρ(T(λ) − λ) follow before the next is tried. Residuals are measured in posterior standard deviations, so
 that the rules have no unit.
 
 References:
@@ -21,7 +21,7 @@ from jax.scipy.sparse.linalg import bicgstab
 from probinfer.base import Status
 from probinfer.types import Array, Float
 
-__all__ = ["FixedPoint", "Point", "default_tolerance", "find"]
+__all__ = ["FixedPoint", "Point", "check_settings", "default_tolerance", "find"]
 
 _PATIENCE, _LONGEST_PATIENCE = 3, 12  # damped updates after a Newton step that did not help
 _RECOVERY, _LOWERING, _SMALLEST_DAMPING = 1.3, 0.7, 0.02
@@ -69,6 +69,21 @@ class _Search(NamedTuple):
     status: Any
 
 
+def check_settings(engine: Any) -> None:
+    """Check the settings that every iterative engine has.
+
+    Raises:
+        ValueError: one is outside its range.
+    """
+    name = type(engine).__name__
+    if engine.num_nodes < 2 or engine.max_updates < 1:
+        raise ValueError(
+            f"{name} needs num_nodes >= 2 and max_updates >= 1, got {engine.num_nodes} and {engine.max_updates}"
+        )
+    if engine.tolerance is not None and not engine.tolerance > 0:
+        raise ValueError(f"{name}.tolerance must be positive, got {engine.tolerance}")
+
+
 def default_tolerance(dtype: Any) -> float:
     """What a residual may be: 1e-8 in float64, 1e-4 in float32."""
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4
@@ -92,7 +107,7 @@ def find(
         max_updates: the most updates.
 
     Returns:
-        The sites with the smallest change. Where the very first update fails, its status.
+        The last sites that were accepted. Where the very first update fails, its status.
     """
     zero, infinite = jnp.zeros_like(start), jnp.full((), jnp.inf, start.dtype)
     count = jnp.zeros((), jnp.int32)

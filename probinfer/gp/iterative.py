@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from probinfer.gp.assemble import assemble
 from probinfer.gp.conditioned import Conditioned
-from probinfer.gp.fixed_point import default_tolerance
+from probinfer.gp.fixed_point import check_settings, default_tolerance
 from probinfer.gp.model import Model
 from probinfer.gp.objectives import Objective, energy, stationary_energy
 from probinfer.gp.sites import Sites
@@ -48,7 +48,7 @@ class EP:
     def __post_init__(self):
         if not 0 < self.power <= 1:
             raise ValueError(f"EP.power must be in (0, 1], got {self.power}; for the limit 0 use gp.VI()")
-        _check_settings(self)
+        check_settings(self)
 
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
@@ -83,7 +83,7 @@ class VI:
     tolerance: float | None = field(static=True, default=None)
 
     def __post_init__(self):
-        _check_settings(self)
+        check_settings(self)
 
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
@@ -123,7 +123,7 @@ class Hybrid:
     def __post_init__(self):
         if self.gradient not in ("total", "partial"):
             raise ValueError(f"Hybrid.gradient must be 'total' or 'partial', got {self.gradient!r}")
-        _check_settings(self)
+        check_settings(self)
 
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
@@ -133,16 +133,6 @@ class Hybrid:
         at = found.sites if self.gradient == "total" else jax.lax.stop_gradient(found.sites)
         value = energy(Objective(1.0, self.num_nodes), model, X, y, at)
         return assemble(model, X, y, found, value, self.num_nodes)
-
-
-def _check_settings(settings):
-    if settings.num_nodes < 2 or settings.max_updates < 1:
-        raise ValueError(
-            f"{type(settings).__name__} needs num_nodes >= 2 and max_updates >= 1, got {settings.num_nodes} and "
-            f"{settings.max_updates}"
-        )
-    if settings.tolerance is not None and not settings.tolerance > 0:
-        raise ValueError(f"{type(settings).__name__}.tolerance must be positive, got {settings.tolerance}")
 
 
 def _solve(settings, objective, model, X, y, sites):

@@ -16,7 +16,7 @@ import numpy as np
 from probinfer.base import Status
 from probinfer.gp.assemble import assemble
 from probinfer.gp.conditioned import Conditioned
-from probinfer.gp.fixed_point import FixedPoint, default_tolerance
+from probinfer.gp.fixed_point import FixedPoint, check_settings, default_tolerance
 from probinfer.gp.likelihoods.moments import derivatives
 from probinfer.gp.marginals import marginals
 from probinfer.gp.model import Model
@@ -50,12 +50,7 @@ class Laplace:
     tolerance: float | None = field(static=True, default=None)
 
     def __post_init__(self):
-        if self.num_nodes < 2 or self.max_updates < 1:
-            raise ValueError(
-                f"Laplace needs num_nodes >= 2 and max_updates >= 1, got {self.num_nodes} and {self.max_updates}"
-            )
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"Laplace.tolerance must be positive, got {self.tolerance}")
+        check_settings(self)
 
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None

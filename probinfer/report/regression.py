@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +18,11 @@ from probinfer import progress as bars
 from probinfer.errors import import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.engines import Entry, find_engine
+from probinfer.report.files import write_files
 from probinfer.report.html import Section, Text, check_folder, page, write_page
 from probinfer.report.methods import Method, Problem, chains_table, evidence
 from probinfer.report.provenance import provenance
 from probinfer.report.scores import (
-    Predictions,
     concatenate,
     difference,
     normal_baseline,
@@ -94,7 +92,7 @@ def run_regression(path: str, options: Options, *, command: str, console: Consol
     crossed = None
     if options.folds:
         crossed = _cross_validate(fold_key, model, table, entry, options, console)
-    written = _write_files(fit, table, new, crossed, options)
+    written = write_files(fit, table, new, crossed, options.out, options.predict)
     problem = Problem(
         table, np.arange(len(table.y)), np.arange(0), model, gp.default_prior(model, np.asarray(fit.X)), {}
     )
@@ -320,42 +318,6 @@ def _effects(problem, method):
     chosen = most_relevant(method.fit, 6)
     X, features = problem.data.X, problem.data.feature_names
     return sections_of.gallery(sections_of.effects(method.fit, X, features, chosen=chosen))
-
-
-def _write_files(fit, table, new, crossed, options):
-    """The saved fit and the CSV files; for the report: what they are."""
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    fit.save(out / "fit.npz")
-    written = {"saved fit": "fit.npz; read it with probinfer.gp.load"}
-    if crossed is not None:
-        predicted, _, rows = crossed
-        order = np.argsort(rows)
-        extra = {"row": rows[order] + 1.0, "observed": predicted.y[order]}
-        _write_csv(out / "cross-validation.csv", extra, predicted, order)
-        written["cross-validated predictions"] = "cross-validation.csv"
-    if new is not None:
-        predicted = predictions(fit, new)
-        _write_csv(
-            out / "predictions.csv", dict(zip(table.feature_names, new.T)), predicted, np.arange(len(new))
-        )
-        written["predictions"] = f"predictions.csv, for the rows of {options.predict}"
-    return written
-
-
-def _write_csv(
-    path: Path, extra: dict[str, Any], predicted: Predictions, order: Sequence[int] | np.ndarray
-) -> None:
-    columns = {**extra, "mean": predicted.mean[order], "sd": predicted.sd[order]}
-    columns |= {
-        f"q{round(100 * level):02d}": predicted.quantiles[level][order] for level in (0.05, 0.5, 0.95)
-    }
-    if predicted.log_density is not None:
-        columns["log_density"] = predicted.log_density[order]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([f"{value:.10g}" for value in row] for row in zip(*columns.values()))
 
 
 def _count(num, word):

@@ -523,7 +523,7 @@ def laplace(y, f, log_scale=0.0):
         (lambda: likelihoods.FromLogDensity(laplace, [1.0]), TypeError, "dictionary"),
         (
             lambda: likelihoods.Likelihood().log_density(*jnp.zeros(2)),
-            NotImplementedError,
+            TypeError,
             "must define log_density",
         ),
     ],

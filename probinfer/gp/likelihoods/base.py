@@ -51,9 +51,9 @@ class Likelihood:
         """Log p(y | f), elementwise; differentiable in f.
 
         Raises:
-            NotImplementedError: the subclass has none.
+            TypeError: the subclass has none.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define log_density(y, f)")
+        raise TypeError(f"{type(self).__name__} must define log_density(y, f)")
 
     def check_outputs(self, y: Any) -> Any:
         """Check the outputs and return them in the form that ``log_density`` takes; here, as they came."""

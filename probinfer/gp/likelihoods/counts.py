@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -26,10 +27,7 @@ _REACH = 7.0  # of the grid in u: sinh(7) = 550 widths
 
 class _Counts(Likelihood):
     log_concave: ClassVar[bool] = True
-
-    def cdf_given(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:
-        """P(Y <= y | f) for whole y >= 0."""
-        raise NotImplementedError
+    cdf_given: Callable  # P(Y <= y | f) for whole y >= 0
 
     def cdf(
         self, y: Float[Array, "..."], mean: Float[Array, "..."], variance: Float[Array, "..."]

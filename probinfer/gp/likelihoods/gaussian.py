@@ -5,6 +5,7 @@ The Gaussian likelihoods also give their ``noise_variance``, which makes exact i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -29,9 +30,7 @@ class _Closed(Likelihood):
 
     log_concave: ClassVar[bool] = True
     outputs_have_unit: ClassVar[bool] = True
-
-    def _noise(self):
-        raise NotImplementedError
+    _noise: Callable  # the variances of the noise
 
     def log_density(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:
         """Log N(y; f, noise variance), elementwise."""

@@ -6,6 +6,7 @@ it has them; what it has not is asked for by name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -23,13 +24,14 @@ class _Mixture:
     likelihood: Any
     means: Any
     variances: Any
+    _quantile: Callable  # (q,) to the quantile of each point
 
     @property
     def mean(self) -> Float[Array, " M"]:
         """The mean of y; NaN where it does not exist.
 
         Raises:
-            NotImplementedError: the likelihood has no ``output_moments``.
+            TypeError: the likelihood has no ``output_moments``.
         """
         return self._moments()[0].mean(0)
 
@@ -38,7 +40,7 @@ class _Mixture:
         """The variance of y: mean of the variances plus variance of the means.
 
         Raises:
-            NotImplementedError: the likelihood has no ``output_moments``.
+            TypeError: the likelihood has no ``output_moments``.
         """
         means, variances = self._moments()
         return variances.mean(0) + means.var(0)
@@ -56,7 +58,7 @@ class _Mixture:
         """P(Y <= y), pointwise.
 
         Raises:
-            NotImplementedError: the likelihood has no ``cdf``.
+            TypeError: the likelihood has no ``cdf``.
         """
         return _cdf(self, jnp.asarray(y, self.means.dtype))
 
@@ -71,7 +73,7 @@ class _Mixture:
 
         Raises:
             ValueError: a concrete ``q`` is outside (0, 1).
-            NotImplementedError: the likelihood has no ``cdf``.
+            TypeError: the likelihood has no ``cdf``.
         """
         q = jnp.asarray(q, self.means.dtype)
         if not isinstance(q, jax.core.Tracer) and not bool(jnp.all((q > 0) & (q < 1))):
@@ -84,7 +86,7 @@ class _Mixture:
         """``num`` independent draws at each point.
 
         Raises:
-            NotImplementedError: the likelihood has no ``sample``.
+            TypeError: the likelihood has no ``sample``.
         """
         _method(self.likelihood, "sample")
         component_key, latent_key, output_key = jax.random.split(key, 3)
@@ -101,9 +103,6 @@ class _Mixture:
         return jax.vmap(lambda likelihood, m, v: likelihood.output_moments(m, v))(
             self.likelihood, self.means, self.variances
         )
-
-    def _quantile(self, q):
-        raise NotImplementedError
 
 
 @pytree
@@ -189,7 +188,7 @@ class CountMixture(_Mixture):
 def _method(likelihood, name):
     method = getattr(likelihood, name, None)
     if method is None:
-        raise NotImplementedError(
+        raise TypeError(
             f"{type(likelihood).__name__} has no {name}; define it to get this part of the predictive distribution "
             "(probinfer.gp.likelihoods.base says how)"
         )
