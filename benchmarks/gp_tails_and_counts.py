@@ -1,0 +1,390 @@
+"""Student-t noise and Poisson counts: how far is each approximation from sampling the joint model?
+
+Question: with heavy-tailed noise (not log-concave) and with counts, what do Laplace, EP, VI and Hybrid cost in held-out
+log density against the exact posterior of latent values and hyperparameters, and is it the point estimate of the
+hyperparameters or the Gaussian in place of p(f | y) that costs it?
+
+Data: neal, 100 points with outliers, in the folds and from the start of Li, John and Solin (2023, table 2; code of the
+paper): Matern-5/2, zero mean, nothing standardised, Student-t with 3 degrees of freedom and a learned scale, all from
+1; KFold(5, shuffle, random_state 42). Gaussian noise with exact inference is the baseline. Coal: mining disasters in
+333 bins of a third of a year, Poisson, Matern-5/2 with a learned constant mean of the log rate, time standardised; five
+random folds of bins (training parts cut to 266), a constant rate as baseline.
+
+Protocol: approximations learn by ``gp.fit`` with ``gp.ML2(num_restarts=1)``. Sites are found from those of the start,
+as in learning: for Student-t there may be several fixed points, and none may be found from scratch; what ``fit`` itself
+predicts is in the column "fit". NUTS samples the joint model with ``gp.default_prior``. On coal: whitened latent values
+(``gp.joint_posterior``). On neal these mix slowly, since the data hold f in place and not ν = L⁻¹ (f − m); the
+reference there samples Student-t noise as a mixture of normals, with f integrated out (``tails_and_counts.py``): the
+same posterior. The whitened sampler is a row beside it. "θ of NUTS": each approximation of f given θ, averaged over
+hyperparameters that NUTS drew: what is left of its distance is due to the approximation of f.
+
+Scores: test NLPD; paired difference from NUTS by test point with a normal 95 % interval over points; NLPD of single
+chains gives the Monte Carlo error of NUTS. An answer: the interval of the difference covers 0, or lies within 0.01 of
+it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jax.scipy.stats import poisson
+from tails_and_counts import (
+    DATA,
+    WEIGHTS,
+    Fold,
+    predict_given_weights,
+    prior_of,
+    shown_data,
+    stacked,
+    start_model,
+    weights_posterior,
+)
+
+from probinfer import gp, infer, mcmc
+from probinfer.base import Status
+from probinfer.errors import NumericalError
+
+NODES = 64  # 32 across a marginal at the start leave gaps wider than the noise that is learned
+INFERENCE = {
+    "Laplace": gp.Laplace(),
+    "EP": gp.EP(num_nodes=NODES),
+    "VI": gp.VI(num_nodes=NODES),
+    "Hybrid": gp.Hybrid("total", num_nodes=NODES),
+}
+BASELINE = {"neal": "Gaussian noise, ML-II", "coal": "constant rate"}
+NUTS, WHITENED, FREE_DF = "NUTS", "NUTS, whitened f", "NUTS, df learned"
+SAMPLERS = {"neal": (NUTS, WHITENED, FREE_DF), "coal": (NUTS,)}
+AT_NUTS = ", θ of NUTS"
+ENGINES = {
+    ("neal", NUTS): mcmc.NUTS(num_chains=4, num_warmup=500, num_draws=1000),
+    ("neal", WHITENED): mcmc.NUTS(num_chains=4, num_warmup=500, num_draws=500),
+    ("neal", FREE_DF): mcmc.NUTS(num_chains=4, num_warmup=500, num_draws=500),
+    ("coal", NUTS): mcmc.NUTS(num_chains=4, num_warmup=150, num_draws=250),
+}
+PER_CHAIN, NUM_MIXED = 200, {"neal": 200, "coal": 100}  # draws that predict: of a chain, with approximate f
+
+
+@jax.jit
+def predict_all(inference, models, X, y, X_all, sites):
+    """Latent means and variances ``(S, M)`` at S hyperparameter values, with status and evidence of each."""
+
+    def one(model):
+        found = inference.condition(model, X, y, sites)
+        return *found.predict(X_all), found.status, found.log_evidence
+
+    return jax.lax.map(one, models)
+
+
+def run_nuts(name: str, method: str, fold: Fold, engine) -> tuple[dict, np.ndarray, Any, Any]:
+    """Report, log densities, predictive distribution, and some models drawn from the posterior."""
+    model = start_model(name, fold.y)
+    whitened = name == "coal" or method == WHITENED
+    posterior_of = gp.joint_posterior if whitened else weights_posterior
+    free, target = posterior_of(model, prior_of(model, fold.X, method == FREE_DF), fold.X, fold.y)
+    posterior = infer(jax.random.key(0), target, engine, progress=False)
+    keep = np.linspace(0, engine.num_draws - 1, min(PER_CHAIN, engine.num_draws)).astype(int)
+    chains = []
+    for chain in range(engine.num_chains):
+        draws = {key: leaf[chain, keep] for key, leaf in posterior.draws.items()}
+        if whitened:
+            chains.append(gp.joint_predictive(free, model, draws, fold.X, fold.X_all))
+        else:
+            models = stacked(free, model, draws)
+            moments = predict_given_weights(models, draws[WEIGHTS], fold.X, fold.y, fold.X_all)
+            chains.append(models.likelihood.predictive(*moments))
+    by_chain = np.stack([log_densities(chain, fold) for chain in chains])
+    info = posterior.info
+    found = {
+        "status": Status(int(info.status)).name,
+        "rhat": max(float(np.max(leaf)) for leaf in jax.tree.leaves(info.rhat)),
+        "ess": min(float(np.min(leaf)) for leaf in jax.tree.leaves((info.ess, info.ess_tail))),
+        "divergences": int(np.sum(info.diverging)),
+        "gradients": int(info.num_warmup_gradients) + int(np.sum(info.num_leapfrogs)),
+        "nlpd of chains": (-by_chain.mean(1)).tolist(),
+    }
+    found |= {key: float(np.median(posterior[key])) for key in free.names}
+    some = posterior.resample(jax.random.key(1), NUM_MIXED[name])
+    parts = [(chain.likelihood, chain.means, chain.variances) for chain in chains]
+    likelihood, means, variances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return (
+        found,
+        logsumexp(by_chain, axis=0) - np.log(len(by_chain)),
+        likelihood.predictive(means, variances),
+        stacked(free, model, {key: some[key] for key in free.names}),
+    )
+
+
+def log_densities(predictive, fold: Fold) -> np.ndarray:
+    """Log density of the held-out outputs; the distribution is that at ``X_all``."""
+    y = np.zeros(len(fold.X_all))
+    y[fold.held_out] = fold.y_held_out
+    return np.asarray(predictive.log_prob(jnp.asarray(y)))[fold.held_out]
+
+
+def run_ml2(name: str, inference, fold: Fold) -> tuple[dict, np.ndarray, Any]:
+    """``gp.fit``, and its hyperparameters with the sites that learning saw."""
+    model = start_model(name, fold.y)
+    if isinstance(inference, gp.Exact):
+        model = gp.Model(model.kernel, gp.likelihoods.Gaussian(1.0))
+    fit = gp.fit(
+        jax.random.key(1),
+        model,
+        fold.X,
+        fold.y,
+        inference=inference,
+        learn=gp.ML2(num_restarts=1),
+        prior=prior_of(model, fold.X),
+        standardize=False,
+        progress=False,
+    )
+    own = -np.asarray(fit.log_prob(fold.X_all[fold.held_out], fold.y_held_out)).mean()
+    *moments, status, evidence = approximate(inference, model, fit.models, fold)
+    predictive = fit.models.likelihood.predictive(*moments)
+    found = {
+        "status": Status(int(fit.info.status)).name,
+        "status of sites": Status(int(status[0])).name,
+        "log evidence": float(evidence[0]),
+        "evaluations": int(fit.info.num_evaluations[0]),
+        "fit": {"nlpd": float(own), "log evidence": float(fit.log_evidence)},
+    }
+    found |= {key: float(gp.leaves.get_leaf(fit.model, key)) for key in gp.leaf_names(model)}
+    return found, log_densities(predictive, fold), predictive
+
+
+def approximate(inference, start, models, fold: Fold):
+    data = jnp.asarray(fold.X), jnp.asarray(fold.y)
+    sites = None if isinstance(inference, gp.Exact) else gp.condition(start, *data, inference).sites
+    return predict_all(inference, models, *data, jnp.asarray(fold.X_all), sites)
+
+
+def run_mixed(name: str, inference, models, fold: Fold) -> tuple[dict, np.ndarray, Any]:
+    """The approximation of f at hyperparameters that NUTS drew; draws at which it fails are left out and counted."""
+    mean, variance, status, _ = approximate(inference, start_model(name, fold.y), models, fold)
+    good = np.asarray(status) == Status.OK
+    if not good.any():
+        raise NumericalError("the approximation fails at every draw", int(np.max(status)))
+    likelihood = jax.tree.map(lambda leaf: leaf[good], models.likelihood)
+    predictive = likelihood.predictive(mean[good], variance[good])
+    label = "OK" if good.all() else f"{int(good.sum())} of {len(good)} draws OK"
+    return {"status": label}, log_densities(predictive, fold), predictive
+
+
+def run_constant_rate(fold: Fold) -> tuple[dict, np.ndarray, None]:
+    log_density = poisson.logpmf(fold.y_held_out, float(fold.y.mean()))
+    return {"status": "OK"}, np.asarray(log_density), None
+
+
+def curves(name: str, predictive, fold: Fold) -> dict:
+    """Median and band: of the output of neal, of the rate of coal."""
+    levels = np.array([0.05, 0.5, 0.95])
+    if name == "coal":
+        sd = np.sqrt(predictive.variances)
+        choice = np.random.default_rng(0).integers(len(sd), size=4000)
+        noise = np.random.default_rng(1).standard_normal((4000, sd.shape[1]))
+        samples = np.exp(np.asarray(predictive.means)[choice] + sd[choice] * noise)
+    else:
+        samples = np.asarray(predictive.sample(jax.random.key(2), 20000))
+    rows = slice(100, None) if name == "neal" else slice(None)
+    return {"x": fold.X_all[rows, 0], "quantiles": np.quantile(samples[:, rows], levels, axis=0)}
+
+
+def run_fold(name: str, fold: Fold, engines: dict, with_curves: bool) -> dict:
+    """Every method on one fold."""
+    results: dict[str, Any] = {}
+
+    def keep(method, work, *arguments):
+        begin = time.process_time()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                found, log_density, predictive, *rest = work(*arguments)
+            except NumericalError as error:
+                results[method] = {"status": "failed", "error": str(error)}
+                return None
+        results[method] = found | {"nlpd": -float(np.mean(log_density))}
+        results[method] |= {"seconds": time.process_time() - begin}
+        results[method] |= {"warnings": [str(w.message)[:200] for w in caught]}
+        print("   ", method, results[method], flush=True)
+        results[method]["pointwise nlpd"] = np.round(-np.asarray(log_density), 6).tolist()
+        if with_curves and method in (NUTS, "EP, ML-II", "Gaussian noise, ML-II"):
+            results[method]["curves"] = curves(name, predictive, fold)
+        return rest
+
+    for method in SAMPLERS[name]:
+        rest = keep(method, run_nuts, name, method, fold, engines[name, method])
+        if method == NUTS:
+            drawn = rest[0]
+    if name == "neal":
+        keep(BASELINE[name], run_ml2, name, gp.Exact(), fold)
+    else:
+        keep(BASELINE[name], run_constant_rate, fold)
+    for label, inference in INFERENCE.items():
+        keep(f"{label}, ML-II", run_ml2, name, inference, fold)
+        if label != "Hybrid":  # which has VI's f given θ
+            keep(f"{label}{AT_NUTS}", run_mixed, name, inference, drawn, fold)
+    return results
+
+
+def methods_of(name: str) -> list[str]:
+    learned = [f"{label}, ML-II" for label in INFERENCE]
+    mixed = [f"{label}{AT_NUTS}" for label in INFERENCE if label != "Hybrid"]
+    return [*SAMPLERS[name], BASELINE[name], *learned, *mixed]
+
+
+def paired(parts: list[dict], method: str) -> dict | None:
+    """Test NLPD of a method minus that of NUTS with its 95 % interval, over the folds where the method has one."""
+    both = [part for part in parts if "pointwise nlpd" in part[method]]
+    if not both:
+        return None
+    gaps = np.concatenate([np.subtract(p[method]["pointwise nlpd"], p[NUTS]["pointwise nlpd"]) for p in both])
+    half = 1.96 * gaps.std(ddof=1) / np.sqrt(len(gaps))
+    nlpd = np.concatenate([p[method]["pointwise nlpd"] for p in both]).mean()
+    return {
+        "nlpd": float(nlpd),
+        "difference": float(gaps.mean()),
+        "interval": [float(gaps.mean() - half), float(gaps.mean() + half)],
+        "points": len(gaps),
+        "folds": len(both),
+    }
+
+
+def chain_error(parts: list[dict], method: str) -> float | None:
+    """Standard error of the NLPD of a sampler, from its chains."""
+    spreads = [p[method]["nlpd of chains"] for p in parts if "nlpd of chains" in p[method]]
+    if not spreads:
+        return None
+    return float(np.sqrt(np.sum(np.var(spreads, axis=1, ddof=1) / len(spreads[0]))) / len(spreads))
+
+
+def report(name: str, result: dict) -> None:
+    parts, rows = result["folds"], []
+    for method in methods_of(name):
+        compared, error = result["compared"][method], result["chain error"].get(method)
+        own = [part[method]["fit"]["nlpd"] for part in parts if "fit" in part[method]]
+        statuses = [part[method]["status"] for part in parts]
+        sites = [part[method]["status of sites"] for part in parts if "status of sites" in part[method]]
+        rhat, ess = ([part[method][key] for part in parts if key in part[method]] for key in ("rhat", "ess"))
+        interval = ""
+        if compared and method != NUTS:
+            low, high = compared["interval"]
+            interval = f"{compared['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        rows.append(
+            [
+                method,
+                f"{compared['nlpd']:.4f}" + (f" ± {error:.4f}" if error else "") if compared else "",
+                interval,
+                f"{np.mean(own):.4f}" if own else "",
+                counted(statuses),
+                counted(sites),
+                f"{max(rhat):.3f}, {min(ess):.0f}" if rhat else "",
+                f"{np.median([part[method].get('seconds', np.nan) for part in parts]):.1f}",
+            ]
+        )
+    header = ["", "test NLPD (± Monte Carlo)", "minus NUTS (95 %)", "fit", "statuses", "sites"]
+    common.print_table(
+        f"{name}: {result['size']}, {len(parts)} folds", [*header, "R-hat, ESS", "CPU s"], rows
+    )
+
+
+def counted(labels: list[str]) -> str:
+    return ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
+
+
+def plot(results: dict) -> None:
+    """The reference with its band over the data, and the differences from it."""
+    made, axes = common.figure(width=11, height=3.6 * len(results), rows=len(results), columns=2)
+    for (left, right), (name, result) in zip(np.atleast_2d(axes), results.items(), strict=True):
+        plot_curves(left, name, result)
+        plot_differences(right, name, result)
+    common.save_figure(made, "gp_tails_and_counts")
+
+
+def plot_curves(axis, name: str, result: dict) -> None:
+    part = result["folds"][0]
+    for method, color in ((NUTS, "C0"), ("EP, ML-II", "C1"), ("Gaussian noise, ML-II", "C2")):
+        known = part.get(method, {}).get("curves")
+        if known is None:
+            continue
+        x = np.asarray(known["x"])
+        low, middle, high = np.asarray(known["quantiles"])
+        if name == "coal":
+            x, low, middle, high = (
+                x * result["unit"][1] + result["unit"][0],
+                *(curve * result["per year"] for curve in (low, middle, high)),
+            )
+        axis.plot(x, middle, color=color, lw=1.2, label=method)
+        if method == NUTS:
+            axis.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
+        else:
+            axis.plot(x, low, color=color, lw=0.8, ls="--")
+            axis.plot(x, high, color=color, lw=0.8, ls="--")
+    data = np.asarray(result["shown"])
+    axis.plot(*data.T, "k.", ms=4, alpha=0.6, zorder=0)
+    titles = {
+        "neal": "neal, fold 1: predictive median and 90 % band",
+        "coal": "coal, fold 1: rate with 90 % band; dots: counts of 2-year windows, a year",
+    }
+    axis.set_title(titles[name], fontsize=9)
+    axis.set_xlabel("x" if name == "neal" else "year")
+    axis.set_ylabel("y" if name == "neal" else "disasters a year")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def plot_differences(axis, name: str, result: dict) -> None:
+    labels = [label for label in methods_of(name) if label != NUTS and result["compared"][label]]
+    for place, label in enumerate(labels):
+        low, high = result["compared"][label]["interval"]
+        color = "C0" if label.startswith("NUTS") else "C3" if label.endswith(AT_NUTS) else "C1"
+        color = "C2" if label == BASELINE[name] else color
+        axis.plot([low, high], [place, place], color=color, lw=2)
+        axis.plot(result["compared"][label]["difference"], place, "o", color=color)
+    axis.axvline(0, color="0.6", lw=0.8)
+    axis.set_xscale("symlog", linthresh=0.02)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("test NLPD minus that of NUTS (95 %); linear within ±0.02, then logarithmic")
+    axis.set_title(name, fontsize=9)
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    only = "the data sets to run; the results of the others are kept from the last run"
+    parser.add_argument("--only", nargs="+", choices=list(DATA), default=list(DATA), help=only)
+    parser.add_argument("--plot", action="store_true", help="no run: plot and print the kept results")
+    arguments = parser.parse_args()
+    results = {} if arguments.small else common.read_results("gp_tails_and_counts").get("results", {})
+    engines = ENGINES
+    if arguments.small:
+        engines = {key: mcmc.NUTS(num_chains=2, num_warmup=40, num_draws=40) for key in ENGINES}
+    for name in [] if arguments.plot else arguments.only:
+        folds = DATA[name]()
+        if arguments.small:
+            folds = [f._replace(X=f.X[:40], y=f.y[:40]) for f in folds[:1]]
+        result: dict[str, Any] = {"size": f"{len(folds[0].y)} in training", **shown_data(name)}
+        result |= {"environment": common.environment(("scikit-learn",)), "folds": []}
+        for number, fold in enumerate(folds):
+            print(f"{name}, fold {number}", flush=True)
+            result["folds"].append(run_fold(name, fold, engines, number == 0))
+        result["compared"] = {method: paired(result["folds"], method) for method in methods_of(name)}
+        result["chain error"] = {m: chain_error(result["folds"], m) for m in SAMPLERS[name]}
+        results[name] = result
+        report(name, result)
+        if not arguments.small:
+            ordered = {key: results[key] for key in DATA if key in results}
+            settings = {f"{key[0]}, {key[1]}": repr(engine) for key, engine in ENGINES.items()}
+            common.write_results("gp_tails_and_counts", {"settings": settings, "results": ordered})
+    if not arguments.small:
+        for name in arguments.only if arguments.plot else []:
+            report(name, results[name])
+        plot({key: results[key] for key in DATA if key in results})
+
+
+if __name__ == "__main__":
+    main()
