@@ -1,0 +1,385 @@
+"""How far from the evidence of a classifier are Laplace, VI, the hybrid and EP, and where are their maxima?
+
+Question: hyperparameters are learned where the approximate log evidence is largest. Figure 1 of Li, John and Solin
+(2023) shows its surface for ionosphere by eye; here each method is held against annealed importance sampling (AIS) with
+intervals.
+
+Protocol: as theirs (isotropic Matern-5/2, probit, 80 % of ionosphere with the row number, log lengthscale and log
+magnitude sigma in [-1, 5], 21 x 21 points; variance = sigma²), fold 0 of ``li2023.py``. Laplace, EP and VI start from
+no sites at every point (VI with 64 quadrature nodes and at most 100 updates); the hybrid is EP's energy at VI's
+sites. AIS (``tests/reference/ais.py``) at every second point of both axes and at each method's maximum: it starts from
+EP's Gaussian, which changes its variance and not its expectation, 48 runs (96 at the maxima), as many temperatures as a
+pilot run asks for, up to 1500 (6000); 95 % intervals by the delta method. A point is trusted where the effective number
+of runs is a quarter of all or more. The published AIS starts from the prior (3 runs of 8000 temperatures).
+
+Checks of AIS: twice the temperatures; another Gaussian to start from, VI's at VI's maximum and half of EP's sites at
+EP's; and the published way, from the prior.
+Explanation of EP's error: the third and fourth cumulants of the tilted densities, which EP leaves out
+(``tests/reference/ep_correction.py``).
+
+An answer: the maxima, each method minus AIS there and over the grid, and whether EP is inside the interval at its
+maximum; where it is not, whether EP with the correction is.
+
+References:
+    Li, John and Solin (2023), Improving Hyperparameter Learning under Approximate Inference in Gaussian Process Models;
+    Neal (2001); Murray, Adams and MacKay (2010); Opper, Paquet and Winther (2013).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # the reference implementations are part of the tests
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from li2023 import Fold, folds, start_model
+from scipy import special
+
+from probinfer import gp
+from probinfer.base import Status
+from probinfer.gp.objectives import Objective, energy
+from tests.reference import ais
+from tests.reference.ep_correction import ep_correction
+
+INFERENCE = {"Laplace": gp.Laplace(), "VI": gp.VI(num_nodes=64, max_updates=100), "EP": gp.EP()}
+METHODS = ("Laplace", "VI", "Hybrid", "EP")
+LOW, HIGH, NUM, STRIDE = -1.0, 5.0, 21, 2
+RUNS, MAX_STEPS = 48, 1500
+RUNS_AT_MAXIMA, MAX_STEPS_AT_MAXIMA = 96, 6000
+PILOT_STEPS, PILOT_RUNS, WANTED_VARIANCE = 200, 16, 0.2  # of log w: a half-width of about 0.13 nats
+TRUSTED = 0.25  # of the runs must be effective
+
+
+@jax.jit
+def surface(inference, X, y, points):
+    """Log evidence, EP's energy at the same sites, status, updates and sites at each (log lengthscale, log sigma)."""
+
+    def one(point):
+        model = model_at(point)
+        found = inference.condition(model, X, y)
+        sites = jnp.stack([found.sites.lam1, found.sites.lam2])
+        crossed = energy(Objective(1.0, 32), model, X, y, sites)
+        return found.log_evidence, crossed, found.status, found.num_iterations, sites
+
+    return jax.lax.map(one, points)
+
+
+def model_at(point):
+    kernel = gp.kernels.Matern52(jnp.exp(2 * point[1]), jnp.exp(point[0]))
+    return gp.Model(kernel, start_model().likelihood)
+
+
+def evaluate(fold: Fold, points: np.ndarray) -> dict[str, dict]:
+    """All methods at all points."""
+    found = {}
+    for name, inference in INFERENCE.items():
+        start = time.process_time()
+        data = jnp.asarray(fold.X), jnp.asarray(fold.y), jnp.asarray(points)
+        parts = [np.asarray(part) for part in surface(inference, *data)]
+        keys = ("log evidence", "energy", "status", "updates", "sites")
+        found[name] = dict(zip(keys, parts, strict=True)) | {"seconds": time.process_time() - start}
+        print(f"{name}: {found[name]['seconds']:.0f} CPU s", flush=True)
+    found["Hybrid"] = found["VI"] | {"log evidence": found["VI"]["energy"], "seconds": 0.0}
+    return found
+
+
+def gram(X: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Matern-5/2 in NumPy."""
+    squared = np.sum((X[:, None] - X[None]) ** 2, -1)
+    r = np.sqrt(5 * squared) / np.exp(point[0])
+    return np.exp(2 * point[1]) * (1 + r + r**2 / 3) * np.exp(-r)
+
+
+class Reference:
+    """AIS and EP's correction on one fold."""
+
+    def __init__(self, fold: Fold):
+        self.X, self.sign, self.zero = fold.X, 2 * fold.y - 1, np.zeros(len(fold.y))
+
+    def log_density(self, f):
+        """Log p(y | f) of each latent value."""
+        return special.log_ndtr(self.sign * f)
+
+    def estimate(self, seed, point, sites, runs, max_steps, factor=1) -> dict:
+        """AIS from the Gaussian with these sites; ``factor`` times the temperatures that a pilot run asks for."""
+        rng, K = np.random.default_rng([20261121, *seed]), gram(self.X, point)
+        sites = sites[0], np.maximum(sites[1], 0)
+
+        def run(steps, runs):
+            ladder = ais.power_ladder(steps)
+            return ais.annealed(rng, K, self.zero, self.log_density, ladder, runs, sites)[0]
+
+        pilot = run(PILOT_STEPS, PILOT_RUNS).var(ddof=1)
+        steps = factor * int(np.clip(PILOT_STEPS * pilot / WANTED_VARIANCE, PILOT_STEPS, max_steps))
+        return self._result(point, run(steps, runs), steps)
+
+    def from_prior(self, seed, point, runs, steps) -> dict:
+        """AIS as published: from the prior."""
+        rng, K = np.random.default_rng([20261121, *seed]), gram(self.X, point)
+        ladder = ais.power_ladder(steps, 4.0)
+        weights, _ = ais.annealed(rng, K, self.zero, self.log_density, ladder, runs)
+        return self._result(point, weights, steps)
+
+    def correction(self, point, sites) -> float:
+        """What EP leaves out, to second order in third and fourth cumulants."""
+
+        def log_density(i, f):
+            return special.log_ndtr(self.sign[i] * f)
+
+        return sum(ep_correction(gram(self.X, point), self.zero, log_density, *sites))
+
+    def _result(self, point, weights, steps):
+        found = ais.summarize(weights)
+        return found._asdict() | {
+            "point": np.asarray(point).tolist(),
+            "steps": steps,
+            "runs": len(weights),
+            "trusted": found.ess >= TRUSTED * len(weights),
+        }
+
+
+def sample_grid(reference, found, points, chosen, small) -> list[dict]:
+    """AIS and the correction at the chosen points."""
+    made = []
+    for index in chosen:
+        sites = found["EP"]["sites"][index]
+        row = reference.estimate((0, index), points[index], sites, RUNS, 200 if small else MAX_STEPS)
+        row |= {"index": int(index), "correction": reference.correction(points[index], sites)}
+        made.append(row)
+    return made
+
+
+def sample_maxima(reference, found, points, places, small) -> dict[str, dict]:
+    """AIS with more runs at each maximum, checks of it at some, and EP's correction, by number of the point."""
+    max_steps, prior_steps = (200, 200) if small else (MAX_STEPS_AT_MAXIMA, 8000)
+    made: dict[str, dict] = {}
+    for index in dict.fromkeys(places.values()):
+        sites, point = found["EP"]["sites"][index], points[index]
+        row = reference.estimate((1, index), point, sites, RUNS_AT_MAXIMA, max_steps)
+        made[str(index)] = row | {
+            "index": int(index),
+            "correction": reference.correction(point, sites),
+            "checks": {},
+        }
+
+    def again(name, number, sites, factor=1):
+        index = places[name]
+        return reference.estimate((number, index), points[index], sites, RUNS, max_steps, factor)
+
+    ep, vi = (found[name]["sites"][places[name]] for name in ("EP", "VI"))
+    made[str(places["EP"])]["checks"] = {
+        "twice the temperatures": again("EP", 2, ep, 2),
+        "from half of EP's sites": again("EP", 3, ep / 2),
+        "from the prior": reference.from_prior((4, places["EP"]), points[places["EP"]], 16, prior_steps),
+    }
+    made[str(places["VI"])]["checks"] |= {"from VI's Gaussian": again("VI", 5, vi, 2)}
+    return made
+
+
+def gaps(found, name, rows):
+    """A method minus AIS, and the half-widths, over rows of AIS."""
+    values = np.array([found[name.split(" +")[0]]["log evidence"][row["index"]] for row in rows])
+    if name.endswith("correction"):
+        values = values + np.array([row["correction"] for row in rows])
+    return values - [row["log_evidence"] for row in rows], np.array([row["half_width"] for row in rows])
+
+
+def summary(found, name, rows) -> dict:
+    """Over the trusted points of the grid where the method converged."""
+    status = found[name.split(" +")[0]]["status"]
+    used = [row for row in rows if row["trusted"] and status[row["index"]] == Status.OK]
+    if not used:
+        return {"points": 0}
+    gap, half = gaps(found, name, used)
+    ratio = np.abs(gap) / half
+    return {
+        "points": len(used),
+        "median gap": float(np.median(gap)),
+        "median |gap|": float(np.median(np.abs(gap))),
+        "max |gap|": float(np.abs(gap).max()),
+        "at": used[int(np.abs(gap).argmax())]["point"],
+        "median |gap| in half-widths": float(np.median(ratio)),
+        "max |gap| in half-widths": float(ratio.max()),
+        "inside the interval": float(np.mean(ratio <= 1)),
+    }
+
+
+NAMES = (*METHODS, "EP + correction")
+
+
+def report(found, points, places, rows, maxima) -> dict:
+    """Print the tables; return what they say."""
+    at = {key: maxima[str(places[key])] for key in ("EP", "AIS")}
+    header = ["", "maximum", "at (log l, log sigma)", "minus AIS at EP's max", "at AIS's max"]
+    header += ["median gap", "median |gap|", "largest |gap|", "median/half-width", "inside", "points"]
+    header += [f"not converged, of {len(points)}", "CPU s"]
+    table, summaries = [], {}
+    for name in NAMES:
+        base = name.split(" +")[0]
+        total = summaries[name] = summary(found, name, rows)
+        bad = int(np.sum(found[base]["status"] != Status.OK))
+        best = places[base]
+        differences = []
+        for row in at.values():
+            gap, half = gaps(found, name, [row])
+            differences.append(f"{gap[0]:+.2f} ± {half[0]:.2f}")
+        own = name == base
+        table.append(
+            [
+                name,
+                f"{found[base]['log evidence'][best]:.2f}" if own else "",
+                place(points[best]) if own else "",
+                *differences,
+                *(
+                    f"{total[key]:.2f}"
+                    for key in (
+                        "median gap",
+                        "median |gap|",
+                        "max |gap|",
+                        "median |gap| in half-widths",
+                        "inside the interval",
+                    )
+                    if key in total
+                ),
+                str(total["points"]),
+                str(bad) if own else "",
+                f"{found[base]['seconds']:.0f}" if own else "",
+            ]
+        )
+    common.print_table("log evidence in nats; gaps are method minus AIS where AIS is trusted", header, table)
+    header = ["", "at", "log evidence", "half-width", "effective of runs", "temperatures"]
+    lines = [line(f"AIS at the maximum of {key}", maxima[str(index)]) for key, index in places.items()]
+    for index in dict.fromkeys(places.values()):
+        checks = maxima[str(index)]["checks"]
+        lines += [line(f"  again there: {check}", row) for check, row in checks.items()]
+    common.print_table("AIS and its checks", header, lines)
+    return summaries
+
+
+def line(name, row):
+    numbers = f"{row['log_evidence']:.2f}", f"{row['half_width']:.2f}"
+    return [name, place(row["point"]), *numbers, f"{row['ess']:.1f} of {row['runs']}", str(row["steps"])]
+
+
+def place(point) -> str:
+    return f"({point[0]:.1f}, {point[1]:.1f})"
+
+
+def verdict(found, points, places, rows, maxima) -> str:
+    """Whether EP is inside, why not, and where AIS says nothing."""
+    row = maxima[str(places["EP"])]
+    (gap,), (half,) = gaps(found, "EP", [row])
+    (rest,), _ = gaps(found, "EP + correction", [row])
+    distance = max(0.0, abs(gap) - half)
+    said = f"At its maximum {place(row['point'])} EP is {gap:+.2f} from AIS, interval ± {half:.2f}: "
+    if distance == 0:
+        said += "inside. "
+    else:
+        said += f"{distance:.2f} nats outside. "
+    said += (
+        f"The cumulants that EP leaves out give {row['correction']:+.2f}; with them it is {rest:+.2f} from AIS, "
+        f"{'inside' if abs(rest) <= half else 'outside'}. "
+    )
+    ridge = found["EP"]["log evidence"].reshape(int(np.sqrt(len(points))), -1).max(1)
+    first = points[:: len(ridge), 1][np.argmax(ridge > ridge.max() - 0.5)]
+    said += f"EP's ridge is within 0.5 nats of its maximum from log sigma = {first:.1f} on. "
+    doubtful = [r for r in rows if not r["trusted"]]
+    said += f"AIS is not trusted at {len(doubtful)} of {len(rows)} points"
+    if doubtful:
+        low = min(r["point"][1] for r in doubtful)
+        far = max(r["point"][0] for r in doubtful)
+        said += (
+            f", all with log sigma >= {low:.1f} and log l <= {far:.1f}: there the likelihood is a step, the posterior "
+            "the corner of an orthant, and the sampler's ellipses leave it everywhere but near their start"
+        )
+    return said + "."
+
+
+def plot(found, rows, points, places) -> None:
+    """Surfaces with the same levels, and below them each method minus AIS."""
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import BoundaryNorm, SymLogNorm
+
+    made, axes = common.figure(width=16, height=6.6, rows=2, columns=5)
+    axis_values = np.unique(points[:, 0])
+    coarse = np.unique([row["point"][0] for row in rows])
+    square = (len(coarse), len(coarse))
+    sampled = np.array([row["log_evidence"] for row in rows]).reshape(square)
+    trusted = np.array([row["trusted"] for row in rows]).reshape(square)
+    top = np.max(np.where(trusted, sampled, -np.inf))
+    below = np.array([300.0, 128, 64, 32, 16, 8, 4, 2, 1, 0.5, 0])
+    levels = [*(top - below), top + 2]
+    norm = BoundaryNorm(levels, plt.get_cmap("viridis").N, extend="min")
+    panels = {name: (axis_values, found[name]["log evidence"].reshape(-1, NUM)) for name in METHODS}
+    panels["AIS"] = (coarse, np.where(trusted, sampled, np.nan))
+    doubtful = np.array([row["point"] for row in rows if not row["trusted"]]).reshape(-1, 2)
+    for axis, (name, (ticks, values)) in zip(axes[0], panels.items(), strict=True):
+        drawn = axis.contourf(ticks, ticks, values, levels, norm=norm, extend="min")
+        axis.contour(ticks, ticks, values, levels[:-1], colors="k", linewidths=0.4, linestyles="solid")
+        best = points[places[name]]
+        axis.plot(*best, "*", color="red", markersize=12, label=f"maximum {place(best)}")
+        if name == "AIS":
+            axis.plot(*doubtful.T, "x", color="grey", markersize=4, label="not trusted")
+        elif np.any(bad := found[name]["status"] != Status.OK):
+            axis.plot(*points[bad].T, ".", color="grey", markersize=2, label="not converged")
+        axis.legend(fontsize=7, loc="lower right", framealpha=0.8)
+        axis.set_title(name)
+    bar = made.colorbar(drawn, ax=axes[0].tolist(), pad=0.01, ticks=levels[:-1])
+    bar.ax.set_yticklabels([f"{-value:g}" for value in below], fontsize=7)
+    bar.set_label(f"log evidence minus {top:.1f}, the largest of AIS", fontsize=8)
+    for axis, name in zip(axes[1], NAMES, strict=True):
+        gap, _ = gaps(found, name, rows)
+        gap = np.where(trusted, gap.reshape(square), np.nan)
+        cells = axis.pcolormesh(coarse, coarse, gap, norm=SymLogNorm(0.3, vmin=-100, vmax=100), cmap="RdBu_r")
+        axis.plot(*doubtful.T, "x", color="grey", markersize=4)
+        axis.set_title(f"{name} minus AIS", fontsize=10)
+        axis.set_xlabel("log lengthscale")
+    ticks = [-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100]
+    bar = made.colorbar(cells, ax=axes[1].tolist(), pad=0.01, ticks=ticks)
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks], fontsize=7)
+    bar.set_label("nats", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(r"log magnitude $\sigma$")
+    common.RESULTS.mkdir(exist_ok=True)
+    made.savefig(common.RESULTS / "gp_evidence_surface.png", dpi=110, bbox_inches="tight")
+
+
+def main() -> None:
+    small = common.parser(__doc__).parse_args().small
+    fold = folds("ionosphere")[0]
+    num, stride = (NUM, STRIDE) if not small else (5, 2)
+    if small:
+        fold = Fold(fold.X[:60], fold.y[:60], fold.X_test, fold.y_test)
+    ticks = np.linspace(LOW, HIGH, num)
+    points = np.array([(lengthscale, sigma) for sigma in ticks for lengthscale in ticks])
+    found = evaluate(fold, points)
+    chosen = [i * num + j for i in range(0, num, stride) for j in range(0, num, stride)]
+    reference, start = Reference(fold), time.process_time()
+    rows = sample_grid(reference, found, points, chosen, small)
+    print(f"AIS on the grid: {time.process_time() - start:.0f} CPU s", flush=True)
+    places = {name: int(np.argmax(found[name]["log evidence"])) for name in METHODS}
+    places["AIS"] = max((r for r in rows if r["trusted"]), key=lambda r: r["log_evidence"])["index"]
+    maxima = sample_maxima(reference, found, points, places, small)
+    summaries = report(found, points, places, rows, maxima)
+    words = verdict(found, points, places, rows, maxima)
+    print(words)
+    if small:
+        return
+    surfaces = {
+        name: {key: part[key] for key in ("log evidence", "status", "updates", "seconds")}
+        for name, part in found.items()
+    }
+    settings = {"points": points, "runs": RUNS, "runs at maxima": RUNS_AT_MAXIMA, "trusted": TRUSTED}
+    body = {"settings": settings, "verdict": words, "summary": summaries, "maxima": places}
+    body |= {"at the maxima": maxima, "AIS": rows, "surfaces": surfaces}
+    common.write_results("gp_evidence_surface", body)
+    plot(found, rows, points, places)
+
+
+if __name__ == "__main__":
+    main()
