@@ -54,8 +54,8 @@ test: $(INSTALLED)  ## the fast tests, with and without 64-bit floats
 	JAX_ENABLE_X64=0 $(PYTEST) -m "f32 and not slow"
 
 test-all: $(PEERS)  ## the slow tests too, with the peers installed
-	JAX_ENABLE_X64=1 $(PYTEST)
-	JAX_ENABLE_X64=0 $(PYTEST) -m "f32"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 $(PYTEST)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=0 $(PYTEST) -m "f32"
 
 lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff check .

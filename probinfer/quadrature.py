@@ -1,7 +1,8 @@
-"""Expectations under one-dimensional Gaussians, by Gauss-Hermite quadrature.
+"""Expectations under one-dimensional Gaussians, by Gauss-Hermite quadrature or by nodes that resolve a bend.
 
-The rule of order n is exact for polynomials of degree 2n − 1. Nodes and weights are computed once an order in float64
-and cast to the dtype of the arguments.
+The Gauss-Hermite rule of order n is exact for polynomials of degree 2n − 1; nodes and weights are computed once an
+order in float64 and cast to the dtype of the arguments. Its nodes are some tenths of a standard deviation apart, so it
+misses what the integrand does within less than that; ``resolving_nodes`` are dense there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from probinfer.types import Array, Float
 
-__all__ = ["expectation", "gauss_hermite", "log_expectation"]
+__all__ = ["expectation", "gauss_hermite", "log_expectation", "resolving_nodes"]
 
 
 @functools.cache
@@ -87,6 +88,53 @@ def log_expectation(
     """
     points, log_weights = _points(mean, variance, order)
     return jax.scipy.special.logsumexp(log_fn(points) + log_weights, axis=0)
+
+
+def resolving_nodes(
+    mean: Float[Array, "*B"],
+    stddev: Float[Array, "*B"],
+    bend: Float[Array, "*B"],
+    width: Float[Array, "*B"],
+    num: int,
+    reach: float = 8.0,
+) -> tuple[Float[Array, "num *B"], Float[Array, "num *B"]]:
+    """Nodes z and log weights of a standard normal variable, dense where mean + stddev z is near ``bend``.
+
+    The trapezoid rule in t, f = bend + width sinh t, over some standard deviations on each side of the mean: nodes are
+    about width · 2 log(stddev / width) / num apart near the bend and grow apart with the distance from it, so that an
+    integrand whose singularities lie a third of the width from the real axis there is integrated to 1e-8 with 64 nodes
+    for stddev up to 4 widths, to 1e-5 up to 15. Where stddev is small the nodes are evenly spaced.
+
+    Args:
+        mean: of f.
+        stddev: of f, positive.
+        bend: where the integrand changes on the shortest scale.
+        width: about three times that scale, positive.
+        num: number of nodes, at least 2.
+        reach: standard deviations on each side; 8 leave out 1e-14 of the weight, an integrand that grows
+            exponentially needs more.
+
+    Returns:
+        Both with an axis of nodes in front; the weights sum to one.
+
+    References:
+        Trefethen and Weideman (2014), "The exponentially convergent trapezoidal rule".
+    """
+    center, half = (mean - bend) / width, reach * stddev / width
+    middle, slope = jnp.arcsinh(center), jnp.sqrt(1 + center * center)
+
+    def end(distance):  # arcsinh(center + distance) - middle, where that does not cancel
+        linear = distance / slope
+        return jnp.where(jnp.abs(linear) < 0.1, linear, jnp.arcsinh(center + distance) - middle)
+
+    low, high = end(-half), end(half)
+    fractions = np.linspace(0.0, 1.0, num).reshape(num, *(1,) * mean.ndim)
+    shift = low + (high - low) * jnp.asarray(fractions, mean.dtype)
+    near = 2 * center * jnp.sinh(0.5 * shift) ** 2 + slope * jnp.sinh(shift)
+    far = jnp.sinh(middle + shift) - center
+    z = jnp.where(jnp.abs(shift) < 0.5, near, far) * (width / stddev)
+    log_weights = jnp.log(jnp.cosh(middle + shift)) - 0.5 * z * z
+    return z, log_weights - jax.scipy.special.logsumexp(log_weights, axis=0)
 
 
 def _points(mean: Array, variance: Array, order: int) -> tuple[Array, Array]:

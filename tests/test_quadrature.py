@@ -1,4 +1,4 @@
-"""Gauss-Hermite quadrature against moments, closed forms and SciPy's adaptive integrals."""
+"""Quadrature against moments, closed forms and SciPy's adaptive integrals."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from probinfer.quadrature import expectation, gauss_hermite, log_expectation
+from probinfer.quadrature import expectation, gauss_hermite, log_expectation, resolving_nodes
 
 
 def test_moments_of_the_standard_normal_are_exact_up_to_twice_the_order():
@@ -61,3 +61,28 @@ def test_log_expectation_accepts_minus_infinity():
 def test_bad_orders_are_refused(order):
     with pytest.raises(ValueError, match="order must be"):
         expectation(jnp.exp, jnp.zeros(()), jnp.ones(()), order=order)
+
+
+@pytest.mark.f32
+def test_resolving_nodes_keep_a_kink_of_unit_width_in_a_wide_normal(dtype):
+    """log(1 + exp f): six digits where Gauss-Hermite of the same order has two; f = 1e4 +- 1e-3 as well."""
+    mean = jnp.asarray([0.0, 30.0, -60.0, 5.0, 1e4], dtype)
+    stddev = jnp.asarray([30.0, 10.0, 20.0, 0.1, 1e-3], dtype)
+    z, log_weights = jax.jit(resolving_nodes, static_argnums=4)(
+        mean, stddev, jnp.full_like(mean, 1.0), jnp.full_like(mean, 7.0), 64
+    )
+    assert z.dtype == log_weights.dtype == dtype
+    np.testing.assert_allclose(np.exp(log_weights).sum(0), 1.0, rtol=1e-6)
+    got = jnp.sum(jnp.exp(log_weights) * jnp.logaddexp(mean + stddev * z - 1.0, 0.0), 0)
+    hermite = expectation(lambda f: jnp.logaddexp(f - 1.0, 0.0), mean, stddev**2, order=64)
+    for i, (m, s) in enumerate(zip(np.asarray(mean, float), np.asarray(stddev, float), strict=True)):
+        grid = np.linspace(-12, 12, 400_001)
+        wanted = np.trapezoid(np.logaddexp(m + s * grid - 1.0, 0.0) * stats.norm.pdf(grid), grid)
+        np.testing.assert_allclose(got[i], wanted, rtol=1e-7 if dtype == jnp.float64 else 3e-6)
+        if i == 0:
+            assert abs(float(hermite[i]) / wanted - 1) > 1e-4
+
+
+def test_resolving_nodes_are_even_where_nothing_bends():
+    z, _ = resolving_nodes(jnp.zeros(1), jnp.full(1, 0.01), jnp.zeros(1), jnp.ones(1), 9, 6.0)
+    np.testing.assert_allclose(z[:, 0], np.linspace(-6, 6, 9), atol=1e-2)

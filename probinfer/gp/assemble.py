@@ -15,7 +15,7 @@ from probinfer.gp.precision import negative_factor, positive_factor, precision
 from probinfer.gp.sites import Sites
 from probinfer.types import Array, Float
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "at_sites"]
 
 
 def assemble(
@@ -23,10 +23,18 @@ def assemble(
     X: Float[Array, "N D"],
     y: Float[Array, " N"],
     found: FixedPoint,
-    log_evidence: Float[Array, ""],
+    log_evidence: Float[Array, ""] | None,
     num_nodes: int,
 ) -> Conditioned:
     """A conditioned process from its sites; what is not used is compiled away.
+
+    Args:
+        model: the model.
+        X: inputs.
+        y: checked outputs.
+        found: the sites.
+        log_evidence: at these sites; None where it is not asked for.
+        num_nodes: quadrature nodes for leave-one-out densities.
 
     The leave-one-out density of a point is the normaliser of its likelihood under its cavity, q divided by its site,
     whatever the method that found the sites.
@@ -37,7 +45,8 @@ def assemble(
     known = precision(K, lam2, signed)
     q = marginals_from(known, model.mean(X), lam1, lam2)
     scale, chol = positive_factor(K, jnp.maximum(lam2, 0))
-    finite = jnp.where(jnp.isfinite(log_evidence), int(Status.OK), int(Status.NON_FINITE))
+    known_evidence = jnp.zeros_like(y[0]) if log_evidence is None else log_evidence
+    finite = jnp.where(jnp.isfinite(known_evidence), int(Status.OK), int(Status.NON_FINITE))
     status = jnp.maximum(found.status, jnp.where(q.status == Status.OK, finite, q.status))
     bad = status >= int(Status.NOT_POSITIVE_DEFINITE)
     return Conditioned(
@@ -51,12 +60,21 @@ def assemble(
         scale=scale,
         negative=negative_factor(K, lam2) if signed else None,
         precision_diagonal=jnp.diagonal(known.reduction),
-        log_evidence=jnp.where(bad, jnp.nan, log_evidence),
+        log_evidence=None if log_evidence is None else jnp.where(bad, jnp.nan, log_evidence),
         status=status.astype(jnp.int32),
-        jitter=jnp.zeros_like(log_evidence),
+        jitter=jnp.zeros_like(y[0]),
         num_iterations=found.num_updates,
         log_loo=_log_cavity(model.likelihood, y, q.mean, q.variance, lam1, lam2, num_nodes),
     )
+
+
+def at_sites(
+    model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Sites, num_nodes: int
+) -> Conditioned:
+    """Condition on sites that were found before: no search, and no evidence."""
+    none = jnp.zeros((), jnp.int32)
+    found = FixedPoint(jnp.stack([sites.lam1, sites.lam2]), jnp.zeros_like(y[0]), none, none)
+    return assemble(model, X, y, found, None, num_nodes)
 
 
 def _log_cavity(likelihood, y, mean, variance, lam1, lam2, num_nodes):

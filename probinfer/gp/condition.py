@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from probinfer.gp.conditioned import Conditioned, failed
 from probinfer.gp.conjugate import Exact
@@ -14,7 +15,7 @@ from probinfer.gp.sites import Sites
 from probinfer.gp.validate import check_data, check_outputs
 from probinfer.types import Array, Float
 
-__all__ = ["condition", "default_inference", "log_evidence", "reference_sites"]
+__all__ = ["Settled", "condition", "default_inference", "log_evidence", "reference_sites", "settle"]
 
 
 def condition(
@@ -85,6 +86,33 @@ def default_inference(model: Model) -> Any:
     return EP() if model.likelihood.log_concave else VI()
 
 
+class Settled(NamedTuple):
+    """What inference found at S hyperparameter values."""
+
+    sites: Any
+    """Sites, leaves ``(S, N)``."""
+    log_evidence: Array
+    """``(S,)``; NaN where the status is bad."""
+    status: Array
+    """``(S,)`` of ``Status``."""
+
+
+def settle(
+    inference: Any, models: Any, X: Float[Array, "N D"], y: Float[Array, " N"], start: Sites | None = None
+) -> Settled:
+    """Find the sites at several hyperparameter values, one after another.
+
+    Args:
+        inference: an approximation.
+        models: the model with leaves ``(S, ...)``.
+        X: checked inputs.
+        y: checked outputs.
+        start: where every search starts; None: at no sites.
+    """
+    none = jnp.zeros_like(y)
+    return _settle(inference, models, X, y, Sites(none, none) if start is None else start)
+
+
 def reference_sites(model: Model, X: Array, y: Array, inference: Any) -> Sites | None:
     """The sites at a model's own hyperparameters, where searches at other values start; None for exact inference.
 
@@ -93,11 +121,16 @@ def reference_sites(model: Model, X: Array, y: Array, inference: Any) -> Sites |
     """
     if isinstance(inference, Exact):
         return None
-    sites, status = _sites(inference, model, X, y)
-    return None if failed(int(status)) else sites
+    found = settle(inference, jax.tree.map(lambda leaf: leaf[None], model), X, y)
+    if failed(int(found.status[0])):
+        return None
+    return jax.tree.map(lambda leaf: leaf[0], found.sites)
 
 
 @jax.jit
-def _sites(inference, model, X, y):
-    conditioned = inference.condition(model, X, y)
-    return conditioned.sites, conditioned.status
+def _settle(inference, models, X, y, start):
+    def one(model):
+        conditioned = inference.condition(model, X, y, start)
+        return Settled(conditioned.sites, conditioned.log_evidence, conditioned.status)
+
+    return jax.lax.map(one, models)

@@ -17,7 +17,8 @@ from jax.scipy.special import logsumexp
 
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
-from probinfer.gp.condition import condition, default_inference
+from probinfer.gp import components
+from probinfer.gp.condition import default_inference, reference_sites, settle
 from probinfer.gp.conditioned import failed
 from probinfer.gp.conjugate import Exact
 from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
@@ -29,7 +30,6 @@ from probinfer.gp.scaling import Scaling, choose_scaling
 from probinfer.gp.storage import save
 from probinfer.gp.validate import check_data, check_inputs, check_outputs
 from probinfer.infer import infer
-from probinfer.linalg import safe_cholesky
 from probinfer.posterior import Posterior
 from probinfer.types import PRNGKey, field, pytree
 
@@ -57,6 +57,7 @@ class Fit:
         scaling: the maps between the user's units and those of the model.
         X: training inputs in the model's units.
         y: training outputs in the model's units.
+        sites: what the inference method found for each model, leaves ``(S, N)``; None for exact inference.
     """
 
     models: Any
@@ -68,6 +69,7 @@ class Fit:
     X: Any
     y: Any
     is_point: bool = field(static=True)
+    sites: Any = None
 
     def __repr__(self) -> str:
         """One line: the model, the data and what was learned."""
@@ -124,7 +126,7 @@ class Fit:
     def predict_joint(self, X_new: Any) -> tuple[jax.Array, jax.Array]:
         """Mean ``(M,)`` and covariance ``(M, M)`` of the latent function, mixture moments over hyperparameter draws."""
         X_new = self._inputs(X_new)
-        means, covariances = _joint(self.inference, self.models, self.X, self.y, X_new)
+        means, covariances = components.joint(*self._given(), X_new)
         return self.scaling.y_mean + self.scaling.y_scale * means, self.scaling.y_scale**2 * covariances
 
     def sample(self, key: PRNGKey, X_new: Any, num: int) -> jax.Array:
@@ -137,9 +139,7 @@ class Fit:
         num_models = jax.tree.leaves(self.models)[0].shape[0]
         chosen = jax.random.randint(choice_key, (num,), 0, num_models)
         noise = jax.random.normal(noise_key, (num, len(X_new)), self.X.dtype)
-        functions = _functions(
-            self.inference, self.models, chosen, self.X, self.y, self._inputs(X_new), noise
-        )
+        functions = components.functions(*self._given(), chosen, self._inputs(X_new), noise)
         if not bool(jnp.isfinite(functions).all()):
             raise NumericalError(
                 f"sampling failed: {advice(Status.NOT_POSITIVE_DEFINITE)}", Status.NOT_POSITIVE_DEFINITE
@@ -149,7 +149,11 @@ class Fit:
     def log_prob(self, X_new: Any, y_new: Any, *, noise_variance: Any = None) -> jax.Array:
         """Pointwise log predictive density ``(M,)``: the log of the mean over hyperparameter draws."""
         check_data(X_new, y_new)
-        y_new = check_outputs(self.models.likelihood, y_new)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="all labels"
+            )  # which matters only where one learns from them
+            y_new = check_outputs(self.models.likelihood, y_new)
         return self.predict_y(X_new, noise_variance=noise_variance).log_prob(jnp.asarray(y_new))
 
     def loo(self) -> jax.Array:
@@ -158,7 +162,7 @@ class Fit:
         log p(y_i | y_-i) = −log mean_s 1 / p(y_i | y_-i, θ_s): the draws were made with point i, and are weighted back
         to what they would be without it (Gelfand, Dey and Chang 1992, eq. 9).
         """
-        log_loo = _loo(self.inference, self.models, self.X, self.y)
+        log_loo = components.leave_one_out(*self._given())
         num = jnp.log(jnp.asarray(log_loo.shape[0], log_loo.dtype))
         return num - logsumexp(-log_loo, axis=0) - jnp.log(self.scaling.y_scale)
 
@@ -169,6 +173,9 @@ class Fit:
             TypeError: the model holds an object that cannot be written, such as a lambda in a warped kernel.
         """
         save(path, self)
+
+    def _given(self):
+        return self.inference, (self.models, self.sites), self.X, self.y
 
     def _inputs(self, X_new):
         X_new = check_inputs(X_new, columns=self.X.shape[1], dtype=self.X.dtype)
@@ -181,7 +188,7 @@ class Fit:
         padded = max(16, 1 << (num - 1).bit_length()) if num <= _CHUNK else -(-num // _CHUNK) * _CHUNK
         rows = np.concatenate([X_new, np.repeat(X_new[-1:], padded - num, 0)])
         chunks = rows.reshape(-1, min(padded, _CHUNK), X_new.shape[1])
-        mean, variance = _marginals(self.inference, self.models, self.X, self.y, jnp.asarray(chunks))
+        mean, variance = components.marginals(*self._given(), jnp.asarray(chunks))
         return mean[:, :num], variance[:, :num]
 
 
@@ -241,17 +248,22 @@ def fit(
     if has_unit:
         model = Model(model.kernel, model.likelihood.rescale(scaling.y_scale), model.mean)
     prior = default_prior(model, X) if prior is None else prior
-    free, target = hyper_posterior(model, prior, X, y, inference)
+    start = reference_sites(model, X, y, inference)
+    free, target = hyper_posterior(model, prior, X, y, inference, sites=start)
     learn_key, draw_key = jax.random.split(key)
     posterior = infer(learn_key, target, ML2() if learn is None else learn, progress=progress)
     is_point = posterior.num_chains * posterior.num_draws == 1
     draws = posterior.flat() if is_point else posterior.resample(draw_key, _num_components(posterior))
     models = _stack(rebuild(free, model, draws), jax.tree.leaves(draws)[0].shape[0], model)
-    log_evidence = posterior.log_evidence
+    log_evidence = getattr(posterior.info, "log_likelihood", None) if is_point else posterior.log_evidence
+    sites = None
+    if not isinstance(inference, Exact) or (is_point and log_evidence is None):
+        settled = settle(inference, models, X, y, start)
+        _check_settled(inference, settled, is_point)
+        sites = None if isinstance(inference, Exact) else settled.sites
+        log_evidence = settled.log_evidence[0] if is_point else log_evidence
     if is_point:
-        log_evidence = getattr(posterior.info, "log_likelihood", None)
-        if log_evidence is None or not isinstance(inference, Exact):
-            log_evidence = _check_point(inference, models, X, y)
+        _check_amplitude(models, X)
     if log_evidence is not None:
         log_evidence = jnp.asarray(np.asarray(log_evidence) - y.shape[0] * np.log(scaling.y_scale), y.dtype)
     return Fit(
@@ -264,6 +276,7 @@ def fit(
         X=X,
         y=y,
         is_point=is_point,
+        sites=sites,
     )
 
 
@@ -278,65 +291,40 @@ def _stack(models, num, model):
     )
 
 
-def _check_point(inference, models, X, y):
-    log_evidence, status = _point_evidence(inference, models, X, y)
-    if failed(int(status)):
-        raise NumericalError(f"no usable hyperparameters were found: {advice(status)}", int(status))
-    if int(status) != Status.OK:
+def _check_settled(inference, settled, is_point):
+    """Say where the approximation did not converge.
+
+    Raises:
+        NumericalError: it failed at a point estimate.
+    """
+    status = np.asarray(settled.status)
+    if is_point and failed(int(status[0])):
+        raise NumericalError(f"no usable hyperparameters were found: {advice(status[0])}", int(status[0]))
+    missed = int(np.sum(status != Status.OK))
+    if missed:
         method = type(inference).__name__
+        where = (
+            "the learned hyperparameters" if is_point else f"{missed} of {len(status)} hyperparameter draws"
+        )
         warnings.warn(
-            f"{method} did not converge at the learned hyperparameters: its evidence and predictions are approximate; "
+            f"{method} did not converge at {where}: its evidence and predictions are approximate there; "
             f"raise gp.{method}(max_updates={inference.max_updates}) or take another method",
             ConvergenceWarning,
             stacklevel=3,
         )
-    return log_evidence
 
 
-@jax.jit
-def _point_evidence(inference, models, X, y):
-    conditioned = condition(jax.tree.map(lambda leaf: leaf[0], models), X, y, inference)
-    return conditioned.log_evidence, conditioned.status
-
-
-@jax.jit
-def _marginals(inference, models, X, y, chunks):
-    def one(model):
-        conditioned = condition(model, X, y, inference)
-        mean, variance = jax.lax.map(conditioned.predict, chunks)
-        return mean.ravel(), variance.ravel()
-
-    return jax.lax.map(one, models)
-
-
-@jax.jit
-def _joint(inference, models, X, y, X_new):
-    def add(total, counted):
-        count, model = counted
-        mean, covariance = condition(model, X, y, inference).predict_joint(X_new)
-        # Welford's update: no difference of large second moments.
-        delta = mean - total[0]
-        center = total[0] + delta / count
-        return (center, total[1] + covariance + jnp.outer(delta, mean - center)), None
-
-    num = jax.tree.leaves(models)[0].shape[0]
-    zeros = jnp.zeros(X_new.shape[0], X.dtype)
-    counts = jnp.arange(1, num + 1).astype(X.dtype)
-    (mean, total), _ = jax.lax.scan(add, (zeros, jnp.outer(zeros, zeros)), (counts, models))
-    return mean, total / num
-
-
-@jax.jit
-def _functions(inference, models, chosen, X, y, X_new, noise):
-    def one(arguments):
-        index, normal = arguments
-        model = jax.tree.map(lambda leaf: leaf[index], models)
-        mean, covariance = condition(model, X, y, inference).predict_joint(X_new)
-        return mean + safe_cholesky(covariance)[0] @ normal
-
-    return jax.lax.map(one, (chosen, noise))
-
-
-@jax.jit
-def _loo(inference, models, X, y):
-    return jax.lax.map(lambda model: condition(model, X, y, inference).log_loo, models)
+def _check_amplitude(models, X):
+    """Say where a point estimate ran away: outputs that saturate do not bound the kernel's variance."""
+    largest = getattr(models.likelihood, "saturates_at", None)
+    if largest is None:
+        return
+    stddev = float(np.sqrt(np.mean(jax.vmap(lambda kernel: kernel.diag(X))(models.kernel))))
+    if stddev > largest:
+        warnings.warn(
+            f"the learned kernel gives latent values of standard deviation {stddev:.3g}, where every probability is 0 "
+            "or 1: the classes are separable, or nearly so, and the evidence has no maximum at a finite variance. "
+            "Learn with gp.MAP() or an engine such as mcmc.NUTS(): the prior then bounds it",
+            ConvergenceWarning,
+            stacklevel=3,
+        )

@@ -18,6 +18,7 @@ from probinfer.gp.condition import condition, reference_sites
 from probinfer.gp.leaves import constraint_of, get_leaf, leaf_names, map_named
 from probinfer.gp.model import Model
 from probinfer.gp.priors import Tied, fixed
+from probinfer.gp.sites import Sites
 from probinfer.targets import LogDensity, Target, from_prior
 from probinfer.types import Array, Float
 
@@ -97,7 +98,13 @@ def rebuild(free: Free, model: Model, values: dict[str, Any]) -> Model:
 
 
 def hyper_posterior(
-    model: Model, prior: Any, X: Float[Array, "N D"], y: Float[Array, " N"], inference: Any
+    model: Model,
+    prior: Any,
+    X: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    inference: Any,
+    *,
+    sites: Sites | None = None,
 ) -> tuple[Free, Target]:
     """The target p(θ | y) ∝ p(y | θ) p(θ).
 
@@ -110,6 +117,7 @@ def hyper_posterior(
         X: checked inputs.
         y: checked outputs.
         inference: the method whose evidence stands for p(y | θ).
+        sites: where its searches start; by default at the sites of the model's own values.
 
     Returns:
         Which leaves are learned, and the target over a dictionary of their values.
@@ -119,7 +127,7 @@ def hyper_posterior(
         ValueError: see ``free_hyperparameters``.
     """
     free, priors = free_hyperparameters(model, prior)
-    sites = reference_sites(model, X, y, inference)
+    sites = reference_sites(model, X, y, inference) if sites is None else sites
     target = from_prior(priors, LogDensity(_log_evidence_at, free, inference, model, X, y, sites))
     return free, dataclasses.replace(target, start=target.unconstrain(free.values(model)))
 

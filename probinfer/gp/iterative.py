@@ -28,7 +28,7 @@ class EP:
 
     Attributes:
         power: η in (0, 1]; 1 is EP, towards 0 power EP becomes variational inference.
-        num_nodes: Gauss-Hermite nodes of likelihoods without closed forms.
+        num_nodes: quadrature nodes of likelihoods without closed forms.
         max_updates: the most updates; a status says when they were not enough.
         tolerance: the largest change left, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
@@ -41,7 +41,7 @@ class EP:
     """
 
     power: float = field(static=True, default=1.0)
-    num_nodes: int = field(static=True, default=32)
+    num_nodes: int = field(static=True, default=48)
     max_updates: int = field(static=True, default=200)
     tolerance: float | None = field(static=True, default=None)
 
@@ -66,7 +66,7 @@ class VI:
     """Variational inference with a full Gaussian q, by conjugate-computation natural gradients: 2 N parameters.
 
     Attributes:
-        num_nodes: Gauss-Hermite nodes of likelihoods without closed forms.
+        num_nodes: quadrature nodes of likelihoods without closed forms.
         max_updates: the most updates; a status says when they were not enough.
         tolerance: the largest change left, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
@@ -78,7 +78,7 @@ class VI:
         variational Gaussian approximation revisited".
     """
 
-    num_nodes: int = field(static=True, default=32)
+    num_nodes: int = field(static=True, default=48)
     max_updates: int = field(static=True, default=200)
     tolerance: float | None = field(static=True, default=None)
 
@@ -103,7 +103,7 @@ class Hybrid:
     Attributes:
         gradient: ``"total"``, the derivative of the evidence as a function of the hyperparameters, sites included; or
             ``"partial"``, with the sites held fixed, as published: not the gradient of any function.
-        num_nodes: Gauss-Hermite nodes of likelihoods without closed forms.
+        num_nodes: quadrature nodes of likelihoods without closed forms.
         max_updates: the most updates; a status says when they were not enough.
         tolerance: the largest change left, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
@@ -116,7 +116,7 @@ class Hybrid:
     """
 
     gradient: str = field(static=True, default="total")
-    num_nodes: int = field(static=True, default=32)
+    num_nodes: int = field(static=True, default=48)
     max_updates: int = field(static=True, default=200)
     tolerance: float | None = field(static=True, default=None)
 

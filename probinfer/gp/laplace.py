@@ -33,7 +33,7 @@ class Laplace:
     """Laplace's approximation.
 
     Attributes:
-        num_nodes: Gauss-Hermite nodes for leave-one-out densities without a closed form.
+        num_nodes: quadrature nodes for leave-one-out densities without a closed form.
         max_updates: the most Newton steps; a status says when they were not enough.
         tolerance: the last Newton step, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
@@ -45,7 +45,7 @@ class Laplace:
         there is checked by finite differences here).
     """
 
-    num_nodes: int = field(static=True, default=32)
+    num_nodes: int = field(static=True, default=48)
     max_updates: int = field(static=True, default=100)
     tolerance: float | None = field(static=True, default=None)
 

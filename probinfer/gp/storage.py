@@ -20,7 +20,7 @@ import numpy as np
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
 _PLAIN = (bool, int, float, str, type(None))
 _FOREIGN = ("blackjax.mcmc.metrics:LowRankInverseMassMatrix",)  # the metric in the report of NUTS and HMC
 

@@ -134,10 +134,8 @@ def _jacobian(objective, likelihood, y, known, q, sites):
         return updated_sites(objective, likelihood, y, moved, jnp.stack([lam1, lam2]))
 
     arguments = q.mean, q.variance, sites[0], sites[1]
-    none, one = jnp.zeros_like(y), jnp.ones_like(y)
-    by = [
-        jax.jvp(pointwise, arguments, tuple(one if i == j else none for j in range(4)))[1] for i in range(4)
-    ]
+    unit = jnp.broadcast_to(jnp.eye(4, dtype=y.dtype)[:, :, None], (4, 4, len(y)))
+    by = jax.vmap(lambda direction: jax.jvp(pointwise, arguments, tuple(direction))[1])(unit)
     squared = known.covariance * known.covariance
 
     def apply(delta):

@@ -14,9 +14,10 @@ from probinfer import gp
 from probinfer.gp import likelihoods
 from probinfer.gp.likelihoods import moments
 from probinfer.gp.likelihoods.counts import log_gamma_ratio
-from probinfer.gp.likelihoods.probit import inverse_mills, log_ndtr, truncated_variance
+from probinfer.gp.likelihoods.probit import inverse_mills, log_ndtr, log_ndtr_derivatives, truncated_variance
 from probinfer.types import field, pytree
-from tests.reference.likelihoods import LOG_DENSITIES, integrals, log_ndtr_derivatives
+from tests.reference.likelihoods import LOG_DENSITIES, integrals
+from tests.reference.likelihoods import log_ndtr_derivatives as extended_derivatives
 
 M = np.array([0.3, -1.4, 2.0, -6.0])
 V = np.array([0.5, 1.2, 0.3, 0.8])
@@ -55,7 +56,7 @@ def case(name, dtype):
 def test_probit_derivatives_in_extended_precision(z):
     got = moments.derivatives(likelihoods.Bernoulli(), jnp.ones(1), jnp.asarray([z]))
     np.testing.assert_allclose(got[0][0], special.log_ndtr(z), rtol=2e-15 if z < -2 else 1e-12)
-    for order, wanted in enumerate(log_ndtr_derivatives(z), 1):
+    for order, wanted in enumerate(extended_derivatives(z), 1):
         np.testing.assert_allclose(got[order][0], wanted, rtol=(0, 1e-14, 1e-13, 1e-11)[order], err_msg=order)
 
 
@@ -68,7 +69,7 @@ def test_probit_to_any_order_and_beyond_the_range():
     difference = [slope(z + s * step) for s in (-2, -1, 1, 2)]
     wanted = (difference[0] - 8 * difference[1] + 8 * difference[2] - difference[3]) / (12 * step)
     np.testing.assert_allclose(fourth, wanted, rtol=1e-6)
-    np.testing.assert_allclose(third, [log_ndtr_derivatives(float(x))[2] for x in z], rtol=1e-12)
+    np.testing.assert_allclose(third, [extended_derivatives(float(x))[2] for x in z], rtol=1e-12)
     far = jnp.asarray([-1e8, 1e8])
     np.testing.assert_allclose(inverse_mills(far), [1e8, 0.0], rtol=1e-12)
     np.testing.assert_allclose(log_ndtr(far), [-5e15, 0.0], rtol=1e-12)
@@ -76,9 +77,29 @@ def test_probit_to_any_order_and_beyond_the_range():
 
 
 @pytest.mark.f32
+def test_derivatives_from_one_fraction_are_those_of_the_single_functions(dtype):
+    """Also one order higher, which the rule for derivatives must give."""
+    z = jnp.asarray([-40.0, -8.0, -3.01, -2.99, -1.01, -0.99, 0.0, 3.0, 9.0], dtype)
+    one = jnp.ones_like(z)
+
+    def chain(z):
+        first = inverse_mills(z)
+        second = jax.jvp(inverse_mills, (z,), (one,))[1]
+        third = jax.jvp(lambda z: jax.jvp(inverse_mills, (z,), (one,))[1], (z,), (one,))[1]
+        return log_ndtr(z), first, second, third
+
+    rtol = 1e-13 if dtype == jnp.float64 else 2e-5
+    both = jax.jit(lambda z: [jax.jvp(fn, (z,), (one,)) for fn in (log_ndtr_derivatives, chain)])
+    (got, dgot), (wanted, dwanted) = both(z)
+    for a, b in zip((*got, *dgot), (*wanted, *dwanted), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-30)
+
+
+@pytest.mark.f32
 def test_truncated_variance_keeps_its_digits(dtype):
     z = jnp.asarray([-1e3, -30.0, -3.0, -2.0, 0.0, 4.0], dtype)
-    wanted = [1 / 1e6 * (1 - 6e-6), *(1 + log_ndtr_derivatives(float(x))[1] for x in z[1:])]
+    wanted = [1 / 1e6 * (1 - 6e-6), *(1 + extended_derivatives(float(x))[1] for x in z[1:])]
     np.testing.assert_allclose(
         jax.jit(truncated_variance)(z), wanted, rtol=1e-9 if dtype == jnp.float64 else 3e-6
     )
@@ -131,6 +152,19 @@ def test_expected_log_density_by_quadrature(name, dtype):
     np.testing.assert_allclose(got[1], by_m, **tolerance)
     loose = {key: 30 * value for key, value in tolerance.items()}
     np.testing.assert_allclose(got[2], 2 * by_v, **loose)
+
+
+@pytest.mark.parametrize("name", ["probit", "logit", "negative binomial"])
+def test_expected_log_density_under_a_wide_marginal(name):
+    """Latent standard deviations of 10, with the 48 nodes that inference takes: Gauss-Hermite has two digits there."""
+    likelihood, y, log_density, _ = case(name, jnp.float64)
+    m, v = jnp.asarray([0.3, 8.0, -15.0, -2.0]), jnp.full(4, 100.0)
+    got = jax.jit(lambda *args: moments.expected_log_density(likelihood, y, *args, 48))(m, v)
+    grid = np.linspace(-12, 12, 20_001)
+    for i in range(4):
+        values = log_density(i)(float(m[i]) + 10 * grid)
+        wanted = np.trapezoid(values * np.exp(-0.5 * grid**2), grid) / np.sqrt(2 * np.pi)
+        np.testing.assert_allclose(got[0][i], wanted, rtol=1e-7)
 
 
 @pytest.mark.f32
@@ -190,7 +224,7 @@ def test_far_tilted_moments_do_not_cancel(dtype):
     y, m, v, zero = arrays(dtype, [1.0], [-4e4], [1e6], [0.0])
     variance = moments.tilted_moments(likelihoods.Bernoulli(), y, m, v, zero, zero, 1.0, 20)[1]
     z = -4e4 / np.sqrt(1 + 1e6)
-    wanted = 1e6 - 1e12 / (1 + 1e6) * -log_ndtr_derivatives(z)[1]
+    wanted = 1e6 - 1e12 / (1 + 1e6) * -extended_derivatives(z)[1]
     np.testing.assert_allclose(variance, wanted, rtol=1e-8)
 
 

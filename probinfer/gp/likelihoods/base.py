@@ -13,10 +13,11 @@ quadrature where there is no closed form, so that a likelihood of your own is ``
 
 or, without a class, ``FromLogDensity(fn, {"scale": 1.0})``.
 
-Optional members speed things up or add to the predictive distribution: ``closed_expected_log_density(y, m, v)``,
-``closed_log_ratio(y, m, v, lam1, lam2, power)`` and ``closed_tilted_moments`` (closed forms of the functions of
-``moments``; they return None where there is none), ``output_moments(mean, variance)``, ``cdf(y, mean, variance)`` and
-``sample(key, f)``.
+Optional members speed things up, sharpen the quadrature or add to the predictive distribution:
+``closed_expected_log_density(y, m, v)``, ``closed_log_ratio(y, m, v, lam1, lam2, power)``, ``closed_tilted_moments``
+and ``closed_derivatives(y, f)`` (closed forms of the functions of ``moments``; they return None where there is none),
+``bend(y)`` (where in f the log density is least like a parabola, and about three times the scale on which it bends),
+``output_moments(mean, variance)``, ``cdf(y, mean, variance)`` and ``sample(key, f)``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,12 @@ import numpy as np
 
 from probinfer.gp.likelihoods.base import Likelihood, refuse_noise
 from probinfer.gp.likelihoods.cavity import cavity, log_ratio_from_cavity
-from probinfer.gp.likelihoods.probit import inverse_mills, log_ndtr, truncated_variance
+from probinfer.gp.likelihoods.probit import (
+    inverse_mills,
+    log_ndtr,
+    log_ndtr_derivatives,
+    truncated_variance,
+)
 from probinfer.gp.predictive import BernoulliMixture
 from probinfer.types import Array, Float, field, pytree
 
@@ -31,6 +36,7 @@ class Bernoulli(Likelihood):
 
     link: str = field(static=True, default="probit")
     log_concave: ClassVar[bool] = True
+    saturates_at: ClassVar[float] = 100.0  # latent standard deviations: probabilities are 0 and 1
 
     def __post_init__(self):
         if self.link not in ("probit", "logit"):
@@ -40,6 +46,20 @@ class Bernoulli(Likelihood):
         """Log p(y | f) for y in {0, 1}, elementwise."""
         z = (2 * y - 1) * f
         return log_ndtr(z) if self.link == "probit" else _log_sigmoid(z)
+
+    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Both links pass from one asymptote to the other within some units of f = 0."""
+        return jnp.zeros_like(y), jnp.full_like(y, 7.0)
+
+    def closed_derivatives(
+        self, y: Float[Array, "..."], f: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]] | None:
+        """Log p and its first three derivatives in f: those of the probit come from one continued fraction."""
+        if self.link != "probit":
+            return None
+        sign = 2 * y - 1
+        value, first, second, third = log_ndtr_derivatives(sign * f)
+        return value, sign * first, second, sign * third
 
     def check_outputs(self, y: Any) -> Any:
         """Labels in {0, 1}; −1 and +1 are taken for 0 and 1, with a warning.

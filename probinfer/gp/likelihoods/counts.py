@@ -124,6 +124,10 @@ class NegativeBinomial(_Counts):
         softplus = jnp.logaddexp(f + jnp.log(self.dispersion), 0.0)
         return log_gamma_ratio(y, r) - gammaln(y + 1) + y * f - (y + r) * softplus
 
+    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Where the rate is 1/dispersion, and log p passes from one slope to another."""
+        return jnp.full_like(y, -jnp.log(self.dispersion)), jnp.full_like(y, 7.0)
+
     def output_moments(
         self, mean: Float[Array, "..."], variance: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

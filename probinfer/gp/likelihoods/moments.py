@@ -1,9 +1,10 @@
 """Expectations of a likelihood under Gaussian marginals: all that inference asks of it.
 
 Each function is elementwise over N points with marginals q(f_i) = N(m_i, v_i) and sites
-t_i(f) = exp(lam1_i f − ½ lam2_i f²). It takes the likelihood's closed form where there is one, else Gauss-Hermite
-quadrature centred at q, which at the same cost is orders of magnitude more accurate than quadrature at the cavity. All
-are differentiable in every argument, to any order.
+t_i(f) = exp(lam1_i f − ½ lam2_i f²). It takes the likelihood's closed form where there is one, else quadrature centred
+at q, which at the same cost is orders of magnitude more accurate than quadrature at the cavity: Gauss-Hermite, or where
+the likelihood says where it bends, nodes that resolve the bend whatever the variance of q. All are differentiable in
+every argument, to any order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from probinfer.quadrature import gauss_hermite
+from probinfer.quadrature import gauss_hermite, resolving_nodes
 from probinfer.types import Array, Float
 
 __all__ = ["derivatives", "expected_log_density", "log_ratio", "tilted_moments"]
@@ -31,6 +32,9 @@ def derivatives(
         ``(log p, first, second, third)``, each of the shape of y and f together.
     """
     f = jnp.broadcast_to(f, jnp.broadcast_shapes(y.shape, f.shape))
+    closed = _closed(likelihood, "derivatives", y, f)
+    if closed is not None:
+        return closed
     one = jnp.ones_like(f)
 
     def value(f):
@@ -67,7 +71,7 @@ def expected_log_density(
     closed = _closed(likelihood, "expected_log_density", y, m, v)
     if closed is not None:
         return closed
-    z, log_weights = _nodes(num_nodes, m)
+    z, log_weights = _nodes(likelihood, y, m, v, num_nodes, 8.0)
     values = derivatives(likelihood, y, m + jnp.sqrt(v) * z)[:3]
     log_p, d1, d2 = (jnp.sum(jnp.exp(log_weights) * value, axis=0) for value in values)
     return log_p, d1, d2
@@ -145,12 +149,17 @@ def _closed(likelihood, name, *arguments):
 
 
 def _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes):
-    z, log_weights = _nodes(num_nodes, m)
+    z, log_weights = _nodes(likelihood, y, m, v, num_nodes, 12.0)
     f = m + jnp.sqrt(v) * z
     return log_weights + power * (likelihood.log_density(y, f) - (lam1 - 0.5 * lam2 * f) * f), z
 
 
-def _nodes(num_nodes, m):
-    shape = (num_nodes, *(1,) * m.ndim)
-    nodes, log_weights = gauss_hermite(num_nodes)
-    return jnp.asarray(nodes.reshape(shape), m.dtype), jnp.asarray(log_weights.reshape(shape), m.dtype)
+def _nodes(likelihood, y, m, v, num_nodes, reach):
+    """Nodes in standard deviations of q and their log weights; where they lie has no bearing on derivatives."""
+    bend = getattr(likelihood, "bend", None)
+    if bend is None:
+        shape = (num_nodes, *(1,) * m.ndim)
+        nodes, log_weights = gauss_hermite(num_nodes)
+        return jnp.asarray(nodes.reshape(shape), m.dtype), jnp.asarray(log_weights.reshape(shape), m.dtype)
+    where, width = (jnp.broadcast_to(value, m.shape) for value in bend(y))
+    return jax.lax.stop_gradient(resolving_nodes(m, jnp.sqrt(v), where, width, num_nodes, reach))
