@@ -12,10 +12,11 @@ random folds of bins (training parts cut to 266), a constant rate as baseline.
 
 Protocol: approximations learn by ``gp.fit`` with ``gp.ML2(num_restarts=1)``. Sites are found from those of the start,
 as in learning: for Student-t there may be several fixed points, and none may be found from scratch; what ``fit`` itself
-predicts is in the column "fit". NUTS samples the joint model with ``gp.default_prior``. On coal: whitened latent values
-(``gp.joint_posterior``). On neal these mix slowly, since the data hold f in place and not ν = L⁻¹ (f − m); the
-reference there samples Student-t noise as a mixture of normals, with f integrated out (``tails_and_counts.py``): the
-same posterior. The whitened sampler is a row beside it. "θ of NUTS": each approximation of f given θ, averaged over
+predicts is in the column "fit". NUTS samples the joint model with ``gp.default_prior``, in coordinates in which it mixes
+(``tails_and_counts.py``, exact): on neal Student-t noise as a mixture of normals, f integrated out; on coal latent
+values whitened by their posterior under fixed Gaussian sites. Latent values whitened by the prior
+(``gp.joint_posterior``) mix slowly, since the data hold f in place and not ν = L⁻¹ (f − μ); they are the row "whitened
+f", on coal for the first fold only. "θ of NUTS": each approximation of f given θ, averaged over
 hyperparameters that NUTS drew: what is left of its distance is due to the approximation of f.
 
 Scores: test NLPD; paired difference from NUTS by test point with a normal 95 % interval over points; NLPD of single
@@ -37,15 +38,18 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import poisson
 from tails_and_counts import (
     DATA,
+    LATENT,
     WEIGHTS,
     Fold,
     predict_given_weights,
     prior_of,
-    shown_data,
+    prior_whitened_draws,
+    sites_posterior,
     stacked,
     start_model,
     weights_posterior,
 )
+from tails_and_counts_plot import curves, plot, shown_data
 
 from probinfer import gp, infer, mcmc
 from probinfer.base import Status
@@ -60,13 +64,14 @@ INFERENCE = {
 }
 BASELINE = {"neal": "Gaussian noise, ML-II", "coal": "constant rate"}
 NUTS, WHITENED, FREE_DF = "NUTS", "NUTS, whitened f", "NUTS, df learned"
-SAMPLERS = {"neal": (NUTS, WHITENED, FREE_DF), "coal": (NUTS,)}
+SAMPLERS = {"neal": (NUTS, WHITENED, FREE_DF), "coal": (NUTS, WHITENED)}
 AT_NUTS = ", θ of NUTS"
 ENGINES = {
     ("neal", NUTS): mcmc.NUTS(num_chains=4, num_warmup=500, num_draws=1000),
     ("neal", WHITENED): mcmc.NUTS(num_chains=4, num_warmup=500, num_draws=500),
     ("neal", FREE_DF): mcmc.NUTS(num_chains=4, num_warmup=500, num_draws=500),
-    ("coal", NUTS): mcmc.NUTS(num_chains=4, num_warmup=150, num_draws=250),
+    ("coal", NUTS): mcmc.NUTS(num_chains=2, num_warmup=200, num_draws=300, max_tree_depth=3),
+    ("coal", WHITENED): mcmc.NUTS(num_chains=2, num_warmup=200, num_draws=200),
 }
 PER_CHAIN, NUM_MIXED = 200, {"neal": 200, "coal": 100}  # draws that predict: of a chain, with approximate f
 
@@ -85,20 +90,26 @@ def predict_all(inference, models, X, y, X_all, sites):
 def run_nuts(name: str, method: str, fold: Fold, engine) -> tuple[dict, np.ndarray, Any, Any]:
     """Report, log densities, predictive distribution, and some models drawn from the posterior."""
     model = start_model(name, fold.y)
-    whitened = name == "coal" or method == WHITENED
-    posterior_of = gp.joint_posterior if whitened else weights_posterior
-    free, target = posterior_of(model, prior_of(model, fold.X, method == FREE_DF), fold.X, fold.y)
+    prior = prior_of(model, fold.X, method == FREE_DF)
+    if method == WHITENED:
+        free, target = gp.joint_posterior(model, prior, fold.X, fold.y)
+    elif name == "coal":
+        free, target, sites = sites_posterior(model, prior, fold.X, fold.y)
+    else:
+        free, target = weights_posterior(model, prior, fold.X, fold.y)
     posterior = infer(jax.random.key(0), target, engine, progress=False)
     keep = np.linspace(0, engine.num_draws - 1, min(PER_CHAIN, engine.num_draws)).astype(int)
     chains = []
     for chain in range(engine.num_chains):
         draws = {key: leaf[chain, keep] for key, leaf in posterior.draws.items()}
-        if whitened:
-            chains.append(gp.joint_predictive(free, model, draws, fold.X, fold.X_all))
-        else:
-            models = stacked(free, model, draws)
+        models = stacked(free, model, {key: draws[key] for key in free.names})
+        if WEIGHTS in draws:
             moments = predict_given_weights(models, draws[WEIGHTS], fold.X, fold.y, fold.X_all)
             chains.append(models.likelihood.predictive(*moments))
+            continue
+        if method != WHITENED:
+            draws |= {LATENT: prior_whitened_draws(models, draws[LATENT], fold.X, sites)}
+        chains.append(gp.joint_predictive(free, model, draws, fold.X, fold.X_all))
     by_chain = np.stack([log_densities(chain, fold) for chain in chains])
     info = posterior.info
     found = {
@@ -181,21 +192,7 @@ def run_constant_rate(fold: Fold) -> tuple[dict, np.ndarray, None]:
     return {"status": "OK"}, np.asarray(log_density), None
 
 
-def curves(name: str, predictive, fold: Fold) -> dict:
-    """Median and band: of the output of neal, of the rate of coal."""
-    levels = np.array([0.05, 0.5, 0.95])
-    if name == "coal":
-        sd = np.sqrt(predictive.variances)
-        choice = np.random.default_rng(0).integers(len(sd), size=4000)
-        noise = np.random.default_rng(1).standard_normal((4000, sd.shape[1]))
-        samples = np.exp(np.asarray(predictive.means)[choice] + sd[choice] * noise)
-    else:
-        samples = np.asarray(predictive.sample(jax.random.key(2), 20000))
-    rows = slice(100, None) if name == "neal" else slice(None)
-    return {"x": fold.X_all[rows, 0], "quantiles": np.quantile(samples[:, rows], levels, axis=0)}
-
-
-def run_fold(name: str, fold: Fold, engines: dict, with_curves: bool) -> dict:
+def run_fold(name: str, fold: Fold, engines: dict, is_first: bool) -> dict:
     """Every method on one fold."""
     results: dict[str, Any] = {}
 
@@ -213,11 +210,11 @@ def run_fold(name: str, fold: Fold, engines: dict, with_curves: bool) -> dict:
         results[method] |= {"warnings": [str(w.message)[:200] for w in caught]}
         print("   ", method, results[method], flush=True)
         results[method]["pointwise nlpd"] = np.round(-np.asarray(log_density), 6).tolist()
-        if with_curves and method in (NUTS, "EP, ML-II", "Gaussian noise, ML-II"):
+        if is_first and method in (NUTS, "EP, ML-II", "Gaussian noise, ML-II"):
             results[method]["curves"] = curves(name, predictive, fold)
         return rest
 
-    for method in SAMPLERS[name]:
+    for method in SAMPLERS[name] if is_first or name == "neal" else (NUTS,):
         rest = keep(method, run_nuts, name, method, fold, engines[name, method])
         if method == NUTS:
             drawn = rest[0]
@@ -240,7 +237,7 @@ def methods_of(name: str) -> list[str]:
 
 def paired(parts: list[dict], method: str) -> dict | None:
     """Test NLPD of a method minus that of NUTS with its 95 % interval, over the folds where the method has one."""
-    both = [part for part in parts if "pointwise nlpd" in part[method]]
+    both = [part for part in parts if "pointwise nlpd" in part.get(method, {})]
     if not both:
         return None
     gaps = np.concatenate([np.subtract(p[method]["pointwise nlpd"], p[NUTS]["pointwise nlpd"]) for p in both])
@@ -257,15 +254,16 @@ def paired(parts: list[dict], method: str) -> dict | None:
 
 def chain_error(parts: list[dict], method: str) -> float | None:
     """Standard error of the NLPD of a sampler, from its chains."""
-    spreads = [p[method]["nlpd of chains"] for p in parts if "nlpd of chains" in p[method]]
+    spreads = [p[method]["nlpd of chains"] for p in parts if "nlpd of chains" in p.get(method, {})]
     if not spreads:
         return None
     return float(np.sqrt(np.sum(np.var(spreads, axis=1, ddof=1) / len(spreads[0]))) / len(spreads))
 
 
 def report(name: str, result: dict) -> None:
-    parts, rows = result["folds"], []
+    rows = []
     for method in methods_of(name):
+        parts = [part for part in result["folds"] if method in part]
         compared, error = result["compared"][method], result["chain error"].get(method)
         own = [part[method]["fit"]["nlpd"] for part in parts if "fit" in part[method]]
         statuses = [part[method]["status"] for part in parts]
@@ -288,69 +286,11 @@ def report(name: str, result: dict) -> None:
             ]
         )
     header = ["", "test NLPD (± Monte Carlo)", "minus NUTS (95 %)", "fit", "statuses", "sites"]
-    common.print_table(
-        f"{name}: {result['size']}, {len(parts)} folds", [*header, "R-hat, ESS", "CPU s"], rows
-    )
+    common.print_table(x, [*header, "R-hat, ESS", "CPU s"], rows)
 
 
 def counted(labels: list[str]) -> str:
     return ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
-
-
-def plot(results: dict) -> None:
-    """The reference with its band over the data, and the differences from it."""
-    made, axes = common.figure(width=11, height=3.6 * len(results), rows=len(results), columns=2)
-    for (left, right), (name, result) in zip(np.atleast_2d(axes), results.items(), strict=True):
-        plot_curves(left, name, result)
-        plot_differences(right, name, result)
-    common.save_figure(made, "gp_tails_and_counts")
-
-
-def plot_curves(axis, name: str, result: dict) -> None:
-    part = result["folds"][0]
-    for method, color in ((NUTS, "C0"), ("EP, ML-II", "C1"), ("Gaussian noise, ML-II", "C2")):
-        known = part.get(method, {}).get("curves")
-        if known is None:
-            continue
-        x = np.asarray(known["x"])
-        low, middle, high = np.asarray(known["quantiles"])
-        if name == "coal":
-            x, low, middle, high = (
-                x * result["unit"][1] + result["unit"][0],
-                *(curve * result["per year"] for curve in (low, middle, high)),
-            )
-        axis.plot(x, middle, color=color, lw=1.2, label=method)
-        if method == NUTS:
-            axis.fill_between(x, low, high, color=color, alpha=0.2, lw=0)
-        else:
-            axis.plot(x, low, color=color, lw=0.8, ls="--")
-            axis.plot(x, high, color=color, lw=0.8, ls="--")
-    data = np.asarray(result["shown"])
-    axis.plot(*data.T, "k.", ms=4, alpha=0.6, zorder=0)
-    titles = {
-        "neal": "neal, fold 1: predictive median and 90 % band",
-        "coal": "coal, fold 1: rate with 90 % band; dots: counts of 2-year windows, a year",
-    }
-    axis.set_title(titles[name], fontsize=9)
-    axis.set_xlabel("x" if name == "neal" else "year")
-    axis.set_ylabel("y" if name == "neal" else "disasters a year")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def plot_differences(axis, name: str, result: dict) -> None:
-    labels = [label for label in methods_of(name) if label != NUTS and result["compared"][label]]
-    for place, label in enumerate(labels):
-        low, high = result["compared"][label]["interval"]
-        color = "C0" if label.startswith("NUTS") else "C3" if label.endswith(AT_NUTS) else "C1"
-        color = "C2" if label == BASELINE[name] else color
-        axis.plot([low, high], [place, place], color=color, lw=2)
-        axis.plot(result["compared"][label]["difference"], place, "o", color=color)
-    axis.axvline(0, color="0.6", lw=0.8)
-    axis.set_xscale("symlog", linthresh=0.02)
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("test NLPD minus that of NUTS (95 %); linear within ±0.02, then logarithmic")
-    axis.set_title(name, fontsize=9)
 
 
 def main() -> None:

@@ -1,8 +1,14 @@
-"""Data, models and the exact sampler of ``gp_tails_and_counts.py``.
+"""Data, models and the exact samplers of ``gp_tails_and_counts.py``.
 
 Student-t noise is a mixture of normals: y_i ~ N(f_i, scale²/w_i), w_i ~ Gamma(df/2, df/2). Given the w_i the latent
 function integrates out, so that hyperparameters and w are sampled from a smooth density in which nothing holds f in
-place; f given both is Gaussian. The posterior of f and hyperparameters is that of the joint model.
+place; f given both is Gaussian.
+
+Counts: with Gaussian sites t_i held fixed, those of EP at the starting model, f = m(θ) + C(θ) ν where N(m, C Cᵀ) is the
+posterior under the sites. The density of (θ, ν) is p(θ) N(ν; 0, I) Z(θ) Π p(y_i | f_i) / t_i(f_i): nearly that of
+independent normals times one of θ, whatever the sites are worth.
+
+Both have the posterior of f and hyperparameters of the joint model.
 """
 
 from __future__ import annotations
@@ -13,25 +19,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
 
 from probinfer import gp
 from probinfer.data.measurements import measurement_path
 from probinfer.gp.hyper_posterior import free_hyperparameters, rebuild
+from probinfer.linalg import safe_cholesky
 from probinfer.targets import LogDensity, from_prior
 
 __all__ = [
     "DATA",
+    "LATENT",
     "WEIGHTS",
     "Fold",
     "predict_given_weights",
     "prior_of",
-    "shown_data",
+    "prior_whitened_draws",
+    "sites_posterior",
     "stacked",
     "start_model",
     "weights_posterior",
 ]
 
 WEIGHTS = "weights"
+LATENT = "latent"
 
 
 class Fold(NamedTuple):
@@ -88,7 +99,7 @@ def prior_of(model: gp.Model, X: np.ndarray, free_df: bool = False) -> Any:
 
 @jax.jit
 def predict_given_weights(models, weights, X, y, X_all):
-    """The same where y_i has the noise variance scale²/w_i."""
+    """Latent means and variances ``(S, M)`` where y_i has the noise variance scale²/w_i."""
 
     def one(drawn):
         return with_weights(*drawn, X, y).predict(X_all)
@@ -117,18 +128,48 @@ def weights_posterior(model, prior, X, y):
     return free, from_prior({**priors, WEIGHTS: weights}, log_likelihood)
 
 
+def log_likelihood_at_sites(free, model, X, y, sites, values):
+    """Log Z(θ) + Σ log p(y_i | f_i) − log t_i(f_i)."""
+    at = rebuild(free, model, values)
+    z, chol, log_z = prior_whitened(at, X, sites, values[LATENT])
+    f = at.mean(X) + chol @ z
+    return log_z + jnp.sum(at.likelihood.log_density(y, f) - sites.lam1 * f + 0.5 * sites.lam2 * f**2)
+
+
+def prior_whitened(model, X, sites, whitened):
+    """Z = L⁻¹ (f − μ) of posterior-whitened ν, the factor L of K, and log Z.
+
+    With g = Lz, b = λ1 − λ2 μ and A = I + Lᵀ Λ L = R Rᵀ: z ~ N(A⁻¹ Lᵀ b, A⁻¹) under the sites, and
+    log Z = Σ (λ1 μ − ½ λ2 μ²) + ½ |R⁻¹ Lᵀ b|² − ½ log |A|.
+    """
+    mean = model.mean(X)
+    chol, _, _ = safe_cholesky(model.kernel.gram(X))
+    A = jnp.eye(len(mean), dtype=X.dtype) + chol.T @ (sites.lam2[:, None] * chol)
+    R = jnp.linalg.cholesky(A)
+    half = solve_triangular(R, chol.T @ (sites.lam1 - sites.lam2 * mean), lower=True)
+    z = solve_triangular(R, half + whitened, lower=True, trans=1)
+    log_z = jnp.sum(sites.lam1 * mean - 0.5 * sites.lam2 * mean**2) + 0.5 * half @ half
+    return z, chol, log_z - jnp.sum(jnp.log(jnp.diag(R)))
+
+
+def sites_posterior(model, prior, X, y):
+    """Hyperparameters and ν; also the sites."""
+    free, priors = free_hyperparameters(model, prior)
+    sites = gp.condition(model, X, y, gp.EP()).sites
+    data = jnp.asarray(X), jnp.asarray(y)
+    log_likelihood = LogDensity(log_likelihood_at_sites, free, model, *data, sites)
+    whitened = dist.Normal(np.zeros(len(y)), np.ones(()))
+    return free, from_prior({**priors, LATENT: whitened}, log_likelihood), sites
+
+
+@jax.jit
+def prior_whitened_draws(models, whitened, X, sites):
+    """What ``gp.joint_predictive`` takes."""
+    return jax.lax.map(lambda drawn: prior_whitened(drawn[0], X, sites, drawn[1])[0], (models, whitened))
+
+
 def stacked(free, model, draws):
     """The model at each of S draws, every leaf with an axis S."""
     num = len(next(iter(draws.values())))
     models = rebuild(free, model, draws)
     return jax.tree.map(lambda leaf, old: jnp.broadcast_to(leaf, (num, *np.shape(old))), models, model)
-
-
-def shown_data(name: str) -> dict[str, Any]:
-    """What is plotted beside the curves: points, or counts of windows of six bins as rates."""
-    if name == "neal":
-        return {"shown": np.loadtxt(measurement_path("gp/li2023_neal.txt"), delimiter=",")}
-    years, counts = np.loadtxt(measurement_path("gp/coal_binned.csv")).T
-    per_year, num = 1 / np.diff(years).mean(), len(years) // 6
-    windows = years[: 6 * num].reshape(num, 6).mean(1), counts[: 6 * num].reshape(num, 6).mean(1) * per_year
-    return {"shown": np.stack(windows, 1), "unit": [years.mean(), years.std()], "per year": per_year}
