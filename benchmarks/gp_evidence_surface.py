@@ -227,7 +227,8 @@ def report(found, points, places, rows, maxima) -> dict:
         differences = []
         for row in at.values():
             gap, half = gaps(found, name, [row])
-            differences.append(f"{gap[0]:+.2f} ± {half[0]:.2f}")
+            failed = found[base]["status"][row["index"]] != Status.OK
+            differences.append(f"{gap[0]:+.2f} ± {half[0]:.2f}{' (not converged)' if failed else ''}")
         own = name == base
         table.append(
             [
@@ -270,21 +271,27 @@ def place(point) -> str:
     return f"({point[0]:.1f}, {point[1]:.1f})"
 
 
+def pooled(row) -> tuple[float, float]:
+    """One estimate and half-width from a row and its checks, independent runs, where trusted."""
+    used = [row, *(check for check in row["checks"].values() if check["trusted"])]
+    precision = np.array([1 / one["half_width"] ** 2 for one in used])
+    value = precision @ [one["log_evidence"] for one in used] / precision.sum()
+    return float(value), float(1 / np.sqrt(precision.sum()))
+
+
+def outside(gap, half) -> str:
+    return "inside the interval" if abs(gap) <= half else f"{abs(gap) - half:.2f} nats outside the interval"
+
+
 def verdict(found, points, places, rows, maxima) -> str:
     """Whether EP is inside, why not, and where AIS says nothing."""
     row = maxima[str(places["EP"])]
-    (gap,), (half,) = gaps(found, "EP", [row])
-    (rest,), _ = gaps(found, "EP + correction", [row])
-    distance = max(0.0, abs(gap) - half)
-    said = f"At its maximum {place(row['point'])} EP is {gap:+.2f} from AIS, interval ± {half:.2f}: "
-    if distance == 0:
-        said += "inside. "
-    else:
-        said += f"{distance:.2f} nats outside. "
-    said += (
-        f"The cumulants that EP leaves out give {row['correction']:+.2f}; with them it is {rest:+.2f} from AIS, "
-        f"{'inside' if abs(rest) <= half else 'outside'}. "
-    )
+    value, half = pooled(row)
+    gap = found["EP"]["log evidence"][places["EP"]] - value
+    rest = gap + row["correction"]
+    said = f"At EP's maximum {place(row['point'])} all trusted runs of AIS give {value:.2f} ± {half:.2f}. "
+    said += f"EP is {gap:+.2f} from it, {outside(gap, half)}; the third and fourth cumulants that EP leaves out give "
+    said += f"{row['correction']:+.2f}, and EP with them is {rest:+.2f} from AIS, {outside(rest, half)}. "
     ridge = found["EP"]["log evidence"].reshape(int(np.sqrt(len(points))), -1).max(1)
     first = points[:: len(ridge), 1][np.argmax(ridge > ridge.max() - 0.5)]
     said += f"EP's ridge is within 0.5 nats of its maximum from log sigma = {first:.1f} on. "
@@ -339,9 +346,9 @@ def plot(found, rows, points, places) -> None:
         axis.plot(*doubtful.T, "x", color="grey", markersize=4)
         axis.set_title(f"{name} minus AIS", fontsize=10)
         axis.set_xlabel("log lengthscale")
-    ticks = [-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100]
-    bar = made.colorbar(cells, ax=axes[1].tolist(), pad=0.01, ticks=ticks)
-    bar.ax.set_yticklabels([f"{tick:g}" for tick in ticks], fontsize=7)
+    marks = [-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100]
+    bar = made.colorbar(cells, ax=axes[1].tolist(), pad=0.01, ticks=marks)
+    bar.ax.set_yticklabels([f"{mark:g}" for mark in marks], fontsize=7)
     bar.set_label("nats", fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel(r"log magnitude $\sigma$")
@@ -375,7 +382,7 @@ def main() -> None:
         for name, part in found.items()
     }
     settings = {"points": points, "runs": RUNS, "runs at maxima": RUNS_AT_MAXIMA, "trusted": TRUSTED}
-    body = {"settings": settings, "verdict": words, "summary": summaries, "maxima": places}
+    body: dict = {"settings": settings, "verdict": words, "summary": summaries, "maxima": places}
     body |= {"at the maxima": maxima, "AIS": rows, "surfaces": surfaces}
     common.write_results("gp_evidence_surface", body)
     plot(found, rows, points, places)
