@@ -12,7 +12,7 @@ random folds of bins (training parts cut to 266), a constant rate as baseline.
 
 Protocol: approximations learn by ``gp.fit`` with ``gp.ML2(num_restarts=1)``. Sites are found from those of the start,
 as in learning: for Student-t there may be several fixed points, and none may be found from scratch; what ``fit`` itself
-predicts is in the column "fit". NUTS samples the joint model with ``gp.default_prior``, in coordinates in which it mixes
+predicts is in the column "fit". NUTS samples the joint model with ``gp.default_prior``, in coordinates where it mixes
 (``tails_and_counts.py``, exact): on neal Student-t noise as a mixture of normals, f integrated out; on coal latent
 values whitened by their posterior under fixed Gaussian sites. Latent values whitened by the prior
 (``gp.joint_posterior``) mix slowly, since the data hold f in place and not ν = L⁻¹ (f − μ); they are the row "whitened
@@ -286,7 +286,8 @@ def report(name: str, result: dict) -> None:
             ]
         )
     header = ["", "test NLPD (± Monte Carlo)", "minus NUTS (95 %)", "fit", "statuses", "sites"]
-    common.print_table(x, [*header, "R-hat, ESS", "CPU s"], rows)
+    title = f"{name}: {result['size']}, {len(result['folds'])} folds"
+    common.print_table(title, [*header, "R-hat, ESS", "CPU s"], rows)
 
 
 def counted(labels: list[str]) -> str:
@@ -315,11 +316,11 @@ def main() -> None:
         result["compared"] = {method: paired(result["folds"], method) for method in methods_of(name)}
         result["chain error"] = {m: chain_error(result["folds"], m) for m in SAMPLERS[name]}
         results[name] = result
-        report(name, result)
         if not arguments.small:
             ordered = {key: results[key] for key in DATA if key in results}
             settings = {f"{key[0]}, {key[1]}": repr(engine) for key, engine in ENGINES.items()}
             common.write_results("gp_tails_and_counts", {"settings": settings, "results": ordered})
+        report(name, result)
     if not arguments.small:
         for name in arguments.only if arguments.plot else []:
             report(name, results[name])
