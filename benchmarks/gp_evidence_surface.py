@@ -37,6 +37,7 @@ import common
 import jax
 import jax.numpy as jnp
 import numpy as np
+from evidence_surface_plot import place, plot
 from li2023 import Fold, folds, start_model
 from scipy import special
 
@@ -267,10 +268,6 @@ def line(name, row):
     return [name, place(row["point"]), *numbers, f"{row['ess']:.1f} of {row['runs']}", str(row["steps"])]
 
 
-def place(point) -> str:
-    return f"({point[0]:.1f}, {point[1]:.1f})"
-
-
 def pooled(row) -> tuple[float, float]:
     """One estimate and half-width from a row and its checks, independent runs, where trusted."""
     used = [row, *(check for check in row["checks"].values() if check["trusted"])]
@@ -307,55 +304,6 @@ def verdict(found, points, places, rows, maxima) -> str:
     return said + "."
 
 
-def plot(found, rows, points, places) -> None:
-    """Surfaces with the same levels, and below them each method minus AIS."""
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import BoundaryNorm, SymLogNorm
-
-    made, axes = common.figure(width=16, height=6.6, rows=2, columns=5)
-    axis_values = np.unique(points[:, 0])
-    coarse = np.unique([row["point"][0] for row in rows])
-    square = (len(coarse), len(coarse))
-    sampled = np.array([row["log_evidence"] for row in rows]).reshape(square)
-    trusted = np.array([row["trusted"] for row in rows]).reshape(square)
-    top = np.max(np.where(trusted, sampled, -np.inf))
-    below = np.array([300.0, 128, 64, 32, 16, 8, 4, 2, 1, 0.5, 0])
-    levels = [*(top - below), top + 2]
-    norm = BoundaryNorm(levels, plt.get_cmap("viridis").N, extend="min")
-    panels = {name: (axis_values, found[name]["log evidence"].reshape(-1, NUM)) for name in METHODS}
-    panels["AIS"] = (coarse, np.where(trusted, sampled, np.nan))
-    doubtful = np.array([row["point"] for row in rows if not row["trusted"]]).reshape(-1, 2)
-    for axis, (name, (ticks, values)) in zip(axes[0], panels.items(), strict=True):
-        drawn = axis.contourf(ticks, ticks, values, levels, norm=norm, extend="min")
-        axis.contour(ticks, ticks, values, levels[:-1], colors="k", linewidths=0.4, linestyles="solid")
-        best = points[places[name]]
-        axis.plot(*best, "*", color="red", markersize=12, label=f"maximum {place(best)}")
-        if name == "AIS":
-            axis.plot(*doubtful.T, "x", color="grey", markersize=4, label="not trusted")
-        elif np.any(bad := found[name]["status"] != Status.OK):
-            axis.plot(*points[bad].T, ".", color="grey", markersize=2, label="not converged")
-        axis.legend(fontsize=7, loc="lower right", framealpha=0.8)
-        axis.set_title(name)
-    bar = made.colorbar(drawn, ax=axes[0].tolist(), pad=0.01, ticks=levels[:-1])
-    bar.ax.set_yticklabels([f"{-value:g}" for value in below], fontsize=7)
-    bar.set_label(f"log evidence minus {top:.1f}, the largest of AIS", fontsize=8)
-    for axis, name in zip(axes[1], NAMES, strict=True):
-        gap, _ = gaps(found, name, rows)
-        gap = np.where(trusted, gap.reshape(square), np.nan)
-        cells = axis.pcolormesh(coarse, coarse, gap, norm=SymLogNorm(0.3, vmin=-100, vmax=100), cmap="RdBu_r")
-        axis.plot(*doubtful.T, "x", color="grey", markersize=4)
-        axis.set_title(f"{name} minus AIS", fontsize=10)
-        axis.set_xlabel("log lengthscale")
-    marks = [-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100]
-    bar = made.colorbar(cells, ax=axes[1].tolist(), pad=0.01, ticks=marks)
-    bar.ax.set_yticklabels([f"{mark:g}" for mark in marks], fontsize=7)
-    bar.set_label("nats", fontsize=8)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(r"log magnitude $\sigma$")
-    common.RESULTS.mkdir(exist_ok=True)
-    made.savefig(common.RESULTS / "gp_evidence_surface.png", dpi=110, bbox_inches="tight")
-
-
 def main() -> None:
     small = common.parser(__doc__).parse_args().small
     fold = folds("ionosphere")[0]
@@ -385,7 +333,7 @@ def main() -> None:
     body: dict = {"settings": settings, "verdict": words, "summary": summaries, "maxima": places}
     body |= {"at the maxima": maxima, "AIS": rows, "surfaces": surfaces}
     common.write_results("gp_evidence_surface", body)
-    plot(found, rows, points, places)
+    plot(found, {name: gaps(found, name, rows)[0] for name in NAMES}, rows, points, places)
 
 
 if __name__ == "__main__":
