@@ -5,8 +5,9 @@ import os
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Compiling is most of what the tests do. `make test-all` compiles as users do.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Compiling is most of what the tests do; `make test-all` compiles as users do. In float32 the bounds of some tests hold
+# for the rounding of optimised code only.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1" if os.environ["JAX_ENABLE_X64"] != "0" else "0")
 
 import jaxtyping
 
