@@ -59,10 +59,16 @@ class Detectable(NamedTuple):
             parts.append(f"a width too narrow by the factor {self.too_narrow:.2f}")
         if np.isfinite(self.too_wide):
             parts.append(f"too wide by {self.too_wide:.2f}")
-        return "could have found " + ", ".join(parts) + f" (each with probability {self.power:g})"
+        return (
+            "could have found "
+            + ", ".join(parts)
+            + f" (each with probability {self.power:g}, in a normal quantity)"
+        )
 
 
-def band_power(num_samples: int, num_cells: int, level: float, *, bias: float = 0.0, scale: float = 1.0) -> float:
+def band_power(
+    num_samples: int, num_cells: int, level: float, *, bias: float = 0.0, scale: float = 1.0
+) -> float:
     """Return the probability that the band rejects a normal posterior with this bias and width.
 
     Args:

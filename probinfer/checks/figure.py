@@ -30,7 +30,9 @@ def axes_or_new(axes: Any = None) -> Any:
 def draw_band(axes: Any, band: Band) -> None:
     """Shade what uniform ranks do with the probability of the band, minus the diagonal."""
     low, high = band.lower - band.points, band.upper - band.points
-    axes.fill_between(band.points, low, high, color="0.88", linewidth=0, label=f"{band.coverage:.0%} of uniform ranks")
+    axes.fill_between(
+        band.points, low, high, color="0.88", linewidth=0, label=f"{band.coverage:.0%} of uniform ranks"
+    )
     axes.axhline(0, color="0.6", linewidth=0.8)
 
 

@@ -21,17 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import diagnostics
 from probinfer.base import as_partial
+from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.whitening import columns, whitening_matrix
 from probinfer.errors import check_key
 from probinfer.transforms import leaf_names
 from probinfer.types import Array, ArrayTree, PRNGKey
 
-__all__ = ["RankTable", "rank_table"]
-
-_ESS_SIMULATIONS = 64  # simulations whose autocorrelation is looked at
-_INDEPENDENT = 1.25  # draws per effective draw up to which nothing is thinned
+__all__ = ["RankTable", "check_shapes", "rank_table"]
 
 
 class RankTable(NamedTuple):
@@ -97,7 +94,7 @@ def rank_table(
         Talts et al. (2018), algorithm 2. Modrák et al. (2023), section 3 (densities as quantities).
     """
     check_key(key)
-    sizes = _check_shapes(draws, theta, x, 2 + chain_axis)
+    sizes = check_shapes(draws, theta, x, 2 + chain_axis)
     if log_likelihood_fn is not None and x is None:
         raise ValueError("log_likelihood_fn needs the data it is evaluated at; pass x with leaves (S, ...)")
     key_projections, key_ties = jax.random.split(key)
@@ -112,10 +109,13 @@ def rank_table(
     names = (*_scalar_names(theta), *names, *(f"projection[{i}]" for i in range(num_projections)))
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"two test quantities are called {twice}; pass quantities as a mapping with other names")
+        raise ValueError(
+            f"two test quantities are called {twice}; pass quantities as a mapping with other names"
+        )
     bound = (functions, directions)
     if thin is None:
-        thin = _needed_thinning(bound, chained, theta, x)
+        some = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:LOOKED_AT], (chained, x))
+        thin = needed_thinning(_chain_values(bound, *some))
     thinned = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, :, thin - 1 :: thin], chained)
     keys = jax.random.split(key_ties, sizes[0])
     ranks, ties = _ranks(bound, keys, thinned, theta, x)
@@ -146,8 +146,18 @@ def _table(ranks, ties, flat, true, names, uses, thin: int) -> RankTable:
     )
 
 
-def _check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int) -> tuple[int, ...]:
-    """Leading sizes (S, L) or (S, chain, draw) of the draws."""
+def check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int) -> tuple[int, ...]:
+    """Return the leading sizes (S, L) or (S, chain, draw) of the draws, or say which shape is wrong.
+
+    Args:
+        draws: leaves (S, L, ...) or (S, chain, draw, ...).
+        theta: leaves (S, ...).
+        x: None or leaves (S, ...).
+        leading: number of leading axes of the draws.
+
+    Raises:
+        ValueError: structures or shapes differ, or an axis is empty.
+    """
     if jax.tree.structure(draws) != jax.tree.structure(theta) or not jax.tree.leaves(draws):
         raise ValueError(
             f"draws and theta must be trees of the same structure with at least one leaf, got "
@@ -155,14 +165,18 @@ def _check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int
         )
     sizes = np.shape(jax.tree.leaves(draws)[0])[:leading]
     wanted = "(S, chain, draw, ...)" if leading == 3 else "(S, L, ...)"
-    for name, leaf, true in zip(leaf_names(theta), jax.tree.leaves(draws), jax.tree.leaves(theta), strict=True):
+    for name, leaf, true in zip(
+        leaf_names(theta), jax.tree.leaves(draws), jax.tree.leaves(theta), strict=True
+    ):
         if np.shape(leaf)[:leading] != sizes or np.shape(leaf) != (*sizes, *np.shape(true)[1:]):
             raise ValueError(
                 f"draws must have leaves {wanted} and theta leaves (S, ...) that match, got "
                 f"{np.shape(leaf)} and {np.shape(true)} at '{name}'"
             )
         if np.shape(true)[:1] != sizes[:1]:
-            raise ValueError(f"there are {sizes[0]} simulations of draws but theta has shape {np.shape(true)} at '{name}'")
+            raise ValueError(
+                f"there are {sizes[0]} simulations of draws but theta has shape {np.shape(true)} at '{name}'"
+            )
     if len(sizes) < leading or 0 in sizes:
         raise ValueError(f"draws must have leading axes {wanted}, none of them empty, got {sizes}")
     for leaf in jax.tree.leaves(x):
@@ -203,7 +217,9 @@ def _check_scalars(functions: tuple, names: tuple, theta: ArrayTree, x: ArrayTre
     for name, function in zip(names, functions, strict=True):
         shape: Any = jax.tree.map(jnp.shape, jax.eval_shape(function, *one))
         if shape != ():
-            raise ValueError(f"the test quantity '{name}' must be a scalar, got shape {shape}; pass one function each")
+            raise ValueError(
+                f"the test quantity '{name}' must be a scalar, got shape {shape}; pass one function each"
+            )
 
 
 def _scalar_names(theta: ArrayTree) -> list[str]:
@@ -228,27 +244,22 @@ def _values(bound: tuple, theta: ArrayTree, x: ArrayTree) -> Array:
     return jnp.concatenate([flat, *rows, flat @ directions.T], axis=1)
 
 
-def _needed_thinning(bound: tuple, draws: ArrayTree, theta: ArrayTree, x: ArrayTree) -> int:
-    """Twice the autocorrelation time: by then what is left of the correlation no longer bends the ranks."""
-    chains, length = jax.tree.leaves(draws)[0].shape[1:3]
-    some = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:_ESS_SIMULATIONS], (draws, x))
-    sizes = np.asarray(_effective_sizes(bound, *some))
-    if not np.isfinite(sizes).any():
-        return 1
-    usual = np.nanmedian(sizes[:, np.isfinite(sizes).any(axis=0)], axis=0)
-    time = chains * length / usual.min()
-    return 1 if time <= _INDEPENDENT else min(int(np.ceil(2 * time)), length)
-
-
 @jax.jit
-def _effective_sizes(bound: tuple, draws: ArrayTree, x: ArrayTree) -> Array:
+def _chain_values(bound: tuple, draws: ArrayTree, x: ArrayTree) -> Array:
+    """Test quantities of every draw (S, chain, draw, Q)."""
+
     def one(simulation):
         theta, data = simulation
-        chains, length = jax.tree.leaves(theta)[0].shape[:2]
-        values = _values(bound, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), theta), data)
-        return diagnostics.ess(values.reshape(chains, length, -1))
+        sizes = jax.tree.leaves(theta)[0].shape[:2]
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), theta)
+        return _values(bound, flat, data).reshape(*sizes, -1)
 
     return jax.lax.map(one, (draws, x))
+
+
+def _true_first(true: Array, draws: Array) -> Array:
+    """The true value and all draws of one simulation, the chains joined."""
+    return jnp.concatenate([jnp.asarray(true)[None].astype(draws.dtype), draws.reshape(-1, *draws.shape[2:])])
 
 
 @jax.jit
@@ -259,9 +270,7 @@ def _ranks(
 
     def one(simulation):
         key, some, true, data = simulation
-        both = jax.tree.map(
-            lambda t, d: jnp.concatenate([jnp.asarray(t)[None].astype(d.dtype), d.reshape(-1, *d.shape[2:])]), true, some
-        )
+        both = jax.tree.map(_true_first, true, some)
         values = _values(bound, both, data)
         below = jnp.sum(values[1:] < values[0], axis=0)
         ties = jnp.sum(values[1:] == values[0], axis=0)

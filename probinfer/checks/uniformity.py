@@ -87,8 +87,6 @@ class UniformityReport:
                 f"{total - self.num_simulations} of {total} simulations failed, and may hide more than the band "
                 f"shows; repair or explain them"
             )
-        if table.constant:
-            return f"{', '.join(table.constant)} never differ{'s' * (len(table.constant) == 1)} from the truth"
         return None
 
     @property
@@ -103,7 +101,9 @@ class UniformityReport:
         if self.rejected:
             worst = sorted(self.rejected, key=lambda name: self.pvalues[name])[:5]
             named = ", ".join(f"{name} (p = {self.pvalues[name]:.2g})" for name in worst)
-            parts.append(f"{len(self.rejected)} of {len(self.pvalues)} quantities are not calibrated: {named}")
+            parts.append(
+                f"{len(self.rejected)} of {len(self.pvalues)} quantities are not calibrated: {named}"
+            )
         elif self.blind:
             parts.append(self.blind)
         if self.power is not None and (self.rejected or not self.blind):
@@ -112,6 +112,9 @@ class UniformityReport:
             parts.append(f"every {self.ranks.thin}th draw was used, the others are not independent")
         if not any(self.ranks.uses_data):
             parts.append("no quantity looks at the data, so a posterior that ignores the data is not seen")
+        parts.extend(
+            f"cannot tell about {name}: its draws all equal the true value" for name in self.ranks.constant
+        )
         parts.extend(f"{num} simulations failed: {reason}" for reason, num in self.ranks.failures)
         return f"{_WORDS[self.passed]}: " + "; ".join(parts)
 
@@ -143,8 +146,8 @@ def uniformity(table: RankTable, *, level: float = 0.05) -> UniformityReport:
 
     Each quantity is tested by the statistic of the simultaneous band, the p-values are adjusted by Holm's rule.
     A clean result is a pass only if a bias of one posterior standard deviation and a width wrong by a factor of two
-    would have been found with probability 0.9, if failed simulations cannot hide more than the band shows, and if
-    every quantity varies; else the verdict is "cannot tell".
+    would have been found with probability 0.9 and if failed simulations cannot hide more than the band shows; else
+    the verdict is "cannot tell", as it is about each quantity that never varies.
 
     Args:
         table: from ``rank_table``.
