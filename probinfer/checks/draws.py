@@ -63,7 +63,9 @@ def collect(name: str, draws: Any, *, least: int = 20) -> Draws:
             never changes, draws called independent that are autocorrelated.
     """
     if isinstance(draws, Posterior):
-        raise TypeError(f"{name} must be draws, got a Posterior; pass posterior.draws or posterior.unconstrained")
+        raise TypeError(
+            f"{name} must be draws, got a Posterior; pass posterior.draws or posterior.unconstrained"
+        )
     leaves = jax.tree.leaves(draws)
     if not leaves:
         raise TypeError(f"{name} must hold arrays of draws, got {shortened(draws)}")
@@ -111,7 +113,9 @@ def gradients(logdensity_fn: Any, draws: Draws) -> Float[Array, "n d"]:
             "logdensity_fn must be written in JAX to have gradients; this one reads the numbers of its argument"
         ) from error
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(f"logdensity_fn must return one floating-point number a position, got {shortened(value)}")
+        raise ValueError(
+            f"logdensity_fn must return one floating-point number a position, got {shortened(value)}"
+        )
     try:
         scores = _gradients(as_partial(logdensity_fn), jax.tree_util.Partial(unravel), draws.rows)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -170,7 +174,9 @@ def _check_values(name: str, draws: Draws, least: int) -> None:
     values, rows = draws.values, np.asarray(draws.rows)
     check_finite(name, values)
     if values.size == 0 or len(rows) < least:
-        raise ValueError(f"{name} has {len(rows)} draws; a verdict needs at least {least}: it cannot tell with fewer")
+        raise ValueError(
+            f"{name} has {len(rows)} draws; a verdict needs at least {least}: it cannot tell with fewer"
+        )
     still = np.flatnonzero(np.ptp(rows, axis=0) == 0)
     if len(still):
         raise ValueError(

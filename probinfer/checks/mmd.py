@@ -62,7 +62,9 @@ def mmd(
     pooled = standardize(pool(*collect_pair(a, b)), scale)
     labels = random_labels(key, pooled, num_permutations)
     if kernel is None:
-        block_fn = jax.tree_util.Partial(_multiscale, _median_distance(pooled) * jnp.asarray(_FACTORS, pooled.rows.dtype))
+        block_fn = jax.tree_util.Partial(
+            _multiscale, _median_distance(pooled) * jnp.asarray(_FACTORS, pooled.rows.dtype)
+        )
     else:
         block_fn = jax.tree_util.Partial(_single, kernel)
     within_a, within_b, between = pair_statistics(block_fn, pooled, labels)

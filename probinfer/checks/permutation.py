@@ -48,13 +48,15 @@ def pool(a: Draws, b: Draws) -> Pooled:
         ValueError: too few blocks: the chains are too short for their correlation.
     """
     time = max(correlation_time(a), correlation_time(b))
-    block = 1 if a.independent and b.independent else math.ceil(_TIMES * time)
+    block = 1
+    if not (a.independent and b.independent):
+        block = 2 ** math.ceil(math.log2(_TIMES * time))  # few lengths: few compilations
     parts = [draws.values[:, draws.values.shape[1] % block :] for draws in (a, b)]
     counts = [part.shape[0] * part.shape[1] // block for part in parts]
     if min(counts) == 0 or sum(counts) < _LEAST:
         raise ValueError(
-            f"cannot tell: one draw in {time:.0f} is independent, so a and b make {counts[0]} and {counts[1]} blocks of "
-            f"{block} draws, and a verdict needs {_LEAST} together; run longer chains"
+            f"cannot tell: one draw in {time:.0f} is independent, so a and b make {counts[0]} and {counts[1]} blocks "
+            f"of {block} draws, and a verdict needs {_LEAST} together; run longer chains"
         )
     rows = [part.reshape(-1, part.shape[-1]) for part in parts]
     return Pooled(jnp.concatenate(rows), (len(rows[0]), len(rows[1])), block)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.figures import axes_for
+from probinfer.checks.figure import axes_or_new
 from probinfer.checks.permutation import Pooled, pvalue
 from probinfer.tiles import pair_sums
 from probinfer.types import Array, Bool
@@ -68,7 +68,7 @@ class TwoSampleReport:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        axes = axes_for(axes)
+        axes = axes_or_new(axes)
         if len(self.null):
             axes.hist(self.null, bins=30, color="0.75", label="relabelled draws")
         axes.axvline(self.statistic, color="C3", label="these draws")
@@ -86,9 +86,7 @@ def report(name: str, statistics: Array, pooled: Pooled, level: float) -> TwoSam
     )
 
 
-def pair_statistics(
-    block_fn: Any, pooled: Pooled, labels: Bool[Array, "m n"]
-) -> tuple[Array, Array, Array]:
+def pair_statistics(block_fn: Any, pooled: Pooled, labels: Bool[Array, "m n"]) -> tuple[Array, Array, Array]:
     """Return sums of k over ordered pairs i ≠ j for every labelling: within a, within b, and over a times b.
 
     Args:
