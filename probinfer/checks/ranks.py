@@ -25,7 +25,7 @@ from probinfer.base import as_partial
 from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.whitening import columns, whitening_matrix
 from probinfer.errors import check_key
-from probinfer.transforms import leaf_names
+from probinfer.transforms import leaf_names, structure
 from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["RankTable", "check_shapes", "rank_table"]
@@ -88,7 +88,7 @@ def rank_table(
     Raises:
         TypeError: ``key`` is not a key.
         ValueError: trees or leading axes differ, no draws, a likelihood without data, two quantities of one name,
-            or a quantity that is not a scalar.
+            a quantity that is not a scalar, or ``thin`` beyond the draws.
 
     References:
         Talts et al. (2018), algorithm 2. Modrák et al. (2023), section 3 (densities as quantities).
@@ -97,6 +97,8 @@ def rank_table(
     sizes = check_shapes(draws, theta, x, 2 + chain_axis)
     if log_likelihood_fn is not None and x is None:
         raise ValueError("log_likelihood_fn needs the data it is evaluated at; pass x with leaves (S, ...)")
+    if thin is not None and not 1 <= thin <= sizes[-1]:
+        raise ValueError(f"thin must lie between 1 and the {sizes[-1]} draws of a chain, got {thin}")
     key_projections, key_ties = jax.random.split(key)
     chained = draws if chain_axis else jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], draws)
     names, functions, uses_data = _named(log_prior_fn, log_likelihood_fn, quantities, x)
@@ -158,7 +160,7 @@ def check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int)
     Raises:
         ValueError: structures or shapes differ, or an axis is empty.
     """
-    if jax.tree.structure(draws) != jax.tree.structure(theta) or not jax.tree.leaves(draws):
+    if structure(draws) != structure(theta) or not jax.tree.leaves(draws):
         raise ValueError(
             f"draws and theta must be trees of the same structure with at least one leaf, got "
             f"{jax.tree.structure(draws)} and {jax.tree.structure(theta)}"

@@ -32,6 +32,7 @@ from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.uniformity import UniformityReport, uniformity
 from probinfer.checks.whitening import columns, whitening_matrix
 from probinfer.errors import check_key
+from probinfer.transforms import structure
 from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey
 
 __all__ = ["TarpReport", "tarp"]
@@ -221,7 +222,7 @@ def _users(key: PRNGKey, reference: Callable, theta: ArrayTree, x: ArrayTree, ma
     points = _apply(as_partial(reference), keys, x)
     like = jax.tree.map(jnp.shape, theta)
     found = jax.tree.map(jnp.shape, points)
-    if jax.tree.structure(points) != jax.tree.structure(theta) or found != like:
+    if structure(points) != structure(theta) or found != like:
         raise ValueError(f"reference must return a point shaped like one theta, {like} over all, got {found}")
     other = _apply(
         as_partial(reference), keys, jax.tree.map(lambda leaf: jnp.roll(jnp.asarray(leaf), 1, 0), x)
