@@ -42,6 +42,7 @@ class VsbcReport:
         directions: by parameter, the mean of p_s - 1/2: positive if the draws lie too low.
         bias: smallest bias of a normal posterior, in its standard deviations, surely found with probability 0.9;
             infinite if none.
+        critical: excursion of the walk that is rejected; as many failed simulations may hide one.
         level: probability of a false alarm of the whole report.
     """
 
@@ -50,6 +51,7 @@ class VsbcReport:
     pvalues: dict[str, float]
     directions: dict[str, float]
     bias: float
+    critical: int
     level: float
 
     @property
@@ -60,8 +62,8 @@ class VsbcReport:
     @property
     def passed(self) -> bool | None:
         """True, False, or None where the check cannot tell."""
-        failed = max((num for _, num in self.ranks.failures), default=0)
-        hidden = failed * max(self.bias, 0.1) > 0.1 * len(self.ranks.ranks)
+        failed = int(np.max(np.sum(self.ranks.ranks < 0, axis=0)))
+        hidden = failed >= self.critical
         return False if self.rejected else None if self.bias > _LARGEST_BIAS or hidden else True
 
     @property
@@ -147,12 +149,14 @@ def vsbc(
     }
     raw = np.asarray([symmetry_pvalue(values) for values in probabilities.values()])
     fewest = min((len(values) for values in probabilities.values()), default=0)
+    critical = _critical_height(fewest, level / max(len(probabilities), 1))
     return VsbcReport(
         table,
         probabilities,
         dict(zip(probabilities, holm(raw).tolist(), strict=True)),
         {name: float(np.mean(values) - 0.5) for name, values in probabilities.items()},
-        _detectable_bias(fewest, table.num_draws, level / max(len(probabilities), 1)),
+        _detectable_bias(fewest, critical),
+        critical,
         level,
     )
 
@@ -194,13 +198,15 @@ def _walk_cdf(steps: int, value: Int[np.ndarray, " K"]) -> np.ndarray:
     return np.where(ups < 0, 0.0, bdtr(np.clip(ups, 0, steps), steps, 0.5))
 
 
-def _detectable_bias(steps: int, num_draws: int, level: float) -> float:
+def _critical_height(steps: int, level: float) -> int:
+    """Smallest excursion whose probability is at most the level; steps + 1 if there is none."""
+    heights = range(1, steps + 1)
+    return next((height for height in heights if _excursion_tail(steps, height) <= level), steps + 1)
+
+
+def _detectable_bias(steps: int, critical: int) -> float:
     """Bias that the end of the walk alone betrays: its largest excursion is at least as large."""
-    if not steps:
-        return float("inf")
-    heights = np.arange(1, steps + 1)
-    critical = next((int(m) for m in heights if _excursion_tail(steps, int(m)) <= level), None)
-    if critical is None:
+    if critical > steps:
         return float("inf")
     share = np.linspace(0.5, 1, 2002)[1:-1]
     found = 1 - bdtr(np.ceil((steps + critical) / 2) - 1, steps, share)
