@@ -150,7 +150,7 @@ def tarp(
     theta: ArrayTree,
     x: ArrayTree,
     *,
-    reference: Callable | None = None,
+    reference: Any = None,
     whiten: str | None = "pooled",
     level: float = 0.05,
 ) -> TarpReport:
@@ -200,12 +200,10 @@ def tarp(
 def _default(key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: ArrayTree) -> References:
     rng = generator(key)
     order = rng.permutation(len(theta))
-    # A member of the next simulation's values, the true one among them: uses no label and not this simulation's data.
-    values = np.concatenate([np.asarray(draws), np.asarray(theta)[:, None]], axis=1, dtype=float)
-    values = np.where(np.isfinite(values), values, 0.0)[order]
-    others = np.roll(
-        values[np.arange(len(values)), rng.integers(values.shape[1], size=len(values))], 1, axis=0
-    )
+    # A member of another simulation's values, the true one among them: uses no label and not this one's data.
+    member = rng.integers(draws.shape[1] + 1, size=len(theta))
+    picked = np.asarray(_pick(draws, theta, jnp.asarray(member)), dtype=float)
+    others = np.roll(np.where(np.isfinite(picked), picked, 0.0)[order], 1, axis=0)
     back = np.argsort(order)
     if x is None or not jax.tree.leaves(x):
         return References(others[back], False, None)
@@ -213,6 +211,13 @@ def _default(key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: Ar
     safe = np.where(np.isfinite(np.asarray(theta)), np.asarray(theta), 0.0).astype(float)[order]
     found = regression_references(rng, shuffled, safe, others)
     return found._replace(points=found.points[back])
+
+
+@jax.jit
+def _pick(draws: Array, theta: Array, member: Array) -> Array:
+    """One value of each simulation: a draw, or the true value where ``member`` is the number of draws."""
+    drawn = draws[jnp.arange(len(draws)), jnp.minimum(member, draws.shape[1] - 1)]
+    return jnp.where((member == draws.shape[1])[:, None], theta, drawn)
 
 
 def _users(key: PRNGKey, reference: Callable, theta: ArrayTree, x: ArrayTree, matrix: Array) -> References:
@@ -262,7 +267,7 @@ def _table(
     ranks: np.ndarray, ties: np.ndarray, draws: Array, theta: Array, points: References, thin: int
 ) -> RankTable:
     bad = {
-        "a draw is NaN or infinite": ~np.isfinite(np.asarray(draws)).all(axis=(1, 2)),
+        "a draw is NaN or infinite": ~np.asarray(jnp.isfinite(draws).all(axis=(1, 2))),
         "the true value is NaN or infinite": ~np.isfinite(np.asarray(theta)).all(axis=1),
         "the reference is NaN or infinite": ~np.isfinite(points.points).all(axis=1),
     }
