@@ -127,7 +127,7 @@ def ksd(
             f"num_bootstrap must be at least 19 and scales positive, got {num_bootstrap} and {scales}"
         )
     found = collect("draws", draws)
-    flip = _flip_probability(found)
+    flip = _flip_probability(found, needed=key is not None)
     points, scores = _whiten(found, gradients(logdensity_fn, found), whiten)
     size, dims = points.shape
     lengthscales = jnp.asarray(scales, points.dtype) * math.sqrt(dims)
@@ -150,13 +150,13 @@ def ksd(
     )
 
 
-def _flip_probability(draws: Draws) -> float:
-    """One half for independent signs."""
+def _flip_probability(draws: Draws, *, needed: bool) -> float:
+    """One half for independent signs; refused where it is needed and the chains are too short for it."""
     if draws.independent:
         return 0.5
     time = correlation_time(draws)
     flip = min(0.5, 1 / (_TIMES * time))
-    if (size := len(draws.rows)) * flip < _LEAST:
+    if needed and (size := len(draws.rows)) * flip < _LEAST:
         raise ValueError(
             f"cannot tell: one draw in {time:.0f} is independent, and {size} draws are too few for that; a p-value "
             f"needs {math.ceil(_LEAST / flip)}"

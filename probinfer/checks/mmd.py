@@ -86,4 +86,4 @@ def _median_distance(pooled: Pooled) -> Array:
     """Of the pooled draws, so that it does not depend on the labels; at most a thousand of them, evenly chosen."""
     rows = pooled.rows[:: math.ceil(len(pooled.rows) / _MEDIAN_DRAWS)]
     squared = squared_distances(rows, rows)[np.triu_indices(len(rows), 1)]
-    return jnp.sqrt(jnp.median(jnp.where(squared > 0, squared, jnp.mean(squared))))
+    return jnp.median(jnp.sqrt(jnp.where(squared > 0, squared, jnp.mean(squared))))

@@ -26,7 +26,8 @@ def test_arrays_and_trees():
     )
     assert tree.values.shape == (4, 60, 5)
     position = tree.unravel(tree.rows[0])
-    assert position["mu"].shape == () and position["w"].shape == (2, 2)
+    assert position["mu"].shape == ()
+    assert position["w"].shape == (2, 2)
     scores = d.gradients(lambda p: normal(p["mu"]) + 3 * normal(p["w"]), tree)
     np.testing.assert_allclose(scores, -tree.rows * jnp.asarray([1, 3, 3, 3, 3]), rtol=1e-10)
 

