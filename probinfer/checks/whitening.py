@@ -67,7 +67,8 @@ def _pooled(both: Array) -> Array:
     spread = jnp.sqrt(jnp.mean(jnp.square(centred), axis=1))
     moving = spread > 0
     scaled = jnp.where(moving[:, None], centred / jnp.where(moving, spread, 1)[:, None], 0)
-    total = jnp.einsum("sli,slj->ij", scaled, scaled) / both.shape[1]
+    rows = scaled.reshape(-1, both.shape[-1])
+    total = rows.T @ rows / both.shape[1]
     count = jnp.maximum(jnp.sum(moving, axis=0), 1).astype(both.dtype)
     correlation = total / jnp.sqrt(count[:, None] * count[None])
     scale = jnp.nanmedian(jnp.where(moving, spread, jnp.nan), axis=0)
