@@ -42,7 +42,9 @@ def test_ranks_are_counts(key, dtype):
     assert table.num_draws == L
     assert draws.dtype == dtype
     np.testing.assert_array_equal(table.ranks[:, :D], np.sum(draws < theta[:, None], axis=1))
-    joint = [-0.5 * (t**2).sum(-1) - 0.5 * ((x_ - t) ** 2).sum(-1) for t, x_ in [(draws, x[:, None]), (theta, x)]]
+    joint = [
+        -0.5 * (t**2).sum(-1) - 0.5 * ((x_ - t) ** 2).sum(-1) for t, x_ in [(draws, x[:, None]), (theta, x)]
+    ]
     off = np.abs(table.ranks[:, 4] - np.sum(joint[0] < joint[1][:, None], axis=1))
     assert off.max() <= (0 if dtype == jnp.float64 else 1)  # sums in another order round differently
     assert table.uses_data[:5] == (False, False, False, True, True)
@@ -117,7 +119,9 @@ def test_many_failures_cannot_tell(key):
 
 def test_constants_and_ties(key):
     theta, x, draws, _ = conjugate(key)
-    report = judge(key, draws, theta, x, quantities={"one": lambda t, x: 1.0, "sign": lambda t, x: jnp.sign(t[0])})
+    report = judge(
+        key, draws, theta, x, quantities={"one": lambda t, x: 1.0, "sign": lambda t, x: jnp.sign(t[0])}
+    )
     assert report.ranks.constant == ("one",)
     assert "one" not in report.pvalues
     assert "cannot tell about one" in report.verdict
