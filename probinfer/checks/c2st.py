@@ -93,7 +93,7 @@ class C2STReport:
 
 
 def c2st(
-    key: PRNGKey,
+    key: Any,
     a: Any,
     b: Any,
     *,
@@ -172,7 +172,7 @@ def _fold(
         called_b = _train(train_key, *train, held.rows, hidden=hidden, num_steps=num_steps) > 0
         accuracies = np.asarray(_accuracies(called_b, labels))
         null = accuracies[1:]
-        found[name] = (float(accuracies[0]), pvalue(accuracies[0], null))
+        found[name] = (float(accuracies[0]), pvalue(float(accuracies[0]), null))
     return found, held, null
 
 
