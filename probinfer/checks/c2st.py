@@ -137,9 +137,9 @@ def c2st(
     pair = collect_pair(a, b, least=20 * folds)
     rows = jnp.concatenate([draws.rows for draws in pair])
     mean, deviation = jnp.mean(rows, axis=0), jnp.std(rows, axis=0)
-    pair = tuple(draws._replace(values=(draws.values - mean) / deviation) for draws in pair)
+    scaled = tuple(draws._replace(values=(draws.values - mean) / deviation) for draws in pair)
     results = [
-        _fold(jax.random.fold_in(key, fold), pair, fold, folds, num_steps, num_permutations)
+        _fold(jax.random.fold_in(key, fold), scaled, fold, folds, num_steps, num_permutations)
         for fold in range(folds)
     ]
     accuracies = {name: np.asarray([found[name][0] for found, _, _ in results]) for name in _CLASSIFIERS}
@@ -161,13 +161,14 @@ def c2st(
 
 def _fold(
     key: PRNGKey, pair: tuple[Draws, ...], fold: int, folds: int, num_steps: int, num_permutations: int
-) -> tuple[dict[str, tuple[float, float]], Pooled, np.ndarray]:
+) -> tuple[dict[str, tuple[float, Any]], Pooled, np.ndarray]:
     """Accuracy and p-value of every classifier in one fold, the held-out draws, and a null distribution."""
     train_key, label_key = jax.random.split(key)
     train, test = zip(*(_split(draws, fold, folds) for draws in pair), strict=True)
     held = pool(*test)
     labels = random_labels(label_key, held, num_permutations)
-    found, null = {}, np.zeros(0)
+    found: dict[str, tuple[float, Any]] = {}
+    null = np.zeros(0)
     for name, hidden in _CLASSIFIERS.items():
         called_b = _train(train_key, *train, held.rows, hidden=hidden, num_steps=num_steps) > 0
         accuracies = np.asarray(_accuracies(called_b, labels))

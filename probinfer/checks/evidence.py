@@ -153,7 +153,7 @@ def evidence_sandwich(
         best_lower=float(special.logsumexp(forward) - np.log(len(forward))),
         best_upper=float(np.log(len(reverse)) - special.logsumexp(-reverse)),
         gap=float(upper - lower),
-        gap_error=float(np.hypot(*errors)),
+        gap_error=float(np.hypot(errors[0], errors[1])),
         log_forward=forward,
         log_reverse=reverse,
         level=float(level),

@@ -80,8 +80,8 @@ def directions(num: int, dims: int) -> Float[np.ndarray, "num dims"]:
 
 @partial(jax.jit, static_argnames="sizes")
 def _sliced(rows: Array, labels: Array, lines: Array, *, sizes: tuple[int, int]) -> Array:
-    widths, left, right = _common_levels(*sizes)
-    widths = jnp.asarray(widths, rows.dtype)
+    pieces, left, right = _common_levels(*sizes)
+    widths = jnp.asarray(pieces, rows.dtype)
 
     def along(line):
         projected = rows @ line
