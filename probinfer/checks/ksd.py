@@ -132,7 +132,8 @@ def ksd(
     size, dims = points.shape
     lengthscales = jnp.asarray(scales, points.dtype) * math.sqrt(dims)
     kernels = tuple(InverseMultiquadric(1.0, c, 0.5) for c in lengthscales)
-    signs = None if key is None else wild_signs(key, (found.values.shape[0], found.values.shape[1]), flip, num_bootstrap)
+    chains, length, _ = found.values.shape
+    signs = None if key is None else wild_signs(key, (chains, length), flip, num_bootstrap)
     sums = stein_sums(kernels, points, scores, signs)
     trace = float(jnp.sum(sums.traces))
     statistic = (float(jnp.sum(sums.totals)) + trace) / size**2
