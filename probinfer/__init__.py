@@ -11,6 +11,7 @@ from probinfer.history import History
 from probinfer.infer import infer
 from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run, run_until
+from probinfer.run_many import ManyPosteriors, run_many
 
 _SUBMODULES = ("data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
 
@@ -19,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "ConvergenceWarning",
     "History",
+    "ManyPosteriors",
     "MissingExtraError",
     "NumericalError",
     "Posterior",
@@ -31,6 +33,7 @@ __all__ = [
     "progress",
     "record_nothing",
     "run",
+    "run_many",
     "run_until",
     "targets",
     "vi",
