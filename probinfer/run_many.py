@@ -171,7 +171,7 @@ def _checked(infer_fn: Any, keys: Any, data: Any, mode: Any, chunk: Any) -> tupl
     for name, leaf in zip(leaf_names(data), jax.tree.leaves(data), strict=True):
         if np.shape(leaf)[:1] != (num,):
             raise ValueError(
-                f"data must have leaves (S, ...) with S = {num}, the number of keys; '{name}' has shape {np.shape(leaf)}"
+                f"data must have leaves (S, ...) with S = {num}, the number of keys; '{name}' is {np.shape(leaf)}"
             )
     if mode not in _MODES:
         raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {shortened(mode)}")
@@ -212,11 +212,7 @@ def _choose(mode: str, fn: Callable, one: tuple) -> str:
         return mode
     if jax.default_backend() != "cpu":
         return "vmap"
-    return (
-        "map"
-        if _NOT_BATCHED & _primitives(jax.make_jaxpr(_call, static_argnums=())(fn, *one).jaxpr)
-        else "vmap"
-    )
+    return "map" if _NOT_BATCHED & _primitives(jax.make_jaxpr(_call)(fn, *one).jaxpr) else "vmap"
 
 
 def _primitives(jaxpr: Any) -> set[str]:

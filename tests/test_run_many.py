@@ -195,7 +195,7 @@ def test_another_run_is_refused(key, tmp_path):
     with pytest.raises(ValueError, match="delete it, and it is computed again"):
         call()
     (tmp_path / "about.json").unlink()
-    with pytest.raises(ValueError, match="no about.json"):
+    with pytest.raises(ValueError, match="no about"):
         call()
 
 
@@ -249,7 +249,7 @@ def test_data_may_be_a_tree_or_nothing(key):
         ({"keys": np.arange(S)}, TypeError, "jax.random.split"),
         ({"keys": jax.random.split(jax.random.key(0), 0)}, ValueError, "no data sets"),
         ({"data": jnp.zeros((S + 1, 2))}, ValueError, "number of keys"),
-        ({"data": {"a": jnp.zeros((S, 2)), "b": 1.0}}, ValueError, "'b' has shape"),
+        ({"data": {"a": jnp.zeros((S, 2)), "b": 1.0}}, ValueError, "'b' is"),
         ({"mode": "queue"}, ValueError, "'auto', 'map' or 'vmap'"),
         ({"chunk": 0}, ValueError, "1 or more"),
         ({"chunk": 2.5}, ValueError, "whole number"),

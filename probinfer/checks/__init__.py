@@ -6,6 +6,7 @@ from probinfer.checks.detectable import Detectable, band_power, detectable_error
 from probinfer.checks.energy import energy_distance
 from probinfer.checks.evidence import EvidenceSandwich, evidence_sandwich
 from probinfer.checks.identity import SteinIdentityReport, stein_identity
+from probinfer.checks.joint import JointReport, joint_test
 from probinfer.checks.ksd import KSDReport, ksd
 from probinfer.checks.mmd import mmd
 from probinfer.checks.ranks import RankTable, rank_table
@@ -22,6 +23,7 @@ __all__ = [
     "C2STReport",
     "Detectable",
     "EvidenceSandwich",
+    "JointReport",
     "KSDReport",
     "RankTable",
     "SteinIdentityReport",
@@ -38,6 +40,7 @@ __all__ = [
     "ess",
     "evidence_sandwich",
     "holm",
+    "joint_test",
     "ksd",
     "mmd",
     "psis",

@@ -28,7 +28,7 @@ from probinfer.errors import check_key
 from probinfer.transforms import leaf_names, structure
 from probinfer.types import Array, ArrayTree, PRNGKey
 
-__all__ = ["RankTable", "check_shapes", "rank_table"]
+__all__ = ["RankTable", "check_shapes", "named_quantities", "rank_table", "scalar_names"]
 
 
 class RankTable(NamedTuple):
@@ -101,14 +101,14 @@ def rank_table(
         raise ValueError(f"thin must lie between 1 and the {sizes[-1]} draws of a chain, got {thin}")
     key_projections, key_ties = jax.random.split(key)
     chained = draws if chain_axis else jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, None], draws)
-    names, functions, uses_data = _named(log_prior_fn, log_likelihood_fn, quantities, x)
+    names, functions, uses_data = named_quantities(log_prior_fn, log_likelihood_fn, quantities, x)
     flat, true = columns(chained, 3), columns(theta, 1)
     dimension = true.shape[-1]
     num_projections = num_projections if dimension > 1 else 0
     matrix = whitening_matrix(flat.reshape(sizes[0], -1, dimension), true, whiten=whiten)
     directions = _directions(key_projections, matrix, num_projections)
     _check_scalars(functions, names, theta, x)
-    names = (*_scalar_names(theta), *names, *(f"projection[{i}]" for i in range(num_projections)))
+    names = (*scalar_names(theta), *names, *(f"projection[{i}]" for i in range(num_projections)))
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(
@@ -187,8 +187,20 @@ def check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int)
     return sizes
 
 
-def _named(log_prior_fn, log_likelihood_fn, quantities, x) -> tuple[tuple, tuple, tuple]:
-    """Names of the functions of (theta, x), the functions, and whether each looks at the data."""
+def named_quantities(
+    log_prior_fn: Callable | None,
+    log_likelihood_fn: Callable | None,
+    quantities: Sequence[Callable] | Mapping[str, Callable],
+    x: ArrayTree,
+) -> tuple[tuple, tuple, tuple]:
+    """Names of the functions of (theta, x), the functions, and whether each looks at the data.
+
+    Args:
+        log_prior_fn: log prior of theta, or None.
+        log_likelihood_fn: log likelihood of (theta, x), or None.
+        quantities: further functions of (theta, x).
+        x: the data; None if there are none to look at.
+    """
     items: list[tuple[str, Callable, bool]] = []
     if log_prior_fn is not None:
         items.append(("log_prior", jax.tree_util.Partial(_of_theta, as_partial(log_prior_fn)), False))
@@ -224,7 +236,8 @@ def _check_scalars(functions: tuple, names: tuple, theta: ArrayTree, x: ArrayTre
             )
 
 
-def _scalar_names(theta: ArrayTree) -> list[str]:
+def scalar_names(theta: ArrayTree) -> list[str]:
+    """One name a scalar of a tree with leaves (S, ...): ``mu``, ``weights[3]``."""
     rows = []
     for name, leaf in zip(leaf_names(theta), jax.tree.leaves(theta), strict=True):
         for index in np.ndindex(np.shape(leaf)[1:]):
