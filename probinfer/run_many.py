@@ -83,7 +83,7 @@ class ManyPosteriors(NamedTuple):
     def failures(self) -> tuple[tuple[str, int], ...]:
         """(reason, number of data sets) for every status that occurs but ``OK``, the most frequent first."""
         codes, counts = np.unique(self.status[self.status != Status.OK], return_counts=True)
-        found = [(f"{Status(c).name}: {advice(c)}", int(n)) for c, n in zip(codes, counts, strict=True)]
+        found = [(f"{Status(c).name}: {advice(int(c))}", int(n)) for c, n in zip(codes, counts, strict=True)]
         return tuple(sorted(found, key=lambda pair: -pair[1]))
 
     def __repr__(self) -> str:
@@ -285,6 +285,8 @@ def _claimed(path: Any, fn: Callable, keys: Any, host: Any, shapes: Any, mode: s
         "chunk": size,
     }
     claim(Checkpoint(path), about)
+    for left in folder.glob("chunk_*.npz.*"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     return folder
 
 

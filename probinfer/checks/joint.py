@@ -257,7 +257,7 @@ def joint_test(
     _check_counts(num_simulations=num_simulations, num_draws=num_draws, num_steps=num_steps)
     if not (reverse is None or reverse == "same" or callable(reverse)):
         raise ValueError(
-            f"reverse must be 'same', a kernel or None, got {shortened(reverse)}; 'same' is right for reversible kernels"
+            f"reverse must be 'same', a kernel or None, got {shortened(reverse)}; 'same' is for reversible kernels"
         )
     key_lanes, key_ties = jax.random.split(key)
     theta = jax.eval_shape(prior_sample, key)
@@ -308,7 +308,7 @@ def _check_lane(lane: _Lane, key: PRNGKey, scalars: list[str], names: tuple) -> 
             if _kinds(before) != _kinds(after):
                 raise TypeError(
                     "a transition must return what it was given in structure, shapes and dtypes: expected "
-                    f"{shortened(before)}, got {shortened(after)}; give init_fn and position_fn for a kernel with a state"
+                    f"{shortened(before)}, got {shortened(after)}; one with a state needs init_fn and position_fn"
                 )
 
 
