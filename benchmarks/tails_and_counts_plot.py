@@ -86,9 +86,13 @@ def plot_differences(axis, name: str, result: dict) -> None:
         color = "C2" if label in ("Gaussian noise, ML-II", "constant rate") else color
         axis.plot([low, high], [place, place], color=color, lw=2)
         axis.plot(result["compared"][label]["difference"], place, "o", color=color)
+        converged = result["compared, converged"][label]
+        if converged and converged["folds"] < result["compared"][label]["folds"]:
+            axis.plot(converged["interval"], [place, place], color=color, lw=1)
+            axis.plot(converged["difference"], place, "o", color=color, fillstyle="none")
     axis.axvline(0, color="0.6", lw=0.8)
     axis.set_xscale("symlog", linthresh=0.02)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("test NLPD minus that of NUTS (95 %); linear within ±0.02, then logarithmic")
-    axis.set_title(name, fontsize=9)
+    axis.set_xlabel("test NLPD minus that of NUTS, 95 % (beyond ±0.02 logarithmic)")
+    axis.set_title(f"{name}: all folds; open: the folds whose sites converged", fontsize=9)

@@ -69,7 +69,7 @@ def demo(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """See five ways to learn a Gaussian process on two real data sets (about three minutes on two cores).
+    """See the ways to learn a Gaussian process on three real data sets (several minutes on two cores).
 
     Prints a table of scores on unseen data and writes a page with plots.
     """

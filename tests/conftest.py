@@ -25,6 +25,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if "f32" in item.keywords]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Some thousand compiled programs take gigabytes, and in a process that large the compiler may crash."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20261121)

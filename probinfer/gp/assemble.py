@@ -63,6 +63,7 @@ def assemble(
         log_evidence=None if log_evidence is None else jnp.where(bad, jnp.nan, log_evidence),
         status=status.astype(jnp.int32),
         jitter=jnp.zeros_like(y[0]),
+        residual=found.residual,
         num_iterations=found.num_updates,
         log_loo=_log_cavity(model.likelihood, y, q.mean, q.variance, lam1, lam2, num_nodes),
     )

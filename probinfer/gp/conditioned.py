@@ -38,6 +38,7 @@ class Conditioned:
         log_evidence: log p(y | X), or its approximation; NaN when the status is bad.
         status: a ``Status``.
         jitter: what was added to the diagonal of the factored matrix, 0 where nothing was needed.
+        residual: the largest change of a site that another sweep would make, in posterior standard deviations.
         num_iterations: sweeps until the sites stopped moving (0 for exact inference).
         log_loo: leave-one-out log predictive densities ``(N,)`` of the training outputs.
         negative: N ``(N,)`` and the factor ``(N, N)`` of sites with negative precision, None where there cannot be any.
@@ -55,6 +56,7 @@ class Conditioned:
     log_evidence: Any
     status: Any
     jitter: Any
+    residual: Any
     num_iterations: Any
     log_loo: Any
     negative: Any = None

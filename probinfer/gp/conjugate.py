@@ -54,6 +54,7 @@ class Exact:
             log_evidence=evidence.log_evidence,
             status=evidence.status,
             jitter=evidence.jitter,
+            residual=jnp.zeros_like(y[0]),
             num_iterations=jnp.zeros((), jnp.int32),
             log_loo=gaussian_log_prob(y, loo_mean, loo_variance),
         )

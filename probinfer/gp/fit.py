@@ -251,7 +251,12 @@ def fit(
     start = reference_sites(model, X, y, inference)
     free, target = hyper_posterior(model, prior, X, y, inference, sites=start)
     learn_key, draw_key = jax.random.split(key)
-    posterior = infer(learn_key, target, ML2() if learn is None else learn, progress=progress)
+    try:
+        posterior = infer(learn_key, target, ML2() if learn is None else learn, progress=progress)
+    except NumericalError as error:
+        if isinstance(inference, Exact):
+            raise
+        raise NumericalError(f"{error}. {_advice_on(inference)}", error.status) from error
     is_point = posterior.num_chains * posterior.num_draws == 1
     draws = posterior.flat() if is_point else posterior.resample(draw_key, _num_components(posterior))
     models = _stack(rebuild(free, model, draws), jax.tree.leaves(draws)[0].shape[0], model)
@@ -302,16 +307,23 @@ def _check_settled(inference, settled, is_point):
         raise NumericalError(f"no usable hyperparameters were found: {advice(status[0])}", int(status[0]))
     missed = int(np.sum(status != Status.OK))
     if missed:
-        method = type(inference).__name__
         where = (
             "the learned hyperparameters" if is_point else f"{missed} of {len(status)} hyperparameter draws"
         )
         warnings.warn(
-            f"{method} did not converge at {where}: its evidence and predictions are approximate there; "
-            f"raise gp.{method}(max_updates={inference.max_updates}) or take another method",
+            f"{type(inference).__name__} did not converge at {where}: its evidence and predictions are approximate "
+            f"there. {_advice_on(inference)}",
             ConvergenceWarning,
             stacklevel=3,
         )
+
+
+def _advice_on(inference):
+    method, most = type(inference).__name__, getattr(inference, "max_updates", None)
+    return (
+        f"Where {method} is far from its fixed point there is no evidence: raise gp.{method}(max_updates={most}), "
+        "start the model at plausible hyperparameters, or take another method"
+    )
 
 
 def _check_amplitude(models, X):

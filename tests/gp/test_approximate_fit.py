@@ -12,7 +12,7 @@ import pytest
 
 from probinfer import gp, mcmc
 from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.gp.condition import reference_sites
 from probinfer.gp.hyper_posterior import hyper_posterior
 from tests.gp.approximate_cases import jit
@@ -146,13 +146,33 @@ def test_a_method_that_did_not_converge_is_said():
             X,
             Y,
             prior=prior(),
-            inference=gp.EP(max_updates=1),
+            inference=gp.EP(max_updates=2),
             learn=gp.ML2(num_restarts=1, max_steps=3),
             standardize=False,
         )
     words = [str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning)]
     assert any("EP did not converge" in text and "max_updates" in text for text in words)
     assert np.isfinite(fit.log_evidence)
+
+
+def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
+    """On heavy-tailed noise it may be larger than any evidence, and would be where the search ends."""
+    inference = gp.EP(max_updates=1)
+    arrays = jnp.asarray(X), jnp.asarray(Y)
+    assert np.isfinite(gp.log_evidence(model(), *arrays, inference))
+    _, target = hyper_posterior(model(), prior(), *arrays, inference)
+    assert np.isnan(target.logdensity_fn(target.start))
+    with pytest.raises(NumericalError, match=r"far from its fixed point.*max_updates=1"):
+        gp.fit(
+            jax.random.key(0),
+            model(),
+            X,
+            Y,
+            prior=prior(),
+            inference=inference,
+            learn=gp.ML2(num_restarts=1, max_steps=3),
+            standardize=False,
+        )
 
 
 def test_separable_labels_are_bounded_by_the_prior():
