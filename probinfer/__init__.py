@@ -13,7 +13,7 @@ from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run, run_until
 from probinfer.run_many import ManyPosteriors, run_many
 
-_SUBMODULES = ("data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
+_SUBMODULES = ("checks", "data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
 
 __all__ = [
     "Algorithm",
@@ -25,6 +25,7 @@ __all__ = [
     "NumericalError",
     "Posterior",
     "Status",
+    "checks",
     "data",
     "gp",
     "infer",

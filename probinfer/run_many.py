@@ -240,7 +240,7 @@ def _chunk(
     start, stop = span
     rows = np.minimum(np.arange(start, start + size), stop - 1)
     raw = np.asarray(jax.random.key_data(keys))[rows]
-    some = jax.random.wrap_key_data(raw, impl=jax.random.key_impl(keys))
+    some = jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(keys))
     program = _one_by_one if mode == "map" else _side_by_side
     done = program(fn, some, jax.tree.map(lambda leaf: leaf[rows], host), np.int32(stop - start))
     return [np.asarray(leaf)[: stop - start] for leaf in jax.tree.leaves(jax.device_get(done))]
@@ -296,7 +296,7 @@ def _write(file: Path | None, leaves: list[np.ndarray]) -> None:
         return
     draft = file.with_name(f"{file.name}.{os.getpid()}")
     with draft.open("wb") as stream:
-        np.savez(stream, **{str(i): leaf for i, leaf in enumerate(leaves)})
+        np.savez(stream, **{str(i): leaf for i, leaf in enumerate(leaves)})  # type: ignore[arg-type]
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(file)

@@ -184,7 +184,7 @@ class _Lane:
             lambda: self.step(self.transition_fn, key, state, x),
         )
 
-    def step(self, kernel: Callable, key: PRNGKey, state: ArrayTree, x: ArrayTree) -> ArrayTree:
+    def step(self, kernel: Callable | None, key: PRNGKey, state: ArrayTree, x: ArrayTree) -> ArrayTree:
         """The state after a transition; a kernel with a state of its own may return (state, info)."""
         moved = kernel(key, state, x)
         paired = self.init_fn is not None and type(moved) is tuple and len(moved) == 2
@@ -267,7 +267,7 @@ def joint_test(
         as_partial(prior_sample),
         as_partial(simulate),
         forward,
-        forward if reverse == "same" else None if reverse is None else as_partial(reverse),
+        forward if reverse == "same" else None if reverse is None else as_partial(reverse),  # type: ignore[arg-type]
         None if init_fn is None else as_partial(init_fn),
         None if position_fn is None else as_partial(position_fn),
         functions,
