@@ -11,18 +11,21 @@ from probinfer.history import History
 from probinfer.infer import infer
 from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run, run_until
+from probinfer.run_many import ManyPosteriors, run_many
 
-_SUBMODULES = ("data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
+_SUBMODULES = ("checks", "data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
 
 __all__ = [
     "Algorithm",
     "Checkpoint",
     "ConvergenceWarning",
     "History",
+    "ManyPosteriors",
     "MissingExtraError",
     "NumericalError",
     "Posterior",
     "Status",
+    "checks",
     "data",
     "gp",
     "infer",
@@ -31,6 +34,7 @@ __all__ = [
     "progress",
     "record_nothing",
     "run",
+    "run_many",
     "run_until",
     "targets",
     "vi",

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "probinfer"
 LAYERS = {
     "L0": "types base errors",
     "L1": "logdensity transforms targets linalg "
-    "quadrature weights resampling importance diagnostics linesearch optimize kernels stein betting",
+    "quadrature weights resampling importance diagnostics linesearch optimize kernels stein tiles betting",
     "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export run_many",
     "L2b": "engine mcmc vi infer",
     "L2c": "smc coin",

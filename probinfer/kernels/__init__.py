@@ -2,6 +2,7 @@
 
 from probinfer.kernels.base import Kernel
 from probinfer.kernels.composite import ActiveDims, Product, Scaled, Sum
+from probinfer.kernels.inverse_multiquadric import InverseMultiquadric
 from probinfer.kernels.nonstationary import Constant, Linear, Polynomial, White
 from probinfer.kernels.stationary import (
     RBF,
@@ -18,6 +19,7 @@ __all__ = [
     "RBF",
     "ActiveDims",
     "Constant",
+    "InverseMultiquadric",
     "Kernel",
     "Linear",
     "Matern12",

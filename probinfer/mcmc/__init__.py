@@ -9,6 +9,7 @@ from probinfer.mcmc.blackjax_engine import Blackjax
 from probinfer.mcmc.engines import HMC, NUTS
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains
 from probinfer.mcmc.report import BlackjaxInfo, MCMCInfo
+from probinfer.mcmc.sampler import PosteriorSampler, SamplerInfo, posterior_sampler
 from probinfer.mcmc.warmup import WarmupConfig
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "ChainsInfo",
     "ChainsState",
     "MCMCInfo",
+    "PosteriorSampler",
+    "SamplerInfo",
     "Trajectories",
     "WarmupConfig",
     "chains",
+    "posterior_sampler",
 ]

@@ -28,6 +28,7 @@ def make(dtype):
         "matern32": k.Matern32(number(1.1), scales),
         "matern52": k.Matern52(number(1.3), scales),
         "rational_quadratic": k.RationalQuadratic(number(1.2), scales, number(0.7)),
+        "inverse_multiquadric": k.InverseMultiquadric(number(1.4), scales, number(0.6)),
         "periodic": k.Periodic(number(0.8), scales, jnp.asarray([1.5, 2.5, 3.0], dtype)),
         "linear": k.Linear(scales),
         "polynomial": k.Polynomial(number(0.4), number(1.5), degree=3),
@@ -80,6 +81,8 @@ def oracle(kernel, x, z, same):
     r = np.sqrt(np.sum(((x - z) / np.asarray(kernel.lengthscale)) ** 2))
     if name == "RationalQuadratic":
         return variance * (1 + r**2 / (2 * float(kernel.alpha))) ** -float(kernel.alpha)
+    if name == "InverseMultiquadric":
+        return variance * (1 + r**2) ** -float(kernel.exponent)
     profile = {
         "RBF": lambda: np.exp(-(r**2) / 2),
         "Matern12": lambda: np.exp(-r),

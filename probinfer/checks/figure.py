@@ -1,0 +1,48 @@
+"""Pictures of rank checks: the empirical distribution function minus the diagonal, with its simultaneous band."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from probinfer.checks.bands import Band
+from probinfer.errors import import_extra
+
+__all__ = ["axes_or_new", "draw_band", "draw_ecdf"]
+
+_MAX_LABELS = 6
+
+
+def axes_or_new(axes: Any = None) -> Any:
+    """Return the given matplotlib axes, or those of a new figure that belongs to no window.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if axes is not None:
+        return axes
+    figure = import_extra("matplotlib.figure", "plots").Figure(figsize=(6, 4), layout="constrained")
+    return figure.subplots()
+
+
+def draw_band(axes: Any, band: Band) -> None:
+    """Shade what uniform ranks do with the probability of the band, minus the diagonal."""
+    low, high = band.lower - band.points, band.upper - band.points
+    axes.fill_between(
+        band.points, low, high, color="0.88", linewidth=0, label=f"{band.coverage:.0%} of uniform ranks"
+    )
+    axes.axhline(0, color="0.6", linewidth=0.8)
+
+
+def draw_ecdf(axes: Any, band: Band, columns: dict[str, Int[np.ndarray, " S"]], bad: set[str]) -> None:
+    """Draw the distribution function of each column of ranks minus the diagonal; those in ``bad`` in colour."""
+    for name, ranks in columns.items():
+        below = np.searchsorted(np.sort(ranks), band.edges, side="left") / max(len(ranks), 1)
+        style = {"linewidth": 1.4, "zorder": 3} if name in bad else {"color": "0.45", "linewidth": 0.7}
+        named = name in bad and sorted(bad).index(name) < _MAX_LABELS
+        axes.plot(band.points, below - band.points, label=name if named else None, **style)
+    axes.set_xlabel("rank / number of draws")
+    axes.set_ylabel("ECDF - diagonal")
+    axes.legend(frameon=False, fontsize="small")

@@ -1,0 +1,302 @@
+r"""Coverage of balls around random points: a check of joint posteriors that needs no density.
+
+The test quantity is the distance to a reference point, :math:`f(\theta, x) = \lVert W(\theta - \theta_r(x))\rVert`;
+the rank of the true value's distance among those of the draws is uniform if the posterior is right. The expected
+coverage curve is the distribution function of these ranks, at their own L + 1 values, so there is nothing to bin, and
+its band is that of any rank check. A curve for references that ignore the data is right for every
+posterior that averages to the prior, the prior itself among them; a claim of accuracy needs references that depend
+on the data.
+
+References:
+    Lemos, Coogan, Hezaveh and Perreault-Levasseur (2023), "Sampling-based accuracy testing of posterior estimators
+    for general inference", algorithm 2 and theorem 3 (references that depend on the data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.base import as_partial
+from probinfer.checks.bands import Band
+from probinfer.checks.figure import axes_or_new, draw_band
+from probinfer.checks.ranks import RankTable, check_shapes
+from probinfer.checks.references import References, generator, regression_references
+from probinfer.checks.thinning import LOOKED_AT, needed_thinning
+from probinfer.checks.uniformity import UniformityReport, uniformity
+from probinfer.checks.whitening import columns, whitening_matrix
+from probinfer.errors import check_key
+from probinfer.transforms import structure
+from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey
+
+__all__ = ["TarpReport", "tarp"]
+
+_X_FREE = (
+    "no claim of accuracy: the references do not depend on the data, so a posterior that ignores the data (the prior "
+    "itself) passes too; leave reference=None, or pass a reference(key, x) that uses x"
+)
+_UNINFORMED = (
+    "no claim of accuracy: the regression found nothing about theta in x, so its references hardly depend on the "
+    "data, and a posterior that ignores the data passes too; pass a reference(key, x) that knows more of the model"
+)
+
+
+@dataclass(frozen=True)
+class TarpReport:
+    """Coverage of balls around the references.
+
+    Attributes:
+        uniform: the test of the ranks: p-value, band, what it could have found.
+        references: the reference points and what is known of them.
+    """
+
+    uniform: UniformityReport
+    references: References
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Number of draws nearer to the reference than the true value (S,); -1 where the simulation failed."""
+        return self.uniform.ranks.ranks[:, 0]
+
+    @property
+    def pvalue(self) -> float:
+        """Probability of a curve that strays as far, or further, if the posterior is right; NaN if none was ranked."""
+        return self.uniform.pvalues.get("tarp", float("nan"))
+
+    @property
+    def band(self) -> Band:
+        """Simultaneous band of the curve."""
+        return self.uniform.bands
+
+    @cached_property
+    def credibility(self) -> np.ndarray:
+        """Credibility levels alpha of the curve (K,), from 0 to 1."""
+        return np.concatenate([[0.0], self.band.points, [1.0]])
+
+    @cached_property
+    def coverage(self) -> np.ndarray:
+        """Expected coverage (K,): share of true values inside the ball of each credibility."""
+        good = np.sort(self.ranks[self.ranks >= 0])
+        below = np.searchsorted(good, self.band.edges, side="left") / max(len(good), 1)
+        return np.concatenate([[0.0], below, [1.0]])
+
+    @property
+    def passed(self) -> bool | None:
+        """True, False, or None where nothing may be claimed."""
+        return self.uniform.passed if self.references.uses_data or self.uniform.rejected else None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        words = self.uniform.verdict
+        if self.uniform.rejected:
+            good = self.ranks[self.ranks >= 0] / self.uniform.ranks.num_draws
+            return f"{words}; {_direction(float(np.mean(good)), float(np.std(good)))}"
+        if self.references.uses_data:
+            return words
+        return f"cannot tell: {_UNINFORMED if self.references.explained is not None else _X_FREE} ({words})"
+
+    def bootstrap(self, key: PRNGKey, num: int = 1000) -> Float[np.ndarray, "num K"]:
+        """Return coverage curves of resampled simulations; only ranks are resampled, no distance is computed again.
+
+        Args:
+            key: random key.
+            num: number of curves.
+
+        Raises:
+            TypeError: ``key`` is not a key.
+            ValueError: no curves are asked for, or no simulation was ranked.
+        """
+        check_key(key)
+        good = self.ranks[self.ranks >= 0]
+        if num < 1 or not len(good):
+            raise ValueError(f"a bootstrap needs ranks and num >= 1; got {len(good)} ranks and num = {num}")
+        cells = np.searchsorted(self.band.edges, good, side="right")
+        return np.asarray(_bootstrap(key, jnp.asarray(cells), num, len(self.band.edges) + 1)) / len(good)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw coverage minus credibility, with the band.
+
+        Args:
+            axes: matplotlib axes; None: those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        axes = axes_or_new(axes)
+        draw_band(axes, self.band)
+        axes.plot(self.credibility, self.coverage - self.credibility, linewidth=1.4, label="TARP")
+        axes.set_xlabel("credibility")
+        axes.set_ylabel("coverage - credibility")
+        axes.legend(frameon=False, fontsize="small")
+        return axes
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
+def tarp(
+    key: PRNGKey,
+    draws: ArrayTree,
+    theta: ArrayTree,
+    x: ArrayTree,
+    *,
+    reference: Any = None,
+    whiten: str | None = "pooled",
+    level: float = 0.05,
+) -> TarpReport:
+    """Test the coverage of balls around reference points by the ranks of distances.
+
+    Args:
+        key: random key (references, ties).
+        draws: posterior draws, leaves (S, L, ...); autocorrelated ones are thinned.
+        theta: true values, leaves (S, ...).
+        x: data, leaves (S, ...); None allows no claim of accuracy.
+        reference: ``(key, x)`` -> a point like one ``theta``, in its own coordinates. None: what a regression of
+            theta on x predicts, fitted to other simulations.
+        whiten: coordinates of the distance: "pooled" posterior covariance, "prior" scales or None.
+        level: probability of a false alarm.
+
+    Returns:
+        The report. A curve that does not leave its band is a pass only if the references depend on the data.
+
+    Raises:
+        TypeError: ``key`` is not a key, or ``reference`` is not a function.
+        ValueError: trees or leading axes differ, ``reference`` returns another structure or shape, or an unknown
+            ``whiten``.
+
+    References:
+        Lemos et al. (2023), algorithm 2.
+    """
+    check_key(key)
+    check_shapes(draws, theta, x, 2)
+    if reference is not None and not callable(reference):
+        raise TypeError(f"reference must be a function (key, x) -> theta, got {type(reference).__name__}")
+    key_reference, key_order, key_ties = jax.random.split(key, 3)
+    flat, true = columns(draws, 2), columns(theta, 1)
+    true = true.astype(flat.dtype)
+    matrix = whitening_matrix(flat, true, whiten=whiten)
+    white, white_true = flat @ matrix.T, true @ matrix.T
+    if reference is None:
+        points = _default(key_reference, key_order, white, white_true, x)
+    else:
+        points = _users(key_reference, reference, theta, x, matrix)
+    distances, own = _distances(white, white_true, jnp.asarray(points.points, flat.dtype))
+    thin = needed_thinning(distances[:LOOKED_AT, None, :, None])
+    ranks, ties = _ranks(key_ties, distances[:, thin - 1 :: thin], own)
+    table = _table(np.asarray(ranks), np.asarray(ties), flat, true, points, thin)
+    return TarpReport(uniformity(table, level=level), points)
+
+
+def _default(key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: ArrayTree) -> References:
+    rng = generator(key)
+    order = rng.permutation(len(theta))
+    # A member of another simulation's values, the true one among them: uses no label and not this one's data.
+    member = rng.integers(draws.shape[1] + 1, size=len(theta))
+    picked = np.asarray(_pick(draws, theta, jnp.asarray(member)), dtype=float)
+    others = np.roll(np.where(np.isfinite(picked), picked, 0.0)[order], 1, axis=0)
+    back = np.argsort(order)
+    if x is None or not jax.tree.leaves(x):
+        return References(others[back], False, None)
+    shuffled = jax.tree.map(lambda leaf: np.asarray(leaf)[order], x)
+    safe = np.where(np.isfinite(np.asarray(theta)), np.asarray(theta), 0.0).astype(float)[order]
+    found = regression_references(rng, shuffled, safe, others)
+    return found._replace(points=found.points[back])
+
+
+@jax.jit
+def _pick(draws: Array, theta: Array, member: Array) -> Array:
+    """One value of each simulation: a draw, or the true value where ``member`` is the number of draws."""
+    drawn = draws[jnp.arange(len(draws)), jnp.minimum(member, draws.shape[1] - 1)]
+    return jnp.where((member == draws.shape[1])[:, None], theta, drawn)
+
+
+def _users(key: PRNGKey, reference: Callable, theta: ArrayTree, x: ArrayTree, matrix: Array) -> References:
+    """The user's references, and whether other data under the same keys give other points."""
+    number = len(jax.tree.leaves(theta)[0])
+    keys = jax.random.split(key, number)
+    points = _apply(as_partial(reference), keys, x)
+    like = jax.tree.map(jnp.shape, theta)
+    found = jax.tree.map(jnp.shape, points)
+    if structure(points) != structure(theta) or found != like:
+        raise ValueError(f"reference must return a point shaped like one theta, {like} over all, got {found}")
+    other = _apply(
+        as_partial(reference), keys, jax.tree.map(lambda leaf: jnp.roll(jnp.asarray(leaf), 1, 0), x)
+    )
+    flat = columns(points, 1)
+    uses = bool(np.any(np.asarray(flat) != np.asarray(columns(other, 1))))
+    return References(np.asarray(flat.astype(matrix.dtype) @ matrix.T), uses, None)
+
+
+@jax.jit
+def _apply(reference: Callable, keys: Array, x: ArrayTree) -> ArrayTree:
+    return (
+        jax.vmap(reference)(keys, x) if jax.tree.leaves(x) else jax.vmap(lambda key: reference(key, x))(keys)
+    )
+
+
+@jax.jit
+def _distances(
+    draws: Float[Array, "S L D"], theta: Float[Array, "S D"], points: Float[Array, "S D"]
+) -> tuple[Float[Array, "S L"], Float[Array, "S 1"]]:
+    """Squared distances of the draws and of the true value."""
+    both = jnp.concatenate([theta[:, None], draws], axis=1)
+    squares = jnp.sum(jnp.square(both - points[:, None]), axis=-1)
+    return squares[:, 1:], squares[:, :1]
+
+
+@jax.jit
+def _ranks(
+    key: PRNGKey, distances: Float[Array, "S L"], own: Float[Array, "S 1"]
+) -> tuple[Int[Array, " S"], Int[Array, " S"]]:
+    """Number of draws nearer than the true value, ties at random, and the numbers of ties."""
+    ties = jnp.sum(distances == own, axis=1)
+    return jnp.sum(distances < own, axis=1) + jax.random.randint(key, ties.shape, 0, ties + 1), ties
+
+
+def _table(
+    ranks: np.ndarray, ties: np.ndarray, draws: Array, theta: Array, points: References, thin: int
+) -> RankTable:
+    bad = {
+        "a draw is NaN or infinite": ~np.asarray(jnp.isfinite(draws).all(axis=(1, 2))),
+        "the true value is NaN or infinite": ~np.isfinite(np.asarray(theta)).all(axis=1),
+        "the reference is NaN or infinite": ~np.isfinite(points.points).all(axis=1),
+    }
+    failed = np.any(list(bad.values()), axis=0)
+    num_draws = draws.shape[1] // thin
+    constant = bool(np.all((ties == num_draws) | failed) and not failed.all())
+    return RankTable(
+        np.where(failed, -1, ranks)[:, None],
+        ("tarp",),
+        num_draws,
+        thin,
+        tuple((reason, int(rows.sum())) for reason, rows in bad.items() if rows.any()),
+        ("tarp",) if constant else (),
+        (points.uses_data,),
+    )
+
+
+def _direction(mean: float, spread: float) -> str:
+    """What the ranks of distances, divided by L, look like; uniform ones have mean 1/2 and sd 0.29."""
+    if mean > 0.53:
+        return "the true values lie further from the references than the draws: too narrow, or biased"
+    if mean < 0.47:
+        return "the true values lie nearer to the references than the draws: too wide, or biased"
+    return "too many extreme ranks" if spread > 0.289 else "too few extreme ranks"
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _bootstrap(key: PRNGKey, cells: Array, num: int, num_cells: int) -> Array:
+    drawn = cells[jax.random.randint(key, (num, len(cells)), 0, len(cells))]
+    rows = jnp.broadcast_to(jnp.arange(num)[:, None], drawn.shape)
+    histogram = jnp.zeros((num, num_cells + 1), jnp.int32).at[rows, drawn + 1].add(1)
+    return jnp.cumsum(histogram, axis=1)

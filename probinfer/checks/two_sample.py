@@ -1,0 +1,104 @@
+"""What the distances between two sets of draws report, and the two that are sums over pairs of draws.
+
+With ``labels`` l in {0, 1} and a symmetric function k, the three means over pairs (within a, within b, between) follow
+from two sums: l'Kl and l'K1 (the diagonal of K left out). So one pass over the tiles of K yields the statistic and its
+whole permutation distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.checks.figure import axes_or_new
+from probinfer.checks.permutation import Pooled, pvalue
+from probinfer.tiles import pair_sums
+from probinfer.types import Array, Bool
+
+__all__ = ["TwoSampleReport", "pair_statistics", "report"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoSampleReport:
+    """A distance between two sets of draws beside its distribution were they of one law.
+
+    Attributes:
+        name: of the distance.
+        statistic: the distance; unbiased ones may be negative.
+        pvalue: the permutation p-value; None without a key.
+        null: ``(num_permutations,)`` statistics of relabelled draws.
+        sizes: draws of a and b that were used.
+        block: draws that were relabelled together: 1 for independent draws.
+        level: of the verdict.
+    """
+
+    name: str
+    statistic: float
+    pvalue: float | None
+    null: np.ndarray
+    sizes: tuple[int, int]
+    block: int
+    level: float
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest statistic that would have been called a difference at the level."""
+        return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, with what could have been seen."""
+        found = f"{self.name} = {self.statistic:.3g} from {self.sizes[0]} and {self.sizes[1]} draws"
+        if self.pvalue is None:
+            return f"cannot tell: {found}, and no p-value; pass key=jax.random.key(...)"
+        tail = f"p = {self.pvalue:.2g}, {len(self.null)} permutations"
+        if self.block > 1:
+            tail += f" of blocks of {self.block} draws"
+        if self.pvalue <= self.level:
+            return f"the draws differ in law: {found} ({tail})"
+        return f"no difference seen: {found} ({tail}); above {self.detectable:.3g} it would have been"
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the permutation distribution and the statistic; return the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        axes = axes_or_new(axes)
+        if len(self.null):
+            axes.hist(self.null, bins=30, color="0.75", label="relabelled draws")
+        axes.axvline(self.statistic, color="C3", label="these draws")
+        axes.set(xlabel=self.name, ylabel="permutations")
+        axes.legend()
+        return axes
+
+
+def report(name: str, statistics: Array, pooled: Pooled, level: float) -> TwoSampleReport:
+    """Make the report of statistics whose first is that of the true labels."""
+    values = np.asarray(statistics)
+    null = values[1:]
+    return TwoSampleReport(
+        name, float(values[0]), pvalue(values[0], null), null, pooled.sizes, pooled.block, float(level)
+    )
+
+
+def pair_statistics(block_fn: Any, pooled: Pooled, labels: Bool[Array, "m n"]) -> tuple[Array, Array, Array]:
+    """Return sums of k over ordered pairs i ≠ j for every labelling: within a, within b, and over a times b.
+
+    Args:
+        block_fn: two slices of draws to ``(S, b, b)`` values of symmetric functions, which are added up.
+        pooled: n draws.
+        labels: true for those of a.
+
+    Returns:
+        Three arrays ``(m,)``.
+    """
+    sums = pair_sums(block_fn, pooled.rows, labels.T.astype(jnp.int8))
+    within_a = sums.forms
+    between = sums.linear - sums.forms
+    within_b = jnp.sum(sums.totals) - 2 * sums.linear + sums.forms
+    return jax.block_until_ready((within_a, within_b, between))

@@ -1,0 +1,45 @@
+"""The kernel of a scaled distance that measures how well draws fit a density."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from numpyro.distributions import constraints
+
+from probinfer.kernels.base import cast, parameter
+from probinfer.kernels.stationary import Stationary
+from probinfer.types import Array, field, pytree
+
+__all__ = ["InverseMultiquadric"]
+
+
+@pytree
+class InverseMultiquadric(Stationary):
+    """``variance · (1 + r²)^(−exponent)``: tails so heavy that far points still feel one another.
+
+    With an exponent in (0, 1) the kernel Stein discrepancy sees whether draws converge to their target; with a squared
+    exponential it does not from three dimensions on. Equal to ``RationalQuadratic`` with ``alpha = exponent`` and
+    ``2 alpha lengthscale²`` in the place of ``lengthscale²``.
+
+    Attributes:
+        variance: scalar, k(x, x).
+        lengthscale: scalar, or ``(D,)`` with one for each column, in units of that column: the ``c`` of
+            ``(c² + |x − z|²)^(−exponent)``.
+        exponent: scalar, ``−β``.
+
+    References:
+        Gorham and Mackey (2017), Measuring sample quality with kernels, theorem 8.
+    """
+
+    variance: Any = field(default=1.0, constraint=constraints.positive)
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
+    exponent: Any = field(default=0.5, constraint=constraints.positive)
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "exponent", parameter("exponent", self.exponent))
+
+    def profile(self, squared: Array) -> Array:
+        """``variance · exp(−exponent log1p(r²))``."""
+        return cast(self.variance, squared) * jnp.exp(-cast(self.exponent, squared) * jnp.log1p(squared))

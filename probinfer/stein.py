@@ -1,0 +1,208 @@
+r"""The Stein operator of a log density p, applied to a positive-definite kernel.
+
+With scores :math:`s(x) = \nabla \log p(x)`, which need no normaliser, the operator turns a function into one of mean
+zero under p. Applied once to :math:`k(\cdot, x)` and averaged over a cloud it is the direction that carries the cloud
+to p fastest (``stein_direction``); applied to both arguments it is a kernel ``h`` whose mean over pairs of draws, the
+squared kernel Stein discrepancy, is zero for draws of p (``stein_gram``, ``stein_sums``).
+
+Kernels of a scaled distance go through matrix products and the derivatives of their profile; any other kernel through
+automatic differentiation of ``evaluate``, pair by pair. They must be twice differentiable: not ``Matern12``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from probinfer.errors import check_floating
+from probinfer.kernels.base import Kernel, cast
+from probinfer.kernels.stationary import Stationary, squared_distances
+from probinfer.tiles import PairSums, pair_sums
+from probinfer.types import Array, Float, Shaped
+
+__all__ = ["stein_direction", "stein_gram", "stein_sums"]
+
+
+@partial(jax.jit, static_argnames="tile")
+def stein_direction(
+    kernel: Kernel, particles: Float[Array, "N D"], scores: Float[Array, "_ _"], *, tile: int = 256
+) -> Float[Array, "N D"]:
+    r"""Return :math:`\phi(x_i) = \frac1N \sum_j [k(x_j, x_i) s_j + \nabla_{x_j} k(x_j, x_i)]` for every particle.
+
+    Args:
+        kernel: differentiable.
+        particles: the cloud x.
+        scores: gradients of the log density at the particles, ``(N, D)``.
+        tile: the pairs are visited in squares of this many particles (static): memory O(N D) beside a few
+            ``(tile, tile)`` arrays, ``(tile, tile, D)`` for kernels that are not functions of a scaled distance.
+
+    Returns:
+        The direction of steepest descent of the Kullback-Leibler divergence, in the units of the particles.
+
+    Raises:
+        ValueError: the scores do not have the shape of the particles.
+        TypeError: not floating point.
+
+    References:
+        Liu and Wang (2016), "Stein variational gradient descent", equation 8.
+    """
+    _check(particles, scores)
+    size = particles.shape[0]
+    tile = min(tile, size)
+    pad = -size % tile
+    held = jnp.pad(jnp.ones(size, particles.dtype), (0, pad)).reshape(-1, tile)
+    cloud, slopes = (
+        jnp.pad(a, ((0, pad), (0, 0)), mode="edge").reshape(-1, tile, a.shape[1]) for a in (particles, scores)
+    )
+    block = _radial_direction if _is_radial(kernel) else _pairwise_direction
+
+    def toward(X):
+        def add(total, source):
+            return total + block(kernel, X, *source), None
+
+        return jax.lax.scan(add, jnp.zeros_like(X), (cloud, slopes, held))[0]
+
+    return jax.lax.map(toward, cloud).reshape(-1, particles.shape[1])[:size] / size
+
+
+def stein_gram(
+    kernel: Kernel,
+    X: Float[Array, "N D"],
+    scores_x: Shaped[Array, "_ _"],
+    Z: Float[Array, "M D"] | None = None,
+    scores_z: Shaped[Array, "_ _"] | None = None,
+) -> Float[Array, "N M"]:
+    r"""Return the Stein kernel of all pairs.
+
+    .. math:: h(x, z) = s_x^\top s_z k + s_x^\top \nabla_z k + s_z^\top \nabla_x k + \mathrm{tr} \nabla_x \nabla_z k
+
+    Args:
+        kernel: twice differentiable.
+        X: points.
+        scores_x: gradients of the log density at X, ``(N, D)``.
+        Z: further points; None: X again.
+        scores_z: gradients at Z, ``(M, D)``.
+
+    Returns:
+        The matrix of ``h(x_i, z_j)``; its mean over independent draws of the density is zero.
+
+    Raises:
+        ValueError: scores do not have the shape of their points.
+        TypeError: not floating point.
+
+    References:
+        Liu, Lee and Jordan (2016), "A kernelized Stein discrepancy", equation 11 (theorem 3.6).
+    """
+    _check(X, scores_x)
+    if Z is None or scores_z is None:
+        Z, scores_z = X, scores_x
+    _check(Z, scores_z)
+    block = _radial_gram if _is_radial(kernel) else _pairwise_gram
+    return block(kernel, X, scores_x, Z, scores_z)
+
+
+def stein_sums(
+    kernels: tuple[Kernel, ...],
+    points: Float[Array, "N D"],
+    scores: Float[Array, "_ _"],
+    weights: Shaped[Array, "N m"] | None = None,
+    *,
+    tile: int = 512,
+) -> PairSums:
+    r"""Return the sums over pairs of the Stein kernels: discrepancies, row sums, bootstrap forms.
+
+    The U-statistic of kernel s is ``totals[s] / (N (N − 1))``, the V-statistic ``(totals[s] + traces[s]) / N²``.
+
+    Args:
+        kernels: one Stein kernel each; ``row_sums``, ``forms`` and ``linear`` belong to their sum.
+        points: draws.
+        scores: gradients of the log density at the draws, ``(N, D)``.
+        weights: columns w of the forms :math:`\sum_{i \ne j} w_i w_j h_{ij}`; None: none.
+        tile: side of the squares in which the pairs are visited.
+
+    Returns:
+        Sums without the diagonal, and the traces. Memory O(N (D + m)).
+
+    Raises:
+        ValueError: shapes that do not agree.
+        TypeError: not floating point.
+    """
+    _check(points, scores)
+    weights = jnp.zeros((points.shape[0], 0), jnp.int8) if weights is None else weights
+    return pair_sums(jax.tree_util.Partial(_stein_blocks, kernels), (points, scores), weights, tile=tile)
+
+
+def _stein_blocks(kernels: tuple[Kernel, ...], rows: Any, columns: Any) -> Array:
+    return jnp.stack([stein_gram(kernel, *rows, *columns) for kernel in kernels])
+
+
+def _check(points: Array, scores: Array) -> None:
+    for name, value in (("points", points), ("scores", scores)):
+        check_floating(name, value)
+    if points.ndim != 2 or points.shape != scores.shape:
+        raise ValueError(
+            f"points and scores must both have shape (N, D), got {points.shape} and {scores.shape}"
+        )
+
+
+def _is_radial(kernel: Kernel) -> bool:
+    """A profile of ``|(x − z) / lengthscale|²``: features are plain divisions."""
+    return isinstance(kernel, Stationary) and type(kernel).features is Stationary.features
+
+
+def _slopes(kernel: Any, squared: Array) -> tuple[Array, Array, Array]:
+    """The profile and its two derivatives with respect to the squared scaled distance."""
+
+    def first(u):
+        return jax.jvp(kernel.profile, (u,), (jnp.ones_like(u),))
+
+    (value, slope), (_, curvature) = jax.jvp(first, (squared,), (jnp.ones_like(squared),))
+    return value, slope, curvature
+
+
+def _scaled(kernel: Any, *points: Array) -> tuple[Array, list[Array]]:
+    """Lengthscales, and points from a common origin in units of them."""
+    scale = jnp.broadcast_to(cast(kernel.lengthscale, points[0]), points[0].shape[1:])
+    origin = jnp.mean(points[0], axis=0)
+    return scale, [(X - origin) / scale for X in points]
+
+
+def _radial_direction(kernel: Any, X: Array, sources: Array, scores: Array, held: Array) -> Array:
+    """Sum over sources j: k s_j + ∇_j k, with ∇_j k = 2 f′ (x_j − x_i) / lengthscale²."""
+    scale, (a, b) = _scaled(kernel, X, sources)
+    value, slope = jax.jvp(kernel.profile, (squared := squared_distances(a, b),), (jnp.ones_like(squared),))
+    slope = slope * held
+    pushed = slope @ b - jnp.sum(slope, axis=1, keepdims=True) * a
+    return (value * held) @ scores + 2 * pushed / scale
+
+
+def _pairwise_direction(kernel: Any, X: Array, sources: Array, scores: Array, held: Array) -> Array:
+    def pair(x, y, score):
+        value, gradient = jax.value_and_grad(lambda y: kernel.evaluate(y, x))(y)
+        return value * score + gradient
+
+    pushes = jax.vmap(lambda x: jax.vmap(lambda y, score: pair(x, y, score))(sources, scores))(X)
+    return jnp.einsum("j,ijd->id", held, pushes)
+
+
+def _radial_gram(kernel: Any, X: Array, scores_x: Array, Z: Array, scores_z: Array) -> Array:
+    scale, (a, b) = _scaled(kernel, X, Z)
+    value, slope, curvature = _slopes(kernel, squared_distances(a, b))
+    p, q = a / scale, b / scale  # ∇_x k = 2 f′ (p − q) = −∇_z k
+    own = jnp.sum(scores_x * p, axis=1)[:, None] + jnp.sum(scores_z * q, axis=1)[None, :]
+    along = own - scores_x @ q.T - p @ scores_z.T  # (s_x − s_z)ᵀ (p − q)
+    trace = -2 * slope * jnp.sum(1 / scale**2) - 4 * curvature * squared_distances(p, q)
+    return value * (scores_x @ scores_z.T) - 2 * slope * along + trace
+
+
+def _pairwise_gram(kernel: Any, X: Array, scores_x: Array, Z: Array, scores_z: Array) -> Array:
+    def pair(x, score_x, z, score_z):
+        value, (dx, dz) = jax.value_and_grad(kernel.evaluate, argnums=(0, 1))(x, z)
+        mixed = jax.jacfwd(jax.grad(kernel.evaluate, argnums=0), argnums=1)(x, z)
+        return value * score_x @ score_z + score_x @ dz + score_z @ dx + jnp.trace(mixed)
+
+    rows = jax.vmap(pair, (None, None, 0, 0))
+    return jax.vmap(rows, (0, 0, None, None))(X, scores_x, Z, scores_z)

@@ -1,0 +1,79 @@
+"""Stein identities: exact moments of a Gaussian, size, collapse and location."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer.checks import stein_identity
+from probinfer.logdensity import LogDensity
+
+MEAN, SD = np.array([1.0, -3.0, 20.0]), np.array([0.5, 2.0, 9.0])
+
+
+def log_normal(mean, sd, x):
+    return -0.5 * jnp.sum(((x - mean) / sd) ** 2)
+
+
+TARGET = LogDensity(log_normal, jnp.asarray(MEAN), jnp.asarray(SD))
+
+
+def normal(seed, n=400):
+    return np.random.default_rng(seed).normal(size=(n, 3))
+
+
+def test_numbers_are_the_moments():
+    x = MEAN + SD * normal(3)
+    found = stein_identity(jnp.asarray(x), TARGET)
+    np.testing.assert_allclose(found.location, -(x - MEAN).mean(0) / SD**2 * x.std(0), rtol=1e-9)
+    np.testing.assert_allclose(found.spread, x.var(0) / SD**2, rtol=1e-9)
+    products = -(x - x.mean(0)) * -(x - MEAN) / SD**2
+    np.testing.assert_allclose(found.spread_error, products.std(0, ddof=1) / 20, rtol=1e-9)
+    assert found.verdict.startswith("no fault seen")  # at rate .95
+    assert found.plot().get_xlabel() == "coordinate"
+
+
+def test_size():
+    """Bonferroni over 6: of 100 true sets more than 15 are rejected at rate 3e-5."""
+    pvalues = [stein_identity(jnp.asarray(MEAN + SD * normal(s)), TARGET).pvalue for s in range(100)]
+    assert np.mean(np.asarray(pvalues) <= 0.05) <= 0.15
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "text"),
+    [
+        (0.7, 0.0, "coordinate 1 is collapsed"),
+        (1.5, 0.0, "coordinate 1 is too wide"),
+        (1.0, 0.5, "coordinate 1 is in the"),
+    ],
+)
+def test_faults_of_one_coordinate_are_named(scale, shift, text):
+    """z is about 8 or more, so a miss has a rate below 1e-5."""
+    x = normal(1) * [1, scale, 1] + [0, shift, 0]
+    found = stein_identity(jnp.asarray(MEAN + SD * x), TARGET)
+    assert text in found.verdict
+    assert found.pvalue < 1e-3
+
+
+def test_chains_have_wider_errors():
+    """Each draw four times in a row: errors twice as wide, to the noise of the ESS."""
+    x = jnp.asarray(MEAN + SD * normal(2))
+    once = stein_identity(x, TARGET)
+    repeated = stein_identity(jnp.repeat(x, 4, axis=0).reshape(4, 400, 3), TARGET)
+    ratio = repeated.location_error / (once.location_error / 2)
+    assert np.all((ratio > 1.5) & (ratio < 2.6))
+
+
+@pytest.mark.f32
+def test_float32(dtype):
+    x = jnp.asarray(MEAN + SD * normal(0), dtype)
+    found = stein_identity(x, LogDensity(log_normal, jnp.asarray(MEAN, dtype), jnp.asarray(SD, dtype)))
+    assert found.location.dtype == dtype
+    np.testing.assert_allclose(found.spread, np.asarray(x).var(0) / SD**2, rtol=1e-3)
+
+
+def test_bad_inputs_are_refused():
+    x = jnp.asarray(MEAN + SD * normal(0))
+    with pytest.raises(ValueError, match="zero at every draw"):
+        stein_identity(x, lambda u: jnp.zeros(()))
+    with pytest.raises(ValueError, match="a verdict needs"):
+        stein_identity(x[:10], TARGET)
