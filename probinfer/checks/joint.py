@@ -31,7 +31,7 @@ import numpy as np
 
 from probinfer.base import as_partial
 from probinfer.checks.ranks import named_quantities, rank_table, scalar_names
-from probinfer.checks.uniformity import UniformityReport, uniformity
+from probinfer.checks.uniformity import WORDS, UniformityReport, uniformity
 from probinfer.errors import check_key, shortened
 from probinfer.run_many import run_many
 from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
@@ -81,7 +81,7 @@ class JointReport:
     @property
     def verdict(self) -> str:
         """The verdict in words, with how far the kernel moved."""
-        word = {True: "passes", False: "fails", None: "cannot tell"}[self.passed]
+        word = WORDS[self.passed]
         parts = [
             f"the kernel hardly moves {name}: it changed in {self.moved[name]:.1%} of the lanes, so that an error in "
             "it cannot be seen"

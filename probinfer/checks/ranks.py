@@ -52,6 +52,12 @@ class RankTable(NamedTuple):
     constant: tuple[str, ...]
     uses_data: tuple[bool, ...]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What could not be ranked, in words, for a verdict."""
+        still = [f"cannot tell about {name}: its draws all equal the true value" for name in self.constant]
+        return still + [f"{num} simulations failed: {reason}" for reason, num in self.failures]
+
 
 def rank_table(
     key: PRNGKey,

@@ -14,9 +14,9 @@ from probinfer.checks.detectable import Detectable, detectable_errors, simulatio
 from probinfer.checks.figure import axes_or_new, draw_band, draw_ecdf
 from probinfer.checks.ranks import RankTable
 
-__all__ = ["UniformityReport", "holm", "uniformity"]
+__all__ = ["WORDS", "UniformityReport", "holm", "uniformity"]
 
-_WORDS = {True: "passes", False: "fails", None: "cannot tell"}
+WORDS = {True: "passes", False: "fails", None: "cannot tell"}
 
 
 def holm(pvalues: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " Q"]:
@@ -112,11 +112,7 @@ class UniformityReport:
             parts.append(f"every {self.ranks.thin}th draw was used, the others are not independent")
         if not any(self.ranks.uses_data):
             parts.append("no quantity looks at the data, so a posterior that ignores the data is not seen")
-        parts.extend(
-            f"cannot tell about {name}: its draws all equal the true value" for name in self.ranks.constant
-        )
-        parts.extend(f"{num} simulations failed: {reason}" for reason, num in self.ranks.failures)
-        return f"{_WORDS[self.passed]}: " + "; ".join(parts)
+        return f"{WORDS[self.passed]}: " + "; ".join(parts + self.ranks.remarks)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution functions of the ranks minus the diagonal, with the band.

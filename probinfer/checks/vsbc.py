@@ -22,7 +22,7 @@ from scipy.special import bdtr, ndtri
 
 from probinfer.checks.figure import axes_or_new
 from probinfer.checks.ranks import RankTable, rank_table
-from probinfer.checks.uniformity import holm
+from probinfer.checks.uniformity import WORDS, holm
 from probinfer.types import ArrayTree, PRNGKey
 
 __all__ = ["VsbcReport", "symmetry_pvalue", "vsbc"]
@@ -78,14 +78,8 @@ class VsbcReport:
         sides = [f"{name} too {'low' if self.directions[name] > 0 else 'high'}" for name in worst]
         counts = [f"p = {self.pvalues[name]:.2g}" for name in worst]
         found = ", ".join(f"{side} ({count})" for side, count in zip(sides, counts, strict=True))
-        word = {True: "passes", False: "fails", None: "cannot tell"}[self.passed]
         notes = [found] if found else []
-        notes.append(seen)
-        notes.extend(
-            f"cannot tell about {name}: its draws all equal the true value" for name in self.ranks.constant
-        )
-        notes.extend(f"{num} simulations failed: {reason}" for reason, num in self.ranks.failures)
-        return f"{word}: " + "; ".join(notes)
+        return f"{WORDS[self.passed]}: " + "; ".join([*notes, seen, *self.ranks.remarks])
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution function of p minus that of 1 - p, for every parameter.
