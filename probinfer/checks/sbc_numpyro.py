@@ -21,6 +21,11 @@ from probinfer.types import ArrayTree, PRNGKey, Scalar
 
 __all__ = ["sbc_numpyro"]
 
+_IMPROPER = (
+    "a site has no proper prior (improper, masked or scaled), so no true value can be drawn from it: give it a proper "
+    "prior"
+)
+
 
 def sbc_numpyro(
     key: PRNGKey,
@@ -70,7 +75,7 @@ def sbc_numpyro(
     Raises:
         TypeError: ``key`` is not a key.
         ValueError: no site is observed, a name that is no site, latent sites that are discrete or without a proper
-            prior, data that cannot be simulated because a loop of the model hides them, and what ``sbc`` refuses.
+            prior, observed sites that are not named, factor sites, and what ``sbc`` refuses.
 
     Example:
         >>> import functools, jax, numpyro, numpyro.distributions as dist
@@ -130,7 +135,10 @@ def _sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, _Site]:
         )
         return {name: site["value"] for name, site in sites.items()}
 
-    values = jax.eval_shape(record, jax.random.key(0))
+    try:
+        values = jax.eval_shape(record, jax.random.key(0))
+    except NotImplementedError as error:
+        raise ValueError(_IMPROPER) from error
     return {name: _Site(held, values[name], factor) for name, (held, factor) in found.items()}
 
 
@@ -155,12 +163,6 @@ def _observed_sites(model: Callable, args: tuple, kwargs: dict, observed: Any) -
             raise ValueError(
                 f"observed must name sample sites of the model, {sorted(sites)}, got {shortened(observed)}"
             )
-    free = _sites(handlers.uncondition(model), args, kwargs)
-    if still := [name for name, site in free.items() if site.observed]:
-        raise ValueError(
-            f"the data of {still} cannot be simulated, because they are observed inside a loop (numpyro's scan): call "
-            "the model without data and name its observed sites, observed=..."
-        )
     if extra := [name for name, site in sites.items() if site.observed and name not in names]:
         raise ValueError(
             f"the sites {extra} are observed too: name them in observed, they are simulated as well"
@@ -174,10 +176,7 @@ def _latent_sites(model: Callable, args: tuple, kwargs: dict, names: tuple[str, 
     data = {name: jnp.zeros(sites[name].value.shape, sites[name].value.dtype) for name in names}
     found = numpyro_model.inspect_model(handlers.condition(model, data=data), args, kwargs)
     if not found.proper:
-        raise ValueError(
-            "a latent site has no proper prior (improper, masked or scaled), so no true value can be drawn from it: "
-            "give it a proper prior"
-        )
+        raise ValueError(_IMPROPER)
     return found.latent
 
 
