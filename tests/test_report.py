@@ -336,7 +336,9 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
 def test_engine_table():
     assert engines.engine_names()[0] == "nuts"
     assert len(set(engines.engine_names())) == len(engines.ENGINES)
-    assert len({entry.style for entry in engines.ENGINES}) == len(engines.ENGINES) <= len(theme.LIGHT.series)
+    shown = [entry for entry in engines.ENGINES if entry.in_demo]
+    assert len({entry.style for entry in shown}) == len(shown)
+    assert {entry.name for entry in engines.target_engines()} == set(engines.engine_names()) - {"ml2"}
     assert all(hasattr(entry.make(10), "sample") for entry in engines.ENGINES)
     with pytest.raises(ValueError, match="nuts, full-rank"):
         engines.find_engine("gibbs")
