@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import jax
@@ -342,3 +343,12 @@ def test_engine_table():
     assert all(hasattr(entry.make(10), "sample") for entry in engines.ENGINES)
     with pytest.raises(ValueError, match="nuts, full-rank"):
         engines.find_engine("gibbs")
+
+
+def test_gradients_spent():
+    """The fields of the three kinds of reports, and of one that does not say."""
+    chains = SimpleNamespace(num_warmup_gradients=5, num_leapfrogs=np.array([[3, 4], [1, 7]]))
+    assert engines.gradients_spent(chains) == 20
+    assert engines.gradients_spent(SimpleNamespace(num_evaluations=np.array([6, 1]))) == 7
+    assert engines.gradients_spent(SimpleNamespace(num_gradients=np.int32(9), num_evaluations=3)) == 9
+    assert engines.gradients_spent(SimpleNamespace(num_leapfrogs=np.ones(4))) is None

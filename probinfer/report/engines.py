@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from probinfer import gp, mcmc, vi
 from probinfer.report.theme import LIGHT
 
-__all__ = ["ENGINES", "Entry", "engine_names", "find_engine", "target_engines"]
+__all__ = ["ENGINES", "Entry", "engine_names", "find_engine", "gradients_spent", "target_engines"]
 
 
 class Entry(NamedTuple):
@@ -97,3 +99,20 @@ def find_engine(name: str) -> Entry:
         if entry.name == name:
             return entry
     raise ValueError(f"no engine is called {name!r}; choose one of {', '.join(engine_names())}")
+
+
+def gradients_spent(info: Any) -> int | None:
+    """Gradients of the log density that a posterior took, warm-up and all chains or restarts included.
+
+    Args:
+        info: of the posterior. A new engine reports ``num_gradients``; Markov chains have ``num_leapfrogs`` and
+            ``num_warmup_gradients``, mode searches ``num_evaluations``.
+
+    Returns:
+        The count, None if the engine does not say.
+    """
+    for names in (("num_gradients",), ("num_warmup_gradients", "num_leapfrogs"), ("num_evaluations",)):
+        found = [getattr(info, name, None) for name in names]
+        if all(count is not None for count in found):
+            return sum(int(np.sum(np.asarray(count))) for count in found)
+    return None
