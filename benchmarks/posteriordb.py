@@ -228,19 +228,20 @@ def show(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 def verdict(rows: list[dict[str, Any]]) -> str:
     """The answer for NUTS."""
-    own = [row for row in rows if row["engine"] == "nuts"]
-    bad = [
-        row["posterior"]
-        for row in own
-        if not max(row.get("mean", np.inf), row.get("second moment", np.inf)) < ASKED
-    ]
+    own = {row["posterior"]: largest_error(row) for row in rows if row["engine"] == "nuts"}
     if not own:
         return "NUTS did not run"
-    largest = max((max(row["mean"], row["second moment"]) for row in own if "mean" in row), default=np.nan)
+    bad = [name for name, error in own.items() if not error < ASKED]
     return (
         f"NUTS: {len(own) - len(bad)} of {len(own)} posteriors with every standardised error below {ASKED} (largest "
-        f"{largest:.3f})" + (f"; not {', '.join(bad)}" if bad else "")
+        f"{max(own.values()):.3f})" + (f"; not {', '.join(bad)}" if bad else "")
     )
+
+
+def largest_error(row: dict[str, Any]) -> float:
+    """Of means and second moments; infinite where there is none, or not a number."""
+    errors = [row.get("mean", np.nan), row.get("second moment", np.nan)]
+    return float(max(errors)) if np.isfinite(errors).all() else float("inf")
 
 
 def plot(facts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
