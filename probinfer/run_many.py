@@ -95,7 +95,7 @@ def run_many(
     size = _count("chunk", chunk, _TURNS * num_lanes if chosen == "queue" else _CHUNK)
     size = -(-len(keys) // -(-len(keys) // size))
     spans = [(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
-    num_lanes = size if chosen == "vmap" else min(num_lanes, size)
+    num_lanes = size if chosen == "vmap" else min(num_lanes, len(keys))
     program, fn = _program(chosen, infer_fn, num_lanes)
     about = {
         "kind": "run_many",
