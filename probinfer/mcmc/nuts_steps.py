@@ -78,7 +78,7 @@ class Trajectory(NamedTuple):
 
 
 def begin(
-    uniforms: Float[Array, " 1+d"], place: Place, inverse_mass: Float[Array, " d"], max_depth: int
+    uniforms: Float[Array, " draws"], place: Place, inverse_mass: Float[Array, " d"], max_depth: int
 ) -> Trajectory:
     """Draw a momentum, and the directions of all doublings.
 
