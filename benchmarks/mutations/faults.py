@@ -108,19 +108,17 @@ def mean_field(key, x, num):
 def _site_posteriors(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Means (1024, 10) and roots of covariances (1024, 10, 10) of the latent values, for every vector of labels."""
     labels = (np.arange(2 ** len(POINTS))[:, None] >> np.arange(len(POINTS))) % 2
-    true = gp.Model(KERNEL, gp.likelihoods.Bernoulli("probit"))
-    start = gp.Model(gp.kernels.Matern52(1.0, 1.0), true.likelihood)
+    with jax.ensure_compile_time_eval():  # also while a function that calls this is traced
+        true = gp.Model(KERNEL, gp.likelihoods.Bernoulli("probit"))
+        start = gp.Model(gp.kernels.Matern52(1.0, 1.0), true.likelihood)
 
-    def one(y):
-        X = jnp.asarray(POINTS)
-        updates = (
-            2 if kind == "one sweep" else 200
-        )  # the first looks at no sites, the second at those of one sweep
-        sites = gp.EP(max_updates=updates).condition(start if kind == "frozen" else true, X, y).sites
-        covariance = jnp.linalg.solve(jnp.eye(len(POINTS)) + GRAM * sites.lam2, GRAM)
-        return covariance @ sites.lam1, jnp.linalg.cholesky(0.5 * (covariance + covariance.T))
+        def one(y):
+            X = jnp.asarray(POINTS)
+            updates = 2 if kind == "one sweep" else 200  # the first of them starts from no sites
+            sites = gp.EP(max_updates=updates).condition(start if kind == "frozen" else true, X, y).sites
+            covariance = jnp.linalg.solve(jnp.eye(len(POINTS)) + GRAM * sites.lam2, GRAM)
+            return covariance @ sites.lam1, jnp.linalg.cholesky(0.5 * (covariance + covariance.T))
 
-    with jax.ensure_compile_time_eval():
         means, roots = jax.jit(lambda labels: jax.lax.map(one, labels))(labels.astype(float))
     return np.asarray(means), np.asarray(roots)
 
