@@ -42,6 +42,7 @@ NAME = "posteriordb"
 DRAWS = 2500  # of a chain
 COMPARED = 2500  # draws of either side in the MMD
 ASKED = 0.1
+FAR = 100.0  # errors beyond are drawn here
 
 
 def columns(draws: dict[str, Any]) -> tuple[list[str], np.ndarray]:
@@ -179,7 +180,9 @@ def run(key: Any, entry: Entry, reference: dict[str, Any], draws: int) -> dict[s
 
 
 def text(value: Any, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
+    if value is None:
+        return "-"
+    return format(value, ".1e" if form == ".3f" and abs(value) >= FAR else form)
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
@@ -234,7 +237,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     bad = [name for name, error in own.items() if not error < ASKED]
     return (
         f"NUTS: {len(own) - len(bad)} of {len(own)} posteriors with every standardised error below {ASKED} (largest "
-        f"{max(own.values()):.3f})" + (f"; not {', '.join(bad)}" if bad else "")
+        f"{max(own.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
     )
 
 
@@ -253,13 +256,17 @@ def plot(facts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["engine"] == entry.name and "mean" in row]
         at = np.array([places[row["posterior"]] for row in own]) + offset
         color = LIGHT.series[entry.style]
-        left.plot([row["mean"] for row in own], at, "o", color=color, ms=5, label=entry.label)
-        left.plot([row["second moment"] for row in own], at, "o", color=color, ms=5, mfc="white")
+        left.plot([min(row["mean"], FAR) for row in own], at, "o", color=color, ms=5, label=entry.label)
+        left.plot([min(row["second moment"], FAR) for row in own], at, "o", color=color, ms=5, mfc="white")
         right.plot([row["gradients"] for row in own], at, "o", color=color, ms=5)
     mcse = [max(row["mean, reference MCSE"] for row in rows if "mean" in row)] * 2
     left.axvspan(1e-4, mcse[0], color="0.9", lw=0)
     left.axvline(ASKED, color="0.4", lw=1, ls="--")
-    left.set(xscale="log", xlim=(1e-3, None), xlabel="largest error, reference standard deviations")
+    left.set(
+        xscale="log",
+        xlim=(1e-3, 2 * FAR),
+        xlabel=f"largest error, reference standard deviations ({FAR:g}: that or more)",
+    )
     left.set_title("filled: means, open: second moments", fontsize=9, loc="left")
     right.set(xscale="log", xlabel="gradients")
     labels = [fact["posterior"].split("-", 1)[1] + f" ({fact['dimension']})" for fact in facts]

@@ -148,7 +148,7 @@ def test_verdict_names_what_is_not_good():
         {"engine": "nuts", "posterior": "z"},
     ]
     assert benchmark.verdict(rows[:1]).startswith("NUTS: 1 of 1 ")
-    assert benchmark.verdict(rows[:2]).endswith("(largest 0.100); not y")
+    assert benchmark.verdict(rows[:2]).endswith("(largest 0.1); not y")
     assert "1 of 3" in benchmark.verdict(rows)
     assert benchmark.verdict(rows[2:3]) == "NUTS did not run"
 
