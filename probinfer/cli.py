@@ -91,7 +91,8 @@ def gp_command(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", help="nuts, full-rank, mean-field, map or ml2; auto: nuts up to 300 rows, else map."
+            "--engine",
+            help="nuts, hmc, full-rank, mean-field, map or ml2; auto: nuts up to 300 rows, else map.",
         ),
     ] = "auto",
     kernel: Annotated[

@@ -263,7 +263,8 @@ def test_climb_ends_in_the_typical_set_and_stays_dispersed(dtype):
     precision = np.linalg.inv(root @ root.T)
     logdensity_fn = targets.LogDensity(two_normals, *(jnp.asarray(x, dtype) for x in (LOC, LOC, precision)))
     far = jnp.asarray(LOC + 50 * np.random.default_rng(0).normal(size=(4, 4)), dtype)
-    positions, moved, bent = starts.climb(logdensity_fn, far)
+    positions, moved, bent, spent = starts.climb(logdensity_fn, far)
+    assert 4 * 2 < int(spent) <= 4 * 100
     squares = (np.linalg.solve(root, (np.asarray(positions) - LOC).T) ** 2).sum(0)
     # at most d = 4 by the metric of L-BFGS, which knows the true one roughly
     assert np.all(squares < 40)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import jax
@@ -336,7 +337,18 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
 def test_engine_table():
     assert engines.engine_names()[0] == "nuts"
     assert len(set(engines.engine_names())) == len(engines.ENGINES)
-    assert len({entry.style for entry in engines.ENGINES}) == len(engines.ENGINES) <= len(theme.LIGHT.series)
+    shown = [entry for entry in engines.ENGINES if entry.in_demo]
+    assert len({entry.style for entry in shown}) == len(shown)
+    assert {entry.name for entry in engines.target_engines()} == set(engines.engine_names()) - {"ml2"}
     assert all(hasattr(entry.make(10), "sample") for entry in engines.ENGINES)
     with pytest.raises(ValueError, match="nuts, full-rank"):
         engines.find_engine("gibbs")
+
+
+def test_gradients_spent():
+    """The fields of the three kinds of reports, and of one that does not say."""
+    chains = SimpleNamespace(num_warmup_gradients=5, num_leapfrogs=np.array([[3, 4], [1, 7]]))
+    assert engines.gradients_spent(chains) == 20
+    assert engines.gradients_spent(SimpleNamespace(num_evaluations=np.array([6, 1]))) == 7
+    assert engines.gradients_spent(SimpleNamespace(num_gradients=np.int32(9), num_evaluations=3)) == 9
+    assert engines.gradients_spent(SimpleNamespace(num_leapfrogs=np.ones(4))) is None

@@ -211,9 +211,10 @@ def _start(logdensity_fn, positions, config: Any, trajectories: Trajectories):
 def _first_state(
     logdensity_fn, positions, warmup: warmups.WarmupConfig, trajectories: Trajectories
 ) -> ChainsState:
-    positions, moved, bent = starts.climb(logdensity_fn, positions, mode=trajectories.mode)
-    metric = metrics.from_secants(moved, bent, warmup.candidates, warmup.rank)
-    return chains(logdensity_fn, trajectories, warmup).init(positions, metric)
+    found = starts.climb(logdensity_fn, positions, mode=trajectories.mode)
+    metric = metrics.from_secants(found.moved, found.bent, warmup.candidates, warmup.rank)
+    state = chains(logdensity_fn, trajectories, warmup).init(found.positions, metric)
+    return state._replace(warmup=state.warmup._replace(num_gradients=found.num_gradients))
 
 
 def _finished(state: ChainsState, info: ChainsInfo) -> jax.Array:

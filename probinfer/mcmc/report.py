@@ -37,9 +37,10 @@ class MCMCInfo(NamedTuple):
     evaluations), ``energy``, ``tree_depth`` (zero for HMC). Then what the warm-up settled on: ``step_size``,
     ``metric`` (blackjax's low-rank form of the inverse mass matrix), ``chosen`` (index of its name) and
     ``metric_divergences`` (3,), the held-out Fisher divergence of a diagonal, low-rank and dense metric a dimension.
-    ``num_warmup`` counts its steps, ``num_warmup_gradients`` their gradients over all chains. ``rhat``, ``ess`` and
-    ``ess_tail`` are trees shaped like one unconstrained position. ``status`` is ``OK`` if every R-hat is below 1.01,
-    bulk and tail ESS reach 100 a chain and less than one transition in a thousand diverged.
+    ``num_warmup`` counts its steps, ``num_warmup_gradients`` the gradients of all chains before their first draw, the
+    climbs to the typical set included. ``rhat``, ``ess`` and ``ess_tail`` are trees shaped like one unconstrained
+    position. ``status`` is ``OK`` if every R-hat is below 1.01, bulk and tail ESS reach 100 a chain and less than one
+    transition in a thousand diverged.
     """
 
     diverging: Any

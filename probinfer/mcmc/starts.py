@@ -9,21 +9,39 @@ does no harm.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from probinfer import optimize
 from probinfer.base import as_partial
 from probinfer.engine import over
 from probinfer.mcmc.ensemble import flatten
-from probinfer.types import Array, Float, PyTree
+from probinfer.types import PyTree
 
-__all__ = ["climb"]
+__all__ = ["Climb", "climb"]
+
+
+class Climb(NamedTuple):
+    """Where the climbs ended and what they learned.
+
+    Attributes:
+        positions: the log density is finite where it was, and not lower.
+        moved: (pair, d), the last steps of all climbs; zero where there were fewer.
+        bent: (pair, d), the changes of the gradient along them.
+        num_gradients: spent by all climbs together.
+    """
+
+    positions: PyTree
+    moved: Any
+    bent: Any
+    num_gradients: Any
 
 
 def climb(
     logdensity_fn: Callable, positions: PyTree, *, mode: str = "auto", max_evaluations: int = 100
-) -> tuple[PyTree, Float[Array, "pair d"], Float[Array, "pair d"]]:
+) -> Climb:
     """Move every position towards the typical set.
 
     Args:
@@ -33,19 +51,18 @@ def climb(
         max_evaluations: gradients spent on a chain at most.
 
     Returns:
-        Positions whose log density is finite where it was, and not lower; and the last steps of the climbs with
-        the changes of the gradient along them, both (pair, d), zero where there were fewer.
+        The positions, the steps that led there, and their cost.
     """
     dimension = flatten(positions).shape[1]
     algorithm = optimize.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn)))
-    climbed, memory = over(
+    climbed, memory, spent = over(
         lambda position: _climb(algorithm, position, dimension, max_evaluations), mode, positions
     )
     moved, bent = (
         flatten(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs))
         for pairs in (memory.diff_params_memory, memory.diff_updates_memory)
     )
-    return climbed, moved, -bent
+    return Climb(climbed, moved, -bent, jnp.sum(spent))
 
 
 def _climb(algorithm, position, dimension: int, max_evaluations: int):
@@ -62,7 +79,7 @@ def _climb(algorithm, position, dimension: int, max_evaluations: int):
         return algorithm.step(jax.random.key(0), state)[0]
 
     state = jax.lax.while_loop(unfinished, advance, algorithm.init(position))
-    return state.position, state.memory
+    return state.position, state.memory, state.num_evaluations
 
 
 def _negative(logdensity_fn, position):

@@ -119,7 +119,8 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     for key, (name, problem) in zip(keys, problems.items()):
         text = f"{name}: learning from {len(problem.train)} points, {len(problem.test)} to predict"
         console.print(f"[bold]{text}[/bold]")
-        methods = run_methods(key, problem, ENGINES, draws=size.draws, done=partial(_say, console))
+        shown = [entry for entry in ENGINES if entry.in_demo]
+        methods = run_methods(key, problem, shown, draws=size.draws, done=partial(_say, console))
         tables.append(_tables(name, problem, methods))
         build = _diabetes_section if name == "Diabetes" else _co2_section
         sections.append(build(problem, methods, tables[-1]))

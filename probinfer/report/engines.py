@@ -1,13 +1,16 @@
-"""The one table of the library's engines for learning hyperparameters: a new engine is one line here."""
+"""The one table of the library's engines: reports, commands and benchmarks read it, a new engine is one line here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from probinfer import gp, mcmc, vi
+import numpy as np
 
-__all__ = ["ENGINES", "Entry", "engine_names", "find_engine"]
+from probinfer import gp, mcmc, vi
+from probinfer.report.theme import LIGHT
+
+__all__ = ["ENGINES", "Entry", "engine_names", "find_engine", "gradients_spent", "target_engines"]
 
 
 class Entry(NamedTuple):
@@ -16,19 +19,25 @@ class Entry(NamedTuple):
     Attributes:
         name: what a user types.
         label: what a table says.
-        make: (draws of a chain) -> engine.
+        make: (draws of a chain) -> engine. One that has a single chain draws four times as many.
         about: what it does, in one clause.
+        any_target: takes any target; else it learns the hyperparameters of a Gaussian process only.
+        is_point: its posterior is one draw, without a spread.
+        in_demo: the demo shows it beside the others.
     """
 
     name: str
     label: str
     make: Callable[[int], Any]
     about: str
+    any_target: bool = True
+    is_point: bool = False
+    in_demo: bool = True
 
     @property
     def style(self) -> int:
         """Its place in the palette of the plots."""
-        return engine_names().index(self.name)
+        return engine_names().index(self.name) % len(LIGHT.series)
 
 
 # The first is the reference of comparisons.
@@ -51,12 +60,21 @@ ENGINES = (
         lambda draws: vi.MeanField(num_draws=4 * draws),
         "fits one normal without correlations",
     ),
-    Entry("map", "MAP", lambda draws: gp.MAP(), "takes the single most probable setting"),
+    Entry("map", "MAP", lambda draws: vi.MAP(), "takes the single most probable setting", is_point=True),
     Entry(
         "ml2",
         "ML-II",
         lambda draws: gp.ML2(),
         "takes the setting that explains the training data best, no prior",
+        any_target=False,
+        is_point=True,
+    ),
+    Entry(
+        "hmc",
+        "HMC",
+        lambda draws: mcmc.HMC(num_draws=draws),
+        "samples every plausible setting, by trajectories of jittered length",
+        in_demo=False,
     ),
 )
 
@@ -64,6 +82,11 @@ ENGINES = (
 def engine_names() -> tuple[str, ...]:
     """The names that a user can type."""
     return tuple(entry.name for entry in ENGINES)
+
+
+def target_engines() -> tuple[Entry, ...]:
+    """The engines that take any target."""
+    return tuple(entry for entry in ENGINES if entry.any_target)
 
 
 def find_engine(name: str) -> Entry:
@@ -76,3 +99,20 @@ def find_engine(name: str) -> Entry:
         if entry.name == name:
             return entry
     raise ValueError(f"no engine is called {name!r}; choose one of {', '.join(engine_names())}")
+
+
+def gradients_spent(info: Any) -> int | None:
+    """Gradients of the log density that a posterior took, warm-up and all chains or restarts included.
+
+    Args:
+        info: of the posterior. A new engine reports ``num_gradients``; Markov chains have ``num_leapfrogs`` and
+            ``num_warmup_gradients``, mode searches ``num_evaluations``.
+
+    Returns:
+        The count, None if the engine does not say.
+    """
+    for names in (("num_gradients",), ("num_warmup_gradients", "num_leapfrogs"), ("num_evaluations",)):
+        found = [getattr(info, name, None) for name in names]
+        if all(count is not None for count in found):
+            return sum(int(np.sum(np.asarray(count))) for count in found)
+    return None

@@ -19,7 +19,7 @@ from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.types import ArrayTree, PRNGKey, field, pytree
+from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.vi import gaussian
 
 __all__ = ["FullRank", "MeanField", "VIInfo"]
@@ -41,7 +41,7 @@ class VIInfo(NamedTuple):
     the fixed sample exceeds it by (the optimism of the fit). ``khat`` is the Pareto shape of the importance ratios
     p/q: above 0.7 the approximation misses the target too much to be corrected. ``loc`` (d,) and ``scale`` describe
     the Gaussian in unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the
-    final size of the fixed sample, ``num_gradients`` the gradients its optimisation took. ``status`` is
+    final size of the fixed sample, ``num_gradients`` the gradients the fit took, its start included. ``status`` is
     ``POOR_APPROXIMATION`` if ``khat`` is above 0.7, ``MAX_ITERATIONS`` if the gap stayed open at the largest sample,
     else that of the last optimisation.
     """
@@ -170,9 +170,10 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
         dimension = sum(leaf.size for leaf in jax.tree.leaves(starting))
         batch = _power_of_two(max(16, 4 * dimension)) if full else 2
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, batch, batch))
-        frame, position = _first_frame(logdensity_fn, starting_float, sample, full)
+        frame, position, spent = _first_frame(logdensity_fn, starting_float, sample, full)
         problem = _Problem(logdensity_fn, position, 1 if mode == "map" else _BLOCK)
         frame, info = _fit(problem, frame, config.max_samples, seed, key_fresh, bar)
+    info = info._replace(num_gradients=info.num_gradients + spent)
     draws = gaussian.draw(frame, key_draws, config.num_draws)
     unravel = ravel_pytree(position)[1]
     positions = jax.vmap(jax.vmap(unravel))(draws[None])
@@ -197,14 +198,19 @@ class _Problem:
 
 
 @functools.partial(jax.jit, static_argnames="full")
-def _first_frame(logdensity_fn, starting: ArrayTree, sample, full: bool) -> tuple[gaussian.Frame, ArrayTree]:
-    """Climb to the typical set; the steps of the climb give a first scale, gradients at the sample a better one."""
-    positions, moved, bent = starts.climb(logdensity_fn, starting)
+def _first_frame(
+    logdensity_fn, starting: ArrayTree, sample, full: bool
+) -> tuple[gaussian.Frame, ArrayTree, Array]:
+    """Climb to the typical set; the steps of the climb give a first scale, gradients at the sample a better one.
+
+    Returns the frame, the end of the climb and the gradients spent.
+    """
+    positions, moved, bent, spent = starts.climb(logdensity_fn, starting)
     position = jax.tree.map(lambda x: x[0], positions)
     centre = ravel_pytree(position)[0]
     if not full:
         metric = metrics.from_secants(moved, bent, jnp.array([True, False, False]), 1)
-        return gaussian.Frame(centre, metric.sigma), position
+        return gaussian.Frame(centre, metric.sigma), position, spent
     metric = metrics.from_secants(moved, bent, jnp.array([True, True, True]), centre.shape[0])
     frame = gaussian.Frame(centre, _triangular(metric))
 
@@ -213,7 +219,8 @@ def _first_frame(logdensity_fn, starting: ArrayTree, sample, full: bool) -> tupl
         return better, (jnp.where(jnp.isfinite(value), value, -jnp.inf), frame)
 
     _, (values, frames) = jax.lax.scan(advance, frame, length=_MATCHES)
-    return jax.tree.map(lambda x: x[jnp.argmax(values)], frames), position
+    best = jax.tree.map(lambda x: x[jnp.argmax(values)], frames)
+    return best, position, spent + _MATCHES * len(sample)
 
 
 def _match(logdensity_fn, unravel, frame: gaussian.Frame, sample) -> tuple[jax.Array, gaussian.Frame]:
