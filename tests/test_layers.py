@@ -34,6 +34,8 @@ INSIDE = {
     "L4": "L0 L1 L2a L4",
     "L5": "L0 L1 L2a L2b L2c L3 L4 L5",
 }
+# One file may reach higher than its layer: a model language knows no sampler, and a check of it needs a default one.
+EXCEPTIONS = {("probinfer.checks.sbc_numpyro", "mcmc")}
 STRANGERS = [("smc", "coin"), ("gp", "lm")]  # of one layer, but they do not know each other
 
 # What each layer may import from outside, by dotted prefix; the standard library is free.
@@ -156,7 +158,7 @@ def judge_file(path: Path, root: Path) -> list[str]:
         elif len(pieces) == 1:
             wrong = "imports the package root: import the module that has the name"
         else:
-            wrong = judge_inside(part, pieces[1])
+            wrong = None if (module, pieces[1]) in EXCEPTIONS else judge_inside(part, pieces[1])
         if wrong:
             complaints.append(f"{module}, line {item.line}: {wrong}")
     return complaints

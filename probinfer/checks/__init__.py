@@ -9,7 +9,10 @@ from probinfer.checks.identity import SteinIdentityReport, stein_identity
 from probinfer.checks.joint import JointReport, joint_test
 from probinfer.checks.ksd import KSDReport, ksd
 from probinfer.checks.mmd import mmd
+from probinfer.checks.posterior_sbc import posterior_sbc
 from probinfer.checks.ranks import RankTable, rank_table
+from probinfer.checks.sbc import SbcReport, sbc
+from probinfer.checks.sbc_numpyro import sbc_numpyro
 from probinfer.checks.sliced import sliced_wasserstein
 from probinfer.checks.tarp import TarpReport, tarp
 from probinfer.checks.two_sample import TwoSampleReport
@@ -26,6 +29,7 @@ __all__ = [
     "JointReport",
     "KSDReport",
     "RankTable",
+    "SbcReport",
     "SteinIdentityReport",
     "TarpReport",
     "TwoSampleReport",
@@ -43,9 +47,12 @@ __all__ = [
     "joint_test",
     "ksd",
     "mmd",
+    "posterior_sbc",
     "psis",
     "rank_table",
     "rhat",
+    "sbc",
+    "sbc_numpyro",
     "sliced_wasserstein",
     "stein_identity",
     "tarp",

@@ -35,7 +35,7 @@ from probinfer.errors import check_key
 from probinfer.transforms import structure
 from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey
 
-__all__ = ["TarpReport", "tarp"]
+__all__ = ["TarpReport", "reference_points", "tarp"]
 
 _X_FREE = (
     "no claim of accuracy: the references do not depend on the data, so a posterior that ignores the data (the prior "
@@ -179,22 +179,49 @@ def tarp(
     """
     check_key(key)
     check_shapes(draws, theta, x, 2)
-    if reference is not None and not callable(reference):
-        raise TypeError(f"reference must be a function (key, x) -> theta, got {type(reference).__name__}")
-    key_reference, key_order, key_ties = jax.random.split(key, 3)
+    key_reference, key_ties = jax.random.split(key)
+    points, matrix = reference_points(key_reference, draws, theta, x, reference, whiten)
     flat, true = columns(draws, 2), columns(theta, 1)
     true = true.astype(flat.dtype)
-    matrix = whitening_matrix(flat, true, whiten=whiten)
     white, white_true = flat @ matrix.T, true @ matrix.T
-    if reference is None:
-        points = _default(key_reference, key_order, white, white_true, x)
-    else:
-        points = _users(key_reference, reference, theta, x, matrix)
     distances, own = _distances(white, white_true, jnp.asarray(points.points, flat.dtype))
     thin = needed_thinning(distances[:LOOKED_AT, None, :, None])
     ranks, ties = _ranks(key_ties, distances[:, thin - 1 :: thin], own)
     table = _table(np.asarray(ranks), np.asarray(ties), flat, true, points, thin)
     return TarpReport(uniformity(table, level=level), points)
+
+
+def reference_points(
+    key: PRNGKey,
+    draws: ArrayTree,
+    theta: ArrayTree,
+    x: ArrayTree,
+    reference: Any = None,
+    whiten: str | None = "pooled",
+) -> tuple[References, Float[Array, "D D"]]:
+    """Reference points in whitened coordinates, and the matrix W of these coordinates.
+
+    Args:
+        key: random key.
+        draws: posterior draws, leaves (S, L, ...).
+        theta: true values, leaves (S, ...).
+        x: data, leaves (S, ...), or None.
+        reference: as in ``tarp``.
+        whiten: as in ``tarp``.
+
+    Raises:
+        TypeError: ``reference`` is not a function.
+        ValueError: ``reference`` returns another structure or shape, or an unknown ``whiten``.
+    """
+    if reference is not None and not callable(reference):
+        raise TypeError(f"reference must be a function (key, x) -> theta, got {type(reference).__name__}")
+    flat, true = columns(draws, 2), columns(theta, 1)
+    true = true.astype(flat.dtype)
+    matrix = whitening_matrix(flat, true, whiten=whiten)
+    if reference is not None:
+        return _users(key, reference, theta, x, matrix), matrix
+    key_first, key_order = jax.random.split(key)
+    return _default(key_first, key_order, flat @ matrix.T, true @ matrix.T, x), matrix
 
 
 def _default(key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: ArrayTree) -> References:

@@ -1,0 +1,338 @@
+r"""Simulation-based calibration of a whole inference procedure, in one call.
+
+Draw :math:`\theta^*_s \sim p(\theta)` and :math:`x_s \sim p(x\mid\theta^*_s)`, infer from every :math:`x_s` in one
+compiled program, rank the true values among the draws. Besides every scalar parameter the ranks are those of the log
+densities, where they are given, of random directions, and of the distance to a point that depends on the data
+(TARP), which sees a posterior that ignores the data even where no density is known.
+
+References:
+    Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian inference algorithms with
+    simulation-based calibration", algorithm 2. Modrák et al. (2023), section 3 (test quantities that look at the data).
+    Lemos, Coogan, Hezaveh and Perreault-Levasseur (2023), theorem 3 (references that depend on the data).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.base import as_partial
+from probinfer.checks.bands import Band
+from probinfer.checks.detectable import Detectable
+from probinfer.checks.ranks import RankTable, check_shapes, named_quantities, rank_table
+from probinfer.checks.references import References
+from probinfer.checks.tarp import reference_points
+from probinfer.checks.uniformity import UniformityReport, uniformity
+from probinfer.checks.whitening import columns
+from probinfer.errors import check_key, shortened
+from probinfer.run_many import ManyPosteriors, run_many
+from probinfer.transforms import structure
+from probinfer.types import Array, ArrayTree, PRNGKey, Scalar, pytree
+
+__all__ = ["SbcReport", "calibrate", "sbc"]
+
+_WITHOUT_DENSITIES = (
+    "without log_prior_fn and log_likelihood_fn the log joint density was not ranked, and errors that only it shows "
+    "(biases that cancel over the data, small errors of the shape) may go unseen"
+)
+
+
+@dataclass(frozen=True)
+class SbcReport:
+    """What simulation-based calibration says of an inference procedure.
+
+    Attributes:
+        uniform: the test of all ranks: p-values, bands, what it could have found.
+        posteriors: draws and accounts of every data set: status, work, divergences, effective sample sizes.
+        theta: true values, leaves (S, ...).
+        x: simulated data, leaves (S, ...).
+        references: of the quantity "tarp"; None if there are none.
+        has_densities: whether the log joint density was ranked.
+    """
+
+    uniform: UniformityReport
+    posteriors: ManyPosteriors
+    theta: Any
+    x: Any
+    references: References | None
+    has_densities: bool
+
+    @property
+    def ranks(self) -> RankTable:
+        """Ranks of every quantity, -1 where a simulation failed."""
+        return self.uniform.ranks
+
+    @property
+    def pvalues(self) -> dict[str, float]:
+        """By quantity, adjusted by Holm's rule over all of them."""
+        return self.uniform.pvalues
+
+    @property
+    def raw_pvalues(self) -> dict[str, float]:
+        """By quantity, unadjusted."""
+        return self.uniform.raw_pvalues
+
+    @property
+    def bands(self) -> Band:
+        """Simultaneous band of one quantity, its share of the level after Holm's correction."""
+        return self.uniform.bands
+
+    @property
+    def power(self) -> Detectable | None:
+        """Smallest errors of one quantity that would have been found; None where nothing was ranked."""
+        return self.uniform.power
+
+    @property
+    def rejected(self) -> tuple[str, ...]:
+        """Quantities whose ranks are not uniform."""
+        return self.uniform.rejected
+
+    @property
+    def passed(self) -> bool | None:
+        """True, False, or None where the check cannot tell."""
+        return self.uniform.passed
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in words: what was found, what could have been, what could not, and what the runs reported."""
+        parts = [self.uniform.verdict]
+        if not self.has_densities:
+            parts.append(_WITHOUT_DENSITIES)
+        if self.posteriors.failures:
+            counts = (f"{num} data sets {reason}" for reason, num in self.posteriors.failures)
+            parts.append("the inference reports " + "; ".join(counts))
+        return "; ".join(parts)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the distribution functions of the ranks minus the diagonal, with the band; see ``UniformityReport``."""
+        return self.uniform.plot(axes)
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
+def sbc(
+    key: PRNGKey,
+    prior_sample: Callable,
+    simulate: Callable,
+    infer_fn: Callable,
+    *,
+    log_prior_fn: Callable | None = None,
+    log_likelihood_fn: Callable | None = None,
+    num_simulations: int = 1000,
+    quantities: Sequence[Callable] | Mapping[str, Callable] = (),
+    reference: Callable | None = None,
+    num_projections: int = 20,
+    level: float = 0.05,
+    mode: str = "auto",
+    chunk: int | None = None,
+    path: str | os.PathLike | None = None,
+    progress: bool | str | None = None,
+) -> SbcReport:
+    """Check that an inference procedure is calibrated over the prior of a model.
+
+    Args:
+        key: random key.
+        prior_sample: ``key`` -> theta, any tree.
+        simulate: ``(key, theta)`` -> x, any tree.
+        infer_fn: ``(key, x)`` -> draws with leaves (L, ...) or (chain, L, ...) and the structure of theta, or
+            ``(draws, info)``; see ``run_many`` and ``mcmc.posterior_sampler``.
+        log_prior_fn: log prior of theta, ranked too.
+        log_likelihood_fn: ``(theta, x)`` -> log likelihood, ranked too; with the prior, the log joint density as well.
+        num_simulations: number S of data sets.
+        quantities: further functions ``(theta, x)`` -> scalar, by name or named by their ``__name__``.
+        reference: ``(key, x)`` -> reference point of TARP; None: predicted from the data, see ``tarp``.
+        num_projections: random directions in whitened coordinates.
+        level: probability of a false alarm of the whole report.
+        mode: "auto", "map", "vmap" or "queue", see ``run_many``.
+        chunk: data sets at a time, see ``run_many``.
+        path: folder for finished chunks; the same call made again continues there.
+        progress: a bar; None means on a terminal.
+
+    Returns:
+        The report. Data sets whose inference failed are counted, not left out in silence.
+
+    Raises:
+        TypeError: ``key`` is not a key, or a function is not callable.
+        ValueError: fewer than one simulation, draws that do not look like theta, a quantity that is not a scalar, two
+            quantities of one name, or a level not between 0 and 0.5.
+    """
+    check_key(key)
+    check_functions(prior_sample=prior_sample, simulate=simulate)
+    check_number(num_simulations)
+    key_theta, key_x, key_rest = jax.random.split(key, 3)
+    keys = jax.random.split(key_theta, num_simulations), jax.random.split(key_x, num_simulations)
+    theta, x = _simulated(as_partial(prior_sample), as_partial(simulate), *keys)
+    return calibrate(
+        key_rest,
+        theta,
+        x,
+        infer_fn,
+        log_prior_fn=log_prior_fn,
+        log_likelihood_fn=log_likelihood_fn,
+        quantities=quantities,
+        reference=reference,
+        num_projections=num_projections,
+        level=level,
+        run={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
+    )
+
+
+def calibrate(
+    key: PRNGKey,
+    theta: ArrayTree,
+    x: ArrayTree,
+    infer_fn: Callable,
+    *,
+    log_prior_fn: Callable | None,
+    log_likelihood_fn: Callable | None,
+    quantities: Sequence[Callable] | Mapping[str, Callable],
+    reference: Callable | None,
+    num_projections: int,
+    level: float,
+    run: Mapping[str, Any],
+) -> SbcReport:
+    """Infer from simulated data and judge the ranks of the true values; the second half of ``sbc``.
+
+    Args:
+        key: random key.
+        theta: true values, leaves (S, ...).
+        x: data, leaves (S, ...).
+        infer_fn: as in ``sbc``.
+        log_prior_fn: as in ``sbc``.
+        log_likelihood_fn: as in ``sbc``.
+        quantities: as in ``sbc``.
+        reference: as in ``sbc``.
+        num_projections: as in ``sbc``.
+        level: as in ``sbc``.
+        run: settings of ``run_many``.
+
+    Raises:
+        ValueError: draws that do not look like theta.
+    """
+    key_infer, key_reference, key_ranks = jax.random.split(key, 3)
+    number = len(jax.tree.leaves(theta)[0])
+    posteriors = run_many(infer_fn, jax.random.split(key_infer, number), x, **run)
+    draws = _by_chain(posteriors.draws, theta)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draws)
+    points, matrix = reference_points(key_reference, flat, theta, x, reference)
+    functions = _functions(log_prior_fn, log_likelihood_fn, quantities, x)
+    table = rank_table(
+        key_ranks,
+        draws,
+        theta,
+        (x, jnp.asarray(points.points, matrix.dtype)),
+        quantities={name: fn for name, (fn, _) in functions.items()} | {"tarp": _Distance(matrix)},
+        num_projections=num_projections,
+        chain_axis=True,
+    )
+    uses = {name: looks for name, (_, looks) in functions.items()} | {"tarp": points.uses_data}
+    table = table._replace(uses_data=tuple(uses.get(name, False) for name in table.names))
+    report = uniformity(_without_failed(table, posteriors), level=level)
+    dense = log_prior_fn is not None and log_likelihood_fn is not None
+    return SbcReport(report, posteriors, jax.device_get(theta), jax.device_get(x), points, dense)
+
+
+class _Function(NamedTuple):
+    fn: Callable
+    uses_data: bool
+
+
+@pytree
+class _Distance:
+    """Squared distance to the reference point, in whitened coordinates."""
+
+    matrix: Any
+
+    def __call__(self, theta: ArrayTree, data: tuple) -> Scalar:
+        white = columns(theta, 0).astype(self.matrix.dtype) @ self.matrix.T
+        return jnp.sum(jnp.square(white - data[1]))
+
+
+def _functions(log_prior_fn, log_likelihood_fn, quantities, x) -> dict[str, _Function]:
+    """Every test quantity by name, as a function of theta and (x, reference point)."""
+    names, functions, uses = named_quantities(log_prior_fn, log_likelihood_fn, quantities, x)
+    if len(set(names)) < len(names) or "tarp" in names:
+        raise ValueError(
+            f"test quantities need names of their own, and 'tarp' is taken; got {list(names)}: pass quantities as a "
+            "mapping with other names"
+        )
+    return {
+        name: _Function(jax.tree_util.Partial(_on_data, fn), use)
+        for name, fn, use in zip(names, functions, uses, strict=True)
+    }
+
+
+def _on_data(function: Callable, theta: ArrayTree, data: tuple) -> Array:
+    return function(theta, data[0])
+
+
+@jax.jit
+def _simulated(prior_sample: Callable, simulate: Callable, keys_theta: Array, keys_x: Array) -> tuple:
+    """True values and data sets, leaves (S, ...)."""
+    theta = jax.vmap(prior_sample)(keys_theta)
+    return theta, jax.vmap(simulate)(keys_x, theta)
+
+
+def _by_chain(draws: ArrayTree, theta: ArrayTree) -> ArrayTree:
+    """The draws with leaves (S, chain, draw, ...)."""
+    if structure(draws) != structure(theta):
+        raise ValueError(
+            f"infer_fn must return draws with the structure of theta, {jax.tree.structure(theta)}, got "
+            f"{jax.tree.structure(draws)}"
+        )
+    extra = {
+        np.ndim(some) - np.ndim(true)
+        for some, true in zip(jax.tree.leaves(draws), jax.tree.leaves(theta), strict=True)
+    }
+    if extra not in ({1}, {2}):
+        shapes = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(draws)]
+        true = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(theta)]
+        raise ValueError(
+            f"infer_fn must return draws with leaves (L, ...) or (chain, L, ...) for theta with leaves {true}, got "
+            f"{shapes}"
+        )
+    if extra == {1}:
+        draws = jax.tree.map(lambda leaf: leaf[:, None], draws)
+    check_shapes(draws, theta, None, 3)
+    return draws
+
+
+def _without_failed(table: RankTable, posteriors: ManyPosteriors) -> RankTable:
+    """Simulations whose inference failed have no rank, even if their draws are finite."""
+    failed = posteriors.failed & np.any(table.ranks >= 0, axis=1)
+    if not failed.any():
+        return table
+    ranks = np.where(failed[:, None], -1, table.ranks)
+    reasons = (*table.failures, ("the inference failed although its draws are finite", int(failed.sum())))
+    return table._replace(ranks=ranks, failures=reasons)
+
+
+def check_functions(**functions: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: one of them is not callable.
+    """
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {shortened(function)}")
+
+
+def check_number(num_simulations: Any) -> None:
+    """Refuse a number of simulations that is none.
+
+    Raises:
+        ValueError: it is not a whole number of at least one.
+    """
+    whole = isinstance(num_simulations, (int, np.integer)) and not isinstance(num_simulations, bool)
+    if not whole or num_simulations < 1:
+        raise ValueError(
+            f"num_simulations must be a whole number, 1 or more, got {shortened(num_simulations)}"
+        )

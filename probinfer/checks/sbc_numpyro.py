@@ -1,0 +1,239 @@
+"""Simulation-based calibration of a NumPyro model: the model says how to simulate, and what its densities are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.distributions import Unit
+from numpyro.infer.util import compute_log_probs
+
+from probinfer.checks.sbc import SbcReport, sbc
+from probinfer.errors import check_key, shortened
+from probinfer.logdensity import Bound
+from probinfer.mcmc.sampler import posterior_sampler
+from probinfer.targets import numpyro_model
+from probinfer.types import ArrayTree, PRNGKey, Scalar
+
+__all__ = ["sbc_numpyro"]
+
+_IMPROPER = (
+    "a site has no proper prior (improper, masked or scaled), so no true value can be drawn from it: give it a proper "
+    "prior"
+)
+
+
+def sbc_numpyro(
+    key: PRNGKey,
+    model: Callable,
+    *args: Any,
+    observed: str | Sequence[str] | None = None,
+    sampler: Callable = posterior_sampler,
+    num_simulations: int = 1000,
+    quantities: Sequence[Callable] | Mapping[str, Callable] = (),
+    reference: Callable | None = None,
+    num_projections: int = 20,
+    level: float = 0.05,
+    mode: str = "auto",
+    chunk: int | None = None,
+    path: str | os.PathLike | None = None,
+    progress: bool | str | None = None,
+    **kwargs: Any,
+) -> SbcReport:
+    """Check that inference for a NumPyro model is calibrated.
+
+    The true values are the latent sites (on their constrained scale), the data those sites that are observed. The
+    log prior, log likelihood and log joint density of the model are among the test quantities.
+
+    Args:
+        key: random key.
+        model: a NumPyro model whose latent sites are continuous and have proper priors.
+        *args: its arguments.
+        observed: names of the sites that are data. None: those that are observed when the model is called as given
+            here; their values do not matter.
+        sampler: ``(logdensity_fn, init_fn, constrain_fn=...)`` -> ``infer_fn``, where ``logdensity_fn(position, x)``
+            and ``init_fn(key, x)`` work on unconstrained positions and x maps observed sites to data. Default: HMC,
+            ``mcmc.posterior_sampler``; ``functools.partial`` sets its options.
+        num_simulations: as in ``sbc``.
+        quantities: functions ``(theta, x)`` -> scalar of two dictionaries by site, as in ``sbc``.
+        reference: as in ``sbc``.
+        num_projections: as in ``sbc``.
+        level: as in ``sbc``.
+        mode: as in ``sbc``.
+        chunk: as in ``sbc``.
+        path: as in ``sbc``.
+        progress: as in ``sbc``.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        The report of ``sbc``; ``theta`` and ``x`` are dictionaries by site.
+
+    Raises:
+        TypeError: ``key`` is not a key.
+        ValueError: no site is observed, a name that is no site, latent sites that are discrete or without a proper
+            prior, observed sites that are not named, factor sites, and what ``sbc`` refuses.
+
+    Example:
+        >>> import functools, jax, numpyro, numpyro.distributions as dist
+        >>> from probinfer import checks, mcmc
+        >>> def model(y=None):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+        >>> sampler = functools.partial(mcmc.posterior_sampler, num_warmup=100, num_draws=100)
+        >>> report = checks.sbc_numpyro(
+        ...     jax.random.key(0), model, observed="y", sampler=sampler, num_simulations=200
+        ... )
+        >>> report.passed
+        True
+    """
+    check_key(key)
+    names = _observed_sites(model, args, kwargs, observed)
+    latent = _latent_sites(model, args, kwargs, names)
+    infer_fn = sampler(
+        Bound(_logdensity, model, args, kwargs),
+        Bound(_initial, model, args, kwargs),
+        constrain_fn=Bound(_constrained, model, args, kwargs, latent),
+    )
+    return sbc(
+        key,
+        Bound(_prior_sample, model, args, kwargs, latent),
+        Bound(_simulate, model, args, kwargs, names),
+        infer_fn,
+        log_prior_fn=Bound(_log_prior, model, args, kwargs, latent),
+        log_likelihood_fn=Bound(_log_likelihood, model, args, kwargs, names),
+        num_simulations=num_simulations,
+        quantities=quantities,
+        reference=reference,
+        num_projections=num_projections,
+        level=level,
+        mode=mode,
+        chunk=chunk,
+        path=path,
+        progress=progress,
+    )
+
+
+class _Site(NamedTuple):
+    observed: bool
+    value: Any  # shape and dtype
+    is_factor: bool
+
+
+def _sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, _Site]:
+    """The sample sites of a model; nothing is computed."""
+    found: dict[str, tuple[bool, bool]] = {}
+
+    def record(key):
+        trace = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
+        sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+        found.update(
+            {name: (site["is_observed"], isinstance(site["fn"], Unit)) for name, site in sites.items()}
+        )
+        return {name: site["value"] for name, site in sites.items()}
+
+    try:
+        values = jax.eval_shape(record, jax.random.key(0))
+    except NotImplementedError as error:
+        raise ValueError(_IMPROPER) from error
+    return {name: _Site(held, values[name], factor) for name, (held, factor) in found.items()}
+
+
+def _observed_sites(model: Callable, args: tuple, kwargs: dict, observed: Any) -> tuple[str, ...]:
+    """Names of the sites that are data, which the model must be able to simulate."""
+    sites = _sites(model, args, kwargs)
+    if factors := [name for name, site in sites.items() if site.is_factor]:
+        raise ValueError(
+            f"the model has factor sites, {factors}, which have a density but cannot be simulated: write them as "
+            "sample sites, or use checks.sbc with a simulator"
+        )
+    if observed is None:
+        names = tuple(name for name, site in sites.items() if site.observed)
+        if not names:
+            raise ValueError(
+                f"no site of the model is observed: name those that are data, observed=..., from {sorted(sites)}, or "
+                "pass the data as the model takes them"
+            )
+    else:
+        names = (observed,) if isinstance(observed, str) else tuple(observed)
+        if not names or not set(names) <= set(sites):
+            raise ValueError(
+                f"observed must name sample sites of the model, {sorted(sites)}, got {shortened(observed)}"
+            )
+    if extra := [name for name, site in sites.items() if site.observed and name not in names]:
+        raise ValueError(
+            f"the sites {extra} are observed too: name them in observed, they are simulated as well"
+        )
+    return names
+
+
+def _latent_sites(model: Callable, args: tuple, kwargs: dict, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the latent sites, all of which can be drawn."""
+    sites = _sites(model, args, kwargs)
+    data = {name: jnp.zeros(sites[name].value.shape, sites[name].value.dtype) for name in names}
+    found = numpyro_model.inspect_model(handlers.condition(model, data=data), args, kwargs)
+    if not found.proper:
+        raise ValueError(_IMPROPER)
+    return found.latent
+
+
+# Draws.
+
+
+def _drawn(model: Callable, args: tuple, kwargs: dict, key: PRNGKey, fixed: ArrayTree) -> dict:
+    """Every sample site, the ``fixed`` ones at their values, data and all others drawn."""
+    seeded = handlers.seed(handlers.substitute(handlers.uncondition(model), data=fixed), key)
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
+
+
+def _prior_sample(model: Callable, args: tuple, kwargs: dict, latent: tuple, key: PRNGKey) -> ArrayTree:
+    values = _drawn(model, args, kwargs, key, {})
+    return {name: values[name] for name in latent}
+
+
+def _simulate(
+    model: Callable, args: tuple, kwargs: dict, names: tuple, key: PRNGKey, theta: ArrayTree
+) -> ArrayTree:
+    values = _drawn(model, args, kwargs, key, theta)
+    return {name: values[name] for name in names}
+
+
+# Densities. The sampler works on unconstrained positions, the ranks on constrained values.
+
+
+def _log_prior(model: Callable, args: tuple, kwargs: dict, latent: tuple, theta: ArrayTree) -> Scalar:
+    """Of constrained values; data are drawn, since the model needs some, and play no part."""
+    free = handlers.seed(handlers.substitute(handlers.uncondition(model), data=theta), jax.random.key(0))
+    log_probs, _ = compute_log_probs(free, args, kwargs, {})
+    return _total(log_probs, latent)
+
+
+def _log_likelihood(
+    model: Callable, args: tuple, kwargs: dict, names: tuple, theta: ArrayTree, x: ArrayTree
+) -> Scalar:
+    held = handlers.substitute(handlers.condition(model, data=x), data=theta)
+    log_probs, _ = compute_log_probs(held, args, kwargs, {})
+    return _total(log_probs, names)
+
+
+def _total(log_probs: dict, names: tuple) -> Scalar:
+    return jnp.asarray(sum(log_probs[name] for name in names))
+
+
+def _logdensity(model: Callable, args: tuple, kwargs: dict, position: ArrayTree, x: ArrayTree) -> Scalar:
+    return numpyro_model.logdensity(handlers.condition(model, data=x), args, kwargs, position)
+
+
+def _initial(model: Callable, args: tuple, kwargs: dict, key: PRNGKey, x: ArrayTree) -> ArrayTree:
+    """A draw of the prior, unconstrained."""
+    return numpyro_model.prior_sample(handlers.condition(model, data=x), args, kwargs, key)
+
+
+def _constrained(model: Callable, args: tuple, kwargs: dict, latent: tuple, position: ArrayTree) -> ArrayTree:
+    free = handlers.seed(handlers.uncondition(model), jax.random.key(0))
+    values = numpyro_model.constrain(free, args, kwargs, position)
+    return {name: values[name] for name in latent}
