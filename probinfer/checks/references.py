@@ -82,14 +82,17 @@ def _ridge(features: np.ndarray, theta: np.ndarray, new: np.ndarray) -> np.ndarr
     spread = np.where(spread > 0, spread, np.inf)
     mean = np.median(theta, axis=0)
     target = np.clip(theta - mean, *np.quantile(theta - mean, [0.02, 0.98], axis=0))
-    u, s, vt = np.linalg.svd((features - centre) / spread, full_matrices=False)
-    shrink = s**2 / (s**2 + _PENALTIES[:, None])
-    inside = u.T @ target
+    scaled = (features - centre) / spread
+    # By the eigenvalues s^2 of the normal equations: what rounding does to the small ones, the penalties hide.
+    squares, vectors = np.linalg.eigh(scaled.T @ scaled)
+    squares = np.maximum(squares, 1e-12 * max(squares[-1], 1.0))
+    shrink = squares / (squares + _PENALTIES[:, None])
+    inside = (vectors.T @ (scaled.T @ target)) / np.sqrt(squares)[:, None]
     residual = np.sum(target**2, axis=0) - np.einsum("pk,kd->pd", 2 * shrink - shrink**2, inside**2)
     scores = residual / (1 - shrink.sum(axis=1, keepdims=True) / (len(theta) + 1)) ** 2
     best = shrink[np.argmin(scores, axis=0)]
-    coefficients = (best / np.maximum(s, 1e-300)).T * inside
-    return mean + ((new - centre) / spread) @ (vt.T @ coefficients)
+    coefficients = (best / np.sqrt(squares)).T * inside
+    return mean + ((new - centre) / spread) @ (vectors @ coefficients)
 
 
 def _skill(points: np.ndarray, theta: np.ndarray) -> tuple[bool, float]:

@@ -30,10 +30,10 @@ from probinfer.checks.ranks import RankTable, check_shapes
 from probinfer.checks.references import References, generator, regression_references
 from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.uniformity import UniformityReport, uniformity
-from probinfer.checks.whitening import columns, whitening_matrix
+from probinfer.checks.whitening import columns, each_simulation, whitening_matrix
 from probinfer.errors import check_key
 from probinfer.transforms import structure
-from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey
+from probinfer.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
 
 __all__ = ["TarpReport", "reference_points", "tarp"]
 
@@ -183,11 +183,10 @@ def tarp(
     points, matrix = reference_points(key_reference, draws, theta, x, reference, whiten)
     flat, true = columns(draws, 2), columns(theta, 1)
     true = true.astype(flat.dtype)
-    white, white_true = flat @ matrix.T, true @ matrix.T
-    distances, own = _distances(white, white_true, jnp.asarray(points.points, flat.dtype))
-    thin = needed_thinning(distances[:LOOKED_AT, None, :, None])
-    ranks, ties = _ranks(key_ties, distances[:, thin - 1 :: thin], own)
-    table = _table(np.asarray(ranks), np.asarray(ties), flat, true, points, thin)
+    arrays = (flat, true, jnp.asarray(points.points, flat.dtype))
+    thin = needed_thinning(_distances(matrix, *(array[:LOOKED_AT] for array in arrays))[:, None, :, None])
+    ranks, ties, finite = jax.device_get(_ranks(key_ties, matrix, *arrays, thin))
+    table = _table(ranks, ties, finite, np.asarray(true), flat.shape[1] // thin, points, thin)
     return TarpReport(uniformity(table, level=level), points)
 
 
@@ -221,21 +220,24 @@ def reference_points(
     if reference is not None:
         return _users(key, reference, theta, x, matrix), matrix
     key_first, key_order = jax.random.split(key)
-    return _default(key_first, key_order, flat @ matrix.T, true @ matrix.T, x), matrix
+    return _default(key_first, key_order, flat, true, x, matrix), matrix
 
 
-def _default(key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: ArrayTree) -> References:
+def _default(
+    key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: ArrayTree, matrix: Array
+) -> References:
     rng = generator(key)
     order = rng.permutation(len(theta))
     # A member of another simulation's values, the true one among them: uses no label and not this one's data.
     member = rng.integers(draws.shape[1] + 1, size=len(theta))
-    picked = np.asarray(_pick(draws, theta, jnp.asarray(member)), dtype=float)
+    picked = np.asarray(_pick(draws, theta, jnp.asarray(member)) @ matrix.T, dtype=float)
+    white = np.asarray(theta @ matrix.T, dtype=float)
     others = np.roll(np.where(np.isfinite(picked), picked, 0.0)[order], 1, axis=0)
     back = np.argsort(order)
     if x is None or not jax.tree.leaves(x):
         return References(others[back], False, None)
     shuffled = jax.tree.map(lambda leaf: np.asarray(leaf)[order], x)
-    safe = np.where(np.isfinite(np.asarray(theta)), np.asarray(theta), 0.0).astype(float)[order]
+    safe = np.where(np.isfinite(white), white, 0.0)[order]
     found = regression_references(rng, shuffled, safe, others)
     return found._replace(points=found.points[back])
 
@@ -273,33 +275,55 @@ def _apply(reference: Callable, keys: Array, x: ArrayTree) -> ArrayTree:
 
 @jax.jit
 def _distances(
-    draws: Float[Array, "S L D"], theta: Float[Array, "S D"], points: Float[Array, "S D"]
-) -> tuple[Float[Array, "S L"], Float[Array, "S 1"]]:
-    """Squared distances of the draws and of the true value."""
-    both = jnp.concatenate([theta[:, None], draws], axis=1)
-    squares = jnp.sum(jnp.square(both - points[:, None]), axis=-1)
-    return squares[:, 1:], squares[:, :1]
+    matrix: Float[Array, "D D"],
+    draws: Float[Array, "S L D"],
+    theta: Float[Array, "S D"],
+    points: Float[Array, "S D"],
+) -> Float[Array, "S L"]:
+    """Squared distances of the draws."""
+    return each_simulation(partial(_squares, matrix), draws, theta, points)[:, 1:]
 
 
-@jax.jit
+def _squares(matrix: Array, draws: Array, theta: Array, point: Array) -> Array:
+    """Squared distances of the true value and the draws of one simulation (1 + L,)."""
+    return jnp.sum(jnp.square(jnp.concatenate([theta[None], draws]) @ matrix.T - point), axis=-1)
+
+
+@partial(jax.jit, static_argnames="thin")
 def _ranks(
-    key: PRNGKey, distances: Float[Array, "S L"], own: Float[Array, "S 1"]
-) -> tuple[Int[Array, " S"], Int[Array, " S"]]:
-    """Number of draws nearer than the true value, ties at random, and the numbers of ties."""
-    ties = jnp.sum(distances == own, axis=1)
-    return jnp.sum(distances < own, axis=1) + jax.random.randint(key, ties.shape, 0, ties + 1), ties
+    key: PRNGKey,
+    matrix: Float[Array, "D D"],
+    draws: Float[Array, "S L D"],
+    theta: Float[Array, "S D"],
+    points: Float[Array, "S D"],
+    thin: int,
+) -> tuple[Int[Array, " S"], Int[Array, " S"], Bool[Array, " S"]]:
+    """Number of draws nearer than the true value, ties at random; the numbers of ties; whether all draws are finite."""
+
+    def one(some, true, point):
+        squares = _squares(matrix, some[thin - 1 :: thin], true, point)
+        below, ties = jnp.sum(squares[1:] < squares[0]), jnp.sum(squares[1:] == squares[0])
+        return below, ties, jnp.all(jnp.isfinite(some))
+
+    below, ties, finite = each_simulation(one, draws, theta, points)
+    return below + jax.random.randint(key, ties.shape, 0, ties + 1), ties, finite
 
 
 def _table(
-    ranks: np.ndarray, ties: np.ndarray, draws: Array, theta: Array, points: References, thin: int
+    ranks: np.ndarray,
+    ties: np.ndarray,
+    finite: np.ndarray,
+    theta: np.ndarray,
+    num_draws: int,
+    points: References,
+    thin: int,
 ) -> RankTable:
     bad = {
-        "a draw is NaN or infinite": ~np.asarray(jnp.isfinite(draws).all(axis=(1, 2))),
-        "the true value is NaN or infinite": ~np.isfinite(np.asarray(theta)).all(axis=1),
+        "a draw is NaN or infinite": ~finite,
+        "the true value is NaN or infinite": ~np.isfinite(theta).all(axis=1),
         "the reference is NaN or infinite": ~np.isfinite(points.points).all(axis=1),
     }
     failed = np.any(list(bad.values()), axis=0)
-    num_draws = draws.shape[1] // thin
     constant = bool(np.all((ties == num_draws) | failed) and not failed.all())
     return RankTable(
         np.where(failed, -1, ranks)[:, None],

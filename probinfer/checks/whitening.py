@@ -7,12 +7,15 @@ new coordinates are exactly uniform.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from probinfer.types import Array, ArrayTree, Float
 
-__all__ = ["columns", "whitening_matrix"]
+__all__ = ["columns", "each_simulation", "whitening_matrix"]
 
 _FLOOR = 1e-6  # of an eigenvalue of the correlation matrix
 
@@ -47,12 +50,13 @@ def whitening_matrix(
         raise ValueError(f"whiten must be 'pooled', 'prior' or None, got {whiten!r}")
     if whiten is None:
         return jnp.eye(theta.shape[-1], dtype=draws.dtype)
-    both = jnp.concatenate([draws, theta[:, None].astype(draws.dtype)], axis=1)
-    return _prior_scale(both) if whiten == "prior" else _pooled(both)
+    theta = theta.astype(draws.dtype)
+    return _prior_scale(draws, theta) if whiten == "prior" else _pooled(draws, theta)
 
 
 @jax.jit
-def _prior_scale(both: Array) -> Array:
+def _prior_scale(draws: Array, theta: Array) -> Array:
+    both = jnp.concatenate([draws, theta[:, None]], axis=1)
     good = jnp.all(jnp.isfinite(both), axis=(1, 2), keepdims=True)
     values = jnp.where(good, both, jnp.nan).reshape(-1, both.shape[-1])
     low, high = jnp.nanquantile(values, jnp.asarray([0.25, 0.75], both.dtype), axis=0)
@@ -61,17 +65,30 @@ def _prior_scale(both: Array) -> Array:
 
 
 @jax.jit
-def _pooled(both: Array) -> Array:
-    good = jnp.all(jnp.isfinite(both), axis=(1, 2))
-    centred = jnp.where(good[:, None, None], both - jnp.mean(both, axis=1, keepdims=True), 0)
-    spread = jnp.sqrt(jnp.mean(jnp.square(centred), axis=1))
+def _pooled(draws: Array, theta: Array) -> Array:
+    correlations, spread = each_simulation(_correlations, draws, theta)
     moving = spread > 0
-    scaled = jnp.where(moving[:, None], centred / jnp.where(moving, spread, 1)[:, None], 0)
-    rows = scaled.reshape(-1, both.shape[-1])
-    total = rows.T @ rows / both.shape[1]
-    count = jnp.maximum(jnp.sum(moving, axis=0), 1).astype(both.dtype)
-    correlation = total / jnp.sqrt(count[:, None] * count[None])
+    count = jnp.maximum(jnp.sum(moving, axis=0), 1).astype(draws.dtype)
+    correlation = jnp.sum(correlations, axis=0) / jnp.sqrt(count[:, None] * count[None])
     scale = jnp.nanmedian(jnp.where(moving, spread, jnp.nan), axis=0)
     values, vectors = jnp.linalg.eigh(correlation)
     root = (vectors * jnp.maximum(values, _FLOOR) ** -0.5) @ vectors.T
     return jnp.where(scale > 0, root / jnp.where(scale > 0, scale, 1), 0)
+
+
+def _correlations(draws: Array, theta: Array) -> tuple[Array, Array]:
+    """Correlations and standard deviations of one simulation's values; zero for what is not finite or still."""
+    both = jnp.concatenate([theta[None], draws])
+    centred = both - jnp.mean(both, axis=0)
+    covariance = centred.T @ centred / len(both)
+    covariance = jnp.where(jnp.all(jnp.isfinite(covariance)), covariance, 0)
+    spread = jnp.sqrt(jnp.diagonal(covariance))
+    inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+    return covariance * inverse[:, None] * inverse, spread
+
+
+def each_simulation(function: Callable, *arrays: Array) -> Any:
+    """Map over the leading axis: one after another on a CPU, where a simulation fits into the cache, else at once."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda one: function(*one), arrays)
+    return jax.vmap(function)(*arrays)
