@@ -1,5 +1,4 @@
-"""The command line: ``probinfer demo``, ``probinfer gp DATA.csv --target COLUMN``, ``probinfer check``,
-``probinfer bench NAME``.
+"""The command line: ``probinfer demo``, ``gp DATA.csv --target COLUMN``, ``check`` and ``bench NAME``.
 
 Mistakes of a user print one line and exit with code 2; ``--debug`` shows where they were found. The commands compute in
 64-bit floats: an application may decide that, the library never does.

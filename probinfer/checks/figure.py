@@ -50,7 +50,11 @@ def draw_ecdf(axes: Any, band: Band, columns: dict[str, Int[np.ndarray, " S"]], 
     """Draw the distribution function of each column of ranks minus the diagonal; those in ``bad`` in colour."""
     for name, ranks in columns.items():
         below = np.searchsorted(np.sort(ranks), band.edges, side="left") / max(len(ranks), 1)
-        style = {"linewidth": 1.4, "zorder": 3} if name in bad else {"color": ink(), "alpha": 0.6, "linewidth": 0.7}
+        style = (
+            {"linewidth": 1.4, "zorder": 3}
+            if name in bad
+            else {"color": ink(), "alpha": 0.6, "linewidth": 0.7}
+        )
         named = name in bad and sorted(bad).index(name) < _MAX_LABELS
         axes.plot(band.points, below - band.points, label=name if named else None, **style)
     axes.set_xlabel("rank / number of draws")

@@ -40,7 +40,7 @@ _DIMENSION = 3
 _SCALES = np.array([0.1, 1.0, 30.0])
 _CORRELATION = 0.8
 _SHAPES, _RATES = np.array([1.0, 2.0, 5.0]), np.array([50.0, 1.0, 0.01])
-_DESIGN = np.array([[1.0, 1.0, 0.0], [1.0, -0.5, 0.5], [0.5, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, 1.5, 0.5]])
+_DESIGN = np.array([[2.0, 2.0, 0.0], [2.0, 1.5, 0.5], [1.5, 2.0, 1.0], [2.0, 2.5, -1.0], [2.0, 2.0, 0.5]])
 _NOISE = 1.0
 _SCHOOL_ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 _SCHOOL_SCALE = 5.0
@@ -138,7 +138,7 @@ def _log_density(precision: Array, linear: Array, rates: Array, u: Array) -> Sca
 
 
 def linear_regression() -> Model:
-    """Three coefficients with standard normal priors, five observations with noise of sd 1; the posterior is normal."""
+    """Three coefficients of which two are hard to tell apart, normal priors and noise: the posterior is normal."""
     precision = np.eye(_DIMENSION) + _DESIGN.T @ _DESIGN / _NOISE**2
 
     def target_fn(x: ArrayTree) -> Target:
@@ -179,7 +179,9 @@ def eight_schools() -> Model:
     References:
         Rubin (1981), "Estimation in parallel randomized experiments".
     """
-    return Model("eight schools", _school_prior, _school_data, _log_school_prior, _school_likelihood, (NOT_NORMAL,))
+    return Model(
+        "eight schools", _school_prior, _school_data, _log_school_prior, _school_likelihood, (NOT_NORMAL,)
+    )
 
 
 def _school_prior(key: PRNGKey) -> dict[str, Array]:

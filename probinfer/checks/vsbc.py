@@ -99,7 +99,9 @@ class VsbcReport:
             below = np.searchsorted(np.sort(values), grid, side="right")
             mirrored = np.searchsorted(np.sort(1 - values), grid, side="right")
             bad = name in self.rejected
-            style = {"linewidth": 1.4, "label": name} if bad else {"color": ink(), "alpha": 0.6, "linewidth": 0.7}
+            style = (
+                {"linewidth": 1.4, "label": name} if bad else {"color": ink(), "alpha": 0.6, "linewidth": 0.7}
+            )
             axes.plot(grid, (below - mirrored) / len(values), **style)
         axes.axhline(0, color=ink(), linewidth=0.8)
         axes.set_xlabel("t")

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
-from probinfer import gp, mcmc, vi
+from probinfer import mcmc
 from probinfer import progress as bars
 from probinfer.checks import known
 from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
@@ -34,7 +33,7 @@ class Effort(NamedTuple):
     Attributes:
         size: of the suite.
         draws: of a chain.
-        chains_too: whether engines with chains are also called data set by data set.
+        everything: engines that the demo leaves out too, and engines with chains called data set by data set too.
         warmup: transitions of the sampler's warm-up.
         sampler_draws: of each data set.
         kernels: names of the kernels.
@@ -42,29 +41,26 @@ class Effort(NamedTuple):
 
     size: Size
     draws: int
-    chains_too: bool
+    everything: bool
     warmup: int
     sampler_draws: int
     kernels: tuple[str, ...]
 
 
-QUICK = Effort(Size(1000, 300, 200, 300, ("Stein", "KSD", "MMD")), 250, False, 300, 300, ("NUTS", "HMC"))
+# Numbers of draws that are powers of two: blocks of correlated draws fill them, so that shapes are compiled once.
+QUICK = Effort(Size(1024, 300, 200, 300, ("Stein", "KSD", "MMD")), 256, False, 300, 300, ())
 FULL = Effort(
-    Size(2000, 1000, 300, 1000, ("Stein", "KSD", "MMD", "energy", "sliced", "C2ST")),
-    500,
+    Size(2048, 1000, 300, 1000, ("Stein", "KSD", "MMD", "energy", "sliced", "C2ST")),
+    512,
     True,
     500,
     500,
     ("NUTS", "HMC"),
 )
 
-_POINTS = (vi.MAP, gp.ML2)  # one value, no posterior to judge
-_CANNOT = {
-    vi.FullRank: {known.NOT_NORMAL: "fits a normal to a posterior that is none"},
-    vi.MeanField: {
-        known.NOT_NORMAL: "fits a normal to a posterior that is none",
-        known.CORRELATED: "takes correlated coordinates as independent",
-    },
+_REASONS = {
+    known.NOT_NORMAL: "fits a normal to a posterior that is none",
+    known.CORRELATED: "takes correlated coordinates as independent",
 }
 
 # The transitions of the chains of mcmc.NUTS and mcmc.HMC, with a step size that is given.
@@ -96,17 +92,16 @@ def subjects(entries: Sequence[Entry], effort: Effort) -> list[Subject]:
     """
     found = []
     for entry in entries:
-        engine = entry.make(effort.draws)
-        if isinstance(engine, _POINTS):
+        if entry.is_point or not entry.any_target or not (entry.in_demo or effort.everything):
             continue
-        approximation = type(engine) in _CANNOT
+        approximation = bool(entry.cannot)
         found.append(
             Subject(
                 entry.label,
-                functools.partial(_quiet, engine),
-                _CANNOT.get(type(engine), {}),
+                functools.partial(_quiet, entry.make(effort.draws)),
+                {feature: _REASONS[feature] for feature in entry.cannot},
                 _normal_density if approximation else None,
-                approximation or effort.chains_too,
+                approximation or effort.everything,
             )
         )
     return found
@@ -157,11 +152,13 @@ def run_check(
         "HMC, many data sets",
         functools.partial(mcmc.posterior_sampler, num_warmup=effort.warmup, num_draws=effort.sampler_draws),
     )
-    console.print(f"[bold]{len(entries)} engines, first of all compiled; each finding is printed as it comes[/bold]")
+    judged = subjects(entries, effort)
+    names = ", ".join(subject.name for subject in judged)
+    console.print(f"[bold]{names}: compiled first; each finding is printed as it comes[/bold]")
     with bars.task("checks", None, None) as bar:
         findings = run_suite(
             jax.random.key(seed),
-            subjects(entries, effort),
+            judged,
             samplers=[sampler],
             kernels=[KERNELS[name]() for name in effort.kernels],
             size=effort.size,
@@ -169,18 +166,29 @@ def run_check(
             done=functools.partial(_say, console),
         )
     surprises = unexpected(findings)
-    points = [entry.label for entry in entries if isinstance(entry.make(1), _POINTS)]
     facts = provenance(
         command,
         seed=seed,
         seconds=time.perf_counter() - start,
-        extra={"not judged": f"{', '.join(points)}: single values, no posterior"} if points else {},
+        extra={"not judged": _left_out(entries, effort)},
     )
     path = write_page(out, findings_page(findings, surprises, facts))
     for table in tables_of(findings):
         console.print(to_rich(table))
     console.print(_summary(findings, surprises), style="bold red" if surprises else "bold", highlight=False)
     return path, surprises
+
+
+def _left_out(entries, effort):
+    points = [entry.label for entry in entries if entry.is_point]
+    others = [] if effort.everything else [e.label for e in entries if not (e.is_point or e.in_demo)]
+    said = [f"{', '.join(points)} (single values, no posterior)"] if points else []
+    if not effort.everything:
+        said.append(
+            ", ".join([*others, "kernels by joint tests", "energy, sliced and C2ST"])
+            + " (left out by --quick)"
+        )
+    return "; ".join(said) or "nothing"
 
 
 def _say(console: Console, finding: Finding) -> None:
@@ -220,7 +228,9 @@ def _kind(finding):
 
 def _summary(findings, surprises):
     if surprises:
-        return f"{len(surprises)} of {len(findings)} findings are not as they should be: " + "; ".join(surprises)
+        return f"{len(surprises)} of {len(findings)} findings are not as they should be: " + "; ".join(
+            surprises
+        )
     unsure = sum(finding.passed is None for finding in findings)
     known_faults = sum(bool(finding.reason) and finding.passed is False for finding in findings)
     text = f"Nothing unexpected in {len(findings)} findings: {known_faults} failures, all of them as they should be"
@@ -248,7 +258,10 @@ def findings_page(findings: Sequence[Finding], surprises: Sequence[str], facts: 
         surprises: what was not expected.
         facts: what was run.
     """
-    head: list[Any] = [Text(_summary(findings, surprises), "remark" if surprises else "finding"), Text(_READING)]
+    head: list[Any] = [
+        Text(_summary(findings, surprises), "remark" if surprises else "finding"),
+        Text(_READING),
+    ]
     sections = [Section("Verdicts", (*head, *tables_of(findings)))]
     for subject, target in dict.fromkeys((f.subject, f.target) for f in findings):
         group = [f for f in findings if (f.subject, f.target) == (subject, target)]

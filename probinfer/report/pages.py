@@ -16,7 +16,7 @@ from probinfer.report.html import Gallery, Section, Text, check_folder, page, wr
 from probinfer.report.tables import Table, number
 from probinfer.report.theme import Picture, draw
 
-__all__ = ["could_have_seen", "report_blocks", "check_page", "numbers", "picture"]
+__all__ = ["check_page", "could_have_seen", "numbers", "picture", "report_blocks"]
 
 _ROWS = 12  # of a table; the rest is counted
 
@@ -103,8 +103,8 @@ def could_have_seen(report: Any) -> str:
         if not np.isfinite(power.bias):
             return "nothing: too few simulations"
         parts = [f"bias {power.bias:.2f} sd"]
-        parts += [f"width × {power.too_narrow:.2f}"] if power.too_narrow > 0 else []
-        parts += [f"width × {power.too_wide:.2f}"] if np.isfinite(power.too_wide) else []
+        parts += [f"width too narrow by {power.too_narrow:.2f}"] if power.too_narrow > 0 else []
+        parts += [f"too wide by {power.too_wide:.2f}"] if np.isfinite(power.too_wide) else []
         return ", ".join(parts)
     bound = getattr(report, "kl_bound", None)
     if bound is not None:
@@ -125,9 +125,7 @@ def numbers(report: Any) -> list[Table]:
     if not dataclasses.is_dataclass(report):
         return tables
     fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-    scalars = [
-        (_words(name), number(float(value), 4)) for name, value in fields.items() if _is_number(value)
-    ]
+    scalars = [(_words(name), number(float(value), 4)) for name, value in fields.items() if _is_number(value)]
     if scalars:
         tables.append(Table("", ("number", "value"), tuple(scalars)))
     groups: dict[tuple, dict[str, list]] = {}
@@ -191,9 +189,7 @@ def _sentence(text):
 
 def _lead(reports):
     failed = [name for name, report in reports.items() if getattr(report, "passed", None) is False]
-    unsure = [
-        name for name, report in reports.items() if getattr(report, "passed", False) is None
-    ]
+    unsure = [name for name, report in reports.items() if getattr(report, "passed", False) is None]
     said = f"Failed: {', '.join(failed)}. " if failed else "No check failed. "
     if unsure:
         said += f"No verdict from: {', '.join(unsure)}. "
