@@ -94,6 +94,8 @@ class SteinIdentityReport:
         index = np.arange(len(self.location))
         bound = stats.norm.ppf(1 - self.level / (4 * len(index)))
         axes.axhspan(-bound, bound, linewidth=0, **shade())
+        if len(index) <= 20:
+            axes.set_xticks(index)
         axes.plot(index, self.location_z, "o", label="location")
         axes.plot(index, self.spread_z, "s", label="spread")
         axes.set(xlabel="coordinate", ylabel="standard errors")

@@ -59,8 +59,8 @@ FULL = Effort(
 )
 
 _REASONS = {
-    known.NOT_NORMAL: "fits a normal to a posterior that is none",
-    known.CORRELATED: "takes correlated coordinates as independent",
+    known.NOT_NORMAL: "fits a normal",
+    known.CORRELATED: "ignores correlations",
 }
 
 # The transitions of the chains of mcmc.NUTS and mcmc.HMC, with a step size that is given.
@@ -213,7 +213,7 @@ def tables_of(findings: Sequence[Finding]) -> list[Table]:
             reason = next((f.reason for f in found.values() if f.reason), "")
             cells = [found[name].word if name in found else "-" for name in checks]
             rows.append((subject, target, *cells, reason))
-        columns = ("engine", "target", *checks, "known of it")
+        columns = ("engine", "target", *checks, "why it should fail")
         tables.append(Table(title, columns, tuple(rows), words=tuple(range(1, len(columns)))))
     return tables
 
@@ -241,6 +241,14 @@ _LEAD = (
     "The library judges its own engines: their draws against targets whose answer is known, their calibration on "
     "simulated data, and their Markov kernels by joint tests. An engine that cannot represent a target should fail on "
     "it, and is listed as failing. Beside each verdict stands the smallest error that would have been seen."
+)
+_EXPLAINED = (
+    "Stein: mean and variance of every coordinate by gradients alone, no exact draws needed. KSD: the "
+    "whole distribution by gradients. MMD, energy, sliced: distances to exact draws. C2ST: can a "
+    "classifier tell them from exact draws? Evidence: bounds from below and above by importance weights; "
+    "they hold for bad approximations too, and their gap says how bad. SBC and TARP: where are the true "
+    "parameters of simulated data among the draws? Joint test: does one transition leave parameters and "
+    "data distributed as they were?"
 )
 _READING = (
     "“Passes” means: had there been an error of the size given below, it would have been found, and none was. “Fails, "

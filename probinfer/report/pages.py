@@ -93,7 +93,9 @@ def picture(name: str, report: Any, *, width: float = 4.6, height: float = 3.3) 
         del theme  # its colours are those of matplotlib's settings by now
         report.plot(axes)
 
-    return draw(name, could_have_seen(report), fn, width=width, height=height)
+    seen = could_have_seen(report)
+    caption = f"Could have seen: {seen}." if seen else ""
+    return draw(name, caption, fn, width=width, height=height)
 
 
 def could_have_seen(report: Any) -> str:
