@@ -59,4 +59,4 @@ def draw_ecdf(axes: Any, band: Band, columns: dict[str, Int[np.ndarray, " S"]], 
         axes.plot(band.points, below - band.points, label=name if named else None, **style)
     axes.set_xlabel("rank / number of draws")
     axes.set_ylabel("ECDF - diagonal")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="upper right")

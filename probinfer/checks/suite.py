@@ -34,8 +34,8 @@ class Size(NamedTuple):
 
     Attributes:
         exact: exact draws to compare with; engines should give about as many.
-        simulations: data sets for samplers.
-        loops: data sets for engines, one after the other.
+        simulations: data sets for samplers; 0: none are judged.
+        loops: data sets for engines, one after the other; 0: none.
         lanes: of joint tests.
         discrepancies: names of the checks of draws.
     """
@@ -175,11 +175,11 @@ def _plan(key, subjects, samplers, kernels, size) -> list[_Task]:
         for number, subject in enumerate(subjects):
             drawn = _once(subject, jax.random.fold_in(keys[1], 100 * index + number), target.target)
             tasks += _of_draws(subject, target, drawn, exact, size)
-    for number, subject in enumerate(subject for subject in subjects if subject.quick):
+    for number, subject in enumerate(one for one in subjects if one.quick and size.loops):
         tasks += _of_loops(
             subject, known.linear_regression(), jax.random.fold_in(keys[2], number), size.loops
         )
-    for number, sampler in enumerate(samplers):
+    for number, sampler in enumerate(samplers if size.simulations else ()):
         tasks += _of_sampler(
             sampler, known.eight_schools(), jax.random.fold_in(keys[3], number), size.simulations
         )
@@ -223,7 +223,7 @@ def _of_loops(subject: Subject, model: known.Model, key: PRNGKey, num: int) -> l
     simulated = functools.cache(functools.partial(trials.infer_one_by_one, key, model, subject, num))
     reason = _reason(subject, model.features)
     return [
-        _Task(subject.name, model.name, name, functools.partial(check, model, simulated), reason)
+        _Task(subject.name, model.name, name, functools.partial(check, model, simulated), reason, simulated)
         for name, check in (("SBC", trials.ranks), ("TARP", trials.coverage))
     ]
 
@@ -250,12 +250,15 @@ def _finding(task: _Task, key: PRNGKey, level: float) -> Finding:
     report, passed, remark = None, None, ""
     try:
         if task.drawn is not None:
-            remark = task.drawn().remark
-        report, passed, verdict = task.run(key, level)
+            remark = getattr(task.drawn(), "remark", "")
+        try:
+            report, passed, verdict = task.run(key, level)
+        except (
+            ValueError
+        ) as error:  # what a check refuses: too few draws, chains too short for their correlation
+            verdict = str(error) if str(error).startswith("cannot tell") else f"cannot tell: {error}"
     except NumericalError as error:
         passed, verdict = False, f"the engine failed: {error}"
-    except ValueError as error:  # what a check refuses: too few draws, chains too short for their correlation
-        verdict = str(error) if str(error).startswith("cannot tell") else f"cannot tell: {error}"
     return Finding(
         task.subject,
         task.target,

@@ -62,10 +62,10 @@ def judge_learning(key: PRNGKey, num: int, *, progress: bool | None = None) -> l
     caught = checks.tarp(key_last, draws, theta, x)
     fault = "has not looked at the data"
     return [
-        Judged("HMC on the evidence", "SBC", report),
-        Judged("HMC on the evidence", "TARP", coverage),
-        Judged("the prior, passed off as the posterior", "ranks of the parameters alone", alone, fault),
-        Judged("the prior, passed off as the posterior", "TARP", caught, fault),
+        Judged("HMC", "SBC", report),
+        Judged("HMC", "TARP", coverage),
+        Judged("the prior as posterior", "parameters alone", alone, fault),
+        Judged("the prior as posterior", "TARP", caught, fault),
     ]
 
 

@@ -104,9 +104,10 @@ def could_have_seen(report: Any) -> str:
     if power is not None and hasattr(power, "too_wide"):
         if not np.isfinite(power.bias):
             return "nothing: too few simulations"
+        widths = [power.too_narrow] if power.too_narrow > 0 else []
+        widths += [power.too_wide] if np.isfinite(power.too_wide) else []
         parts = [f"bias {power.bias:.2f} sd"]
-        parts += [f"width too narrow by {power.too_narrow:.2f}"] if power.too_narrow > 0 else []
-        parts += [f"too wide by {power.too_wide:.2f}"] if np.isfinite(power.too_wide) else []
+        parts += [f"width times {' or '.join(f'{width:.2f}' for width in widths)}"] if widths else []
         return ", ".join(parts)
     bound = getattr(report, "kl_bound", None)
     if bound is not None:
