@@ -130,10 +130,15 @@ def resolving_nodes(
     low, high = end(-half), end(half)
     fractions = np.linspace(0.0, 1.0, num).reshape(num, *(1,) * mean.ndim)
     shift = low + (high - low) * jnp.asarray(fractions, mean.dtype)
-    near = 2 * center * jnp.sinh(0.5 * shift) ** 2 + slope * jnp.sinh(shift)
-    far = jnp.sinh(middle + shift) - center
+    # Near the middle h = sinh(s/2) by its series, to 1e-17, and sinh(s) = 2 h (1 + h²)^½; elsewhere one exponential.
+    half, growth = 0.5 * shift, jnp.exp(middle + shift)
+    square = half * half
+    series = 1 + square / 42 * (1 + square / 72 * (1 + square / 110))
+    half_sinh = half * (1 + square / 6 * (1 + square / 20 * series))
+    near = 2 * half_sinh * (center * half_sinh + slope * jnp.sqrt(1 + half_sinh * half_sinh))
+    far = 0.5 * (growth - 1 / growth) - center
     z = jnp.where(jnp.abs(shift) < 0.5, near, far) * (width / stddev)
-    log_weights = jnp.log(jnp.cosh(middle + shift)) - 0.5 * z * z
+    log_weights = jnp.log(0.5 * (growth + 1 / growth)) - 0.5 * z * z
     return z, log_weights - jax.scipy.special.logsumexp(log_weights, axis=0)
 
 

@@ -47,7 +47,7 @@ def pair_sums(
         block_fn: ``block_fn(rows, columns) -> (S, b, b)``: the values for two slices of b points each.
         points: tree with leaves ``(n, ...)``, floating point.
         weights: ``(n, m)``, one column for each form; integers (signs, labels) stay small in memory.
-        tile: b, the number of points in a slice (static). Beside points, weights and results the memory is that of a
+        tile: the most points b in a slice (static). Beside points, weights and results the memory is that of a
             few ``(S, b, b)`` arrays.
 
     Returns:
@@ -61,7 +61,8 @@ def pair_sums(
         raise ValueError(
             f"weights must have one row for each of the {size} points, got shape {weights.shape}"
         )
-    return _pair_sums(as_partial(block_fn), points, weights, tile=min(tile, size))
+    # Slices of equal size: few padded points, which cost as much as others.
+    return _pair_sums(as_partial(block_fn), points, weights, tile=-(-size // -(-size // tile)))
 
 
 @partial(jax.jit, static_argnames="tile")

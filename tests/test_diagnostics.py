@@ -196,3 +196,48 @@ def test_a_hundred_effective_draws_a_chain_are_asked_for():
     assert diagnostics.ess(slow)[0] < 400
     assert diagnostics.convergence_status(slow, max_rhat=2.0) == Status.CHAINS_DISAGREE
     assert diagnostics.convergence_status(slow, max_rhat=2.0, min_ess=200) == Status.OK
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("shape", [(12, 50), (12, 1), (4, 50)])
+def test_nested_rhat_against_the_definition(shape, dtype):
+    """Superchains of three chains, of three single draws, and of one chain."""
+    num, rng = 4, np.random.default_rng(2)
+    starts = 0.3 * np.repeat(rng.normal(size=(num, 5)), shape[0] // num, axis=0)
+    draws = jnp.asarray(rng.standard_t(3, size=(*shape, 5)) + starts[:, None], dtype)
+    found = diagnostics.nested_rhat({"a": draws}, num)["a"]
+    assert found.dtype == dtype
+    expected = [oracle.nested(column, num) for column in np.moveaxis(np.asarray(draws, float), 2, 0)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9 if dtype == jnp.float64 else 1e-4)
+    jitted = jax.jit(diagnostics.nested_rhat, static_argnums=1)({"a": draws}, num)["a"]
+    np.testing.assert_allclose(jitted, found, rtol=1e-12 if dtype == jnp.float64 else 1e-5)
+
+
+def test_nested_rhat_sees_superchains_that_remember_their_starts():
+    rng = np.random.default_rng(3)
+    mixed = rng.normal(size=(64, 1, 1))
+    stuck = np.repeat(rng.normal(size=(8, 1, 1)), 8, axis=0)
+    flat = np.ones((64, 1, 1))
+    draws = jnp.asarray(np.concatenate([mixed, mixed + 3 * stuck, stuck, flat], axis=2))
+    found = np.asarray(diagnostics.nested_rhat(draws, 8))
+    # 8 superchains of 8 draws that forgot: B/W is F(7, 56)/8, whose 1e-6 quantile from above is 8.03/8, for each of
+    # the bulk and the folded draws: fails by chance twice in a million
+    assert 1 <= found[0] < np.sqrt(1 + 8.03 / 8)
+    assert found[1] > 2
+    assert found[2] == np.inf
+    assert np.isnan(found[3])
+    assert np.isnan(diagnostics.nested_rhat(draws.at[3, 0, 0].set(jnp.nan), 8)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "num", "words"),
+    [
+        ((4, 10), 3, "4 chains cannot be cut into 3"),
+        ((4, 10), 1, "2 or more"),
+        ((4, 1), 4, "nothing varies within"),
+        ((4,), 2, "leading axes"),
+    ],
+)
+def test_nested_rhat_of_bad_input(shape, num, words):
+    with pytest.raises(ValueError, match=words):
+        diagnostics.nested_rhat(jnp.zeros(shape), num)

@@ -14,7 +14,8 @@ LAYERS = {
     "L0": "types base errors",
     "L1": "logdensity transforms targets linalg "
     "quadrature weights resampling importance diagnostics linesearch optimize kernels stein tiles betting",
-    "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export run_many",
+    "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export "
+    "run_many run_many_store many_posteriors lanes",
     "L2b": "engine mcmc vi infer",
     "L2c": "smc coin",
     "L3": "gp lm",

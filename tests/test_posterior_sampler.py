@@ -75,6 +75,28 @@ def test_constrained_thinned_and_broken(key):
     np.testing.assert_array_equal(many.work, np.full(3, (30 + 30) * 4))
 
 
+def test_nuts_in_a_queue(key):
+    keys, x = data_sets(key)
+    nuts = mcmc.posterior_sampler(
+        log_joint, init, algorithm="nuts", num_warmup=150, num_draws=200, max_depth=3
+    )
+    many = pi.run_many(nuts, keys, x)
+    assert many.mode == ("queue" if jax.default_backend() == "cpu" else many.mode)
+    z = (many.draws - np.asarray(x)[:, None] / 2) / (SCALE / np.sqrt(2))
+    sizes = np.minimum(many.ess, 200)[:, None]
+    # 40 means and 40 variances at 5 standard errors: fails by chance once in 20 000.
+    assert np.all(np.abs(z.mean(axis=1)) < 5 / np.sqrt(sizes))
+    assert np.all(np.abs((z**2).mean(axis=1) - 1) < 5 * np.sqrt(4 / sizes))
+    assert np.all(many.work <= 350 * (2**3 - 1))
+    shallow = mcmc.posterior_sampler(
+        log_joint, init, algorithm="nuts", num_warmup=20, num_draws=5, max_depth=1
+    )
+    few = pi.run_many(shallow, keys, x)
+    np.testing.assert_array_equal(few.work, np.full(20, 25))
+    assert np.all(few.info.num_capped <= 5)
+    assert few.info.num_capped.sum() > 0
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -84,6 +106,8 @@ def test_constrained_thinned_and_broken(key):
         ({"num_warmup": 0}, ValueError, "num_warmup must be"),
         ({"num_draws": 0}, ValueError, "num_draws must be"),
         ({"num_leapfrogs": 0}, ValueError, "num_leapfrogs must be"),
+        ({"algorithm": "gibbs"}, ValueError, "'hmc' or 'nuts'"),
+        ({"algorithm": "nuts", "max_depth": 21}, ValueError, "max_depth must be .* from 1 to 20"),
         ({"thin": 0}, ValueError, "thin must be"),
         ({"target_acceptance": 1.0}, ValueError, "between 0 and 1"),
     ],

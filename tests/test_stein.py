@@ -117,3 +117,17 @@ def test_bad_inputs_are_refused():
         stein.stein_gram(imq(jnp.float64), x, jnp.ones((11, 3), int))
     with pytest.raises(ValueError, match="one row for each of the 11"):
         pair_sums(lambda a, b: (a @ b.T)[None], x, jnp.ones((10, 2)))
+
+
+def test_slices_are_of_equal_size():
+    """Twelve points in slices of at most ten: two of six, not of ten with eight points of padding."""
+    x, seen = cloud(jnp.float64, 12)[0], set()
+
+    def product(a, b):
+        seen.add(a.shape[0])
+        return (a @ b.T)[None]
+
+    found = pair_sums(product, x, jnp.ones((12, 1)), tile=10)
+    assert seen == {6}
+    gram = np.asarray(x @ x.T)
+    np.testing.assert_allclose(found.totals[0], gram.sum() - np.trace(gram), rtol=1e-12)

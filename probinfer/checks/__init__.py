@@ -18,7 +18,7 @@ from probinfer.checks.tarp import TarpReport, tarp
 from probinfer.checks.two_sample import TwoSampleReport
 from probinfer.checks.uniformity import UniformityReport, holm, uniformity
 from probinfer.checks.vsbc import VsbcReport, vsbc
-from probinfer.diagnostics import ess, rhat
+from probinfer.diagnostics import ess, nested_rhat, rhat
 from probinfer.importance import psis
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "joint_test",
     "ksd",
     "mmd",
+    "nested_rhat",
     "posterior_sbc",
     "psis",
     "rank_table",

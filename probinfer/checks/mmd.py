@@ -84,6 +84,10 @@ def _single(kernel: Kernel, rows: Array, columns: Array) -> Array:
 
 def _median_distance(pooled: Pooled) -> Array:
     """Of the pooled draws, so that it does not depend on the labels; at most a thousand of them, evenly chosen."""
-    rows = pooled.rows[:: math.ceil(len(pooled.rows) / _MEDIAN_DRAWS)]
+    return _median(pooled.rows[:: math.ceil(len(pooled.rows) / _MEDIAN_DRAWS)])
+
+
+@jax.jit
+def _median(rows: Array) -> Array:
     squared = squared_distances(rows, rows)[np.triu_indices(len(rows), 1)]
     return jnp.median(jnp.sqrt(jnp.where(squared > 0, squared, jnp.mean(squared))))

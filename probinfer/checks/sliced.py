@@ -90,9 +90,11 @@ def _sliced(rows: Array, labels: Array, lines: Array, *, sizes: tuple[int, int])
 
         def distance(label):
             inside = label[order]
-            a = ordered[jnp.nonzero(inside, size=sizes[0])[0]]
-            b = ordered[jnp.nonzero(~inside, size=sizes[1])[0]]
-            return jnp.sum(widths * (a[left] - b[right]) ** 2)
+            seen = jnp.cumsum(inside, dtype=jnp.int32)
+            # First the draws of a, then those of b, both in order: one scatter, several times faster than two searches.
+            place = jnp.where(inside, seen - 1, sizes[0] + jnp.arange(len(inside)) - seen)
+            parted = jnp.zeros_like(ordered).at[place].set(ordered, unique_indices=True)
+            return jnp.sum(widths * (parted[left] - parted[sizes[0] + right]) ** 2)
 
         return jax.lax.map(distance, labels)
 

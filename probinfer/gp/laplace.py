@@ -134,12 +134,22 @@ def _mode_jvp(settings, primals, tangents):
 def _newton(likelihood, y, K, prior_mean, f):
     """Where a Newton step leads: f, a, the posterior standard deviations, a status.
 
-    Where the log density is convex its curvature is left out: the direction still ascends.
+    Where the log density is convex the curvature of the posterior may have directions that descend; then the convex
+    parts are left out, and the direction ascends again.
     """
     _, slope, curvature, _ = derivatives(likelihood, y, f)
-    weight = jnp.maximum(-curvature, 0)
-    q = marginals(K, prior_mean, slope + weight * f, weight, False)
-    return q.mean, q.alpha, jnp.sqrt(q.variance), q.status
+
+    def step(weight, signed):
+        q = marginals(K, prior_mean, slope + weight * f, weight, signed)
+        return q.mean, q.alpha, jnp.sqrt(q.variance), q.status
+
+    def ascending():
+        return step(jnp.maximum(-curvature, 0), False)
+
+    if likelihood.log_concave:
+        return ascending()
+    exact = step(-curvature, True)
+    return jax.lax.cond(exact[3] == Status.OK, lambda: exact, ascending)
 
 
 def _line_search(likelihood, y, prior_mean, search, f, a, scale, status) -> _Search:

@@ -8,8 +8,10 @@ choice of the metric.
 from probinfer.mcmc.blackjax_engine import Blackjax
 from probinfer.mcmc.engines import HMC, NUTS
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains
+from probinfer.mcmc.nuts_sampler import NutsPosteriorSampler
 from probinfer.mcmc.report import BlackjaxInfo, MCMCInfo
-from probinfer.mcmc.sampler import PosteriorSampler, SamplerInfo, posterior_sampler
+from probinfer.mcmc.sampler import PosteriorSampler, posterior_sampler
+from probinfer.mcmc.sampler_info import SamplerInfo
 from probinfer.mcmc.warmup import WarmupConfig
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "ChainsInfo",
     "ChainsState",
     "MCMCInfo",
+    "NutsPosteriorSampler",
     "PosteriorSampler",
     "SamplerInfo",
     "Trajectories",

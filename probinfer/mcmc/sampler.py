@@ -1,15 +1,17 @@
 """Hamiltonian Monte Carlo as a pure function of a key and a data set, made for ``run_many``.
 
-Every data set costs the same: a warm-up of fixed length learns step size and diagonal metric, then both are frozen and
-trajectories of a fixed number of leapfrogs follow, their step size jittered so that none resonates. With no loop of
-unknown length data sets run side by side without waiting for one another, where vectorised NUTS does as many
-leapfrogs as the longest trajectory of all of them.
+With HMC every data set costs the same: a warm-up of fixed length learns step size and diagonal metric, then both are
+frozen and trajectories of a fixed number of leapfrogs follow. Their length in time is jittered through the step size,
+so that none resonates. With no loop of unknown length data sets run side by side without waiting for one another.
+
+NUTS finds the length itself, up to a cap. Vectorised trajectory by trajectory it would do as many leapfrogs as the
+longest of all data sets; it is stepped by the leapfrog instead, so that a queue keeps all lanes at work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import blackjax
 import jax
@@ -17,36 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc import hmc
 
-from probinfer import diagnostics
-from probinfer.base import Status, as_partial
+from probinfer.base import as_partial
 from probinfer.errors import shortened
+from probinfer.mcmc.nuts_sampler import NutsPosteriorSampler
+from probinfer.mcmc.nuts_steps import DEEPEST
+from probinfer.mcmc.sampler_info import SamplerInfo, sampler_info
 from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 
-__all__ = ["PosteriorSampler", "SamplerInfo", "posterior_sampler"]
+__all__ = ["PosteriorSampler", "posterior_sampler"]
 
-_JITTER = 0.2
-_DIVERGENT_SHARE = 1e-3
-
-
-class SamplerInfo(NamedTuple):
-    """One data set's chain.
-
-    Attributes:
-        status: ``NON_FINITE`` where the start or the warm-up has no finite log density or step size;
-            ``DIVERGENT_TRANSITIONS`` where one draw in a thousand or more came from a diverging trajectory.
-        num_gradients: of warm-up and draws together.
-        num_divergences: after warm-up.
-        acceptance_rate: mean, after warm-up.
-        ess: smallest bulk effective sample size of an unconstrained coordinate.
-        step_size: frozen.
-    """
-
-    status: Any
-    num_gradients: Any
-    num_divergences: Any
-    acceptance_rate: Any
-    ess: Any
-    step_size: Any
+_JITTER = 0.2  # share by which the step size, and so the length in time, of a trajectory varies
 
 
 @pytree
@@ -89,7 +71,16 @@ class PosteriorSampler:
             draw, state, jax.random.split(key_draws, self.num_draws)
         )
         finite = jnp.isfinite(state.logdensity) & jnp.isfinite(step_size) & (step_size > 0)
-        info = self._info(positions, diverging, acceptance, step_size, finite)
+        info = sampler_info(
+            positions,
+            finite,
+            self.num_draws * self.thin,
+            num_gradients=(self.num_warmup + self.num_draws * self.thin) * self.num_leapfrogs,
+            num_divergences=jnp.sum(diverging),
+            num_capped=0,
+            acceptance_rate=jnp.mean(acceptance),
+            step_size=step_size,
+        )
         return positions if self.constrain_fn is None else jax.vmap(self.constrain_fn)(positions), info
 
     def _warm_up(self, key: PRNGKey, logdensity_fn: Callable, start: ArrayTree) -> tuple[Any, Array, Array]:
@@ -106,21 +97,6 @@ class PosteriorSampler:
         step_size, metric = parameters["step_size"], parameters["inverse_mass_matrix"]
         return _like(state, fresh), jnp.asarray(step_size, dtype), jnp.asarray(metric, dtype)
 
-    def _info(self, positions, diverging, acceptance, step_size, finite) -> SamplerInfo:
-        chain = jax.tree.map(lambda leaf: leaf[None], positions)
-        sizes = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(diagnostics.ess(chain))])
-        many = jnp.mean(diverging) >= _DIVERGENT_SHARE
-        status = jnp.where(many, Status.DIVERGENT_TRANSITIONS, Status.OK)
-        num_gradients = (self.num_warmup + self.num_draws * self.thin) * self.num_leapfrogs
-        return SamplerInfo(
-            jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32),
-            jnp.int32(num_gradients),
-            jnp.sum(diverging, dtype=jnp.int32),
-            jnp.mean(acceptance),
-            jnp.min(sizes),
-            step_size,
-        )
-
 
 def posterior_sampler(
     logdensity_fn: Callable,
@@ -129,11 +105,17 @@ def posterior_sampler(
     constrain_fn: Callable | None = None,
     num_warmup: int = 500,
     num_draws: int = 500,
+    algorithm: str = "hmc",
     num_leapfrogs: int = 16,
+    max_depth: int = 5,
     thin: int = 1,
     target_acceptance: float = 0.8,
-) -> PosteriorSampler:
-    """Return ``infer_fn(key, x) -> (draws, info)`` that samples the posterior of any data set by HMC.
+) -> PosteriorSampler | NutsPosteriorSampler:
+    """Return ``infer_fn(key, x) -> (draws, info)`` that samples the posterior of any data set by HMC or NUTS.
+
+    HMC is the choice for many data sets of a moderate dimension. NUTS suits posteriors whose scales differ so much that
+    one length of trajectory does not; its cap keeps a few difficult data sets from costing as much as all others
+    together, and how often it was met is counted. ``run_many`` gives NUTS a queue.
 
     Args:
         logdensity_fn: ``(position, x)`` -> log joint density of an unconstrained position, the Jacobian included.
@@ -141,7 +123,9 @@ def posterior_sampler(
         constrain_fn: position -> draw; None: the positions are the draws.
         num_warmup: transitions in which step size and diagonal metric are learned, 20 at least.
         num_draws: draws that are kept.
-        num_leapfrogs: in each trajectory.
+        algorithm: "hmc" or "nuts".
+        num_leapfrogs: in each trajectory of HMC, whose step size varies by a fifth either way.
+        max_depth: the most doublings of a trajectory of NUTS: at most ``2**max_depth - 1`` leapfrogs.
         thin: transitions per draw.
         target_acceptance: mean acceptance rate that the step size aims at.
 
@@ -150,24 +134,30 @@ def posterior_sampler(
 
     Raises:
         TypeError: a function is not callable.
-        ValueError: a count too small, or a rate not between 0 and 1.
+        ValueError: an unknown algorithm, a count out of range, or a rate not between 0 and 1.
 
     References:
-        Neal (2011), "MCMC using Hamiltonian dynamics", section 4.2 (jitter); the warm-up is Stan's, by blackjax.
+        Neal (2011), "MCMC using Hamiltonian dynamics", section 4.2 (jitter). Hoffman and Gelman (2014), "The No-U-turn
+        sampler". The warm-up is Stan's, by blackjax.
     """
     functions = {"logdensity_fn": logdensity_fn, "init_fn": init_fn, "constrain_fn": constrain_fn}
     for name, function in functions.items():
         if not callable(function) and not (name == "constrain_fn" and function is None):
             raise TypeError(f"{name} must be a function, got {shortened(function)}")
-    least = {"num_warmup": 20, "num_draws": 1, "num_leapfrogs": 1, "thin": 1}
-    counts = {"num_warmup": num_warmup, "num_draws": num_draws, "num_leapfrogs": num_leapfrogs, "thin": thin}
+    if algorithm not in ("hmc", "nuts"):
+        raise ValueError(f"algorithm must be 'hmc' or 'nuts', got {shortened(algorithm)}")
+    counts = {"num_warmup": num_warmup, "num_draws": num_draws, "thin": thin}
+    counts |= {"num_leapfrogs": num_leapfrogs} if algorithm == "hmc" else {"max_depth": max_depth}
     for name, count in counts.items():
         whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-        if not whole or count < least[name]:
-            raise ValueError(f"{name} must be a whole number, {least[name]} or more, got {shortened(count)}")
+        least, most = (20 if name == "num_warmup" else 1), (DEEPEST if name == "max_depth" else np.inf)
+        if not whole or not least <= count <= most:
+            limit = f"{least} or more" if most == np.inf else f"from {least} to {most}"
+            raise ValueError(f"{name} must be a whole number, {limit}, got {shortened(count)}")
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance must lie between 0 and 1, got {target_acceptance}")
-    return PosteriorSampler(
+    sampler = PosteriorSampler if algorithm == "hmc" else NutsPosteriorSampler
+    return sampler(
         as_partial(logdensity_fn),
         as_partial(init_fn),
         None if constrain_fn is None else as_partial(constrain_fn),

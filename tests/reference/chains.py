@@ -67,3 +67,20 @@ def mcse_quantile(x, p):
     low, high = scipy.stats.beta.ppf([0.1586553, 0.8413447], size * p + 1, size * (1 - p) + 1) * x.size - 1
     ordered = np.sort(x.ravel())
     return (ordered[min(int(np.ceil(high)), x.size - 1)] - ordered[max(int(np.floor(low)), 0)]) / 2
+
+
+def nested(x, num_superchains):
+    """Margossian et al. (2024), definition 2.1, term by term."""
+
+    def plain(x):
+        superchains = x.reshape(num_superchains, -1, x.shape[1])
+        means, within = [], []
+        for chains in superchains:
+            chain_means = [chain.mean() for chain in chains]
+            means.append(np.mean(chain_means))
+            between_chains = np.var(chain_means, ddof=1) if len(chains) > 1 else 0
+            within_chains = np.mean([np.var(c, ddof=1) for c in chains]) if x.shape[1] > 1 else 0
+            within.append(between_chains + within_chains)
+        return np.sqrt(1 + np.var(means, ddof=1) / np.mean(within))
+
+    return max(plain(normal_scores(x)), plain(normal_scores(np.abs(x - np.median(x)))))

@@ -1,24 +1,12 @@
-r"""Have the chains mixed, and how many independent draws are they worth?
-
-Every function takes draws with leaves (chain, draw, ...) and returns the same tree with one number a quantity
-(leaves ...), computed for each scalar apart. Chains are split in half (the middle draw of an odd number is
-dropped); draws are replaced by normal scores of their ranks, ties by their average rank, so that heavy tails
-do no harm. A quantity that never changes, draws with a NaN and chains of fewer than four draws have no
-diagnostics: NaN.
-
-References:
-    Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021), "Rank-normalization, folding, and localization", sections
-    3 (R-hat, ESS) and 4 (ranks, folding, tails, errors of quantiles, thresholds).
-"""
+"""R-hat, effective sample sizes and Monte Carlo errors of draws (chain, draw, ...), and the verdict on them."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Status, as_partial
+from probinfer.base import Status
+from probinfer.diagnostics.quantity import normal_scores, per_quantity
 from probinfer.types import Array, ArrayTree, Float, Int
 
 __all__ = [
@@ -33,8 +21,6 @@ __all__ = [
     "mcse_sd",
     "rhat",
 ]
-
-_BATCH = 32  # quantities whose Fourier transforms are held at the same time
 
 
 def rhat(draws: ArrayTree) -> ArrayTree:
@@ -53,7 +39,7 @@ def rhat(draws: ArrayTree) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes.
     """
-    return _per_quantity(_rhat, draws)
+    return per_quantity(_rhat, draws)
 
 
 def ess(draws: ArrayTree) -> ArrayTree:
@@ -65,7 +51,7 @@ def ess(draws: ArrayTree) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes.
     """
-    return _per_quantity(_ess_bulk, draws)
+    return per_quantity(_ess_bulk, draws)
 
 
 def ess_tail(draws: ArrayTree) -> ArrayTree:
@@ -79,7 +65,7 @@ def ess_tail(draws: ArrayTree) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes.
     """
-    return _per_quantity(_ess_tail, draws)
+    return per_quantity(_ess_tail, draws)
 
 
 def ess_mean(draws: ArrayTree) -> ArrayTree:
@@ -91,7 +77,7 @@ def ess_mean(draws: ArrayTree) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes.
     """
-    return _per_quantity(_ess_mean, draws)
+    return per_quantity(_ess_mean, draws)
 
 
 def ess_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
@@ -104,7 +90,7 @@ def ess_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes, or the level is not between 0 and 1.
     """
-    return _per_quantity(jax.tree_util.Partial(_ess_quantile, probability=_level(probability)), draws)
+    return per_quantity(jax.tree_util.Partial(_ess_quantile, probability=_level(probability)), draws)
 
 
 def mcse_mean(draws: ArrayTree) -> ArrayTree:
@@ -116,7 +102,7 @@ def mcse_mean(draws: ArrayTree) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes.
     """
-    return _per_quantity(_mcse_mean, draws)
+    return per_quantity(_mcse_mean, draws)
 
 
 def mcse_sd(draws: ArrayTree) -> ArrayTree:
@@ -133,7 +119,7 @@ def mcse_sd(draws: ArrayTree) -> ArrayTree:
     References:
         Kenney and Keeping (1951), "Mathematics of statistics", standard error of a standard deviation.
     """
-    return _per_quantity(_mcse_sd, draws)
+    return per_quantity(_mcse_sd, draws)
 
 
 def mcse_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
@@ -149,7 +135,7 @@ def mcse_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
     Raises:
         ValueError: a leaf lacks the two leading axes, or the level is not between 0 and 1.
     """
-    return _per_quantity(jax.tree_util.Partial(_mcse_quantile, probability=_level(probability)), draws)
+    return per_quantity(jax.tree_util.Partial(_mcse_quantile, probability=_level(probability)), draws)
 
 
 def ebfmi(energy: Float[Array, "chain draw"]) -> Float[Array, " chain"]:
@@ -213,42 +199,9 @@ def _level(probability: float | int) -> float:
     return float(probability)
 
 
-def _per_quantity(statistic: Callable[[Array], Array], draws: ArrayTree) -> ArrayTree:
-    """Apply a function of one quantity's draws (chain, draw) -> () to every scalar of a tree."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(draws):
-        if leaf.ndim < 2:
-            raise ValueError(
-                f"draws must have leading axes (chain, draw), got shape {leaf.shape} at "
-                f"'{jax.tree_util.keystr(path)}'; a single chain is draws[None]"
-            )
-    return jax.tree.map(lambda leaf: _leaf_statistic(as_partial(statistic), _floating(leaf)), draws)
-
-
-def _floating(leaf: Array) -> Array:
-    return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.result_type(float))
-
-
-@jax.jit
-def _leaf_statistic(statistic: Callable, leaf: Array) -> Array:
-    event = leaf.shape[2:]
-    if leaf.size == 0 or leaf.shape[1] < 4:
-        return jnp.full(event, jnp.nan, leaf.dtype)
-    columns = jnp.moveaxis(leaf.reshape(*leaf.shape[:2], -1), 2, 0)
-    return jax.lax.map(statistic, columns, batch_size=min(_BATCH, len(columns))).reshape(event)
-
-
 def _split(draws: Array) -> Array:
     half = draws.shape[1] // 2
     return jnp.concatenate([draws[:, :half], draws[:, -half:]])
-
-
-def _normal_scores(draws: Array) -> Array:
-    ordered = jnp.sort(draws.ravel())
-    below = jnp.searchsorted(ordered, draws.ravel(), side="left")
-    up_to = jnp.searchsorted(ordered, draws.ravel(), side="right")
-    rank = (below + up_to + 1).astype(draws.dtype) / 2  # ties share their average rank
-    scores = jax.scipy.special.ndtri((rank - 0.375) / (draws.size + 0.25))
-    return jnp.where(jnp.any(jnp.isnan(draws)), jnp.nan, scores).reshape(draws.shape)
 
 
 def _split_rhat(chains: Array) -> Array:
@@ -264,7 +217,7 @@ def _rhat(draws: Array) -> Array:
         return jnp.asarray(jnp.nan, draws.dtype)
     halves = _split(draws)
     folded = jnp.abs(halves - jnp.median(halves))
-    bulk, spread = _split_rhat(_normal_scores(halves)), _split_rhat(_normal_scores(folded))
+    bulk, spread = _split_rhat(normal_scores(halves)), _split_rhat(normal_scores(folded))
     flat = jnp.all(folded == folded[0, 0])  # a two-point quantity folds to a constant
     return jnp.where(flat, bulk, jnp.maximum(bulk, spread))
 
@@ -299,7 +252,7 @@ def _autocovariance(centred: Array) -> Array:
 
 
 def _ess_bulk(draws: Array) -> Array:
-    return _ess(_normal_scores(_split(draws)))
+    return _ess(normal_scores(_split(draws)))
 
 
 def _ess_mean(draws: Array) -> Array:

@@ -1,0 +1,92 @@
+"""From counts of rejections to the table: intervals, what is asked, Markdown, picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .checks import CHECKS
+from .faults import APPROXIMATIONS, FAULTS, NULLS
+
+__all__ = ["best_check", "clopper_pearson", "heat_map", "judge", "markdown", "sizes_above"]
+
+_NAMES = [one.name for one in (*NULLS, *APPROXIMATIONS, *FAULTS)]
+
+
+def clopper_pearson(rejected: int, total: int, level: float) -> tuple[float, float]:
+    """Exact two-sided interval of a probability."""
+    tail = (1 - level) / 2
+    low = stats.beta.ppf(tail, rejected, total - rejected + 1) if rejected else 0.0
+    high = stats.beta.ppf(1 - tail, rejected + 1, total - rejected) if rejected < total else 1.0
+    return float(low), float(high)
+
+
+def sizes_above(counts: Mapping[str, Mapping[str, tuple[int, int]]], level: float) -> list[str]:
+    """Checks whose 99 % interval of the size, Bonferroni over the checks, lies above the level."""
+    confidence = 1 - 0.01 / len(CHECKS)
+    return [
+        f"{check} ({name}): {rejected} of {total}"
+        for name in (one.name for one in NULLS)
+        for check, (rejected, total) in counts[name].items()
+        if clopper_pearson(rejected, total, confidence)[0] > level
+    ]
+
+
+def best_check(row: Mapping[str, tuple[int, int]]) -> tuple[str, float]:
+    """The check that catches a fault most surely, and the lower 95 % end of its power."""
+    ends = {check: clopper_pearson(*pair, 0.95)[0] for check, pair in row.items()}
+    best = max(ends, key=lambda check: ends[check])
+    return best, ends[best]
+
+
+def judge(counts: Mapping[str, Any], level: float) -> dict[str, Any]:
+    """What is asked of the table, and whether it holds."""
+    best = {one.name: best_check(counts[one.name]) for one in FAULTS}
+    return {
+        "sizes above the level": sizes_above(counts, level),
+        "best check": {name: {"check": check, "lower 95 % end": end} for name, (check, end) in best.items()},
+        "not caught": [name for name, (_, end) in best.items() if end < 0.9],
+    }
+
+
+def markdown(counts: Mapping[str, Any]) -> str:
+    """The table in per cent, for the README; powers of 90 % and more in bold."""
+    lines = ["| | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
+    for name in _NAMES:
+        cells = []
+        for check in CHECKS:
+            rejected, total = counts[name][check]
+            share = 100 * rejected / total
+            shown = f"{share:.1f}" if total >= 1000 else f"{share:.0f}"
+            cells.append(f"**{shown}**" if share >= 90 else shown)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def heat_map(axes: Any, counts: Mapping[str, Any]) -> None:
+    """Per cent of repetitions in which each check rejects each procedure."""
+    share = np.array(
+        [[counts[name][check][0] / counts[name][check][1] for check in CHECKS] for name in _NAMES]
+    )
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(share.shape):
+        dark = share[row, column] > 0.6
+        axes.text(
+            column,
+            row,
+            f"{100 * share[row, column]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="w" if dark else "k",
+        )
+    axes.set_xticks(range(len(CHECKS)), CHECKS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(range(len(_NAMES)), _NAMES, fontsize=9)
+    axes.axhline(len(NULLS) - 0.5, color="C3", linewidth=1.5)
+    axes.axhline(len(NULLS) + len(APPROXIMATIONS) - 0.5, color="C3", linewidth=0.8)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

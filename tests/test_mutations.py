@@ -1,0 +1,63 @@
+"""Some planted faults of the mutation table, at a smaller size: each is caught, and what is blind stays blind."""
+
+import pytest
+from scipy import stats
+
+from benchmarks.mutations.checks import CHECKS, run_group
+from benchmarks.mutations.faults import APPROXIMATIONS, FAULTS, NULLS, by_name
+from benchmarks.mutations.settings import FULL, SMALL
+from benchmarks.mutations.table import best_check, clopper_pearson, judge, markdown
+
+SIZE = FULL._replace(simulations=200, draws=31, places=7, sample=150)
+PROCEDURES = (*NULLS, *APPROXIMATIONS, *FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "caught", "blind"),
+    [
+        # Of 20 keys, every fault was caught with all, so a key fails it at a rate below 0.14 (95 %). The key is fixed.
+        ("prior as posterior", "ranks", {"SBC, all", "TARP"}, {"SBC, parameters", "TARP, x-free"}),
+        ("wrong correlation", "ranks", {"SBC, all"}, {"SBC, parameters", "VSBC"}),
+        ("too wide", "ranks", {"SBC, parameters", "SBC, all", "TARP"}, {"VSBC"}),
+        ("missing Jacobian", "ranks", {"SBC, parameters", "SBC, all"}, set()),
+        ("too wide", "distances", {"KSD", "Stein identity", "MMD"}, set()),
+        ("HMC without accept", "joint", {"joint, chain"}, set()),
+    ],
+)
+def test_faults_are_caught(key, name, group, caught, blind):
+    found = run_group(group, key, by_name(name), SIZE)
+    assert caught <= {check for check, rejected in found.items() if rejected}
+    assert not any(found[check] for check in blind)  # each a false alarm at rate .05; the key is fixed
+
+
+def test_without_a_fault_nothing_is_said(key):
+    for group in ("ranks", "distances"):
+        found = run_group(group, key, by_name("none, gaussian"), SIZE)
+        assert not any(found.values())  # five checks at level .05 each; the key is fixed
+
+
+def test_names_are_distinct():
+    assert len({one.name for one in PROCEDURES}) == len(PROCEDURES)
+    assert len(FAULTS) >= 12
+    assert set(SMALL._fields) == set(FULL._fields)
+
+
+@pytest.mark.parametrize(("rejected", "total"), [(0, 60), (60, 60), (17, 300)])
+def test_intervals(rejected, total):
+    wanted = stats.binomtest(rejected, total).proportion_ci(0.95, method="exact")
+    assert clopper_pearson(rejected, total, 0.95) == pytest.approx((wanted.low, wanted.high), rel=1e-9)
+
+
+def test_what_is_asked_is_judged():
+    counts = {one.name: dict.fromkeys(CHECKS, (3, 60)) for one in PROCEDURES}
+    for one in FAULTS:
+        counts[one.name] = counts[one.name] | {"TARP": (60, 60)}
+    counts["none, HMC"] = counts["none, HMC"] | {"KSD": (300, 2000)}
+    counts["too wide"] = dict.fromkeys(CHECKS, (58, 60))
+    found = judge(counts, 0.05)
+    assert found["sizes above the level"] == ["KSD (none, HMC): 300 of 2000"]
+    assert found["not caught"] == ["too wide"]  # 58 of 60: the lower end is 0.885
+    assert best_check(counts["sign flip"]) == ("TARP", pytest.approx(0.025 ** (1 / 60)))
+    table = markdown(counts).splitlines()
+    assert len(table) == 2 + len(PROCEDURES)
+    assert "**100**" in next(line for line in table if line.startswith("| sign flip |"))

@@ -1,0 +1,188 @@
+"""The numbers of the posteriordb table: errors, weights, failures, and what is kept of an earlier run."""
+
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import vi
+from probinfer.base import Status
+from probinfer.posterior import Posterior
+from probinfer.report.engines import find_engine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import posteriordb as benchmark
+
+sys.path.pop(0)
+
+RNG = np.random.default_rng(2)
+STORED = {"b": 3 + 2 * RNG.normal(size=(2, 200, 2)), "a": RNG.normal(size=(2, 200))}
+
+
+def reference_of(stored):
+    names, values = benchmark.columns(stored)
+    both = benchmark.functions(values)
+    sd = both.std(axis=(1, 2))
+    mcse = benchmark.monte_carlo_error(both) / sd
+    return {
+        "names": names,
+        "mean": both.mean(axis=(1, 2)),
+        "sd": sd,
+        "mcse": mcse,
+        "facts": {"posterior": "toy"},
+    }
+
+
+REFERENCE = reference_of(STORED)
+
+
+def test_columns_name_the_elements():
+    names, values = benchmark.columns({"m": np.arange(8.0).reshape(1, 2, 2, 2), "a": np.zeros((1, 2))})
+    assert names == ["a", "m[1][1]", "m[1][2]", "m[2][1]", "m[2][2]"]
+    np.testing.assert_array_equal(values[0, 1], [0, 4, 5, 6, 7])
+
+
+def test_errors_are_in_standard_deviations_of_the_reference():
+    shift = 0.5 * STORED["b"][..., 1].std()
+    draws = {"a": STORED["a"], "b": STORED["b"] + np.array([0, shift]), "more": np.full((2, 200), 1e9)}
+    found = benchmark.accuracy(Posterior(draws), REFERENCE)
+    assert found["mean of"] == found["second moment of"] == "b[2]"
+    np.testing.assert_allclose(found["mean"], 0.5, rtol=1e-9)
+    squares = STORED["b"][..., 1] ** 2, (STORED["b"][..., 1] + shift) ** 2
+    expected = (squares[1].mean() - squares[0].mean()) / squares[0].std()
+    np.testing.assert_allclose(found["second moment"], expected, rtol=1e-9)
+    assert found["mean, median"] == pytest.approx(0, abs=1e-12)
+    # 400 independent draws on either side: errors of 0.05 each, 0.5 is 7 of both; ESS estimates are good to a fifth
+    assert found["mean, reference MCSE"] == pytest.approx(0.05, rel=0.3)
+    assert found["z"] == pytest.approx(0.5 / np.hypot(0.05, 0.05), rel=0.3)
+
+
+def test_weights_count():
+    both = {name: np.concatenate([value, value + 7], axis=1) for name, value in STORED.items()}
+    log_weights = jnp.where(jnp.arange(400) < 200, 0.0, -jnp.inf) * jnp.ones((2, 1))
+    found = benchmark.accuracy(Posterior(both, log_weights=log_weights), REFERENCE)
+    assert max(found["mean"], found["second moment"]) < 1e-9
+    assert "z" not in found
+
+
+def test_draws_that_are_not_finite_are_the_largest_error():
+    draws = {"a": STORED["a"], "b": np.full((2, 200, 2), np.nan)}
+    found = benchmark.accuracy(Posterior(draws), REFERENCE)
+    assert not np.isfinite(found["mean"])
+    assert benchmark.verdict([{"engine": "nuts", "posterior": "toy", **found}]).endswith(
+        "(largest inf); not toy"
+    )
+
+
+class Fails:
+    def sample(self, key, target, *, progress):
+        warnings.warn("it looks bad", UserWarning, stacklevel=2)
+        raise FloatingPointError("no good\nsecond line")
+
+
+def test_an_engine_that_fails_is_a_row(key):
+    entry = find_engine("hmc")._replace(make=lambda draws: Fails())
+    row = benchmark.run(key, entry, REFERENCE | {"target": None}, 10)
+    assert row["status"] == "FloatingPointError: no good"
+    assert row["warnings"] == ["it looks bad"]
+    cells = benchmark.table_row(row)
+    assert len(cells) == len(benchmark.HEADER)
+    assert cells[0] == "HMC"
+    assert cells[1] == "-"
+    assert cells[-1] == "FloatingPointError: no good"
+
+
+class Repeats:
+    """Returns the reference's own draws."""
+
+    def sample(self, key, target, *, progress):
+        info = vi.engines.VIInfo(*[jnp.float64(0.25)] * 9)._replace(status=Status.OK, num_gradients=7)
+        return Posterior(STORED, info=info, unconstrained=jax.tree.map(jnp.asarray, STORED))
+
+
+def test_a_row(key):
+    entry = find_engine("full-rank")._replace(make=lambda draws: Repeats())
+    reference = REFERENCE | {"target": None, "positions": jax.tree.map(jnp.asarray, STORED)}
+    row = benchmark.run(key, entry, reference, 10)
+    assert row["posterior"] == "toy"
+    assert row["engine"] == "full-rank"
+    assert row["gradients"] == 7
+    assert row["k-hat"] == 0.25
+    assert max(row["mean"], row["second moment"]) < 1e-9
+    assert row["MMD2"] < 0  # unbiased, and the two sets are the same
+    assert row["MMD p"] > 0.9
+    assert benchmark.table_row(row)[-1] == "OK, k-hat 0.25"
+
+
+def test_one_draw_has_no_discrepancy(key):
+    point = Posterior({"a": jnp.zeros((1, 1))}, unconstrained={"a": jnp.zeros((1, 1))})
+    assert benchmark.discrepancy(key, point, REFERENCE) == {}
+
+
+def test_discrepancy_of_weighted_draws(key):
+    """Draws that are far off weigh nothing; were they counted, the squared MMD would exceed 0.2."""
+    both = {name: jnp.concatenate([value, value + 70], axis=1) for name, value in STORED.items()}
+    log_weights = jnp.where(jnp.arange(400) < 200, 0.0, -jnp.inf) * jnp.ones((2, 1))
+    weighted = Posterior(both, log_weights=log_weights, unconstrained=both)
+    reference = REFERENCE | {"positions": jax.tree.map(jnp.asarray, STORED)}
+    assert abs(benchmark.discrepancy(key, weighted, reference)["MMD2"]) < 0.01
+
+
+def test_thinned_draws():
+    draws = {"a": jnp.arange(20_000.0).reshape(2, 10_000)}
+    assert benchmark.thinned(draws)["a"].shape == (2, 1250)
+    one = {"a": jnp.arange(10_000.0)[None], "b": jnp.zeros((1, 10_000, 3))}
+    assert benchmark.thinned(one).shape == (2500, 4)
+
+
+def test_verdict_names_what_is_not_good():
+    rows = [
+        {"engine": "nuts", "posterior": "x", "mean": 0.02, "second moment": 0.05},
+        {"engine": "nuts", "posterior": "y", "mean": 0.03, "second moment": 0.1},
+        {"engine": "map", "posterior": "x", "mean": 3.0, "second moment": 3.0},
+        {"engine": "nuts", "posterior": "z"},
+    ]
+    assert benchmark.verdict(rows[:1]).startswith("NUTS: 1 of 1 ")
+    assert benchmark.verdict(rows[:2]).endswith("(largest 0.1); not y")
+    assert "1 of 3" in benchmark.verdict(rows)
+    assert benchmark.verdict(rows[2:3]) == "NUTS did not run"
+
+
+def test_results_of_other_engines_and_posteriors_are_kept():
+    old = {
+        "posteriors": [{"posterior": "sblri-blr"}, {"posterior": "arK-arK", "dimension": 6}],
+        "rows": [
+            {"posterior": "arK-arK", "engine": "map", "mean": 1},
+            {"posterior": "sblri-blr", "engine": "nuts", "mean": 2},
+            {"posterior": "arK-arK", "engine": "nuts", "mean": 3},
+        ],
+    }
+    rows = [{"posterior": "arK-arK", "engine": "map", "mean": 4}]
+    found = benchmark.merged(old, {"posterior": "arK-arK", "dimension": 7}, rows)
+    assert found["posteriors"] == [{"posterior": "arK-arK", "dimension": 7}, {"posterior": "sblri-blr"}]
+    assert [row["mean"] for row in found["rows"]] == [3, 4, 2]
+
+
+def test_own_report_of_chains():
+    info = SimpleNamespace(
+        status=jnp.int32(int(Status.OK)),
+        rhat={"a": jnp.array(1.002), "b": jnp.array([1.0, 1.01])},
+        ess={"a": jnp.array(900.0), "b": jnp.array([500.0, 700.0])},
+        diverging=np.array([[True, False], [True, False]]),
+        metric_name="dense",
+        num_leapfrogs=np.array([[3, 4]]),
+        num_warmup_gradients=10,
+    )
+    found = benchmark.own_report(SimpleNamespace(info=info))
+    assert found["R-hat"] == pytest.approx(1.01)
+    assert (found["ESS"], found["divergences"], found["metric"], found["gradients"]) == (
+        500.0,
+        2,
+        "dense",
+        17,
+    )
