@@ -98,7 +98,7 @@ def _svg(fn, theme, width, height, salt):
 
 
 def _settings(theme):
-    cycler = import_extra("cycler", "plots").cycler
+    cycler = import_extra("matplotlib", "plots").cycler
     return {
         "font.size": 9,
         "axes.prop_cycle": cycler(color=theme.series),
