@@ -13,7 +13,16 @@ from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run, run_until
 from probinfer.run_many import ManyPosteriors, run_many
 
-_SUBMODULES = ("checks", "data", "gp", "kernels", "mcmc", "progress", "vi")  # imported when first used
+_SUBMODULES = (
+    "checks",
+    "data",
+    "gp",
+    "kernels",
+    "mcmc",
+    "progress",
+    "report",
+    "vi",
+)  # imported when first used
 
 __all__ = [
     "Algorithm",
@@ -33,6 +42,7 @@ __all__ = [
     "mcmc",
     "progress",
     "record_nothing",
+    "report",
     "run",
     "run_many",
     "run_until",

@@ -1,4 +1,4 @@
-"""The command line: ``probinfer demo``, ``probinfer gp DATA.csv --target COLUMN``, ``probinfer bench NAME``.
+"""The command line: ``probinfer demo``, ``gp DATA.csv --target COLUMN``, ``check`` and ``bench NAME``.
 
 Mistakes of a user print one line and exit with code 2; ``--debug`` shows where they were found. The commands compute in
 64-bit floats: an application may decide that, the library never does.
@@ -57,6 +57,8 @@ def _root(
     [bold]probinfer demo[/bold]: see it work on real data, with a report.
 
     [bold]probinfer gp DATA.csv --target COLUMN[/bold]: predict a column of your table, with honest error bars.
+
+    [bold]probinfer check[/bold]: the library checks its own engines, and says what the checks could have seen.
     """
 
 
@@ -132,6 +134,30 @@ def gp_command(
         )
         path = run_regression(file, options, command=_command(), console=console)
         _point_to(console, path)
+
+
+@app.command()
+def check(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer checks and simulations: under a minute on two cores.")
+    ] = False,
+    out: _Out = "probinfer-check",
+    seed: _Seed = 0,
+    debug: _Debug = False,
+) -> None:
+    """Let the library judge its own engines, and print the verdicts (a few minutes on two cores).
+
+    Draws against exact answers, calibration on simulated data, joint tests of the Markov kernels. Writes a page with
+    numbers and plots. Exit code 1 if an engine fails that should pass, or one passes everywhere that should fail.
+    """
+    with _user_errors(debug), _working() as console:
+        from probinfer.report import check as checking
+
+        effort = checking.QUICK if quick else checking.FULL
+        path, surprises = checking.run_check(out, effort, seed=seed, command=_command(), console=console)
+        _point_to(console, path)
+    if surprises:
+        raise typer.Exit(1)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

@@ -257,7 +257,9 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
 
 def test_demo_end_to_end(tmp_path, monkeypatch):
     """All journeys with a quick engine on few rows; the full one is what people run."""
-    monkeypatch.setattr(demos, "SMALL", demos.Size(draws=8, patients=20, every=24, tumours=40))
+    monkeypatch.setattr(
+        demos, "SMALL", demos.Size(draws=8, patients=20, every=24, tumours=40, simulations=20)
+    )
     monkeypatch.setattr(demos, "WAYS", [way for way in demos.WAYS if way.label == "Laplace"])
     monkeypatch.setattr(demos, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),))
     result = run("demo", "--small", "--out", tmp_path, "--seed", 1)
@@ -269,6 +271,7 @@ def test_demo_end_to_end(tmp_path, monkeypatch):
         assert "ML-II" in text
         assert "Breast cancer" in text
         assert "Laplace" in text
+        assert "smallest error that it could have" in " ".join(text.split())
         assert "these are prior draws" in text
     assert f"jax {jax.__version__}" in page
     assert "Keeling and Whorf" in page

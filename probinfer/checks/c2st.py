@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from probinfer.checks.draws import Draws, collect_pair
-from probinfer.checks.figure import axes_or_new
+from probinfer.checks.figure import axes_or_new, ink
 from probinfer.checks.permutation import Pooled, pool, pvalue, random_labels
 from probinfer.errors import check_key
 from probinfer.types import Array, PRNGKey
@@ -64,6 +64,11 @@ class C2STReport:
     level: float
 
     @property
+    def passed(self) -> bool | None:
+        """True if no difference was seen, False if one was."""
+        return self.pvalue > self.level
+
+    @property
     def verdict(self) -> str:
         """One sentence, with what could have been seen."""
         found = (
@@ -85,8 +90,8 @@ class C2STReport:
         axes = axes_or_new(axes)
         for name, values in self.accuracies.items():
             axes.plot(np.arange(len(values)), values, "o", label=name)
-        axes.axhline(0.5, color="0.6")
-        axes.axhline(self.detectable, color="0.6", linestyle=":")
+        axes.axhline(0.5, color=ink())
+        axes.axhline(self.detectable, color=ink(), linestyle=":", label="smallest seen")
         axes.set(xlabel="fold", ylabel="held-out accuracy")
         axes.legend()
         return axes

@@ -75,6 +75,11 @@ class EvidenceSandwich:
         return self.gap < -rounding - float(stats.t.ppf(1 - self.level, runs - 1)) * self.gap_error
 
     @property
+    def passed(self) -> bool | None:
+        """False if the bounds contradict each other, else None: bounds that agree prove nothing by themselves."""
+        return False if self.contradiction else None
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
         if self.contradiction:

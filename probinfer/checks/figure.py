@@ -10,7 +10,7 @@ from jaxtyping import Int
 from probinfer.checks.bands import Band
 from probinfer.errors import import_extra
 
-__all__ = ["axes_or_new", "draw_band", "draw_ecdf"]
+__all__ = ["axes_or_new", "draw_band", "draw_ecdf", "ink", "shade"]
 
 _MAX_LABELS = 6
 
@@ -27,22 +27,36 @@ def axes_or_new(axes: Any = None) -> Any:
     return figure.subplots()
 
 
+def ink() -> str:
+    """Return the colour of reference lines: that of matplotlib's axes, so that plots suit dark themes too."""
+    return import_extra("matplotlib", "plots").rcParams["axes.edgecolor"]
+
+
+def shade() -> dict[str, Any]:
+    """Return the colour of what stands in the background, such as bands and null distributions."""
+    return {"color": import_extra("matplotlib", "plots").rcParams["grid.color"], "alpha": 0.35}
+
+
 def draw_band(axes: Any, band: Band) -> None:
     """Shade what uniform ranks do with the probability of the band, minus the diagonal."""
     low, high = band.lower - band.points, band.upper - band.points
     axes.fill_between(
-        band.points, low, high, color="0.88", linewidth=0, label=f"{band.coverage:.0%} of uniform ranks"
+        band.points, low, high, linewidth=0, label=f"{band.coverage:.1%} of uniform ranks", **shade()
     )
-    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.axhline(0, color=ink(), linewidth=0.8)
 
 
 def draw_ecdf(axes: Any, band: Band, columns: dict[str, Int[np.ndarray, " S"]], bad: set[str]) -> None:
     """Draw the distribution function of each column of ranks minus the diagonal; those in ``bad`` in colour."""
     for name, ranks in columns.items():
         below = np.searchsorted(np.sort(ranks), band.edges, side="left") / max(len(ranks), 1)
-        style = {"linewidth": 1.4, "zorder": 3} if name in bad else {"color": "0.45", "linewidth": 0.7}
+        style = (
+            {"linewidth": 1.4, "zorder": 3}
+            if name in bad
+            else {"color": ink(), "alpha": 0.6, "linewidth": 0.7}
+        )
         named = name in bad and sorted(bad).index(name) < _MAX_LABELS
         axes.plot(band.points, below - band.points, label=name if named else None, **style)
     axes.set_xlabel("rank / number of draws")
     axes.set_ylabel("ECDF - diagonal")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="upper right")

@@ -12,7 +12,7 @@ from scipy import stats
 
 from probinfer import diagnostics
 from probinfer.checks.draws import collect, gradients
-from probinfer.checks.figure import axes_or_new
+from probinfer.checks.figure import axes_or_new, shade
 from probinfer.types import Array, Float
 
 __all__ = ["SteinIdentityReport", "skewed_pvalue", "stein_identity"]
@@ -62,6 +62,11 @@ class SteinIdentityReport:
         return float(wide * self.location_error.max()), float(wide * self.spread_error.max())
 
     @property
+    def passed(self) -> bool | None:
+        """True if no fault was seen, False if one was."""
+        return self.pvalue > self.level
+
+    @property
     def verdict(self) -> str:
         """One sentence on what was seen, one on what would have been, one on what cannot be."""
         shift, width = self.detectable
@@ -88,7 +93,9 @@ class SteinIdentityReport:
         axes = axes_or_new(axes)
         index = np.arange(len(self.location))
         bound = stats.norm.ppf(1 - self.level / (4 * len(index)))
-        axes.axhspan(-bound, bound, color="0.9")
+        axes.axhspan(-bound, bound, linewidth=0, **shade())
+        if len(index) <= 20:
+            axes.set_xticks(index)
         axes.plot(index, self.location_z, "o", label="location")
         axes.plot(index, self.spread_z, "s", label="spread")
         axes.set(xlabel="coordinate", ylabel="standard errors")

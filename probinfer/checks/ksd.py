@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.checks.draws import Draws, collect, correlation_time, gradients
-from probinfer.checks.figure import axes_or_new
+from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import pvalue
 from probinfer.kernels import InverseMultiquadric
 from probinfer.stein import stein_sums
@@ -57,6 +57,11 @@ class KSDReport:
         return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
 
     @property
+    def passed(self) -> bool | None:
+        """True if no misfit was seen, False if one was, None without a p-value."""
+        return None if self.pvalue is None else self.pvalue > self.level
+
+    @property
     def verdict(self) -> str:
         """One sentence on what was seen, and one on what cannot be."""
         found = f"squared KSD = {self.statistic:.3g} from {len(self.contributions)} draws"
@@ -76,7 +81,7 @@ class KSDReport:
         """
         axes = axes_or_new(axes)
         if len(self.null):
-            axes.hist(self.null, bins=30, color="0.75", label="random signs")
+            axes.hist(self.null, bins=30, label="random signs", **shade())
         axes.axvline(self.statistic, color="C3", label="these draws")
         axes.set(xlabel="squared kernel Stein discrepancy", ylabel="bootstraps")
         axes.legend()

@@ -137,7 +137,7 @@ class TarpReport:
         axes.plot(self.credibility, self.coverage - self.credibility, linewidth=1.4, label="TARP")
         axes.set_xlabel("credibility")
         axes.set_ylabel("coverage - credibility")
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", loc="upper right")
         return axes
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.figure import axes_or_new
+from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import Pooled, pvalue
 from probinfer.tiles import pair_sums
 from probinfer.types import Array, Bool
@@ -50,6 +50,11 @@ class TwoSampleReport:
         return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
 
     @property
+    def passed(self) -> bool | None:
+        """True if no difference was seen, False if one was, None without a p-value."""
+        return None if self.pvalue is None else self.pvalue > self.level
+
+    @property
     def verdict(self) -> str:
         """One sentence, with what could have been seen."""
         found = f"{self.name} = {self.statistic:.3g} from {self.sizes[0]} and {self.sizes[1]} draws"
@@ -70,7 +75,7 @@ class TwoSampleReport:
         """
         axes = axes_or_new(axes)
         if len(self.null):
-            axes.hist(self.null, bins=30, color="0.75", label="relabelled draws")
+            axes.hist(self.null, bins=30, label="relabelled draws", **shade())
         axes.axvline(self.statistic, color="C3", label="these draws")
         axes.set(xlabel=self.name, ylabel="permutations")
         axes.legend()

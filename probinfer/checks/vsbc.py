@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import bdtr, ndtri
 
-from probinfer.checks.figure import axes_or_new
+from probinfer.checks.figure import axes_or_new, ink
 from probinfer.checks.ranks import RankTable, rank_table
 from probinfer.checks.uniformity import WORDS, holm
 from probinfer.types import ArrayTree, PRNGKey
@@ -99,9 +99,11 @@ class VsbcReport:
             below = np.searchsorted(np.sort(values), grid, side="right")
             mirrored = np.searchsorted(np.sort(1 - values), grid, side="right")
             bad = name in self.rejected
-            style = {"linewidth": 1.4, "label": name} if bad else {"color": "0.45", "linewidth": 0.7}
+            style = (
+                {"linewidth": 1.4, "label": name} if bad else {"color": ink(), "alpha": 0.6, "linewidth": 0.7}
+            )
             axes.plot(grid, (below - mirrored) / len(values), **style)
-        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.axhline(0, color=ink(), linewidth=0.8)
         axes.set_xlabel("t")
         axes.set_ylabel("share of p below t - share above 1 - t")
         if self.rejected:

@@ -1,3 +1,5 @@
 """Reports: scores, tables, plots, and one page that holds them; the table of engines."""
 
-__all__: list[str] = []
+from probinfer.report.pages import check_page
+
+__all__ = ["check_page"]

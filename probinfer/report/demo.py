@@ -17,6 +17,7 @@ from rich.markup import escape
 from probinfer import data, gp
 from probinfer.errors import import_extra
 from probinfer.report import sections as sections_of
+from probinfer.report.calibration import calibration_section, calibration_table, judge_learning
 from probinfer.report.classification import METHODS as WAYS
 from probinfer.report.classification import Classified, classification_section, classification_table, classify
 from probinfer.report.engines import ENGINES
@@ -37,16 +38,18 @@ class Size(NamedTuple):
         patients: training rows of the diabetes data.
         every: every so many months of the CO2 series.
         tumours: training rows of the breast cancer data.
+        simulations: simulated data sets that the learning is checked on.
     """
 
     draws: int
     patients: int
     every: int
     tumours: int
+    simulations: int
 
 
-FULL = Size(draws=500, patients=200, every=3, tumours=250)
-SMALL = Size(draws=100, patients=80, every=6, tumours=60)
+FULL = Size(draws=500, patients=200, every=3, tumours=250, simulations=300)
+SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100)
 
 
 def diabetes_problem(size: Size, *, seed: int) -> Problem:
@@ -116,6 +119,7 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     tables, sources = [], {}
     problems = {"Diabetes": diabetes_problem(size, seed=seed), "CO2": co2_problem(size)}
     last_key, *keys = jax.random.split(jax.random.key(seed), len(problems) + 1)
+    check_key = jax.random.fold_in(last_key, 1)
     for key, (name, problem) in zip(keys, problems.items()):
         text = f"{name}: learning from {len(problem.train)} points, {len(problem.test)} to predict"
         console.print(f"[bold]{text}[/bold]")
@@ -129,6 +133,9 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     sections.append(section)
     tables.append([table])
     sources["data: breast cancer"] = source
+    section, table = _calibration(check_key, size, console)
+    sections.append(section)
+    tables.append([table])
     facts = provenance(command, seed=seed, seconds=time.perf_counter() - start, extra=sources)
     path = write_page(out, page("probinfer: five ways to learn a Gaussian process", _LEAD, sections, facts))
     for group in tables:
@@ -157,6 +164,16 @@ def _classification(key, size, console):
     scores = classification_table(found, labels, title=f"Breast cancer: {len(labels)} unseen tumours")
     section = classification_section(table, found, labels, scores, rows=size.tumours)
     return section, scores, f"{table.source}; licence: {table.licence}"
+
+
+def _calibration(key, size, console):
+    text = f"Is it right? The same learning on {size.simulations} simulated data sets, whose truth is known"
+    console.print(f"[bold]{text}[/bold]")
+    start = time.perf_counter()
+    found = judge_learning(key, size.simulations)
+    console.print(f"  {'checked':<14} {seconds(time.perf_counter() - start):>9}   {len(found)} verdicts")
+    table = calibration_table(found)
+    return calibration_section(found, table), table
 
 
 def _say_way(console: Console, method: Classified) -> None:

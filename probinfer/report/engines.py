@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probinfer import gp, mcmc, vi
+from probinfer.checks.known import CORRELATED, NOT_NORMAL
 from probinfer.report.theme import LIGHT
 
 __all__ = ["ENGINES", "Entry", "engine_names", "find_engine", "gradients_spent", "target_engines"]
@@ -24,6 +25,7 @@ class Entry(NamedTuple):
         any_target: takes any target; else it learns the hyperparameters of a Gaussian process only.
         is_point: its posterior is one draw, without a spread.
         in_demo: the demo shows it beside the others.
+        cannot: what its posterior cannot be, by the names in ``checks.known``: there it should fail its checks.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Entry(NamedTuple):
     any_target: bool = True
     is_point: bool = False
     in_demo: bool = True
+    cannot: tuple[str, ...] = ()
 
     @property
     def style(self) -> int:
@@ -53,12 +56,14 @@ ENGINES = (
         "full-rank VI",
         lambda draws: vi.FullRank(num_draws=4 * draws),
         "fits one correlated normal to them",
+        cannot=(NOT_NORMAL,),
     ),
     Entry(
         "mean-field",
         "mean-field VI",
         lambda draws: vi.MeanField(num_draws=4 * draws),
         "fits one normal without correlations",
+        cannot=(NOT_NORMAL, CORRELATED),
     ),
     Entry("map", "MAP", lambda draws: vi.MAP(), "takes the single most probable setting", is_point=True),
     Entry(

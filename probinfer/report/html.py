@@ -83,13 +83,13 @@ def check_folder(folder: str | os.PathLike) -> None:
         raise ValueError(f"--out {folder}: nothing may be written to {path}; name another folder")
 
 
-def write_page(folder: str | os.PathLike, text: str) -> Path:
-    """Write ``index.html`` into a folder, which is made if it is not there; the file is whole or not there at all.
+def write_page(folder: str | os.PathLike, text: str, *, name: str = "index.html") -> Path:
+    """Write a page into a folder, which is made if it is not there; the file is whole or not there at all.
 
     Returns:
         The path of the file.
     """
-    path = Path(folder) / "index.html"
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

@@ -98,8 +98,10 @@ def _svg(fn, theme, width, height, salt):
 
 
 def _settings(theme):
+    cycler = import_extra("matplotlib", "plots").cycler
     return {
         "font.size": 9,
+        "axes.prop_cycle": cycler(color=theme.series),
         "font.family": "DejaVu Sans",
         "axes.edgecolor": theme.muted,
         "axes.labelcolor": theme.ink,

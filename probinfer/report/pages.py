@@ -1,0 +1,199 @@
+"""Any reports of checks on one page: verdicts, what could have been seen, numbers, plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probinfer.checks.uniformity import WORDS
+from probinfer.errors import import_extra, shortened
+from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
+from probinfer.report.tables import Table, number
+from probinfer.report.theme import Picture, draw
+
+__all__ = ["check_page", "could_have_seen", "numbers", "picture", "report_blocks"]
+
+_ROWS = 12  # of a table; the rest is counted
+
+
+def check_page(
+    reports: Mapping[str, Any],
+    path: str | os.PathLike,
+    *,
+    title: str = "Is the posterior right?",
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write reports of checks on one HTML page that needs nothing beside itself.
+
+    Args:
+        reports: heading -> a report of ``probinfer.checks``, or any object with ``verdict`` (text) and perhaps
+            ``passed`` (True, False or None) and ``plot(axes)``.
+        path: a file that ends in .html, or a folder, where it is called index.html.
+        title: of the page.
+        facts: what was run; the last section.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: no reports, a path that cannot be written to, or a report without a verdict.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if not reports:
+        raise ValueError("there is nothing to show: reports is empty; pass {'SBC': checks.sbc(...), ...}")
+    for name, report in reports.items():
+        if not isinstance(getattr(report, "verdict", None), str):
+            raise ValueError(
+                f"'{name}' must be a report of probinfer.checks, with a verdict; got {shortened(report)}"
+            )
+    path = Path(path)
+    folder, file = (path.parent, path.name) if path.suffix == ".html" else (path, "index.html")
+    check_folder(folder)
+    import_extra("matplotlib", "plots")
+    rows = tuple((name, _word(report), could_have_seen(report)) for name, report in reports.items())
+    columns = ("check", "verdict", "smallest error that it could have seen")
+    table = Table("In short", columns, rows, words=(1, 2))
+    sections = [Section("In short", (table._replace(title=""),))]
+    sections += [Section(name, report_blocks(name, report)) for name, report in reports.items()]
+    text = page(title, _lead(reports), sections, list((facts or {}).items()))
+    return write_page(folder, text, name=file)
+
+
+def report_blocks(name: str, report: Any, *, remark: str = "") -> tuple[Text | Gallery | Table, ...]:
+    """The verdict, the plot and the numbers of one report.
+
+    Args:
+        name: of the report.
+        report: of a check.
+        remark: a further sentence, shown as a warning.
+    """
+    passed = getattr(report, "passed", None)
+    blocks: list[Any] = [Text(_sentence(report.verdict), "remark" if passed is False else "finding")]
+    blocks += [Text(remark, "remark")] if remark else []
+    blocks += [Gallery((picture(name, report),))] if hasattr(report, "plot") else []
+    return (*blocks, *numbers(report))
+
+
+def picture(name: str, report: Any, *, width: float = 4.6, height: float = 3.3) -> Picture:
+    """The plot of a report, for light and dark pages.
+
+    Args:
+        name: its title.
+        report: with ``plot(axes)``.
+        width: inches.
+        height: inches.
+    """
+
+    def fn(axes, theme):
+        del theme  # its colours are those of matplotlib's settings by now
+        report.plot(axes)
+
+    seen = could_have_seen(report)
+    caption = f"Could have seen: {seen}." if seen else ""
+    return draw(name, caption, fn, width=width, height=height)
+
+
+def could_have_seen(report: Any) -> str:
+    """The smallest error that a check would have seen, in words; "" where it does not say."""
+    power = _first(report, "power")
+    if power is not None and hasattr(power, "too_wide"):
+        if not np.isfinite(power.bias):
+            return "nothing: too few simulations"
+        widths = [power.too_narrow] if power.too_narrow > 0 else []
+        widths += [power.too_wide] if np.isfinite(power.too_wide) else []
+        parts = [f"bias {power.bias:.2f} sd"]
+        parts += [f"width times {' or '.join(f'{width:.2f}' for width in widths)}"] if widths else []
+        return ", ".join(parts)
+    bound = getattr(report, "kl_bound", None)
+    if bound is not None:
+        return f"bounds the error: KL both ways below {number(bound, 2)} nats"
+    found = getattr(report, "detectable", None)
+    if isinstance(found, tuple):
+        return f"shift {number(found[0], 2)} sd, variance wrong by {number(100 * found[1], 2)} %"
+    if found is None:
+        return ""
+    if hasattr(report, "accuracies"):
+        return f"held-out accuracy {found:.3f}"
+    return f"{getattr(report, 'name', 'statistic')} above {number(found, 2)}"
+
+
+def numbers(report: Any) -> list[Table]:
+    """Tables of everything in a report that is a number or a short list of numbers."""
+    tables = [_pvalues(report)] if isinstance(_first(report, "raw_pvalues"), Mapping) else []
+    if not dataclasses.is_dataclass(report):
+        return tables
+    fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    scalars = [(_words(name), number(float(value), 4)) for name, value in fields.items() if _is_number(value)]
+    if scalars:
+        tables.append(Table("", ("number", "value"), tuple(scalars)))
+    groups: dict[tuple, dict[str, list]] = {}
+    for name, value in fields.items():
+        keys, values = _listed(value)
+        if keys and name not in ("pvalues", "raw_pvalues"):
+            groups.setdefault(keys, {})[_words(name)] = values
+    for keys, columns in groups.items():
+        rows = [(key, *(number(column[i], 3) for column in columns.values())) for i, key in enumerate(keys)]
+        tables.append(_cut(Table("", ("", *columns), tuple(rows))))
+    return tables
+
+
+def _pvalues(report):
+    raw = _first(report, "raw_pvalues")
+    adjusted = _first(report, "pvalues")
+    order = sorted(raw, key=lambda name: raw[name])
+    rows = tuple((name, number(raw[name], 2), number(adjusted[name], 2)) for name in order)
+    return _cut(Table("", ("quantity", "p-value", "adjusted for all of them (Holm)"), rows))
+
+
+def _cut(table):
+    if len(table.rows) <= _ROWS:
+        return table
+    return table._replace(rows=table.rows[:_ROWS], note=f"and {len(table.rows) - _ROWS} more")
+
+
+def _first(report, name):
+    """An attribute of a report, or of the test of ranks inside it."""
+    inside = (getattr(report, inner, None) for inner in ("uniform", "ranks"))
+    return next(
+        (getattr(one, name) for one in (report, *inside) if getattr(one, name, None) is not None), None
+    )
+
+
+def _is_number(value):
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _listed(value):
+    """(keys, values) of a short list or mapping of numbers, else ((), [])."""
+    if isinstance(value, np.ndarray) and value.ndim == 1 and 0 < len(value) <= _ROWS:
+        return tuple(map(str, range(len(value)))), value.astype(float).tolist()
+    if isinstance(value, Mapping) and value and all(map(_is_number, value.values())):
+        return tuple(map(str, value)), list(map(float, value.values()))
+    return (), []
+
+
+def _words(name):
+    return name.replace("_", " ")
+
+
+def _word(report):
+    return WORDS[getattr(report, "passed", None)] if hasattr(report, "passed") else "-"
+
+
+def _sentence(text):
+    text = str(text)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _lead(reports):
+    failed = [name for name, report in reports.items() if getattr(report, "passed", None) is False]
+    unsure = [name for name, report in reports.items() if getattr(report, "passed", False) is None]
+    said = f"Failed: {', '.join(failed)}. " if failed else "No check failed. "
+    if unsure:
+        said += f"No verdict from: {', '.join(unsure)}. "
+    return said + "Beside each verdict stands the smallest error that the check could have seen."

@@ -1,0 +1,218 @@
+"""The suite: its targets are what they say, right engines pass, wrong ones fail, and what is known of them is heard."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from probinfer.base import Status
+from probinfer.checks import known, stein_identity
+from probinfer.checks.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
+from probinfer.errors import NumericalError
+from probinfer.posterior import Posterior
+
+SIZE = Size(exact=400, simulations=0, loops=0, lanes=0, discrepancies=("Stein", "MMD"))
+TARGETS = {"correlated normal": known.correlated_normal(), "skewed, badly scaled": known.skewed()}
+
+
+def make_posterior(draws):
+    return Posterior(draws, unconstrained=draws)
+
+
+def exact_draws(key, target):
+    """The right answer, found by the data that the target holds."""
+    which = min(TARGETS.values(), key=lambda one: _distance(one.target, target))
+    return make_posterior(which.exact(key, 400)[None])
+
+
+def _distance(one, other):
+    point = jnp.array([-1.0, 0.5, 0.3])
+    return abs(float(one.logdensity_fn(point) - other.logdensity_fn(point)))
+
+
+def uncorrelated(key, target):
+    """Right marginals of every target, without the correlation."""
+    draws = exact_draws(key, target).unconstrained[0]
+    keys = jax.random.split(key, 3)
+    columns = [jax.random.permutation(k, column) for k, column in zip(keys, draws.T)]
+    return make_posterior(jnp.stack(columns, axis=1)[None])
+
+
+def shifted(key, target):
+    draws = exact_draws(key, target).unconstrained
+    return make_posterior(draws + jnp.std(draws, axis=1, keepdims=True))
+
+
+def broken(key, target):
+    raise NumericalError("no start", Status.NON_FINITE)
+
+
+def too_few(key, target):
+    return make_posterior(exact_draws(key, target).unconstrained[:, :5])
+
+
+# Targets
+
+
+def test_evidence_of_the_normal():
+    target = TARGETS["correlated normal"]
+    covariance = (0.8 + 0.2 * np.eye(3)) * np.outer([0.1, 1, 30], [0.1, 1, 30])
+    u = np.array([0.05, -0.7, 12.0])
+    log_q = stats.multivariate_normal(np.zeros(3), covariance).logpdf(u)
+    assert float(target.target.logdensity_fn(jnp.asarray(u))) - log_q == pytest.approx(
+        target.log_evidence, rel=1e-4
+    )
+
+
+def test_evidence_of_the_skewed():
+    shapes, rates = (1.0, 2.0, 5.0), (50.0, 1.0, 0.01)
+
+    def mass(shape, rate):
+        mode = np.log(shape / rate)
+        return integrate.quad(lambda u: np.exp(shape * u - rate * np.exp(u)), mode - 30, mode + 5)[0]
+
+    total = sum(np.log(mass(shape, rate)) for shape, rate in zip(shapes, rates))
+    assert TARGETS["skewed, badly scaled"].log_evidence == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_exact_draws_fit_their_density(key, name):
+    target = TARGETS[name]
+    report = stein_identity(target.exact(key, 2000), target.target.logdensity_fn, level=1e-4)
+    assert report.passed  # fixed key; false alarm 1e-4
+
+
+def test_the_posterior_of_the_regression_is_prior_times_likelihood(key):
+    model = known.linear_regression()
+    keys = jax.random.split(key, 3)
+    x = model.simulate(keys[0], model.prior_sample(keys[1]))
+    target = model.target_fn(x)
+    gaps = [
+        float(target.logdensity_fn(u) - model.log_joint(u, x)) for u in jax.random.normal(keys[2], (3, 3))
+    ]
+    np.testing.assert_allclose(gaps, gaps[0], rtol=1e-5)
+
+
+def test_prior_of_eight_schools_is_the_one_simulated(key):
+    """The density of log tau integrates to what its draws say: P(tau < 5) is one half for a half-Cauchy(5)."""
+    model = known.eight_schools()
+    rest = {"mu": jnp.zeros(()), "z": jnp.zeros(8)}
+    grid = jnp.linspace(np.log(5) - 25, np.log(5) + 25, 4001)
+    mass = np.exp(jax.vmap(lambda t: model.log_prior_fn({"log_tau": t, **rest}))(grid))
+    assert (mass[:2000].sum() + mass[2000] / 2) / mass.sum() == pytest.approx(0.5, abs=1e-3)
+    draws = jax.vmap(model.prior_sample)(jax.random.split(key, 4000))
+    # 5 standard errors of a share of one half: false alarm 6e-7.
+    assert np.mean(draws["log_tau"] < np.log(5)) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(4000))
+
+
+# Verdicts
+
+
+@pytest.fixture(scope="module")
+def findings():
+    cannot = {known.CORRELATED: "ignores correlations"}
+    subjects = [
+        Subject("exact", exact_draws),
+        Subject("marginals", uncorrelated, cannot),
+        Subject("shifted", shifted),
+        Subject("broken", broken),
+        Subject("few", too_few),
+    ]
+    started, done = [], []
+    found = run_suite(
+        jax.random.key(0),
+        subjects,
+        size=SIZE,
+        started=lambda number, total, what: started.append((number, total)),
+        done=done.append,
+    )
+    assert started == [(i, len(found)) for i in range(len(found))]
+    assert done == found
+    return found
+
+
+def words(findings, subject, check=None):
+    return {f.target: f.word for f in findings if f.subject == subject and check in (None, f.check)}
+
+
+def test_right_and_wrong_engines(findings):
+    assert set(words(findings, "exact").values()) == {"passes"}  # fixed key; false alarm .05 over the suite
+    assert set(words(findings, "shifted", "MMD").values()) == {"fails"}
+    assert words(findings, "marginals", "MMD") == {
+        "correlated normal": "fails, as it should",
+        "skewed, badly scaled": "passes",
+    }
+    assert all(f.verdict and f.report is not None for f in findings if f.subject == "exact")
+
+
+def test_engines_that_fail_and_checks_that_refuse(findings):
+    assert set(words(findings, "broken").values()) == {"fails"}
+    assert "no start" in next(f.verdict for f in findings if f.subject == "broken")
+    assert set(words(findings, "few").values()) == {"cannot tell"}
+    assert all("cannot tell" in f.verdict for f in findings if f.subject == "few")
+
+
+def test_what_is_unexpected(findings):
+    said = unexpected([f for f in findings if f.subject in ("exact", "marginals", "few")])
+    assert said == []
+    said = unexpected(findings)
+    assert any(sentence.startswith("shifted on correlated normal fails MMD") for sentence in said)
+    blind = Finding("a", "t", "Stein", None, True, "no fault seen", "ignores correlations")
+    assert blind.word == "does not see it"
+    assert unexpected([blind]) == ["no check saw what is wrong with a on t: it ignores correlations"]
+    assert unexpected([blind, blind._replace(check="MMD", passed=False)]) == []
+
+
+def test_calibration_loops_and_evidence(key):
+    """An engine for the conjugate model: its exact posterior, once with a log density, once half as wide."""
+    design = jnp.asarray([[2.0, 2, 0], [2, 1.5, 0.5], [1.5, 2, 1], [2, 2.5, -1], [2, 2, 0.5]])
+    root = jnp.linalg.cholesky(jnp.linalg.inv(jnp.eye(3) + design.T @ design))
+
+    def sample(key, target, width=1.0):
+        mean = root @ root.T @ jax.grad(target.logdensity_fn)(jnp.zeros(3))
+        return make_posterior((mean + width * jax.random.normal(key, (100, 3)) @ root.T)[None])
+
+    def narrow(key, target):
+        return sample(key, target, 0.5)
+
+    size = SIZE._replace(loops=150, discrepancies=())
+    found = run_suite(key, [Subject("right", sample), Subject("narrow", narrow)], size=size)
+    assert [(f.subject, f.check, f.passed) for f in found] == [
+        ("right", "SBC", True),  # fixed key; false alarm .05 over the suite
+        ("right", "TARP", True),
+        ("narrow", "SBC", False),
+        ("narrow", "TARP", False),
+    ]
+
+
+def test_kernels(key):
+    """A walk with a state of its own, right and with the wrong ratio."""
+
+    def kernel(name, temperature):
+        def step(logdensity_fn, key, state):
+            key_move, key_accept = jax.random.split(key)
+            new = state["position"] + 0.5 * jax.random.normal(key_move, state["position"].shape)
+            log_ratio = temperature * (logdensity_fn(new) - logdensity_fn(state["position"]))
+            accepted = jnp.log(jax.random.uniform(key_accept)) < log_ratio
+            return {"position": jnp.where(accepted, new, state["position"])}, {"accepted": accepted}
+
+        return Kernel(name, lambda f, position: {"position": position}, step, lambda state: state["position"])
+
+    kernels = [kernel("right", 1.0), kernel("hot", 0.4)]
+    found = run_suite(key, [], kernels=kernels, size=SIZE._replace(lanes=400))
+    assert [(f.subject, f.passed) for f in found] == [("right", True), ("hot", False)]  # false alarm .05
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"key": 3}, TypeError, "key"),
+        ({"level": 0.7}, ValueError, "false alarm"),
+        ({"subjects": []}, ValueError, "nothing to check"),
+    ],
+)
+def test_bad_input(change, error, match):
+    arguments = {"key": jax.random.key(0), "subjects": [Subject("exact", exact_draws)], "size": SIZE} | change
+    with pytest.raises(error, match=match):
+        run_suite(arguments.pop("key"), arguments.pop("subjects"), **arguments)
