@@ -18,9 +18,9 @@ from jax.flatten_util import ravel_pytree
 from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
 from probinfer.mcmc.sampler_info import SamplerInfo, sampler_info
 from probinfer.mcmc.tuning import Tuning, first_tuning, learn, row_of, sound
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 
-__all__ = ["HmcPosteriorSampler"]
+__all__ = ["HmcPosteriorSampler", "hmc_transition"]
 
 _JITTER = 0.2  # share by which the step size, and so the length in time, of a trajectory varies
 
@@ -83,14 +83,20 @@ class HmcPosteriorSampler:
 
     def _transition(self, key: PRNGKey, value_and_grad_fn: Callable, number: Array, chain: _Chain) -> _Chain:
         """One trajectory, judged and, in the warm-up, learned from."""
-        place, tuning = chain.place, chain.tuning
+        tuning = chain.tuning
         # All randomness of a transition in one call: on a CPU each call is a loop of its own.
         uniforms = jax.random.uniform(
-            jax.random.fold_in(key, number), (2 + len(place.position),), place.position.dtype
+            jax.random.fold_in(key, number), (2 + len(chain.place.position),), chain.place.position.dtype
         )
-        end, gain = self._trajectory(uniforms[0], uniforms[2:], value_and_grad_fn, place, tuning)
+        place, gain = hmc_transition(
+            uniforms,
+            chain.place,
+            value_and_grad_fn,
+            tuning.step_size,
+            tuning.inverse_mass,
+            self.num_leapfrogs,
+        )
         acceptance = jnp.exp(jnp.minimum(gain, 0))
-        place = jax.tree.map(lambda new, old: jnp.where(uniforms[1] < acceptance, new, old), end, place)
         warming = number < self.num_warmup
         tuning = lax.cond(
             warming,
@@ -108,19 +114,34 @@ class HmcPosteriorSampler:
             chain.finite & sound(place.logdensity, tuning),
         )
 
-    def _trajectory(
-        self, uniform: Array, uniforms: Array, value_and_grad_fn: Callable, place: Place, tuning: Tuning
-    ) -> tuple[Place, Array]:
-        """The end of a trajectory from a place, and the energy it lost."""
-        step_size = tuning.step_size * (1 + _JITTER * (2 * uniform - 1))
-        start = momentum(uniforms, tuning.inverse_mass)
-        end, last = lax.fori_loop(
-            0,
-            self.num_leapfrogs,
-            lambda _, end: leapfrog(value_and_grad_fn, end[0], end[1], step_size, tuning.inverse_mass),
-            (place, start),
-        )
-        gain = energy(place.logdensity, start, tuning.inverse_mass) - energy(
-            end.logdensity, last, tuning.inverse_mass
-        )
-        return end, jnp.where(jnp.isnan(gain), -jnp.inf, gain)
+
+def hmc_transition(
+    uniforms: Float[Array, " draws"],
+    place: Place,
+    value_and_grad_fn: Callable,
+    step_size: Float[Array, ""],
+    inverse_mass: Float[Array, " d"],
+    num_leapfrogs: int,
+) -> tuple[Place, Float[Array, ""]]:
+    """Return where one trajectory leads, and the energy it lost: the logarithm of the odds to accept its end.
+
+    Args:
+        uniforms: 2 + d, independent, in [0, 1): jitter of the step size, acceptance, momentum.
+        place: where the chain is.
+        value_and_grad_fn: position (d,) -> log density and its gradient.
+        step_size: before jitter.
+        inverse_mass: diagonal of the inverse mass matrix.
+        num_leapfrogs: of the trajectory.
+    """
+    step_size = step_size * (1 + _JITTER * (2 * uniforms[0] - 1))
+    start = momentum(uniforms[2:], inverse_mass)
+    end, last = lax.fori_loop(
+        0,
+        num_leapfrogs,
+        lambda _, end: leapfrog(value_and_grad_fn, end[0], end[1], step_size, inverse_mass),
+        (place, start),
+    )
+    gain = energy(place.logdensity, start, inverse_mass) - energy(end.logdensity, last, inverse_mass)
+    gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
+    accepted = jnp.log(uniforms[1]) < gain
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), end, place), gain
