@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blackjax.mcmc.metrics import gaussian_euclidean_low_rank
 
 from probinfer import mcmc, targets
 from probinfer.base import Status
@@ -256,6 +257,29 @@ def test_rows_beyond_the_count_do_not_count(dtype):
     )
     np.testing.assert_allclose(clean.divergences, dirty.divergences, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(clean.metric.sigma, dirty.metric.sigma, rtol=1e-6)
+
+
+@pytest.mark.f32
+def test_kinetic_energy_is_that_of_the_matrix_and_never_negative(dtype):
+    """Its terms in single coordinates may be negative: one that overflowed made it minus infinity, and was accepted."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    sigma, lam = np.array([0.5, 1.0, 2.0, 0.1]), np.array([1e-5, 0.3, 2.0, 1.0])
+    metric = metrics.LowRankInverseMassMatrix(*(jnp.asarray(x, dtype) for x in (sigma, basis, lam)))
+    ours, theirs = (
+        metrics.euclidean(metric).kinetic_energy,
+        gaussian_euclidean_low_rank(*metric).kinetic_energy,
+    )
+    momenta = rng.normal(size=(1000, 4)) / sigma
+    root = sigma[:, None] * basis * np.sqrt(lam)
+    expected = 0.5 * np.sum((momenta @ root) ** 2, axis=1)
+    tolerance = 1e-2 if dtype == jnp.float32 else 1e-8  # of rounding, in a direction with l = 1e-5
+    np.testing.assert_allclose(jax.lax.map(ours, jnp.asarray(momenta, dtype)), expected, rtol=tolerance)
+    largest = float(jnp.finfo(dtype).max) ** rng.uniform(0.49, 0.52, size=(1000, 1))
+    huge = jnp.asarray(momenta * largest, dtype)
+    if dtype == jnp.float32:  # the momenta are such that it matters, in optimised code
+        assert np.any(jax.lax.map(theirs, huge) < 0)
+    assert not np.any(jax.lax.map(ours, huge) < 0)
 
 
 def test_climb_ends_in_the_typical_set_and_stays_dispersed(dtype):
