@@ -17,6 +17,7 @@ from probinfer.report.engines import find_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import posteriordb as benchmark
+import posteriordb_plot
 
 sys.path.pop(0)
 
@@ -134,7 +135,11 @@ def test_a_refusal_of_the_check_is_not_the_status_of_the_engine(key, monkeypatch
 
 
 def test_names_of_models_that_are_not_unique_are_given_in_full():
-    assert benchmark.short_names(["arK-arK", "sblrc-blr", "sblri-blr"]) == ["arK", "sblrc-blr", "sblri-blr"]
+    assert posteriordb_plot.short_names(["arK-arK", "sblrc-blr", "sblri-blr"]) == [
+        "arK",
+        "sblrc-blr",
+        "sblri-blr",
+    ]
 
 
 def test_one_draw_has_no_discrepancy(key):
