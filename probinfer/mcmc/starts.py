@@ -107,6 +107,9 @@ def choose(
         num_chains: how many to keep.
         mode: ``"auto"``, ``"map"`` or ``"vmap"`` over the candidates.
         max_evaluations: gradients spent on a candidate at most.
+
+    Returns:
+        The climbs of the chosen candidates, and how many were dropped.
     """
     algorithm, dimension = _algorithm(logdensity_fn, candidates)
     states = over(algorithm.init, mode, candidates)
@@ -167,9 +170,9 @@ def margin(dimension: int) -> float:
 
 
 def _algorithm(logdensity_fn, positions):
-    return optimize.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn))), flatten(
-        positions
-    ).shape[1]
+    """L-BFGS on minus the log density, and the dimension."""
+    algorithm = optimize.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn)))
+    return algorithm, flatten(positions).shape[1]
 
 
 def _climb(algorithm, state, floor, dimension: int, max_evaluations: int):
