@@ -5,12 +5,14 @@ import pytest
 
 from probinfer import weights
 from probinfer.base import Status
-from probinfer.resampling import _offspring_bounds, systematic
+from probinfer.resampling import systematic
+from probinfer.resampling.counts import expected_offspring, relative_weights
+from probinfer.resampling.points import systematic_bounds
 from tests.reference import weighted as oracle
 
 # one-sided, badly scaled, with zeros in front, in the middle and behind
 LOG_WEIGHTS = np.array([-np.inf, -0.2, -7.0, -np.inf, 1.3, 0.4, -2.0, -np.inf, -np.inf, 0.1, -4.0, -np.inf])
-bounds = jax.jit(_offspring_bounds, static_argnums=2)
+bounds = jax.jit(systematic_bounds, static_argnums=2)
 
 
 @pytest.mark.parametrize("num", [1, 7, 40])
@@ -18,7 +20,9 @@ bounds = jax.jit(_offspring_bounds, static_argnums=2)
 def test_offspring_are_those_of_exact_arithmetic(num, offset, dtype):
     # quarters and eighths: every cumulative weight is exact, ties between points and bounds included
     probabilities = np.array([0, 0.125, 0, 0.25, 0.125, 0.5, 0, 0])
-    found = np.diff(bounds(jnp.asarray(probabilities, dtype), jnp.asarray(offset, dtype), num), prepend=0)
+    found = np.diff(
+        bounds(jnp.asarray(num * probabilities, dtype), jnp.asarray(offset, dtype), num), prepend=0
+    )
     assert found.tolist() == oracle.systematic_counts(probabilities, offset, num).tolist()
 
 
@@ -45,7 +49,7 @@ def test_weight_zero_is_never_chosen_and_every_bound_is_right(size):
     log_weights = 5 * jax.random.normal(key_weight, (size,), jnp.float32)
     log_weights = jnp.where(jax.random.bernoulli(key_zero, 0.5, (size,)), -jnp.inf, log_weights)
     log_weights = log_weights.at[jnp.asarray([0, 1, size - 2, size - 1])].set(-jnp.inf)
-    probabilities = jnp.exp(weights.normalize(log_weights).log_weights)
+    probabilities = expected_offspring(relative_weights(log_weights), size)
     exact = np.asarray(probabilities, float) / np.sum(np.asarray(probabilities, float))
     for offset in (0.0, 2.0**-24, 0.4321, 1 - 2.0**-24):
         found = np.asarray(bounds(probabilities, jnp.float32(offset), size))
