@@ -43,7 +43,7 @@ CONDITIONAL: dict[str, ConditionalScheme] = {
 }
 
 
-def get(scheme: str | Scheme) -> Scheme:
+def get(scheme: Any) -> Scheme:
     """Return the scheme of a name; a function is returned as it came.
 
     Args:
@@ -62,7 +62,7 @@ def get(scheme: str | Scheme) -> Scheme:
     return scheme
 
 
-def conditional(scheme: str | Scheme) -> ConditionalScheme:
+def conditional(scheme: Any) -> ConditionalScheme:
     """Return the conditional form of a scheme, in which slot 0 descends from draw 0.
 
     Args:
@@ -138,7 +138,7 @@ class Adaptive:
         return adaptive(conditional(self.scheme), self.trigger)
 
 
-def adaptive(scheme: str | Scheme = "systematic", trigger: Callable | None = None) -> Adaptive:
+def adaptive(scheme: Any = "systematic", trigger: Any = None) -> Adaptive:
     """Resample by a scheme, only when a trigger says so.
 
     Args:

@@ -48,7 +48,7 @@ def expected_offspring(relative: Array, num: int | Array) -> Array:
     number = jnp.asarray(num, relative.dtype)
     expected = relative * number / jnp.where(total > 0, total, jnp.ones_like(total))
     nearest = jnp.round(expected)
-    slack = 4 * jnp.finfo(relative.dtype).eps * expected
+    slack = 8 * jnp.finfo(relative.dtype).eps * expected
     return jnp.where(jnp.abs(expected - nearest) <= slack, nearest, expected)
 
 

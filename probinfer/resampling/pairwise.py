@@ -61,10 +61,11 @@ def ssp_bounds(key: Array, expected: Array, num: int, marked: Array, up: Array) 
     uniforms = jax.random.uniform(key, expected.shape, expected.dtype)
     items = (index[1:], fractions[1:], uniforms[1:])
     meet = partial(_meet, marked=marked, up=up)
+    settled: tuple[Array, Array]
     last, settled = jax.lax.scan(meet, (index[0], fractions[0]), items)
     closed, ones = settled
     # the fractions sum to an integer: the last open one is what is missing from num
-    left = jnp.clip(num - jnp.sum(copies) - jnp.sum(ones), 0, 1)
+    left = jnp.clip(num - jnp.sum(copies, dtype=jnp.int32) - jnp.sum(ones, dtype=jnp.int32), 0, 1)
     counts = copies.at[closed].add(ones).at[last[0]].add(left)
     return bounds_of(jnp.cumsum(counts, dtype=jnp.int32), expected > 0, num)
 

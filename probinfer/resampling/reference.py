@@ -9,7 +9,8 @@ probability :math:`W_i`, and given that it descends from the reference r the cou
 
 Schemes that look at the order of the draws are applied to a uniformly random order of them, since a reference that
 always comes first is not an exchangeable one (multinomial resampling does not look). By convention the reference
-is draw 0, and slot 0 descends from it; the order of the other slots carries no meaning.
+is draw 0, and slot 0 descends from it. The others come sorted and are rotated at random, so that each other slot has
+the same law.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ def conditional_multinomial(
     check(log_weights, num)
     relative = relative_weights(log_weights)
     ends = cumulative(expected_offspring(relative, num - 1), num - 1)
-    bounds = bounds_of(uniform_points_below(key, ends, num - 1, num), relative > 0, num - 1)
+    key_points, key_turn = jax.random.split(key)
+    bounds = bounds_of(uniform_points_below(key_points, ends, num - 1, num), relative > 0, num - 1)
     others = ancestors_of(bounds, num)[: num - 1]
-    return share_with_reference(log_weights, _lead(others), num)
+    return share_with_reference(log_weights, _lead(key_turn, others), num)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -94,7 +96,7 @@ def conditional_stratified(
         Chopin and Singh (2015), On particle Gibbs sampling, section 5; Karppinen, Singh and Vihola (2023).
     """
     check(log_weights, num)
-    key_order, key_point, key_places = jax.random.split(key, 3)
+    key_order, key_point, key_places, key_turn = jax.random.split(key, 4)
     order, position = _random_order(key_order, log_weights.shape[0])
     expected = expected_offspring(relative_weights(log_weights), num)[order]
     whole, fraction = cumulative(expected, num)
@@ -104,7 +106,7 @@ def conditional_stratified(
     places = jax.random.uniform(key_places, (num,), expected.dtype).at[cell].set(point - jnp.floor(point))
     below = whole + (places[jnp.minimum(whole, num - 1)] < fraction)
     bounds = bounds_of(below, expected > 0, num)
-    return share_with_reference(log_weights, _others(bounds, order, position, num), num)
+    return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -129,7 +131,7 @@ def conditional_systematic(
         Chopin and Singh (2015), On particle Gibbs sampling, section 5; Karppinen, Singh and Vihola (2023).
     """
     check(log_weights, num)
-    key_order, key_part, key_place = jax.random.split(key, 3)
+    key_order, key_part, key_place, key_turn = jax.random.split(key, 4)
     order, position = _random_order(key_order, log_weights.shape[0])
     expected = expected_offspring(relative_weights(log_weights), num)[order]
     _, start = _start(*cumulative(expected, num), position)
@@ -139,7 +141,7 @@ def conditional_systematic(
     # the point lies in the whole cells of the interval, where any offset serves, or in what is left of it
     point = jnp.where(part < jnp.floor(length), place, start + place * (length - jnp.floor(length)))
     bounds = systematic_bounds(expected, point - jnp.floor(point), num)
-    return share_with_reference(log_weights, _others(bounds, order, position, num), num)
+    return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -167,14 +169,14 @@ def conditional_ssp(
         Gerber, Chopin and Whiteley (2019), section 5; Karppinen, Singh and Vihola (2023).
     """
     check(log_weights, num)
-    key_order, key_up, key_pairs = jax.random.split(key, 3)
+    key_order, key_up, key_pairs, key_turn = jax.random.split(key, 4)
     order, position = _random_order(key_order, log_weights.shape[0])
     expected = expected_offspring(relative_weights(log_weights), num)[order]
     copies = jnp.floor(expected[position])
     fraction = expected[position] - copies
     up = jax.random.uniform(key_up, (), expected.dtype) * expected[position] < fraction * (copies + 1)
     bounds = ssp_bounds(key_pairs, expected, num, position, up)
-    return share_with_reference(log_weights, _others(bounds, order, position, num), num)
+    return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
 
 
 def _random_order(key: Array, size: int) -> tuple[Array, Array]:
@@ -190,12 +192,14 @@ def _start(whole: Array, fraction: Array, position: Array) -> tuple[Array, Array
     return jnp.where(first, 0, whole[before]), jnp.where(first, 0, fraction[before])
 
 
-def _others(bounds: Array, order: Array, position: Array, num: int) -> Array:
-    """Take one copy of the reference for slot 0, and the other draws in any order for the other slots."""
+def _others(key: Array, bounds: Array, order: Array, position: Array, num: int) -> Array:
+    """Take one copy of the reference for slot 0, and the other draws for the other slots."""
     index = jnp.arange(bounds.shape[0])
     fewer = jax.lax.cummax(jnp.maximum(bounds - (index >= position), 0))
-    return _lead(order[ancestors_of(fewer, num)[: num - 1]])
+    return _lead(key, order[ancestors_of(fewer, num)[: num - 1]])
 
 
-def _lead(others: Array) -> Array:
-    return jnp.concatenate([jnp.zeros(1, jnp.int32), others])
+def _lead(key: Array, others: Array) -> Array:
+    size = others.shape[0]
+    turned = jnp.roll(others, jax.random.randint(key, (), 0, max(size, 1), jnp.int32))
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), turned])

@@ -94,14 +94,16 @@ def conditional_killing(
 
 
 def _refill(key: Array, relative: Array, empty: Array) -> Array:
-    """Put the draws of a multinomial sample, as many as there are empty slots, into these slots."""
+    """Put a multinomial sample, as large as there are empty slots, into these slots; it is sorted, so rotated."""
+    key_points, key_shift = jax.random.split(key)
     num = relative.shape[0]
     number = jnp.sum(empty, dtype=jnp.int32)
     ends = cumulative(expected_offspring(relative, number), number)
-    below = uniform_points_below(key, ends, number, num)
+    below = uniform_points_below(key_points, ends, number, num)
     fresh = ancestors_of(bounds_of(below, relative > 0, number), num)
-    rank = jnp.cumsum(empty, dtype=jnp.int32) - 1
-    return jnp.where(empty, fresh[jnp.maximum(rank, 0)], jnp.arange(num, dtype=jnp.int32))
+    several = jnp.maximum(number, 1)
+    rank = jnp.cumsum(empty, dtype=jnp.int32) + jax.random.randint(key_shift, (), 0, several, jnp.int32)
+    return jnp.where(empty, fresh[rank % several], jnp.arange(num, dtype=jnp.int32))
 
 
 def _check_slots(log_weights: Array, num: int) -> None:

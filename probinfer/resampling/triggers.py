@@ -51,7 +51,7 @@ def always() -> Partial:
     return Partial(_always)
 
 
-def every(k: int) -> Partial:
+def every(k: Any) -> Partial:
     """Resample at the steps t = 0, k, 2 k, ... among those at which the question is asked.
 
     Args:

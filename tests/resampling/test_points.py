@@ -3,8 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import weights
-from probinfer.base import Status
 from probinfer.resampling import systematic
 from probinfer.resampling.counts import expected_offspring, relative_weights
 from probinfer.resampling.points import systematic_bounds
@@ -78,34 +76,8 @@ def test_one_positive_weight_takes_all(place, dtype):
         assert jnp.all(systematic(jax.random.key(seed), log_weights, 8)[0] == place)
 
 
-@pytest.mark.parametrize("num", [1, 12, 31])
-def test_total_weight_is_kept_and_equally_shared(key, num, dtype):
-    log_weights = jnp.asarray(LOG_WEIGHTS, dtype)
-    ancestors, resampled = systematic(key, log_weights, num)
-    assert ancestors.shape == resampled.shape == (num,)
-    assert ancestors.dtype == jnp.int32
-    assert resampled.dtype == dtype
-    assert jnp.all(resampled == resampled[0])
-    before, after = weights.normalize(log_weights).log_sum, weights.normalize(resampled).log_sum
-    np.testing.assert_allclose(after, before, rtol=1e-5)
-
-
 def test_equal_weights_keep_everybody(key, dtype):
     assert systematic(key, jnp.full(50, -3.3, dtype), 50)[0].tolist() == list(range(50))
-
-
-@pytest.mark.f32
-def test_all_weights_zero_stay_zero(key, dtype):
-    ancestors, log_weights = systematic(key, jnp.full(5, -jnp.inf, dtype), 8)
-    assert weights.status(log_weights) == Status.DEGENERATE_WEIGHTS
-    assert ancestors.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_failed_weights_stay_failed(key, bad, dtype):
-    ancestors, log_weights = systematic(key, jnp.zeros(5, dtype).at[1].set(bad), 5)
-    assert weights.status(log_weights) == Status.NON_FINITE
-    assert ancestors.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("size", "num"), [(3, 0), (0, 3)])

@@ -1,0 +1,87 @@
+"""Particle Gibbs started at the exact posterior stays there: two states, three steps, four particles."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from probinfer import resampling
+
+REPEATS = 150_000
+NUM = 4
+START = np.array([0.7, 0.3])
+TRANSITION = np.array([[0.8, 0.2], [0.35, 0.65]])
+POTENTIAL = np.array([[0.3, 1.0], [1.0, 0.15], [0.25, 1.0]])  # step, state
+PATHS = list(product(range(2), repeat=3))
+
+
+def posterior():
+    """Probabilities of all paths."""
+    mass = [START[a] * TRANSITION[a, b] * TRANSITION[b, c] for a, b, c in PATHS]
+    mass = mass * np.array([np.prod(POTENTIAL[range(3), path]) for path in PATHS])
+    return mass / mass.sum()
+
+
+def sweep(resample, key, reference):
+    """One pass of particle Gibbs: ``reference`` (3,) in, a path of the new particles out."""
+    dtype = jnp.result_type(float)
+    log_potential = jnp.log(jnp.asarray(POTENTIAL, dtype))
+    keys = jax.random.split(key, 6)
+    states = jax.random.categorical(keys[0], jnp.log(jnp.asarray(START, dtype)), shape=(NUM,))
+    paths = states.at[0].set(reference[0])[:, None]
+    log_weights = log_potential[0, paths[:, 0]]
+    for t in (1, 2):
+        ancestors, log_weights = resample(keys[2 * t], log_weights, t)
+        paths = paths[ancestors]
+        rows = jnp.log(jnp.asarray(TRANSITION, dtype))[paths[:, -1]]
+        states = jax.random.categorical(keys[2 * t + 1], rows).at[0].set(reference[t])
+        paths = jnp.concatenate([paths, states[:, None]], axis=1)
+        log_weights = log_weights + log_potential[t, states]
+    return paths[jax.random.categorical(keys[1], log_weights)]
+
+
+def deviation(resample):
+    """Chi-squared statistic of one sweep from exact paths."""
+    probabilities = posterior()
+    start = np.random.default_rng(11).choice(len(PATHS), size=REPEATS, p=probabilities)
+    keys = jax.random.split(jax.random.key(12), REPEATS)
+    references = jnp.asarray(np.array(PATHS)[start])
+    ended = jax.jit(jax.vmap(partial(sweep, resample)))(keys, references)
+    found = np.bincount(np.asarray(ended) @ [4, 2, 1], minlength=len(PATHS))
+    return np.sum((found - REPEATS * probabilities) ** 2 / (REPEATS * probabilities))
+
+
+def always(scheme, key, log_weights, t):
+    return scheme(key, log_weights, NUM)
+
+
+def forced(scheme, key, log_weights, t):
+    """The fault: an unconditional scheme whose first ancestor is overwritten."""
+    ancestors, log_weights = scheme(key, log_weights, NUM)
+    return ancestors.at[0].set(0), log_weights
+
+
+def sometimes(adaptive, key, log_weights, t):
+    return adaptive(key, log_weights, NUM, t)[:2]
+
+
+# false-fail rate 1e-6 a case
+LIMIT = stats.chi2.isf(1e-6, len(PATHS) - 1)
+
+
+@pytest.mark.parametrize("name", list(resampling.CONDITIONAL))
+def test_particle_gibbs_started_at_the_posterior_stays_there(name):
+    assert deviation(partial(always, resampling.conditional(name))) < LIMIT
+
+
+def test_also_with_a_trigger():
+    adaptive = resampling.adaptive("systematic", resampling.ess_below(0.8)).conditional()
+    assert deviation(partial(sometimes, adaptive)) < LIMIT
+
+
+def test_an_overwritten_ancestor_is_noticed():
+    assert deviation(partial(forced, resampling.systematic)) > 2 * LIMIT
