@@ -48,17 +48,20 @@ def ssp(
     check(log_weights, num)
     relative = relative_weights(log_weights)
     never = jnp.asarray(-1, jnp.int32)
-    bounds = ssp_bounds(key, expected_offspring(relative, num), num, never, jnp.asarray(False))
+    uniforms = jax.random.uniform(key, log_weights.shape, log_weights.dtype)
+    bounds = ssp_bounds(uniforms, expected_offspring(relative, num), num, never, jnp.asarray(False))
     return share(log_weights, ancestors_of(bounds, num), num)
 
 
-def ssp_bounds(key: Array, expected: Array, num: int, marked: Array, up: Array) -> Array:
-    """Return cumulative offspring counts, given that particle ``marked`` is rounded up or not; -1: no condition."""
+def ssp_bounds(uniforms: Array, expected: Array, num: int, marked: Array, up: Array) -> Array:
+    """Return cumulative offspring counts, given that particle ``marked`` is rounded up or not; -1: no condition.
+
+    ``uniforms[i]`` decides when particle i comes; the first one is not used.
+    """
     copies = jnp.floor(expected)
     fractions = expected - copies
     copies = copies.astype(jnp.int32)
     index = jnp.arange(expected.shape[0], dtype=jnp.int32)
-    uniforms = jax.random.uniform(key, expected.shape, expected.dtype)
     items = (index[1:], fractions[1:], uniforms[1:])
     meet = partial(_meet, marked=marked, up=up)
     settled: tuple[Array, Array]

@@ -96,14 +96,15 @@ def conditional_stratified(
         Chopin and Singh (2015), On particle Gibbs sampling, section 5; Karppinen, Singh and Vihola (2023).
     """
     check(log_weights, num)
-    key_order, key_point, key_places, key_turn = jax.random.split(key, 4)
+    key_order, key_places, key_turn = jax.random.split(key, 3)
     order, position = _random_order(key_order, log_weights.shape[0])
     expected = expected_offspring(relative_weights(log_weights), num)[order]
     whole, fraction = cumulative(expected, num)
     cell, start = _start(whole, fraction, position)
-    point = start + jax.random.uniform(key_point, (), expected.dtype) * expected[position]
+    places = jax.random.uniform(key_places, (num + 1,), expected.dtype)
+    point = start + places[num] * expected[position]
     cell = jnp.minimum(cell + jnp.floor(point).astype(jnp.int32), num - 1)
-    places = jax.random.uniform(key_places, (num,), expected.dtype).at[cell].set(point - jnp.floor(point))
+    places = places.at[cell].set(point - jnp.floor(point))
     below = whole + (places[jnp.minimum(whole, num - 1)] < fraction)
     bounds = bounds_of(below, expected > 0, num)
     return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
@@ -131,15 +132,14 @@ def conditional_systematic(
         Chopin and Singh (2015), On particle Gibbs sampling, section 5; Karppinen, Singh and Vihola (2023).
     """
     check(log_weights, num)
-    key_order, key_part, key_place, key_turn = jax.random.split(key, 4)
+    key_order, key_point, key_turn = jax.random.split(key, 3)
     order, position = _random_order(key_order, log_weights.shape[0])
     expected = expected_offspring(relative_weights(log_weights), num)[order]
     _, start = _start(*cumulative(expected, num), position)
     length = expected[position]
-    part = jax.random.uniform(key_part, (), expected.dtype) * length
-    place = jax.random.uniform(key_place, (), expected.dtype)
+    part, place = jax.random.uniform(key_point, (2,), expected.dtype)
     # the point lies in the whole cells of the interval, where any offset serves, or in what is left of it
-    point = jnp.where(part < jnp.floor(length), place, start + place * (length - jnp.floor(length)))
+    point = jnp.where(part * length < jnp.floor(length), place, start + place * (length - jnp.floor(length)))
     bounds = systematic_bounds(expected, point - jnp.floor(point), num)
     return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
 
@@ -169,13 +169,14 @@ def conditional_ssp(
         Gerber, Chopin and Whiteley (2019), section 5; Karppinen, Singh and Vihola (2023).
     """
     check(log_weights, num)
-    key_order, key_up, key_pairs, key_turn = jax.random.split(key, 4)
+    key_order, key_pairs, key_turn = jax.random.split(key, 3)
     order, position = _random_order(key_order, log_weights.shape[0])
     expected = expected_offspring(relative_weights(log_weights), num)[order]
     copies = jnp.floor(expected[position])
     fraction = expected[position] - copies
-    up = jax.random.uniform(key_up, (), expected.dtype) * expected[position] < fraction * (copies + 1)
-    bounds = ssp_bounds(key_pairs, expected, num, position, up)
+    uniforms = jax.random.uniform(key_pairs, expected.shape, expected.dtype)
+    up = uniforms[0] * expected[position] < fraction * (copies + 1)  # no pair meets at place 0
+    bounds = ssp_bounds(uniforms, expected, num, position, up)
     return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
 
 
@@ -201,5 +202,5 @@ def _others(key: Array, bounds: Array, order: Array, position: Array, num: int) 
 
 def _lead(key: Array, others: Array) -> Array:
     size = others.shape[0]
-    turned = jnp.roll(others, jax.random.randint(key, (), 0, max(size, 1), jnp.int32))
-    return jnp.concatenate([jnp.zeros(1, jnp.int32), turned])
+    turn = jax.random.bits(key, (), jnp.uint32) % max(size, 1)
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.roll(others, turn)])

@@ -101,9 +101,10 @@ def _refill(key: Array, relative: Array, empty: Array) -> Array:
     ends = cumulative(expected_offspring(relative, number), number)
     below = uniform_points_below(key_points, ends, number, num)
     fresh = ancestors_of(bounds_of(below, relative > 0, number), num)
-    several = jnp.maximum(number, 1)
-    rank = jnp.cumsum(empty, dtype=jnp.int32) + jax.random.randint(key_shift, (), 0, several, jnp.int32)
-    return jnp.where(empty, fresh[rank % several], jnp.arange(num, dtype=jnp.int32))
+    several = jnp.maximum(number, 1).astype(jnp.uint32)
+    rank = jnp.cumsum(empty, dtype=jnp.int32).astype(jnp.uint32)
+    shift = jax.random.bits(key_shift, (), jnp.uint32) % several
+    return jnp.where(empty, fresh[(rank + shift) % several], jnp.arange(num, dtype=jnp.int32))
 
 
 def _check_slots(log_weights: Array, num: int) -> None:

@@ -25,13 +25,12 @@ def million(first_alive):
     return log_weights.at[0].set(0.0) if first_alive else log_weights
 
 
-@pytest.mark.parametrize("name", ["multinomial", "stratified", "systematic", "residual", "killing", "ssp"])
-@pytest.mark.parametrize("given", [False, True], ids=["", "given"])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [(name, False) for name in ("multinomial", "stratified", "systematic", "residual", "killing", "ssp")]
+    + [(name, True) for name in ("stratified", "systematic")],
+)
 def test_a_million_draws(name, given):
-    if given and name == "residual":
-        with pytest.raises(ValueError, match="no conditional form"):
-            resampling.conditional(name)
-        return
     log_weights = million(given)
     scheme = resampling.conditional(name) if given else resampling.get(name)
     ancestors, resampled = scheme(jax.random.key(2), log_weights, SIZE)
@@ -48,10 +47,8 @@ def test_a_million_draws(name, given):
     elif not given:
         # the points of all cells inside a block are there; two cells are cut (ssp: one particle is open)
         assert np.abs(blocks - expected).max() < 2.1
-    if name in ("systematic", "ssp") and not given:
-        assert np.abs(counts - exact).max() < 1.1
-    if name == "stratified" and not given:
-        assert np.abs(counts - exact).max() < 2.1
+    if name not in INDEPENDENT:
+        assert np.abs(counts - exact).max() < (2.1 if name == "stratified" else 1.1)
 
 
 def test_optimal_keeps_no_draw_twice():

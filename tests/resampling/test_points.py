@@ -25,7 +25,7 @@ def test_offspring_are_those_of_exact_arithmetic(num, offset, dtype):
 
 
 @pytest.mark.f32
-@pytest.mark.parametrize("num", [5, 100])
+@pytest.mark.parametrize("num", [100])
 def test_expected_counts_are_the_weights(num, dtype):
     # mean of `repeats` counts against num W in units of their standard deviation sqrt(f (1 - f) / repeats), f the
     # fractional part: 12 comparisons at 5.5 sigma, false-fail rate below 5e-7 a case
@@ -40,7 +40,7 @@ def test_expected_counts_are_the_weights(num, dtype):
     assert np.all((counts >= np.floor(expected)) & (counts <= np.ceil(expected)))
 
 
-@pytest.mark.parametrize("size", [64, 1000, 2**20])
+@pytest.mark.parametrize("size", [64, 2**20])
 def test_weight_zero_is_never_chosen_and_every_bound_is_right(size):
     # single precision, half of the weights zero, the others over thirteen orders of magnitude
     key_weight, key_zero = jax.random.split(jax.random.key(size))
@@ -69,21 +69,11 @@ def test_weight_zero_is_never_chosen_over_many_keys():
     assert not np.isin(ancestors, np.flatnonzero(log_weights == -jnp.inf)).any()
 
 
-@pytest.mark.parametrize("place", [0, 3, 7])
-def test_one_positive_weight_takes_all(place, dtype):
-    log_weights = jnp.full(8, -jnp.inf, dtype).at[place].set(-600.0)
-    for seed in range(5):
-        assert jnp.all(systematic(jax.random.key(seed), log_weights, 8)[0] == place)
-
-
-def test_equal_weights_keep_everybody(key, dtype):
-    assert systematic(key, jnp.full(50, -3.3, dtype), 50)[0].tolist() == list(range(50))
-
-
-@pytest.mark.parametrize(("size", "num"), [(3, 0), (0, 3)])
-def test_nothing_to_choose_is_refused(key, size, num, dtype):
-    with pytest.raises(ValueError, match="num >= 1 and at least one weight"):
-        systematic(key, jnp.zeros(size, dtype), num)
+@pytest.mark.parametrize("size", [3, 49, 1000])
+def test_integers_are_expected_exactly(size, dtype):
+    assert jnp.all(expected_offspring(jnp.full(size, 0.3, dtype), size) == 1)
+    thirds = jnp.exp(jnp.log(jnp.asarray([1 / 3, 1 / 3, 0, 1 / 6, 1 / 6], dtype)))
+    assert expected_offspring(thirds, 6).tolist() == [2, 2, 0, 1, 1]
 
 
 def test_same_batched_and_no_retrace(key, count_compiles, dtype):
