@@ -261,10 +261,12 @@ def _collect(state: _State, rows: _Row, ran: Array, first_records: Any, first_we
         num_steps=ran,
         ancestors=None if rows.ancestors is None else jnp.concatenate([identity[None], rows.ancestors]),
         records=None if first_records is None else (first_records, rows.records),
-        past_weights=None
-        if first_weights is None
-        else jnp.concatenate([first_weights[None], rows.log_weights]),
+        past_weights=_joined(first_weights, rows.log_weights),
     )
+
+
+def _joined(first: Array | None, later: Array | None) -> Array | None:
+    return None if first is None or later is None else jnp.concatenate([first[None], later])
 
 
 def _append(before: Array, last: Array, steps: Array, ran: Array) -> Array:

@@ -6,6 +6,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from probinfer import resampling, smc
+from probinfer.types import field, pytree
 
 Z_LIMIT = 6.5  # two-sided 8e-11 a comparison: fewer than 10^4 in the tests of smc, so 1e-6 in all
 
@@ -70,22 +71,39 @@ def _linear_transition(p, before, x, t):
     return log_normal(x - p["slope"] * before, p["process"])
 
 
-def _switch(which, log_weights, t):
-    rules = [
-        resampling.ess_below(0.6),
-        resampling.entropic_below(0.7),
-        resampling.always(),
-        resampling.every(2),
-    ]
-    return jax.lax.switch(which, [lambda rule=rule: rule(log_weights, t) for rule in rules])
+TRIGGERS = {
+    "ess": resampling.ess_below(0.6),
+    "entropic": resampling.entropic_below(0.7),
+    "always": resampling.always(),
+    "every": resampling.every(2),
+}
 
 
-TRIGGERS = ("ess", "entropic", "always", "every")
+@pytree
+class AnyScheme(resampling.Adaptive):
+    """``resampling.Adaptive`` whose scheme and trigger are data: one program serves all of them."""
+
+    scheme: object = field(static=True)  # names of the schemes
+    trigger: object  # (number of the scheme, number of the trigger)
+    is_conditional: bool = field(static=True, default=False)
+
+    def __call__(self, key, log_weights, num, t):
+        table = resampling.CONDITIONAL if self.is_conditional else resampling.SCHEMES
+        which_scheme, which_trigger = self.trigger
+        rules = [lambda rule=rule: rule(log_weights, t) for rule in TRIGGERS.values()]
+        schemes = [lambda name=name: table[name](key, log_weights, num) for name in self.scheme]
+        stay = lambda: (jnp.arange(num, dtype=jnp.int32), log_weights)  # noqa: E731
+        yes = jax.lax.switch(which_trigger, rules)
+        ancestors, log_weights = jax.lax.cond(yes, lambda: jax.lax.switch(which_scheme, schemes), stay)
+        return ancestors, log_weights, yes
+
+    def conditional(self):
+        return AnyScheme(self.scheme, self.trigger, True)
 
 
-def trigger(name):
-    """A trigger whose kind is data: one program serves all of them."""
-    return Partial(_switch, jnp.int32(TRIGGERS.index(name)))
+def any_scheme(scheme, trigger, names):
+    """The scheme of a name, resampling by the trigger of a name; one of a table of schemes."""
+    return AnyScheme(tuple(names), (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
 
 
 def z_scores(samples, expected):
