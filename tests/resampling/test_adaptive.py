@@ -117,7 +117,9 @@ def test_in_place_moves_as_few_as_can_be(ancestors, dealt):
 
 def test_same_without_jit(key, log_weights):
     for got, wanted in zip(
-        resampling.ssp.__wrapped__(key, log_weights, 6), resampling.ssp(key, log_weights, 6), strict=True
+        resampling.systematic.__wrapped__(key, log_weights, 6),
+        resampling.systematic(key, log_weights, 6),
+        strict=True,
     ):
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from probinfer import resampling
 
-REPEATS = 150_000
+REPEATS = 60_000
 NUM = 4
 START = np.array([0.7, 0.3])
 TRANSITION = np.array([[0.8, 0.2], [0.35, 0.65]])

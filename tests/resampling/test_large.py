@@ -1,5 +1,7 @@
 """A million draws in single precision: the dead are never chosen, and everybody else as often as the weights say."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ BLOCKS = 64
 INDEPENDENT = {"multinomial", "residual"}
 
 
+@lru_cache
 def sample(size, first_alive):
     """Weights over thirteen orders of magnitude, half of them zero, runs of zeros at both ends and in the middle."""
     key_weight, key_dead = jax.random.split(jax.random.key(1))

@@ -33,7 +33,7 @@ def test_weight_zero_is_never_chosen_and_every_bound_is_right():
     log_weights = log_weights.at[jnp.asarray([0, 1, size - 2, size - 1])].set(-jnp.inf)
     probabilities = expected_offspring(relative_weights(log_weights), size)
     exact = np.asarray(probabilities, float) / np.sum(np.asarray(probabilities, float))
-    for offset in (0.0, 2.0**-24, 0.4321, 1 - 2.0**-24):
+    for offset in (0.0, 0.4321, 1 - 2.0**-24):
         found = np.asarray(bounds(probabilities, jnp.float32(offset), size))
         counts = np.diff(found, prepend=0)
         assert counts.min() >= 0
