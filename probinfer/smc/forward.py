@@ -35,9 +35,9 @@ class Sweep(NamedTuple):
     status: Array
     stopped_at: Array
     num_steps: Array
-    ancestors: Array | None
-    records: tuple | None  # (records of step 0, records of steps 1 ... T-1)
-    past_weights: Array | None
+    ancestors: Any  # (T, N) | None
+    records: Any  # (records of step 0, records of steps 1 ... T-1) | None
+    past_weights: Any  # (T, N) | None
 
 
 class _State(NamedTuple):

@@ -19,7 +19,7 @@ from probinfer.smc.genealogy import trace, trace_backward
 from probinfer.smc.particle_filter import as_adaptive, check_counts
 from probinfer.types import Array, ArrayTree, PRNGKey
 
-__all__ = ["GibbsResult", "gibbs_step", "particle_gibbs"]
+__all__ = ["GibbsResult", "choose_path", "gibbs_step", "particle_gibbs"]
 
 
 class GibbsResult(NamedTuple):
@@ -133,7 +133,7 @@ def _run(
     if reference is None:
         key_filter, key_draw = jax.random.split(key_start)
         sweep = forward(key_filter, model, adaptive, None, num_steps, num_particles, "paths")
-        reference, status = _choose_path(key_draw, sweep), sweep.status
+        reference, status = choose_path(key_draw, sweep), sweep.status
     conditional = adaptive.conditional()
 
     def iterate(path: ArrayTree, key: Array) -> tuple[ArrayTree, tuple]:
@@ -165,12 +165,19 @@ def gibbs_step(
     keep = "history" if ways == "backward" else "paths"
     sweep = forward(key_filter, model, conditional, path, num_steps, num_particles, keep, ways == "ancestor")
     suffix = model.log_suffix if ways == "backward" else None
-    following = _choose_path(key_draw, sweep, suffix)
+    following = choose_path(key_draw, sweep, suffix)
     failed = sweep.status != int(Status.OK)
     return jax.tree.map(lambda new, old: jnp.where(failed, old, new), following, path), sweep
 
 
-def _choose_path(key: Array, sweep: Sweep, log_suffix: Any = None) -> ArrayTree:
+def choose_path(key: Array, sweep: Sweep, log_suffix: Any = None) -> ArrayTree:
+    """Draw one path of a pass by the final weights, from its ancestors or, with ``log_suffix``, backwards.
+
+    Args:
+        key: random key.
+        sweep: a pass that kept its paths, or its history.
+        log_suffix: that of the model, for backward sampling.
+    """
     key_last, key_back = jax.random.split(key)
     index = jax.random.categorical(key_last, sweep.log_weights).astype(jnp.int32)
     if log_suffix is not None:

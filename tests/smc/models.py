@@ -1,13 +1,19 @@
 """Models that the tests of smc share: a finite one, a linear-Gaussian one; data bound as arrays."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from scipy import stats
 
 from probinfer import resampling, smc
+from probinfer.base import Status
 from probinfer.types import field, pytree
+from tests.reference import hmm
 
+P_LIMIT = 1e-9  # of a chi-squared test; fewer than 100 in the tests of smc
 Z_LIMIT = 6.5  # two-sided 8e-11 a comparison: fewer than 10^4 in the tests of smc, so 1e-6 in all
 
 
@@ -18,22 +24,22 @@ def finite(model, dtype):
     log_initial, log_transition = tables
     log_potential = jnp.asarray(model.log_potential, dtype)
     return smc.FeynmanKac(
-        Partial(_start, log_initial),
-        Partial(_move, log_transition),
-        Partial(_look_up, log_potential),
-        Partial(_look_up, log_transition),
+        Partial(finite_start, log_initial),
+        Partial(finite_move, log_transition),
+        Partial(look_up, log_potential),
+        Partial(look_up, log_transition),
     )
 
 
-def _start(log_initial, key):
+def finite_start(log_initial, key):
     return jax.random.categorical(key, log_initial).astype(jnp.int32)
 
 
-def _move(log_transition, key, x, t):
+def finite_move(log_transition, key, x, t):
     return jax.random.categorical(key, log_transition[t, x]).astype(jnp.int32)
 
 
-def _look_up(table, before, x, t):
+def look_up(table, before, x, t):
     return table[t, before, x]
 
 
@@ -104,6 +110,40 @@ class AnyScheme(resampling.Adaptive):
 def any_scheme(scheme, trigger, names):
     """The scheme of a name, resampling by the trigger of a name; one of a table of schemes."""
     return AnyScheme(tuple(names), (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
+
+
+@partial(jax.jit, static_argnames="sizes")
+def masses(keys, fk, adaptive, sizes):
+    """Estimates of evidence (runs,), smoothing masses (runs, T, K), status; ``sizes``: steps, states, particles."""
+    num_steps, num_states, num_particles = sizes
+
+    def one(key):
+        result = smc.particle_filter(key, fk, num_steps, num_particles, resampling=adaptive)
+        weights = jnp.exp(result.log_weights) / num_particles
+        states = jax.nn.one_hot(result.paths, num_states, dtype=weights.dtype)
+        dead = result.status == int(Status.DEGENERATE_WEIGHTS)
+        mass = jnp.where(dead, 0, jnp.einsum("n,ntk->tk", weights, states))
+        return jnp.exp(result.log_evidence), mass, result.status
+
+    return jax.vmap(one)(keys)
+
+
+def exact_paths(model, seed, chains):
+    """Independent paths (chains, T) from the law of a finite model."""
+    paths, law = hmm.enumerate_paths(model)
+    drawn = np.random.default_rng(seed).choice(len(paths), chains, p=law / law.sum())
+    return jnp.asarray(paths[drawn], jnp.int32)
+
+
+def chi_squared(model, found):
+    """p-value that paths (chains, T) have the law of the model; cells with fewer than 10 expected are one."""
+    law = hmm.enumerate_paths(model)[1]
+    counts = np.bincount(hmm.path_index(np.asarray(found), model.num_states), minlength=len(law))
+    expected = law / law.sum() * len(found)
+    rare = expected < 10
+    if rare.any():
+        counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    return stats.chisquare(counts, expected).pvalue
 
 
 def z_scores(samples, expected):

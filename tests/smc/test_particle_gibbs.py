@@ -6,34 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from scipy import stats
 
 from probinfer import resampling, smc
 from probinfer.base import Status
 from tests.reference import hmm, kalman
 from tests.smc import models
-from tests.smc.models import Z_LIMIT, z_scores
+from tests.smc.models import P_LIMIT, Z_LIMIT, z_scores
 
 MODEL = hmm.random_model(13, num_states=3, num_steps=4)
-PATHS, MASSES = hmm.enumerate_paths(MODEL)
+EVIDENCE = hmm.enumerate_paths(MODEL)[1].sum()
 CHAINS = 5_000
-P_LIMIT = 1e-9  # fewer than 100 tests below: 1e-7 in all
-
-
-def exact_paths(seed, chains=CHAINS):
-    """Independent paths from the exact law."""
-    drawn = np.random.default_rng(seed).choice(len(PATHS), chains, p=MASSES / MASSES.sum())
-    return jnp.asarray(PATHS[drawn], jnp.int32)
-
-
-def chi_squared(paths):
-    """p-value that the paths (chains, T) have the exact law; cells with fewer than 10 expected are one."""
-    counts = np.bincount(hmm.path_index(np.asarray(paths), MODEL.num_states), minlength=len(PATHS))
-    expected = MASSES / MASSES.sum() * len(paths)
-    rare = expected < 10
-    if rare.any():
-        counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
-    return stats.chisquare(counts, expected).pvalue
 
 
 CONDITIONAL = sorted(resampling.CONDITIONAL)
@@ -53,10 +35,10 @@ def iterate(keys, references, fk, adaptive, ancestor_sampling, backward_sampling
 
 
 def check_stationary(result, name):
-    assert chi_squared(result.paths[:, -1]) > P_LIMIT, name
+    assert models.chi_squared(MODEL, result.paths[:, -1]) > P_LIMIT, name
     assert np.all(result.status == 0)
     # E[1 / Zhat] = 1 / Z at stationarity
-    assert abs(z_scores(np.exp(-result.log_evidence[:, 0]), 1 / MASSES.sum())) < Z_LIMIT, name
+    assert abs(z_scores(np.exp(-result.log_evidence[:, 0]), 1 / EVIDENCE)) < Z_LIMIT, name
     assert np.mean(result.update_rate) > 0.15
 
 
@@ -65,7 +47,10 @@ def test_a_chain_started_at_the_posterior_stays_there(ancestor_sampling, dtype):
     fk = models.finite(MODEL, dtype)
     for seed, (scheme, trigger) in enumerate(product(CONDITIONAL, models.TRIGGERS)):
         adaptive = models.any_scheme(scheme, trigger, CONDITIONAL)
-        keys, references = jax.random.split(jax.random.key(seed), CHAINS), exact_paths(seed)
+        keys, references = (
+            jax.random.split(jax.random.key(seed), CHAINS),
+            models.exact_paths(MODEL, seed, CHAINS),
+        )
         check_stationary(iterate(keys, references, fk, adaptive, ancestor_sampling), (scheme, trigger))
 
 
@@ -73,7 +58,10 @@ def test_backward_sampling_stays_at_the_posterior_and_moves_early_steps_more(dty
     fk = models.finite(MODEL, dtype)
     for seed, fraction in enumerate([0.6, 1.0]):
         adaptive = resampling.adaptive("multinomial", resampling.ess_below(fraction))
-        keys, references = jax.random.split(jax.random.key(seed), CHAINS), exact_paths(seed)
+        keys, references = (
+            jax.random.split(jax.random.key(seed), CHAINS),
+            models.exact_paths(MODEL, seed, CHAINS),
+        )
         result = iterate(keys, references, fk, adaptive, False, True)
         check_stationary(result, fraction)
     plain = iterate(keys, references, fk, models.any_scheme("multinomial", "always", CONDITIONAL), False)
@@ -90,7 +78,12 @@ def test_a_scheme_that_ignores_the_reference_is_seen(monkeypatch, dtype):
     monkeypatch.setitem(resampling.CONDITIONAL, "systematic", unconditional)
     adaptive = resampling.adaptive("systematic", resampling.always())
     keys, fk = jax.random.split(jax.random.key(0), CHAINS), models.finite(MODEL, dtype)
-    assert chi_squared(iterate(keys, exact_paths(0), fk, adaptive, False).paths[:, -1]) < P_LIMIT
+    assert (
+        models.chi_squared(
+            MODEL, iterate(keys, models.exact_paths(MODEL, 0, CHAINS), fk, adaptive, False).paths[:, -1]
+        )
+        < P_LIMIT
+    )
 
 
 def _start(key):
