@@ -21,6 +21,7 @@ _SUBMODULES = (
     "mcmc",
     "progress",
     "report",
+    "smc",
     "vi",
 )  # imported when first used
 
@@ -46,6 +47,7 @@ __all__ = [
     "run",
     "run_many",
     "run_until",
+    "smc",
     "targets",
     "vi",
 ]

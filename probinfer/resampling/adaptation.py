@@ -1,0 +1,161 @@
+"""Schemes by name, and a scheme that waits for its trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from probinfer.resampling.base import ConditionalScheme, Scheme, check
+from probinfer.resampling.pairwise import ssp
+from probinfer.resampling.points import multinomial, residual, stratified, systematic
+from probinfer.resampling.reference import (
+    conditional_multinomial,
+    conditional_ssp,
+    conditional_stratified,
+    conditional_systematic,
+)
+from probinfer.resampling.survival import conditional_killing, killing
+from probinfer.resampling.thinning import optimal
+from probinfer.resampling.triggers import ess_below
+from probinfer.types import Array, field, pytree
+
+__all__ = ["CONDITIONAL", "SCHEMES", "Adaptive", "adaptive", "conditional", "get"]
+
+SCHEMES: dict[str, Scheme] = {
+    "multinomial": multinomial,
+    "stratified": stratified,
+    "systematic": systematic,
+    "residual": residual,
+    "killing": killing,
+    "ssp": ssp,
+    "optimal": optimal,
+}
+
+CONDITIONAL: dict[str, ConditionalScheme] = {
+    "multinomial": conditional_multinomial,
+    "stratified": conditional_stratified,
+    "systematic": conditional_systematic,
+    "killing": conditional_killing,
+    "ssp": conditional_ssp,
+}
+
+
+def get(scheme: Any) -> Scheme:
+    """Return the scheme of a name; a function is returned as it came.
+
+    Args:
+        scheme: a name in ``SCHEMES``, or a function ``(key, log_weights, num) -> (ancestors, log_weights)``.
+
+    Raises:
+        ValueError: no scheme has that name.
+        TypeError: neither a name nor a function.
+    """
+    if isinstance(scheme, str):
+        if scheme not in SCHEMES:
+            raise ValueError(f"no resampling scheme is called {scheme!r}; choose from {', '.join(SCHEMES)}")
+        return SCHEMES[scheme]
+    if not callable(scheme):
+        raise TypeError(f"expected the name of a scheme or a function, got {type(scheme).__name__}")
+    return scheme
+
+
+def conditional(scheme: Any) -> ConditionalScheme:
+    """Return the conditional form of a scheme, in which slot 0 descends from draw 0.
+
+    Args:
+        scheme: a name in ``CONDITIONAL``, or one of the schemes with such a name; a conditional scheme is returned
+            as it came.
+
+    Raises:
+        ValueError: no conditional form of the scheme is known.
+        TypeError: neither a name nor a function.
+    """
+    chosen = get(scheme)
+    if chosen in CONDITIONAL.values():
+        return chosen
+    for name, conditional_scheme in CONDITIONAL.items():
+        if SCHEMES[name] is chosen:
+            return conditional_scheme
+    raise ValueError(
+        f"no conditional form of {scheme!r} is known: what else is chosen given that the reference is, which "
+        f"particle Gibbs needs to leave its target unchanged. Choose from {', '.join(CONDITIONAL)}"
+    )
+
+
+@pytree
+class Adaptive:
+    """A scheme that resamples only where its trigger says so.
+
+    Attributes:
+        scheme: a name or a function; static.
+        trigger: ``(log_weights, t) -> bool``, a pytree.
+    """
+
+    scheme: str | Scheme = field(static=True)
+    trigger: Callable[[Array, Any], Array]
+
+    def __call__(self, key: Array, log_weights: Array, num: int, t: Any) -> tuple[Array, Array, Array]:
+        """Resample if the trigger fires, else leave everything as it is.
+
+        Args:
+            key: random key.
+            log_weights: unnormalised log weights (n,).
+            num: how many to choose: n.
+            t: the step, which the trigger may look at.
+
+        Returns:
+            ancestors (n,), log weights (n,), and whether there was resampling; without it the ancestors are
+            0 ... n - 1 and the log weights those that came.
+
+        Raises:
+            TypeError: the log weights are not floating.
+            ValueError: they are no vector, there are none, or ``num`` is not their number.
+        """
+        check(log_weights, num)
+        if num != log_weights.shape[0]:
+            raise ValueError(
+                f"without resampling every draw keeps its slot: num must be {log_weights.shape[0]}, got num={num}; "
+                "call the scheme itself to change the number"
+            )
+        fires = jnp.asarray(self.trigger(log_weights, t), bool)
+        scheme = get(self.scheme)
+        ancestors, resampled = jax.lax.cond(
+            fires,
+            lambda: scheme(key, log_weights, num),
+            lambda: (jnp.arange(num, dtype=jnp.int32), log_weights),
+        )
+        return ancestors, resampled, fires
+
+    def conditional(self) -> Adaptive:
+        """Return the same with the conditional form of the scheme.
+
+        Raises:
+            ValueError: no conditional form of the scheme is known.
+        """
+        return adaptive(conditional(self.scheme), self.trigger)
+
+
+def adaptive(scheme: Any = "systematic", trigger: Any = None) -> Adaptive:
+    """Resample by a scheme, only when a trigger says so.
+
+    Args:
+        scheme: a name in ``SCHEMES`` or a function.
+        trigger: one of ``ess_below``, ``entropic_below``, ``always``, ``every``, or any pytree
+            ``(log_weights, t) -> bool``; None: when the effective sample size is below n / 2.
+
+    Raises:
+        ValueError: no scheme has that name.
+        TypeError: ``scheme`` is neither a name nor a function, or the trigger is not callable.
+    """
+    get(scheme)
+    trigger = ess_below() if trigger is None else trigger
+    if not callable(trigger):
+        raise TypeError(
+            f"a trigger is a function (log_weights, t) -> bool such as ess_below(0.5), got {type(trigger).__name__}"
+        )
+    if jax.tree_util.all_leaves([trigger]):
+        trigger = jax.tree_util.Partial(trigger)
+    return Adaptive(scheme=scheme, trigger=trigger)

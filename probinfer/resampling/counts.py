@@ -1,0 +1,122 @@
+r"""Cumulative expected offspring without rounding, and the step from counts to ancestors.
+
+A particle of normalised weight :math:`W_i` owns the interval :math:`[C_{i-1}, C_i)` of the line from 0 to num,
+:math:`C_i = num\sum_{k\le i} W_k`; a scheme throws num points on that line. A floating-point cumulative sum is
+neither monotone nor flat at zeros (XLA associates it as it likes), and in single precision it is wrong by whole
+offspring for a million particles. So :math:`C_i` is kept as an integer and a fraction, both summed as integers.
+Which particle a point falls to is never looked up: the number of points below :math:`C_i` is counted for every i.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from probinfer import weights
+from probinfer.types import Array, Int
+
+__all__ = [
+    "Cumulative",
+    "ancestors_of",
+    "bounds_of",
+    "cumulative",
+    "expected_offspring",
+    "in_place",
+    "relative_weights",
+    "uniform_points_below",
+]
+
+
+class Cumulative(NamedTuple):
+    """The ends C_i of the intervals, as ``whole + fraction``."""
+
+    whole: Array
+    fraction: Array
+
+
+def relative_weights(log_weights: Array) -> Array:
+    """Return w_i / max w, zero for all if there is no finite maximum."""
+    relative, largest = weights.relative(log_weights)
+    return jnp.where(jnp.isfinite(largest), relative, jnp.zeros_like(relative))
+
+
+def expected_offspring(relative: Array, num: int | Array) -> Array:
+    """Return num W_i, equal to an integer where it is one up to rounding."""
+    total = jnp.sum(relative)
+    number = jnp.asarray(num, relative.dtype)
+    expected = relative * number / jnp.where(total > 0, total, jnp.ones_like(total))
+    nearest = jnp.round(expected)
+    slack = 8 * jnp.finfo(relative.dtype).eps * expected
+    return jnp.where(jnp.abs(expected - nearest) <= slack, nearest, expected)
+
+
+def cumulative(expected: Array, num: int | Array) -> Cumulative:
+    """Sum expected offspring exactly; what rounding left missing from ``num`` is spread in proportion."""
+    dtype = expected.dtype
+    unsigned, bits = (jnp.uint64, 64) if dtype == jnp.float64 else (jnp.uint32, 32)
+    whole = jnp.floor(expected)
+    fixed = jnp.round((expected - whole) * 2.0**bits).astype(unsigned)
+    wrapped = jnp.cumsum(fixed, dtype=unsigned)
+    carries = (wrapped < fixed).astype(jnp.int32)
+    whole = jnp.cumsum(whole.astype(jnp.int32) + carries, dtype=jnp.int32)
+    fraction = wrapped.astype(dtype) * 2.0**-bits
+    ends = whole.astype(dtype) + fraction
+    missing = (num - whole[-1]).astype(dtype) - fraction[-1]
+    fraction = fraction + missing * (ends / jnp.maximum(ends[-1], jnp.finfo(dtype).tiny))
+    carry = jnp.floor(fraction)
+    return Cumulative(jnp.clip(whole + carry.astype(jnp.int32), 0, num), fraction - carry)
+
+
+def uniform_points_below(key: Array, ends: Cumulative, number: int | Array, capacity: int) -> Array:
+    """Throw ``number`` independent uniform points on [0, number) and count those below every C_i.
+
+    The unit cells in which they fall are drawn first. Their places inside the cells are independent of that, so
+    points need not be sorted: cell k takes the next of a list of uniforms. The loop is as long as the fullest
+    cell, about log(number) / log(log(number)).
+    """
+    key_cell, key_place = jax.random.split(key)
+    cells = jax.random.randint(key_cell, (capacity,), 0, jnp.maximum(number, 1), jnp.int32)
+    cells = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < number, cells, capacity + 1)
+    occupancy = jnp.zeros(capacity + 1, jnp.int32).at[cells].add(1, mode="drop")
+    places = jax.random.uniform(key_place, (capacity,), ends.fraction.dtype)
+    starts = (jnp.cumsum(occupancy, dtype=jnp.int32) - occupancy)[ends.whole]
+    inside = occupancy[ends.whole]
+
+    def add(rank, below):
+        place = places[jnp.minimum(starts + rank, capacity - 1)]
+        return below + ((rank < inside) & (place < ends.fraction)).astype(jnp.int32)
+
+    return jax.lax.fori_loop(0, jnp.max(occupancy), add, starts)
+
+
+def bounds_of(below: Array, alive: Array, num: int | Array) -> Array:
+    """Return how many draws descend from particles 0 ... i: monotone, flat at dead ones, num from the last on."""
+    bounds = jax.lax.cummax(jnp.where(alive, jnp.clip(below, 0, num), 0).astype(jnp.int32))
+    index = jnp.arange(alive.shape[0], dtype=jnp.int32)
+    last = jnp.max(jnp.where(alive, index, 0))
+    return jnp.where(index >= last, jnp.asarray(num, jnp.int32), bounds)
+
+
+def ancestors_of(bounds: Array, num: int) -> Array:
+    """Return the ancestor of draws 0 ... num - 1: how many particles have a bound of at most j."""
+    passed = jnp.zeros(num, jnp.int32).at[bounds].add(1, mode="drop")
+    return jnp.cumsum(passed, dtype=jnp.int32)
+
+
+def in_place(ancestors: Int[Array, " n"]) -> Int[Array, " n"]:
+    """Deal the same ancestors to other slots: whoever is chosen at all keeps its own slot once.
+
+    ``in_place(a)[i] == i`` for every i in a; the further copies fill the slots of those not chosen. As few rows move
+    as can be, and a slot 0 that descends from draw 0 stays so.
+
+    Args:
+        ancestors: indices into a sample of the same size n.
+    """
+    size = ancestors.shape[0]
+    counts = jnp.zeros(size, jnp.int32).at[ancestors].add(1)
+    copies = ancestors_of(jnp.cumsum(jnp.maximum(counts - 1, 0), dtype=jnp.int32), size)
+    free = counts == 0
+    rank = jnp.cumsum(free, dtype=jnp.int32) - 1
+    return jnp.where(free, copies[jnp.maximum(rank, 0)], jnp.arange(size, dtype=jnp.int32))
