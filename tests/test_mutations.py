@@ -1,5 +1,8 @@
 """Some planted faults of the mutation table, at a smaller size: each is caught, and what is blind stays blind."""
 
+import json
+from pathlib import Path
+
 import pytest
 from scipy import stats
 
@@ -61,3 +64,13 @@ def test_what_is_asked_is_judged():
     table = markdown(counts).splitlines()
     assert len(table) == 2 + len(PROCEDURES)
     assert "**100**" in next(line for line in table if line.startswith("| sign flip |"))
+
+
+def test_the_readme_shows_the_table_of_the_results():
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "benchmarks/results/check_mutations.json").read_text(encoding="utf-8"))
+    shown = (root / "README.md").read_text(encoding="utf-8").split("<!-- mutation table -->\n")[1]
+    assert shown.split("<!-- end of")[0].strip() == markdown(results["rejected, of"])
+    assert judge(results["rejected, of"], 0.05) == results["verdict"]
+    assert not results["verdict"]["not caught"]
+    assert not results["verdict"]["sizes above the level"]

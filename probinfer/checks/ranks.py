@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.base import as_partial
+from probinfer.checks.references import generator
 from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.whitening import columns, whitening_matrix
 from probinfer.errors import check_key
@@ -125,10 +126,10 @@ def rank_table(
         some = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:LOOKED_AT], (chained, x))
         thin = needed_thinning(_chain_values(bound, *some))
     thinned = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, :, thin - 1 :: thin], chained)
-    keys = jax.random.split(key_ties, sizes[0])
-    ranks, ties = _ranks(bound, keys, thinned, theta, x)
+    below, ties, known = jax.device_get(_counts(bound, thinned, theta, x))
+    ranks = np.where(known, below + generator(key_ties).integers(ties + 1), -1)
     uses = (*[False] * dimension, *uses_data, *[False] * num_projections)
-    return _table(np.asarray(ranks), np.asarray(ties), flat, true, names, uses, thin)
+    return _table(ranks, ties, flat, true, names, uses, thin)
 
 
 def _table(ranks, ties, flat, true, names, uses, thin: int) -> RankTable:
@@ -253,8 +254,9 @@ def scalar_names(theta: ArrayTree) -> list[str]:
 
 def _directions(key: PRNGKey, matrix: Array, number: int) -> Array:
     """Rows are unit vectors of the whitened space, to be multiplied with raw values."""
-    normal = jax.random.normal(key, (number, len(matrix)), matrix.dtype)
-    return (normal / jnp.linalg.norm(normal, axis=1, keepdims=True)) @ matrix
+    normal = generator(key).normal(size=(number, len(matrix)))
+    units = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    return jnp.asarray(units, matrix.dtype) @ matrix
 
 
 def _values(bound: tuple, theta: ArrayTree, x: ArrayTree) -> Array:
@@ -284,18 +286,15 @@ def _true_first(true: Array, draws: Array) -> Array:
 
 
 @jax.jit
-def _ranks(
-    bound: tuple, keys: Array, draws: ArrayTree, theta: ArrayTree, x: ArrayTree
-) -> tuple[Array, Array]:
-    """Ranks (S, Q), -1 where a value is NaN, and the numbers of ties (S, Q)."""
+def _counts(bound: tuple, draws: ArrayTree, theta: ArrayTree, x: ArrayTree) -> tuple[Array, Array, Array]:
+    """Numbers of draws below the true value and equal to it, and whether all values are numbers (S, Q)."""
 
     def one(simulation):
-        key, some, true, data = simulation
+        some, true, data = simulation
         both = jax.tree.map(_true_first, true, some)
         values = _values(bound, both, data)
         below = jnp.sum(values[1:] < values[0], axis=0)
         ties = jnp.sum(values[1:] == values[0], axis=0)
-        rank = below + jax.random.randint(key, below.shape, 0, ties + 1)
-        return jnp.where(jnp.any(jnp.isnan(values), axis=0), -1, rank), ties
+        return below, ties, ~jnp.any(jnp.isnan(values), axis=0)
 
-    return jax.lax.map(one, (keys, draws, theta, x))
+    return jax.lax.map(one, (draws, theta, x))

@@ -78,11 +78,12 @@ def _pooled(draws: Array, theta: Array) -> Array:
 
 def _correlations(draws: Array, theta: Array) -> tuple[Array, Array]:
     """Correlations and standard deviations of one simulation's values; zero for what is not finite or still."""
-    both = jnp.concatenate([theta[None], draws])
-    centred = both - jnp.mean(both, axis=0)
-    covariance = centred.T @ centred / len(both)
+    # Deviations from the true value, one pass: it lies among the draws, or else the covariance is wide anyway.
+    deviations = draws - theta
+    mean = jnp.sum(deviations, axis=0) / (len(draws) + 1)
+    covariance = deviations.T @ deviations / (len(draws) + 1) - mean[:, None] * mean
     covariance = jnp.where(jnp.all(jnp.isfinite(covariance)), covariance, 0)
-    spread = jnp.sqrt(jnp.diagonal(covariance))
+    spread = jnp.sqrt(jnp.maximum(jnp.diagonal(covariance), 0))
     inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
     return covariance * inverse[:, None] * inverse, spread
 

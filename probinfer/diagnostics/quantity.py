@@ -47,7 +47,15 @@ def _leaf_statistic(statistic: Callable, leaf: Array, least_draws: int) -> Array
     if leaf.size == 0 or leaf.shape[1] < least_draws:
         return jnp.full(event, jnp.nan, leaf.dtype)
     columns = jnp.moveaxis(leaf.reshape(*leaf.shape[:2], -1), 2, 0)
-    return jax.lax.map(statistic, columns, batch_size=min(_BATCH, len(columns))).reshape(event)
+    num = len(columns)
+    batches = -(-num // _BATCH)
+    if batches == 1:
+        return jax.vmap(statistic)(columns).reshape(event)
+    # Batches of one size, so that the statistic is compiled once; the last one is filled up.
+    size = -(-num // batches)
+    filled = jnp.pad(columns, ((0, batches * size - num), (0, 0), (0, 0)), mode="edge")
+    stacked = filled.reshape(batches, size, *columns.shape[1:])
+    return jax.lax.map(jax.vmap(statistic), stacked).reshape(-1)[:num].reshape(event)
 
 
 def normal_scores(draws: Float[Array, "chain draw"]) -> Float[Array, "chain draw"]:

@@ -8,9 +8,10 @@ choice of the metric.
 from probinfer.mcmc.blackjax_engine import Blackjax
 from probinfer.mcmc.engines import HMC, NUTS
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains
+from probinfer.mcmc.hmc_sampler import HmcPosteriorSampler
 from probinfer.mcmc.nuts_sampler import NutsPosteriorSampler
 from probinfer.mcmc.report import BlackjaxInfo, MCMCInfo
-from probinfer.mcmc.sampler import PosteriorSampler, posterior_sampler
+from probinfer.mcmc.sampler import posterior_sampler
 from probinfer.mcmc.sampler_info import SamplerInfo
 from probinfer.mcmc.warmup import WarmupConfig
 
@@ -21,9 +22,9 @@ __all__ = [
     "BlackjaxInfo",
     "ChainsInfo",
     "ChainsState",
+    "HmcPosteriorSampler",
     "MCMCInfo",
     "NutsPosteriorSampler",
-    "PosteriorSampler",
     "SamplerInfo",
     "Trajectories",
     "WarmupConfig",

@@ -12,29 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
-from blackjax.adaptation.step_size import dual_averaging_adaptation
-from blackjax.adaptation.window_adaptation import build_schedule
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from probinfer.lanes import run_alone
-from probinfer.mcmc.nuts_steps import Place, Trajectory, begin, grow, is_over
+from probinfer.mcmc.leapfrog import Place
+from probinfer.mcmc.nuts_steps import Trajectory, begin, grow, is_over
 from probinfer.mcmc.sampler_info import SamplerInfo, sampler_info
+from probinfer.mcmc.tuning import Tuning, first_tuning, learn, row_of, sound
 from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 
 __all__ = ["NutsChain", "NutsPosteriorSampler"]
-
-_FIRST_STEP_SIZE = 1.0
-
-
-class Tuning(NamedTuple):
-    """Step size and inverse mass (d,), and what the warm-up keeps to improve them."""
-
-    step_size: Any
-    inverse_mass: Any
-    dual: Any
-    mass: Any
 
 
 class Counts(NamedTuple):
@@ -92,7 +80,7 @@ class NutsPosteriorSampler:
         key_start, key_first, key_chain = jax.random.split(key, 3)
         position, unravel = ravel_pytree(self.init_fn(key_start, x))
         place = Place(position, *self._value_and_grad(x, unravel)(position))
-        tuning = self._first_tuning(position)
+        tuning = first_tuning(self.target_acceptance, position)
         uniforms = jax.random.uniform(key_first, (1 + len(position),), position.dtype)
         none = jnp.int32(0)
         return NutsChain(
@@ -119,7 +107,8 @@ class NutsPosteriorSampler:
             uniforms[:2], state.trajectory, value_and_grad_fn, tuning.step_size, tuning.inverse_mass
         )
         over = is_over(trajectory, self.max_depth)
-        row = jnp.where(over, self._row(state.transitions), self.num_draws)
+        row = row_of(state.transitions, self.num_warmup, self.num_draws, self.thin)
+        row = jnp.where(over, row, self.num_draws)
         following = state._replace(
             trajectory=trajectory,
             counts=state.counts._replace(gradients=state.counts.gradients + 1),
@@ -153,12 +142,6 @@ class NutsPosteriorSampler:
     def _value_and_grad(self, x: ArrayTree, unravel: Callable) -> Callable:
         return jax.value_and_grad(lambda flat: self.logdensity_fn(unravel(flat), x))
 
-    def _row(self, transitions: Array) -> Array:
-        """Where the draw of a transition goes; beyond the end if it is not kept."""
-        number = transitions - self.num_warmup + 1
-        kept = (number > 0) & (number % self.thin == 0)
-        return jnp.where(kept, number // self.thin - 1, self.num_draws)
-
     def _end(self, uniforms: Array, state: NutsChain) -> NutsChain:
         """Judge the completed trajectory, learn from it, and begin the next."""
         tree, counts = state.trajectory, state.counts
@@ -170,43 +153,19 @@ class NutsPosteriorSampler:
             capped=counts.capped + (warm & capped),
             acceptance=counts.acceptance + jnp.where(warm, acceptance, 0),
         )
-        learned = self._learn(state.tuning, state.transitions, tree.chosen.position, acceptance)
+        learned = learn(
+            self.target_acceptance,
+            self.num_warmup,
+            state.tuning,
+            state.transitions,
+            tree.chosen.position,
+            acceptance,
+        )
         tuning = jax.tree.map(lambda old, new: jnp.where(warm, old, new), state.tuning, learned)
-        good = jnp.isfinite(tree.chosen.logdensity) & jnp.isfinite(tuning.step_size) & (tuning.step_size > 0)
         return state._replace(
             transitions=state.transitions + 1,
             trajectory=begin(uniforms, tree.chosen, tuning.inverse_mass, self.max_depth),
             tuning=tuning,
             counts=counts,
-            finite=state.finite & good,
+            finite=state.finite & sound(tree.chosen.logdensity, tuning),
         )
-
-    def _first_tuning(self, position: Array) -> Tuning:
-        dual_init, _, _ = dual_averaging_adaptation(self.target_acceptance)
-        mass_init, _, _ = mass_matrix_adaptation(True)
-        mass = mass_init(len(position))
-        tuning = Tuning(_FIRST_STEP_SIZE, mass.inverse_mass_matrix, dual_init(_FIRST_STEP_SIZE), mass)
-        return jax.tree.map(lambda leaf: _in_dtype(leaf, position.dtype), tuning)
-
-    def _learn(self, tuning: Tuning, number: Array, position: Array, acceptance: Array) -> Tuning:
-        """Tuning after one transition of the warm-up."""
-        dual_init, dual_update, dual_final = dual_averaging_adaptation(self.target_acceptance)
-        _, mass_update, mass_final = mass_matrix_adaptation(True)
-        slow, window_over = jnp.asarray(build_schedule(self.num_warmup), bool)[number]
-        dual = dual_update(tuning.dual, acceptance)
-        mass = _choose(slow, mass_update(tuning.mass, position), tuning.mass)
-        mass = _choose(window_over, mass_final(mass), mass)
-        dual = _choose(window_over, dual_init(dual_final(dual)), dual)
-        last = number == self.num_warmup - 1
-        step_size = jnp.where(last, dual_final(dual), jnp.exp(dual.log_step_size))
-        learned = Tuning(step_size, mass.inverse_mass_matrix, dual, mass)
-        return jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), learned, tuning)
-
-
-def _choose(condition: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _in_dtype(leaf: Any, dtype: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.int32)

@@ -24,27 +24,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
 from probinfer.types import Array, Float
 
-__all__ = ["DEEPEST", "Place", "Trajectory", "begin", "grow", "is_over"]
+__all__ = ["DEEPEST", "Trajectory", "begin", "grow", "is_over"]
 
 DEEPEST = 20  # doublings: a float32 uniform has 23 random bits for their directions
-_DIVERGENT = 1000.0  # nats of energy error
-
-
-class Place(NamedTuple):
-    """A position (d,), its log density and the gradient (d,)."""
-
-    position: Any
-    logdensity: Any
-    gradient: Any
 
 
 class Trajectory(NamedTuple):
     """A trajectory that grows.
 
     Attributes:
-        first, last: (position, momentum, gradient) at its two ends, each (d,).
+        first, last: (``Place``, momentum (d,)) at its two ends.
         momentum_sum: (d,) over its states, those of the new half left out.
         energy: of the start, nats.
         log_weight: log sum of ``exp(energy - H)`` over its states, those of the new half left out.
@@ -89,18 +81,18 @@ def begin(
         max_depth: the most doublings, ``DEEPEST`` or fewer.
     """
     dtype, shape = place.position.dtype, place.position.shape
-    momentum = _normal(uniforms[1:]) / jnp.sqrt(inverse_mass)
-    end = (place.position, momentum, place.gradient)
+    start = momentum(uniforms[1:], inverse_mass)
+    end = (place, start)
     zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
     rows = jnp.zeros((max(max_depth - 1, 1), *shape), dtype)
     return Trajectory(
         end,
         end,
-        momentum,
-        _energy(place.logdensity, momentum, inverse_mass),
+        start,
+        energy(place.logdensity, start, inverse_mass),
         zero,
         place,
-        (jnp.zeros_like(momentum), jnp.full((), -jnp.inf, dtype), place),
+        (jnp.zeros_like(start), jnp.full((), -jnp.inf, dtype), place),
         (rows, rows),
         (uniforms[0] * 2**DEEPEST).astype(jnp.int32),
         none,
@@ -115,12 +107,6 @@ def begin(
 def is_over(trajectory: Trajectory, max_depth: int) -> Array:
     """Whether the trajectory is complete."""
     return trajectory.diverging | trajectory.turning | (trajectory.depth >= max_depth)
-
-
-def _normal(uniforms: Array) -> Array:
-    dtype = uniforms.dtype
-    least = jnp.nextafter(jnp.asarray(-1, dtype), jnp.asarray(0, dtype))
-    return jnp.sqrt(jnp.asarray(2, dtype)) * jax.lax.erf_inv(jnp.maximum(2 * uniforms - 1, least))
 
 
 def grow(
@@ -141,37 +127,25 @@ def grow(
     """
     forward = (trajectory.directions >> trajectory.depth) & 1 == 1
     end = _where(forward, trajectory.last, trajectory.first)
-    end, place = _leapfrog(value_and_grad_fn, end, jnp.where(forward, step_size, -step_size), inverse_mass)
+    step_size = jnp.where(forward, step_size, -step_size)
+    place, last = end = leapfrog(value_and_grad_fn, end[0], end[1], step_size, inverse_mass)
     trajectory = trajectory._replace(
         first=_where(forward, trajectory.first, end), last=_where(forward, end, trajectory.last)
     )
-    gain = trajectory.energy - _energy(place.logdensity, end[1], inverse_mass)
+    gain = trajectory.energy - energy(place.logdensity, last, inverse_mass)
     gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
-    trajectory = _add_leaf(uniforms[0], trajectory, end[1], place, gain)
-    checkpoints = _checkpoint(trajectory, end[1])
-    turning = _closes_turning_subtree(trajectory, checkpoints, end[1], inverse_mass)
+    trajectory = _add_leaf(uniforms[0], trajectory, last, place, gain)
+    checkpoints = _checkpoint(trajectory, last)
+    turning = _closes_turning_subtree(trajectory, checkpoints, last, inverse_mass)
     trajectory = trajectory._replace(
         checkpoints=checkpoints,
-        diverging=-gain > _DIVERGENT,
+        diverging=-gain > DIVERGENT,
         turning=turning,
         leaf=trajectory.leaf + 1,
         acceptance_sum=trajectory.acceptance_sum + jnp.exp(jnp.minimum(gain, 0)),
         num_leapfrogs=trajectory.num_leapfrogs + 1,
     )
     return _join(uniforms[1], trajectory, inverse_mass)
-
-
-def _energy(logdensity: Array, momentum: Array, inverse_mass: Array) -> Array:
-    return 0.5 * jnp.sum(inverse_mass * momentum**2) - logdensity
-
-
-def _leapfrog(value_and_grad_fn: Callable, end: tuple, step: Array, inverse_mass: Array) -> tuple:
-    position, momentum, gradient = end
-    momentum = momentum + 0.5 * step * gradient
-    position = position + step * inverse_mass * momentum
-    logdensity, gradient = value_and_grad_fn(position)
-    momentum = momentum + 0.5 * step * gradient
-    return (position, momentum, gradient), Place(position, logdensity, gradient)
 
 
 def _add_leaf(uniform: Array, tree: Trajectory, momentum: Array, place: Place, gain: Array) -> Trajectory:

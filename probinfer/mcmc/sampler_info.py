@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from probinfer import diagnostics
 from probinfer.base import Status
-from probinfer.types import Array, ArrayTree
+from probinfer.types import Array, Float
 
 __all__ = ["SamplerInfo", "sampler_info"]
 
@@ -41,7 +40,7 @@ class SamplerInfo(NamedTuple):
 
 
 def sampler_info(
-    positions: ArrayTree,
+    draws: Float[Array, "L d"],
     finite: Array,
     num_transitions: int,
     *,
@@ -54,7 +53,7 @@ def sampler_info(
     """Judge a chain.
 
     Args:
-        positions: draws, leaves (L, ...).
+        draws: unconstrained.
         finite: whether start and warm-up were.
         num_transitions: after warm-up.
         num_gradients: as in ``SamplerInfo``, like all that follow.
@@ -63,8 +62,6 @@ def sampler_info(
         acceptance_rate: mean.
         step_size: frozen.
     """
-    chain = jax.tree.map(lambda leaf: leaf[None], positions)
-    sizes = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(diagnostics.ess(chain))])
     many = num_divergences >= _DIVERGENT_SHARE * num_transitions
     status = jnp.where(many, Status.DIVERGENT_TRANSITIONS, Status.OK)
     return SamplerInfo(
@@ -73,6 +70,6 @@ def sampler_info(
         jnp.asarray(num_divergences, jnp.int32),
         jnp.asarray(num_capped, jnp.int32),
         acceptance_rate,
-        jnp.min(sizes),
+        jnp.min(diagnostics.ess(draws[None])),
         step_size,
     )

@@ -1,0 +1,74 @@
+"""Every Markov kernel of the library leaves parameters and data distributed as they were; broken ones do not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from probinfer.checks import known, trials
+from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.leapfrog import Place
+from probinfer.mcmc.nuts_steps import begin, grow, is_over
+from probinfer.report.check import KERNELS
+
+STEP_SIZE, INVERSE_MASS = 0.35, (0.6, 0.3)
+MAX_DEPTH = 4
+
+
+def place(logdensity_fn, theta):
+    return Place(theta, *jax.value_and_grad(logdensity_fn)(theta))
+
+
+def hmc(logdensity_fn, key, state, accept=1.0, step_size=STEP_SIZE):
+    uniforms = jax.random.uniform(key, (4,), state.position.dtype).at[1].multiply(accept)
+    mass, step_size = (jnp.asarray(value, state.position.dtype) for value in (INVERSE_MASS, step_size))
+    return hmc_transition(uniforms, state, jax.value_and_grad(logdensity_fn), step_size, mass, 5)[0]
+
+
+def hmc_without_accept(logdensity_fn, key, state):
+    return hmc(logdensity_fn, key, state, accept=0.0, step_size=0.9)
+
+
+def nuts(logdensity_fn, key, state, slope=1.0):
+    value_and_grad_fn = jax.value_and_grad(logdensity_fn)
+    mass = jnp.asarray(INVERSE_MASS, state.position.dtype)
+    step_size = jnp.asarray(STEP_SIZE, mass.dtype)
+    key_first, key_rest = jax.random.split(key)
+    first = jax.random.uniform(key_first, (3,), mass.dtype)
+
+    def leap(tree):
+        uniforms = jax.random.uniform(jax.random.fold_in(key_rest, tree.num_leapfrogs), (2,), mass.dtype)
+        return grow(slope * uniforms, tree, value_and_grad_fn, step_size, mass)
+
+    tree = begin(first, state, mass, MAX_DEPTH)
+    return jax.lax.while_loop(lambda t: ~is_over(t, MAX_DEPTH), leap, tree).chosen
+
+
+def nuts_that_moves_on(logdensity_fn, key, state):
+    """The last state of every half is chosen, whatever its weight."""
+    return nuts(logdensity_fn, key, state, slope=0.0)
+
+
+def judged(kernel, seed):
+    return trials.joint(kernel, known.location_and_scale(), 400, jax.random.key(seed), 0.01)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        KERNELS["NUTS"](),
+        KERNELS["HMC"](),
+        trials.Kernel("HMC, many data sets", place, hmc, lambda state: state.position),
+        trials.Kernel("NUTS by leapfrogs", place, nuts, lambda state: state.position),
+    ],
+    ids=lambda kernel: kernel.name,
+)
+def test_a_kernel_leaves_the_joint_law(kernel):
+    report, passed, verdict = judged(kernel, 1)
+    assert passed, verdict  # fixed keys; a false alarm has probability .01 for each kernel
+    assert min(report.moved.values()) > 0.9
+
+
+@pytest.mark.parametrize("step", [hmc_without_accept, nuts_that_moves_on])
+def test_a_broken_kernel_is_caught(step):
+    _, passed, verdict = judged(trials.Kernel("broken", place, step, lambda state: state.position), 2)
+    assert passed is False, verdict
