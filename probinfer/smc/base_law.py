@@ -14,7 +14,7 @@ from probinfer.checkpoint import Checkpoint
 from probinfer.engine import flat_position, to_default_dtype
 from probinfer.errors import NumericalError
 from probinfer.mcmc import NUTS
-from probinfer.smc.path import FREEDOM, PriorPath, StudentPath, from_prior
+from probinfer.smc.path import FREEDOM, StudentPath, from_prior
 from probinfer.smc.spread import root_of
 from probinfer.targets import Target
 from probinfer.types import Array, Float, PRNGKey

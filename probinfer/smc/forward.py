@@ -35,9 +35,9 @@ class Sweep(NamedTuple):
     status: Array
     stopped_at: Array
     num_steps: Array
-    ancestors: Array | None
-    records: tuple | None  # (records of step 0, records of steps 1 ... T-1)
-    past_weights: Array | None
+    ancestors: Any  # (T, N) | None
+    records: Any  # (records of step 0, records of steps 1 ... T-1) | None
+    past_weights: Any  # (T, N) | None
 
 
 class _State(NamedTuple):
@@ -261,10 +261,12 @@ def _collect(state: _State, rows: _Row, ran: Array, first_records: Any, first_we
         num_steps=ran,
         ancestors=None if rows.ancestors is None else jnp.concatenate([identity[None], rows.ancestors]),
         records=None if first_records is None else (first_records, rows.records),
-        past_weights=None
-        if first_weights is None
-        else jnp.concatenate([first_weights[None], rows.log_weights]),
+        past_weights=_joined(first_weights, rows.log_weights),
     )
+
+
+def _joined(first: Array | None, later: Array | None) -> Array | None:
+    return None if first is None or later is None else jnp.concatenate([first[None], later])
 
 
 def _append(before: Array, last: Array, steps: Array, ran: Array) -> Array:

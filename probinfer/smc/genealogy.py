@@ -7,13 +7,15 @@ cost T times as much work.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.types import Array, ArrayTree, Int
+from probinfer.types import Array, ArrayTree, Int, PRNGKey
 
-__all__ = ["coalescence", "trace"]
+__all__ = ["coalescence", "trace", "trace_backward"]
 
 
 def trace(ancestors: Int[Array, "t n"], records: tuple, index: Int[Array, " k"]) -> ArrayTree:
@@ -50,3 +52,41 @@ def coalescence(ancestors: Int[Array, "t n"]) -> Int[Array, " t"]:
 
     _, counts = lax.scan(back, jnp.ones(num, bool), ancestors, reverse=True)
     return counts
+
+
+def trace_backward(key: PRNGKey, sweep: Any, index: Array, log_suffix: Any) -> ArrayTree:
+    r"""Draw a path backwards: :math:`P(b_{t-1}=i)\propto w_{t-1}^i\,\gamma_{T-1}/\gamma_{t-1}` of particle i.
+
+    Where a step did not resample, a particle has but one parent, and the path follows it.
+
+    Args:
+        key: random key.
+        sweep: a pass with its history, whose records are its particles.
+        index: the particle of the last step, a scalar.
+        log_suffix: as in ``BatchedFeynmanKac``.
+
+    Returns:
+        The path, leaves (T, ...).
+
+    References:
+        Godsill, Doucet and West (2004); Whiteley (2010).
+    """
+    first, later = sweep.records
+    records = jax.tree.map(lambda head, tail: jnp.concatenate([head[None], tail]), first, later)
+    num_steps = sweep.ancestors.shape[0]
+    path = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]).at[-1].set(leaf[-1, index]), records)
+
+    def back(carry: tuple, row: tuple) -> tuple[tuple, None]:
+        index, path = carry
+        t, key = row
+        particles = jax.tree.map(lambda leaf: leaf[t - 1], records)
+        log_weights = sweep.past_weights[t - 1] + log_suffix(particles, path, t)
+        drawn = jax.random.categorical(key, log_weights).astype(index.dtype)
+        index = jnp.where(sweep.resampled[t], drawn, sweep.ancestors[t, index])
+        path = jax.tree.map(lambda leaf, values: leaf.at[t - 1].set(values[index]), path, particles)
+        return (index, path), None
+
+    times = jnp.arange(1, num_steps, dtype=jnp.int32)
+    keys = jax.random.split(key, num_steps)[1:]
+    (_, path), _ = lax.scan(back, (index, path), (times, keys), reverse=True)
+    return path

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer.engine import over
+from probinfer.mcmc.leapfrog import momentum
 from probinfer.smc.spread import pull, push
 from probinfer.types import Array, Float, PRNGKey
 
-__all__ = ["LONGEST", "Moved", "Place", "hmc_moves"]
+__all__ = ["LONGEST", "Moved", "Place", "hmc_moves", "trajectory"]
 
 LONGEST = 0.75 * float(jnp.pi)  # quarter period times 3/2
 _MAX_LEAPFROGS = 100
@@ -83,31 +84,28 @@ def hmc_moves(
 
     def move(carry, pack):
         places, step_size = carry
-        key, index = pack
-        first = (
-            index == 0
-        )  # a leapfrog of no length, accepted: evaluates the starts in the one place that does
-        key_normal, key_uniform = jax.random.split(key)
-        momenta = jax.random.normal(key_normal, (num, dimension), positions.dtype)
-        uniforms = jax.random.uniform(key_uniform, (num + 1,), positions.dtype)
-        length = LONGEST * (1 + 2 * uniforms[-1]) / 3
-        count = jnp.where(first, 1, jnp.clip(jnp.ceil(length / step_size), 1, _MAX_LEAPFROGS)).astype(
-            jnp.int32
-        )
+        uniforms, index = pack
+        # The first move has no length and is accepted: so starts are evaluated in the one place that evaluates.
+        first = index == 0
+        length = LONGEST * (1 + 2 * uniforms[0, -1]) / 3
+        count = jnp.clip(jnp.ceil(length / step_size), 1, _MAX_LEAPFROGS)
+        count = jnp.where(first, 1, count).astype(jnp.int32)
         size = jnp.where(first, 0, jnp.minimum(length / count, step_size)).astype(positions.dtype)
 
-        def one(place, momentum, uniform):
-            return trajectory(evaluate, place, momentum, uniform, size, root, count, first)
+        def one(place, uniforms):
+            start = momentum(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
+            return trajectory(evaluate, place, start, uniforms[dimension], size, root, count, first)
 
-        places, acceptance = over(one, mode, places, momenta, uniforms[:-1])
+        places, acceptance = over(one, mode, places, uniforms)
         rate = jnp.mean(acceptance)
         gain = jnp.where(first, 0, learning * _NEWTON * (rate - _TARGET_ACCEPTANCE))
         step_size = jnp.minimum(step_size * jnp.exp(gain), LONGEST).astype(step_size.dtype)
         return (places, step_size), (places.position, places.log_ratio, rate, count)
 
-    keys = jax.random.split(key, num_moves + 1)
+    # All randomness in one call: each call is compiled by itself. The length is that of the first particle's row.
+    uniforms = jax.random.uniform(key, (num_moves + 1, num, dimension + 2), positions.dtype)
     (_, step_size), (states, log_ratios, rates, counts) = lax.scan(
-        move, (empty, step_size), (keys, jnp.arange(num_moves + 1))
+        move, (empty, step_size), (uniforms, jnp.arange(num_moves + 1))
     )
     return Moved(states, log_ratios, rates, step_size, num * jnp.sum(counts, dtype=jnp.int32))
 
@@ -115,7 +113,7 @@ def hmc_moves(
 def trajectory(
     evaluate: Callable,
     place: Place,
-    momentum: Float[Array, " d"],
+    start: Float[Array, " d"],
     uniform: Float[Array, ""],
     step_size: Float[Array, ""],
     root: Float[Array, "..."],
@@ -129,7 +127,7 @@ def trajectory(
     Args:
         evaluate: as in ``hmc_moves``.
         place: the start.
-        momentum: standard normal, in coordinates of unit covariance.
+        start: the momentum there, standard normal, in coordinates of unit covariance.
         uniform: decides on acceptance.
         step_size: in coordinates of unit covariance.
         root: of the covariance.
@@ -138,15 +136,15 @@ def trajectory(
     """
 
     def leap(_, carry):
-        place, momentum = carry
-        momentum = momentum + 0.5 * step_size * pull(root, place.gradient)
-        position = place.position + step_size * push(root, momentum)
+        place, impulse = carry
+        impulse = impulse + 0.5 * step_size * pull(root, place.gradient)
+        position = place.position + step_size * push(root, impulse)
         (logdensity, log_ratio), gradient = evaluate(position)
-        momentum = momentum + 0.5 * step_size * pull(root, gradient)
-        return Place(position, logdensity, gradient, log_ratio), momentum
+        impulse = impulse + 0.5 * step_size * pull(root, gradient)
+        return Place(position, logdensity, gradient, log_ratio), impulse
 
-    end, last = lax.fori_loop(0, num_leapfrogs, leap, (place, momentum))
-    gain = end.logdensity - place.logdensity + 0.5 * (jnp.sum(momentum**2) - jnp.sum(last**2))
+    end, last = lax.fori_loop(0, num_leapfrogs, leap, (place, start))
+    gain = end.logdensity - place.logdensity + 0.5 * (jnp.sum(start**2) - jnp.sum(last**2))
     gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
     accepted = forced | (jnp.log(uniform) < gain) | (end.log_ratio == jnp.inf)
     chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), end, place)

@@ -93,8 +93,7 @@ def particle_filter(
         Chopin and Papaspiliopoulos (2020), algorithm 10.1 and proposition 7.4.1 (unbiased evidence).
     """
     check_key(key)
-    if store not in _STORES:
-        raise ValueError(f"store must be one of {', '.join(map(repr, _STORES))}, got {store!r}")
+    check_store(store)
     check_counts(num_steps=num_steps, num_particles=num_particles)
     adaptive = as_adaptive(resampling, ess_threshold)
     sweep = forward(key, as_batched(fk), adaptive, None, num_steps, num_particles, store)
@@ -121,6 +120,16 @@ def as_adaptive(resampling: Any, ess_threshold: Any) -> Any:
     if isinstance(resampling, schemes.Adaptive):
         return resampling
     return schemes.adaptive(resampling, schemes.ess_below(ess_threshold))
+
+
+def check_store(store: str) -> None:
+    """Refuse an unknown way to store the past.
+
+    Raises:
+        ValueError: it is none of "paths", "ancestors" and "none".
+    """
+    if store not in _STORES:
+        raise ValueError(f"store must be one of {', '.join(map(repr, _STORES))}, got {store!r}")
 
 
 def check_counts(**counts: Any) -> None:

@@ -104,8 +104,9 @@ def from_prior(target: Target, like: ArrayTree) -> PriorPath:
     assert target.prior is not None
     is_joint = target.log_likelihood_fn is None
     ratio_fn = target.logdensity_fn if is_joint else target.log_likelihood_fn
-    functions = target.prior.sample, target.prior.logdensity_fn, ratio_fn
-    return PriorPath(*map(as_partial, functions), like, is_joint)
+    assert ratio_fn is not None
+    sample_fn, log_base_fn = as_partial(target.prior.sample), as_partial(target.prior.logdensity_fn)
+    return PriorPath(sample_fn, log_base_fn, as_partial(ratio_fn), like, is_joint)
 
 
 def flatten_one(position: ArrayTree) -> Float[Array, " d"]:

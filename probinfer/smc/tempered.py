@@ -18,13 +18,13 @@ from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.run import run_until
 from probinfer.smc import tempering
-from probinfer.smc.base_law import STARTS, find_start
+from probinfer.smc.base_law import STARTS, Start, find_start
 from probinfer.smc.path import unflatten
 from probinfer.smc.tempering import CHAIN_LENGTH, Level, Schedule, Settings, TemperedState
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
-__all__ = ["Tempered", "TemperedInfo"]
+__all__ = ["Population", "Tempered", "TemperedInfo", "learn_schedule"]
 
 _MAX_LEVELS = 200
 _LEAST_CHAINS = 4
@@ -83,8 +83,8 @@ class Tempered:
     run with them from the start: their evidences are independent and unbiased, so the log of their mean comes with a
     standard error. Draws are weighted by the evidence of their island.
 
-    The base law q is the target's prior; where it is not known, a Student-t fitted to a short run of NUTS. Several modes
-    are found if the particles drawn from q find them.
+    The base law q is the target's prior; where it is not known, a Student-t fitted to a short run of NUTS. Modes
+    that no particle drawn from q finds are missed.
 
     Args:
         num_particles: N, a multiple of 8 where ``waste_free``; the budget.
@@ -162,18 +162,41 @@ class Tempered:
         key_start, key_pilot, key_islands = jax.random.split(key, 3)
         with bars.task(name, None, bars.label(progress, name)):
             found = find_start(key_start, target, progress, _child(checkpoint, "start"))
+            pilot = learn_schedule(self, found, key_pilot, progress, checkpoint)
             population = Population(self, found.path, progress, checkpoint)
-            pilot, _ = population.run(key_pilot, None, "pilot")
-            if int(pilot.status) != Status.OK:
-                raise NumericalError(
-                    f"all particles of the pilot died at level {int(pilot.level) + 1}: the likelihood is zero or "
-                    f"undefined at every one of {self.num_particles} draws ({int(pilot.num_undefined)} of those of the "
-                    f"{STARTS[found.kind]} undefined); {advice(pilot.status)}",
-                    Status.DEGENERATE_WEIGHTS,
-                )
             keys = jax.random.split(key_islands, self.num_islands)
             runs = [population.run(one, pilot.schedule, f"island {i + 1}") for i, one in enumerate(keys)]
         return _posterior(self, target, found, pilot, runs)
+
+
+def learn_schedule(
+    config: Tempered,
+    found: Start,
+    key: PRNGKey,
+    progress: bool | str | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> TemperedState:
+    """Return the end of a pilot population, its schedule filled.
+
+    Args:
+        config: of the engine.
+        found: where to start.
+        key: random key.
+        progress: a bar.
+        checkpoint: where to keep checkpoints.
+
+    Raises:
+        NumericalError: all particles died, or a log ratio of plus infinity.
+    """
+    pilot, _ = Population(config, found.path, progress, checkpoint).run(key, None, "pilot")
+    if int(pilot.status) != Status.OK:
+        raise NumericalError(
+            f"all particles of the pilot died at level {int(pilot.level) + 1}: the likelihood is zero or undefined at "
+            f"every one of {config.num_particles} draws ({int(pilot.num_undefined)} draws of the {STARTS[found.kind]} "
+            f"undefined); {advice(int(pilot.status))}",
+            Status.DEGENERATE_WEIGHTS,
+        )
+    return pilot
 
 
 class Population(NamedTuple):
@@ -240,7 +263,7 @@ def _error(log_evidences: np.ndarray) -> float:
     return float(np.std(relative, ddof=1) / np.sqrt(len(relative)))
 
 
-def _posterior(config: Tempered, target: Target, found: Any, pilot: TemperedState, runs: list) -> Posterior:
+def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedState, runs: list) -> Posterior:
     states, levels = zip(*runs)
     dtype = pilot.positions.dtype
     reached = bool(pilot.temperature >= 1)
@@ -291,8 +314,8 @@ def _verdict(
         return Status.DEGENERATE_WEIGHTS, f"all particles of {len(dead)} of {len(states)} islands died"
     if not pilot.temperature >= 1:
         return Status.MAX_ITERATIONS, (
-            f"the temperature only reached {float(pilot.temperature):.2g} after {_MAX_LEVELS} levels: the draws are not "
-            "those of the target, and the log evidence is NaN; the density falls too steeply"
+            f"the temperature only reached {float(pilot.temperature):.2g} after {_MAX_LEVELS} levels: the draws are "
+            "not those of the target, and the log evidence is NaN; the density falls too steeply"
         )
     share = float(np.exp(2 * special.logsumexp(logs) - special.logsumexp(2 * logs)))
     if share < len(logs) / 2:

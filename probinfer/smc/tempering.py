@@ -34,8 +34,10 @@ __all__ = [
     "TemperedState",
     "begin",
     "empty_schedule",
+    "evaluate",
     "is_over",
     "record",
+    "resolved",
     "tempering",
 ]
 
@@ -159,7 +161,7 @@ def record(state: TemperedState, info: Level) -> Level:
 
 def _init(path, settings, key, schedule: Schedule, learning, num_particles: int) -> TemperedState:
     positions = over(path.sample, "auto", jax.random.split(key, num_particles))
-    mode = _resolved(settings.mode, path.terms, positions[0])
+    mode = resolved(settings.mode, path, positions[0])
     raw = over(lambda position: path.terms(position)[1], mode, positions)
     undefined = jnp.isnan(raw)
     dimension, dtype = positions.shape[1], positions.dtype
@@ -187,7 +189,7 @@ def _step(path, settings: Settings, key: PRNGKey, state: TemperedState) -> tuple
     step_size = jnp.where(state.learning, state.step_size, state.schedule.step_sizes[state.level])
     num_ancestors = num // CHAIN_LENGTH if settings.waste_free else num
     ancestors, _ = resampling.systematic(key_resample, factors, num_ancestors)
-    mode = _resolved(settings.mode, path.terms, state.positions[0])
+    mode = resolved(settings.mode, path, state.positions[0])
     moved = hmc_moves(
         key_move,
         partial(evaluate, path, temperature),
@@ -285,7 +287,14 @@ def _noted(state: TemperedState, temperature: Array, root: Array, step_size: Arr
     return jax.tree.map(lambda a, b: jnp.where(state.learning, a, b), new, old)
 
 
-def _resolved(mode: str, fn, position: Array) -> str:
+def resolved(mode: str, path: Any, position: Float[Array, " d"]) -> str:
+    """Return "map" or "vmap" for "auto": what the density of this path gains on this device.
+
+    Args:
+        mode: as the user has it.
+        path: from base to target.
+        position: any.
+    """
     if mode != "auto":
         return mode
-    return "vmap" if batches_well(fn, position) else "map"
+    return "vmap" if batches_well(path.terms, position) else "map"

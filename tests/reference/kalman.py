@@ -4,7 +4,10 @@ import numpy as np
 
 
 def kalman(y, *, slope, process, noise, start):
-    """x_0 ~ N(0, start), x_t = slope x_{t-1} + N(0, process), y_t = x_t + N(0, noise): (log evidence, means, variances)."""
+    """x_0 ~ N(0, start), x_t = slope x_{t-1} + N(0, process), y_t = x_t + N(0, noise).
+
+    Returns log evidence, means and variances of the filter.
+    """
     log_evidence, mean, variance, means, variances = 0.0, 0.0, start, [], []
     for t, value in enumerate(y):
         if t:

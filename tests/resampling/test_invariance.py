@@ -11,7 +11,7 @@ from scipy import stats
 
 from probinfer import resampling
 
-REPEATS = 150_000
+REPEATS = 60_000
 NUM = 4
 START = np.array([0.7, 0.3])
 TRANSITION = np.array([[0.8, 0.2], [0.35, 0.65]])
@@ -29,22 +29,24 @@ def posterior():
 def sweep(resample, key, reference):
     """One pass of particle Gibbs: ``reference`` (3,) in, a path of the new particles out."""
     dtype = jnp.result_type(float)
-    log_potential = jnp.log(jnp.asarray(POTENTIAL, dtype))
-    keys = jax.random.split(key, 6)
-    states = jax.random.categorical(keys[0], jnp.log(jnp.asarray(START, dtype)), shape=(NUM,))
-    paths = jnp.zeros((NUM, 3), states.dtype).at[:, 0].set(states.at[0].set(reference[0]))
+    potential, transition = jnp.asarray(POTENTIAL, dtype), jnp.asarray(TRANSITION, dtype)
+    *keys, key_uniform = jax.random.split(key, 4)
+    uniforms = jax.random.uniform(key_uniform, (4, NUM), dtype)
+    states = (uniforms[0] > START[0]).astype(jnp.int32).at[0].set(reference[0])
+    paths = jnp.zeros((NUM, 3), jnp.int32).at[:, 0].set(states)
 
-    def step(carry, t):
-        paths, log_weights = carry
-        ancestors, log_weights = resample(keys[2 * t], log_weights, t)
+    def step(carry, item):
+        (paths, log_weights), (t, key, uniform) = carry, item
+        ancestors, log_weights = resample(key, log_weights, t)
         paths = paths[ancestors]
-        rows = jnp.log(jnp.asarray(TRANSITION, dtype))[paths[:, t - 1]]
-        states = jax.random.categorical(keys[2 * t + 1], rows).at[0].set(reference[t])
-        return (paths.at[:, t].set(states), log_weights + log_potential[t, states]), None
+        states = (uniform > transition[paths[:, t - 1], 0]).astype(jnp.int32).at[0].set(reference[t])
+        return (paths.at[:, t].set(states), log_weights + jnp.log(potential[t, states])), None
 
-    start = (paths, log_potential[0, paths[:, 0]])
-    (paths, log_weights), _ = jax.lax.scan(step, start, jnp.arange(1, 3))
-    return paths[jax.random.categorical(keys[1], log_weights)]
+    start = (paths, jnp.log(potential[0, states]))
+    items = (jnp.arange(1, 3), jnp.stack(keys[1:]), uniforms[1:3])
+    (paths, log_weights), _ = jax.lax.scan(step, start, items)
+    cumulative = jnp.cumsum(jnp.exp(log_weights))
+    return paths[jnp.sum(cumulative < uniforms[3, 0] * cumulative[-1])]
 
 
 def deviation(resample):
@@ -52,7 +54,7 @@ def deviation(resample):
     probabilities = posterior()
     start = np.random.default_rng(11).choice(len(PATHS), size=REPEATS, p=probabilities)
     keys = jax.random.split(jax.random.key(12), REPEATS)
-    references = jnp.asarray(np.array(PATHS)[start])
+    references = jnp.asarray(np.array(PATHS)[start], jnp.int32)
     ended = jax.jit(jax.vmap(partial(sweep, resample)))(keys, references)
     found = np.bincount(np.asarray(ended) @ [4, 2, 1], minlength=len(PATHS))
     return np.sum((found - REPEATS * probabilities) ** 2 / (REPEATS * probabilities))

@@ -1,12 +1,19 @@
 """Models that the tests of smc share: a finite one, a linear-Gaussian one; data bound as arrays."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from scipy import stats
 
 from probinfer import resampling, smc
+from probinfer.base import Status
+from probinfer.types import field, pytree
+from tests.reference import hmm
 
+P_LIMIT = 1e-9  # of a chi-squared test; fewer than 100 in the tests of smc
 Z_LIMIT = 6.5  # two-sided 8e-11 a comparison: fewer than 10^4 in the tests of smc, so 1e-6 in all
 
 
@@ -17,22 +24,22 @@ def finite(model, dtype):
     log_initial, log_transition = tables
     log_potential = jnp.asarray(model.log_potential, dtype)
     return smc.FeynmanKac(
-        Partial(_start, log_initial),
-        Partial(_move, log_transition),
-        Partial(_look_up, log_potential),
-        Partial(_look_up, log_transition),
+        Partial(finite_start, log_initial),
+        Partial(finite_move, log_transition),
+        Partial(look_up, log_potential),
+        Partial(look_up, log_transition),
     )
 
 
-def _start(log_initial, key):
+def finite_start(log_initial, key):
     return jax.random.categorical(key, log_initial).astype(jnp.int32)
 
 
-def _move(log_transition, key, x, t):
+def finite_move(log_transition, key, x, t):
     return jax.random.categorical(key, log_transition[t, x]).astype(jnp.int32)
 
 
-def _look_up(table, before, x, t):
+def look_up(table, before, x, t):
     return table[t, before, x]
 
 
@@ -70,22 +77,73 @@ def _linear_transition(p, before, x, t):
     return log_normal(x - p["slope"] * before, p["process"])
 
 
-def _switch(which, log_weights, t):
-    rules = [
-        resampling.ess_below(0.6),
-        resampling.entropic_below(0.7),
-        resampling.always(),
-        resampling.every(2),
-    ]
-    return jax.lax.switch(which, [lambda rule=rule: rule(log_weights, t) for rule in rules])
+TRIGGERS = {
+    "ess": resampling.ess_below(0.6),
+    "entropic": resampling.entropic_below(0.7),
+    "always": resampling.always(),
+    "every": resampling.every(2),
+}
 
 
-TRIGGERS = ("ess", "entropic", "always", "every")
+@pytree
+class AnyScheme(resampling.Adaptive):
+    """``resampling.Adaptive`` whose scheme and trigger are data: one program serves all of them."""
+
+    scheme: object = field(static=True)  # names of the schemes
+    trigger: object  # (number of the scheme, number of the trigger)
+    is_conditional: bool = field(static=True, default=False)
+
+    def __call__(self, key, log_weights, num, t):
+        table = resampling.CONDITIONAL if self.is_conditional else resampling.SCHEMES
+        which_scheme, which_trigger = self.trigger
+        rules = [lambda rule=rule: rule(log_weights, t) for rule in TRIGGERS.values()]
+        schemes = [lambda name=name: table[name](key, log_weights, num) for name in self.scheme]
+        stay = lambda: (jnp.arange(num, dtype=jnp.int32), log_weights)  # noqa: E731
+        yes = jax.lax.switch(which_trigger, rules)
+        ancestors, log_weights = jax.lax.cond(yes, lambda: jax.lax.switch(which_scheme, schemes), stay)
+        return ancestors, log_weights, yes
+
+    def conditional(self):
+        return AnyScheme(self.scheme, self.trigger, True)
 
 
-def trigger(name):
-    """A trigger whose kind is data: one program serves all of them."""
-    return Partial(_switch, jnp.int32(TRIGGERS.index(name)))
+def any_scheme(scheme, trigger, names):
+    """The scheme of a name, resampling by the trigger of a name; one of a table of schemes."""
+    return AnyScheme(tuple(names), (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
+
+
+@partial(jax.jit, static_argnames="sizes")
+def masses(keys, fk, adaptive, sizes):
+    """Estimates of evidence (runs,), smoothing masses (runs, T, K), status; ``sizes``: steps, states, particles."""
+    num_steps, num_states, num_particles = sizes
+
+    def one(key):
+        result = smc.particle_filter(key, fk, num_steps, num_particles, resampling=adaptive)
+        weights = jnp.exp(result.log_weights) / num_particles
+        states = jax.nn.one_hot(result.paths, num_states, dtype=weights.dtype)
+        dead = result.status == int(Status.DEGENERATE_WEIGHTS)
+        mass = jnp.where(dead, 0, jnp.einsum("n,ntk->tk", weights, states))
+        return jnp.exp(result.log_evidence), mass, result.status
+
+    return jax.vmap(one)(keys)
+
+
+def exact_paths(model, seed, chains):
+    """Independent paths (chains, T) from the law of a finite model."""
+    paths, law = hmm.enumerate_paths(model)
+    drawn = np.random.default_rng(seed).choice(len(paths), chains, p=law / law.sum())
+    return jnp.asarray(paths[drawn], jnp.int32)
+
+
+def chi_squared(model, found):
+    """p-value that paths (chains, T) have the law of the model; cells with fewer than 10 expected are one."""
+    law = hmm.enumerate_paths(model)[1]
+    counts = np.bincount(hmm.path_index(np.asarray(found), model.num_states), minlength=len(law))
+    expected = law / law.sum() * len(found)
+    rare = expected < 10
+    if rare.any():
+        counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    return stats.chisquare(counts, expected).pvalue
 
 
 def z_scores(samples, expected):

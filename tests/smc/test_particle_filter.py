@@ -14,32 +14,20 @@ from tests.smc import models
 from tests.smc.models import Z_LIMIT, z_scores
 
 MODEL = hmm.random_model(1, num_states=3, num_steps=4, dead=0.15)
-RUNS = 20_000
+RUNS = 10_000
 
 
-@partial(jax.jit, static_argnames="num_particles")
-def masses(keys, fk, adaptive, num_particles):
-    """Estimates of the evidence (runs,) and of the smoothing masses (runs, T, K): unbiased each."""
-
-    def one(key):
-        result = smc.particle_filter(key, fk, MODEL.num_steps, num_particles, resampling=adaptive)
-        weights = jnp.exp(result.log_weights) / num_particles
-        states = jax.nn.one_hot(result.paths, MODEL.num_states, dtype=weights.dtype)
-        dead = result.status == int(Status.DEGENERATE_WEIGHTS)
-        mass = jnp.where(dead, 0, jnp.einsum("n,ntk->tk", weights, states))
-        return jnp.exp(result.log_evidence), mass, result.status
-
-    return jax.vmap(one)(keys)
+SCHEMES = sorted(resampling.SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", sorted(resampling.SCHEMES))
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_evidence_and_smoothing_are_unbiased(scheme, dtype):
     # 6 particles, some potentials zero: runs in which all of them die count with estimate 0
     fk, expected = models.finite(MODEL, dtype), hmm.marginals(MODEL)
     for seed, trigger in enumerate(models.TRIGGERS):
-        adaptive = resampling.adaptive(scheme, models.trigger(trigger))
+        adaptive = models.any_scheme(scheme, trigger, SCHEMES)
         keys = jax.random.split(jax.random.key(seed), RUNS)
-        evidence, mass, status = masses(keys, fk, adaptive, 6)
+        evidence, mass, status = models.masses(keys, fk, adaptive, (4, 3, 6))
         assert np.abs(z_scores(evidence, expected[0].sum())) < Z_LIMIT, trigger
         assert np.all(np.abs(z_scores(mass, expected)) < Z_LIMIT), trigger
         assert not np.any(status == int(Status.NON_FINITE))
@@ -60,7 +48,7 @@ def uniform_ancestors(key, log_weights, num):
 def test_a_wrong_scheme_is_seen(wrong, dtype):
     keys = jax.random.split(jax.random.key(0), 4000)
     fk, expected = models.finite(MODEL, dtype), hmm.marginals(MODEL)
-    evidence, mass, _ = masses(keys, fk, resampling.adaptive(wrong, resampling.always()), 6)
+    evidence, mass, _ = models.masses(keys, fk, resampling.adaptive(wrong, resampling.always()), (4, 3, 6))
     assert (
         max(np.abs(z_scores(evidence, expected[0].sum())), np.abs(z_scores(mass, expected)).max())
         > 2 * Z_LIMIT
