@@ -1,0 +1,234 @@
+"""Tempered SMC against exact and quadrature evidences; the moves against the joint law; bad input; resuming."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probinfer as pi
+from probinfer import smc, targets
+from probinfer.base import Status
+from probinfer.checks import known, trials
+from probinfer.errors import ConvergenceWarning, NumericalError
+from probinfer.run import record_nothing, run_until
+from probinfer.smc import base_law, moves, spread, tempered, tempering
+from tests.smc import tempered_cases as cases
+
+SEEDS = 10
+ENGINE = smc.Tempered(num_particles=256)
+CASES = {"normal": cases.NORMAL, "bimodal": cases.BIMODAL, "skewed": cases.SKEWED}
+
+
+def infer(seed, target, engine=ENGINE, **settings):
+    """A posterior whose warnings, where there are any, are judged by the status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return pi.infer(jax.random.key(seed), target, engine, progress=False, **settings)
+
+
+def test_the_reference_is_right():
+    log_evidence, mean, covariance = cases.conjugate()
+    found = cases.truth(cases.NORMAL)
+    np.testing.assert_allclose(found.log_evidence, log_evidence, rtol=1e-10)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(found.sd, np.sqrt(np.diag(covariance)), rtol=1e-9)
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("name", CASES)
+def test_evidence_and_moments(name, dtype):
+    exact, target = cases.truth(CASES[name]), cases.target_of(CASES[name])
+    posteriors = [infer(seed, target) for seed in range(SEEDS)]
+    inside = [low <= exact.log_evidence <= high for low, high in (p.info.interval() for p in posteriors)]
+    assert sum(inside) >= SEEDS - 3  # four misses of ten at 95 %: probability .001, and as fixed keys, once
+    logs = np.array([p.log_evidence for p in posteriors])
+    assert logs.dtype == dtype
+    assert np.all([p.info.log_evidence_error > 0.005 for p in posteriors])
+    # the mean over seeds of a mean over draws, its error from the seeds: 6 errors of t_9 are one in 5 000 for a number
+    for fn, right in ((lambda u: u, exact.mean), (lambda u: (u - exact.mean) ** 2, exact.sd**2)):
+        values = np.array([jax.tree.leaves(p.expectation(fn))[0] for p in posteriors])
+        error = values.std(axis=0, ddof=1) / np.sqrt(SEEDS)
+        assert np.all(np.abs(values.mean(axis=0) - right) < 6 * error)
+    info = posteriors[0].info
+    assert info.start == "prior"
+    assert info.num_undefined == 0
+    assert info.temperatures[-1] == 1
+    assert np.all(np.diff(info.temperatures) > 0)
+    assert info.acceptance.shape == info.particle_ess.shape == (8, len(info.temperatures))
+    assert np.all((info.acceptance > 0.3) & (info.acceptance <= 1))
+    assert posteriors[0].draws["value"].shape == (8, 256, 2) if isinstance(posteriors[0].draws, dict) else True
+
+
+def test_without_a_prior_the_normaliser_is_estimated():
+    exact = cases.truth(cases.BIMODAL)
+    posteriors = [infer(seed, cases.without_prior(cases.BIMODAL)) for seed in range(4)]
+    inside = [p.info.interval(0.99) for p in posteriors]
+    # two misses of four at 99 %: .0006
+    assert sum(low <= exact.log_evidence <= high for low, high in inside) >= 3
+    assert {p.info.start for p in posteriors} == {"student-t"}
+    assert posteriors[0].info.num_gradients > 4 * base_law._DRAWS  # those of its pilot are counted
+
+
+@partial(jax.jit, static_argnames="num")
+def log_evidences(algorithm, schedule, keys, *, num):
+    def one(key):
+        key_begin, key_levels = jax.random.split(key)
+        state = tempering.begin(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
+        state, _ = run_until(
+            key_levels, algorithm, state, tempering.is_over, 200, collect=record_nothing
+        )
+        return state.log_evidence
+
+    return jax.lax.map(one, keys)
+
+
+@pytest.mark.parametrize("waste_free", [True, False])
+def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
+    config = smc.Tempered(num_particles=32, waste_free=waste_free, mode="vmap")
+    found = base_law.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)
+    pilot = tempered.learn_schedule(config, found, jax.random.key(2), False)
+    algorithm = tempered.Population(config, found.path, False, None).algorithm()
+    keys = jax.random.split(jax.random.key(3), 1000)
+    logs = log_evidences(algorithm, pilot.schedule, keys, num=32)
+    ratio = np.exp(np.asarray(logs) - cases.truth(cases.BIMODAL).log_evidence)
+    error = ratio.std(ddof=1) / np.sqrt(len(ratio))
+    assert error < 0.05
+    assert abs(ratio.mean() - 1) < 4.5 * error  # 7e-6 for a normal mean
+
+
+def one_move(logdensity_fn, key, position):
+    def evaluate(u):
+        return jax.value_and_grad(lambda u: (logdensity_fn(u), jnp.zeros(())), has_aux=True)(u)
+
+    root = jnp.asarray([[0.7, 0.0], [-0.1, 0.4]], position.dtype)
+    step_size = jnp.asarray(0.9, position.dtype)
+    moved = moves.hmc_moves(
+        key, evaluate, position[None], root, step_size, 0 * step_size, num_moves=1, mode="vmap"
+    )
+    return moved.positions[-1, 0], moved.acceptance
+
+
+def test_the_move_leaves_the_joint_law():
+    kernel = trials.Kernel("tempered move", lambda fn, theta: theta, one_move, lambda state: state)
+    report, passed, verdict = trials.joint(kernel, known.location_and_scale(), 400, jax.random.key(1), 0.01)
+    assert passed, verdict  # fixed key; a false alarm has probability .01
+    assert min(report.moved.values()) > 0.9
+
+
+def test_a_diagonal_root_is_a_dense_one_without_the_zeros():
+    scales, positions = jnp.asarray([0.5, 3.0]), jnp.asarray([[0.1, 1.0], [-0.4, 2.0]])
+
+    def evaluate(u):
+        return jax.value_and_grad(lambda u: (-0.5 * jnp.sum((u / scales) ** 2), u[0]), has_aux=True)(u)
+
+    settings = jnp.asarray(1.1), jnp.asarray(0.0)
+    results = [
+        moves.hmc_moves(jax.random.key(4), evaluate, positions, root, *settings, num_moves=3, mode=mode)
+        for root, mode in ((jnp.diag(scales), "vmap"), (scales, "map"))
+    ]
+    np.testing.assert_allclose(results[0].positions, results[1].positions, rtol=1e-12)
+    assert np.ptp(results[0].positions, axis=0).min() > 0
+    draws = jax.random.normal(jax.random.key(5), (30, spread.LARGEST_DENSE + 1))
+    assert spread.root_of(jnp.zeros(30), draws).shape == spread.first_root(65, draws.dtype).shape == (65,)
+    np.testing.assert_allclose(spread.root_of(jnp.zeros(30), draws), draws.std(axis=0, ddof=1), rtol=1e-12)
+
+
+def test_waste_free_off_keeps_the_last_states():
+    engine = smc.Tempered(num_particles=100, num_islands=4, waste_free=False)
+    posterior = infer(1, cases.target_of(cases.NORMAL), engine)
+    low, high = posterior.info.interval(0.999)
+    assert low <= cases.conjugate()[0] <= high  # .001
+    assert posterior.log_weights.shape == (4, 100)
+    assert posterior.log_evidence == pytest.approx(
+        jax.nn.logsumexp(posterior.log_weights) - np.log(400), rel=1e-12
+    )
+
+
+def test_new_data_of_the_same_shape_compile_nothing(count_compiles):
+    infer(0, cases.target_of(cases.NORMAL))
+    with count_compiles() as compiles:
+        infer(1, cases.target_of(cases.SKEWED))
+    assert compiles.count == 0
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    target = cases.target_of(cases.SKEWED)
+    plain = infer(5, target)
+    checkpoint = pi.Checkpoint(tmp_path / "run", every=2)
+    whole = infer(5, target, checkpoint=checkpoint)
+    for name in ("pilot", "island-2", "island-3"):  # as if killed after the first steps of the second island
+        last = sorted((tmp_path / "run" / name).glob("step_*"))[-1]
+        assert len(list((tmp_path / "run" / name).glob("step_*"))) > 1
+        for file in sorted(last.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        last.rmdir()
+    again = infer(5, target, checkpoint=checkpoint)
+    for one in (whole, again):
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_undefined_likelihoods_are_zero_and_counted():
+    case = cases.NORMAL._replace(cut=1.5, bad=np.nan)
+    posterior = infer(3, cases.target_of(case))
+    low, high = posterior.info.interval(0.999)
+    assert low <= cases.log_evidence_below(1.5) <= high  # .001
+    assert posterior.info.num_undefined == pytest.approx(9 * 256 * 0.067, rel=0.3)  # P(u_0 > 1.5), 4 errors
+    assert np.max(jax.tree.leaves(posterior.draws)[0][..., 0]) <= 1.5
+
+
+def test_plus_infinity_is_an_error():
+    # at draws of the prior, and where only the moves come: 1.5 is 8 sd above the prior mean, 1.6 above the posterior's
+    far = cases.NORMAL._replace(scales=np.array([0.18, 3.0]), locs=np.array([[8.0, -2.0]] * 2), cut=1.5, bad=np.inf)
+    for case, words in ((cases.NORMAL._replace(cut=0.0, bad=np.inf), "draws of the base law"), (far, "step")):
+        with pytest.raises(NumericalError, match=words) as caught:
+            infer(0, cases.target_of(case))
+        assert caught.value.status == Status.NON_FINITE
+
+
+def test_nothing_but_zero_likelihoods_is_an_error():
+    for bad in (-np.inf, np.nan):
+        with pytest.raises(NumericalError, match="every one of 256 draws") as caught:
+            infer(0, cases.target_of(cases.NORMAL._replace(cut=-50.0, bad=bad)))
+        assert caught.value.status == Status.DEGENERATE_WEIGHTS
+
+
+def test_a_target_that_is_not_reached_has_no_evidence(monkeypatch):
+    monkeypatch.setattr(tempered, "_MAX_LEVELS", 2)
+    with pytest.warns(ConvergenceWarning, match="after 2 levels"):
+        posterior = pi.infer(jax.random.key(0), cases.target_of(cases.NORMAL), ENGINE, progress=False)
+    assert posterior.info.status == Status.MAX_ITERATIONS
+    assert np.isnan(posterior.log_evidence)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"num_particles": 24}, ValueError, "32 or more"),
+        ({"num_particles": 100}, ValueError, "multiple of 8 .* take 104"),
+        ({"num_particles": 64.0}, TypeError, "num_particles"),
+        ({"num_islands": 1}, ValueError, "2 or more"),
+        ({"ess_fraction": 1.0}, ValueError, "between 0 and 1"),
+        ({"ess_fraction": "half"}, TypeError, "ess_fraction"),
+        ({"mode": "pmap"}, ValueError, "mode must be"),
+    ],
+)
+def test_settings_out_of_range(settings, error, words):
+    with pytest.raises(error, match=words):
+        smc.Tempered(**settings)
+
+
+def test_targets_that_are_refused():
+    def log_likelihood(position, row):
+        return -0.5 * jnp.sum((row - position) ** 2)
+
+    minibatch = targets.minibatch(
+        lambda p: -0.5 * jnp.sum(p**2), log_likelihood, jnp.ones((6, 2)), 2, example=jnp.zeros(2)
+    )
+    with pytest.raises(TypeError, match="minibatches"):
+        infer(0, minibatch)
+    with pytest.raises(TypeError, match="checkpoint"):
+        infer(0, cases.target_of(cases.NORMAL), checkpoint="here")
