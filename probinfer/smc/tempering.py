@@ -219,7 +219,7 @@ def _step(path, settings: Settings, key: PRNGKey, state: TemperedState) -> tuple
         status=jnp.int32(Status.DEGENERATE_WEIGHTS), log_evidence=jnp.full_like(log_evidence, -jnp.inf)
     )
     new = jax.tree.map(lambda a, b: jnp.where(dead, a, b), last, new)
-    rate = jnp.mean(moved.acceptance[1:])
+    rate = jnp.where(dead, jnp.nan, jnp.mean(moved.acceptance[1:])).astype(temperature.dtype)
     return new, Level(temperature, weights.ess(factors), rate, moved.step_size, new.log_evidence)
 
 

@@ -92,7 +92,11 @@ def conjugate() -> tuple[float, np.ndarray, np.ndarray]:
     """Log evidence, posterior mean and covariance of ``NORMAL``."""
     noise, prior, y = np.linalg.inv(NORMAL.precisions[0]), np.diag(NORMAL.scales**2), NORMAL.locs[0]
     covariance = np.linalg.inv(np.linalg.inv(prior) + NORMAL.precisions[0])
-    return multivariate_normal(np.zeros(2), prior + noise).logpdf(y), covariance @ NORMAL.precisions[0] @ y, covariance
+    return (
+        multivariate_normal(np.zeros(2), prior + noise).logpdf(y),
+        covariance @ NORMAL.precisions[0] @ y,
+        covariance,
+    )
 
 
 def log_evidence_below(cut: float) -> float:
