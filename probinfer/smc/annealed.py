@@ -149,7 +149,7 @@ def annealing(
     Raises:
         TypeError: not a key, not a target, a minibatch target, or ``refine`` is not an integer.
         ValueError: settings out of range, as in ``Tempered``; ``refine`` below 1.
-        NumericalError: as in ``Tempered.sample``; the pilot did not reach the target.
+        NumericalError: as in ``Tempered.sample``.
     """
     if isinstance(refine, bool) or not isinstance(refine, (int, np.integer)):
         raise TypeError(f"refine must be an integer, got {refine!r}")
@@ -161,12 +161,6 @@ def annealing(
     with bars.task("annealing", None, bars.label(progress, "annealing")):
         found = find_start(key_start, target, progress, None)
         pilot = learn_schedule(config, found, key_pilot, progress)
-    if not pilot.temperature >= 1:
-        raise NumericalError(
-            f"the temperature only reached {float(pilot.temperature):.2g}: the density falls too steeply for an "
-            "annealing from its base law; rescale the problem, or give a prior nearer to the posterior",
-            Status.MAX_ITERATIONS,
-        )
     spent = found.num_gradients + int(pilot.num_gradients)
     return Annealing(found.path, pilot.schedule, int(refine), mode, found.kind, spent)
 

@@ -40,8 +40,8 @@ class TemperedInfo(NamedTuple):
     ``num_undefined`` counts the draws of the base law, of all islands and the pilot, where the log ratio is NaN: they
     have weight zero. ``num_gradients`` counts all evaluations, those of the pilots included. ``rhat``, ``ess`` and
     ``ess_tail`` are trees shaped like one unconstrained position; each island is a chain, in the order of the moves.
-    ``status`` is ``OK``; ``MAX_ITERATIONS``: the target was not reached; ``CHAINS_DISAGREE``: R-hat, ESS or evidences
-    of the islands; ``DEGENERATE_WEIGHTS``: all particles of an island died.
+    ``status`` is ``OK``; ``CHAINS_DISAGREE``: R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all
+    particles of an island died.
     """
 
     temperatures: Any
@@ -151,10 +151,10 @@ class Tempered:
         Raises:
             TypeError: not a key, not a target, or a minibatch target.
             NumericalError: the log ratio is plus infinity somewhere, all particles of the pilot have likelihood zero,
-                or no base law could be fitted to a target without a prior.
+                the pilot does not reach the target, or no base law could be fitted to a target without a prior.
 
         Warns:
-            ConvergenceWarning: the islands disagree, one of them died, or the target was not reached.
+            ConvergenceWarning: the islands disagree, or one of them died.
         """
         name = type(self).__name__
         engine.check(key, target, name)
@@ -186,7 +186,7 @@ def learn_schedule(
         checkpoint: where to keep checkpoints.
 
     Raises:
-        NumericalError: all particles died, or a log ratio of plus infinity.
+        NumericalError: all particles died, a log ratio of plus infinity, or the target was not reached.
     """
     pilot, _ = Population(config, found.path, progress, checkpoint).run(key, None, "pilot")
     if int(pilot.status) != Status.OK:
@@ -195,6 +195,13 @@ def learn_schedule(
             f"every one of {config.num_particles} draws ({int(pilot.num_undefined)} draws of the {STARTS[found.kind]} "
             f"undefined); {advice(int(pilot.status))}",
             Status.DEGENERATE_WEIGHTS,
+        )
+    if not pilot.temperature >= 1:
+        raise NumericalError(
+            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {_MAX_LEVELS} levels, not 1: the "
+            f"target is too far from the {STARTS[found.kind]} they start from; give a prior nearer to it, "
+            "rescale the problem, or lower ess_fraction",
+            Status.MAX_ITERATIONS,
         )
     return pilot
 
@@ -266,11 +273,10 @@ def _error(log_evidences: np.ndarray) -> float:
 def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedState, runs: list) -> Posterior:
     states, levels = zip(*runs)
     dtype = pilot.positions.dtype
-    reached = bool(pilot.temperature >= 1)
     logs = np.asarray([state.log_evidence for state in states])
     positions = unflatten(found.path.like, jnp.stack([state.positions for state in states]))
     judged = report.convergence(engine.to_default_dtype(positions))
-    status, details = _verdict(config, judged, states, logs, pilot)
+    status, details = _verdict(config, judged, states, logs)
     count = int(pilot.schedule.num_levels)
     info = TemperedInfo(
         temperatures=pilot.schedule.temperatures[:count],
@@ -294,7 +300,7 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         found.path.like,
         info,
         log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_particles)),
-        log_evidence=jnp.asarray(_log_mean(logs) if reached else np.nan, dtype),
+        log_evidence=jnp.asarray(_log_mean(logs), dtype),
     )
 
 
@@ -306,17 +312,12 @@ def _padded(rows: list, count: int, dtype: Any) -> Any:
 
 
 def _verdict(
-    config: Tempered, judged: report.Convergence, states: tuple, logs: np.ndarray, pilot: TemperedState
-):
+    config: Tempered, judged: report.Convergence, states: tuple, logs: np.ndarray
+) -> tuple[Status, str]:
     """The worst status, and in words what it is about."""
     dead = [i + 1 for i, state in enumerate(states) if int(state.status) != Status.OK]
     if dead:
         return Status.DEGENERATE_WEIGHTS, f"all particles of {len(dead)} of {len(states)} islands died"
-    if not pilot.temperature >= 1:
-        return Status.MAX_ITERATIONS, (
-            f"the temperature only reached {float(pilot.temperature):.2g} after {_MAX_LEVELS} levels: the draws are "
-            "not those of the target, and the log evidence is NaN; the density falls too steeply"
-        )
     share = float(np.exp(2 * special.logsumexp(logs) - special.logsumexp(2 * logs)))
     if share < len(logs) / 2:
         return Status.CHAINS_DISAGREE, (

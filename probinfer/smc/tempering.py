@@ -256,18 +256,16 @@ def _plan(settings: Settings, state: TemperedState) -> tuple[Array, Array]:
     wanted = settings.ess_fraction * alive
     room = 1 - state.temperature
 
-    def good(rise):
-        return weights.ess(_increments(state.log_ratios, rise)) >= wanted
+    def ask(_, search):
+        low, high, rise = search
+        good = weights.ess(_increments(state.log_ratios, rise)) >= wanted
+        low, high = jnp.where(good, rise, low), jnp.where(good, high, rise)
+        return low, high, (low + high) / 2
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = (low + high) / 2
-        fine = good(middle)
-        return jnp.where(fine, middle, low), jnp.where(fine, high, middle)
-
-    low, high = lax.fori_loop(0, _HALVINGS, halve, (jnp.zeros_like(room), room))
+    # Bisection that asks for the whole rise first: if that is good, it is all there is.
+    low, high, _ = lax.fori_loop(0, _HALVINGS, ask, (jnp.zeros_like(room), room, room))
     rise = jnp.where(low > 0, low, high)
-    temperature = jnp.where(good(room), jnp.ones_like(room), state.temperature + rise)
+    temperature = jnp.where(low == room, 1, state.temperature + rise).astype(room.dtype)
     factors = _increments(state.log_ratios, temperature - state.temperature)
     root = root_of(factors, state.positions)
     before = state.schedule.roots[jnp.maximum(state.level - 1, 0)]

@@ -1,4 +1,4 @@
-"""Tempered SMC against exact and quadrature evidences; the moves against the joint law; bad input; resuming."""
+"""Tempered SMC and annealing against exact and quadrature evidences; the moves against the joint law; bad input."""
 
 import warnings
 from functools import partial
@@ -11,13 +11,14 @@ import pytest
 import probinfer as pi
 from probinfer import smc, targets
 from probinfer.base import Status
-from probinfer.checks import known, trials
+from probinfer.checks import evidence_sandwich, known, trials
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.run import record_nothing, run_until
 from probinfer.smc import base_law, moves, spread, tempered, tempering
 from tests.smc import tempered_cases as cases
 
 SEEDS = 10
+RUNS = 256
 ENGINE = smc.Tempered(num_particles=256)
 CASES = {"normal": cases.NORMAL, "bimodal": cases.BIMODAL, "skewed": cases.SKEWED}
 
@@ -60,7 +61,11 @@ def test_evidence_and_moments(name, dtype):
     assert info.acceptance.shape == info.particle_ess.shape == (8, len(info.temperatures))
     assert np.all((info.acceptance > 0.3) & (info.acceptance <= 1))
     assert posteriors[0]["value"].shape == (8, 256, 2)
-    assert posteriors[0].log_weights.shape == (8, 256)
+    weights = np.asarray(posteriors[0].log_weights, float)
+    assert weights.shape == (8, 256)
+    np.testing.assert_allclose(
+        posteriors[0].log_evidence, np.log(np.mean(np.exp(weights))), rtol=100 * jnp.finfo(dtype).eps
+    )
 
 
 def test_without_a_prior_the_normaliser_is_estimated():
@@ -118,31 +123,16 @@ def test_the_move_leaves_the_joint_law():
 
 
 def test_a_diagonal_root_is_a_dense_one_without_the_zeros():
-    scales, positions = jnp.asarray([0.5, 3.0]), jnp.asarray([[0.1, 1.0], [-0.4, 2.0]])
-
-    def evaluate(u):
-        return jax.value_and_grad(lambda u: (-0.5 * jnp.sum((u / scales) ** 2), u[0]), has_aux=True)(u)
-
-    settings = jnp.asarray(1.1), jnp.asarray(0.0)
-    results = [
-        moves.hmc_moves(jax.random.key(4), evaluate, positions, root, *settings, num_moves=3, mode=mode)
-        for root, mode in ((jnp.diag(scales), "vmap"), (scales, "map"))
-    ]
-    np.testing.assert_allclose(results[0].positions, results[1].positions, rtol=1e-12)
-    assert np.ptp(results[0].positions, axis=0).min() > 0
-    draws = jax.random.normal(jax.random.key(5), (30, spread.LARGEST_DENSE + 1))
-    assert spread.root_of(jnp.zeros(30), draws).shape == spread.first_root(65, draws.dtype).shape == (65,)
-    np.testing.assert_allclose(spread.root_of(jnp.zeros(30), draws), draws.std(axis=0, ddof=1), rtol=1e-12)
-
-
-def test_waste_free_off_keeps_the_last_states():
-    engine = smc.Tempered(num_particles=256, waste_free=False)
-    posterior = infer(1, cases.target_of(cases.NORMAL), engine)
-    low, high = posterior.info.interval(0.999)
-    assert low <= cases.conjugate()[0] <= high  # .001
-    assert posterior.log_weights.shape == (8, 256)
-    mean_weight = jax.nn.logsumexp(posterior.log_weights) - np.log(8 * 256)
-    assert float(posterior.log_evidence) == pytest.approx(float(mean_weight), rel=1e-12)
+    scales, vector = jnp.asarray([0.5, 3.0]), jnp.asarray([-1.0, 2.0])
+    for apply in (spread.push, spread.pull):
+        np.testing.assert_allclose(apply(scales, vector), apply(jnp.diag(scales), vector), rtol=1e-12)
+    draws = np.random.default_rng(5).normal(size=(30, spread.LARGEST_DENSE + 1))
+    wide, narrow = (spread.root_of(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3))
+    assert wide.shape == spread.first_root(65, wide.dtype).shape == (65,)
+    np.testing.assert_allclose(wide, draws.std(axis=0, ddof=1), rtol=1e-12)
+    covariance, share = np.cov(draws[:, :3].T), 4 / 34  # shrunk by (d + 1) / (d + 1 + n)
+    shrunk = (1 - share) * covariance + share * np.diag(np.diag(covariance))
+    np.testing.assert_allclose(narrow @ narrow.T, shrunk, rtol=1e-10)
 
 
 def test_new_data_of_the_same_shape_compile_nothing(count_compiles):
@@ -215,12 +205,11 @@ def test_islands_may_die_and_count_as_zero():
     assert dead > 0
 
 
-def test_a_target_that_is_not_reached_has_no_evidence(monkeypatch):
-    monkeypatch.setattr(tempered, "_MAX_LEVELS", 2)
-    with pytest.warns(ConvergenceWarning, match="after 2 levels"):
-        posterior = pi.infer(jax.random.key(0), cases.target_of(cases.NORMAL), ENGINE, progress=False)
-    assert posterior.info.status == Status.MAX_ITERATIONS
-    assert np.isnan(posterior.log_evidence)
+def test_a_target_that_is_not_reached_is_an_error():
+    timid = smc.Tempered(num_particles=256, ess_fraction=0.9999)  # some thousand levels
+    with pytest.raises(NumericalError, match="in 200 levels, not 1") as caught:
+        infer(0, cases.target_of(cases.NORMAL), timid)
+    assert caught.value.status == Status.MAX_ITERATIONS
 
 
 @pytest.mark.parametrize(
@@ -251,3 +240,90 @@ def test_targets_that_are_refused():
         infer(0, minibatch)
     with pytest.raises(TypeError, match="checkpoint"):
         infer(0, cases.target_of(cases.NORMAL), checkpoint="here")
+
+
+# Annealed importance sampling
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return smc.annealing(
+        jax.random.key(1), cases.target_of(cases.NORMAL), num_particles=RUNS, refine=4, progress=False
+    )
+
+
+def exact_draws(num):
+    _, mean, covariance = cases.conjugate()
+    draws = np.random.default_rng(5).multivariate_normal(mean, covariance, num)
+    return jnp.asarray(draws, jnp.result_type(float))
+
+
+@pytest.mark.f32
+def test_the_sandwich_holds_the_evidence(frozen):
+    log_evidence = cases.conjugate()[0]
+    forward = np.asarray(frozen.forward_all(jax.random.key(2), RUNS), float)
+    reverse = np.asarray(frozen.reverse_all(jax.random.key(3), exact_draws(RUNS)), float)
+    report = evidence_sandwich(forward, reverse, level=0.001)
+    low, high = report.interval
+    assert low < log_evidence < high  # .001
+    assert not report.contradiction
+    assert 0 < report.gap < 4  # nats
+    for logs, sign in ((forward, 1), (reverse, -1)):  # E w = Z, E 1/w = 1/Z: 4.5 errors are 7e-6
+        ratio = np.exp(sign * (logs - log_evidence))
+        assert abs(ratio.mean() - 1) < 4.5 * ratio.std(ddof=1) / np.sqrt(RUNS)
+
+
+def test_single_runs_are_what_the_check_takes(frozen):
+    report = evidence_sandwich(
+        frozen.forward, frozen.reverse(exact_draws(50)), key=jax.random.key(4), num_runs=40, level=0.001
+    )
+    low, high = report.interval
+    assert low < cases.conjugate()[0] < high  # .001
+    assert report.gap < 6
+
+
+@pytest.mark.f32
+def test_anneal_draws_and_weighs(dtype):
+    log_evidence, mean, covariance = cases.conjugate()
+    posterior = smc.anneal(
+        jax.random.key(6), cases.target_of(cases.NORMAL), num_particles=RUNS, refine=4, progress=False
+    )
+    info = posterior.info
+    assert info.status == Status.OK
+    assert info.start == "prior"
+    assert posterior.log_weights.shape == (1, RUNS)
+    assert posterior.log_weights.dtype == dtype
+    assert abs(posterior.log_evidence - log_evidence) < 4 * info.log_evidence_error  # 6e-5
+    found = jax.tree.leaves(posterior.expectation(lambda draw: draw))[0]
+    assert np.all(np.abs(found - mean) < 4 * np.sqrt(np.diag(covariance) / info.ess))  # 6e-5 each
+    assert info.num_gradients > RUNS
+
+
+def test_undefined_likelihoods_weigh_nothing_when_annealed():
+    case = cases.NORMAL._replace(cut=1.5, bad=np.nan)
+    posterior = smc.anneal(
+        jax.random.key(7), cases.target_of(case), num_particles=RUNS, refine=4, progress=False
+    )
+    dead = posterior.log_weights == -jnp.inf
+    assert np.sum(dead) == posterior.info.num_undefined > 0
+    log_evidence = cases.log_evidence_below(1.5)
+    assert abs(posterior.log_evidence - log_evidence) < 4 * posterior.info.log_evidence_error  # 6e-5
+
+
+def test_bad_input_of_annealing():
+    target, key = cases.target_of(cases.NORMAL), jax.random.key(0)
+    with pytest.raises(ValueError, match="refine must be 1"):
+        smc.annealing(key, target, refine=0)
+    with pytest.raises(TypeError, match="refine"):
+        smc.anneal(key, target, refine=2.5)
+    with pytest.raises(TypeError, match=r"[Tt]arget"):
+        smc.annealing(key, lambda u: -jnp.sum(u**2))
+
+
+def test_weights_on_few_runs_are_warned_of():
+    narrow = cases.bumps([1.0, 0.0], [[4.0, -9.0]] * 2, [np.eye(2) * 1e-6] * 2, [1.0, 3.0])
+    with pytest.warns(ConvergenceWarning, match="carry the weight; raise refine"):
+        posterior = smc.anneal(
+            jax.random.key(8), cases.target_of(narrow), num_particles=RUNS, refine=4, progress=False
+        )
+    assert posterior.info.status == Status.POOR_APPROXIMATION
