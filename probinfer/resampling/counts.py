@@ -78,7 +78,7 @@ def uniform_points_below(key: Array, ends: Cumulative, number: int | Array, capa
     """
     key_cell, key_place = jax.random.split(key)
     cells = jax.random.randint(key_cell, (capacity,), 0, jnp.maximum(number, 1), jnp.int32)
-    cells = jnp.where(jnp.arange(capacity) < number, cells, capacity + 1)
+    cells = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < number, cells, capacity + 1)
     occupancy = jnp.zeros(capacity + 1, jnp.int32).at[cells].add(1, mode="drop")
     places = jax.random.uniform(key_place, (capacity,), ends.fraction.dtype)
     starts = (jnp.cumsum(occupancy, dtype=jnp.int32) - occupancy)[ends.whole]
@@ -86,7 +86,7 @@ def uniform_points_below(key: Array, ends: Cumulative, number: int | Array, capa
 
     def add(rank, below):
         place = places[jnp.minimum(starts + rank, capacity - 1)]
-        return below + ((rank < inside) & (place < ends.fraction))
+        return below + ((rank < inside) & (place < ends.fraction)).astype(jnp.int32)
 
     return jax.lax.fori_loop(0, jnp.max(occupancy), add, starts)
 
@@ -94,7 +94,7 @@ def uniform_points_below(key: Array, ends: Cumulative, number: int | Array, capa
 def bounds_of(below: Array, alive: Array, num: int | Array) -> Array:
     """Return how many draws descend from particles 0 ... i: monotone, flat at dead ones, num from the last on."""
     bounds = jax.lax.cummax(jnp.where(alive, jnp.clip(below, 0, num), 0).astype(jnp.int32))
-    index = jnp.arange(alive.shape[0])
+    index = jnp.arange(alive.shape[0], dtype=jnp.int32)
     last = jnp.max(jnp.where(alive, index, 0))
     return jnp.where(index >= last, jnp.asarray(num, jnp.int32), bounds)
 

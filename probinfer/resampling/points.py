@@ -81,7 +81,7 @@ def stratified(
     relative = relative_weights(log_weights)
     whole, fraction = cumulative(expected_offspring(relative, num), num)
     places = jax.random.uniform(key, (num,), log_weights.dtype)
-    below = whole + (places[jnp.minimum(whole, num - 1)] < fraction)
+    below = whole + (places[jnp.minimum(whole, num - 1)] < fraction).astype(jnp.int32)
     return share(log_weights, ancestors_of(bounds_of(below, relative > 0, num), num), num)
 
 
@@ -119,7 +119,7 @@ def systematic(
 def systematic_bounds(expected: Array, offset: Array, num: int | Array) -> Array:
     """Return how many of the points offset + j, j = 0 ... num - 1, lie below C_i."""
     whole, fraction = cumulative(expected, num)
-    return bounds_of(whole + (offset < fraction), expected > 0, num)
+    return bounds_of(whole + (offset < fraction).astype(jnp.int32), expected > 0, num)
 
 
 @partial(jax.jit, static_argnames="num")

@@ -105,7 +105,7 @@ def conditional_stratified(
     point = start + places[num] * expected[position]
     cell = jnp.minimum(cell + jnp.floor(point).astype(jnp.int32), num - 1)
     places = places.at[cell].set(point - jnp.floor(point))
-    below = whole + (places[jnp.minimum(whole, num - 1)] < fraction)
+    below = whole + (places[jnp.minimum(whole, num - 1)] < fraction).astype(jnp.int32)
     bounds = bounds_of(below, expected > 0, num)
     return share_with_reference(log_weights, _others(key_turn, bounds, order, position, num), num)
 
@@ -195,12 +195,12 @@ def _start(whole: Array, fraction: Array, position: Array) -> tuple[Array, Array
 
 def _others(key: Array, bounds: Array, order: Array, position: Array, num: int) -> Array:
     """Take one copy of the reference for slot 0, and the other draws for the other slots."""
-    index = jnp.arange(bounds.shape[0])
-    fewer = jax.lax.cummax(jnp.maximum(bounds - (index >= position), 0))
+    index = jnp.arange(bounds.shape[0], dtype=jnp.int32)
+    fewer = jax.lax.cummax(jnp.maximum(bounds - (index >= position).astype(jnp.int32), 0))
     return _lead(key, order[ancestors_of(fewer, num)[: num - 1]])
 
 
 def _lead(key: Array, others: Array) -> Array:
     size = others.shape[0]
-    turn = jax.random.bits(key, (), jnp.uint32) % max(size, 1)
+    turn = (jax.random.bits(key, (), jnp.uint32) % max(size, 1)).astype(jnp.int32)
     return jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.roll(others, turn)])

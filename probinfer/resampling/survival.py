@@ -83,14 +83,25 @@ def conditional_killing(
     _check_slots(log_weights, num)
     key_survive, key_slot, key_refill = jax.random.split(key, 3)
     relative = relative_weights(log_weights)
-    index = jnp.arange(num)
+    index = jnp.arange(num, dtype=jnp.int32)
     chances = (1 - relative).at[0].add(jnp.sum(relative))
-    slot = jax.random.categorical(key_slot, jnp.log(chances))
+    slot = _slot(key_slot, chances)
     empty = jax.random.uniform(key_survive, (num,), log_weights.dtype) >= relative
     ancestors = _refill(key_refill, relative, empty & (index != slot))
     # what stood in slot 0 goes where the reference was found
     ancestors = jnp.where(index == slot, ancestors[0], ancestors).at[0].set(0)
     return share_with_reference(log_weights, ancestors, num)
+
+
+def _slot(key: Array, chances: Array) -> Array:
+    """Draw one slot by its chance; they sum to the number of slots."""
+    key_cell, key_place = jax.random.split(key)
+    num = chances.shape[0]
+    cell = jax.random.randint(key_cell, (), 0, num, jnp.int32)
+    place = jax.random.uniform(key_place, (), chances.dtype)
+    whole, fraction = cumulative(chances, num)
+    passed = (whole < cell) | ((whole == cell) & (fraction <= place))
+    return jnp.minimum(jnp.sum(passed, dtype=jnp.int32), num - 1)
 
 
 def _refill(key: Array, relative: Array, empty: Array) -> Array:

@@ -89,5 +89,5 @@ def _bounds(key: Array, log_weights: Array, log_threshold: Array, num: int) -> A
     drawn = rank + jnp.minimum(jax.lax.cummin(drawn - rank), 0)
     drawn = jnp.maximum(drawn, number - (rank[-1] - rank))
     bounds = drawn + jnp.cumsum(sure, dtype=jnp.int32)
-    index = jnp.arange(bounds.shape[0])
+    index = jnp.arange(bounds.shape[0], dtype=jnp.int32)
     return jnp.where(index >= jnp.max(jnp.where(alive, index, 0)), num, bounds)

@@ -125,7 +125,7 @@ def _step(
     ancestors, log_weights, resampled, moved = _choose(
         key_choose, model, adaptive, reference if ancestor_sampling else None, state, t
     )
-    parents = lax.cond(moved, model.gather, lambda particles, _: particles, state.particles, ancestors)
+    parents = _gather(model, state.particles, ancestors, moved)
     extra = () if reference is None else (jax.tree.map(lambda leaf: leaf[t], reference),)
     particles, increments = model.extend(key_extend, parents, t, *extra)
     particles = _check_same(state.particles, particles)
@@ -178,6 +178,17 @@ def _choose(
     broken = jnp.where(code == int(Status.DEGENERATE_WEIGHTS), -jnp.inf, jnp.nan).astype(log_weights.dtype)
     log_weights = jnp.where(usable, log_weights, broken)
     return swap[ancestors], log_weights, resampled, resampled | (chosen != 0)
+
+
+def _gather(model: BatchedFeynmanKac, particles: ArrayTree, ancestors: Array, moved: Array) -> ArrayTree:
+    """Gather where particles moved. A loop of no or one turn works in place where ``cond`` would copy its operand."""
+    if model.copies_freely:
+        return lax.cond(moved, model.gather, lambda particles, _: particles, particles, ancestors)
+
+    def body(carry: tuple) -> tuple:
+        return _check_same(carry[0], model.gather(carry[0], ancestors), "gather"), jnp.zeros_like(carry[1])
+
+    return lax.while_loop(lambda carry: carry[1], body, (particles, moved))[0]
 
 
 def _hold(model: BatchedFeynmanKac, state: _State, following: _State, t: Array) -> tuple[_State, Array]:
@@ -301,12 +312,12 @@ def _check_rows(particles: ArrayTree, num: int) -> None:
             )
 
 
-def _check_same(old: ArrayTree, new: ArrayTree) -> ArrayTree:
+def _check_same(old: ArrayTree, new: ArrayTree, name: str = "extend") -> ArrayTree:
     new = jax.tree.map(strong_array, new)
     expected, found = (jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (old, new))
     if expected != found:
         raise TypeError(
-            f"a step must return particles of the structure, shapes and dtypes it was given: expected {expected}, "
+            f"{name} must return particles of the structure, shapes and dtypes it was given: expected {expected}, "
             f"got {found}"
         )
     return new

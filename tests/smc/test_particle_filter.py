@@ -34,21 +34,17 @@ def test_evidence_and_smoothing_are_unbiased(scheme, dtype):
         assert np.all((status == int(Status.OK)) == (evidence > 0))
 
 
-def forget_total(key, log_weights, num):
-    ancestors, _ = resampling.SCHEMES["systematic"](key, log_weights, num)
-    return ancestors, jnp.zeros_like(log_weights)
-
-
 def uniform_ancestors(key, log_weights, num):
     _, log_weights = resampling.SCHEMES["systematic"](key, log_weights, num)
     return jax.random.randint(key, (num,), 0, num, jnp.int32), log_weights
 
 
-@pytest.mark.parametrize("wrong", [forget_total, uniform_ancestors])
-def test_a_wrong_scheme_is_seen(wrong, dtype):
+def test_a_wrong_scheme_is_seen(dtype):
     keys = jax.random.split(jax.random.key(0), 4000)
     fk, expected = models.finite(MODEL, dtype), hmm.marginals(MODEL)
-    evidence, mass, _ = models.masses(keys, fk, resampling.adaptive(wrong, resampling.always()), (4, 3, 6))
+    evidence, mass, _ = models.masses(
+        keys, fk, resampling.adaptive(uniform_ancestors, resampling.always()), (4, 3, 6)
+    )
     assert (
         max(np.abs(z_scores(evidence, expected[0].sum())), np.abs(z_scores(mass, expected)).max())
         > 2 * Z_LIMIT
@@ -67,7 +63,7 @@ def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
         index = jnp.sum(result.paths * 2 ** jnp.arange(2, -1, -1), axis=1)
         return jnp.zeros(8, dtype).at[index].add(jax.nn.softmax(result.log_weights))
 
-    sizes, distances = np.array([50, 200, 800]), []
+    sizes, distances = np.array([50, 800]), []
     for num_particles in sizes:
         found = np.asarray(estimate(jax.random.split(jax.random.key(num_particles), 200), int(num_particles)))
         distances.append(0.5 * np.abs(found - mass / mass.sum()).sum(axis=1).mean())
@@ -98,23 +94,21 @@ def test_linear_gaussian_model_against_kalman(dtype):
 
 
 def test_paths_are_those_of_the_ancestors(key, dtype):
-    y = jnp.asarray(np.random.default_rng(5).normal(size=12), dtype)
-    result = smc.particle_filter(key, models.linear(y), 12, 30)
-    stored = smc.particle_filter(key, models.linear(y), 12, 30, store="ancestors")
-    bare = smc.particle_filter(key, models.linear(y), 12, 30, store="none")
+    y = jnp.asarray(np.random.default_rng(5).normal(size=8), dtype)
+    result = smc.particle_filter(key, models.linear(y), 8, 16)
+    stored = smc.particle_filter(key, models.linear(y), 8, 16, store="ancestors")
     assert np.array_equal(result.paths[:, -1], result.particles)
-    assert np.array_equal(result.particles, bare.particles)
+    assert np.array_equal(result.particles, stored.particles)
     assert np.array_equal(result.ancestors, stored.ancestors)
     assert stored.paths is None
-    assert bare.ancestors is None
-    assert 0 < result.resampled.sum() < 11
-    unmoved = result.ancestors == np.arange(30)
+    assert 0 < result.resampled.sum() < 7
+    unmoved = result.ancestors == np.arange(16)
     assert np.array_equal(unmoved.all(axis=1), ~np.asarray(result.resampled))
     # the distinct values of the paths at a step are the particles of that step with descendants
-    alive = [len(np.unique(result.paths[:, t])) for t in range(12)]
+    alive = [len(np.unique(result.paths[:, t])) for t in range(8)]
     assert alive == smc.coalescence(result.ancestors).tolist()
-    assert alive[0] < alive[-1] == 30
-    assert np.isclose(result.log_evidence, jax.nn.logsumexp(result.log_weights) - np.log(30))
+    assert alive[0] < alive[-1] == 16
+    assert np.isclose(result.log_evidence, jax.nn.logsumexp(result.log_weights) - np.log(16))
     assert np.isclose(result.log_evidences[-1], result.log_evidence)
 
 
@@ -123,14 +117,13 @@ def test_jit_vmap_and_plain_agree(key, dtype):
     y = jnp.asarray(np.random.default_rng(5).normal(size=2), dtype)
     keys = jax.random.split(key, 3)
     run = lambda key: smc.particle_filter(key, models.linear(y), 2, 4)  # noqa: E731
-    together, jitted = jax.vmap(run)(keys), jax.jit(run)(keys[1])
+    together = jax.jit(jax.vmap(run))(keys)
     with jax.disable_jit():
         plain = run(keys[1])
     tolerance = 1e-10 if dtype == jnp.float64 else 2e-4
-    for a, b, c in zip(*(jax.tree.leaves(tree) for tree in (together, jitted, plain)), strict=True):
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(c, b, rtol=tolerance, atol=tolerance)
-        assert a.dtype == b.dtype == c.dtype
+        assert a.dtype == b.dtype
     assert together.log_weights.dtype == together.paths.dtype == dtype
 
 

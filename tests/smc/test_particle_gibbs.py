@@ -15,7 +15,7 @@ from tests.smc.models import P_LIMIT, Z_LIMIT, z_scores
 
 MODEL = hmm.random_model(13, num_states=3, num_steps=4)
 EVIDENCE = hmm.enumerate_paths(MODEL)[1].sum()
-CHAINS = 5_000
+CHAINS = 4_000
 
 
 CONDITIONAL = sorted(resampling.CONDITIONAL)
@@ -39,13 +39,15 @@ def check_stationary(result, name):
     assert np.all(result.status == 0)
     # E[1 / Zhat] = 1 / Z at stationarity
     assert abs(z_scores(np.exp(-result.log_evidence[:, 0]), 1 / EVIDENCE)) < Z_LIMIT, name
-    assert np.mean(result.update_rate) > 0.15
+    assert np.mean(result.update_rate) > 0.1
 
 
-@pytest.mark.parametrize("ancestor_sampling", [True, False])
-def test_a_chain_started_at_the_posterior_stays_there(ancestor_sampling, dtype):
+@pytest.mark.parametrize(
+    ("ancestor_sampling", "triggers"), [(True, ("ess", "always")), (False, models.TRIGGERS)]
+)
+def test_a_chain_started_at_the_posterior_stays_there(ancestor_sampling, triggers, dtype):
     fk = models.finite(MODEL, dtype)
-    for seed, (scheme, trigger) in enumerate(product(CONDITIONAL, models.TRIGGERS)):
+    for seed, (scheme, trigger) in enumerate(product(CONDITIONAL, triggers)):
         adaptive = models.any_scheme(scheme, trigger, CONDITIONAL)
         keys, references = (
             jax.random.split(jax.random.key(seed), CHAINS),
@@ -65,7 +67,7 @@ def test_backward_sampling_stays_at_the_posterior_and_moves_early_steps_more(dty
         result = iterate(keys, references, fk, adaptive, False, True)
         check_stationary(result, fraction)
     plain = iterate(keys, references, fk, models.any_scheme("multinomial", "always", CONDITIONAL), False)
-    # standard error below sqrt(2 / (4 CHAINS)) = 0.01
+    # standard error below sqrt(2 / (4 CHAINS)) = 0.012
     assert np.mean(result.update_rate, axis=0)[0] > np.mean(plain.update_rate, axis=0)[0] + 0.05
 
 
@@ -76,14 +78,10 @@ def unconditional(key, log_weights, num):
 
 def test_a_scheme_that_ignores_the_reference_is_seen(monkeypatch, dtype):
     monkeypatch.setitem(resampling.CONDITIONAL, "systematic", unconditional)
-    adaptive = resampling.adaptive("systematic", resampling.always())
-    keys, fk = jax.random.split(jax.random.key(0), CHAINS), models.finite(MODEL, dtype)
-    assert (
-        models.chi_squared(
-            MODEL, iterate(keys, models.exact_paths(MODEL, 0, CHAINS), fk, adaptive, False).paths[:, -1]
-        )
-        < P_LIMIT
-    )
+    adaptive, chains = resampling.adaptive("systematic", resampling.always()), 4 * CHAINS
+    keys, fk = jax.random.split(jax.random.key(0), chains), models.finite(MODEL, dtype)
+    found = iterate(keys, models.exact_paths(MODEL, 0, chains), fk, adaptive, False).paths[:, -1]
+    assert models.chi_squared(MODEL, found) < P_LIMIT
 
 
 def _start(key):
@@ -169,8 +167,6 @@ def test_slot_zero_follows_the_reference(key, dtype):
     alone = smc.conditional_filter(key, models.linear(y), reference, 1, store="none")
     weight = models.log_normal(y - reference, models.LINEAR["noise"]).sum()
     assert np.isclose(alone.log_evidence, weight)
-    sampled = smc.conditional_filter(key, models.linear(y), reference, 5, ancestor_sampling=True)
-    assert sampled.paths[0, -1] == reference[-1]
 
 
 def _fault(at, value, before, x, t):
@@ -178,33 +174,26 @@ def _fault(at, value, before, x, t):
 
 
 @pytest.mark.parametrize(
-    ("value", "status"), [(-np.inf, Status.DEGENERATE_WEIGHTS), (np.nan, Status.NON_FINITE)]
+    ("value", "impossible", "status"),
+    [
+        (-np.inf, 0.0, Status.DEGENERATE_WEIGHTS),
+        (np.nan, 0.0, Status.NON_FINITE),
+        (np.inf, 0.0, Status.NON_FINITE),
+        (0.0, -np.inf, Status.DEGENERATE_WEIGHTS),  # the model cannot have drawn the reference
+        (0.0, np.nan, Status.NON_FINITE),
+        (0.0, 0.0, Status.OK),
+    ],
 )
-def test_a_pass_that_fails_leaves_the_path(key, value, status, dtype):
+def test_a_pass_that_fails_leaves_the_path(key, value, impossible, status, dtype):
     good = models.linear(jnp.zeros(4, dtype))
-    fk = smc.FeynmanKac(
-        good.init_sample,
-        good.propagate,
-        Partial(_fault, jnp.int32(2), jnp.asarray(value, dtype)),
-        good.log_transition,
-    )
+    faults = [Partial(_fault, jnp.int32(2), jnp.asarray(x, dtype)) for x in (value, impossible)]
+    fk = smc.FeynmanKac(good.init_sample, good.propagate, *faults)
     reference = jnp.arange(4.0, dtype=dtype)
     result = smc.particle_gibbs(key, fk, 4, 3, 2, reference=reference)
     assert result.status == status
-    assert np.array_equal(result.paths, np.stack([reference, reference]))
-    assert np.all(result.update_rate == 0)
-
-
-def _impossible(before, x, t):
-    return jnp.full_like(x, -jnp.inf)
-
-
-def test_a_reference_that_cannot_be_drawn_is_reported(key, dtype):
-    good = models.linear(jnp.zeros(4, dtype))
-    fk = smc.FeynmanKac(good.init_sample, good.propagate, good.log_potential, _impossible)
-    result = smc.conditional_filter(key, fk, jnp.zeros(4, dtype), 3, ancestor_sampling=True)
-    assert result.status == Status.DEGENERATE_WEIGHTS
-    assert result.stopped_at == 1
+    same = np.array_equal(result.paths, np.stack([reference, reference]))
+    assert same == (status != Status.OK)
+    assert np.all(result.update_rate == 0) == same
 
 
 def test_bad_input_is_refused(key, dtype):

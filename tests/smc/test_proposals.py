@@ -52,7 +52,7 @@ def from_start(dtype):
     )
 
 
-@pytest.mark.parametrize("build", [guided_model, both, from_start])
+@pytest.mark.parametrize("build", [both, from_start])
 def test_the_target_stays_the_same(build, dtype):
     expected = hmm.marginals(MODEL)
     adaptive, keys = resampling.adaptive("systematic"), jax.random.split(jax.random.key(0), RUNS)
