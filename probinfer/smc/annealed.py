@@ -73,18 +73,18 @@ class Annealing:
     Attributes:
         path: from base to target.
         schedule: of the tempered pilot.
-        refine: steps into which each of its levels is cut.
-        mode: "map", "vmap" or "auto" over the runs.
         started_from: index of the base law in ``smc.base_law.STARTS``.
         num_gradients: that finding all this took.
+        refine: steps into which each of its levels is cut.
+        mode: "map", "vmap" or "auto" over the runs.
     """
 
     path: Any
     schedule: Schedule
+    started_from: Any
+    num_gradients: Any
     refine: int = field(static=True)
     mode: str = field(static=True)
-    started_from: int = field(static=True)
-    num_gradients: int = field(static=True)
 
     def forward(self, key: PRNGKey) -> Scalar:
         """Return the log weight of one run from the base law: log Z in expectation from below.
@@ -162,7 +162,7 @@ def annealing(
         found = find_start(key_start, target, progress, None)
         pilot = learn_schedule(config, found, key_pilot, progress)
     spent = found.num_gradients + int(pilot.num_gradients)
-    return Annealing(found.path, pilot.schedule, int(refine), mode, found.kind, spent)
+    return Annealing(found.path, pilot.schedule, jnp.int32(found.kind), jnp.int32(spent), int(refine), mode)
 
 
 def anneal(
@@ -221,9 +221,9 @@ def anneal(
         log_evidence_error=found.standard_error,
         ess=found.ess,
         khat=found.khat,
-        started_from=jnp.int32(frozen.started_from),
+        started_from=frozen.started_from,
         num_undefined=run.num_undefined,
-        num_gradients=frozen.num_gradients + int(run.num_gradients),
+        num_gradients=frozen.num_gradients + run.num_gradients,
         status=jnp.int32(int(status)),
     )
     positions = unflatten(frozen.path.like, run.positions[None])
