@@ -79,12 +79,13 @@ def fit_student(draws: Float[Array, "chain draw d"]) -> tuple[Array, Array, Arra
         draws: of a few chains, all pooled: chains in different modes widen it.
     """
     flat = draws.reshape(-1, draws.shape[-1])
+    first, flat = flat[0], flat - flat[0]  # what does not vary is zero then, without rounding
     equal = jnp.zeros(flat.shape[0], flat.dtype)
     factor = (
         _INFLATION * (FREEDOM - 2) / FREEDOM
     ) ** 0.5  # the covariance of the t is df / (df - 2) times its scale
     root = factor * root_of(equal, flat)
     if root.ndim == 1:
-        return jnp.mean(flat, axis=0), root, 1 / root
+        return first + jnp.mean(flat, axis=0), root, 1 / root
     identity = jnp.eye(root.shape[0], dtype=root.dtype)
-    return jnp.mean(flat, axis=0), root, jax.scipy.linalg.solve_triangular(root, identity, lower=True)
+    return first + jnp.mean(flat, axis=0), root, jax.scipy.linalg.solve_triangular(root, identity, lower=True)

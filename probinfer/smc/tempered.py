@@ -80,8 +80,8 @@ class Tempered:
     r"""Particles moved from the prior to the posterior through :math:`q^{1-t}\gamma^t`, t from 0 to 1.
 
     A pilot population chooses temperatures, metrics and step sizes. They are then frozen, and R islands of N particles
-    run with them from the start: their evidences are independent and unbiased, so the log of their mean comes with a
-    standard error. Draws are weighted by the evidence of their island.
+    run with them from the start, one after another: their evidences are independent and unbiased, so the log of their
+    mean comes with a standard error. Draws are weighted by the evidence of their island.
 
     The base law q is the target's prior; where it is not known, a Student-t fitted to a short run of NUTS. Modes
     that no particle drawn from q finds are missed.

@@ -214,6 +214,14 @@ def test_islands_may_die_and_count_as_zero():
     assert dead > 0
 
 
+def test_a_base_law_that_cannot_be_fitted_is_an_error():
+    nowhere = cases.NORMAL._replace(cut=-1e6, bad=np.nan)
+    with pytest.raises(NumericalError, match="no Student-t could be fitted .* Give the target a prior") as caught:
+        infer(0, cases.without_prior(nowhere))
+    assert caught.value.status == Status.NON_FINITE
+    assert not np.isfinite(base_law.fit_student(jnp.ones((2, 10, 2)))[2]).all()
+
+
 def test_a_target_that_is_not_reached_is_an_error():
     timid = smc.Tempered(num_particles=256, ess_fraction=0.9999)  # some thousand levels
     with pytest.raises(NumericalError, match="in 200 levels, not 1") as caught:
