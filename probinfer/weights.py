@@ -27,6 +27,7 @@ __all__ = [
     "mean",
     "normalize",
     "quantile",
+    "relative",
     "status",
     "variance",
 ]
@@ -49,14 +50,27 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
         The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if
         one is NaN or infinite both are NaN.
     """
-    bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
-    largest = jax.lax.stop_gradient(jnp.max(log_weights))
-    largest = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
-    shifted = log_weights - largest  # exact where it matters: a common offset costs no precision
-    log_sum = jax.nn.logsumexp(shifted)
-    shift = jnp.where(log_sum == -jnp.inf, jnp.zeros_like(log_sum), log_sum)
-    nan = jnp.full_like(log_sum, jnp.nan)
-    return Normalized(jnp.where(bad, nan, shifted - shift), jnp.where(bad, nan, largest + log_sum))
+    scaled, largest = relative(log_weights)
+    total = jnp.sum(scaled)
+    log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, jnp.ones_like(total), total)))
+    shift = jnp.where(total == 0, jnp.zeros_like(total), log_total)
+    return Normalized(log_weights - largest - shift, largest + log_total)
+
+
+def relative(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Scalar]:
+    """Return the weights over the largest of them, and its logarithm: a common offset costs no precision.
+
+    Args:
+        log_weights: unnormalised log weights, minus infinity allowed.
+
+    Returns:
+        Values between 0 and 1, and the largest log weight; zeros and zero if every weight is zero, NaN if one is NaN
+        or infinite.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(log_weights))  # NaN if one is
+    largest = jnp.where(largest == jnp.inf, jnp.nan, largest)
+    largest = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
+    return jnp.exp(log_weights - largest), largest
 
 
 def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
@@ -81,9 +95,9 @@ def ess(log_weights: Float[Array, " n"]) -> Scalar:
     References:
         Kong, Liu and Wong (1994).
     """
-    log_normalized, log_sum = normalize(log_weights)
-    size = jnp.exp(-jax.nn.logsumexp(2 * log_normalized))
-    return jnp.where(log_sum == -jnp.inf, jnp.zeros_like(size), size)
+    scaled, _ = relative(log_weights)
+    total = jnp.sum(scaled)
+    return jnp.where(total == 0, jnp.zeros_like(total), total * total / jnp.sum(scaled * scaled))
 
 
 def entropic_ess(log_weights: Float[Array, " n"]) -> Scalar:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer import weights
 from probinfer.types import Array, Int
 
 __all__ = [
@@ -37,8 +38,7 @@ class Cumulative(NamedTuple):
 
 def relative_weights(log_weights: Array) -> Array:
     """Return w_i / max w, zero for all if there is no finite maximum."""
-    largest = jnp.max(log_weights)
-    relative = jnp.exp(log_weights - jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest)))
+    relative, largest = weights.relative(log_weights)
     return jnp.where(jnp.isfinite(largest), relative, jnp.zeros_like(relative))
 
 

@@ -81,7 +81,7 @@ def _bounds(key: Array, log_weights: Array, log_threshold: Array, num: int) -> A
     expected = jnp.exp(log_weights - jnp.where(none, jnp.zeros_like(log_threshold), log_threshold))
     sure = alive & (none | (expected >= 1 - 8 * jnp.finfo(expected.dtype).eps))
     doubtful = alive & ~sure
-    number = num - jnp.sum(sure, dtype=jnp.int32)
+    number = jnp.minimum(num - jnp.sum(sure, dtype=jnp.int32), jnp.sum(doubtful, dtype=jnp.int32))
     offset = jax.random.uniform(key, (), expected.dtype)
     drawn = systematic_bounds(jnp.where(doubtful, expected, jnp.zeros_like(expected)), offset, number)
     # rounding must not choose one twice: steps of a bound are 0 or 1
