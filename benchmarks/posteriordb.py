@@ -12,7 +12,8 @@ engine of ``probinfer/report/engines.py`` that takes any target runs with its de
 Error: |E_engine f - E_reference f| / sd_reference f for f = theta and theta^2 of every stored quantity; the table shows
 the largest over quantities. Beside it the Monte Carlo standard error of the reference itself, in the same unit, and the
 largest error in units of both Monte Carlo errors together (z). MMD^2: all coordinates at once, unconstrained, 2500
-evenly chosen draws of either side, with a permutation p-value. Gradients: of all chains, warm-up and the search for
+evenly chosen draws of either side, with a permutation p-value; draws that are too few or too autocorrelated for a test
+are refused by the check. Gradients: of all chains, warm-up and the search for
 starting points included. Seconds: CPU time of the engine, compilation included.
 
 An answer: every error of NUTS is below 0.1. The other engines are reported as they are; an engine that fails is a row.
@@ -31,18 +32,17 @@ import jax.numpy as jnp
 import numpy as np
 from posteriordb_data import read_data, read_draws
 from posteriordb_models import PORTS, Port, find_port
+from posteriordb_plot import FAR, plot
 
 from probinfer import checks, diagnostics
 from probinfer.base import Status
 from probinfer.posterior import Posterior
 from probinfer.report.engines import Entry, find_engine, gradients_spent, target_engines
-from probinfer.report.theme import LIGHT
 
 NAME = "posteriordb"
 DRAWS = 2500  # of a chain
 COMPARED = 2500  # draws of either side in the MMD
 ASKED = 0.1
-FAR = 100.0  # errors beyond are drawn here
 
 
 def columns(draws: dict[str, Any]) -> tuple[list[str], np.ndarray]:
@@ -131,6 +131,14 @@ def discrepancy(key: Any, posterior: Posterior, reference: dict[str, Any]) -> di
     return {"MMD2": found.statistic, "MMD p": found.pvalue, "MMD2 detectable": found.detectable}
 
 
+def compare(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
+    """The discrepancy, or why the check refused to compare; the engine's status is its own."""
+    try:
+        return discrepancy(key, posterior, reference)
+    except ValueError as error:
+        return {"MMD refused": str(error).splitlines()[0]}
+
+
 def thinned(draws: Any) -> Any:
     """Every k-th draw of every chain, about ``COMPARED`` in total; an array of rows where there is one chain."""
     chains, num = jax.tree.leaves(draws)[0].shape[:2]
@@ -152,6 +160,8 @@ def own_report(posterior: Posterior) -> dict[str, Any]:
         found |= {"R-hat": float(flat["rhat"].max()), "ESS": float(flat["ess"].min())}
     if hasattr(info, "diverging"):
         found |= {"divergences": int(np.sum(info.diverging)), "metric": info.metric_name}
+    if hasattr(info, "num_dropped_starts"):
+        found["dropped starts"] = int(info.num_dropped_starts)
     if hasattr(info, "khat"):
         found["k-hat"] = float(info.khat)
     return found
@@ -169,7 +179,7 @@ def run(key: Any, entry: Entry, reference: dict[str, Any], draws: int) -> dict[s
             jax.block_until_ready(posterior.draws)
             row["seconds"] = time.process_time() - start
             row |= own_report(posterior) | accuracy(posterior, reference)
-            row |= discrepancy(key_compare, posterior, reference)
+            row |= compare(key_compare, posterior, reference)
         except Exception as error:
             row.setdefault("seconds", time.process_time() - start)
             row["status"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -193,6 +203,8 @@ def table_row(row: dict[str, Any]) -> list[str]:
     ]
     if row.get("divergences"):
         checked.append(f"{row['divergences']} diverging")
+    if row.get("dropped starts"):
+        checked.append(f"{row['dropped starts']} starts dropped")
     if "metric" in row:
         checked.append(row["metric"])
     get = row.get
@@ -202,7 +214,7 @@ def table_row(row: dict[str, Any]) -> list[str]:
         text(get("second moment")),
         text(get("mean, reference MCSE")),
         text(get("z"), ".1f"),
-        text(None if get("MMD2") is None else 1e3 * row["MMD2"], ".2f"),
+        "refused" if "MMD refused" in row else text(1e3 * row["MMD2"] if "MMD2" in row else None, ".2f"),
         text(get("MMD p")),
         text(get("gradients"), ",d"),
         text(get("seconds"), ".1f"),
@@ -227,6 +239,9 @@ HEADER = [
 def show(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     title = f"{facts['posterior']}: d = {facts['dimension']}, Stein max|z| {facts['Stein max|z|']:.1f}"
     common.print_table(f"{title} (p = {facts['Stein p']:.2f})", HEADER, [table_row(row) for row in rows])
+    for row in rows:
+        if "MMD refused" in row:
+            print(f"MMD of {find_engine(row['engine']).label} refused: {row['MMD refused']}")
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
@@ -245,40 +260,6 @@ def largest_error(row: dict[str, Any]) -> float:
     """Of means and second moments; infinite where there is none, or not a number."""
     errors = [row.get("mean", np.nan), row.get("second moment", np.nan)]
     return float(max(errors)) if np.isfinite(errors).all() else float("inf")
-
-
-def plot(facts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Largest errors and gradients, a row of dots a posterior."""
-    figure, (left, right) = common.figure(11, 0.42 * len(facts) + 1.6, 1, 2)
-    places = {fact["posterior"]: -i for i, fact in enumerate(facts)}
-    engines = [entry for entry in target_engines() if any(row["engine"] == entry.name for row in rows)]
-    for offset, entry in zip(np.linspace(0.26, -0.26, len(engines)), engines, strict=True):
-        own = [row for row in rows if row["engine"] == entry.name and "mean" in row]
-        at = np.array([places[row["posterior"]] for row in own]) + offset
-        color = LIGHT.series[entry.style]
-        left.plot([min(row["mean"], FAR) for row in own], at, "o", color=color, ms=5, label=entry.label)
-        left.plot([min(row["second moment"], FAR) for row in own], at, "o", color=color, ms=5, mfc="white")
-        right.plot([row["gradients"] for row in own], at, "o", color=color, ms=5)
-    mcse = [max(row["mean, reference MCSE"] for row in rows if "mean" in row)] * 2
-    left.axvspan(1e-4, mcse[0], color="0.9", lw=0)
-    left.axvline(ASKED, color="0.4", lw=1, ls="--")
-    left.set(
-        xscale="log",
-        xlim=(1e-3, 2 * FAR),
-        xlabel=f"largest error, reference standard deviations ({FAR:g}: that or more)",
-    )
-    left.set_title("filled: means, open: second moments", fontsize=9, loc="left")
-    right.set(xscale="log", xlabel="gradients")
-    labels = [fact["posterior"].split("-", 1)[1] + f" ({fact['dimension']})" for fact in facts]
-    left.set_yticks(list(places.values()), labels)
-    right.set_yticks(list(places.values()), [""] * len(places))
-    for axis in (left, right):
-        axis.grid(axis="x", color="0.92")
-        axis.set_axisbelow(True)
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", ncols=len(engines), frameon=False, fontsize=9)
-    figure.subplots_adjust(top=0.9)
-    common.save_figure(figure, NAME)
 
 
 def merged(results: dict[str, Any], facts: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -325,7 +306,7 @@ def main() -> None:
         if not arguments.small:
             answer = {"question": __doc__.splitlines()[0], "answer": verdict(results["rows"])}
             common.write_results(NAME, {**answer, "draws of a chain": DRAWS, **results})
-            plot(results["posteriors"], results["rows"])
+            plot(NAME, ASKED, results["posteriors"], results["rows"])
         jax.clear_caches()  # hundreds of compiled programs are not needed again
     print(verdict(results["rows"]))
 

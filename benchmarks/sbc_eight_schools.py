@@ -247,7 +247,6 @@ def plot(records: dict) -> None:
         axis.barh(range(len(names)), values, 0.65, color=colours)
         for place, value in enumerate(values):
             axis.text(value, place, f" {value:.3g}", va="center", fontsize=8)
-        axis.set_xscale("log")
         axis.set_yticks(range(len(names)), names if axis is left else [""] * len(names))
         axis.invert_yaxis()
         axis.set_xlabel(label)

@@ -13,7 +13,7 @@ from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import ConvergenceWarning, advice
 from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import report, starts
+from probinfer.mcmc import report
 from probinfer.mcmc import warmup as warmups
 
 LOC = np.array([3.0, -20.0, 0.1, 500.0])
@@ -22,18 +22,18 @@ ROOT = np.array([[1, 0, 0, 0], [0.9, 0.43, 0, 0], [-0.5, 0.5, 0.7, 0], [0.3, 0, 
 COVARIANCE = ROOT @ ROOT.T
 
 
-def two_normals(first, second, precision, values):
-    """log of the sum of two normal densities of one covariance; a single normal where the means are equal."""
+def two_normals(first, second, precision, lower, values):
+    """log of the sum of two normal densities of one covariance, the second one lower by so much (in logarithms)."""
 
     def log_normal(loc):
         offset = values - loc
         return -0.5 * offset @ precision @ offset
 
-    return jnp.logaddexp(log_normal(first), log_normal(second))
+    return jnp.logaddexp(log_normal(first), log_normal(second) - lower)
 
 
-def make_target(first, second, covariance, dtype, example=None):
-    arrays = (jnp.asarray(x, dtype) for x in (first, second, np.linalg.inv(covariance)))
+def make_target(first, second, covariance, dtype, example=None, lower=0.0):
+    arrays = (jnp.asarray(x, dtype) for x in (first, second, np.linalg.inv(covariance), lower))
     start = jnp.zeros(4, dtype) if example is None else jnp.asarray(example, dtype)
     return targets.from_logdensity(targets.LogDensity(two_normals, *arrays), start)
 
@@ -92,7 +92,7 @@ def test_info_reports_transitions_and_warmup(nuts, dtype):
     assert float(jnp.max(info.rhat)) < 1.01
     assert float(jnp.min(info.ess)) > 400
     # energy is potential plus kinetic energy, so it exceeds minus the log density
-    log_density = jax.vmap(jax.vmap(lambda x: two_normals(LOC, LOC, np.linalg.inv(COVARIANCE), x)))(
+    log_density = jax.vmap(jax.vmap(lambda x: two_normals(LOC, LOC, np.linalg.inv(COVARIANCE), 0.0, x)))(
         nuts.draws
     )
     if dtype == jnp.float64:
@@ -148,11 +148,29 @@ def test_chains_in_different_modes_are_reported(dtype):
         posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
     assert posterior.info.status == Status.CHAINS_DISAGREE
     assert float(jnp.max(posterior.info.rhat)) > 1.5
+    assert posterior.info.num_dropped_starts == 0
+
+
+def test_no_chain_starts_in_a_mode_without_mass(dtype):
+    """The target of the test above, one mode e^100 times lower: a chain there would stay for the whole run."""
+    apart = 30 * SCALE
+    target = make_target(LOC - apart, LOC + apart, np.diag(SCALE**2), dtype, example=LOC, lower=100.0)
+    posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
+    assert posterior.info.status == Status.OK
+    assert_moments(posterior, LOC - apart, np.diag(SCALE**2))
+    num = int(posterior.info.num_dropped_starts)
+    assert 0 < num < 16
+    said = f"{num} of 16 starts dropped: log density more than 28 (10 + d log 100) below the best"
+    assert posterior.info.starts_reason == said
+    shared = posterior.info._replace(num_dropped_starts=13, num_shared_starts=1)
+    assert shared.starts_reason.endswith("; 1 of 4 chains start where another one does")
 
 
 def test_without_warmup_the_chains_are_blackjax_chains(dtype):
     precision = jnp.asarray(np.linalg.inv(np.diag([1.0, 4.0, 9.0, 16.0])), dtype)
-    logdensity_fn = targets.LogDensity(two_normals, jnp.zeros(4, dtype), jnp.zeros(4, dtype), precision)
+    logdensity_fn = targets.LogDensity(
+        two_normals, jnp.zeros(4, dtype), jnp.zeros(4, dtype), precision, jnp.zeros((), dtype)
+    )
     config = mcmc.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 0, 4)
     algorithm = mcmc.chains(logdensity_fn, mcmc.Trajectories("nuts"), config)
     positions = jax.random.normal(jax.random.key(0), (2, 4), dtype)
@@ -256,25 +274,6 @@ def test_rows_beyond_the_count_do_not_count(dtype):
     )
     np.testing.assert_allclose(clean.divergences, dirty.divergences, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(clean.metric.sigma, dirty.metric.sigma, rtol=1e-6)
-
-
-def test_climb_ends_in_the_typical_set_and_stays_dispersed(dtype):
-    root = ROOT / SCALE[:, None]
-    precision = np.linalg.inv(root @ root.T)
-    logdensity_fn = targets.LogDensity(two_normals, *(jnp.asarray(x, dtype) for x in (LOC, LOC, precision)))
-    far = jnp.asarray(LOC + 50 * np.random.default_rng(0).normal(size=(4, 4)), dtype)
-    positions, moved, bent, spent = starts.climb(logdensity_fn, far)
-    assert 4 * 2 < int(spent) <= 4 * 100
-    squares = (np.linalg.solve(root, (np.asarray(positions) - LOC).T) ** 2).sum(0)
-    # at most d = 4 by the metric of L-BFGS, which knows the true one roughly
-    assert np.all(squares < 40)
-    assert len(np.unique(np.round(squares, 9))) == 4
-    # pairs obey the secant equation of the quadratic
-    used = np.any(np.asarray(moved) != 0, axis=1)
-    expected = -np.asarray(moved)[used] @ precision
-    np.testing.assert_allclose(
-        np.asarray(bent)[used], expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max()
-    )
 
 
 def test_warmup_stands_still_once_it_is_over(dtype):

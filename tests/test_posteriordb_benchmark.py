@@ -17,6 +17,7 @@ from probinfer.report.engines import find_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import posteriordb as benchmark
+import posteriordb_plot
 
 sys.path.pop(0)
 
@@ -119,6 +120,28 @@ def test_a_row(key):
     assert benchmark.table_row(row)[-1] == "OK, k-hat 0.25"
 
 
+def test_a_refusal_of_the_check_is_not_the_status_of_the_engine(key, monkeypatch):
+    def refuse(*args):
+        raise ValueError("cannot tell: too few draws\nmore")
+
+    monkeypatch.setattr(benchmark, "discrepancy", refuse)
+    entry = find_engine("full-rank")._replace(make=lambda draws: Repeats())
+    row = benchmark.run(key, entry, REFERENCE | {"target": None}, 10)
+    assert row["status"] == "OK"
+    assert row["MMD refused"] == "cannot tell: too few draws"
+    cells = benchmark.table_row(row)
+    assert cells[benchmark.HEADER.index("1000 MMD²")] == "refused"
+    assert cells[-1] == "OK, k-hat 0.25"
+
+
+def test_names_of_models_that_are_not_unique_are_given_in_full():
+    assert posteriordb_plot.short_names(["arK-arK", "sblrc-blr", "sblri-blr"]) == [
+        "arK",
+        "sblrc-blr",
+        "sblri-blr",
+    ]
+
+
 def test_one_draw_has_no_discrepancy(key):
     point = Posterior({"a": jnp.zeros((1, 1))}, unconstrained={"a": jnp.zeros((1, 1))})
     assert benchmark.discrepancy(key, point, REFERENCE) == {}
@@ -177,9 +200,11 @@ def test_own_report_of_chains():
         metric_name="dense",
         num_leapfrogs=np.array([[3, 4]]),
         num_warmup_gradients=10,
+        num_dropped_starts=jnp.int32(3),
     )
     found = benchmark.own_report(SimpleNamespace(info=info))
     assert found["R-hat"] == pytest.approx(1.01)
+    assert found["dropped starts"] == 3
     assert (found["ESS"], found["divergences"], found["metric"], found["gradients"]) == (
         500.0,
         2,

@@ -85,9 +85,9 @@ class TwoSampleReport:
 def report(name: str, statistics: Array, pooled: Pooled, level: float) -> TwoSampleReport:
     """Make the report of statistics whose first is that of the true labels."""
     values = np.asarray(statistics)
-    null = values[1:]
+    statistic, null = float(values[0]), values[1:]
     return TwoSampleReport(
-        name, float(values[0]), pvalue(values[0], null), null, pooled.sizes, pooled.block, float(level)
+        name, statistic, pvalue(statistic, null), null, pooled.sizes, pooled.block, float(level)
     )
 
 

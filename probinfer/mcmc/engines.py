@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chain
 from probinfer.posterior import Posterior
 from probinfer.run import run_until
 from probinfer.targets import Target
+from probinfer.targets.starts import starting_positions
 from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["HMC", "NUTS"]
@@ -28,9 +30,10 @@ __all__ = ["HMC", "NUTS"]
 class NUTS:
     """The no-U-turn sampler with everything learned in warm-up.
 
-    The chains start where L-BFGS first meets the typical set, share metric and step size, and stop warming up as
-    soon as the metric is good (``mcmc.warmup``). Nothing needs setting; the defaults suit up to some thousand
-    dimensions.
+    The chains start where L-BFGS first meets the typical set, but not where the log density shows that there is no
+    mass to speak of (``mcmc.starts``; ``info.starts_reason`` says what was dropped). They share metric and step size,
+    and stop warming up as soon as the metric is good (``mcmc.warmup``). Nothing needs setting; the defaults suit up to
+    some thousand dimensions.
 
     Args:
         num_warmup: the most warm-up steps of a chain; an easy target takes about 120. 0: no warm-up.
@@ -165,9 +168,9 @@ def _sample(
     engine.check(key, target, name)
     Checkpoint.check(checkpoint)
     key_init, key_warmup, key_draws = jax.random.split(key, 3)
-    like = target.init(key_init, config.num_chains)
+    like = _candidates(key_init, target, config.num_chains)
     logdensity_fn = engine.exact_logdensity(target, like)
-    state, algorithm = _start(logdensity_fn, engine.to_default_dtype(like), config, trajectories)
+    state, chosen, algorithm = _start(logdensity_fn, engine.to_default_dtype(like), config, trajectories)
     room = max(config.num_warmup, config.num_draws)
     with bars.task(name, None, bars.label(progress, name)):
         for phase, phase_key, draws in (("warm-up", key_warmup, 0), ("draws", key_draws, config.num_draws)):
@@ -191,7 +194,18 @@ def _sample(
     if int(found.status) != Status.OK:
         details = report.explain(found, config.num_chains, config.num_draws, info.diverging)
         engine.warn(found.status, details, name)
-    return engine.finish(target, positions, like, _info(info, state.warmup, found))
+    return engine.finish(target, positions, like, _info(info, state.warmup, chosen, found))
+
+
+def _candidates(key: PRNGKey, target: Target, num_chains: int) -> Any:
+    """Positions to climb from; those whose density is not finite are dropped with the hopeless ones.
+
+    Raises:
+        NumericalError: not one of them has a finite log density and gradient.
+    """
+    num = starts.CANDIDATES * num_chains
+    positions, valid = starting_positions(key, target.logdensity_fn, target.draw_fn, target.start, num=num)
+    return positions if valid.any() else target.init(key, num)  # which explains what is wrong
 
 
 def _start(logdensity_fn, positions, config: Any, trajectories: Trajectories):
@@ -202,19 +216,19 @@ def _start(logdensity_fn, positions, config: Any, trajectories: Trajectories):
         config.num_warmup,
         metrics.default_rank(config.metric, dimension),
     )
-    return _first_state(logdensity_fn, positions, warmup, trajectories), chains(
-        logdensity_fn, trajectories, warmup
-    )
+    state, chosen = _first_state(config.num_chains, logdensity_fn, positions, warmup, trajectories)
+    return state, chosen, chains(logdensity_fn, trajectories, warmup)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _first_state(
-    logdensity_fn, positions, warmup: warmups.WarmupConfig, trajectories: Trajectories
-) -> ChainsState:
-    found = starts.climb(logdensity_fn, positions, mode=trajectories.mode)
+    num_chains: int, logdensity_fn, positions, warmup: warmups.WarmupConfig, trajectories: Trajectories
+) -> tuple[ChainsState, starts.Starts]:
+    chosen = starts.choose(logdensity_fn, positions, num_chains, mode=trajectories.mode)
+    found = chosen.climb
     metric = metrics.from_secants(found.moved, found.bent, warmup.candidates, warmup.rank)
     state = chains(logdensity_fn, trajectories, warmup).init(found.positions, metric)
-    return state._replace(warmup=state.warmup._replace(num_gradients=found.num_gradients))
+    return state._replace(warmup=state.warmup._replace(num_gradients=found.num_gradients)), chosen
 
 
 def _finished(state: ChainsState, info: ChainsInfo) -> jax.Array:
@@ -226,7 +240,9 @@ def _record(state: ChainsState, info: ChainsInfo) -> tuple[Any, ChainsInfo]:
     return state.chains.position, info
 
 
-def _info(info: ChainsInfo, warmup: warmups.Warmup, found: report.Convergence) -> report.MCMCInfo:
+def _info(
+    info: ChainsInfo, warmup: warmups.Warmup, chosen: starts.Starts, found: report.Convergence
+) -> report.MCMCInfo:
     return report.MCMCInfo(
         **info._asdict(),
         step_size=warmup.step_size,
@@ -235,5 +251,7 @@ def _info(info: ChainsInfo, warmup: warmups.Warmup, found: report.Convergence) -
         metric_divergences=warmup.choice.divergences,
         num_warmup=warmup.index,
         num_warmup_gradients=warmup.num_gradients,
+        num_dropped_starts=chosen.num_dropped,
+        num_shared_starts=chosen.num_shared,
         **found._asdict(),
     )

@@ -17,7 +17,7 @@ from blackjax.mcmc import hmc, nuts
 from probinfer.base import Algorithm, algorithm, as_partial
 from probinfer.engine import over
 from probinfer.mcmc import warmup as warmups
-from probinfer.mcmc.metric import identity
+from probinfer.mcmc.metric import euclidean, identity
 from probinfer.types import Array, Float, PRNGKey, PyTree, field, pytree
 
 __all__ = ["ChainsInfo", "ChainsState", "Trajectories", "chains", "flatten"]
@@ -119,9 +119,8 @@ def _step(
 
 def _nuts_kernel(key, chain, logdensity_fn, trajectories: Trajectories, warmup: warmups.Warmup):
     kernel = nuts.build_kernel()
-    moved, info = kernel(
-        key, chain, logdensity_fn, warmup.step_size, warmup.choice.metric, trajectories.max_tree_depth
-    )
+    metric = euclidean(warmup.choice.metric)
+    moved, info = kernel(key, chain, logdensity_fn, warmup.step_size, metric, trajectories.max_tree_depth)
     return _like(moved, chain), _info(info, info.num_trajectory_expansions, chain)
 
 
@@ -132,7 +131,8 @@ def _hmc_kernel(key, chain, logdensity_fn, trajectories: Trajectories, warmup: w
     length = quarter * jax.random.uniform(key_length, (), quarter.dtype, 0.5, 1.5)
     num_steps = jnp.clip(jnp.ceil(length / warmup.step_size), 1, _MAX_LEAPFROGS).astype(jnp.int32)
     kernel = hmc.build_kernel()
-    moved, info = kernel(key_move, chain, logdensity_fn, warmup.step_size, warmup.choice.metric, num_steps)
+    metric = euclidean(warmup.choice.metric)
+    moved, info = kernel(key_move, chain, logdensity_fn, warmup.step_size, metric, num_steps)
     return _like(moved, chain), _info(info, jnp.zeros((), jnp.int32), chain)
 
 

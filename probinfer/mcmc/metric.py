@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from blackjax.adaptation.metric_estimators import fisher_score_low_rank
-from blackjax.mcmc.metrics import LowRankInverseMassMatrix
+from blackjax.mcmc.metrics import LowRankInverseMassMatrix, Metric, gaussian_euclidean_low_rank
+from jax.flatten_util import ravel_pytree
 
 from probinfer.types import Array, Float, Int
 
@@ -29,6 +30,7 @@ __all__ = [
     "choose",
     "default_rank",
     "divergence",
+    "euclidean",
     "from_secants",
     "identity",
     "whiten",
@@ -194,6 +196,27 @@ def whiten(metric: LowRankInverseMassMatrix, draws: Float[Array, "*n d"]) -> Flo
     """Return ``L^{-1} x`` with ``L = diag(s) (I + U (sqrt(l) - 1) U^T)``."""
     scaled = draws / metric.sigma
     return scaled + ((scaled @ metric.U) * (1 / jnp.sqrt(metric.lam) - 1)) @ metric.U.T
+
+
+def euclidean(metric: LowRankInverseMassMatrix) -> Metric:
+    """Return blackjax's Euclidean metric with a kinetic energy that rounding cannot make negative.
+
+    In ``q . (q + U (l - 1) U^T q) / 2`` terms of single coordinates may be negative. Where a step far too large made
+    one of them overflow the energy was minus infinity, and the transition there, off the target by any distance, was
+    accepted. As half a square it is positive or, at worst, not a number, which is refused.
+
+    Args:
+        metric: inverse mass matrix ``L L^T``.
+    """
+    root = jnp.sqrt(metric.lam) - 1
+
+    def kinetic_energy(momentum, position=None):
+        del position
+        scaled = metric.sigma * ravel_pytree(momentum)[0]
+        velocity = scaled + metric.U @ (root * (metric.U.T @ scaled))
+        return 0.5 * jnp.dot(velocity, velocity)
+
+    return gaussian_euclidean_low_rank(*metric)._replace(kinetic_energy=kinetic_energy)
 
 
 def _candidates(estimate: LowRankInverseMassMatrix) -> LowRankInverseMassMatrix:

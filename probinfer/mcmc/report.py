@@ -11,6 +11,7 @@ import numpy as np
 from probinfer import diagnostics, engine
 from probinfer.base import Status
 from probinfer.mcmc import metric as metrics
+from probinfer.mcmc import starts
 from probinfer.types import Array, ArrayTree, Float
 
 __all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain", "with_divergences"]
@@ -38,7 +39,9 @@ class MCMCInfo(NamedTuple):
     ``metric`` (blackjax's low-rank form of the inverse mass matrix), ``chosen`` (index of its name) and
     ``metric_divergences`` (3,), the held-out Fisher divergence of a diagonal, low-rank and dense metric a dimension.
     ``num_warmup`` counts its steps, ``num_warmup_gradients`` the gradients of all chains before their first draw, the
-    climbs to the typical set included. ``rhat``, ``ess`` and ``ess_tail`` are trees shaped like one unconstrained
+    climbs to the typical set included. Of the 4 candidates a chain that were climbed ``num_dropped_starts`` ended
+    so far below the best that their mass is negligible; ``num_shared_starts`` chains start where another one does,
+    because too few candidates were left. ``rhat``, ``ess`` and ``ess_tail`` are trees shaped like one unconstrained
     position. ``status`` is ``OK`` if every R-hat is below 1.01, bulk and tail ESS reach 100 a chain and less than one
     transition in a thousand diverged.
     """
@@ -54,6 +57,8 @@ class MCMCInfo(NamedTuple):
     metric_divergences: Any
     num_warmup: Any
     num_warmup_gradients: Any
+    num_dropped_starts: Any
+    num_shared_starts: Any
     rhat: Any
     ess: Any
     ess_tail: Any
@@ -78,6 +83,18 @@ class MCMCInfo(NamedTuple):
         )
         return (
             f"{self.metric_name}: the simplest of those near the least held-out Fisher divergence ({found})"
+        )
+
+    @property
+    def starts_reason(self) -> str:
+        """Which starting points were dropped, and why: one sentence."""
+        num_chains, dimension = len(self.diverging), self.metric.sigma.shape[0]
+        num, dropped, shared = starts.CANDIDATES * num_chains, self.num_dropped_starts, self.num_shared_starts
+        if not int(dropped):
+            return f"none of {num} starts dropped"
+        far = f"more than {starts.margin(dimension):.0f} (10 + d log 100) below the best"
+        return f"{int(dropped)} of {num} starts dropped: log density {far}" + (
+            f"; {int(shared)} of {num_chains} chains start where another one does" if int(shared) else ""
         )
 
 

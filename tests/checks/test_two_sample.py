@@ -20,6 +20,7 @@ def pair(dtype=float, n=24, m=20, seed=0):
     return tuple(jnp.asarray(rng.normal(size=(k, 2)) * [1, 3] + [0, 5], dtype) for k in (n, m))
 
 
+@pytest.mark.f32
 def test_statistics_equal_double_loops(dtype):
     a, b = pair(dtype)
     x, z = np.float64(a), np.float64(b)

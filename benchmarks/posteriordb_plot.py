@@ -1,0 +1,70 @@
+"""The picture of ``posteriordb.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import common
+import numpy as np
+
+from probinfer.report.engines import target_engines
+from probinfer.report.theme import LIGHT
+
+__all__ = ["FAR", "plot", "short_names"]
+
+FAR = 100.0  # errors beyond are drawn here
+
+
+def short_names(posteriors: list[str]) -> list[str]:
+    """The part after the hyphen, which names the model; the whole where two models have one name."""
+    models = [name.split("-", 1)[1] for name in posteriors]
+    return [
+        model if models.count(model) == 1 else name for model, name in zip(models, posteriors, strict=True)
+    ]
+
+
+def plot(name: str, asked: float, facts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Largest errors and gradients, a row of dots a posterior.
+
+    Args:
+        name: of the file.
+        asked: the error that is asked for, a line.
+        facts: of the posteriors.
+        rows: of the table.
+    """
+    figure, (left, right) = common.figure(11, 0.42 * len(facts) + 1.6, 1, 2)
+    places = {fact["posterior"]: -i for i, fact in enumerate(facts)}
+    engines = [entry for entry in target_engines() if any(row["engine"] == entry.name for row in rows)]
+    for offset, entry in zip(np.linspace(0.26, -0.26, len(engines)), engines, strict=True):
+        own = [row for row in rows if row["engine"] == entry.name and "mean" in row]
+        at = np.array([places[row["posterior"]] for row in own]) + offset
+        color = LIGHT.series[entry.style]
+        left.plot([min(row["mean"], FAR) for row in own], at, "o", color=color, ms=5, label=entry.label)
+        left.plot([min(row["second moment"], FAR) for row in own], at, "o", color=color, ms=5, mfc="white")
+        right.plot([row["gradients"] for row in own], at, "o", color=color, ms=5)
+    mcse = [max(row["mean, reference MCSE"] for row in rows if "mean" in row)] * 2
+    left.axvspan(1e-4, mcse[0], color="0.9", lw=0)
+    left.axvline(asked, color="0.4", lw=1, ls="--")
+    left.set(
+        xscale="log",
+        xlim=(1e-3, 2 * FAR),
+        xlabel=f"largest error, reference standard deviations ({FAR:g}: that or more)",
+    )
+    left.set_title("filled: means, open: second moments", fontsize=9, loc="left")
+    right.set(xscale="log", xlabel="gradients")
+    models = short_names([fact["posterior"] for fact in facts])
+    labels = [f"{model} ({fact['dimension']})" for model, fact in zip(models, facts, strict=True)]
+    left.set_yticks(list(places.values()), labels)
+    right.set_yticks(list(places.values()), [""] * len(places))
+    for axis in (left, right):
+        axis.grid(axis="x", color="0.92")
+        axis.set_axisbelow(True)
+    right.legend(
+        *left.get_legend_handles_labels(),
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
+    common.save_figure(figure, name)
