@@ -90,7 +90,7 @@ class Tempered:
         num_particles: N, a multiple of 8 where ``waste_free``; the budget.
         num_islands: R, 2 or more.
         ess_fraction: effective sample size of a level's factors, as a fraction of N; nearer to 1: more levels.
-        waste_free: keep all states of the moves; False: the last ones, at three times the cost.
+        waste_free: keep all states of the moves; False: the last of three moves of each, at about three times the cost.
         mode: particles one after another ("map"), side by side ("vmap"), or as device and density ask ("auto").
 
     References:

@@ -216,7 +216,9 @@ def test_islands_may_die_and_count_as_zero():
 
 def test_a_base_law_that_cannot_be_fitted_is_an_error():
     nowhere = cases.NORMAL._replace(cut=-1e6, bad=np.nan)
-    with pytest.raises(NumericalError, match="no Student-t could be fitted .* Give the target a prior") as caught:
+    with pytest.raises(
+        NumericalError, match="no Student-t could be fitted .* Give the target a prior"
+    ) as caught:
         infer(0, cases.without_prior(nowhere))
     assert caught.value.status == Status.NON_FINITE
     assert not np.isfinite(base_law.fit_student(jnp.ones((2, 10, 2)))[2]).all()
