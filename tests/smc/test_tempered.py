@@ -217,7 +217,7 @@ def test_islands_may_die_and_count_as_zero():
 def test_a_base_law_that_cannot_be_fitted_is_an_error():
     nowhere = cases.NORMAL._replace(cut=-1e6, bad=np.nan)
     with pytest.raises(
-        NumericalError, match="no Student-t could be fitted .* Give the target a prior"
+        NumericalError, match=r"no Student-t could be fitted .* Give the target a prior"
     ) as caught:
         infer(0, cases.without_prior(nowhere))
     assert caught.value.status == Status.NON_FINITE
