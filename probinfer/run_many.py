@@ -38,7 +38,7 @@ from probinfer.run_many_store import claimed, read, write
 from probinfer.transforms import leaf_names
 from probinfer.types import ArrayTree
 
-__all__ = ["ManyPosteriors", "run_many"]
+__all__ = ["ManyPosteriors", "batches_well", "run_many"]
 
 _MODES = ("auto", "map", "vmap", "queue")
 _CHUNK = 100
@@ -199,10 +199,25 @@ def _choose(mode: str, infer_fn: Any, one: tuple) -> str:
     if jax.default_backend() != "cpu":
         return batched
     if batched == "queue":
-        inner = jax.make_jaxpr(infer_fn.step)(jax.eval_shape(infer_fn.init, *one))
+        well = batches_well(infer_fn.step, jax.eval_shape(infer_fn.init, *one))
     else:
-        inner = jax.make_jaxpr(partial(_call, infer_fn))(*one)
-    return "map" if _NOT_BATCHED & _primitives(inner.jaxpr) else batched
+        well = batches_well(partial(_call, infer_fn), *one)
+    return batched if well else "map"
+
+
+def batches_well(fn: Callable, *args: Any) -> bool:
+    """Say whether many calls gain from being made side by side on this device.
+
+    Args:
+        fn: function of one data set, particle or draw.
+        *args: its arguments, or their shapes.
+
+    Returns:
+        True on accelerators. On a CPU: False where ``fn`` has dense factorisations or loops of unknown length.
+    """
+    if jax.default_backend() != "cpu":
+        return True
+    return not _NOT_BATCHED & _primitives(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def _program(mode: str, infer_fn: Any, num_lanes: int) -> tuple[Callable, Any]:

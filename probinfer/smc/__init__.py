@@ -5,8 +5,12 @@ at once). ``particle_filter`` returns weighted paths and an unbiased evidence; `
 paths with exactly the right law; ``conditional_filter`` is its step; ``parallel_tempering`` several such chains that
 exchange paths. ``guided``, ``auxiliary``, ``nested`` and ``resample_move`` turn a model into one that needs fewer
 particles.
+
+``Tempered`` is an engine for any target: posterior draws and an unbiased evidence. ``anneal`` weighs independent runs
+instead of resampling, and ``annealing`` bounds the evidence from both sides.
 """
 
+from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
 from probinfer.smc.conditional import conditional_filter
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
 from probinfer.smc.genealogy import coalescence
@@ -15,13 +19,20 @@ from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
 from probinfer.smc.particle_filter import Result, particle_filter
 from probinfer.smc.particle_gibbs import GibbsResult, particle_gibbs
 from probinfer.smc.proposals import auxiliary, guided, power
+from probinfer.smc.tempered import Tempered, TemperedInfo
 
 __all__ = [
+    "AnnealedInfo",
+    "Annealing",
     "BatchedFeynmanKac",
     "FeynmanKac",
     "GibbsResult",
     "Result",
+    "Tempered",
+    "TemperedInfo",
     "TemperingResult",
+    "anneal",
+    "annealing",
     "auxiliary",
     "coalescence",
     "conditional_filter",

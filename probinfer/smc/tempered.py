@@ -1,0 +1,329 @@
+"""Tempered sequential Monte Carlo as an engine: posterior draws and an unbiased evidence with its error."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special, stats
+
+from probinfer import engine
+from probinfer import progress as bars
+from probinfer.base import Algorithm, Status
+from probinfer.checkpoint import Checkpoint
+from probinfer.errors import NumericalError, advice
+from probinfer.mcmc import report
+from probinfer.posterior import Posterior
+from probinfer.run import run_until
+from probinfer.smc import tempering
+from probinfer.smc.base_law import STARTS, Start, find_start
+from probinfer.smc.path import unflatten
+from probinfer.smc.tempering import CHAIN_LENGTH, Level, Schedule, Settings, TemperedState
+from probinfer.targets import Target
+from probinfer.types import PRNGKey, field, pytree
+
+__all__ = ["Population", "Tempered", "TemperedInfo", "learn_schedule"]
+
+_MAX_LEVELS = 200
+_LEAST_CHAINS = 4
+
+
+class TemperedInfo(NamedTuple):
+    """Report of a tempered run of R islands and L levels.
+
+    ``temperatures`` (L,) at the end of each level and ``step_sizes`` (L,), as the pilot chose them. By island:
+    ``acceptance`` (R, L), ``particle_ess`` (R, L), the effective sample size of the factors of each level, and
+    ``log_evidences`` (R,); NaN in levels after all particles of an island died. ``log_evidence_error`` is the standard
+    error of the log evidence. ``started_from`` is an index into ``smc.STARTS`` (``.start`` is its name).
+    ``num_undefined`` counts the draws of the base law, of all islands and the pilot, where the log ratio is NaN: they
+    have weight zero. ``num_gradients`` counts all evaluations, those of the pilots included. ``rhat``, ``ess`` and
+    ``ess_tail`` are trees shaped like one unconstrained position; each island is a chain, in the order of the moves.
+    ``status`` is ``OK``; ``CHAINS_DISAGREE``: R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all
+    particles of an island died.
+    """
+
+    temperatures: Any
+    step_sizes: Any
+    acceptance: Any
+    particle_ess: Any
+    log_evidences: Any
+    log_evidence_error: Any
+    started_from: Any
+    num_undefined: Any
+    num_gradients: Any
+    rhat: Any
+    ess: Any
+    ess_tail: Any
+    status: Any
+
+    @property
+    def start(self) -> str:
+        """The base law: "prior" or "student-t"."""
+        return STARTS[int(self.started_from)]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Between which the log evidence lies with this probability: Student's t with R - 1 degrees of freedom.
+
+        Args:
+            level: of the interval.
+        """
+        logs = np.asarray(self.log_evidences, float)
+        half = float(self.log_evidence_error) * float(stats.t.ppf((1 + level) / 2, len(logs) - 1))
+        middle = float(_log_mean(logs))
+        return middle - half, middle + half
+
+
+@pytree
+class Tempered:
+    r"""Particles moved from the prior to the posterior through :math:`q^{1-t}\gamma^t`, t from 0 to 1.
+
+    A pilot population chooses temperatures, metrics and step sizes. They are then frozen, and R islands of N particles
+    run with them from the start, one after another: their evidences are independent and unbiased, so the log of their
+    mean comes with a standard error. Draws are weighted by the evidence of their island.
+
+    The base law q is the target's prior; where it is not known, a Student-t fitted to a short run of NUTS. Modes
+    that no particle drawn from q finds are missed.
+
+    Args:
+        num_particles: N, a multiple of 8 where ``waste_free``; the budget.
+        num_islands: R, 2 or more.
+        ess_fraction: effective sample size of a level's factors, as a fraction of N; nearer to 1: more levels.
+        waste_free: keep all states of the moves; False: the last of three moves of each, at about three times the cost.
+        mode: particles one after another ("map"), side by side ("vmap"), or as device and density ask ("auto").
+
+    References:
+        Del Moral, Doucet and Jasra (2006); Dau and Chopin (2022), "Waste-free sequential Monte Carlo".
+    """
+
+    num_particles: int = field(static=True, default=512)
+    num_islands: int = field(static=True, default=8)
+    ess_fraction: float = field(static=True, default=0.5)
+    waste_free: bool = field(static=True, default=True)
+    mode: str = field(static=True, default="auto")
+
+    def __post_init__(self):
+        """Check the settings.
+
+        Raises:
+            TypeError: a count is not an integer, or the fraction no number.
+            ValueError: a count, fraction or mode out of range, or particles that chains of 8 do not divide.
+        """
+        engine.check_counts(self, ("num_particles", "num_islands"))
+        if self.num_islands < 2:
+            raise ValueError(f"num_islands must be 2 or more, to be compared, got {self.num_islands}")
+        least = CHAIN_LENGTH * _LEAST_CHAINS
+        if self.num_particles < least:
+            raise ValueError(f"num_particles must be {least} or more, got {self.num_particles}")
+        if self.waste_free and self.num_particles % CHAIN_LENGTH:
+            raise ValueError(
+                f"with waste_free, num_particles must be a multiple of {CHAIN_LENGTH} (states kept of each moved "
+                f"particle), got {self.num_particles}; take {-(-self.num_particles // CHAIN_LENGTH) * CHAIN_LENGTH}"
+            )
+        if isinstance(self.ess_fraction, bool) or not isinstance(self.ess_fraction, (int, float, np.number)):
+            raise TypeError(f"ess_fraction must be a number, got {self.ess_fraction!r}")
+        if not 0 < self.ess_fraction < 1:
+            raise ValueError(f"ess_fraction must lie between 0 and 1, got {self.ess_fraction}")
+        if self.mode not in ("auto", "map", "vmap"):
+            raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {self.mode!r}")
+
+    def sample(
+        self,
+        key: PRNGKey,
+        target: Target,
+        *,
+        progress: bool | str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Posterior:
+        """Draw from the target and estimate its normaliser.
+
+        Args:
+            key: random key.
+            target: an exact target.
+            progress: a bar; ``None`` means on a terminal.
+            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+
+        Returns:
+            A posterior with leading axes (island, particle), weights and ``log_evidence``: with a prior the log
+            marginal likelihood, else the log of the integral of the density. Its ``info`` is a ``TemperedInfo``.
+
+        Raises:
+            TypeError: not a key, not a target, or a minibatch target.
+            NumericalError: the log ratio is plus infinity somewhere, all particles of the pilot have likelihood zero,
+                the pilot does not reach the target, or no base law could be fitted to a target without a prior.
+
+        Warns:
+            ConvergenceWarning: the islands disagree, or one of them died.
+        """
+        name = type(self).__name__
+        engine.check(key, target, name)
+        Checkpoint.check(checkpoint)
+        key_start, key_pilot, key_islands = jax.random.split(key, 3)
+        with bars.task(name, None, bars.label(progress, name)):
+            found = find_start(key_start, target, progress, _child(checkpoint, "start"))
+            pilot = learn_schedule(self, found, key_pilot, progress, checkpoint)
+            population = Population(self, found.path, progress, checkpoint)
+            keys = jax.random.split(key_islands, self.num_islands)
+            runs = [population.run(one, pilot.schedule, f"island {i + 1}") for i, one in enumerate(keys)]
+        return _posterior(self, target, found, pilot, runs)
+
+
+def learn_schedule(
+    config: Tempered,
+    found: Start,
+    key: PRNGKey,
+    progress: bool | str | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> TemperedState:
+    """Return the end of a pilot population, its schedule filled.
+
+    Args:
+        config: of the engine.
+        found: where to start.
+        key: random key.
+        progress: a bar.
+        checkpoint: where to keep checkpoints.
+
+    Raises:
+        NumericalError: all particles died, a log ratio of plus infinity, or the target was not reached.
+    """
+    pilot, _ = Population(config, found.path, progress, checkpoint).run(key, None, "pilot")
+    if int(pilot.status) != Status.OK:
+        raise NumericalError(
+            f"all particles of the pilot died at level {int(pilot.level) + 1}: the likelihood is zero or undefined at "
+            f"every one of {config.num_particles} draws ({int(pilot.num_undefined)} draws of the {STARTS[found.kind]} "
+            f"undefined); {advice(int(pilot.status))}",
+            Status.DEGENERATE_WEIGHTS,
+        )
+    if not pilot.temperature >= 1:
+        raise NumericalError(
+            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {_MAX_LEVELS} levels, not 1: the "
+            f"target is too far from the {STARTS[found.kind]} they start from; give a prior nearer to it, "
+            "rescale the problem, or lower ess_fraction",
+            Status.MAX_ITERATIONS,
+        )
+    return pilot
+
+
+class Population(NamedTuple):
+    """One population after another: all share one compiled program."""
+
+    config: Tempered
+    path: Any
+    progress: bool | str | None
+    checkpoint: Checkpoint | None
+
+    def run(self, key: PRNGKey, schedule: Schedule | None, name: str) -> tuple[TemperedState, Level]:
+        """Run a population to the target; learn the schedule if none is given.
+
+        Raises:
+            NumericalError: a log ratio of plus infinity.
+        """
+        key_begin, key_levels = jax.random.split(key)
+        algorithm = self.algorithm()
+        learning = jnp.asarray(schedule is None)
+        if schedule is None:
+            dimension = sum(leaf.size for leaf in jax.tree.leaves(self.path.like))
+            schedule = tempering.empty_schedule(dimension, _MAX_LEVELS)
+        state = tempering.begin(
+            algorithm, key_begin, schedule, learning, num_particles=self.config.num_particles
+        )
+        if np.any(np.isposinf(state.log_ratios)):
+            raise NumericalError(
+                f"the log likelihood, or log density over base density, is plus infinity at draws of the base law; "
+                f"{advice(Status.NON_FINITE)}",
+                Status.NON_FINITE,
+            )
+        state, history = run_until(
+            key_levels,
+            algorithm,
+            state,
+            tempering.is_over,
+            _MAX_LEVELS,
+            progress=bars.label(self.progress, name),
+            collect=tempering.record,
+            checkpoint=_child(self.checkpoint, name.replace(" ", "-")),
+        )
+        history.check()
+        return state, history.filled()
+
+    def algorithm(self) -> Algorithm:
+        """The algorithm that they run."""
+        fraction = jnp.asarray(self.config.ess_fraction, jnp.result_type(float))
+        return tempering.tempering(self.path, Settings(fraction, self.config.waste_free, self.config.mode))
+
+
+def _child(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
+    return None if checkpoint is None else checkpoint.child(name)
+
+
+def _log_mean(log_evidences: np.ndarray) -> float:
+    return special.logsumexp(log_evidences) - np.log(len(log_evidences))
+
+
+def _error(log_evidences: np.ndarray) -> float:
+    """Standard error of the log of the mean, by the delta method."""
+    if not np.any(np.isfinite(log_evidences)):
+        return float("nan")
+    relative = np.exp(log_evidences - _log_mean(log_evidences))
+    return float(np.std(relative, ddof=1) / np.sqrt(len(relative)))
+
+
+def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedState, runs: list) -> Posterior:
+    states, levels = zip(*runs)
+    dtype = pilot.positions.dtype
+    logs = np.asarray([state.log_evidence for state in states])
+    positions = unflatten(found.path.like, jnp.stack([state.positions for state in states]))
+    judged = report.convergence(engine.to_default_dtype(positions))
+    status, details = _verdict(config, judged, states, logs)
+    count = int(pilot.schedule.num_levels)
+    info = TemperedInfo(
+        temperatures=pilot.schedule.temperatures[:count],
+        step_sizes=pilot.schedule.step_sizes[:count],
+        acceptance=_padded([level.acceptance for level in levels], count, dtype),
+        particle_ess=_padded([level.ess for level in levels], count, dtype),
+        log_evidences=jnp.asarray(logs, dtype),
+        log_evidence_error=jnp.asarray(_error(logs), dtype),
+        started_from=jnp.int32(found.kind),
+        num_undefined=jnp.int32(sum(int(state.num_undefined) for state in (pilot, *states))),
+        num_gradients=found.num_gradients + sum(int(state.num_gradients) for state in (pilot, *states)),
+        rhat=judged.rhat,
+        ess=judged.ess,
+        ess_tail=judged.ess_tail,
+        status=jnp.int32(int(status)),
+    )
+    engine.warn(status, details, "Tempered")
+    return engine.finish(
+        target,
+        positions,
+        found.path.like,
+        info,
+        log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_particles)),
+        log_evidence=jnp.asarray(_log_mean(logs), dtype),
+    )
+
+
+def _padded(rows: list, count: int, dtype: Any) -> Any:
+    full = np.full((len(rows), count), np.nan, dtype)
+    for row, values in zip(full, rows):
+        row[: len(values)] = values
+    return jnp.asarray(full)
+
+
+def _verdict(
+    config: Tempered, judged: report.Convergence, states: tuple, logs: np.ndarray
+) -> tuple[Status, str]:
+    """The worst status, and in words what it is about."""
+    dead = [i + 1 for i, state in enumerate(states) if int(state.status) != Status.OK]
+    if dead:
+        return Status.DEGENERATE_WEIGHTS, f"all particles of {len(dead)} of {len(states)} islands died"
+    share = float(np.exp(2 * special.logsumexp(logs) - special.logsumexp(2 * logs)))
+    if share < len(logs) / 2:
+        return Status.CHAINS_DISAGREE, (
+            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f}): take more "
+            "particles"
+        )
+    if int(judged.status) == Status.OK:
+        return Status.OK, ""
+    return Status(int(judged.status)), report.explain(judged, config.num_islands, config.num_particles)
