@@ -26,8 +26,8 @@ from probinfer.base import as_partial
 from probinfer.checks.bands import Band
 from probinfer.checks.detectable import Detectable
 from probinfer.checks.ranks import RankTable, check_shapes, named_quantities, rank_table
+from probinfer.checks.reference_points import reference_points
 from probinfer.checks.references import References
-from probinfer.checks.tarp import reference_points
 from probinfer.checks.uniformity import UniformityReport, uniformity
 from probinfer.checks.whitening import columns
 from probinfer.errors import check_key, shortened
