@@ -12,14 +12,14 @@ PEERS := $(VENV)/.peers
 BENCH_VENV := .venv-bench
 BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
-# The libraries that we compare with. Torch first: pip then keeps the build that suits the machine. GPflow without its
-# dependencies: its metadata ask for numpy < 2, its code does not.
+# The libraries that we compare with. Torch first: pip then keeps the build that suits the machine. Some without their
+# dependencies: the metadata of GPflow and particles ask for numpy < 2, their code does not.
 TORCH := torch==2.13.0
-GPFLOW := gpflow==2.11.2
+ALONE := gpflow==2.11.2 particles==0.4 cuthbert==0.1.1 cuthbertlib==0.1.1
 , := ,
 install_peers = $(1)/python -m pip install -qq $(TORCH) \
 	&& $(1)/python -m pip install -qq -e '.[$(2)]' -c constraints.txt \
-	&& $(1)/python -m pip install -qq --no-deps $(GPFLOW)
+	&& $(1)/python -m pip install -qq --no-deps $(ALONE)
 
 PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
