@@ -195,11 +195,13 @@ def _split(draws: Draws, fold: int, folds: int) -> tuple[Array, Draws]:
 @jax.jit
 def _accuracies(called_b: Array, labels: Array) -> Array:
     """Balanced accuracy for every labelling (true: of a)."""
-    calls = called_b.astype(jnp.float32)
-    in_a = labels.astype(jnp.float32)
-    false = in_a @ calls / jnp.sum(in_a, axis=1)
-    true = (1 - in_a) @ calls / jnp.sum(1 - in_a, axis=1)
-    return 0.5 + 0.5 * (true - false)
+
+    def one(in_a: Array) -> Array:  # one labelling at a time: all of them as numbers would fill the memory
+        false = jnp.sum(in_a & called_b) / jnp.sum(in_a)
+        true = jnp.sum(~in_a & called_b) / jnp.sum(~in_a)
+        return (0.5 + 0.5 * (true - false)).astype(jnp.float32)
+
+    return jax.lax.map(one, labels)
 
 
 @partial(jax.jit, static_argnames=("hidden", "num_steps"))
