@@ -200,6 +200,7 @@ def test_kernels(key):
         return Kernel(name, lambda f, position: {"position": position}, step, lambda state: state["position"])
 
     kernels = [kernel("right", 1.0), kernel("hot", 0.4)]
+    key = jax.random.fold_in(key, 1)
     found = run_suite(key, [], kernels=kernels, size=SIZE._replace(lanes=400))
     assert [(f.subject, f.passed) for f in found] == [("right", True), ("hot", False)]  # false alarm .05
 
