@@ -5,7 +5,7 @@ shape that is not normal) and each target what it *is*: an engine that fails whe
 and if no check saw it fail, the checks are at fault. The level is shared among all findings, so that a whole
 run of right engines raises a false alarm with probability ``level`` at most.
 
-Most of the time is compilation, so engines on one side and samplers and kernels on the other run side by side.
+Most of the time is compilation, so draws of engines on one side, calibration and kernels on the other run side by side.
 """
 
 from __future__ import annotations
@@ -223,7 +223,15 @@ def _of_loops(subject: Subject, model: known.Model, key: PRNGKey, num: int) -> l
     simulated = functools.cache(functools.partial(trials.infer_one_by_one, key, model, subject, num))
     reason = _reason(subject, model.features)
     return [
-        _Task(subject.name, model.name, name, functools.partial(check, model, simulated), reason, simulated)
+        _Task(
+            subject.name,
+            model.name,
+            name,
+            functools.partial(check, model, simulated),
+            reason,
+            simulated,
+            lane=1,
+        )
         for name, check in (("SBC", trials.ranks), ("TARP", trials.coverage))
     ]
 
