@@ -49,11 +49,10 @@ def test_moments(key, sampler, dtype):
     assert not many.failed.any()
 
 
-def test_map_and_vmap_agree(key):
-    """Short, because the adaptation of the step size amplifies rounding: long runs agree in law only."""
-    keys, x = data_sets(key, 3)
-    short = mcmc.posterior_sampler(log_joint, init, num_warmup=20, num_draws=5, num_leapfrogs=4)
-    mapped, batched = (pi.run_many(short, keys, x, mode=mode) for mode in ("map", "vmap"))
+def test_map_and_vmap_agree(key, sampler):
+    """Warm-up and draws: the coarse tuning keeps rounding from growing where trajectories do not part by themselves."""
+    keys, x = data_sets(key)
+    mapped, batched = (pi.run_many(sampler, keys, x, mode=mode) for mode in ("map", "vmap"))
     np.testing.assert_allclose(mapped.draws, batched.draws, rtol=1e-9, atol=1e-9)
 
 

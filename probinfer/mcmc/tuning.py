@@ -70,7 +70,7 @@ def learn(
     dual = _choose(window_over, dual_init(dual_final(dual)), dual)
     last = number == num_warmup - 1
     step_size = jnp.where(last, dual_final(dual), jnp.exp(dual.log_step_size))
-    learned = Tuning(step_size, mass.inverse_mass_matrix, dual, mass)
+    learned = Tuning(_coarse(step_size), _coarse(mass.inverse_mass_matrix), dual, mass)
     return jax.tree.map(lambda new, old: jnp.asarray(new).astype(old.dtype), learned, tuning)
 
 
@@ -88,6 +88,12 @@ def row_of(number: Int[Array, ""], num_warmup: int, num_draws: int, thin: int) -
 
 def _choose(condition: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _coarse(value: Any) -> Array:
+    """Rounded to one part in four thousand, so that the last bits of a trajectory do not come back through its tuning."""
+    value = jnp.asarray(value)
+    return jax.lax.reduce_precision(value, jnp.finfo(value.dtype).nexp, 12)
 
 
 def _in_dtype(leaf: Any, dtype: Any) -> Array:
