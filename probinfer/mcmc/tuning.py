@@ -91,7 +91,7 @@ def _choose(condition: Array, new: Any, old: Any) -> Any:
 
 
 def _coarse(value: Any) -> Array:
-    """Rounded to one part in four thousand, so that the last bits of a trajectory do not come back through its tuning."""
+    """Rounded to a part in four thousand, so that the last bits of a trajectory do not come back through its tuning."""
     value = jnp.asarray(value)
     return jax.lax.reduce_precision(value, jnp.finfo(value.dtype).nexp, 12)
 
