@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import weights
+from probinfer.resampling.sums import running_count, running_sum
 from probinfer.types import Array, Int
 
 __all__ = [
@@ -28,12 +29,19 @@ __all__ = [
     "uniform_points_below",
 ]
 
+_SUM_BITS = 50  # of the 53 of a double
+
 
 class Cumulative(NamedTuple):
     """The ends C_i of the intervals, as ``whole + fraction``."""
 
     whole: Array
     fraction: Array
+
+    @property
+    def exact(self) -> bool:
+        """Whether they are monotone, flat at weights of zero, and end in num."""
+        return self.fraction.dtype == jnp.float64
 
 
 def relative_weights(log_weights: Array) -> Array:
@@ -54,14 +62,37 @@ def expected_offspring(relative: Array, num: int | Array) -> Array:
 
 def cumulative(expected: Array, num: int | Array) -> Cumulative:
     """Sum expected offspring exactly; what rounding left missing from ``num`` is spread in proportion."""
+    if expected.dtype == jnp.float64:
+        return _cumulative_double(expected, num)
+    return _cumulative_fixed(expected, num)
+
+
+def _cumulative_double(expected: Array, num: int | Array) -> Cumulative:
+    """Round to multiples of a power of two whose sums are exact in any order: monotone, and flat at zeros."""
+    unit = _unit(num)
+    ends = running_sum(jnp.round(expected / unit) * unit)
+    total = jnp.maximum(ends[-1], unit)
+    ends = jnp.clip(ends + (num - ends[-1]) * (ends / total), 0, num)
+    whole = jnp.floor(ends)
+    return Cumulative(whole.astype(jnp.int32), ends - whole)
+
+
+def _unit(num: int | Array) -> Array | float:
+    if isinstance(num, int):
+        return 2.0 ** (num.bit_length() - _SUM_BITS)
+    exponent = jnp.frexp(num.astype(jnp.float64))[1] - _SUM_BITS
+    return jnp.ldexp(jnp.ones((), jnp.float64), exponent)
+
+
+def _cumulative_fixed(expected: Array, num: int | Array) -> Cumulative:
+    """Sum whole numbers and fractions as integers."""
     dtype = expected.dtype
-    unsigned, bits = (jnp.uint64, 64) if dtype == jnp.float64 else (jnp.uint32, 32)
     whole = jnp.floor(expected)
-    fixed = jnp.round((expected - whole) * 2.0**bits).astype(unsigned)
-    wrapped = jnp.cumsum(fixed, dtype=unsigned)
+    fixed = jnp.round((expected - whole) * 2.0**32).astype(jnp.uint32)
+    wrapped = jnp.cumsum(fixed, dtype=jnp.uint32)
     carries = (wrapped < fixed).astype(jnp.int32)
     whole = jnp.cumsum(whole.astype(jnp.int32) + carries, dtype=jnp.int32)
-    fraction = wrapped.astype(dtype) * 2.0**-bits
+    fraction = wrapped.astype(dtype) * 2.0**-32
     ends = whole.astype(dtype) + fraction
     missing = (num - whole[-1]).astype(dtype) - fraction[-1]
     fraction = fraction + missing * (ends / jnp.maximum(ends[-1], jnp.finfo(dtype).tiny))
@@ -91,8 +122,13 @@ def uniform_points_below(key: Array, ends: Cumulative, number: int | Array, capa
     return jax.lax.fori_loop(0, jnp.max(occupancy), add, starts)
 
 
-def bounds_of(below: Array, alive: Array, num: int | Array) -> Array:
-    """Return how many draws descend from particles 0 ... i: monotone, flat at dead ones, num from the last on."""
+def bounds_of(below: Array, alive: Array, num: int | Array, exact: bool = False) -> Array:
+    """Return how many draws descend from particles 0 ... i: monotone, flat at dead ones, num from the last on.
+
+    ``exact``: the counts are so already, since they come from sums without rounding.
+    """
+    if exact:
+        return below
     bounds = jax.lax.cummax(jnp.where(alive, jnp.clip(below, 0, num), 0).astype(jnp.int32))
     index = jnp.arange(alive.shape[0], dtype=jnp.int32)
     last = jnp.max(jnp.where(alive, index, 0))
@@ -101,8 +137,8 @@ def bounds_of(below: Array, alive: Array, num: int | Array) -> Array:
 
 def ancestors_of(bounds: Array, num: int) -> Array:
     """Return the ancestor of draws 0 ... num - 1: how many particles have a bound of at most j."""
-    passed = jnp.zeros(num, jnp.int32).at[bounds].add(1, mode="drop")
-    return jnp.cumsum(passed, dtype=jnp.int32)
+    passed = jnp.zeros(num, jnp.int32).at[bounds].add(1, mode="drop", indices_are_sorted=True)
+    return running_count(passed)
 
 
 def in_place(ancestors: Int[Array, " n"]) -> Int[Array, " n"]:

@@ -50,7 +50,7 @@ def multinomial(
     check(log_weights, num)
     relative = relative_weights(log_weights)
     ends = cumulative(expected_offspring(relative, num), num)
-    bounds = bounds_of(uniform_points_below(key, ends, num, num), relative > 0, num)
+    bounds = bounds_of(uniform_points_below(key, ends, num, num), relative > 0, num, ends.exact)
     return share(log_weights, ancestors_of(bounds, num), num)
 
 
@@ -79,10 +79,10 @@ def stratified(
     """
     check(log_weights, num)
     relative = relative_weights(log_weights)
-    whole, fraction = cumulative(expected_offspring(relative, num), num)
+    ends = cumulative(expected_offspring(relative, num), num)
     places = jax.random.uniform(key, (num,), log_weights.dtype)
-    below = whole + (places[jnp.minimum(whole, num - 1)] < fraction).astype(jnp.int32)
-    return share(log_weights, ancestors_of(bounds_of(below, relative > 0, num), num), num)
+    below = ends.whole + (places[jnp.minimum(ends.whole, num - 1)] < ends.fraction).astype(jnp.int32)
+    return share(log_weights, ancestors_of(bounds_of(below, relative > 0, num, ends.exact), num), num)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -118,8 +118,9 @@ def systematic(
 
 def systematic_bounds(expected: Array, offset: Array, num: int | Array) -> Array:
     """Return how many of the points offset + j, j = 0 ... num - 1, lie below C_i."""
-    whole, fraction = cumulative(expected, num)
-    return bounds_of(whole + (offset < fraction).astype(jnp.int32), expected > 0, num)
+    ends = cumulative(expected, num)
+    below = ends.whole + (offset < ends.fraction).astype(jnp.int32)
+    return bounds_of(below, expected > 0, num, ends.exact)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -152,6 +153,6 @@ def residual(
     fractions = expected - jnp.floor(expected)
     rest = jnp.maximum(num - copies[-1], 0)
     ends = cumulative(fractions, rest)
-    drawn = bounds_of(uniform_points_below(key, ends, rest, num), fractions > 0, rest)
+    drawn = bounds_of(uniform_points_below(key, ends, rest, num), fractions > 0, rest, ends.exact)
     bounds = bounds_of(copies + drawn, relative > 0, num)
     return share(log_weights, ancestors_of(bounds, num), num)
