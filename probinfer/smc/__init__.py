@@ -14,6 +14,7 @@ from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
 from probinfer.smc.conditional import conditional_filter
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
 from probinfer.smc.genealogy import coalescence
+from probinfer.smc.host import host_potential
 from probinfer.smc.nested import nested, resample_move
 from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
 from probinfer.smc.particle_filter import Result, particle_filter
@@ -37,6 +38,7 @@ __all__ = [
     "coalescence",
     "conditional_filter",
     "guided",
+    "host_potential",
     "lift",
     "nested",
     "parallel_tempering",

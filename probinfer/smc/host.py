@@ -1,0 +1,109 @@
+"""Potentials computed by Python on the host: a simulator, a verifier, a program of another language."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.errors import ConvergenceWarning
+from probinfer.types import Array, ArrayTree, field, pytree
+
+__all__ = ["HostPotential", "host_potential"]
+
+
+@pytree
+class HostPotential:
+    """A log potential of one particle that calls Python once a step, for all particles together.
+
+    Attributes:
+        fn: of NumPy arrays; static.
+        timeout: seconds a call may take, None: no limit; static.
+    """
+
+    fn: Callable = field(static=True)
+    timeout: float | None = field(static=True, default=None)
+
+    def __call__(self, x_previous: ArrayTree, x: ArrayTree, t: Any) -> Array:
+        """Log potential of step t: a scalar; under ``vmap`` one call serves all particles."""
+        result = jax.ShapeDtypeStruct((), jnp.result_type(float))
+        return jax.pure_callback(self._answer, result, x_previous, x, t, vmap_method="broadcast_all")
+
+    def _answer(self, x_previous: ArrayTree, x: ArrayTree, t: Any) -> np.ndarray:
+        """Flatten whatever axes there are to one of particles."""
+        step = np.asarray(t)
+        num = step.size
+
+        def rows(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            return leaf.reshape(num, *leaf.shape[step.ndim :])
+
+        at = int(step.reshape(-1)[0])
+        found = self._within_time(jax.tree.map(rows, x_previous), jax.tree.map(rows, x), at, num)
+        if found.shape != (num,):
+            raise ValueError(
+                f"the host potential must return one number a particle, of shape ({num},), got {found.shape} at "
+                f"step {at}; it is called with all particles at once"
+            )
+        return found.astype(jnp.result_type(float)).reshape(step.shape)
+
+    def _within_time(self, x_previous: ArrayTree, x: ArrayTree, t: int, num: int) -> np.ndarray:
+        """Call in a thread; NaN for all if it does not come back in time."""
+        if self.timeout is None:
+            return np.asarray(self.fn(x_previous, x, t))
+        outcome: list = []
+        thread = threading.Thread(target=_call, args=(outcome, self.fn, x_previous, x, t), daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        if not outcome:
+            warnings.warn(
+                f"the host potential took longer than {self.timeout:g} s at step {t}: its {num} log weights are NaN, "
+                f"so that the run stops there with NON_FINITE and keeps the state before; allow more time, or let "
+                f"the function give up by itself and return minus infinity for what it could not weigh",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+            return np.full(num, np.nan)
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return np.asarray(value)
+
+
+def _call(outcome: list, fn: Callable, *args: Any) -> None:
+    try:
+        outcome.append((fn(*args), None))
+    except BaseException as error:
+        outcome.append((None, error))
+
+
+def host_potential(fn: Any, *, timeout: float | None = None) -> HostPotential:
+    """Make a log potential for ``FeynmanKac`` of a Python function.
+
+    The function is called once a step, with NumPy arrays of all particles. It must be a function of its arguments alone
+    (it may be called again for the same step) and must not call JAX, which may wait for the call itself. An exception
+    in it ends the run and is shown. A call that takes too long gives NaN weights: the run stops with the status
+    ``NON_FINITE`` at that step and returns the state before it. Python cannot end a thread: the late call goes on by
+    itself and its result is dropped.
+
+    Args:
+        fn: ``fn(x_previous, x, t) -> (N,)`` log potentials; leaves (N, ...), t an int.
+        timeout: seconds that one call may take; None: as long as it likes.
+
+    Returns:
+        ``log_potential`` of a ``FeynmanKac``.
+
+    Raises:
+        TypeError: ``fn`` is no function.
+        ValueError: the timeout is not positive.
+    """
+    if not callable(fn):
+        raise TypeError(f"a host potential is a function (x_previous, x, t) -> (N,), got {type(fn).__name__}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+    return HostPotential(fn, timeout)

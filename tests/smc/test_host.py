@@ -1,0 +1,94 @@
+"""Potentials in Python: the same numbers as in JAX, one call a step, and what becomes of late and wrong answers."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import smc
+from probinfer.base import Status
+from probinfer.errors import ConvergenceWarning
+
+STEPS, SIZE = 4, 30
+
+
+def start(key):
+    return {"x": jax.random.normal(key), "step": jnp.int32(0)}
+
+
+def move(key, state, t):
+    return {"x": 0.5 * state["x"] + jax.random.normal(key), "step": t}
+
+
+def weigh(before, now, t):
+    return -0.5 * (now["x"] - before["x"] - t) ** 2
+
+
+def run(key, log_potential):
+    return smc.particle_filter(key, smc.FeynmanKac(start, move, log_potential), STEPS, SIZE, store="none")
+
+
+@pytest.mark.f32
+def test_python_weighs_as_jax_does_and_is_called_once_a_step(key, dtype):
+    calls = []
+
+    def on_host(before, now, t):
+        calls.append((t, type(now["x"]), now["x"].shape, now["step"].shape))
+        return weigh(before, now, t)
+
+    found, expected = run(key, smc.host_potential(on_host)), run(key, weigh)
+    np.testing.assert_allclose(found.log_evidence, expected.log_evidence, rtol=1e-5)
+    np.testing.assert_allclose(found.particles["x"], expected.particles["x"], rtol=1e-5)
+    assert found.log_weights.dtype == dtype
+    assert calls == [(t, np.ndarray, (SIZE,), (SIZE,)) for t in range(STEPS)]
+
+
+def test_one_particle_and_batches_of_runs(key):
+    potential = smc.host_potential(weigh)
+    single = potential({"x": jnp.asarray(1.0)}, {"x": jnp.asarray(2.5)}, 1)
+    np.testing.assert_allclose(single, -0.125)
+    keys = jax.random.split(key, 3)
+    several = jax.vmap(lambda key: run(key, potential).log_evidence)(keys)
+    expected = jax.vmap(lambda key: run(key, weigh).log_evidence)(keys)
+    np.testing.assert_allclose(several, expected, rtol=1e-5)
+
+
+def test_a_late_answer_stops_the_run_and_keeps_what_was_there(key):
+    never = threading.Event()
+
+    def hangs(before, now, t):
+        if t == 2:
+            never.wait()
+        return weigh(before, now, t)
+
+    with pytest.warns(ConvergenceWarning, match="longer than 0.3 s at step 2"):
+        found = jax.block_until_ready(run(key, smc.host_potential(hangs, timeout=0.3)))
+    never.set()
+    assert int(found.status) == Status.NON_FINITE
+    assert int(found.stopped_at) == 2
+    assert np.all(np.isfinite(found.log_weights))
+    assert np.all(np.isfinite(found.particles["x"]))
+    assert np.all(found.particles["step"] == 1)
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_failures_of_the_function_are_shown(key, timeout):
+    def fails(before, now, t):
+        raise RuntimeError("the verifier is out of order")
+
+    def returns_one_number(before, now, t):
+        return np.zeros(())
+
+    with pytest.raises(Exception, match="the verifier is out of order"):
+        jax.block_until_ready(run(key, smc.host_potential(fails, timeout=timeout)))
+    with pytest.raises(Exception, match=rf"of shape \({SIZE},\), got \(\) at step 0"):
+        jax.block_until_ready(run(key, smc.host_potential(returns_one_number, timeout=timeout)))
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(TypeError, match="got int"):
+        smc.host_potential(3)
+    with pytest.raises(ValueError, match="positive number of seconds"):
+        smc.host_potential(weigh, timeout=0)
