@@ -82,7 +82,7 @@ def _call(outcome: list, fn: Callable, *args: Any) -> None:
         outcome.append((None, error))
 
 
-def host_potential(fn: Any, *, timeout: float | None = None) -> HostPotential:
+def host_potential(fn: Any, *, timeout: Any = None) -> HostPotential:
     """Make a log potential for ``FeynmanKac`` of a Python function.
 
     The function is called once a step, with NumPy arrays of all particles. It must be a function of its arguments alone
