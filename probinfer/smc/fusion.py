@@ -117,14 +117,16 @@ def fuse(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import numpyro.distributions as dist
-        >>> import probinfer as pi
+        >>> from probinfer import smc, targets
+        >>> from probinfer.logdensity import LogDensity
         >>> def log_likelihood(y, mu): return jnp.sum(-0.5 * (y - mu) ** 2)
         >>> shards = [jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5])]
-        >>> targets = [pi.targets.from_prior(dist.Normal(0.0, 5.0), pi.LogDensity(log_likelihood, y)) for y in shards]
+        >>> prior = dist.Normal(0.0, 5.0)
+        >>> made = [targets.from_prior(prior, LogDensity(log_likelihood, y)) for y in shards]
         >>> key = jax.random.key(0)
         >>> draws = [jnp.mean(y) + 0.7 * jax.random.normal(key, (200,)) for y in shards]  # from any sampler
-        >>> posterior = pi.smc.fuse(key, targets, draws, share_prior=True, progress=False)
-        >>> bool(abs(jnp.mean(posterior["value"]) - 1.61) < 0.1)
+        >>> posterior = smc.fuse(key, made, draws, share_prior=True, progress=False)
+        >>> bool(abs(posterior.expectation(lambda mu: mu) - 1.61) < 0.1)
         True
     """
     engine = Tempered() if engine is None else engine
