@@ -108,7 +108,8 @@ def fuse(
     Raises:
         TypeError: not a key, a target, an engine, or a minibatch target.
         ValueError: fewer than two shards, not one set of draws each, draws of another structure or shape than the
-            target's positions, or ``share_prior`` where a target does not know its prior or they differ.
+            target's positions, constraints that differ, or ``share_prior`` where a target does not know its prior or
+            they differ.
         NumericalError: draws of a shard that are not finite or do not vary, or a merge that fails as ``Tempered`` does.
 
     Warns:
@@ -136,8 +137,7 @@ def fuse(
     targets, draws = _checked(key, targets, draws)
     product = _product(targets, _like(targets[0]), share_prior)
     leaves = [_belief_of(i, *pair, product.like) for i, pair in enumerate(zip(targets, draws, strict=True))]
-    if share_prior:
-        _check_priors(targets, product.like, leaves[0].mean)
+    _check_same(targets, unflatten(product.like, leaves[0].mean), share_prior)
     count, spent = len(targets), 0.0
 
     def merge(low: int, high: int) -> Belief:
@@ -250,15 +250,26 @@ def _product(targets: tuple, like: ArrayTree, share_prior: bool) -> _Product:
     return _Product(fns, as_partial(targets[0].prior.logdensity_fn), like, True)
 
 
-def _check_priors(targets: tuple, like: ArrayTree, mean: Array) -> None:
-    position = unflatten(like, mean)
-    values = [float(target.prior.logdensity_fn(position)) for target in targets]
-    for number, value in enumerate(values[1:], 2):
-        if not abs(value - values[0]) <= 1e-3 * (1 + abs(values[0])):
-            raise ValueError(
-                f"share_prior needs one prior in all targets: at the mean of the first shard its log density is "
-                f"{values[0]:.6g} in target 1 and {value:.6g} in target {number}"
-            )
+def _check_same(targets: tuple, position: ArrayTree, share_prior: bool) -> None:
+    """Hold the Jacobians of the targets, and the priors they share, against each other at one position."""
+    parts = [("have one set of constraints", "log Jacobian", [target.log_jacobian_fn for target in targets])]
+    if share_prior:
+        parts += [
+            ("share one prior", "log prior density", [target.prior.logdensity_fn for target in targets])
+        ]
+    for wish, name, fns in parts:
+        values = [float(_evaluate(fn, position)) for fn in fns]
+        for number, value in enumerate(values[1:], 2):
+            if not abs(value - values[0]) <= 1e-3 * (1 + abs(values[0])):
+                raise ValueError(
+                    f"the targets must {wish}: at the mean of the first shard the {name} is {values[0]:.6g} in target "
+                    f"1 and {value:.6g} in target {number}"
+                )
+
+
+@jax.jit
+def _evaluate(fn: Callable, position: ArrayTree) -> Array:
+    return fn(position)
 
 
 def _checked(key: Any, targets: Any, draws: Any) -> tuple[tuple, tuple]:

@@ -279,8 +279,10 @@ def test_bad_input():
         smc.fuse(0, made, draws)
     with pytest.raises(ValueError, match="draws of shard 2 must be unconstrained positions"):
         call(made, [draws[0], draws[1][:, :1], draws[2]])
-    with pytest.raises(ValueError, match=r"log density is .* in target 1 and .* in target 3"):
+    with pytest.raises(ValueError, match=r"share one prior: .* in target 1 and .* in target 3"):
         call(sharing((2.0, 2.0, 3.0))[0], draws, share_prior=True)
+    with pytest.raises(ValueError, match=r"one set of constraints: .* in target 1 and .* in target 2"):
+        call([gammas()[0][0], normals().targets[0]], draws[:2])
     with pytest.raises(ValueError, match="target 1 does not"):
         call(normals().targets[:3], draws, share_prior=True)
     for bad in (draws[1].at[0, 0].set(jnp.nan), draws[1] * jnp.asarray([1.0, 0.0]), draws[1][:1]):
