@@ -8,11 +8,16 @@ particles.
 
 ``Tempered`` is an engine for any target: posterior draws and an unbiased evidence. ``anneal`` weighs independent runs
 instead of resampling, and ``annealing`` bounds the evidence from both sides.
+
+``fuse`` turns draws of sub-posteriors, each of a shard of the data, into draws of
+their product. ``composed`` makes scores of diffusion models sample powers and products of their laws.
 """
 
 from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
 from probinfer.smc.conditional import conditional_filter
+from probinfer.smc.diffusion import VarianceExploding, VariancePreserving
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
+from probinfer.smc.fusion import fuse
 from probinfer.smc.genealogy import coalescence
 from probinfer.smc.host import host_potential
 from probinfer.smc.nested import nested, resample_move
@@ -20,6 +25,7 @@ from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
 from probinfer.smc.particle_filter import Result, particle_filter
 from probinfer.smc.particle_gibbs import GibbsResult, particle_gibbs
 from probinfer.smc.proposals import auxiliary, guided, power
+from probinfer.smc.score import composed, sample_composed
 from probinfer.smc.tempered import Tempered, TemperedInfo
 
 __all__ = [
@@ -32,11 +38,15 @@ __all__ = [
     "Tempered",
     "TemperedInfo",
     "TemperingResult",
+    "VarianceExploding",
+    "VariancePreserving",
     "anneal",
     "annealing",
     "auxiliary",
     "coalescence",
+    "composed",
     "conditional_filter",
+    "fuse",
     "guided",
     "host_potential",
     "lift",
@@ -46,5 +56,6 @@ __all__ = [
     "particle_gibbs",
     "power",
     "resample_move",
+    "sample_composed",
     "take",
 ]

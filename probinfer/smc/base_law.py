@@ -19,11 +19,11 @@ from probinfer.smc.spread import root_of
 from probinfer.targets import Target
 from probinfer.types import Array, Float, PRNGKey
 
-__all__ = ["STARTS", "Start", "find_start", "fit_student"]
+__all__ = ["INFLATION", "STARTS", "Start", "find_start", "fit_student"]
 
 STARTS = ("prior", "student-t")
 _CHAINS, _DRAWS = 4, 250
-_INFLATION = 1.5  # of the covariance
+INFLATION = 1.5  # of the covariance
 
 
 class Start(NamedTuple):
@@ -82,7 +82,7 @@ def fit_student(draws: Float[Array, "chain draw d"]) -> tuple[Array, Array, Arra
     first, flat = flat[0], flat - flat[0]  # what does not vary is zero then, without rounding
     equal = jnp.zeros(flat.shape[0], flat.dtype)
     factor = (
-        _INFLATION * (FREEDOM - 2) / FREEDOM
+        INFLATION * (FREEDOM - 2) / FREEDOM
     ) ** 0.5  # the covariance of the t is df / (df - 2) times its scale
     root = factor * root_of(equal, flat)
     if root.ndim == 1:

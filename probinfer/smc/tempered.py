@@ -24,7 +24,7 @@ from probinfer.smc.tempering import CHAIN_LENGTH, Level, Schedule, Settings, Tem
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
-__all__ = ["Population", "Tempered", "TemperedInfo", "learn_schedule"]
+__all__ = ["Population", "Tempered", "TemperedInfo", "learn_schedule", "sample_from"]
 
 _MAX_LEVELS = 200
 _LEAST_CHAINS = 4
@@ -162,11 +162,32 @@ class Tempered:
         key_start, key_pilot, key_islands = jax.random.split(key, 3)
         with bars.task(name, None, bars.label(progress, name)):
             found = find_start(key_start, target, progress, _child(checkpoint, "start"))
-            pilot = learn_schedule(self, found, key_pilot, progress, checkpoint)
-            population = Population(self, found.path, progress, checkpoint)
-            keys = jax.random.split(key_islands, self.num_islands)
-            runs = [population.run(one, pilot.schedule, f"island {i + 1}") for i, one in enumerate(keys)]
-        return _posterior(self, target, found, pilot, runs)
+            return sample_from(self, found, (key_pilot, key_islands), target, progress, checkpoint)
+
+
+def sample_from(
+    config: Tempered,
+    found: Start,
+    keys: tuple[PRNGKey, PRNGKey],
+    target: Target,
+    progress: bool | str | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Posterior:
+    """Run pilot and islands along a path that is given.
+
+    Args:
+        config: of the engine.
+        found: the path.
+        keys: of the pilot and of the islands.
+        target: constrains the draws.
+        progress: as in ``Tempered.sample``, like ``checkpoint``, what it raises and warns of.
+        checkpoint: where to keep checkpoints.
+    """
+    pilot = learn_schedule(config, found, keys[0], progress, checkpoint)
+    population = Population(config, found.path, progress, checkpoint)
+    islands = enumerate(jax.random.split(keys[1], config.num_islands), 1)
+    runs = [population.run(one, pilot.schedule, f"island {i}") for i, one in islands]
+    return _posterior(config, target, found, pilot, runs)
 
 
 def learn_schedule(
