@@ -8,8 +8,8 @@ Stein identities E[grad log p] = 0 and E[(u - mean) grad log p] = -1 on its 10 0
 largest of the 2 d z-scores is shown. A wrong density gives tens; a weak prior forgotten would not be seen. Then every
 engine of ``probinfer/report/engines.py`` that takes any target runs with its defaults: Markov chains with 4 chains of
 2500 draws, the others with 10 000 draws, a mode search with its one. No engine is told anything about a model. Tempered
-SMC draws 8 islands of 1256 particles; of these posteriors no normalised prior is known, so it starts from a Student-t
-fitted to a short run of NUTS, whose gradients are counted.
+SMC draws 8 islands of 1256 particles; it starts from the prior, and where that is improper (five posteriors) from a
+Student-t fitted to a short run of NUTS, whose gradients are counted; the row says which.
 
 Error: |E_engine f - E_reference f| / sd_reference f for f = theta and theta^2 of every stored quantity; the table shows
 the largest over quantities. Beside it the Monte Carlo standard error of the reference itself, in the same unit, and the

@@ -194,7 +194,7 @@ def evidence(
     low, high = report.interval
     rounding = 1e-6 * max(1.0, abs(target.log_evidence))
     right = not report.contradiction and low - rounding <= target.log_evidence <= high + rounding
-    return report, right, f"{report.verdict}; exactly {target.log_evidence:.4g}"
+    return report, bool(right), f"{report.verdict}; exactly {target.log_evidence:.4g}"
 
 
 def _simulate(key: PRNGKey, model: known.Model, num: int) -> tuple[Any, Any, Any]:
