@@ -57,8 +57,9 @@ def estimates(key, cloud: Cloud, num: int):
 def evidence_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
     """Is E[Zhat / Z] one, and in reverse E[Z / Zhat] the chance that Zhat > 0 (t-tests, Holm)? Do the bounds agree?"""
     forward, reverse = (np.asarray(x, float) for x in estimates(key, cloud, settings.runs))
-    alive = np.isfinite(forward)
-    differences = np.exp(forward) - 1, np.exp(-reverse) - alive
+    alive, started = np.isfinite(forward), reverse > -np.inf  # not started: no exact draw was found
+    reverse = reverse[started]
+    differences = np.exp(forward) - 1, np.exp(-reverse) - alive[started]
     pvalues = [float(stats.ttest_1samp(difference, 0.0).pvalue) for difference in differences]
     # A run in which every particle died bounds nothing from below: the check refuses it, so it is left out here.
     report = checks.evidence_sandwich(forward[alive], reverse, level=settings.level)

@@ -24,7 +24,7 @@ STEPS = 4
 START, SLOPE, PROCESS, NOISE = 1.0, 0.9, 0.5, 1.0
 CUT = 1.5
 _NODES = 64
-_TRIES = 64
+_TRIES = 500
 _FAR = 7.0  # standard deviations beyond which normal noise is nothing
 
 
@@ -64,7 +64,10 @@ def log_likelihood(cut, theta, y):
 
 
 def exact(cut, key, y, num):
-    """Paths (num, T) of the posterior: normal; with a cut, the first of ``_TRIES`` normal ones inside the window."""
+    """Paths (num, T) of the posterior: normal; with a cut, the first of many normal ones that is inside the window.
+
+    Where none is inside, which ``_TRIES`` makes rare, a path outside: its likelihood, zero, says so.
+    """
     lag = np.eye(STEPS) - SLOPE * np.eye(STEPS, k=-1)
     precision = lag.T @ np.diag([1 / START, *[1 / PROCESS] * (STEPS - 1)]) @ lag + np.eye(STEPS) / NOISE
     covariance = np.linalg.inv(precision)
