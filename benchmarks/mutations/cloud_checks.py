@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -95,6 +96,7 @@ def law_check(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
 
 def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
     """As ``checks.joint_checks``; kernels that are not reversible by the ends of the chains alone."""
+    assert cloud.transition is not None
     report = checks.joint_test(
         key,
         cloud.model.prior_sample,
@@ -118,4 +120,9 @@ def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
     return found
 
 
-_RUN = {"evidence": evidence_checks, "law": law_check, "ranks": rank_checks, "joint": joint_checks}
+_RUN: dict[str, Callable] = {
+    "evidence": evidence_checks,
+    "law": law_check,
+    "ranks": rank_checks,
+    "joint": joint_checks,
+}

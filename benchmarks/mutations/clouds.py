@@ -76,6 +76,7 @@ def _filter_draws(cut, scheme, key, x, num):
     fk = state_space.feynman_kac(cut, x)
     found = smc.particle_filter(key_filter, fk, state_space.STEPS, DRAWS, resampling=always(scheme))
     chosen = jax.random.categorical(key_choose, found.log_weights, shape=(num,))
+    assert found.paths is not None
     return found.paths[chosen]
 
 
