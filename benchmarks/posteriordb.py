@@ -7,11 +7,14 @@ Protocol: the eleven posteriors of ``posteriordb_models.py``, float64. Each port
 Stein identities E[grad log p] = 0 and E[(u - mean) grad log p] = -1 on its 10 000 reference draws, unconstrained; the
 largest of the 2 d z-scores is shown. A wrong density gives tens; a weak prior forgotten would not be seen. Then every
 engine of ``probinfer/report/engines.py`` that takes any target runs with its defaults: Markov chains with 4 chains of
-2500 draws, the others with 10 000 draws, a mode search with its one. No engine is told anything about a model.
+2500 draws, the others with 10 000 draws, a mode search with its one. No engine is told anything about a model. Tempered
+SMC draws 8 islands of 1256 particles; it starts from the prior, and where that is improper (five posteriors) from a
+Student-t fitted to a short run of NUTS, whose gradients are counted; the row says which.
 
 Error: |E_engine f - E_reference f| / sd_reference f for f = theta and theta^2 of every stored quantity; the table shows
 the largest over quantities. Beside it the Monte Carlo standard error of the reference itself, in the same unit, and the
-largest error in units of both Monte Carlo errors together (z). MMD^2: all coordinates at once, unconstrained, 2500
+largest error in units of both Monte Carlo errors together (z; of weighted draws from the spread of four or more chains
+or islands). MMD^2: all coordinates at once, unconstrained, 2500
 evenly chosen draws of either side, with a permutation p-value; draws that are too few or too autocorrelated for a test
 are refused by the check. Gradients: of all chains, warm-up and the search for
 starting points included. Seconds: CPU time of the engine, compilation included.
@@ -36,6 +39,7 @@ from posteriordb_plot import FAR, plot
 
 from probinfer import checks, diagnostics
 from probinfer.base import Status
+from probinfer.checks.trials import equally_weighted
 from probinfer.posterior import Posterior
 from probinfer.report.engines import Entry, find_engine, gradients_spent, target_engines
 
@@ -111,22 +115,35 @@ def accuracy(posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
         found[f"{label} of"] = reference["names"][worst]
         found[f"{label}, median"] = float(np.median(error))
         found[f"{label}, reference MCSE"] = float(np.max(mcse))
-    if posterior.num_draws > 1 and posterior.log_weights is None:
-        own = monte_carlo_error(both) / reference["sd"]
+    own = own_error(both, weights, posterior.log_weights is not None)
+    if own is not None:
+        own = own / reference["sd"]
         found["own MCSE"] = float(np.max(own))
         found["z"] = float(np.max(errors / np.hypot(own, reference["mcse"])))
     return found
+
+
+def own_error(values: np.ndarray, weights: np.ndarray, weighted: bool) -> np.ndarray | None:
+    """Standard errors of the (weighted) means of (2, chain, draw, scalar); None where the draws cannot say.
+
+    Weighted: that of the ratio of means over four or more independent chains, by the delta method.
+    """
+    chains, draws = values.shape[1:3]
+    if not weighted:
+        return monte_carlo_error(values) if draws > 1 else None
+    if chains < 4:
+        return None
+    weights = weights.reshape(chains, draws)
+    parts = np.einsum("cn,fcnq->fcq", weights, values)
+    residuals = parts - weights.sum(axis=1)[:, None] * parts.sum(axis=1, keepdims=True)
+    return np.sqrt(chains / (chains - 1) * np.sum(residuals**2, axis=1))
 
 
 def discrepancy(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
     """Squared MMD of unconstrained draws with its p-value; nothing for a single draw."""
     if posterior.num_draws * posterior.num_chains < 20:
         return {}
-    draws = posterior.unconstrained
-    if posterior.log_weights is not None:
-        key, key_resample = jax.random.split(key)
-        weighted = Posterior(draws, log_weights=posterior.log_weights)
-        draws = jax.tree.map(lambda leaf: leaf[None], weighted.resample(key_resample, COMPARED))
+    draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
     found = checks.mmd(thinned(draws), thinned(reference["positions"]), key=key)
     return {"MMD2": found.statistic, "MMD p": found.pvalue, "MMD2 detectable": found.detectable}
 
@@ -164,6 +181,13 @@ def own_report(posterior: Posterior) -> dict[str, Any]:
         found["dropped starts"] = int(info.num_dropped_starts)
     if hasattr(info, "khat"):
         found["k-hat"] = float(info.khat)
+    if hasattr(info, "log_evidence_error"):
+        found |= {
+            "log evidence": float(posterior.log_evidence),
+            "log evidence error": float(info.log_evidence_error),
+            "levels": len(info.temperatures),
+            "starts from": info.start,
+        }
     return found
 
 
@@ -205,6 +229,8 @@ def table_row(row: dict[str, Any]) -> list[str]:
         checked.append(f"{row['divergences']} diverging")
     if row.get("dropped starts"):
         checked.append(f"{row['dropped starts']} starts dropped")
+    if "log evidence" in row:
+        checked.append(f"log Z {row['log evidence']:.3f} ± {row['log evidence error']:.3f}")
     if "metric" in row:
         checked.append(row["metric"])
     get = row.get

@@ -153,4 +153,8 @@ def test_every_engine_with_a_posterior_is_judged():
     assert by_name["NUTS"].cannot == {}
     assert by_name["mean-field VI"].cannot[suite.known.CORRELATED] == "ignores correlations"
     assert not by_name["NUTS"].quick
-    assert by_name["full-rank VI"].log_density_fn is not None
+    assert by_name["full-rank VI"].bounds_fn is not None
+    tempered = next(one for one in checking.subjects(ENGINES, checking.FULL) if one.name == "tempered SMC")
+    assert tempered.bounds_fn is tempered.evidence_fn is not None
+    assert "tempered SMC" not in by_name  # its programs take half a minute to compile
+    assert by_name["NUTS"].bounds_fn is None

@@ -71,6 +71,22 @@ def test_weights_count():
     assert "z" not in found
 
 
+def test_the_error_of_weighted_draws_is_that_of_chains():
+    """Of 2000 repetitions of five weighted chains: the error is the standard deviation of the estimate."""
+    rng = np.random.default_rng(7)
+    estimates, errors = [], []
+    for _ in range(2000):
+        values = rng.normal(3, 1, size=(1, 5, 20, 1)) + rng.normal(size=(1, 5, 1, 1))
+        log_weights = 0.3 * rng.normal(size=(5, 1)) + np.zeros((5, 20))
+        weights = np.exp(log_weights).ravel() / np.exp(log_weights).sum()
+        estimates.append(np.sum(weights * values.ravel()))
+        errors.append(benchmark.own_error(values, weights, True)[0, 0])
+    # mean square error against variance: each is known to 3 %; the delta method is short by some per cent at five
+    assert np.mean(np.square(errors)) / np.var(estimates) == pytest.approx(1, abs=0.2)
+    assert benchmark.own_error(np.zeros((2, 3, 20, 1)), np.full(60, 1 / 60), True) is None
+    assert benchmark.own_error(np.zeros((2, 1, 1, 1)), np.ones(1), False) is None
+
+
 def test_draws_that_are_not_finite_are_the_largest_error():
     draws = {"a": STORED["a"], "b": np.full((2, 200, 2), np.nan)}
     found = benchmark.accuracy(Posterior(draws), REFERENCE)
@@ -189,6 +205,23 @@ def test_results_of_other_engines_and_posteriors_are_kept():
     found = benchmark.merged(old, {"posterior": "arK-arK", "dimension": 7}, rows)
     assert found["posteriors"] == [{"posterior": "arK-arK", "dimension": 7}, {"posterior": "sblri-blr"}]
     assert [row["mean"] for row in found["rows"]] == [3, 4, 2]
+
+
+def test_own_report_of_islands():
+    one = jnp.array(1.001)
+    info = SimpleNamespace(
+        status=jnp.int32(int(Status.OK)),
+        rhat=one,
+        ess=one,
+        num_gradients=7,
+        log_evidence_error=jnp.array(0.02),
+        temperatures=jnp.array([0.5, 1.0]),
+        start="prior",
+    )
+    found = benchmark.own_report(SimpleNamespace(info=info, log_evidence=jnp.array(-3.0)))
+    assert (found["log evidence"], found["levels"], found["starts from"]) == (-3.0, 2, "prior")
+    cells = benchmark.table_row({"engine": "tempered", **found})
+    assert "log Z -3.000 ± 0.020" in cells[-1]
 
 
 def test_own_report_of_chains():

@@ -341,6 +341,9 @@ def test_engine_table():
     assert len({entry.style for entry in shown}) == len(shown)
     assert {entry.name for entry in engines.target_engines()} == set(engines.engine_names()) - {"ml2"}
     assert all(hasattr(entry.make(10), "sample") for entry in engines.ENGINES)
+    for draws in (10, 512, 2500):  # as many in all as four chains have, islands of a multiple of 8
+        tempered = engines.find_engine("tempered").make(draws)
+        assert 4 * draws <= tempered.num_islands * tempered.num_particles < 4 * draws + 300
     with pytest.raises(ValueError, match="nuts, full-rank"):
         engines.find_engine("gibbs")
 

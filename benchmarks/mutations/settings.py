@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["FULL", "SMALL", "Settings"]
+__all__ = ["CLOUDS", "CLOUDS_SMALL", "FULL", "SMALL", "Settings"]
 
 
 class Settings(NamedTuple):
@@ -20,6 +20,8 @@ class Settings(NamedTuple):
     """States of a chain in a joint test, beside its start."""
     sample: int = 200
     """Independent posterior draws at one data set for a discrepancy, and as many reference draws."""
+    runs: int = 1000
+    """Estimates of an evidence from either side, each at a data set of its own."""
     repetitions: int = 60
     """Of every fault: each time new data sets and new draws."""
     slow_repetitions: int = 40
@@ -39,3 +41,7 @@ FULL = Settings()
 SMALL = FULL._replace(
     repetitions=3, slow_repetitions=1, null_repetitions=6, slow_null_repetitions=3, other_null_repetitions=3
 )
+
+# Of the table of particle methods, most of whose time is compilation.
+CLOUDS = FULL._replace(draws=31, repetitions=40, null_repetitions=100, other_null_repetitions=60)
+CLOUDS_SMALL = CLOUDS._replace(repetitions=2, null_repetitions=3, other_null_repetitions=2)

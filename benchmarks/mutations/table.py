@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,17 @@ def clopper_pearson(rejected: int, total: int, level: float) -> tuple[float, flo
     return float(low), float(high)
 
 
-def sizes_above(counts: Mapping[str, Mapping[str, tuple[int, int]]], level: float) -> list[str]:
+def sizes_above(
+    counts: Mapping[str, Mapping[str, tuple[int, int]]],
+    level: float,
+    nulls: Sequence[Any] = NULLS,
+    checks: Sequence[str] = CHECKS,
+) -> list[str]:
     """Checks whose 99 % interval of the size, Bonferroni over the checks, lies above the level."""
-    confidence = 1 - 0.01 / len(CHECKS)
+    confidence = 1 - 0.01 / len(checks)
     return [
         f"{check} ({name}): {rejected} of {total}"
-        for name in (one.name for one in NULLS)
+        for name in (one.name for one in nulls)
         for check, (rejected, total) in counts[name].items()
         if clopper_pearson(rejected, total, confidence)[0] > level
     ]
@@ -42,22 +47,31 @@ def best_check(row: Mapping[str, tuple[int, int]]) -> tuple[str, float]:
     return best, ends[best]
 
 
-def judge(counts: Mapping[str, Any], level: float) -> dict[str, Any]:
+def judge(
+    counts: Mapping[str, Any],
+    level: float,
+    nulls: Sequence[Any] = NULLS,
+    faults: Sequence[Any] = FAULTS,
+    checks: Sequence[str] = CHECKS,
+) -> dict[str, Any]:
     """What is asked of the table, and whether it holds."""
-    best = {one.name: best_check(counts[one.name]) for one in FAULTS}
+    best = {one.name: best_check(counts[one.name]) for one in faults}
     return {
-        "sizes above the level": sizes_above(counts, level),
+        "sizes above the level": sizes_above(counts, level, nulls, checks),
         "best check": {name: {"check": check, "lower 95 % end": end} for name, (check, end) in best.items()},
         "not caught": [name for name, (_, end) in best.items() if end < 0.9],
     }
 
 
-def markdown(counts: Mapping[str, Any]) -> str:
-    """The table in per cent, for the README; powers of 90 % and more in bold."""
-    lines = ["| | " + " | ".join(CHECKS) + " |", "|---" * (len(CHECKS) + 1) + "|"]
-    for name in _NAMES:
+def markdown(counts: Mapping[str, Any], names: Sequence[str] = _NAMES, checks: Sequence[str] = CHECKS) -> str:
+    """The table in per cent, for the README; powers of 90 % and more in bold, a dash where no check can be made."""
+    lines = ["| | " + " | ".join(checks) + " |", "|---" * (len(checks) + 1) + "|"]
+    for name in names:
         cells = []
-        for check in CHECKS:
+        for check in checks:
+            if check not in counts[name]:
+                cells.append("-")
+                continue
             rejected, total = counts[name][check]
             share = 100 * rejected / total
             shown = f"{share:.1f}" if total >= 1000 else f"{share:.0f}"
@@ -66,13 +80,21 @@ def markdown(counts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def heat_map(axes: Any, counts: Mapping[str, Any]) -> None:
-    """Per cent of repetitions in which each check rejects each procedure."""
-    share = np.array(
-        [[counts[name][check][0] / counts[name][check][1] for check in CHECKS] for name in _NAMES]
-    )
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+def heat_map(
+    axes: Any,
+    counts: Mapping[str, Any],
+    names: Sequence[str] = _NAMES,
+    checks: Sequence[str] = CHECKS,
+    lines: Sequence[int] = (len(NULLS), len(NULLS) + len(APPROXIMATIONS)),
+) -> None:
+    """Per cent of repetitions in which each check rejects each procedure; ``lines``: rows above which one is drawn."""
+    share = np.full((len(names), len(checks)), np.nan)
     for row, column in np.ndindex(share.shape):
+        if checks[column] in counts[names[row]]:
+            rejected, total = counts[names[row]][checks[column]]
+            share[row, column] = rejected / total
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(np.isfinite(share)):
         dark = share[row, column] > 0.6
         axes.text(
             column,
@@ -83,10 +105,10 @@ def heat_map(axes: Any, counts: Mapping[str, Any]) -> None:
             fontsize=8,
             color="w" if dark else "k",
         )
-    axes.set_xticks(range(len(CHECKS)), CHECKS, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
-    axes.set_yticks(range(len(_NAMES)), _NAMES, fontsize=9)
-    axes.axhline(len(NULLS) - 0.5, color="C3", linewidth=1.5)
-    axes.axhline(len(NULLS) + len(APPROXIMATIONS) - 0.5, color="C3", linewidth=0.8)
+    axes.set_xticks(range(len(checks)), checks, rotation=35, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    for place, width in zip(lines, (1.5, 0.8)):
+        axes.axhline(place - 0.5, color="C3", linewidth=width)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

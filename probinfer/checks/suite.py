@@ -213,8 +213,8 @@ def _of_draws(subject: Subject, target: known.Known, drawn: Callable, exact: Any
         )
         for name in size.discrepancies
     ]
-    if subject.log_density_fn is not None:
-        run = functools.partial(trials.evidence, subject.log_density_fn, drawn, target, exact)
+    if subject.bounds_fn is not None:
+        run = functools.partial(trials.evidence, subject.bounds_fn, drawn, target, exact)
         tasks.append(_Task(subject.name, target.name, "evidence", run, "", drawn))
     return tasks
 

@@ -5,6 +5,7 @@ Every trial returns ``(report, passed, verdict)`` of its check at the level it i
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer import resampling
 from probinfer.checks import known
 from probinfer.checks.c2st import c2st
 from probinfer.checks.energy import energy_distance
@@ -28,7 +30,8 @@ from probinfer.checks.sliced import sliced_wasserstein
 from probinfer.checks.tarp import tarp
 from probinfer.checks.uniformity import uniformity
 from probinfer.logdensity import LogDensity
-from probinfer.types import PRNGKey
+from probinfer.posterior import Posterior
+from probinfer.types import ArrayTree, PRNGKey
 
 __all__ = [
     "Drawn",
@@ -40,7 +43,9 @@ __all__ = [
     "coverage",
     "coverage_of",
     "discrepancy",
+    "equally_weighted",
     "evidence",
+    "importance_bounds",
     "infer_one_by_one",
     "joint",
     "judged",
@@ -63,6 +68,8 @@ class Subject(NamedTuple):
         cannot: feature of a target (``known.CORRELATED``, ``known.NOT_NORMAL``) -> why the engine must miss it.
         log_density_fn: ``posterior -> (position -> log q)``, normalised, for approximations that have one: then the
             evidence is bounded by its importance weights from both sides.
+        evidence_fn: ``(key, posterior, target, exact draws)`` -> log estimates of the evidence (R,) whose mean bounds
+            it from below, and (R',) from above, for engines that estimate it.
         quick: cheap enough to be called for every data set of a calibration.
     """
 
@@ -71,6 +78,14 @@ class Subject(NamedTuple):
     cannot: Mapping[str, str] = {}
     log_density_fn: Callable | None = None
     quick: bool = True
+    evidence_fn: Callable | None = None
+
+    @property
+    def bounds_fn(self) -> Callable | None:
+        """What bounds the evidence: its own ``evidence_fn``, or importance weights by ``log_density_fn``."""
+        if self.evidence_fn is not None or self.log_density_fn is None:
+            return self.evidence_fn
+        return functools.partial(importance_bounds, self.log_density_fn)
 
 
 class Sampler(NamedTuple):
@@ -97,19 +112,42 @@ class Kernel(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A posterior, and what the engine warned of."""
+    """A posterior, its unconstrained draws with equal weights, and what the engine warned of."""
 
     posterior: Any
+    draws: Any
     remark: str
 
 
 def sample(subject: Subject, key: PRNGKey, target: Any) -> Drawn:
-    """Call an engine; keep its warnings."""
+    """Call an engine; keep its warnings. Every check takes equal weights, so weighted draws are resampled here."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         posterior = subject.sample_fn(key, target)
     texts = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
-    return Drawn(posterior, "; ".join(dict.fromkeys(texts)))
+    draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
+    return Drawn(posterior, draws, "; ".join(dict.fromkeys(texts)))
+
+
+def equally_weighted(key: PRNGKey, posterior: Posterior) -> ArrayTree:
+    """The unconstrained draws, leaves (chain, draw, ...), with equal weights: as they are, or resampled by theirs.
+
+    Systematic resampling keeps the order. So copies of a draw stand beside one another, and a check that allows for
+    the autocorrelation of chains sees what the weights cost.
+
+    Args:
+        key: random key.
+        posterior: with unconstrained draws.
+    """
+    if posterior.log_weights is None:
+        return posterior.unconstrained
+    shape = posterior.log_weights.shape
+    ancestors, _ = resampling.systematic(key, posterior.flat_log_weights(), shape[0] * shape[1])
+
+    def rows(leaf):
+        return leaf.reshape(-1, *leaf.shape[2:])[ancestors].reshape(leaf.shape)
+
+    return jax.tree.map(rows, posterior.unconstrained)
 
 
 def judged(report: Any) -> Judged:
@@ -121,7 +159,7 @@ def discrepancy(
     name: str, drawn: Callable, target: known.Known, exact: Any, key: PRNGKey, level: float
 ) -> Judged:
     """Compare draws with the log density (Stein, KSD) or with exact draws (MMD, energy, sliced, C2ST)."""
-    values = drawn().posterior.unconstrained
+    values = drawn().draws
     if values.shape[0] == 1:
         values = values[0]  # one chain is an approximation's independent draws
     num = max(99, math.ceil(2 / level))  # relabellings: twice as many as the level needs
@@ -136,20 +174,27 @@ def discrepancy(
     return judged(distance(values, exact, key=key, num_permutations=num, level=level))
 
 
-def evidence(
-    log_density_fn: Callable, drawn: Callable, target: known.Known, exact: Any, key, level: float
-) -> Judged:
-    """Importance weights at draws of the approximation bound the evidence from below, at exact ones from above."""
+def importance_bounds(
+    log_density_fn: Callable, key: PRNGKey, posterior: Any, target: Any, exact: Any
+) -> tuple:
+    """Log importance weights at draws of the approximation bound the evidence from below, at exact ones from above."""
     del key
-    posterior = drawn().posterior
-    log_q, log_p = log_density_fn(posterior), target.target.logdensity_fn
+    log_q, log_p = log_density_fn(posterior), target.logdensity_fn
     own = posterior.unconstrained.reshape(-1, exact.shape[-1])
     forward, reverse = (np.asarray(jax.vmap(lambda u: log_p(u) - log_q(u))(draws)) for draws in (own, exact))
+    return forward, reverse
+
+
+def evidence(
+    bounds_fn: Callable, drawn: Callable, target: known.Known, exact: Any, key: PRNGKey, level: float
+) -> Judged:
+    """Bound the evidence from both sides; wrong if the bounds contradict each other or leave the exact value out."""
+    forward, reverse = bounds_fn(key, drawn().posterior, target.target, exact)
     report = evidence_sandwich(forward, reverse, level=level)
     low, high = report.interval
     rounding = 1e-6 * max(1.0, abs(target.log_evidence))
     right = not report.contradiction and low - rounding <= target.log_evidence <= high + rounding
-    return report, right, f"{report.verdict}; exactly {target.log_evidence:.4g}"
+    return report, bool(right), f"{report.verdict}; exactly {target.log_evidence:.4g}"
 
 
 def _simulate(key: PRNGKey, model: known.Model, num: int) -> tuple[Any, Any, Any]:
@@ -165,7 +210,7 @@ def infer_one_by_one(key: PRNGKey, model: known.Model, subject: Subject, num: in
     assert model.target_fn is not None
     draws = []
     for one, one_x in zip(keys, np.asarray(x)):
-        values = sample(subject, one, model.target_fn(one_x)).posterior.unconstrained
+        values = sample(subject, one, model.target_fn(one_x)).draws
         chains, length = values.shape[:2]
         each = min(length, -(-_DRAWS_OF_LOOPS // chains))
         picked = np.linspace(0, length - 1, each).astype(int)  # far apart: nearly independent

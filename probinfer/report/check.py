@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from probinfer import mcmc
+from probinfer import mcmc, smc
 from probinfer import progress as bars
 from probinfer.checks import known
 from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
@@ -102,6 +102,7 @@ def subjects(entries: Sequence[Entry], effort: Effort) -> list[Subject]:
                 {feature: _REASONS[feature] for feature in entry.cannot},
                 _normal_density if approximation else None,
                 approximation or effort.everything,
+                functools.partial(_annealed, effort.draws) if entry.gives_evidence else None,
             )
         )
     return found
@@ -121,6 +122,15 @@ def _normal_density(posterior: Any) -> Any:
         return -0.5 * z @ z - jnp.sum(jnp.log(jnp.diag(root))) - 0.5 * len(loc) * float(np.log(2 * np.pi))
 
     return log_q
+
+
+def _annealed(num: int, key: Any, posterior: Any, target: Any, exact: Any) -> tuple:
+    """The islands' log evidences, and those of runs annealed back from exact draws."""
+    key_pilot, key_runs = jax.random.split(key)
+    islands = posterior.info.log_evidences
+    num_particles = posterior.unconstrained.shape[1]
+    frozen = smc.annealing(key_pilot, target, num_particles=num_particles, progress=False)
+    return islands, frozen.reverse_all(key_runs, exact[:num])
 
 
 def run_check(
@@ -245,10 +255,10 @@ _LEAD = (
 _EXPLAINED = (
     "Stein: mean and variance of every coordinate by gradients alone, no exact draws needed. KSD: the "
     "whole distribution by gradients. MMD, energy, sliced: distances to exact draws. C2ST: can a "
-    "classifier tell them from exact draws? Evidence: bounds from below and above by importance weights; "
-    "they hold for bad approximations too, and their gap says how bad. SBC and TARP: where are the true "
-    "parameters of simulated data among the draws? Joint test: does one transition leave parameters and "
-    "data distributed as they were?"
+    "classifier tell them from exact draws? Evidence: bounds from below and above, by importance weights or by "
+    "tempered runs and annealed ones back from exact draws; they hold for bad approximations too, and their gap "
+    "says how bad. SBC and TARP: where are the true parameters of simulated data among the draws? Joint test: does "
+    "one transition leave parameters and data distributed as they were?"
 )
 _READING = (
     "“Passes” means: had there been an error of the size given below, it would have been found, and none was. “Fails, "

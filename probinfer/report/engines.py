@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probinfer import gp, mcmc, vi
+from probinfer import gp, mcmc, smc, vi
 from probinfer.checks.known import CORRELATED, NOT_NORMAL
 from probinfer.report.theme import LIGHT
 
@@ -20,11 +20,12 @@ class Entry(NamedTuple):
     Attributes:
         name: what a user types.
         label: what a table says.
-        make: (draws of a chain) -> engine. One that has a single chain draws four times as many.
+        make: (draws of a chain) -> engine. One that has not four chains draws four times as many in all.
         about: what it does, in one clause.
         any_target: takes any target; else it learns the hyperparameters of a Gaussian process only.
         is_point: its posterior is one draw, without a spread.
         in_demo: the demo shows it beside the others.
+        gives_evidence: its log evidence is an estimate, with independent ones of its islands in ``info.log_evidences``.
         cannot: what its posterior cannot be, by the names in ``checks.known``: there it should fail its checks.
     """
 
@@ -35,12 +36,19 @@ class Entry(NamedTuple):
     any_target: bool = True
     is_point: bool = False
     in_demo: bool = True
+    gives_evidence: bool = False
     cannot: tuple[str, ...] = ()
 
     @property
     def style(self) -> int:
         """Its place in the palette of the plots."""
         return engine_names().index(self.name) % len(LIGHT.series)
+
+
+def _tempered(draws: int) -> smc.Tempered:
+    """As many particles in all as four chains have draws, rounded up to what its settings allow."""
+    islands = smc.Tempered().num_islands
+    return smc.Tempered(num_particles=max(32, -(-4 * draws // (8 * islands)) * 8))
 
 
 # The first is the reference of comparisons.
@@ -80,6 +88,14 @@ ENGINES = (
         lambda draws: mcmc.HMC(num_draws=draws),
         "samples every plausible setting, by trajectories of jittered length",
         in_demo=False,
+    ),
+    Entry(
+        "tempered",
+        "tempered SMC",
+        _tempered,
+        "moves particles from the prior to the posterior, and estimates the evidence",
+        in_demo=False,
+        gives_evidence=True,
     ),
 )
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from probinfer.base import Status
-from probinfer.checks import known, stein_identity
+from probinfer.checks import known, stein_identity, trials
 from probinfer.checks.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
 from probinfer.errors import NumericalError
 from probinfer.posterior import Posterior
@@ -184,6 +184,51 @@ def test_calibration_loops_and_evidence(key):
         ("narrow", "SBC", False),
         ("narrow", "TARP", False),
     ]
+
+
+def weighted(key, target):
+    """Four chains of 100; the first halves weigh nothing, the last chain weighs twice."""
+    draws = jnp.arange(4 * 100 * 3.0).reshape(4, 100, 3)
+    log_weights = jnp.where(jnp.arange(100) < 50, -jnp.inf, 0.0) + jnp.log(jnp.array([1.0, 1, 1, 2]))[:, None]
+    return Posterior(draws, log_weights=log_weights, unconstrained=draws)
+
+
+def test_weighted_draws_are_resampled_in_their_order(key):
+    subject = Subject("weighted", weighted)
+    posterior, draws, remark = trials.sample(subject, key, None)
+    assert draws.shape == (4, 100, 3)
+    assert remark == ""
+    rows = np.asarray(draws.reshape(-1, 3)[:, 0]).astype(int) // 3
+    assert np.all(np.diff(rows) >= 0)
+    assert np.all(rows % 100 >= 50)
+    # 200 draws of weight 1 and 2 in 250: systematic resampling gives each 400 w / 250, rounded up or down
+    copies = np.bincount(rows, minlength=400).reshape(4, 100)[:, 50:]
+    assert set(np.unique(copies[:3])) <= {1, 2}
+    assert set(np.unique(copies[3])) <= {3, 4}
+    plain = Posterior(posterior.draws, unconstrained=posterior.draws)
+    assert trials.equally_weighted(key, plain) is plain.unconstrained
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "right"),
+    [(-0.1, 0.1, True), (-0.5, -0.3, False), (0.3, 0.5, False), (0.4, -0.4, False)],
+)
+def test_an_evidence_is_bounded_by_what_the_engine_gives(key, below, above, right):
+    target, spread = TARGETS["correlated normal"], 0.01 * np.linspace(-1, 1, 20)
+
+    def bounds(key, posterior, given, exact):
+        assert posterior == "posterior"
+        assert given is target.target
+        return target.log_evidence + below + spread, target.log_evidence + above + spread
+
+    subject = Subject("s", exact_draws, evidence_fn=bounds, log_density_fn=lambda posterior: None)
+    assert subject.bounds_fn is bounds
+    drawn = trials.Drawn("posterior", None, "")
+    report, passed, verdict = trials.evidence(bounds, lambda: drawn, target, None, key, 0.05)
+    assert passed is right
+    assert report.lower == pytest.approx(target.log_evidence + below)
+    assert f"exactly {target.log_evidence:.4g}" in verdict
+    assert Subject("s", exact_draws).bounds_fn is None
 
 
 def test_kernels(key):
