@@ -15,10 +15,13 @@ from probinfer.smc.conditional import conditional_filter
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
 from probinfer.smc.genealogy import coalescence
 from probinfer.smc.nested import nested, resample_move
+from probinfer.smc.online import OnlineInfo, OnlineState, online
 from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
 from probinfer.smc.particle_filter import Result, particle_filter
 from probinfer.smc.particle_gibbs import GibbsResult, particle_gibbs
 from probinfer.smc.proposals import auxiliary, guided, power
+from probinfer.smc.smoothing import SmootherResult, backward_smoother
+from probinfer.smc.state_space import observing, state_space
 from probinfer.smc.tempered import Tempered, TemperedInfo
 
 __all__ = [
@@ -27,22 +30,29 @@ __all__ = [
     "BatchedFeynmanKac",
     "FeynmanKac",
     "GibbsResult",
+    "OnlineInfo",
+    "OnlineState",
     "Result",
+    "SmootherResult",
     "Tempered",
     "TemperedInfo",
     "TemperingResult",
     "anneal",
     "annealing",
     "auxiliary",
+    "backward_smoother",
     "coalescence",
     "conditional_filter",
     "guided",
     "lift",
     "nested",
+    "observing",
+    "online",
     "parallel_tempering",
     "particle_filter",
     "particle_gibbs",
     "power",
     "resample_move",
+    "state_space",
     "take",
 ]

@@ -163,7 +163,9 @@ def _over_paths(one: Any, last: Array, keys: Array, num_particles: int, exact: b
     return lax.map(lambda row: one(*row), (last, keys), batch_size=chunk)
 
 
-def _one_path(redraw: Any, records: ArrayTree, sweep: Sweep, log_suffix: Any, index: Array, key: Array) -> tuple:
+def _one_path(
+    redraw: Any, records: ArrayTree, sweep: Sweep, log_suffix: Any, index: Array, key: Array
+) -> tuple:
     """Return a path that ends in a particle, whether each step left the genealogy, and the worst status."""
     num_steps = sweep.past_weights.shape[0]
     path = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]).at[-1].set(leaf[-1, index]), records)
@@ -188,10 +190,14 @@ def _among_all(key: Array, particles: ArrayTree, log_weights: Array, parent: Arr
     log_total = log_weights + log_suffix(particles)
     log_total = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_total)  # a dead one's density may be NaN
     scaled, _ = weights.relative(log_total)
-    return _pick(jax.random.uniform(key, (), scaled.dtype), scaled).astype(parent.dtype), weights.status(log_total)
+    return _pick(jax.random.uniform(key, (), scaled.dtype), scaled).astype(parent.dtype), weights.status(
+        log_total
+    )
 
 
-def _among_some(key: Array, particles: ArrayTree, log_weights: Array, parent: Array, log_suffix: Any) -> tuple:
+def _among_some(
+    key: Array, particles: ArrayTree, log_weights: Array, parent: Array, log_suffix: Any
+) -> tuple:
     """The parent, or one of a few drawn by weight: in proportion to the density."""
     key_candidates, key_choose = jax.random.split(key)
     scaled, _ = weights.relative(log_weights)
