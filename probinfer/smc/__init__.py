@@ -11,6 +11,7 @@ instead of resampling, and ``annealing`` bounds the evidence from both sides.
 """
 
 from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
+from probinfer.smc.artificial import ArtificialPrior
 from probinfer.smc.conditional import conditional_filter
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
 from probinfer.smc.genealogy import coalescence
@@ -23,10 +24,12 @@ from probinfer.smc.proposals import auxiliary, guided, power
 from probinfer.smc.smoothing import SmootherResult, backward_smoother
 from probinfer.smc.state_space import observing, state_space
 from probinfer.smc.tempered import Tempered, TemperedInfo
+from probinfer.smc.two_filter import TwoFilterResult, two_filter
 
 __all__ = [
     "AnnealedInfo",
     "Annealing",
+    "ArtificialPrior",
     "BatchedFeynmanKac",
     "FeynmanKac",
     "GibbsResult",
@@ -37,6 +40,7 @@ __all__ = [
     "Tempered",
     "TemperedInfo",
     "TemperingResult",
+    "TwoFilterResult",
     "anneal",
     "annealing",
     "auxiliary",
@@ -55,4 +59,5 @@ __all__ = [
     "resample_move",
     "state_space",
     "take",
+    "two_filter",
 ]
