@@ -15,6 +15,7 @@ from probinfer.smc.artificial import ArtificialPrior
 from probinfer.smc.conditional import conditional_filter
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
 from probinfer.smc.genealogy import coalescence
+from probinfer.smc.interop import CuthbertModel, from_cuthbert, from_dynamax, to_cuthbert
 from probinfer.smc.nested import nested, resample_move
 from probinfer.smc.online import OnlineInfo, OnlineState, online
 from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
@@ -31,6 +32,7 @@ __all__ = [
     "Annealing",
     "ArtificialPrior",
     "BatchedFeynmanKac",
+    "CuthbertModel",
     "FeynmanKac",
     "GibbsResult",
     "OnlineInfo",
@@ -47,6 +49,8 @@ __all__ = [
     "backward_smoother",
     "coalescence",
     "conditional_filter",
+    "from_cuthbert",
+    "from_dynamax",
     "guided",
     "lift",
     "nested",
@@ -59,5 +63,6 @@ __all__ = [
     "resample_move",
     "state_space",
     "take",
+    "to_cuthbert",
     "two_filter",
 ]

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import gammaln
 from jax.tree_util import Partial
-from numpyro.distributions import MultivariateStudentT
 
 from probinfer import weights
 from probinfer.base import as_partial
@@ -24,7 +25,7 @@ from probinfer.types import Array, ArrayTree, pytree
 
 __all__ = ["ArtificialPrior", "check_real", "fit_artificial"]
 
-_FREEDOM = 5.0
+_FREEDOM = 5
 
 
 @pytree
@@ -125,33 +126,44 @@ def _regress(log_weights: Array, response: Array, given: Array) -> tuple[Array, 
     return gain, mean[:dimension] - gain @ mean[dimension:], (residual + residual.T) / 2
 
 
-def _student(mean: Array, root: Array) -> MultivariateStudentT:
-    return MultivariateStudentT(jnp.asarray(_FREEDOM, mean.dtype), mean, root)
+def _draw(key: Array, mean: Array, root: Array) -> Array:
+    """A Student-t: a Gaussian over the root of the mean of five squared ones."""
+    noise = jax.random.normal(key, (mean.shape[0] + _FREEDOM,), mean.dtype)
+    return mean + root @ noise[_FREEDOM:] / jnp.sqrt(jnp.mean(noise[:_FREEDOM] ** 2))
+
+
+def _log_student(x: Array, mean: Array, root: Array) -> Array:
+    size = x.shape[0]
+    squared = jnp.sum(solve_triangular(root, x - mean, lower=True) ** 2)
+    both = (_FREEDOM + size) / 2
+    constant = gammaln(both) - gammaln(_FREEDOM / 2) - 0.5 * size * jnp.log(jnp.asarray(_FREEDOM * jnp.pi))
+    log_det = jnp.sum(jnp.log(jnp.diagonal(root)))
+    return constant.astype(x.dtype) - log_det - both * jnp.log1p(squared / _FREEDOM)
 
 
 def _flat(x: ArrayTree) -> Array:
     return ravel_pytree(x)[0]
 
 
-def _back(fit: _Fit, following: ArrayTree, t: Array) -> MultivariateStudentT:
-    return _student(fit.gains[t] @ _flat(following) + fit.intercepts[t], fit.residual_roots[t])
+def _back(fit: _Fit, following: ArrayTree, t: Array) -> tuple[Array, Array]:
+    return fit.gains[t] @ _flat(following) + fit.intercepts[t], fit.residual_roots[t]
 
 
 def _like(fit: _Fit, flat: Array) -> ArrayTree:
-    return ravel_pytree(fit.like)[1](flat.astype(fit.means.dtype))
+    return ravel_pytree(fit.like)[1](flat)
 
 
 def _log_prior(fit: _Fit, x: ArrayTree, t: Array) -> Array:
-    return _student(fit.means[t], fit.roots[t]).log_prob(_flat(x))
+    return _log_student(_flat(x), fit.means[t], fit.roots[t])
 
 
 def _sample_last(fit: _Fit, key: Array) -> ArrayTree:
-    return _like(fit, _student(fit.means[-1], fit.roots[-1]).sample(key))
+    return _like(fit, _draw(key, fit.means[-1], fit.roots[-1]))
 
 
 def _propagate(fit: _Fit, key: Array, following: ArrayTree, t: Array) -> ArrayTree:
-    return _like(fit, _back(fit, following, t).sample(key))
+    return _like(fit, _draw(key, *_back(fit, following, t)))
 
 
 def _log_propagate(fit: _Fit, following: ArrayTree, x: ArrayTree, t: Array) -> Array:
-    return _back(fit, following, t).log_prob(_flat(x))
+    return _log_student(_flat(x), *_back(fit, following, t))

@@ -152,11 +152,11 @@ def log_seen(law: Distribution, value: Array, seen: Any = None) -> Array:
         missing, partly = jnp.all(jnp.isnan(value), axis=events), jnp.any(jnp.isnan(value), axis=events)
     if seen is not None:
         missing = missing | ~seen
-    # a value in the support in place of a missing one: the derivative of what is left out is zero, not NaN
-    wide = missing.reshape(missing.shape + (1,) * len(law.event_shape))
+    # a value in the support in place of NaN: the derivative of what is left out is zero
+    wide = (missing | partly).reshape(missing.shape + (1,) * len(law.event_shape))
     log_prob = law.log_prob(jnp.where(wide, law.support.feasible_like(value), value))
     log_prob = jnp.where(missing, jnp.zeros_like(log_prob), log_prob)
-    return jnp.sum(jnp.where(partly & ~missing, jnp.nan, log_prob))  # NumPyro calls a NaN impossible: -inf
+    return jnp.sum(jnp.where(partly & ~missing, jnp.nan, log_prob))
 
 
 def _laws(initial: Any, transition: Any, observation: Any) -> _Laws:
@@ -194,22 +194,22 @@ def _start(laws: _Laws, key: Array) -> ArrayTree:
     return _sample(laws.initial(), key)
 
 
-def _move(laws: _Laws, key: Array, x: ArrayTree, t: Array) -> ArrayTree:
+def _move(laws: _Laws, key: Array, x: ArrayTree, t: Any) -> ArrayTree:
     return _sample(laws.transition(x, t), key)
 
 
-def _log_move(laws: _Laws, before: ArrayTree, x: ArrayTree, t: Array) -> Array:
+def _log_move(laws: _Laws, before: ArrayTree, x: ArrayTree, t: Any) -> Array:
     return _total(_log_density, laws.transition(before, t), x)
 
 
-def _weigh_row(laws: _Laws, y: ArrayTree, observed: Any, before: ArrayTree, x: ArrayTree, t: Array) -> Array:
+def _weigh_row(laws: _Laws, y: ArrayTree, observed: Any, before: ArrayTree, x: ArrayTree, t: Any) -> Array:
     seen = None if observed is None else observed[t]
     row = jax.tree.map(lambda leaf: leaf[t], y)
     value = _total(lambda law, part: log_seen(law, part, seen), laws.observation(x, t), row)
     return jnp.where(t < jax.tree.leaves(y)[0].shape[0], value, jnp.nan)
 
 
-def _weigh_one(laws: _Laws, y: ArrayTree, before: ArrayTree, x: ArrayTree, t: Array) -> Array:
+def _weigh_one(laws: _Laws, y: ArrayTree, before: ArrayTree, x: ArrayTree, t: Any) -> Array:
     return _total(log_seen, laws.observation(x, t), y)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from probinfer import smc
+from probinfer import resampling, smc
 from probinfer.base import Status
 from probinfer.smc import smoothing
 from tests.reference import hmm, kalman
@@ -30,7 +30,7 @@ def way(request, monkeypatch):
 
 @partial(jax.jit, static_argnames=("sizes", "way"))
 def masses(keys, fk, adaptive, sizes, way):
-    """Evidence (runs,), smoothing masses (runs, T, K), of neighbours (runs, T-1, K, K), update rates, status."""
+    """Evidence (runs,), smoothing masses (runs, T, K), of neighbours (runs, T-1, K, K), update rates, status, step."""
     num_steps, num_states, num_particles, num_paths = sizes
 
     def one(key):
@@ -41,7 +41,8 @@ def masses(keys, fk, adaptive, sizes, way):
         alive = result.status == int(Status.OK)
         evidence = jnp.where(alive, jnp.exp(result.log_evidence), 0)
         pairs = jnp.einsum("mtk,mtl->tkl", states[:, :-1], states[:, 1:]) / num_paths
-        return evidence, evidence * states.mean(axis=0), evidence * pairs, result.update_rate, result.status
+        mass = evidence * states.mean(axis=0)
+        return evidence, mass, evidence * pairs, result.update_rate, result.status, result.stopped_at
 
     return jax.vmap(one)(keys)
 
@@ -63,11 +64,11 @@ def test_smoothing_is_unbiased_under_every_scheme_and_trigger(way, dtype):
     ):
         adaptive = models.any_scheme(scheme, trigger, SCHEMES)
         keys = jax.random.split(jax.random.key(seed), RUNS)
-        evidence, mass, both, rate, status = masses(keys, fk, adaptive, (4, 3, 5, 4), way)
+        evidence, mass, both, rate, status, _ = masses(keys, fk, adaptive, (4, 3, 5, 4), way)
         assert abs(z_scores(evidence, expected[0].sum())) < Z_LIMIT, scheme
         assert np.all(np.abs(z_scores(mass, expected)) < Z_LIMIT), scheme
         assert np.all(np.abs(z_scores(both, pairs)) < Z_LIMIT), scheme
-        assert set(np.unique(status)) == {int(Status.OK), int(Status.DEGENERATE_WEIGHTS)}
+        assert set(np.unique(status)) <= {int(Status.OK), int(Status.DEGENERATE_WEIGHTS)}
         assert np.all(rate[:, -1] == 0)
         assert np.all(rate[:, :-1].mean(axis=0) > 0.1)
 
@@ -84,35 +85,37 @@ def test_a_wrong_transition_density_is_seen(dtype):
     assert np.abs(z_scores(both, neighbours(MODEL))).max() > 2 * Z_LIMIT
 
 
-def test_total_variation_falls_as_the_root_of_the_number_of_particles(way, dtype):
-    # as many paths as particles; mean over 200 runs and 3 steps. The slope of its log has a standard error below 0.02
-    # (a third of the mean, sqrt(200), log 16)
+def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
+    # as many paths as particles, by both ways: 25 are within EXACT, 400 are not. Mean over 200 runs and 3 steps; the
+    # slope of its log has a standard error below 0.02 (a third of the mean, sqrt(200), log 16)
     model = hmm.random_model(2, num_states=2, num_steps=3)
     expected = hmm.marginals(model)
-    adaptive, distances = models.any_scheme("systematic", "ess", SCHEMES), []
+    distances = []
+    assert 25 <= smoothing.EXACT < 400
     for size in (25, 400):
         keys = jax.random.split(jax.random.key(size), 200)
-        evidence, mass, *_ = masses(keys, models.finite(model, dtype), adaptive, (3, 2, size, size), way)
+        fk, scheme = models.finite(model, dtype), resampling.adaptive()
+        evidence, mass, *_ = masses(keys, fk, scheme, (3, 2, size, size), True)
         share = np.asarray(mass) / np.asarray(evidence)[:, None, None]
         distances.append(0.5 * np.abs(share - expected / expected[0].sum()).sum(axis=2).mean())
     assert abs(np.log(distances[1] / distances[0]) / np.log(16) + 0.5) < 0.12
 
 
 @pytest.mark.f32
-def test_linear_gaussian_model_and_early_steps(way, dtype):
-    # mean over 60 runs of the means and variances of 100 paths, bias O(1/N); one program for both sets of data
+def test_linear_gaussian_model_and_early_steps(dtype):
+    # mean over 40 runs of the means and variances of 300 paths, bias O(1/N)
     y = jnp.asarray(np.random.default_rng(5).normal(size=20) * 1.5, dtype)
     means, variances = kalman.smooth(np.asarray(y, float), **models.LINEAR)
-    run = jax.jit(jax.vmap(lambda key: smc.backward_smoother(key, models.linear(y), 20, 100)))
-    result = run(jax.random.split(jax.random.key(0), 60))
+    run = jax.jit(jax.vmap(lambda key: smc.backward_smoother(key, models.linear(y), 20, 300)))
+    result = run(jax.random.split(jax.random.key(0), 40))
     paths = np.asarray(result.paths)
     squares = (paths - means) ** 2
     for found, expected in ((paths.mean(axis=1), means), (squares.mean(axis=1), variances)):
-        error = found.std(axis=0) / np.sqrt(60)
-        assert np.all(np.abs(found.mean(axis=0) - expected) < 0.02 + Z_LIMIT * error)
+        error = found.std(axis=0) / np.sqrt(40)
+        assert np.all(np.abs(found.mean(axis=0) - expected) < 0.01 + Z_LIMIT * error)
     assert np.all(result.status == 0)
     # most paths begin in particles of their own, where those of the filter share a few
-    assert np.mean([len(np.unique(row)) for row in paths[:, :, 0]]) > 40
+    assert np.mean([len(np.unique(row)) for row in paths[:, :, 0]]) > 100
     assert result.paths.dtype == result.log_evidence.dtype == result.update_rate.dtype == dtype
 
 
@@ -137,10 +140,6 @@ def test_paths_in_chunks_new_data_and_limit_cases(key, monkeypatch, count_compil
     assert first.status == 0
 
 
-def _fault(at, value, before, x, t):
-    return jnp.where(t == at, value, jnp.zeros_like(x))
-
-
 @pytest.mark.parametrize(
     ("weight", "density", "status"),
     [
@@ -152,14 +151,19 @@ def _fault(at, value, before, x, t):
         (0.0, 0.0, Status.OK),
     ],
 )
-def test_failures_are_told(key, weight, density, status, dtype):
-    good = models.linear(jnp.zeros(4, dtype))
-    faults = [Partial(_fault, jnp.int32(2), jnp.asarray(x, dtype)) for x in (weight, density)]
-    result = smc.backward_smoother(key, smc.FeynmanKac(good.init_sample, good.propagate, *faults), 4, 8)
-    assert result.status == status
-    assert result.stopped_at == (-1 if weight == 0 else 2)
-    if weight:
-        np.testing.assert_equal(float(result.log_evidence), -np.inf if weight == -np.inf else np.nan)
+def test_failures_are_told(weight, density, status, dtype):
+    good = models.finite(MODEL, dtype)
+    faults = [np.zeros((4, 3, 3)), np.zeros((4, 3, 3))]
+    faults[0][2], faults[1][2] = weight, density
+    tables = [Partial(models.look_up, jnp.asarray(fault, dtype)) for fault in faults]
+    fk = smc.FeynmanKac(good.init_sample, good.propagate, *tables)
+    keys, adaptive = (
+        jax.random.split(jax.random.key(0), RUNS),
+        models.any_scheme("systematic", "ess", SCHEMES),
+    )
+    *_, found, stopped_at = masses(keys, fk, adaptive, (4, 3, 5, 4), True)
+    assert np.all(found == status)
+    assert np.all(stopped_at == (-1 if weight == 0 else 2))
 
 
 def _nothing_lives(before, x, t):
@@ -170,11 +174,11 @@ def _undefined_below(before, x, t):
     return jnp.where((before > 0) & (x > 0), -0.5 * (x - before) ** 2, jnp.nan)
 
 
-def test_the_density_of_a_dead_particle_is_never_looked_at(key, way):
+def test_the_density_of_a_dead_particle_is_never_looked_at(key):
     # potentials kill what is not positive, and there the density of a step is NaN
     good = models.linear(jnp.zeros(4))
     fk = smc.FeynmanKac(good.init_sample, good.propagate, _nothing_lives, _undefined_below)
-    result = smc.backward_smoother(key, fk, 4, 40, num_paths=300)
+    result = smc.backward_smoother(key, fk, 4, 300, num_paths=500)
     assert result.status == Status.OK
     assert np.all(result.paths > 0)
 
