@@ -204,7 +204,7 @@ def _or_lost(status: Array, value: Array) -> Array:
     return jnp.where(status == int(Status.OK), value, lost)
 
 
-def _shift(recent: ArrayTree, ancestors: Array, records: ArrayTree, failed: Array) -> ArrayTree:
+def _shift(recent: ArrayTree, ancestors: Any, records: ArrayTree, failed: Array) -> ArrayTree:
     """Drop the oldest record of the paths that go on, and add the newest."""
 
     def one(window: Array, newest: Array) -> Array:

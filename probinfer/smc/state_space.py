@@ -225,7 +225,7 @@ def _log_density(law: Distribution, value: Array) -> Array:
 
 def _total(fn: Any, laws: Any, values: ArrayTree) -> Array:
     parts = jax.tree.leaves(transforms.map_leaves(fn, laws, values))
-    return sum(parts[1:], parts[0])
+    return jnp.sum(jnp.stack(parts)) if len(parts) > 1 else parts[0]
 
 
 def _check_laws(laws: _Laws, row: ArrayTree) -> None:
