@@ -59,6 +59,7 @@ def neighbours(model):
 def test_smoothing_is_unbiased_under_every_scheme_and_trigger(way, dtype):
     # 5 particles, 4 paths; some potentials zero: runs in which all die count with estimate 0. 1.5e3 comparisons in all
     fk, expected, pairs = models.finite(MODEL, dtype), hmm.marginals(MODEL), neighbours(MODEL)
+    common = pairs > 0.01 * expected[0].sum()  # hundreds of draws: the mean of fewer is not Gaussian
     for seed, (scheme, trigger) in enumerate(
         [("multinomial", "always"), ("systematic", "ess"), ("killing", "every")]
     ):
@@ -67,7 +68,7 @@ def test_smoothing_is_unbiased_under_every_scheme_and_trigger(way, dtype):
         evidence, mass, both, rate, status, _ = masses(keys, fk, adaptive, (4, 3, 5, 4), way)
         assert abs(z_scores(evidence, expected[0].sum())) < Z_LIMIT, scheme
         assert np.all(np.abs(z_scores(mass, expected)) < Z_LIMIT), scheme
-        assert np.all(np.abs(z_scores(both, pairs)) < Z_LIMIT), scheme
+        assert np.all(np.abs(z_scores(both, pairs))[common] < Z_LIMIT), scheme
         assert set(np.unique(status)) <= {int(Status.OK), int(Status.DEGENERATE_WEIGHTS)}
         assert np.all(rate[:, -1] == 0)
         assert np.all(rate[:, :-1].mean(axis=0) > 0.1)
