@@ -6,6 +6,10 @@ paths with exactly the right law; ``conditional_filter`` is its step; ``parallel
 exchange paths. ``guided``, ``auxiliary``, ``nested`` and ``resample_move`` turn a model into one that needs fewer
 particles.
 
+``state_space`` writes a model by its distributions. ``backward_smoother`` draws paths given all data and ``two_filter``
+weighs the states of each step; ``online`` filters one observation at a time in constant memory. ``from_cuthbert`` and
+``from_dynamax`` take models of other libraries.
+
 ``Tempered`` is an engine for any target: posterior draws and an unbiased evidence. ``anneal`` weighs independent runs
 instead of resampling, and ``annealing`` bounds the evidence from both sides.
 """
