@@ -235,12 +235,11 @@ def _hold(model: BatchedFeynmanKac, state: State, following: State, t: Array) ->
 
 
 def _status(log_weights: Array) -> Array:
-    """As ``weights.status``, in one reduction: the maximum is NaN, plus infinity or minus infinity."""
+    """As ``weights.status``, told from the maximum; the compiler's maximum of a large array may pass over NaN."""
     largest = jnp.max(log_weights)
     code = jnp.where(largest == -jnp.inf, int(Status.DEGENERATE_WEIGHTS), int(Status.OK))
-    return jnp.where(jnp.isnan(largest) | (largest == jnp.inf), int(Status.NON_FINITE), code).astype(
-        jnp.int32
-    )
+    broken = jnp.any(jnp.isnan(log_weights)) | (largest == jnp.inf)
+    return jnp.where(broken, int(Status.NON_FINITE), code).astype(jnp.int32)
 
 
 def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Array, num_steps: int) -> tuple:
