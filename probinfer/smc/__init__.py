@@ -6,6 +6,10 @@ paths with exactly the right law; ``conditional_filter`` is its step; ``parallel
 exchange paths. ``guided``, ``auxiliary``, ``nested`` and ``resample_move`` turn a model into one that needs fewer
 particles.
 
+``state_space`` writes a model by its distributions. ``backward_smoother`` draws paths given all data and ``two_filter``
+weighs the states of each step; ``online`` filters one observation at a time in constant memory. ``from_cuthbert`` and
+``from_dynamax`` take models of other libraries.
+
 ``Tempered`` is an engine for any target: posterior draws and an unbiased evidence. ``anneal`` weighs independent runs
 instead of resampling, and ``annealing`` bounds the evidence from both sides.
 
@@ -14,48 +18,68 @@ their product. ``composed`` makes scores of diffusion models sample powers and p
 """
 
 from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
+from probinfer.smc.artificial import ArtificialPrior
 from probinfer.smc.conditional import conditional_filter
 from probinfer.smc.diffusion import VarianceExploding, VariancePreserving
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
 from probinfer.smc.fusion import fuse
 from probinfer.smc.genealogy import coalescence
 from probinfer.smc.host import host_potential
+from probinfer.smc.interop import CuthbertModel, from_cuthbert, from_dynamax, to_cuthbert
 from probinfer.smc.nested import nested, resample_move
+from probinfer.smc.online import OnlineInfo, OnlineState, online
 from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
 from probinfer.smc.particle_filter import Result, particle_filter
 from probinfer.smc.particle_gibbs import GibbsResult, particle_gibbs
 from probinfer.smc.proposals import auxiliary, guided, power
 from probinfer.smc.score import composed, sample_composed
+from probinfer.smc.smoothing import SmootherResult, backward_smoother
+from probinfer.smc.state_space import observing, state_space
 from probinfer.smc.tempered import Tempered, TemperedInfo
+from probinfer.smc.two_filter import TwoFilterResult, two_filter
 
 __all__ = [
     "AnnealedInfo",
     "Annealing",
+    "ArtificialPrior",
     "BatchedFeynmanKac",
+    "CuthbertModel",
     "FeynmanKac",
     "GibbsResult",
+    "OnlineInfo",
+    "OnlineState",
     "Result",
+    "SmootherResult",
     "Tempered",
     "TemperedInfo",
     "TemperingResult",
+    "TwoFilterResult",
     "VarianceExploding",
     "VariancePreserving",
     "anneal",
     "annealing",
     "auxiliary",
+    "backward_smoother",
     "coalescence",
     "composed",
     "conditional_filter",
+    "from_cuthbert",
+    "from_dynamax",
     "fuse",
     "guided",
     "host_potential",
     "lift",
     "nested",
+    "observing",
+    "online",
     "parallel_tempering",
     "particle_filter",
     "particle_gibbs",
     "power",
     "resample_move",
     "sample_composed",
+    "state_space",
     "take",
+    "to_cuthbert",
+    "two_filter",
 ]

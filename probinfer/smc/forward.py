@@ -20,7 +20,7 @@ from probinfer.base import Status
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 from probinfer.types import Array, ArrayTree, strong_array
 
-__all__ = ["Sweep", "forward"]
+__all__ = ["State", "Sweep", "first_step", "forward", "next_step"]
 
 
 class Sweep(NamedTuple):
@@ -40,7 +40,9 @@ class Sweep(NamedTuple):
     past_weights: Any  # (T, N) | None
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """What the next step needs."""
+
     particles: ArrayTree
     log_weights: Array  # centred: the true ones are larger by log_factor
     log_factor: Array
@@ -81,8 +83,8 @@ def forward(
         ancestor_sampling: draw the ancestor of the reference anew at every step.
     """
     key_init, key_steps = jax.random.split(key)
-    state = _first(key_init, model, num_particles, reference)
-    step = partial(_step, model, adaptive, reference, ancestor_sampling, keep)
+    state = first_step(key_init, model, num_particles, reference)
+    step = partial(next_step, model, adaptive, reference, ancestor_sampling, keep)
     keys = jax.random.split(key_steps, num_steps)[1:]
     first_records = model.records(state.particles) if keep in ("paths", "history") else None
     first_weights = state.log_weights if keep == "history" else None
@@ -95,7 +97,15 @@ def forward(
     return _collect(state, rows, ran, first_records, first_weights)
 
 
-def _first(key: Array, model: BatchedFeynmanKac, num: int, reference: ArrayTree) -> _State:
+def first_step(key: Array, model: BatchedFeynmanKac, num: int, reference: ArrayTree) -> State:
+    """Draw and weigh the particles of step 0.
+
+    Args:
+        key: random key.
+        model: the batched model.
+        num: N.
+        reference: as for ``forward``.
+    """
     at_zero = jax.tree.map(lambda leaf: leaf[0], reference)
     extra = () if reference is None else (at_zero,)
     particles, log_weights = model.init(key, num, *extra)
@@ -105,20 +115,31 @@ def _first(key: Array, model: BatchedFeynmanKac, num: int, reference: ArrayTree)
     log_weights = _check_weights("init", log_weights, num)
     code = weights.status(log_weights)
     stopped_at = jnp.where(code == int(Status.OK), -1, 0).astype(jnp.int32)
-    return _State(particles, log_weights, jnp.zeros((), log_weights.dtype), code, stopped_at)
+    return State(particles, log_weights, jnp.zeros((), log_weights.dtype), code, stopped_at)
 
 
-def _step(
+def next_step(
     model: BatchedFeynmanKac,
     adaptive: Any,
     reference: ArrayTree,
     ancestor_sampling: bool,
     keep: str,
-    state: _State,
+    state: State,
     t: Array,
     key: Array,
-) -> tuple[_State, _Row]:
-    """Choose ancestors by the weights of step t - 1, move to step t, weigh."""
+) -> tuple[State, _Row]:
+    """Choose ancestors by the weights of step t - 1, move to step t, weigh.
+
+    Args:
+        model: as for ``forward``, as the next four.
+        adaptive: when and how to resample.
+        reference: records of one path, or None.
+        ancestor_sampling: see ``forward``.
+        keep: see ``forward``.
+        state: of step t - 1.
+        t: the step.
+        key: random key.
+    """
     key_choose, key_extend = jax.random.split(key)
     log_mean = weights.log_mean_exp(state.log_weights)
     ess = weights.ess(state.log_weights)
@@ -132,7 +153,7 @@ def _step(
     increments = _check_weights("extend", increments, log_weights.shape[0], log_weights.dtype)
     if model.done is not None:
         increments = jnp.where(model.done(parents), jnp.zeros_like(increments), increments)
-    following = _State(
+    following = State(
         particles,
         log_weights - log_mean + increments,
         state.log_factor + log_mean,
@@ -153,7 +174,7 @@ def _step(
 
 
 def _choose(
-    key: Array, model: BatchedFeynmanKac, adaptive: Any, reference: ArrayTree, state: _State, t: Array
+    key: Array, model: BatchedFeynmanKac, adaptive: Any, reference: ArrayTree, state: State, t: Array
 ) -> tuple[Array, Array, Array, Array]:
     r"""Draw ancestors; with a reference its own ancestor first, :math:`P(i)\propto w_i\gamma_T/\gamma_{t-1}`.
 
@@ -191,7 +212,7 @@ def _gather(model: BatchedFeynmanKac, particles: ArrayTree, ancestors: Array, mo
     return lax.while_loop(lambda carry: carry[1], body, (particles, moved))[0]
 
 
-def _hold(model: BatchedFeynmanKac, state: _State, following: _State, t: Array) -> tuple[_State, Array]:
+def _hold(model: BatchedFeynmanKac, state: State, following: State, t: Array) -> tuple[State, Array]:
     """Keep the state where the step failed, now or before; particles in place are not kept (see ``Result``)."""
     code = _status(following.log_weights)
     failed_before = state.status != int(Status.OK)
@@ -203,7 +224,7 @@ def _hold(model: BatchedFeynmanKac, state: _State, following: _State, t: Array) 
     particles = following.particles
     if model.copies_freely:
         particles = jax.tree.map(keep_old, particles, state.particles)
-    held = _State(
+    held = State(
         particles,
         keep_old(following.log_weights, state.log_weights),
         keep_old(following.log_factor, state.log_factor),
@@ -214,15 +235,14 @@ def _hold(model: BatchedFeynmanKac, state: _State, following: _State, t: Array) 
 
 
 def _status(log_weights: Array) -> Array:
-    """As ``weights.status``, in one reduction: the maximum is NaN, plus infinity or minus infinity."""
+    """As ``weights.status``, told from the maximum; the compiler's maximum of a large array may pass over NaN."""
     largest = jnp.max(log_weights)
     code = jnp.where(largest == -jnp.inf, int(Status.DEGENERATE_WEIGHTS), int(Status.OK))
-    return jnp.where(jnp.isnan(largest) | (largest == jnp.inf), int(Status.NON_FINITE), code).astype(
-        jnp.int32
-    )
+    broken = jnp.any(jnp.isnan(log_weights)) | (largest == jnp.inf)
+    return jnp.where(broken, int(Status.NON_FINITE), code).astype(jnp.int32)
 
 
-def _run_until_done(step: Any, model: BatchedFeynmanKac, state: _State, keys: Array, num_steps: int) -> tuple:
+def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Array, num_steps: int) -> tuple:
     """Loop until a step fails or every particle is done or dead; rows of steps that did not run are zero."""
     shapes = (
         jax.eval_shape(step, state, jnp.int32(1), jax.random.key(0))
@@ -252,7 +272,7 @@ def _run_until_done(step: Any, model: BatchedFeynmanKac, state: _State, keys: Ar
     return state, rows, ran
 
 
-def _collect(state: _State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
+def _collect(state: State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
     final = state.log_factor + weights.log_mean_exp(state.log_weights)
     steps = jnp.arange(rows.ess.shape[0] + 1)
     failed = (state.status != int(Status.OK)) & (steps >= state.stopped_at)
