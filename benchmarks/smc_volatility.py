@@ -252,9 +252,8 @@ def plot(found: dict[str, dict]) -> None:
         names = list(by_engine)
         for k, axis in enumerate(row[:3]):
             for number, name in enumerate(names):
-                low, left, middle, right, high = np.asarray(by_engine[name]["quantiles for the picture"])[
-                    :, k
-                ]
+                quantiles = np.asarray(by_engine[name]["quantiles for the picture"])[:, k]
+                low, left, right, high = quantiles
                 error = 1.96 * by_engine[name]["error"][0, k]
                 axis.plot([low, high], [number, number], color=f"C{number}", linewidth=1.2)
                 axis.plot([left, right], [number, number], color=f"C{number}", linewidth=5, alpha=0.35)
