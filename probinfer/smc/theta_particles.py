@@ -4,8 +4,8 @@ After each observation the parameters are weighed by its predicted density. Wher
 half their number, or the last observation has been seen, they are resampled and moved by particle marginal Metropolis
 steps, half of them independent draws from a Student-t with mean and covariance of the population, half local ones.
 
-A *learning* population decides when to move, how often, and how to propose; what it chose is a ``Plan``. If fewer than
-one proposal in five is accepted, its filters are too noisy: it stops, to be given twice as many state particles
+A *learning* population decides when to move, how often, and how to propose; what it chose is a ``Plan``. If too few
+proposals are accepted, its filters are too noisy: it stops, to be given twice as many state particles
 (``attach``). A population that keeps a given plan has an unbiased evidence, :math:`E\hat Z = Z`.
 
 References:
@@ -33,7 +33,6 @@ __all__ = ["Plan", "Population", "Step", "attach", "begin", "empty_plan", "is_ov
 
 _ENOUGH_ACCEPTED = 2.0  # mean number of accepted moves of a particle
 _MOST_MOVES = 30
-_LEAST_ACCEPTANCE = 0.2
 
 
 class Plan(NamedTuple):
@@ -75,17 +74,17 @@ class Step(NamedTuple):
     log_evidence: Any
 
 
-def smc2(target: Parameters, may_grow: Array) -> Algorithm:
+def smc2(target: Parameters, least_acceptance: Array) -> Algorithm:
     """Return a population as an algorithm; a step moves where it is due and takes one observation.
 
     Args:
         target: parameters and models.
-        may_grow: whether to stop where too few proposals are accepted.
+        least_acceptance: a learning population stops where a smaller share of the proposals is accepted.
     """
-    return algorithm(_no_init, _step, target, may_grow)
+    return algorithm(_no_init, _step, target, least_acceptance)
 
 
-def _no_init(target: Parameters, may_grow: Array, population: Population) -> Population:
+def _no_init(target: Parameters, least_acceptance: Array, population: Population) -> Population:
     return population
 
 
@@ -187,7 +186,7 @@ def _judged(population: Population) -> Population:
 
 
 def _step(
-    target: Parameters, may_grow: Array, key: PRNGKey, population: Population
+    target: Parameters, least_acceptance: Array, key: PRNGKey, population: Population
 ) -> tuple[Population, Step]:
     key_move, key_extend = jax.random.split(key)
     num = population.log_weights.shape[0]
@@ -198,8 +197,7 @@ def _step(
     population, num_moves, acceptance = lax.cond(
         due, partial(_rejuvenate, target), _stay, key_move, population
     )
-    too_few = due & (jnp.max(acceptance) < _LEAST_ACCEPTANCE)
-    crowded = population.learning & may_grow & too_few
+    crowded = population.learning & due & (jnp.max(acceptance) < least_acceptance)
     population = lax.cond(
         last | crowded, lambda key, population: population, partial(_observe, target), key_extend, population
     )

@@ -22,7 +22,8 @@ from probinfer.types import Array, PRNGKey
 
 __all__ = ["Pilot", "learn_pilot", "run_population"]
 
-_FEWEST, _MOST = 16, 512  # state particles to start with
+_FEWEST, _MOST = 8, 512  # state particles to start with
+_LEAST_ACCEPTANCE = 0.2  # Chopin et al. (2013), section 3.6
 
 
 class Pilot(NamedTuple):
@@ -51,7 +52,7 @@ def learn_pilot(
     """Run a learning population of parameters from the prior through all observations.
 
     The filters start with about T / 2 particles (the variance of a log evidence grows like T / N), and get twice as
-    many whenever too few proposals are accepted.
+    many whenever fewer than a fifth of the proposals are accepted.
 
     Args:
         key: random key.
@@ -123,7 +124,8 @@ def run_population(
     """
     key_attach, key_steps = jax.random.split(key)
     population = theta_particles.attach(key_attach, target, population, num_particles=num_particles)
-    algorithm = theta_particles.smc2(target, jnp.asarray(num_particles < MOST_PARTICLES))
+    least = _LEAST_ACCEPTANCE if num_particles < MOST_PARTICLES else 0.0
+    algorithm = theta_particles.smc2(target, jnp.asarray(least, population.positions.dtype))
     if int(population.status) != Status.OK:
         return population, empty_steps(population)
     population, history = run_until(
