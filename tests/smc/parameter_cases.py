@@ -15,7 +15,7 @@ from probinfer import smc
 from tests.reference import hmm, kalman
 from tests.smc import models
 
-NUM_STEPS = 10
+NUM_STEPS = 6
 FIXED = {"noise": 2.0, "start": 2.0}
 SLOPE, LOG_PROCESS = (0.5, 0.5), (-0.5, 0.7)  # normal priors: mean and sd
 

@@ -11,8 +11,8 @@ from scipy import stats
 
 from probinfer import resampling, smc
 from probinfer.checks import joint_test
+from probinfer.smc import likelihood, parameters, pmmh
 from probinfer.smc import parameter_gibbs_step as gibbs
-from probinfer.smc import parameters, pmmh
 from probinfer.smc.feynman_kac import as_batched
 from probinfer.smc.forward import forward
 from probinfer.smc.particle_gibbs import choose_path
@@ -35,14 +35,14 @@ def conditional(key, target, position, path, num_particles=NUM_PARTICLES):
     return pmmh.Place(position, log_prior, sweep.log_evidence, choose_path(key_path, sweep))
 
 
-def walk(key, target, place, num_particles=NUM_PARTICLES, noise_counts=True):
-    root, scale = (
-        jnp.eye(place.position.shape[0], dtype=place.position.dtype),
-        jnp.asarray(1.2, place.position.dtype),
-    )
-    if not noise_counts:  # a broken chain: a fresh estimate at every step
-        fresh = pmmh.estimate(jax.random.fold_in(key, 7), target, place.position, num_particles)
-        place = place._replace(log_evidence=fresh.log_evidence)
+def walk(key, target, place, num_particles=NUM_PARTICLES, renewed=None):
+    """A step of PMMH; a broken one where ``renewed``: it estimates the likelihood of its place anew."""
+    dtype = place.position.dtype
+    if renewed is not None:
+        fresh = likelihood.estimate(jax.random.fold_in(key, 7), target, place.position, num_particles)
+        log_evidence = jnp.where(renewed, fresh.log_evidence, place.log_evidence)
+        place = place._replace(log_evidence=log_evidence)
+    root, scale = jnp.eye(place.position.shape[0], dtype=dtype), jnp.asarray(1.2, dtype)
     return pmmh.pmmh_step(key, target, place, root, scale, num_particles, True)[0]
 
 
@@ -52,24 +52,34 @@ def alternate(key, target, position, path, num_particles=NUM_PARTICLES):
     return gibbs.parameter_gibbs_step(key, target, position, path, step_size, mass, num_particles)[:2]
 
 
-@partial(jax.jit, static_argnames="kernel")
-def four_steps(keys, shares, paths, kernel):
+@jax.jit
+def four_walks(keys, shares, paths, renewed):
     target = cases.finite_target()
 
     def one(key, share, path):
         key_start, key_steps = jax.random.split(key)
-        position = parameters.flatten_one(target.unconstrain({"share": share}))
-        if kernel is alternate:
-            step = lambda state, key: (kernel(key, target, *state), None)  # noqa: E731
-            (position, path), _ = jax.lax.scan(step, (position, path), jax.random.split(key_steps, 4))
-        else:
-            place = conditional(key_start, target, position, path)
-            step = lambda place, key: (kernel(key, target, place), None)  # noqa: E731
-            place, _ = jax.lax.scan(step, place, jax.random.split(key_steps, 4))
-            position, path = place.position, place.path
+        place = conditional(key_start, target, flat(target, share), path)
+        step = lambda place, key: (walk(key, target, place, renewed=renewed), None)  # noqa: E731
+        place, _ = jax.lax.scan(step, place, jax.random.split(key_steps, 4))
+        return target.constrain({"share": place.position[0]})["share"], place.path
+
+    return jax.vmap(one)(keys, shares, paths)
+
+
+@jax.jit
+def four_alternations(keys, shares, paths):
+    target = cases.finite_target()
+
+    def one(key, share, path):
+        step = lambda state, key: (alternate(key, target, *state), None)  # noqa: E731
+        (position, path), _ = jax.lax.scan(step, (flat(target, share), path), jax.random.split(key, 4))
         return target.constrain({"share": position[0]})["share"], path
 
     return jax.vmap(one)(keys, shares, paths)
+
+
+def flat(target, share):
+    return parameters.flatten_one(target.unconstrain({"share": share}))
 
 
 def exact_start(dtype):
@@ -96,21 +106,21 @@ def chi_squared(shares, paths):
     return stats.chisquare(counts, expected).pvalue
 
 
-@pytest.mark.parametrize("kernel", [walk, alternate], ids=["PMMH", "particle Gibbs"])
-def test_chains_started_at_the_posterior_stay_there(kernel, dtype):
+@pytest.mark.parametrize(
+    "steps", [partial(four_walks, renewed=False), four_alternations], ids=["PMMH", "Gibbs"]
+)
+def test_chains_started_at_the_posterior_stay_there(steps, dtype):
     shares, paths = exact_start(dtype)
     assert chi_squared(shares, paths) > P_LIMIT
-    keys = jax.random.split(jax.random.key(3), CHAINS)
-    moved, new_paths = four_steps(keys, shares, paths, kernel)
+    moved, new_paths = steps(jax.random.split(jax.random.key(3), CHAINS), shares, paths)
     assert np.mean(moved != shares) > 0.5
     assert np.mean(np.any(new_paths != paths, axis=1)) > 0.3
     assert chi_squared(moved, new_paths) > P_LIMIT
 
 
 def test_a_chain_that_draws_its_estimate_anew_is_seen(dtype):
-    keys, (shares, paths) = jax.random.split(jax.random.key(3), CHAINS), exact_start(dtype)
-    broken = partial(walk, noise_counts=False)
-    assert chi_squared(*four_steps(keys, shares, paths, broken)) < P_LIMIT
+    keys, start = jax.random.split(jax.random.key(3), CHAINS), exact_start(dtype)
+    assert chi_squared(*four_walks(keys, *start, renewed=True)) < P_LIMIT
 
 
 # The joint law of parameters, path and data; each lane carries a seed, for what a kernel starts with
@@ -145,29 +155,28 @@ def simulate(key, theta):
 
 def start_walk(theta, y):
     key = jax.random.key((theta["seed"] * 2**22).astype(jnp.uint32))
-    return conditional(key, target_of(y), theta["position"], theta["path"], 8), theta["seed"]
+    return {
+        "place": conditional(key, target_of(y), theta["position"], theta["path"], 8),
+        "seed": theta["seed"],
+    }
 
 
 def step_walk(key, state, y):
     key_walk, key_seed = jax.random.split(key)
-    place = walk(key_walk, target_of(y), state[0], 8)
-    return place, jax.random.uniform(key_seed, (), state[1].dtype)
+    place = walk(key_walk, target_of(y), state["place"], 8)
+    return {"place": place, "seed": jax.random.uniform(key_seed, (), y.dtype)}
 
 
 def position_walk(state):
-    return {"position": state[0].position, "path": state[0].path, "seed": state[1]}
+    return {"position": state["place"].position, "path": state["place"].path, "seed": state["seed"]}
 
 
-def step_gibbs(key, theta, y):
+def step_gibbs(shift, key, theta, y):
+    """An iteration of particle Gibbs, then (in a broken kernel) a shift of the log process variance."""
     key_gibbs, key_seed = jax.random.split(key)
     position, path = alternate(key_gibbs, target_of(y), theta["position"], theta["path"], 8)
+    position = position.at[0].add(shift)
     return {"position": position, "path": path, "seed": jax.random.uniform(key_seed, (), path.dtype)}
-
-
-def step_gibbs_without_prior(key, theta, y):
-    """The parameters of another prior: the scale of the log process variance is left out."""
-    after = step_gibbs(key, theta, y)
-    return after | {"position": after["position"].at[0].add(0.15)}
 
 
 def log_joint(theta, y):
@@ -194,11 +203,11 @@ def judged(step, seed, **settings):
 @pytest.mark.parametrize("name", ["PMMH", "particle Gibbs"])
 def test_a_kernel_leaves_the_joint_law(name):
     settings = {"init_fn": start_walk, "position_fn": position_walk} if name == "PMMH" else {}
-    report = judged(step_walk if name == "PMMH" else step_gibbs, 1, **settings)
+    report = judged(step_walk if name == "PMMH" else Partial(step_gibbs, jnp.full((), 0.0)), 1, **settings)
     assert report.passed, report.verdict  # fixed keys; a false alarm has probability .01 for each kernel
     assert min(report.moved.values()) > 0.7
 
 
 def test_a_kernel_with_another_law_is_caught():
-    report = judged(step_gibbs_without_prior, 2)
+    report = judged(Partial(step_gibbs, jnp.full((), 0.15)), 1)
     assert report.passed is False, report.verdict
