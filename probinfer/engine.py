@@ -46,12 +46,12 @@ class Engine(Protocol):
     def sample(
         self,
         key: PRNGKey,
-        target: Target,
+        target: Any,
         *,
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw from the target."""
+        """Draw from the target: a ``Target``, or what the engine is made for."""
         ...
 
 

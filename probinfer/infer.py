@@ -9,7 +9,6 @@ from probinfer.engine import Engine
 from probinfer.errors import shortened
 from probinfer.mcmc import NUTS
 from probinfer.posterior import Posterior
-from probinfer.targets import Target
 from probinfer.types import PRNGKey
 
 __all__ = ["Engine", "infer"]
@@ -17,7 +16,7 @@ __all__ = ["Engine", "infer"]
 
 def infer(
     key: PRNGKey,
-    target: Target,
+    target: Any,
     engine: Engine | None = None,
     *,
     progress: bool | str | None = None,
@@ -27,7 +26,8 @@ def infer(
 
     Args:
         key: one random key, ``jax.random.key(seed)``.
-        target: what ``targets.from_numpyro`` or ``targets.from_logdensity`` made.
+        target: what ``targets.from_numpyro`` or ``targets.from_logdensity`` made, or what the engine takes
+            (``smc.Parameters`` for ``smc.PMMH``).
         engine: ``None`` means ``mcmc.NUTS()``.
         progress: a bar; ``None`` means on a terminal.
         checkpoint: where to keep checkpoints, for engines that make some.

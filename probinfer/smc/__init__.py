@@ -15,6 +15,8 @@ instead of resampling, and ``annealing`` bounds the evidence from both sides.
 
 ``fuse`` turns draws of sub-posteriors, each of a shard of the data, into draws of
 their product. ``composed`` makes scores of diffusion models sample powers and products of their laws.
+``Parameters`` puts priors on what a model depends on. ``PMMH``, ``SMC2`` (with the evidence) and ``ParticleGibbs``
+(parameters and path) are engines for it.
 """
 
 from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
@@ -29,16 +31,22 @@ from probinfer.smc.interop import CuthbertModel, from_cuthbert, from_dynamax, to
 from probinfer.smc.nested import nested, resample_move
 from probinfer.smc.online import OnlineInfo, OnlineState, online
 from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
+from probinfer.smc.parameter_gibbs import ParticleGibbs, ParticleGibbsInfo
+from probinfer.smc.parameters import Parameters
 from probinfer.smc.particle_filter import Result, particle_filter
 from probinfer.smc.particle_gibbs import GibbsResult, particle_gibbs
+from probinfer.smc.pmmh import PMMH, PMMHInfo
 from probinfer.smc.proposals import auxiliary, guided, power
 from probinfer.smc.score import composed, sample_composed
+from probinfer.smc.smc2 import SMC2, SMC2Info
 from probinfer.smc.smoothing import SmootherResult, backward_smoother
 from probinfer.smc.state_space import observing, state_space
 from probinfer.smc.tempered import Tempered, TemperedInfo
 from probinfer.smc.two_filter import TwoFilterResult, two_filter
 
 __all__ = [
+    "PMMH",
+    "SMC2",
     "AnnealedInfo",
     "Annealing",
     "ArtificialPrior",
@@ -48,7 +56,12 @@ __all__ = [
     "GibbsResult",
     "OnlineInfo",
     "OnlineState",
+    "PMMHInfo",
+    "Parameters",
+    "ParticleGibbs",
+    "ParticleGibbsInfo",
     "Result",
+    "SMC2Info",
     "SmootherResult",
     "Tempered",
     "TemperedInfo",

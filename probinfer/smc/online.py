@@ -60,6 +60,7 @@ class OnlineInfo(NamedTuple):
         log_predictive: log of that of :math:`p(y_t\mid y_{0:t-1})`.
         ess: effective sample size after the step, 0 after a failure.
         resampled: whether the particles come from a resampling.
+        ancestors: (N,), which particle of the step before each one continues.
         status: that of the state.
     """
 
@@ -67,6 +68,7 @@ class OnlineInfo(NamedTuple):
     log_predictive: Array
     ess: Array
     resampled: Array
+    ancestors: Array
     status: Array
 
 
@@ -186,6 +188,7 @@ def _step(
         log_predictive=_or_lost(after.status, log_predictive),
         ess=jnp.where(failed, jnp.zeros_like(ess), ess),
         resampled=row.resampled,
+        ancestors=row.ancestors,
         status=after.status,
     )
     return new, info

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special, stats
 
 from probinfer import engine
 from probinfer import progress as bars
@@ -17,7 +16,7 @@ from probinfer.errors import NumericalError, advice
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.run import run_until
-from probinfer.smc import tempering
+from probinfer.smc import islands, tempering
 from probinfer.smc.base_law import STARTS, Start, find_start
 from probinfer.smc.path import unflatten
 from probinfer.smc.tempering import CHAIN_LENGTH, Level, Schedule, Settings, TemperedState
@@ -69,10 +68,7 @@ class TemperedInfo(NamedTuple):
         Args:
             level: of the interval.
         """
-        logs = np.asarray(self.log_evidences, float)
-        half = float(self.log_evidence_error) * float(stats.t.ppf((1 + level) / 2, len(logs) - 1))
-        middle = float(_log_mean(logs))
-        return middle - half, middle + half
+        return islands.interval(np.asarray(self.log_evidences, float), level)
 
 
 @pytree
@@ -279,18 +275,6 @@ def _child(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
     return None if checkpoint is None else checkpoint.child(name)
 
 
-def _log_mean(log_evidences: np.ndarray) -> float:
-    return special.logsumexp(log_evidences) - np.log(len(log_evidences))
-
-
-def _error(log_evidences: np.ndarray) -> float:
-    """Standard error of the log of the mean, by the delta method."""
-    if not np.any(np.isfinite(log_evidences)):
-        return float("nan")
-    relative = np.exp(log_evidences - _log_mean(log_evidences))
-    return float(np.std(relative, ddof=1) / np.sqrt(len(relative)))
-
-
 def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedState, runs: list) -> Posterior:
     states, levels = zip(*runs)
     dtype = pilot.positions.dtype
@@ -305,7 +289,7 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         acceptance=_padded([level.acceptance for level in levels], count, dtype),
         particle_ess=_padded([level.ess for level in levels], count, dtype),
         log_evidences=jnp.asarray(logs, dtype),
-        log_evidence_error=jnp.asarray(_error(logs), dtype),
+        log_evidence_error=jnp.asarray(islands.log_mean_error(logs), dtype),
         started_from=jnp.int32(found.kind),
         num_undefined=jnp.int32(sum(int(state.num_undefined) for state in (pilot, *states))),
         num_gradients=found.num_gradients + sum(int(state.num_gradients) for state in (pilot, *states)),
@@ -321,7 +305,7 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         found.path.like,
         info,
         log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_particles)),
-        log_evidence=jnp.asarray(_log_mean(logs), dtype),
+        log_evidence=jnp.asarray(islands.log_mean(logs), dtype),
     )
 
 
@@ -339,8 +323,7 @@ def _verdict(
     dead = [i + 1 for i, state in enumerate(states) if int(state.status) != Status.OK]
     if dead:
         return Status.DEGENERATE_WEIGHTS, f"all particles of {len(dead)} of {len(states)} islands died"
-    share = float(np.exp(2 * special.logsumexp(logs) - special.logsumexp(2 * logs)))
-    if share < len(logs) / 2:
+    if islands.shares(logs) < len(logs) / 2:
         return Status.CHAINS_DISAGREE, (
             f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f}): take more "
             "particles"

@@ -1,0 +1,194 @@
+"""SMC^2 as an engine: parameters of a state-space model and an unbiased evidence with its error."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer import engine
+from probinfer import progress as bars
+from probinfer.base import Status
+from probinfer.checkpoint import Checkpoint
+from probinfer.mcmc import report
+from probinfer.posterior import Posterior
+from probinfer.smc import islands, theta_particles
+from probinfer.smc.parameters import Parameters, check_parameters
+from probinfer.smc.path import unflatten
+from probinfer.smc.theta_pilot import Pilot, learn_pilot, run_population
+from probinfer.types import PRNGKey, field, pytree
+
+__all__ = ["SMC2", "SMC2Info"]
+
+_LEAST = 32
+
+
+class SMC2Info(NamedTuple):
+    """Report of R islands of M parameters.
+
+    ``num_moves`` (T,): moves of every parameter after each observation, as the pilot chose them. By island:
+    ``acceptance`` (R, T, 2), shares of independent and of local proposals accepted, NaN where nothing moved;
+    ``parameter_ess`` (R, T), effective sample sizes before the moves; ``log_evidences`` (R,).
+    ``log_evidence_error`` is the standard error of the log evidence. ``num_particles`` of each filter, chosen so that
+    the log evidence at a central parameter has a variance of about 1 to 1.5: ``log_evidence_variance`` as measured.
+    ``num_undefined`` counts filters with a log weight of NaN or plus infinity: those parameters get no weight.
+    ``num_filter_steps`` counts observations times filters, the pilot included. ``rhat``, ``ess`` and ``ess_tail`` are
+    trees shaped like one unconstrained position; each island is a chain. ``status`` is ``OK``; ``CHAINS_DISAGREE``:
+    R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all parameters of an island died.
+    """
+
+    num_moves: Any
+    acceptance: Any
+    parameter_ess: Any
+    log_evidences: Any
+    log_evidence_error: Any
+    num_particles: Any
+    log_evidence_variance: Any
+    num_undefined: Any
+    num_filter_steps: Any
+    rhat: Any
+    ess: Any
+    ess_tail: Any
+    status: Any
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Between which the log evidence lies with this probability: Student's t with R - 1 degrees of freedom.
+
+        Args:
+            level: of the interval.
+        """
+        return islands.interval(np.asarray(self.log_evidences, float), level)
+
+
+@pytree
+class SMC2:
+    r"""Parameters from the prior, each with a particle filter, weighed observation by observation and moved.
+
+    A pilot population chooses when and how often to move, the proposals, and the number of state particles. All are
+    then frozen, and R islands of M parameters run from the prior, one after another: their evidences are independent
+    and unbiased, so the log of their mean comes with a standard error. Draws are weighted by the evidence of their
+    island. Memory: M times N states of two generations.
+
+    Args:
+        num_parameters: M, the budget.
+        num_islands: R, 2 or more.
+
+    References:
+        Chopin, Jacob and Papaspiliopoulos (2013), "SMC^2: an efficient algorithm for sequential analysis of
+        state-space models".
+    """
+
+    num_parameters: int = field(static=True, default=256)
+    num_islands: int = field(static=True, default=4)
+
+    def __post_init__(self):
+        """Check the settings.
+
+        Raises:
+            TypeError: a count is not an integer.
+            ValueError: a count out of range.
+        """
+        engine.check_counts(self, ("num_parameters", "num_islands"))
+        if self.num_islands < 2:
+            raise ValueError(f"num_islands must be 2 or more, to be compared, got {self.num_islands}")
+        if self.num_parameters < _LEAST:
+            raise ValueError(f"num_parameters must be {_LEAST} or more, got {self.num_parameters}")
+
+    def sample(
+        self,
+        key: PRNGKey,
+        target: Parameters,
+        *,
+        progress: bool | str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Posterior:
+        """Draw parameters and estimate the evidence.
+
+        Args:
+            key: random key.
+            target: ``smc.Parameters``.
+            progress: a bar; ``None`` means on a terminal.
+            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+
+        Returns:
+            A posterior with leading axes (island, parameter), weights and ``log_evidence``. Its ``info`` is an
+            ``SMC2Info``.
+
+        Raises:
+            TypeError: not a key, or not ``Parameters``.
+            NumericalError: the likelihood is zero or undefined at all parameters of the pilot.
+
+        Warns:
+            ConvergenceWarning: the islands disagree, or one of them died.
+        """
+        check_parameters(key, target, "SMC2")
+        Checkpoint.check(checkpoint)
+        key_pilot, key_islands = jax.random.split(key)
+        with bars.task("SMC2", None, bars.label(progress, "SMC2")):
+            pilot = learn_pilot(key_pilot, target, self.num_parameters, progress, checkpoint)
+            keys = jax.random.split(key_islands, self.num_islands)
+            runs = [_island(self, one, target, pilot, i, progress, checkpoint) for i, one in enumerate(keys)]
+        return _posterior(self, target, pilot, runs)
+
+
+def _island(config: SMC2, key: PRNGKey, target: Parameters, pilot: Pilot, number: int, *loop: Any) -> tuple:
+    key_begin, key_run = jax.random.split(key)
+    plan, frozen = pilot.population.plan, jnp.asarray(False)
+    population = theta_particles.begin(key_begin, target, plan, frozen, num=config.num_parameters)
+    return run_population(key_run, target, population, pilot.num_particles, f"island {number + 1}", *loop)
+
+
+def _posterior(config: SMC2, target: Parameters, pilot: Pilot, runs: list) -> Posterior:
+    populations, steps = zip(*runs)
+    dtype = pilot.centre.dtype
+    dead = [int(population.status) != Status.OK for population in populations]
+    logs = np.asarray([-np.inf if lost else float(step.log_evidence[-1]) for lost, step in zip(dead, steps)])
+    positions = unflatten(target.like, jnp.stack([population.positions for population in populations]))
+    judged = report.convergence(positions)
+    status, details = _verdict(config, judged, dead, logs)
+    spent = pilot.num_filter_steps + sum(float(population.num_filter_steps) for population in populations)
+    everything = (pilot.population, *populations)
+    info = SMC2Info(
+        num_moves=pilot.population.plan.num_moves,
+        acceptance=_padded([step.acceptance for step in steps], (target.num_steps, 2), dtype),
+        parameter_ess=_padded([step.ess for step in steps], (target.num_steps,), dtype),
+        log_evidences=jnp.asarray(logs, dtype),
+        log_evidence_error=jnp.asarray(islands.log_mean_error(logs), dtype),
+        num_particles=jnp.int32(pilot.num_particles),
+        log_evidence_variance=pilot.variance,
+        num_undefined=jnp.int32(sum(int(population.num_undefined) for population in everything)),
+        num_filter_steps=jnp.asarray(spent, dtype),
+        **judged._replace(status=jnp.int32(int(status)))._asdict(),
+    )
+    engine.warn(status, details, "SMC2")
+    return engine.finish(
+        target.target,
+        positions,
+        target.like,
+        info,
+        log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_parameters)),
+        log_evidence=jnp.asarray(islands.log_mean(logs), dtype),
+    )
+
+
+def _padded(rows: list, shape: tuple[int, ...], dtype: Any) -> Any:
+    full = np.full((len(rows), *shape), np.nan, dtype)
+    for row, values in zip(full, rows):
+        row[: len(values)] = values
+    return jnp.asarray(full)
+
+
+def _verdict(config: SMC2, judged: report.Convergence, dead: list, logs: np.ndarray) -> tuple[Status, str]:
+    """The worst status, and in words what it is about."""
+    if any(dead):
+        return Status.DEGENERATE_WEIGHTS, f"all parameters of {sum(dead)} of {len(dead)} islands died"
+    if islands.shares(logs) < len(logs) / 2:
+        return Status.CHAINS_DISAGREE, (
+            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f}): take more "
+            "parameters"
+        )
+    if int(judged.status) == Status.OK:
+        return Status.OK, ""
+    return Status(int(judged.status)), report.explain(judged, config.num_islands, config.num_parameters)
