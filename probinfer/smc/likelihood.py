@@ -22,7 +22,7 @@ from jax import lax
 from probinfer import resampling, weights
 from probinfer.base import Status
 from probinfer.smc.feynman_kac import as_batched
-from probinfer.smc.forward import _first, _step, forward
+from probinfer.smc.forward import first_step, forward, next_step
 from probinfer.smc.parameters import Parameters, model_at
 from probinfer.smc.particle_gibbs import choose_path
 from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar
@@ -102,7 +102,7 @@ def run_to(
         num_particles: N.
     """
     model = as_batched(model_at(target, position))
-    state = _first(jax.random.fold_in(key, 0), model, num_particles, None)
+    state = first_step(jax.random.fold_in(key, 0), model, num_particles, None)
     state = lax.fori_loop(
         1, num_seen, lambda t, state: _advance(model, state, t, jax.random.fold_in(key, t)), state
     )
@@ -128,7 +128,7 @@ def value(state: Any) -> tuple[Scalar, Array]:
 
 
 def _advance(model: Any, state: Any, t: Array, key: Array) -> Any:
-    return _step(model, resampling.adaptive(), None, False, "none", state, t, key)[0]
+    return next_step(model, resampling.adaptive(), None, False, "none", state, t, key)[0]
 
 
 def _without_nan(state: Any) -> Any:

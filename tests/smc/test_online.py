@@ -64,6 +64,7 @@ def test_the_numbers_are_those_of_the_particle_filter(key, count_compiles, dtype
     )
     np.testing.assert_allclose([info.ess for info in infos], whole.ess[1:], rtol=rounding)
     assert [bool(info.resampled) for info in infos] == whole.resampled[1:].tolist()
+    assert np.array_equal([info.ancestors for info in infos], whole.ancestors[1:])
     assert 0 < whole.resampled.sum() < STEPS - 1
     # the window is the end of the paths
     np.testing.assert_allclose(last.recent.T, whole.paths[:, -LAG - 1 :], rtol=rounding, atol=rounding)
