@@ -130,13 +130,20 @@ def test_estimates_of_the_likelihood_are_unbiased(dtype):
         assert abs(z_scores(ratio, 1.0)) < Z_LIMIT
 
 
-def test_the_number_of_particles_follows_the_variance(dtype):
-    target, position = cases.target(cases.observations(0)), jnp.asarray([-0.5, 0.9], dtype)
-    # for data that the parameters hardly explain, eight particles have a variance above 1.5
-    noisy = cases.target(4 * cases.observations(0))
-    found = [likelihood.choose_particles(jax.random.key(0), each, position, 8) for each in (target, noisy)]
-    assert found[0].num_particles == 8 < found[1].num_particles
-    assert found[1].variance < 1.6
+@pytest.mark.parametrize(
+    ("noise", "start", "expected"), [(3.0, 8, 8), (90.0, 8, 64), (90.0, 512, 64), (1e9, 8, 2**15)]
+)
+def test_the_number_of_particles_follows_the_variance(noise, start, expected, monkeypatch, dtype):
+    """A variance of ``noise`` / N, infinite (a filter died) below 32 particles where there is much noise."""
+
+    def variance(key, target, position, num):
+        return jnp.asarray(noise / num if num >= 32 or noise < 50 else np.inf, dtype)
+
+    monkeypatch.setattr(likelihood, "_variance", variance)
+    target = cases.target(cases.observations(0))
+    found = likelihood.choose_particles(jax.random.key(0), target, jnp.zeros(2, dtype), start)
+    assert found.num_particles == expected
+    np.testing.assert_allclose(found.variance, noise / expected, rtol=1e-6)
 
 
 def test_noisy_filters_are_given_more_particles(monkeypatch):
