@@ -64,7 +64,7 @@ def test_evidence_and_moments(name, dtype):
     assert info.temperatures[-1] == 1
     assert np.all(np.diff(info.temperatures) > 0)
     assert info.acceptance.shape == info.particle_ess.shape == (8, len(info.temperatures))
-    assert np.all((info.acceptance > 0.3) & (info.acceptance <= 1))
+    assert np.all((info.acceptance > 0.15) & (info.acceptance <= 1))
     assert posteriors[0]["value"].shape == (8, 256, 2)
     weights = np.asarray(posteriors[0].log_weights, float)
     assert weights.shape == (8, 256)
