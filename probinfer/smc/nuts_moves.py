@@ -56,15 +56,14 @@ def nuts_moves(
     def move(carry, pack):
         positions, step_size = carry
         key, index = pack
-        # the last state is evaluated, for its log ratio, and goes nowhere
-        depth = jnp.where(index == num_moves, 0, _MAX_DEPTH)
+        last = index == num_moves  # is evaluated, for its log ratio, and goes nowhere
 
         def one(key, position):
-            return _trajectory(key, evaluate, position, root, step_size, depth)
+            return _trajectory(key, evaluate, position, root, step_size, last)
 
         ends, log_ratios, acceptance, counts = over(one, mode, jax.random.split(key, num), positions)
         rate = jnp.mean(acceptance)
-        step_size = adapted(step_size, rate, jnp.where(index == num_moves, 0, learning))
+        step_size = adapted(step_size, rate, jnp.where(last, 0, learning))
         return (ends, step_size), (positions, log_ratios, rate, jnp.sum(counts, dtype=jnp.int32))
 
     keys = jax.random.split(key, num_moves + 1)
@@ -75,7 +74,7 @@ def nuts_moves(
     return Moved(states, log_ratios, jnp.roll(rates, 1), step_size, spent, jnp.zeros_like(spent))
 
 
-def _trajectory(key, evaluate, position, root, step_size, depth):
+def _trajectory(key, evaluate, position, root, step_size, last):
     """Where one trajectory leads; the log ratio at its start, its acceptance rate and its leapfrogs."""
     (logdensity, log_ratio), gradient = evaluate(position)
     ones = jnp.ones_like(position)
@@ -92,6 +91,8 @@ def _trajectory(key, evaluate, position, root, step_size, depth):
         pair = jax.random.uniform(jax.random.fold_in(key_grow, tree.num_leapfrogs), (2,), position.dtype)
         return grow(pair, tree, around, step_size, ones)
 
-    tree = lax.while_loop(lambda tree: ~is_over(tree, depth), step, begin(uniforms, place, ones, _MAX_DEPTH))
+    tree = lax.while_loop(
+        lambda tree: ~is_over(tree, _MAX_DEPTH) & ~last, step, begin(uniforms, place, ones, _MAX_DEPTH)
+    )
     acceptance = tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1)
     return position + push(root, tree.chosen.position), log_ratio, acceptance, tree.num_leapfrogs
