@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import blackjax
@@ -14,7 +15,7 @@ from blackjax.smc.base import extend_params
 
 from probinfer import weights
 
-__all__ = ["affordable", "peer", "tuned_step"]
+__all__ = ["Peer"]
 
 _SIZES = (0.4, 0.7, 1.0, 1.3)  # times d^-1/4, in units of the cloud
 _ROOM = 400  # levels
@@ -48,7 +49,8 @@ def _pilots(schedule, state):
     return root @ root.T, schedule.step_sizes[level]
 
 
-def _run(path, schedule, tuning, ess, num_moves, num, size, key):
+@partial(jax.jit, static_argnames=("num_moves", "num"))
+def _run(path, schedule, own, ess, size, key, *, num_moves, num):
     """Log evidence, mean, levels, leapfrogs of all moves, acceptance."""
     kernel = _kernel(path, ess)
     key_draw, key_steps = jax.random.split(key)
@@ -59,7 +61,7 @@ def _run(path, schedule, tuning, ess, num_moves, num, size, key):
 
     def step(carry):
         state, log_evidence, level, leapfrogs, rates = carry
-        metric, step_size = _own(state, size) if tuning == "own" else _pilots(schedule, state)
+        metric, step_size = jax.lax.cond(own, lambda: _own(state, size), lambda: _pilots(schedule, state))
         count = jnp.clip(jnp.ceil(0.5 * math.pi / step_size), 1, 100).astype(jnp.int32)
         parameters = extend_params(
             {"step_size": step_size, "inverse_mass_matrix": metric, "num_integration_steps": count}
@@ -84,45 +86,35 @@ def _run(path, schedule, tuning, ess, num_moves, num, size, key):
     )
 
 
-def peer(path: Any, schedule: Any, tuning: str, ess: float, num_moves: int, num: int, size: float):
-    """Seed -> (log evidence, mean, gradients, densities, None).
+class Peer:
+    """One target. A compiled program for each number of moves; tuning and target ESS are data."""
 
-    Args:
-        path: from prior to posterior.
-        schedule: of our pilot.
-        tuning: "own" or "pilot".
-        ess: target, as a fraction.
-        num_moves: a level.
-        num: particles.
-        size: its own step size.
-    """
-    compiled = jax.jit(lambda key: _run(path, schedule, tuning, ess, num_moves, num, size, key))
+    def __init__(self, path: Any, schedule: Any, num: int):
+        self.path, self.schedule, self.num = path, schedule, num
+        sizes = np.array(_SIZES) * schedule.locs.shape[1] ** -0.25
+        rates = [float(self._call(True, 0.5, 3, size, 7)[4]) for size in sizes]
+        self.step_size = float(sizes[int(np.argmin(np.abs(np.array(rates) - 0.8)))])
 
-    def run(seed):
-        log_evidence, mean, levels, leapfrogs, _, reached = compiled(jax.random.key(2000 + seed))
-        if reached < 1:
-            raise RuntimeError(f"not at the target after {_ROOM} levels")
-        gradients = num * (num_moves * int(leapfrogs) + int(levels))
-        return float(log_evidence), np.asarray(mean), gradients, 2 * num * int(levels), None
+    def _call(self, own: bool, ess: float, num_moves: int, size: float, seed: int):
+        key = jax.random.key(seed)
+        return _run(self.path, self.schedule, own, ess, float(size), key, num_moves=num_moves, num=self.num)
 
-    return run
+    def way(self, tuning: str, ess: float, num_moves: int):
+        """Seed -> (log evidence, mean, gradients, densities, None).
 
+        Args:
+            tuning: "own" or "pilot".
+            ess: target, as a fraction.
+            num_moves: a level.
+        """
 
-def affordable(budget: float, schedule: Any, tuning: str, ess: float, num_moves: int, size: float) -> int:
-    """How many particles cost about a budget of evaluations: three times the levels of our pilot at ESS 0.9.
+        def run(seed):
+            log_evidence, mean, levels, leapfrogs, _, reached = self._call(
+                tuning == "own", ess, num_moves, self.step_size, 2000 + seed
+            )
+            if reached < 1:
+                raise RuntimeError(f"not at the target after {_ROOM} levels")
+            gradients = self.num * (num_moves * int(leapfrogs) + int(levels))
+            return float(log_evidence), np.asarray(mean), gradients, 2 * self.num * int(levels), None
 
-    A relative variance v of the factors leaves ESS 1 / (1 + v): 1 at ESS 0.5, a ninth at 0.9, so a third of the rise.
-    """
-    levels = int(schedule.num_levels)
-    sizes = np.full(levels, size) if tuning == "own" else np.asarray(schedule.step_sizes[:levels])
-    leapfrogs = float(np.mean(np.clip(np.ceil(0.5 * math.pi / sizes), 1, 100)))
-    steps = levels * (1 if ess == 0.5 else 3) * (num_moves * leapfrogs + 3)
-    return int(np.clip(budget / steps, 64, 20_000))
-
-
-def tuned_step(case: Any, path: Any, num: int) -> float:
-    """The step size of four whose acceptance is nearest to 0.8, by one run of each."""
-    compiled = jax.jit(lambda size, key: _run(path, None, "own", 0.5, 3, num, size, key)[4])
-    sizes = np.array(_SIZES) * len(case.mean) ** -0.25
-    rates = [float(compiled(size, jax.random.key(7))) for size in sizes]
-    return float(sizes[int(np.argmin(np.abs(np.array(rates) - 0.8)))])
+        return run

@@ -15,7 +15,7 @@ from probinfer import data, gp
 from probinfer import targets as ours
 from probinfer.logdensity import LogDensity
 
-__all__ = ["Case", "targets"]
+__all__ = ["TARGETS", "Case"]
 
 
 class Case(NamedTuple):
@@ -26,13 +26,8 @@ class Case(NamedTuple):
     mean: np.ndarray
     sd: np.ndarray
     num_particles: int = 256
-
-
-def targets() -> dict[str, Case]:
-    """By name."""
-    found = {f"normal, d = {d}": normal(d) for d in (2, 10, 50)}
-    found |= {f"two modes, d = {d}": two_modes(d) for d in (2, 5)}
-    return found | {"GP, Nile": nile()}
+    with_nuts: bool = False
+    num_peers: int = 5
 
 
 def log_mixture(locs, precisions, log_shares, u):
@@ -80,7 +75,7 @@ def two_modes(d: int) -> Case:
     return mixture(locs, np.stack([0.25 * np.eye(d), 0.5 * np.eye(d)]), np.array([0.3, 0.7]), 3.0)
 
 
-def nile(num: int = 40) -> Case:
+def nile(num: int = 30) -> Case:
     """Variance, lengthscale and noise of a squared-exponential process on the first years of the Nile."""
     table = data.nile()
     X, y = table.X[:num], table.y[:num]
@@ -98,7 +93,7 @@ def nile(num: int = 40) -> Case:
     fine, coarse = (trapezoid(target, box, points) for points in (71, 61))
     if abs(fine[0] - coarse[0]) > 1e-6:
         raise RuntimeError(f"the grids disagree by {fine[0] - coarse[0]:.1e} nats")
-    return Case(target, *fine[:3], num_particles=128)
+    return Case(target, *fine[:3], num_particles=128, with_nuts=True, num_peers=4)
 
 
 def trapezoid(target: Any, box: list, points: int) -> tuple:
@@ -124,3 +119,13 @@ def ends_of_mass(found: tuple) -> list[tuple[float, float]]:
         inside = np.flatnonzero(marginal > 1e-9)
         box.append((axis[max(inside[0] - 1, 0)], axis[min(inside[-1] + 1, len(axis) - 1)]))
     return box
+
+
+TARGETS = {
+    "normal, d = 2": lambda: normal(2),
+    "normal, d = 10": lambda: normal(10)._replace(with_nuts=True),
+    "GP, Nile": nile,
+    "two modes, d = 2": lambda: two_modes(2),
+    "two modes, d = 5": lambda: two_modes(5),
+    "normal, d = 50": lambda: normal(50)._replace(num_peers=3),
+}
