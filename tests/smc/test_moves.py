@@ -1,5 +1,7 @@
 """Moves of tempered runs: the joint law, integrals by hand, what a pilot chooses and what it costs; bad input."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,9 @@ from scipy.special import logsumexp
 import probinfer as pi
 from probinfer import smc, targets
 from probinfer.checks import known, trials
-from probinfer.smc import choice, independent_moves, moves, nuts_moves
+from probinfer.smc import choice, independent_moves, moves, nuts_moves, spread
 from probinfer.smc.path import FREEDOM
+from probinfer.smc.schedule import Plan
 from tests.smc import tempered_cases as cases
 from tests.smc.test_tempered import infer
 
@@ -90,16 +93,18 @@ def test_acceptance_and_law_of_one_proposal(dtype):
 def test_a_law_that_is_the_target_accepts_everything():
     target = dist.MultivariateStudentT(FREEDOM, jnp.asarray(LOC), jnp.asarray(ROOT))
     start = target.sample(jax.random.key(3), (64,))
-    moved = independent_moves.independent_moves(
-        jax.random.key(4),
-        lambda u: (target.log_prob(u), jnp.zeros(())),
-        start,
-        jnp.asarray(LOC),
-        jnp.asarray(ROOT),
-        jnp.asarray(2),
-        num_moves=2,
-        mode="vmap",
-    )
+    moved = jax.jit(
+        lambda key, start: independent_moves.independent_moves(
+            key,
+            lambda u: (target.log_prob(u), jnp.zeros(())),
+            start,
+            jnp.asarray(LOC),
+            jnp.asarray(ROOT),
+            jnp.asarray(2),
+            num_moves=2,
+            mode="vmap",
+        )
+    )(jax.random.key(4), start)
     np.testing.assert_allclose(moved.acceptance[1:], 1, rtol=1e-9)
     assert np.all(np.diff(moved.positions, axis=0) != 0)
     z = np.linalg.solve(ROOT, (np.asarray(moved.positions[-1]) - LOC).T)
@@ -126,19 +131,33 @@ def test_mixing_and_the_proposals_that_it_takes():
         assert choice.tries_for(jnp.asarray(wanted), jnp.asarray(single)) == tries
 
 
-def test_the_pilot_chooses_and_islands_keep_it():
-    easy = infer(0, cases.target_of(cases.NORMAL)).info
-    assert easy.tries.max() > 0
-    likelihood = targets.LogDensity(lambda u: -0.5 * 100 * jnp.sum(u**2))
-    hard = infer(0, targets.from_prior(dist.Normal(jnp.zeros(40), 1.0), likelihood)).info
-    assert hard.tries.max() == 0  # in 40 dimensions a law fitted to 256 particles is refused
-    # what islands and pilot of 256 particles evaluate: 32 ancestors in 7 moves; the pilot makes one try a move
-    proposals = int(np.sum(1 + 7 * easy.tries[easy.tries > 0]))
-    assert easy.num_densities == 9 * 256 + 32 * (8 * len(easy.tries) + 8 * proposals)
-    assert hard.num_densities == 9 * 256 + 32 * 8 * len(hard.tries)
-    alone = infer(0, cases.target_of(cases.NORMAL), smc.Tempered(256, moves="independent")).info
-    assert alone.num_gradients == 0
-    assert alone.num_densities == 9 * 256 + 32 * (8 * len(alone.tries) + 8 * int(np.sum(1 + 7 * alone.tries)))
+class Straight(NamedTuple):
+    """A path from a standard normal, whose log ratio is a coordinate."""
+
+    def terms(self, u):
+        return -0.5 * jnp.sum(u**2), u[0]
+
+
+def measured(dimension):
+    """The plan that a pilot makes of a cloud of 256 exact draws, at temperature zero."""
+    cloud = np.random.default_rng(dimension).normal(size=(256, dimension))
+    root = spread.root_of(jnp.zeros(256), jnp.asarray(cloud))
+    plan = Plan(jnp.zeros(()), jnp.asarray(cloud.mean(0)), root, jnp.asarray(0.5), jnp.zeros((), jnp.int32))
+
+    def learn(key, plan, positions):
+        return choice.move_all(
+            "auto", key, Straight(), plan, positions, jnp.asarray(True), num_moves=7, mode="vmap"
+        )
+
+    return jax.jit(learn)(jax.random.key(1), plan, jnp.asarray(cloud[::8]))
+
+
+def test_the_pilot_chooses_by_dimension():
+    moved, plan = measured(2)
+    assert 1 <= plan.tries <= 3
+    assert moved.num_densities == 32 * (1 + 7)  # one proposal a move while learning
+    assert moved.num_gradients > 32 * 7
+    assert measured(40)[1].tries == 0  # a law fitted to 256 particles in 40 dimensions is refused
 
 
 def counted(values):
@@ -157,8 +176,12 @@ def test_a_likelihood_without_gradient():
     cells = np.diff(stats.norm(0, 2).cdf(edges))
     exact = 2 * logsumexp(np.where(edges[:-1] % 2 == 0, 1.0, -0.5), b=cells)
     posterior = infer(3, target, smc.Tempered(256, moves="independent", mode="vmap"))
-    low, high = posterior.info.interval(0.999)
+    info = posterior.info
+    low, high = info.interval(0.999)
     assert low < exact < high  # .001
+    # base draws of islands and pilot; 32 ancestors, evaluated and moved 7 times; the pilot makes one proposal a move
+    assert info.num_gradients == 0
+    assert info.num_densities == 9 * 256 + 32 * (8 * len(info.tries) + 8 * int(np.sum(1 + 7 * info.tries)))
     with pytest.raises(ValueError, match="callback"):
         infer(3, target, smc.Tempered(256, moves="hmc", mode="vmap"))
 
@@ -170,7 +193,7 @@ def test_weights_of_both_directions(kind):
         jax.random.key(1),
         cases.target_of(cases.NORMAL),
         num_particles=64,
-        refine=3,
+        refine=8,
         moves=kind,
         progress=False,
     )
