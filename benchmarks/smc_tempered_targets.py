@@ -26,7 +26,7 @@ class Case(NamedTuple):
     mean: np.ndarray
     sd: np.ndarray
     num_particles: int = 256
-    with_nuts: bool = False
+    without: tuple[str, ...] = ("nuts",)
     num_peers: int = 5
 
 
@@ -75,7 +75,7 @@ def two_modes(d: int) -> Case:
     return mixture(locs, np.stack([0.25 * np.eye(d), 0.5 * np.eye(d)]), np.array([0.3, 0.7]), 3.0)
 
 
-def nile(num: int = 30) -> Case:
+def nile(num: int = 40) -> Case:
     """Variance, lengthscale and noise of a squared-exponential process on the first years of the Nile."""
     table = data.nile()
     X, y = table.X[:num], table.y[:num]
@@ -93,7 +93,7 @@ def nile(num: int = 30) -> Case:
     fine, coarse = (trapezoid(target, box, points) for points in (71, 61))
     if abs(fine[0] - coarse[0]) > 1e-6:
         raise RuntimeError(f"the grids disagree by {fine[0] - coarse[0]:.1e} nats")
-    return Case(target, *fine[:3], num_particles=128, with_nuts=True, num_peers=4)
+    return Case(target, *fine[:3], num_particles=128, num_peers=3)
 
 
 def trapezoid(target: Any, box: list, points: int) -> tuple:
@@ -123,9 +123,9 @@ def ends_of_mass(found: tuple) -> list[tuple[float, float]]:
 
 TARGETS = {
     "normal, d = 2": lambda: normal(2),
-    "normal, d = 10": lambda: normal(10)._replace(with_nuts=True),
-    "GP, Nile": nile,
+    "normal, d = 10": lambda: normal(10)._replace(without=()),
+    "normal, d = 50": lambda: normal(50)._replace(num_peers=2),
     "two modes, d = 2": lambda: two_modes(2),
     "two modes, d = 5": lambda: two_modes(5),
-    "normal, d = 50": lambda: normal(50)._replace(num_peers=3),
+    "GP, Nile": nile,
 }

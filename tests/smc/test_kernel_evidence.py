@@ -33,8 +33,8 @@ def quadrature(name, x, y):
 
 
 def test_kernels_are_ranked_as_by_quadrature():
-    table = data.nile()
-    X, y = table.X[20 : 20 + YEARS], table.y[20 : 20 + YEARS]  # the flow falls in their middle
+    table = data.sunspots()
+    X, y = table.X[:YEARS], table.y[:YEARS]  # two cycles
     x, z = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
     exact, found, errors = [], [], []
     for name, kernel in (("RBF", gp.kernels.RBF(1.0, 1.0)), ("Matern12", gp.kernels.Matern12(1.0, 1.0))):
