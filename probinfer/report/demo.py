@@ -49,12 +49,12 @@ class Size(NamedTuple):
     every: int
     tumours: int
     simulations: int
-    particles: int = 64
+    particles: int = 256
     years: int | None = None
 
 
 FULL = Size(draws=500, patients=200, every=3, tumours=250, simulations=300)
-SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100)
+SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100, particles=128)
 
 
 def diabetes_problem(size: Size, *, seed: int) -> Problem:

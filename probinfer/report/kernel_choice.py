@@ -25,6 +25,7 @@ from probinfer.types import Float, PRNGKey
 __all__ = ["KERNELS", "Candidate", "Weighed", "evidence_section", "evidence_table", "probabilities", "weigh"]
 
 _HALF, _THIRD = 5.05, 3.2
+_ISLANDS = 4
 _REPLICATES = 4000  # of the log evidences within their errors
 
 
@@ -74,7 +75,7 @@ def weigh(
 
     Args:
         key: random key.
-        num_particles: of each of the eight islands.
+        num_particles: of each of the four islands.
         kernels: the candidates.
         rows: how many years; all by default.
         progress: a bar; None means on a terminal.
@@ -85,7 +86,7 @@ def weigh(
     """
     table = data.nile()
     table = table if rows is None else table.take(np.arange(rows))
-    engine, found = smc.Tempered(num_particles=num_particles, moves="independent"), []
+    engine, found = smc.Tempered(num_particles, _ISLANDS, moves="independent"), []
     for kernel, kernel_key in zip(kernels, jax.random.split(key, len(kernels))):
         found.append(_run(kernel_key, kernel, table, engine, progress))
         done(found[-1])
@@ -166,8 +167,8 @@ def evidence_section(table: Dataset, found: Sequence[Weighed], scores: Table) ->
     story = (
         f"{table.description} How does the flow change? Three kernels say different things, and their evidence, the "
         "probability of the data with the hyperparameters averaged over their prior, weighs them. Tempered sequential "
-        "Monte Carlo estimates it: particles drawn from the prior are moved to the posterior step by step, eight times "
-        "over; the eight estimates of one kernel tell the error of their mean. The probabilities take the kernels as "
+        "Monte Carlo estimates it: particles drawn from the prior are moved to the posterior step by step, four times "
+        "over; the four estimates of one kernel tell the error of their mean. The probabilities take the kernels as "
         "equally probable before the data, and their intervals hold the Monte Carlo error alone. They depend on the "
         "priors of the hyperparameters, here the default ones."
     )
@@ -243,7 +244,7 @@ def _levels(found, worked) -> Picture:
         axes.set_ylim(0, 1.05)
 
     caption = (
-        "Each dot is a level, chosen by a pilot so that half of the particles stay effective; thin lines are the eight "
+        "Each dot is a level, chosen by a pilot so that half of the particles stay effective; thin lines are the four "
         "islands."
     )
     return draw("From prior to posterior", caption, fn, width=_HALF, height=2.6)
