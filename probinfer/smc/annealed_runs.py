@@ -180,7 +180,7 @@ def _step(frozen: Annealing, key: PRNGKey, runs: Runs, *, back: bool) -> Runs:
     return Runs(
         moved.positions[-1],
         log_weights,
-        moved.log_ratios[-1],
+        jnp.where(jnp.isnan(moved.log_ratios[-1]), -jnp.inf, moved.log_ratios[-1]),
         runs.step + 1,
         runs.num_undefined,
         runs.num_gradients + moved.num_gradients,

@@ -295,9 +295,9 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
     status, details = _verdict(config, judged, states, logs)
     count = int(pilot.schedule.num_levels)
     info = TemperedInfo(
-        temperatures=pilot.schedule.temperatures[:count],
-        step_sizes=pilot.schedule.step_sizes[:count],
-        tries=pilot.schedule.tries[:count],
+        temperatures=_first(count, pilot.schedule.temperatures),
+        step_sizes=_first(count, pilot.schedule.step_sizes),
+        tries=_first(count, pilot.schedule.tries),
         acceptance=_padded([level.acceptance for level in levels], count, dtype),
         particle_ess=_padded([level.ess for level in levels], count, dtype),
         log_evidences=jnp.asarray(logs, dtype),
@@ -320,6 +320,11 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_particles)),
         log_evidence=jnp.asarray(_log_mean(logs), dtype),
     )
+
+
+def _first(count: int, values: Any) -> Any:
+    """The first rows; cut in NumPy, where another count compiles nothing."""
+    return jnp.asarray(np.asarray(values)[:count])
 
 
 def _padded(rows: list, count: int, dtype: Any) -> Any:
