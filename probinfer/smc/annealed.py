@@ -22,11 +22,11 @@ from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import NumericalError, advice
 from probinfer.posterior import Posterior
-from probinfer.run import record_nothing, run
-from probinfer.smc.annealed_runs import Annealing, Runs, forward_steps, started
+from probinfer.run import record_nothing, run_until
+from probinfer.smc.annealed_runs import Annealing, Runs, arrived, forward_steps, started
 from probinfer.smc.base_law import STARTS, find_start
 from probinfer.smc.path import unflatten
-from probinfer.smc.tempered import Tempered, learn_schedule
+from probinfer.smc.tempered import MAX_LEVELS, Tempered, learn_schedule
 from probinfer.targets import Target
 from probinfer.types import PRNGKey
 
@@ -167,11 +167,13 @@ def anneal(
             checkpoint=checkpoint,
         )
         runs = started(frozen, key_draw, num=num_particles)
-        runs, history = run(
+        steps = int(frozen.schedule.num_levels) * int(refine)
+        runs, history = run_until(
             key_moves,
             forward_steps(frozen),
             runs,
-            int(frozen.schedule.num_levels) * int(refine),
+            jax.tree_util.Partial(arrived, jnp.int32(steps)),
+            MAX_LEVELS * int(refine),
             progress=bars.label(progress, "runs"),
             collect=record_nothing,
             checkpoint=None if checkpoint is None else checkpoint.child("runs"),

@@ -21,7 +21,7 @@ from probinfer.smc.schedule import Schedule, row
 from probinfer.smc.tempering import resolved
 from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 
-__all__ = ["Annealing", "Runs", "forward_steps", "started"]
+__all__ = ["Annealing", "Runs", "arrived", "forward_steps", "started"]
 
 
 class Runs(NamedTuple):
@@ -104,6 +104,12 @@ def forward_steps(frozen: Annealing) -> Algorithm:
         frozen: the annealing.
     """
     return algorithm(_start, _step_forward, frozen)
+
+
+def arrived(num_steps: Array, runs: Runs, info: Any) -> Array:
+    """Whether so many steps were taken."""
+    del info
+    return runs.step >= num_steps
 
 
 @partial(jax.jit, static_argnames="num")

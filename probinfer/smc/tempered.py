@@ -26,9 +26,9 @@ from probinfer.smc.tempering import CHAIN_LENGTH, Level, Settings, TemperedState
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
-__all__ = ["Population", "Tempered", "TemperedInfo", "learn_schedule"]
+__all__ = ["MAX_LEVELS", "Population", "Tempered", "TemperedInfo", "learn_schedule"]
 
-_MAX_LEVELS = 200
+MAX_LEVELS = 200
 _LEAST_CHAINS = 4
 
 
@@ -212,7 +212,7 @@ def learn_schedule(
         )
     if not pilot.temperature >= 1:
         raise NumericalError(
-            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {_MAX_LEVELS} levels, not 1: the "
+            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {MAX_LEVELS} levels, not 1: the "
             f"target is too far from the {STARTS[found.kind]} they start from; give a prior nearer to it, "
             "rescale the problem, or lower ess_fraction",
             Status.MAX_ITERATIONS,
@@ -239,7 +239,7 @@ class Population(NamedTuple):
         learning = jnp.asarray(schedule is None)
         if schedule is None:
             dimension = sum(leaf.size for leaf in jax.tree.leaves(self.path.like))
-            schedule = empty_schedule(dimension, _MAX_LEVELS)
+            schedule = empty_schedule(dimension, MAX_LEVELS)
         state = tempering.begin(
             algorithm, key_begin, schedule, learning, num_particles=self.config.num_particles
         )
@@ -254,13 +254,14 @@ class Population(NamedTuple):
             algorithm,
             state,
             tempering.is_over,
-            _MAX_LEVELS,
+            MAX_LEVELS,
             progress=bars.label(self.progress, name),
             collect=tempering.record,
             checkpoint=_child(self.checkpoint, name.replace(" ", "-")),
         )
         history.check()
-        return state, history.filled()
+        count = int(history.num_steps)
+        return state, jax.tree.map(lambda values: np.asarray(values)[:count], history.records)
 
     def algorithm(self) -> Algorithm:
         """The algorithm that they run."""
@@ -294,10 +295,12 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
     judged = report.convergence(engine.to_default_dtype(positions))
     status, details = _verdict(config, judged, states, logs)
     count = int(pilot.schedule.num_levels)
+    schedule = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), pilot.schedule[:-1])
+    schedule = Schedule(*schedule, count)
     info = TemperedInfo(
-        temperatures=_first(count, pilot.schedule.temperatures),
-        step_sizes=_first(count, pilot.schedule.step_sizes),
-        tries=_first(count, pilot.schedule.tries),
+        temperatures=schedule.temperatures,
+        step_sizes=schedule.step_sizes,
+        tries=schedule.tries,
         acceptance=_padded([level.acceptance for level in levels], count, dtype),
         particle_ess=_padded([level.ess for level in levels], count, dtype),
         log_evidences=jnp.asarray(logs, dtype),
@@ -320,11 +323,6 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_particles)),
         log_evidence=jnp.asarray(_log_mean(logs), dtype),
     )
-
-
-def _first(count: int, values: Any) -> Any:
-    """The first rows; cut in NumPy, where another count compiles nothing."""
-    return jnp.asarray(np.asarray(values)[:count])
 
 
 def _padded(rows: list, count: int, dtype: Any) -> Any:
