@@ -296,7 +296,7 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
     status, details = _verdict(config, judged, states, logs)
     count = int(pilot.schedule.num_levels)
     schedule = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), pilot.schedule[:-1])
-    schedule = Schedule(*schedule, count)
+    schedule = Schedule(*schedule, num_levels=count)
     info = TemperedInfo(
         temperatures=schedule.temperatures,
         step_sizes=schedule.step_sizes,
