@@ -71,7 +71,7 @@ def demo(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """See the ways to learn a Gaussian process on three real data sets (several minutes on two cores).
+    """See the ways to learn a Gaussian process on four real data sets (several minutes on two cores).
 
     Prints a table of scores on unseen data and writes a page with plots.
     """

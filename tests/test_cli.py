@@ -258,8 +258,11 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
 def test_demo_end_to_end(tmp_path, monkeypatch):
     """All journeys with a quick engine on few rows; the full one is what people run."""
     monkeypatch.setattr(
-        demos, "SMALL", demos.Size(draws=8, patients=20, every=24, tumours=40, simulations=20)
+        demos,
+        "SMALL",
+        demos.Size(draws=8, patients=20, every=24, tumours=40, simulations=20, particles=32, years=16),
     )
+    monkeypatch.setattr(demos, "KERNELS", demos.KERNELS[:1])
     monkeypatch.setattr(demos, "WAYS", [way for way in demos.WAYS if way.label == "Laplace"])
     monkeypatch.setattr(demos, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),))
     result = run("demo", "--small", "--out", tmp_path, "--seed", 1)
@@ -271,6 +274,7 @@ def test_demo_end_to_end(tmp_path, monkeypatch):
         assert "ML-II" in text
         assert "Breast cancer" in text
         assert "Laplace" in text
+        assert "squared exponential" in text
         assert "smallest error that it could have" in " ".join(text.split())
         assert "these are prior draws" in text
     assert f"jax {jax.__version__}" in page

@@ -1,4 +1,4 @@
-"""The demo: three real data sets, every engine or approximation on each, and a report in plain words."""
+"""The demo: four real data sets, every engine or approximation on each, and a report in plain words."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from probinfer.report.classification import METHODS as WAYS
 from probinfer.report.classification import Classified, classification_section, classification_table, classify
 from probinfer.report.engines import ENGINES
 from probinfer.report.html import Section, Text, check_folder, page, write_page
+from probinfer.report.kernel_choice import KERNELS, Weighed, evidence_section, evidence_table, weigh
 from probinfer.report.methods import Method, Problem, chains_table, methods_table, run_methods
 from probinfer.report.provenance import provenance
 from probinfer.report.tables import seconds, to_rich
@@ -39,6 +40,8 @@ class Size(NamedTuple):
         every: every so many months of the CO2 series.
         tumours: training rows of the breast cancer data.
         simulations: simulated data sets that the learning is checked on.
+        particles: of an island of tempered SMC.
+        years: rows of the Nile; all by default.
     """
 
     draws: int
@@ -46,10 +49,12 @@ class Size(NamedTuple):
     every: int
     tumours: int
     simulations: int
+    particles: int = 256
+    years: int | None = None
 
 
 FULL = Size(draws=500, patients=200, every=3, tumours=250, simulations=300)
-SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100)
+SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100, particles=128)
 
 
 def diabetes_problem(size: Size, *, seed: int) -> Problem:
@@ -133,6 +138,10 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     sections.append(section)
     tables.append([table])
     sources["data: breast cancer"] = source
+    section, table, source = _kernels(jax.random.fold_in(last_key, 2), size, console)
+    sections.append(section)
+    tables.append([table])
+    sources["data: Nile"] = source
     section, table = _calibration(check_key, size, console)
     sections.append(section)
     tables.append([table])
@@ -164,6 +173,21 @@ def _classification(key, size, console):
     scores = classification_table(found, labels, title=f"Breast cancer: {len(labels)} unseen tumours")
     section = classification_section(table, found, labels, scores, rows=size.tumours)
     return section, scores, f"{table.source}; licence: {table.licence}"
+
+
+def _kernels(key, size, console):
+    console.print("[bold]Nile: which kernel? Their evidence by tempered sequential Monte Carlo[/bold]")
+    table, found = weigh(
+        key, size.particles, kernels=KERNELS, rows=size.years, done=partial(_say_kernel, console)
+    )
+    scores = evidence_table(found)
+    return evidence_section(table, found, scores), scores, f"{table.source}; licence: {table.licence}"
+
+
+def _say_kernel(console: Console, one: Weighed) -> None:
+    console.print(f"  {one.candidate.label:<19} {seconds(one.seconds):>9}   {one.candidate.about}")
+    if one.remark:
+        console.print(f"    [yellow]{escape(one.remark)}[/yellow]", highlight=False)
 
 
 def _calibration(key, size, console):

@@ -20,7 +20,7 @@ from probinfer.mcmc.leapfrog import momentum
 from probinfer.smc.spread import pull, push
 from probinfer.types import Array, Float, PRNGKey
 
-__all__ = ["LONGEST", "Moved", "Place", "hmc_moves", "trajectory"]
+__all__ = ["LONGEST", "Moved", "Place", "adapted", "hmc_moves", "trajectory"]
 
 LONGEST = 0.75 * float(jnp.pi)  # quarter period times 3/2
 _MAX_LEAPFROGS = 100
@@ -42,7 +42,8 @@ class Moved(NamedTuple):
     """Where moves led: all states, and what they cost.
 
     ``positions`` (P, N, d) and ``log_ratios`` (P, N), row 0 the start; ``acceptance`` (P,), row 0 empty;
-    ``step_size`` after the last move; ``num_gradients`` of all particles together.
+    ``step_size`` after the last move; of all particles together ``num_gradients``, evaluations of the density with its
+    gradient, and ``num_densities``, of the density alone.
     """
 
     positions: Any
@@ -50,6 +51,7 @@ class Moved(NamedTuple):
     acceptance: Any
     step_size: Any
     num_gradients: Any
+    num_densities: Any
 
 
 def hmc_moves(
@@ -97,8 +99,7 @@ def hmc_moves(
 
         places, acceptance = over(one, mode, places, uniforms)
         rate = jnp.mean(acceptance)
-        gain = jnp.where(first, 0, learning * _NEWTON * (rate - _TARGET_ACCEPTANCE))
-        step_size = jnp.minimum(step_size * jnp.exp(gain), LONGEST).astype(step_size.dtype)
+        step_size = adapted(step_size, rate, jnp.where(first, 0, learning))
         return (places, step_size), (places.position, places.log_ratio, rate, count)
 
     # All randomness in one call: each call is compiled by itself. The length is that of the first particle's row.
@@ -106,7 +107,22 @@ def hmc_moves(
     (_, step_size), (states, log_ratios, rates, counts) = lax.scan(
         move, (empty, step_size), (uniforms, jnp.arange(num_moves + 1))
     )
-    return Moved(states, log_ratios, rates, step_size, num * jnp.sum(counts, dtype=jnp.int32))
+    spent = num * jnp.sum(counts, dtype=jnp.int32)
+    return Moved(states, log_ratios, rates, step_size, spent, jnp.zeros_like(spent))
+
+
+def adapted(
+    step_size: Float[Array, ""], rate: Float[Array, ""], learning: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return a step size nearer to the one whose acceptance rate is 0.8.
+
+    Args:
+        step_size: in coordinates of unit covariance.
+        rate: the acceptance that it had.
+        learning: 1, or 0: it stays.
+    """
+    gain = learning * _NEWTON * (rate - _TARGET_ACCEPTANCE)
+    return jnp.minimum(step_size * jnp.exp(gain), LONGEST).astype(step_size.dtype)
 
 
 def trajectory(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from probinfer import weights
 from probinfer.types import Array, Float
 
-__all__ = ["LARGEST_DENSE", "first_root", "pull", "push", "root_of"]
+__all__ = ["LARGEST_DENSE", "first_root", "pull", "push", "root_of", "standardized"]
 
 LARGEST_DENSE = 64  # dimensions; above, so many particles that a dense estimate is good are rarely affordable
 
@@ -58,3 +58,10 @@ def push(root: Float[Array, "..."], z: Float[Array, " d"]) -> Float[Array, " d"]
 def pull(root: Float[Array, "..."], gradient: Float[Array, " d"]) -> Float[Array, " d"]:
     """Return R' g: a gradient in coordinates of unit covariance."""
     return root * gradient if root.ndim == 1 else jax.lax.dot(root.T, gradient)
+
+
+def standardized(root: Float[Array, "..."], centred: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Return :math:`R^{-1} v` of each row: from positions, their centre at zero, to coordinates of unit covariance."""
+    if root.ndim == 1:
+        return centred / root
+    return jax.scipy.linalg.solve_triangular(root, centred.T, lower=True).T

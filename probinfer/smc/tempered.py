@@ -12,32 +12,36 @@ from probinfer import engine
 from probinfer import progress as bars
 from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice
+from probinfer.errors import NumericalError, advice, shortened
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.run import run_until
 from probinfer.smc import islands, tempering
 from probinfer.smc.base_law import STARTS, Start, find_start
+from probinfer.smc.choice import MOVES
 from probinfer.smc.path import unflatten
-from probinfer.smc.tempering import CHAIN_LENGTH, Level, Schedule, Settings, TemperedState
+from probinfer.smc.schedule import Schedule, empty_schedule
+from probinfer.smc.tempering import CHAIN_LENGTH, Level, Settings, TemperedState
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
-__all__ = ["Population", "Tempered", "TemperedInfo", "learn_schedule", "sample_from"]
+__all__ = ["MAX_LEVELS", "Population", "Tempered", "TemperedInfo", "learn_schedule", "sample_from"]
 
-_MAX_LEVELS = 200
+MAX_LEVELS = 200
 _LEAST_CHAINS = 4
 
 
 class TemperedInfo(NamedTuple):
     """Report of a tempered run of R islands and L levels.
 
-    ``temperatures`` (L,) at the end of each level and ``step_sizes`` (L,), as the pilot chose them. By island:
+    ``temperatures`` (L,) at the end of each level, ``step_sizes`` (L,) and ``tries`` (L,), proposals in an independent
+    move (0: the level moved by trajectories, else its step size was not used), as the pilot chose them. By island:
     ``acceptance`` (R, L), ``particle_ess`` (R, L), the effective sample size of the factors of each level, and
     ``log_evidences`` (R,); NaN in levels after all particles of an island died. ``log_evidence_error`` is the standard
     error of the log evidence. ``started_from`` is an index into ``smc.STARTS`` (``.start`` is its name).
     ``num_undefined`` counts the draws of the base law, of all islands and the pilot, where the log ratio is NaN: they
-    have weight zero. ``num_gradients`` counts all evaluations, those of the pilots included. ``rhat``, ``ess`` and
+    have weight zero. ``num_gradients`` counts evaluations of the density with its gradient, ``num_densities`` those
+    without, the pilots included. ``rhat``, ``ess`` and
     ``ess_tail`` are trees shaped like one unconstrained position; each island is a chain, in the order of the moves.
     ``status`` is ``OK``; ``CHAINS_DISAGREE``: R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all
     particles of an island died.
@@ -45,6 +49,7 @@ class TemperedInfo(NamedTuple):
 
     temperatures: Any
     step_sizes: Any
+    tries: Any
     acceptance: Any
     particle_ess: Any
     log_evidences: Any
@@ -52,6 +57,7 @@ class TemperedInfo(NamedTuple):
     started_from: Any
     num_undefined: Any
     num_gradients: Any
+    num_densities: Any
     rhat: Any
     ess: Any
     ess_tail: Any
@@ -75,9 +81,9 @@ class TemperedInfo(NamedTuple):
 class Tempered:
     r"""Particles moved from the prior to the posterior through :math:`q^{1-t}\gamma^t`, t from 0 to 1.
 
-    A pilot population chooses temperatures, metrics and step sizes. They are then frozen, and R islands of N particles
-    run with them from the start, one after another: their evidences are independent and unbiased, so the log of their
-    mean comes with a standard error. Draws are weighted by the evidence of their island.
+    A pilot population chooses temperatures, moves, metrics and step sizes. They are then frozen, and R islands of N
+    particles run with them from the start, one after another: their evidences are independent and unbiased, so the log
+    of their mean comes with a standard error. Draws are weighted by the evidence of their island.
 
     The base law q is the target's prior; where it is not known, a Student-t fitted to a short run of NUTS. Modes
     that no particle drawn from q finds are missed.
@@ -86,16 +92,21 @@ class Tempered:
         num_particles: N, a multiple of 8 where ``waste_free``; the budget.
         num_islands: R, 2 or more.
         ess_fraction: effective sample size of a level's factors, as a fraction of N; nearer to 1: more levels.
+        moves: "hmc", "nuts", "independent" (proposals from a Student-t fitted to the pilot's cloud of the level: needs
+            no gradient where the target has a prior), or "auto": Hamiltonian or independent, level by level, whichever
+            mixes better in the pilot for the number of evaluations, see ``smc.choice``.
         waste_free: keep all states of the moves; False: the last of three moves of each, at about three times the cost.
         mode: particles one after another ("map"), side by side ("vmap"), or as device and density ask ("auto").
 
     References:
-        Del Moral, Doucet and Jasra (2006); Dau and Chopin (2022), "Waste-free sequential Monte Carlo".
+        Del Moral, Doucet and Jasra (2006); Dau and Chopin (2022), "Waste-free sequential Monte Carlo"; South, Pettitt
+        and Drovandi (2019), independent proposals.
     """
 
     num_particles: int = field(static=True, default=512)
     num_islands: int = field(static=True, default=8)
     ess_fraction: float = field(static=True, default=0.5)
+    moves: str = field(static=True, default="auto")
     waste_free: bool = field(static=True, default=True)
     mode: str = field(static=True, default="auto")
 
@@ -104,7 +115,8 @@ class Tempered:
 
         Raises:
             TypeError: a count is not an integer, or the fraction no number.
-            ValueError: a count, fraction or mode out of range, or particles that chains of 8 do not divide.
+            ValueError: a count, fraction, mode or kind of moves out of range, or particles that chains of 8 do not
+                divide.
         """
         engine.check_counts(self, ("num_particles", "num_islands"))
         if self.num_islands < 2:
@@ -121,6 +133,8 @@ class Tempered:
             raise TypeError(f"ess_fraction must be a number, got {self.ess_fraction!r}")
         if not 0 < self.ess_fraction < 1:
             raise ValueError(f"ess_fraction must lie between 0 and 1, got {self.ess_fraction}")
+        if self.moves not in MOVES:
+            raise ValueError(f"moves must be one of {', '.join(MOVES)}, got {shortened(self.moves)}")
         if self.mode not in ("auto", "map", "vmap"):
             raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {self.mode!r}")
 
@@ -215,7 +229,7 @@ def learn_schedule(
         )
     if not pilot.temperature >= 1:
         raise NumericalError(
-            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {_MAX_LEVELS} levels, not 1: the "
+            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {MAX_LEVELS} levels, not 1: the "
             f"target is too far from the {STARTS[found.kind]} they start from; give a prior nearer to it, "
             "rescale the problem, or lower ess_fraction",
             Status.MAX_ITERATIONS,
@@ -242,7 +256,7 @@ class Population(NamedTuple):
         learning = jnp.asarray(schedule is None)
         if schedule is None:
             dimension = sum(leaf.size for leaf in jax.tree.leaves(self.path.like))
-            schedule = tempering.empty_schedule(dimension, _MAX_LEVELS)
+            schedule = empty_schedule(dimension, MAX_LEVELS)
         state = tempering.begin(
             algorithm, key_begin, schedule, learning, num_particles=self.config.num_particles
         )
@@ -257,18 +271,21 @@ class Population(NamedTuple):
             algorithm,
             state,
             tempering.is_over,
-            _MAX_LEVELS,
+            MAX_LEVELS,
             progress=bars.label(self.progress, name),
             collect=tempering.record,
             checkpoint=_child(self.checkpoint, name.replace(" ", "-")),
         )
         history.check()
-        return state, history.filled()
+        count = int(history.num_steps)
+        return state, jax.tree.map(lambda values: np.asarray(values)[:count], history.records)
 
     def algorithm(self) -> Algorithm:
         """The algorithm that they run."""
         fraction = jnp.asarray(self.config.ess_fraction, jnp.result_type(float))
-        return tempering.tempering(self.path, Settings(fraction, self.config.waste_free, self.config.mode))
+        return tempering.tempering(
+            self.path, Settings(fraction, self.config.moves, self.config.waste_free, self.config.mode)
+        )
 
 
 def _child(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
@@ -283,9 +300,12 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
     judged = report.convergence(engine.to_default_dtype(positions))
     status, details = _verdict(config, judged, states, logs)
     count = int(pilot.schedule.num_levels)
+    schedule = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), pilot.schedule[:-1])
+    schedule = Schedule(*schedule, num_levels=count)
     info = TemperedInfo(
-        temperatures=pilot.schedule.temperatures[:count],
-        step_sizes=pilot.schedule.step_sizes[:count],
+        temperatures=schedule.temperatures,
+        step_sizes=schedule.step_sizes,
+        tries=schedule.tries,
         acceptance=_padded([level.acceptance for level in levels], count, dtype),
         particle_ess=_padded([level.ess for level in levels], count, dtype),
         log_evidences=jnp.asarray(logs, dtype),
@@ -293,6 +313,7 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         started_from=jnp.int32(found.kind),
         num_undefined=jnp.int32(sum(int(state.num_undefined) for state in (pilot, *states))),
         num_gradients=found.num_gradients + sum(int(state.num_gradients) for state in (pilot, *states)),
+        num_densities=sum(int(state.num_densities) for state in (pilot, *states)),
         rhat=judged.rhat,
         ess=judged.ess,
         ess_tail=judged.ess_tail,

@@ -2,9 +2,9 @@ r"""Tempered sequential Monte Carlo of one population, level by level, learning 
 
 Level k raises the temperature from :math:`t_{k-1}` to :math:`t_k`, multiplies the evidence by the mean of
 :math:`e^{(t_k-t_{k-1})\Delta(u_i)}`, resamples and moves. A *learning* population chooses each temperature so that the
-effective sample size of these factors is half its size, takes the metric of its moves from its weighted particles, and
-lets the step size follow the acceptance rate. What it chose is a ``Schedule``. A population that keeps a given schedule
-has an unbiased evidence, :math:`E\hat Z = Z`: the schedule does not depend on its particles.
+effective sample size of these factors is half its size, takes metric and proposals of its moves from its weighted
+particles, and lets the step size follow the acceptance rate. What it chose is a ``Schedule``. A population that keeps a
+given schedule has an unbiased evidence, :math:`E\hat Z = Z`: the schedule does not depend on its particles.
 
 *Waste-free*: M = N / P particles are resampled, each is moved P - 1 times, and all N states are kept.
 """
@@ -22,19 +22,16 @@ from probinfer import resampling, weights
 from probinfer.base import Algorithm, Status, algorithm
 from probinfer.engine import over
 from probinfer.run_many import batches_well
-from probinfer.smc.moves import hmc_moves
-from probinfer.smc.spread import first_root, root_of
+from probinfer.smc.choice import move_all
+from probinfer.smc.schedule import Plan, Schedule, chosen, increments, noted, row
 from probinfer.types import Array, Float, PRNGKey, field, pytree
 
 __all__ = [
     "CHAIN_LENGTH",
     "Level",
-    "Schedule",
     "Settings",
     "TemperedState",
     "begin",
-    "empty_schedule",
-    "evaluate",
     "is_over",
     "record",
     "resolved",
@@ -43,7 +40,6 @@ __all__ = [
 
 CHAIN_LENGTH = 8  # P of waste-free: states kept of each ancestor
 _NUM_MOVES = 3  # without: moves of each particle, of which the last state is kept
-_HALVINGS = 60
 
 
 @pytree
@@ -52,26 +48,15 @@ class Settings:
 
     Attributes:
         ess_fraction: of the particles alive, that a learning population aims at.
+        moves: one of ``choice.MOVES``.
         waste_free: keep all states.
         mode: "map", "vmap" or "auto" over the particles.
     """
 
     ess_fraction: Any
+    moves: str = field(static=True)
     waste_free: bool = field(static=True, default=True)
     mode: str = field(static=True, default="auto")
-
-
-class Schedule(NamedTuple):
-    """Frozen choices; row k is level k, rows from ``num_levels`` on are empty.
-
-    ``temperatures`` (K,) at the end of each level; ``roots`` (K, d, d) or (K, d) of the covariance; ``step_sizes``
-    (K,) in coordinates of unit covariance.
-    """
-
-    temperatures: Any
-    roots: Any
-    step_sizes: Any
-    num_levels: Any
 
 
 class TemperedState(NamedTuple):
@@ -88,6 +73,7 @@ class TemperedState(NamedTuple):
     status: Any
     num_undefined: Any
     num_gradients: Any
+    num_densities: Any
 
 
 class Level(NamedTuple):
@@ -116,19 +102,6 @@ def tempering(path: Any, settings: Settings) -> Algorithm:
         and Thiery (2016), section 4 (a pilot makes an adaptive schedule unbiased).
     """
     return algorithm(_init, _step, path, settings)
-
-
-def empty_schedule(dimension: int, max_levels: int) -> Schedule:
-    """Return a schedule without levels, to be learned.
-
-    Args:
-        dimension: d.
-        max_levels: K, how many there is room for.
-    """
-    dtype = jnp.result_type(float)
-    none = jnp.zeros(max_levels, dtype)
-    roots = jnp.broadcast_to(first_root(dimension, dtype), (max_levels, *first_root(dimension, dtype).shape))
-    return Schedule(none, roots, none, jnp.zeros((), jnp.int32))
 
 
 @partial(jax.jit, static_argnames="num_particles")
@@ -177,28 +150,27 @@ def _init(path, settings, key, schedule: Schedule, learning, num_particles: int)
         learning=learning,
         status=count,
         num_undefined=jnp.sum(undefined, dtype=jnp.int32),
-        num_gradients=count + num_particles,
+        num_gradients=count,
+        num_densities=count + num_particles,
     )
 
 
 def _step(path, settings: Settings, key: PRNGKey, state: TemperedState) -> tuple[TemperedState, Level]:
     key_resample, key_move = jax.random.split(key)
     num = state.log_ratios.shape[0]
-    temperature, root = lax.cond(state.learning, _plan, _look_up, settings, state)
-    factors = _increments(state.log_ratios, temperature - state.temperature)
-    step_size = jnp.where(state.learning, state.step_size, state.schedule.step_sizes[state.level])
+    plan = lax.cond(state.learning, _plan, _look_up, settings, state)
+    factors = increments(state.log_ratios, plan.temperature - state.temperature)
     num_ancestors = num // CHAIN_LENGTH if settings.waste_free else num
     ancestors, _ = resampling.systematic(key_resample, factors, num_ancestors)
-    mode = resolved(settings.mode, path, state.positions[0])
-    moved = hmc_moves(
+    moved, plan = move_all(
+        settings.moves,
         key_move,
-        partial(evaluate, path, temperature),
+        path,
+        plan,
         state.positions[ancestors],
-        root,
-        step_size,
-        state.learning.astype(step_size.dtype),
+        state.learning,
         num_moves=CHAIN_LENGTH - 1 if settings.waste_free else _NUM_MOVES,
-        mode=mode,
+        mode=resolved(settings.mode, path, state.positions[0]),
     )
     positions, log_ratios = _kept(settings, moved)
     log_evidence = state.log_evidence + weights.log_mean_exp(factors)
@@ -207,30 +179,21 @@ def _step(path, settings: Settings, key: PRNGKey, state: TemperedState) -> tuple
     new = state._replace(
         positions=positions,
         log_ratios=log_ratios,
-        temperature=temperature,
+        temperature=plan.temperature,
         log_evidence=log_evidence,
         level=state.level + 1,
-        step_size=moved.step_size,
-        schedule=_noted(state, temperature, root, moved.step_size),
+        step_size=plan.step_size,
+        schedule=_noted(state, plan),
         num_gradients=state.num_gradients + moved.num_gradients,
+        num_densities=state.num_densities + moved.num_densities,
     )
     dead = jnp.all(factors == -jnp.inf)
     last = state._replace(
         status=jnp.int32(Status.DEGENERATE_WEIGHTS), log_evidence=jnp.full_like(log_evidence, -jnp.inf)
     )
     new = jax.tree.map(lambda a, b: jnp.where(dead, a, b), last, new)
-    rate = jnp.where(dead, jnp.nan, jnp.mean(moved.acceptance[1:])).astype(temperature.dtype)
-    return new, Level(temperature, weights.ess(factors), rate, moved.step_size, new.log_evidence)
-
-
-def evaluate(path, temperature: Array, position: Float[Array, " d"]):
-    """Return (log density, log ratio) and the gradient of the log density at a temperature."""
-
-    def tilted(position):
-        log_base, log_ratio = path.terms(position)
-        return log_base + temperature * log_ratio, log_ratio
-
-    return jax.value_and_grad(tilted, has_aux=True)(position)
+    rate = jnp.where(dead, jnp.nan, jnp.mean(moved.acceptance[1:])).astype(plan.temperature.dtype)
+    return new, Level(plan.temperature, weights.ess(factors), rate, plan.step_size, new.log_evidence)
 
 
 def _kept(settings: Settings, moved) -> tuple[Array, Array]:
@@ -241,48 +204,20 @@ def _kept(settings: Settings, moved) -> tuple[Array, Array]:
     return positions.reshape(-1, positions.shape[-1]), log_ratios.reshape(-1)
 
 
-def _increments(log_ratios: Array, rise: Array) -> Array:
-    return jnp.where(log_ratios == -jnp.inf, -jnp.inf, rise * log_ratios)
-
-
-def _look_up(settings: Settings, state: TemperedState) -> tuple[Array, Array]:
+def _look_up(settings: Settings, state: TemperedState) -> Plan:
     del settings
-    return state.schedule.temperatures[state.level], state.schedule.roots[state.level]
+    return row(state.schedule, state.level)
 
 
-def _plan(settings: Settings, state: TemperedState) -> tuple[Array, Array]:
-    """The highest temperature whose factors keep the effective sample size, and the root of the covariance there."""
-    alive = jnp.sum(state.log_ratios > -jnp.inf).astype(state.log_ratios.dtype)
-    wanted = settings.ess_fraction * alive
-    room = 1 - state.temperature
-
-    def ask(_, search):
-        low, high, rise = search
-        good = weights.ess(_increments(state.log_ratios, rise)) >= wanted
-        low, high = jnp.where(good, rise, low), jnp.where(good, high, rise)
-        return low, high, (low + high) / 2
-
-    # Bisection that asks for the whole rise first: if that is good, it is all there is.
-    low, high, _ = lax.fori_loop(0, _HALVINGS, ask, (jnp.zeros_like(room), room, room))
-    rise = jnp.where(low > 0, low, high)
-    temperature = jnp.where(low == room, 1, state.temperature + rise).astype(room.dtype)
-    factors = _increments(state.log_ratios, temperature - state.temperature)
-    root = root_of(factors, state.positions)
-    before = state.schedule.roots[jnp.maximum(state.level - 1, 0)]
-    # Where all weight is on one particle there is no covariance: the moves keep the metric they had.
-    return temperature, jnp.where(jnp.all(jnp.isfinite(root)), root, before)
+def _plan(settings: Settings, state: TemperedState) -> Plan:
+    before = row(state.schedule, jnp.maximum(state.level - 1, 0))._replace(step_size=state.step_size)
+    return chosen(settings.ess_fraction, state.log_ratios, state.positions, state.temperature, before)
 
 
-def _noted(state: TemperedState, temperature: Array, root: Array, step_size: Array) -> Schedule:
+def _noted(state: TemperedState, plan: Plan) -> Schedule:
     """The schedule with this level in it, if it is learned."""
-    old, level = state.schedule, state.level
-    new = Schedule(
-        old.temperatures.at[level].set(temperature),
-        old.roots.at[level].set(root),
-        old.step_sizes.at[level].set(step_size),
-        level + 1,
-    )
-    return jax.tree.map(lambda a, b: jnp.where(state.learning, a, b), new, old)
+    new = noted(state.schedule, state.level, plan)
+    return jax.tree.map(lambda a, b: jnp.where(state.learning, a, b), new, state.schedule)
 
 
 def resolved(mode: str, path: Any, position: Float[Array, " d"]) -> str:

@@ -1,0 +1,102 @@
+"""The demo's choice between kernels: probabilities by hand, every number and picture on the page, kernels that fail."""
+
+import base64
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from probinfer import data, gp
+from probinfer.base import Status
+from probinfer.errors import NumericalError
+from probinfer.posterior import Posterior
+from probinfer.report import html, kernel_choice
+from probinfer.report.kernel_choice import Candidate, Weighed
+from probinfer.report.scores import Estimate
+from tests.test_report import check_page
+
+TABLE = data.nile().take(np.arange(16))
+LOGS, ERRORS = np.array([-120.0, -118.0, -118.5]), np.array([0.05, 0.1, 0.2])
+
+
+def fitted(kernel):
+    """A fit with four hyperparameter values around the start, as an engine would leave it."""
+    scaling = gp.scaling.standardization(TABLE.X, TABLE.y, outputs=True)
+    model = gp.Model(kernel, gp.likelihoods.Gaussian(0.5))
+    factors = jnp.asarray([0.5, 0.9, 1.1, 2.0])
+    models = jax.tree.map(lambda leaf: leaf * factors, model)
+    info = SimpleNamespace(
+        temperatures=np.array([0.1, 1.0]),
+        particle_ess=np.full((8, 2), 50.0),
+        log_evidences=np.zeros(8),
+        num_gradients=3,
+        num_densities=1234,
+    )
+    X, y = jnp.asarray(scaling.inputs(TABLE.X)), jnp.asarray(scaling.outputs(TABLE.y))
+    posterior = Posterior({"x": jnp.zeros((8, 100))}, log_weights=jnp.zeros((8, 100)))
+    return gp.Fit(models, posterior, None, info, gp.Exact(), scaling, X, y, False)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return [
+        Weighed(kernel, fitted(kernel.kernel), Estimate(log, error), 7.0)
+        for kernel, log, error in zip(kernel_choice.KERNELS, LOGS, ERRORS)
+    ]
+
+
+def test_probabilities_and_their_intervals(found):
+    shares = kernel_choice.probabilities(found)
+    np.testing.assert_allclose(shares[:, 0], special.softmax(LOGS), rtol=1e-12)
+    assert np.all((shares[:, 1] < shares[:, 0]) & (shares[:, 0] < shares[:, 2]))
+    # two kernels of which one is exact: the interval is that of Student's t with 7 degrees of freedom, 2.365 errors
+    pair = [
+        found[0]._replace(log_evidence=Estimate(0.0, 0.0)),
+        found[1]._replace(log_evidence=Estimate(0.0, 0.3)),
+    ]
+    ends = special.logit(kernel_choice.probabilities(pair)[1, 1:]) / 0.3
+    np.testing.assert_allclose(ends, [-2.365, 2.365], atol=0.25)  # quantiles of 4000: sd .06
+
+
+def test_the_finding_says_how_sure_it_is(found):
+    text = kernel_choice.finding(found)
+    assert text.startswith("The Matérn 5/2 kernel")
+    assert "do not settle it" in text
+    sure = [found[0], found[1]._replace(log_evidence=Estimate(-90.0, 0.1))]
+    assert "clearly the most probable, 100 %" in kernel_choice.finding(sure)
+    assert "settle" not in kernel_choice.finding(sure)
+    assert "Only the" in kernel_choice.finding(found[:1])
+
+
+def test_the_section_has_every_number_and_picture(found):
+    failed = Weighed(Candidate("odd", None, "nothing"), None, None, 2.0, "failed: <no> start")
+    every = [*found, failed]
+    scores = kernel_choice.evidence_table(every)
+    assert scores.rows[0][2] == "-120.000 ± 0.050"
+    assert scores.rows[1][3] == f"{100 * special.softmax(LOGS)[1]:.0f} %"
+    assert scores.rows[1][5:] == ("2", "1237", "7.0 s")
+    assert scores.rows[3] == ("odd", "nothing", "failed", "-", "-", "-", "-", "2.0 s")
+    section = kernel_choice.evidence_section(TABLE, every, scores)
+    page = check_page(html.page("t", "l", [section], []))
+    assert len(page.images) == 2 * (2 + 3 + 1)
+    for uri in page.images:
+        ElementTree.fromstring(base64.b64decode(uri.split(",", 1)[1]))
+    assert all(cell in page.cells for row in scores.rows for cell in row)
+    none = kernel_choice.evidence_section(TABLE, [failed], kernel_choice.evidence_table([failed]))
+    assert check_page(html.page("t", "l", [none], [])).images == []
+
+
+def test_a_kernel_that_fails_does_not_stop_the_others(monkeypatch):
+    def broken(*arguments, **settings):
+        raise NumericalError("nothing found", Status.NON_FINITE)
+
+    monkeypatch.setattr(kernel_choice.gp, "fit", broken)
+    seen = []
+    table, found = kernel_choice.weigh(jax.random.key(0), 32, rows=10, done=seen.append)
+    assert len(table.y) == 10
+    assert [one.fit for one in seen] == [None] * 3
+    assert found[2].remark == "failed: nothing found"
