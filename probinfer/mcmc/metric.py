@@ -213,7 +213,7 @@ def euclidean(metric: LowRankInverseMassMatrix) -> Metric:
     def kinetic_energy(momentum, position=None):
         del position
         scaled = metric.sigma * ravel_pytree(momentum)[0]
-        velocity = scaled + metric.U @ (root * (metric.U.T @ scaled))
+        velocity = scaled + metric.U @ (root * (scaled @ metric.U))
         return 0.5 * jnp.dot(velocity, velocity)
 
     return gaussian_euclidean_low_rank(*metric)._replace(kinetic_energy=kinetic_energy)

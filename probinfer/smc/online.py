@@ -68,7 +68,7 @@ class OnlineInfo(NamedTuple):
     log_predictive: Array
     ess: Array
     resampled: Array
-    ancestors: Array
+    ancestors: Array | None
     status: Array
 
 
