@@ -78,3 +78,10 @@ def test_the_results_are_those_of_the_table():
     # law is seen in 39 of 40 repetitions, of which the lower 95 % end is 0.87
     assert results["verdict"]["not caught"] == ["reference ignored", "base law too narrow"]
     assert not results["verdict"]["sizes above the level"]
+
+
+def test_the_readme_shows_the_table_of_the_results():
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "benchmarks/results/smc_mutations.json").read_text(encoding="utf-8"))
+    shown = (root / "README.md").read_text(encoding="utf-8").split("<!-- smc mutation table -->\n")[1]
+    assert shown.split("<!-- end of")[0].strip().splitlines() == results["markdown"]

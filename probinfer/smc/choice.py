@@ -9,7 +9,7 @@ many proposals as mix like a Hamiltonian move are no more than that move has lea
 of the density, each leapfrog one with its gradient. It then makes as many as mix by 0.8, and no more than the leapfrogs
 were. Else, as in many dimensions, it uses Hamiltonian moves. What the pilot measured does not touch the evidence of the
 populations after it, which keep its choice. No-U-turn moves are not among the candidates: on a normal in ten dimensions
-they take three times the gradients of Hamiltonian moves for the same error (``benchmarks/smc_tempered.py``).
+the same error of the evidence costs more evaluations with them (``benchmarks/smc_tempered.py``).
 
 References:
     Pasarica and Gelman (2010), "Adaptively scaling the Metropolis algorithm using expected squared jumped distance".
