@@ -50,7 +50,7 @@ def filter_of_cuthbert(key, model, num):
     return log_evidence
 
 
-def test_cuthbert_in_and_out(key, dtype):
+def test_a_model_of_cuthbert_runs(key, dtype):
     y = jnp.asarray(np.random.default_rng(5).normal(size=STEPS), dtype)
     fk = smc.from_cuthbert(_start, _propagate, _potential, {"y": y}, log_transition=_density)
     x, z = jnp.asarray(0.3, dtype), jnp.asarray(-0.2, dtype)
@@ -61,7 +61,13 @@ def test_cuthbert_in_and_out(key, dtype):
     assert result.status == 0
     assert result.log_evidences[0] == 0
     assert np.isnan(fk.log_potential(x, x, STEPS + 1))
-    # out again: two filters of one model. Standard error of each log evidence below sqrt(10 T / N) = 0.12
+
+
+@pytest.mark.slow
+def test_a_model_runs_in_cuthbert(key, dtype):
+    """Two filters of one model. Standard error of each log evidence below sqrt(10 T / N) = 0.12."""
+    y = jnp.asarray(np.random.default_rng(5).normal(size=STEPS), dtype)
+    x = jnp.asarray(0.3, dtype)
     plain = models.linear(y)
     out = smc.to_cuthbert(plain, STEPS)
     found = filter_of_cuthbert(key, out, 4000)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
 
@@ -35,6 +36,7 @@ def quadrature(name, x, y):
     return logsumexp(values) + 2 * np.log(0.25)
 
 
+@pytest.mark.slow
 def test_kernels_are_ranked_as_by_quadrature():
     table = data.sunspots()
     X, y = table.X[:YEARS], table.y[:YEARS]  # two cycles

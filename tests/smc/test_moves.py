@@ -183,7 +183,7 @@ def test_a_likelihood_without_gradient():
         infer(3, target, smc.Tempered(256, moves="hmc", mode="vmap"))
 
 
-@pytest.mark.parametrize("kind", ["nuts", "independent"])
+@pytest.mark.parametrize("kind", [pytest.param("nuts", marks=pytest.mark.slow), "independent"])
 def test_weights_of_both_directions(kind):
     log_evidence, mean, covariance = cases.conjugate()
     frozen = smc.annealing(
@@ -209,6 +209,7 @@ def test_weights_of_both_directions(kind):
     assert 0 < report.gap < 4  # nats
 
 
+@pytest.mark.slow
 def test_a_resumed_annealing_is_the_uninterrupted_one(tmp_path):
     def run(checkpoint=None):
         return smc.anneal(
