@@ -52,7 +52,7 @@ def test_quadrature_is_fine_enough():
 
 
 @pytest.mark.f32
-@pytest.mark.parametrize("name", [pytest.param("PMMH", marks=pytest.mark.slow), "SMC2", "ParticleGibbs"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_posterior_means(name):
     posterior = infer(name)
     assert posterior["slope"].shape[0] == 4
