@@ -86,6 +86,7 @@ def test_a_wrong_transition_density_is_seen(dtype):
     assert np.abs(z_scores(both, neighbours(MODEL))).max() > 2 * Z_LIMIT
 
 
+@pytest.mark.slow
 def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
     # as many paths as particles, by both ways: 25 are within EXACT, 400 are not. Mean over 200 runs and 3 steps; the
     # slope of its log has a standard error below 0.02 (a third of the mean, sqrt(200), log 16)

@@ -11,10 +11,10 @@ import pytest
 import probinfer as pi
 from probinfer import smc, targets
 from probinfer.base import Status
-from probinfer.checks import evidence_sandwich, known, trials
+from probinfer.checks import evidence_sandwich
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.run import record_nothing, run_until
-from probinfer.smc import base_law, moves, spread, tempered, tempering
+from probinfer.smc import base_law, spread, tempered, tempering
 from tests.smc import tempered_cases as cases
 
 SEEDS = 10
@@ -109,25 +109,6 @@ def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     error = ratio.std(ddof=1) / np.sqrt(len(ratio))
     assert error < 0.05
     assert abs(ratio.mean() - 1) < 4.5 * error  # 7e-6 for a normal mean
-
-
-def one_move(logdensity_fn, key, position):
-    def evaluate(u):
-        return jax.value_and_grad(lambda u: (logdensity_fn(u), jnp.zeros(())), has_aux=True)(u)
-
-    root = jnp.asarray([[0.7, 0.0], [-0.1, 0.4]], position.dtype)
-    step_size = jnp.asarray(0.9, position.dtype)
-    moved = moves.hmc_moves(
-        key, evaluate, position[None], root, step_size, 0 * step_size, num_moves=1, mode="vmap"
-    )
-    return moved.positions[-1, 0], moved.acceptance
-
-
-def test_the_move_leaves_the_joint_law():
-    kernel = trials.Kernel("tempered move", lambda fn, theta: theta, one_move, lambda state: state)
-    report, passed, verdict = trials.joint(kernel, known.location_and_scale(), 400, jax.random.key(1), 0.01)
-    assert passed, verdict  # fixed key; a false alarm has probability .01
-    assert min(report.moved.values()) > 0.9
 
 
 def test_a_diagonal_root_is_a_dense_one_without_the_zeros():

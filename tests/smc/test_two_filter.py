@@ -81,6 +81,7 @@ def test_a_wrong_artificial_prior_is_seen(dtype):
     assert np.abs(z_scores(mass, hmm.marginals(MODEL))).max() > 2 * Z_LIMIT
 
 
+@pytest.mark.slow
 def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
     # mean over 200 runs and 4 steps; slope with a standard error below 0.02 (a third of the mean, sqrt(200), log 8)
     model = hmm.random_model(17, num_states=3, num_steps=4)

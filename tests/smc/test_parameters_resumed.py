@@ -1,0 +1,46 @@
+"""Engines for parameters of state-space models, killed and resumed."""
+
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import probinfer as pi
+from probinfer import smc
+from probinfer.errors import ConvergenceWarning
+from tests.smc import parameter_cases as cases
+
+SHORT = {
+    "PMMH": smc.PMMH(num_draws=40, num_chains=2, num_warmup=20),
+    "SMC2": smc.SMC2(num_parameters=32, num_islands=2),
+    "ParticleGibbs": smc.ParticleGibbs(num_draws=20, num_chains=2, num_warmup=20),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
+    target = cases.target(cases.observations(0))
+
+    def run(checkpoint=None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return SHORT[name].sample(jax.random.key(5), target, progress=False, checkpoint=checkpoint)
+
+    checkpoint = pi.Checkpoint(tmp_path / "run", every=5)
+    plain, whole = run(), run(checkpoint)
+    steps = [path for path in (tmp_path / "run").rglob("step_*") if path.is_dir()]
+    runs = {path.parent for path in steps}
+    assert len(runs) >= 2
+    removed = 0
+    for folder in runs:  # as if killed before the last one was written
+        kept = sorted(path for path in steps if path.parent == folder)
+        if len(kept) > 1:
+            shutil.rmtree(kept[-1])
+            removed += 1
+    assert removed > 0
+    for one in (whole, run(checkpoint)):
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
+            np.testing.assert_array_equal(a, b)
