@@ -37,7 +37,7 @@ from smc_tempered_targets import TARGETS
 
 import probinfer as pi
 from probinfer import smc
-from probinfer.smc import base_law, tempered
+from probinfer.smc import base_law, population
 
 NAME = "smc_tempered"
 SEEDS, ISLANDS = 40, 8
@@ -208,7 +208,7 @@ def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict],
     records = [measured(name, kind, case, ours(case, kind, num), seeds) for kind in moves]
     start = base_law.find_start(jax.random.key(1), case.target, False, None)
     engine = smc.Tempered(num_particles=num, moves="hmc")
-    pilot = tempered.learn_schedule(engine, start, jax.random.key(2), False)
+    pilot = population.learn_schedule(engine, start, jax.random.key(2), False)
     run = Peer(start.path, pilot.schedule, 2 * num)
     for tuning, ess, steps in PEERS[: case.num_peers]:
         way = f"blackjax {tuning}, ESS {ess}, {steps} moves"

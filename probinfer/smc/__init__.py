@@ -13,10 +13,11 @@ weighs the states of each step; ``online`` filters one observation at a time in 
 ``Tempered`` is an engine for any target: posterior draws and an unbiased evidence. ``anneal`` weighs independent runs
 instead of resampling, and ``annealing`` bounds the evidence from both sides.
 
-``fuse`` turns draws of sub-posteriors, each of a shard of the data, into draws of
-their product. ``composed`` makes scores of diffusion models sample powers and products of their laws.
 ``Parameters`` puts priors on what a model depends on. ``PMMH``, ``SMC2`` (with the evidence) and ``ParticleGibbs``
 (parameters and path) are engines for it.
+
+``fuse`` turns draws of sub-posteriors, each of a shard of the data, into draws of their product. ``composed`` makes
+scores of diffusion models sample powers and products of their laws. ``host_potential`` weighs particles in Python.
 """
 
 from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing

@@ -26,7 +26,8 @@ from probinfer.run import record_nothing, run_until
 from probinfer.smc.annealed_runs import Annealing, Runs, arrived, forward_steps, started
 from probinfer.smc.base_law import STARTS, find_start
 from probinfer.smc.path import unflatten
-from probinfer.smc.tempered import MAX_LEVELS, Tempered, learn_schedule
+from probinfer.smc.population import MAX_LEVELS, learn_schedule
+from probinfer.smc.tempered import Tempered
 from probinfer.targets import Target
 from probinfer.types import PRNGKey
 

@@ -43,8 +43,9 @@ from probinfer.errors import NumericalError
 from probinfer.posterior import Posterior
 from probinfer.smc.base_law import INFLATION, Start
 from probinfer.smc.path import FREEDOM, StudentPath, flatten_one, unflatten
+from probinfer.smc.population import learn_schedule
 from probinfer.smc.spread import root_of
-from probinfer.smc.tempered import Tempered, learn_schedule, sample_from
+from probinfer.smc.tempered import Tempered, sample_from
 from probinfer.targets import Target
 from probinfer.types import Array, ArrayTree, Float, Scalar
 

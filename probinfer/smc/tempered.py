@@ -10,24 +10,23 @@ import numpy as np
 
 from probinfer import engine
 from probinfer import progress as bars
-from probinfer.base import Algorithm, Status
+from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice, shortened
+from probinfer.errors import shortened
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
-from probinfer.run import run_until
-from probinfer.smc import islands, tempering
+from probinfer.smc import islands
 from probinfer.smc.base_law import STARTS, Start, find_start
 from probinfer.smc.choice import MOVES
 from probinfer.smc.path import unflatten
-from probinfer.smc.schedule import Schedule, empty_schedule
-from probinfer.smc.tempering import CHAIN_LENGTH, Level, Settings, TemperedState
+from probinfer.smc.population import Population, child, learn_schedule
+from probinfer.smc.schedule import Schedule
+from probinfer.smc.tempering import CHAIN_LENGTH, TemperedState
 from probinfer.targets import Target
 from probinfer.types import PRNGKey, field, pytree
 
-__all__ = ["MAX_LEVELS", "Population", "Tempered", "TemperedInfo", "learn_schedule", "sample_from"]
+__all__ = ["Tempered", "TemperedInfo", "sample_from"]
 
-MAX_LEVELS = 200
 _LEAST_CHAINS = 4
 
 
@@ -171,7 +170,7 @@ class Tempered:
         Checkpoint.check(checkpoint)
         key_start, key_pilot, key_islands = jax.random.split(key, 3)
         with bars.task(name, None, bars.label(progress, name)):
-            found = find_start(key_start, target, progress, _child(checkpoint, "start"))
+            found = find_start(key_start, target, progress, child(checkpoint, "start"))
             return sample_from(self, found, (key_pilot, key_islands), target, progress, checkpoint)
 
 
@@ -198,98 +197,6 @@ def sample_from(
     islands = enumerate(jax.random.split(keys[1], config.num_islands), 1)
     runs = [population.run(one, pilot.schedule, f"island {i}") for i, one in islands]
     return _posterior(config, target, found, pilot, runs)
-
-
-def learn_schedule(
-    config: Tempered,
-    found: Start,
-    key: PRNGKey,
-    progress: bool | str | None = None,
-    checkpoint: Checkpoint | None = None,
-) -> TemperedState:
-    """Return the end of a pilot population, its schedule filled.
-
-    Args:
-        config: of the engine.
-        found: where to start.
-        key: random key.
-        progress: a bar.
-        checkpoint: where to keep checkpoints.
-
-    Raises:
-        NumericalError: all particles died, a log ratio of plus infinity, or the target was not reached.
-    """
-    pilot, _ = Population(config, found.path, progress, checkpoint).run(key, None, "pilot")
-    if int(pilot.status) != Status.OK:
-        raise NumericalError(
-            f"all particles of the pilot died at level {int(pilot.level) + 1}: the likelihood is zero or undefined at "
-            f"every one of {config.num_particles} draws ({int(pilot.num_undefined)} draws of the {STARTS[found.kind]} "
-            f"undefined); {advice(int(pilot.status))}",
-            Status.DEGENERATE_WEIGHTS,
-        )
-    if not pilot.temperature >= 1:
-        raise NumericalError(
-            f"the pilot reached the temperature {float(pilot.temperature):.2g} in {MAX_LEVELS} levels, not 1: the "
-            f"target is too far from the {STARTS[found.kind]} they start from; give a prior nearer to it, "
-            "rescale the problem, or lower ess_fraction",
-            Status.MAX_ITERATIONS,
-        )
-    return pilot
-
-
-class Population(NamedTuple):
-    """One population after another: all share one compiled program."""
-
-    config: Tempered
-    path: Any
-    progress: bool | str | None
-    checkpoint: Checkpoint | None
-
-    def run(self, key: PRNGKey, schedule: Schedule | None, name: str) -> tuple[TemperedState, Level]:
-        """Run a population to the target; learn the schedule if none is given.
-
-        Raises:
-            NumericalError: a log ratio of plus infinity.
-        """
-        key_begin, key_levels = jax.random.split(key)
-        algorithm = self.algorithm()
-        learning = jnp.asarray(schedule is None)
-        if schedule is None:
-            dimension = sum(leaf.size for leaf in jax.tree.leaves(self.path.like))
-            schedule = empty_schedule(dimension, MAX_LEVELS)
-        state = tempering.begin(
-            algorithm, key_begin, schedule, learning, num_particles=self.config.num_particles
-        )
-        if np.any(np.isposinf(state.log_ratios)):
-            raise NumericalError(
-                f"the log likelihood, or log density over base density, is plus infinity at draws of the base law; "
-                f"{advice(Status.NON_FINITE)}",
-                Status.NON_FINITE,
-            )
-        state, history = run_until(
-            key_levels,
-            algorithm,
-            state,
-            tempering.is_over,
-            MAX_LEVELS,
-            progress=bars.label(self.progress, name),
-            collect=tempering.record,
-            checkpoint=_child(self.checkpoint, name.replace(" ", "-")),
-        )
-        history.check()
-        count = int(history.num_steps)
-        return state, jax.tree.map(lambda values: np.asarray(values)[:count], history.records)
-
-    def algorithm(self) -> Algorithm:
-        """The algorithm that they run."""
-        fraction = jnp.asarray(self.config.ess_fraction, jnp.result_type(float))
-        return tempering.tempering(
-            self.path, Settings(fraction, self.config.moves, self.config.waste_free, self.config.mode)
-        )
-
-
-def _child(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
-    return None if checkpoint is None else checkpoint.child(name)
 
 
 def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedState, runs: list) -> Posterior:

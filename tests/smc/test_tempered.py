@@ -14,7 +14,7 @@ from probinfer.base import Status
 from probinfer.checks import evidence_sandwich
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.run import record_nothing, run_until
-from probinfer.smc import base_law, spread, tempered, tempering
+from probinfer.smc import base_law, population, spread, tempering
 from tests.smc import tempered_cases as cases
 
 SEEDS = 10
@@ -101,8 +101,8 @@ def log_evidences(algorithm, schedule, keys, *, num):
 def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     config = smc.Tempered(num_particles=32, waste_free=waste_free)
     found = base_law.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)
-    pilot = tempered.learn_schedule(ENGINE, found, jax.random.key(2), False)
-    algorithm = tempered.Population(config, found.path, False, None).algorithm()
+    pilot = population.learn_schedule(ENGINE, found, jax.random.key(2), False)
+    algorithm = population.Population(config, found.path, False, None).algorithm()
     keys = jax.random.split(jax.random.key(3), 1000)
     logs = log_evidences(algorithm, pilot.schedule, keys, num=32)
     ratio = np.exp(np.asarray(logs) - cases.truth(cases.BIMODAL).log_evidence)
