@@ -1,0 +1,346 @@
+"""Is every particle method right where everything can be added up? Finite models, every scheme, trigger and method.
+
+Models: asymmetric hidden Markov models of 3 to 6 states and up to 6 steps, potentials of a step that depend on both of
+its states and are zero for one in seven; evidence and smoothing probabilities by forward and backward sums.
+
+(1) Filters of 6 particles (bootstrap, guided by half of the potential, auxiliary with the best lookahead, nested with 3
+candidates), for all 7 resampling schemes and 4 triggers: the mean of the evidence and of the unnormalised smoothing
+masses over independent runs, as z against the exact values, of states with a probability of 2 % or more: a mean of
+rare visits is far from normal. A run in which all particles die counts as zero.
+(2) Particle Gibbs of 3 particles (genealogy, ancestor and backward sampling), for all conditional schemes and triggers:
+chains started at exact draws; paths after 4 iterations against the path law by chi-squared.
+(3) Four particles of identical scores, three steps: how often the path of the reference is kept. A quarter is right for
+schemes that give each of equal weights one copy, 37 / 64 for independent draws, which may choose it again.
+(4) Total variation between the path law and the weighted paths of filter and backward smoother, against N.
+
+A z is accused beyond the two-sided normal quantile, a chi-squared below the level, which let everything right pass with
+probability 1 - 1e-6 (Bonferroni over the run).
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from itertools import product
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+from smc_enumeration_models import Model, bootstrap, masses, methods, path_law, random_model
+
+from probinfer import resampling, smc
+from probinfer.types import field, pytree
+
+NAME = "smc_enumeration"
+SIZES = ((3, 6), (4, 5), (5, 4), (6, 6))  # states, steps
+PARTICLES, FAMILY = 6, 1e-6
+TRIGGERS = {
+    "ESS": resampling.ess_below(0.6),
+    "entropic": resampling.entropic_below(0.8),
+    "every second": resampling.every(2),
+    "always": resampling.always(),
+}
+
+
+@pytree
+class AnyScheme(resampling.Adaptive):
+    """Schemes and triggers by number, so that one program serves them all."""
+
+    scheme: tuple = field(static=True)
+    trigger: tuple
+    is_conditional: bool = field(static=True, default=False)
+
+    def __call__(self, key, log_weights, num, t):
+        """As ``resampling.Adaptive``."""
+        table = resampling.CONDITIONAL if self.is_conditional else resampling.SCHEMES
+        which_scheme, which_trigger = self.trigger
+        fires = jax.lax.switch(which_trigger, [partial(rule, log_weights, t) for rule in TRIGGERS.values()])
+        schemes = [partial(table[name], key, log_weights, num) for name in self.scheme]
+        ancestors, log_weights = jax.lax.cond(
+            fires,
+            lambda: jax.lax.switch(which_scheme, schemes),
+            lambda: (jnp.arange(num, dtype=jnp.int32), log_weights),
+        )
+        return ancestors, log_weights, fires
+
+    def conditional(self):
+        """The same with conditional schemes."""
+        return AnyScheme(self.scheme, self.trigger, True)
+
+
+def any_scheme(scheme: str, trigger: str, names: tuple) -> AnyScheme:
+    """By name."""
+    return AnyScheme(names, (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
+
+
+@partial(jax.jit, static_argnames=("num_steps", "num_states"))
+def estimates(keys, fk, adaptive, num_steps: int, num_states: int):
+    """Evidence (runs,) and smoothing masses (runs, T, K)."""
+
+    def one(key):
+        result = smc.particle_filter(key, fk, num_steps, PARTICLES, resampling=adaptive)
+        weights = jnp.exp(result.log_weights) / PARTICLES
+        mass = jnp.einsum("n,ntk->tk", weights, jax.nn.one_hot(result.paths, num_states))
+        return jnp.exp(result.log_evidence), jnp.where(result.status == 0, mass, 0.0)
+
+    return jax.vmap(one)(keys)
+
+
+def z_of(samples, expected) -> np.ndarray:
+    """Of the mean over axis 0; zero where nothing varies and nothing is wrong."""
+    samples = np.asarray(samples, float)
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    difference = samples.mean(axis=0) - expected
+    flat = error <= 1e-12 * np.abs(expected)
+    wrong = np.where(np.abs(difference) <= 1e-9 * np.abs(expected) + 1e-15, 0.0, np.inf)
+    return np.where(flat, wrong, difference / np.where(flat, 1.0, error))
+
+
+def filters(number: int, model: Model, runs: int) -> list[dict]:
+    """All methods, schemes and triggers on one model."""
+    exact, names = masses(model), tuple(resampling.SCHEMES)
+    num_steps, num_states = exact.shape
+    found = []
+    for method, fk in methods(model).items():
+        for seed, (scheme, trigger) in enumerate(product(names, TRIGGERS)):
+            keys = jax.random.split(jax.random.key(1000 * number + seed), runs)
+            evidence, mass = estimates(keys, fk, any_scheme(scheme, trigger, names), num_steps, num_states)
+            often = exact >= 0.02 * exact[0].sum()
+            z = np.append(z_of(mass, exact)[often], z_of(evidence, exact[0].sum()))
+            found.append(
+                {
+                    "states": num_states,
+                    "steps": num_steps,
+                    "method": method,
+                    "scheme": scheme,
+                    "trigger": trigger,
+                    "z, evidence": float(z[-1]),
+                    "largest z": float(np.abs(z).max()),
+                    "comparisons": int(z.size),
+                }
+            )
+    return found
+
+
+@partial(jax.jit, static_argnames=("num_steps", "ways"))
+def chains(keys, fk, adaptive, references, num_steps: int, ways: str):
+    """Last paths of particle Gibbs."""
+    settings = {"ancestor_sampling": ways == "ancestor", "backward_sampling": ways == "backward"}
+
+    def one(key, reference):
+        result = smc.particle_gibbs(
+            key, fk, num_steps, 3, 4, reference=reference, resampling=adaptive, **settings
+        )
+        return result.paths[-1]
+
+    return jax.vmap(one)(keys, references)
+
+
+def chi_squared(paths: np.ndarray, law: np.ndarray, num_states: int) -> float:
+    """p-value of paths (chains, T); cells with fewer than 10 expected are one."""
+    index = paths @ num_states ** np.arange(paths.shape[1])[::-1]
+    counts, expected = np.bincount(index, minlength=len(law)), law * len(paths)
+    rare = expected < 10
+    counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    kept = expected > 0
+    if counts[~kept].sum():
+        return 0.0
+    return float(stats.chisquare(counts[kept], expected[kept]).pvalue)
+
+
+def gibbs(number: int, model: Model, num_chains: int) -> list[dict]:
+    """All kinds of particle Gibbs on one model, started at exact draws."""
+    paths, law = path_law(model)
+    num_steps, num_states = model.log_potential.shape[:2]
+    names, fk = tuple(resampling.CONDITIONAL), bootstrap(model)
+    ways = [(way, *pair) for way in ("genealogy", "ancestor") for pair in product(names, TRIGGERS)]
+    ways += [("backward", "multinomial", trigger) for trigger in TRIGGERS]
+    found = []
+    for seed, (way, scheme, trigger) in enumerate(ways):
+        drawn = np.random.default_rng([number, seed]).choice(len(law), num_chains, p=law)
+        adaptive = any_scheme(scheme, trigger, names)
+        if way == "backward":
+            adaptive = resampling.adaptive("multinomial", TRIGGERS[trigger])
+        keys = jax.random.split(jax.random.key(2000 + 100 * number + seed), num_chains)
+        last = chains(keys, fk, adaptive, jnp.asarray(paths[drawn], jnp.int32), num_steps, way)
+        found.append(
+            {
+                "states": num_states,
+                "steps": num_steps,
+                "method": f"particle Gibbs, {way}",
+                "scheme": scheme,
+                "trigger": trigger,
+                "p, chi-squared": chi_squared(np.asarray(last), law, num_states),
+            }
+        )
+    return found
+
+
+def same_scores(runs: int) -> list[dict]:
+    """Share of the iterations that keep the reference, of four particles with identical scores."""
+
+    def first(key):
+        return jax.random.randint(key, (), 0, 2**30)
+
+    def stay(key, x, t):
+        return x
+
+    def score(x_previous, x, t):
+        return jnp.asarray([-1.6, -0.7, -0.1])[t]
+
+    fk, found = smc.FeynmanKac(first, stay, score), []
+    for scheme in resampling.CONDITIONAL:
+        adaptive = resampling.adaptive(scheme, resampling.always())
+
+        def one(key, adaptive=adaptive):
+            reference = jnp.full(3, -1)
+            result = smc.particle_gibbs(
+                key, fk, 3, 4, 1, reference=reference, ancestor_sampling=False, resampling=adaptive
+            )
+            return result.paths[0, -1] == -1
+
+        kept = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), runs)))
+        found.append(
+            {
+                "scheme": scheme,
+                "reference kept": float(kept.mean()),
+                "exact": 37 / 64 if scheme == "multinomial" else 0.25,
+                "its interval": [
+                    float(x) for x in stats.binomtest(int(kept.sum()), runs).proportion_ci(0.999999)
+                ],
+            }
+        )
+    return found
+
+
+def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
+    """Mean total variation of the path law against N, filter and smoother."""
+    law = path_law(model)[1]
+    num_steps, num_states = model.log_potential.shape[:2]
+    fk, powers = bootstrap(model), num_states ** jnp.arange(num_steps)[::-1]
+    found = []
+    for num in sizes:
+
+        def filtered(key, num=num):
+            result = smc.particle_filter(key, fk, num_steps, num)
+            return result.paths, jax.nn.softmax(result.log_weights)
+
+        def smoothed(key, num=num):
+            drawn = smc.backward_smoother(key, fk, num_steps, num).paths
+            return drawn, jnp.full(drawn.shape[0], 1 / drawn.shape[0])
+
+        for name, way in (("filter", filtered), ("backward smoother", smoothed)):
+
+            def one(key, way=way):
+                states, weights = way(key)
+                mass = jnp.zeros(len(law)).at[states @ powers].add(weights)
+                return jnp.sum(jnp.abs(mass - law)) / 2
+
+            values = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(num), runs)))
+            found.append(
+                {
+                    "way": name,
+                    "particles": num,
+                    "distance": float(values.mean()),
+                    "+-": float(values.std(ddof=1) / np.sqrt(runs)),
+                }
+            )
+    return found
+
+
+def slope(rows: list[dict]) -> float:
+    """Of log distance against log N."""
+    n, d = (np.log([row[name] for row in rows]) for name in ("particles", "distance"))
+    return float(np.polyfit(n, d, 1)[0])
+
+
+def judged(filtered: list[dict], gibbses: list[dict]) -> dict:
+    """What is beyond its limit."""
+    comparisons = sum(row["comparisons"] for row in filtered) + len(gibbses)
+    level = FAMILY / comparisons
+    limit = float(stats.norm.isf(level / 2))
+    wrong = [row for row in filtered if row["largest z"] > limit]
+    wrong += [row for row in gibbses if row["p, chi-squared"] < level]
+    return {
+        "comparisons": comparisons,
+        "limit of z": limit,
+        "largest z": max(row["largest z"] for row in filtered),
+        "smallest p": min(row["p, chi-squared"] for row in gibbses),
+        "p, adjusted": min(1.0, len(gibbses) * min(row["p, chi-squared"] for row in gibbses)),
+        "accused": wrong,
+    }
+
+
+def plot(filtered: list[dict], gibbses: list[dict], curves: list[dict]) -> None:
+    """Quantiles of the evidence's z, of chi-squared p-values, and distances."""
+    figure, axes = common.figure(width=11, height=3.4, columns=3)
+    z = np.sort([row["z, evidence"] for row in filtered])
+    axes[0].plot(stats.norm.ppf((np.arange(len(z)) + 0.5) / len(z)), z, ".", markersize=3)
+    axes[0].plot([-3, 3], [-3, 3], color="0.6", linewidth=0.8)
+    axes[0].set(xlabel="normal quantile", ylabel="z of the evidence, filters")
+    p = np.sort([row["p, chi-squared"] for row in gibbses])
+    axes[1].plot((np.arange(len(p)) + 0.5) / len(p), p, ".", markersize=3)
+    axes[1].plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    axes[1].set(xlabel="uniform quantile", ylabel="p of the path law, particle Gibbs")
+    for name in dict.fromkeys(row["way"] for row in curves):
+        rows = [row for row in curves if row["way"] == name]
+        label = f"{name}: slope {slope(rows):.2f}"
+        axes[2].loglog([r["particles"] for r in rows], [r["distance"] for r in rows], "o-", label=label)
+    axes[2].set(xlabel="particles N", ylabel="total variation")
+    axes[2].legend(frameon=False)
+    common.save_figure(figure, NAME)
+
+
+def main() -> None:
+    """Run, judge, write."""
+    arguments = common.parser(__doc__).parse_args()
+    sizes, runs = (SIZES[:1], 500) if arguments.small else (SIZES, 5000)
+    begin = time.process_time()
+    models = [random_model(i, *size) for i, size in enumerate(sizes)]
+    filtered, gibbses = [], []
+    for i, model in enumerate(models):
+        filtered += filters(i, model, runs)
+        gibbses += gibbs(i, model, runs)
+        print(
+            f"{sizes[i][0]} states, {sizes[i][1]} steps: {time.process_time() - begin:.0f} CPU s", flush=True
+        )
+    scores = same_scores(20 * runs)
+    curves = distances(random_model(9, 3, 4), (16, 64, 256, 1024), 20 if arguments.small else 200)
+    verdict = judged(filtered, gibbses)
+    header = ["method", "combinations", "largest |z|", "smallest p"]
+    rows = []
+    for method in dict.fromkeys(row["method"] for row in (*filtered, *gibbses)):
+        mine = [row for row in (*filtered, *gibbses) if row["method"] == method]
+        z = max((row["largest z"] for row in mine if "largest z" in row), default=None)
+        p = min((row["p, chi-squared"] for row in mine if "p, chi-squared" in row), default=None)
+        rows.append(
+            [method, str(len(mine)), "-" if z is None else f"{z:.2f}", "-" if p is None else f"{p:.2g}"]
+        )
+    common.print_table("enumerated models", header, rows)
+    print({name: value for name, value in verdict.items() if name != "accused"})
+    print("accused:", verdict["accused"] or "none")
+    for row in scores:
+        low, high = row["its interval"]
+        print(
+            f"identical scores, {row['scheme']}: reference kept {row['reference kept']:.4f} "
+            f"({low:.4f} to {high:.4f}), exact {row['exact']:.4f}"
+        )
+    slopes = {
+        name: slope([r for r in curves if r["way"] == name]) for name in ("filter", "backward smoother")
+    }
+    print("total variation, slope against N:", slopes)
+    if not arguments.small:
+        body = {
+            "filters": filtered,
+            "particle Gibbs": gibbses,
+            "identical scores": scores,
+            "distances": curves,
+        }
+        common.write_results(NAME, body | {"slopes": slopes, "verdict": verdict})
+        plot(filtered, gibbses, curves)
+
+
+if __name__ == "__main__":
+    main()
