@@ -155,6 +155,7 @@ def test_a_method_that_did_not_converge_is_said():
     assert np.isfinite(fit.log_evidence)
 
 
+@pytest.mark.slow
 def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
     """On heavy-tailed noise it may be larger than any evidence, and would be where the search ends."""
     inference = gp.EP(max_updates=1)

@@ -72,6 +72,7 @@ def test_everything_matches_the_slow_oracle(method, name):
     np.testing.assert_allclose(new_variance, np.diag(new), **close)
 
 
+@pytest.mark.slow
 def test_distances_to_brute_force():
     """The evidence and leave-one-out densities of five labels by tensor quadrature; VI is a bound, EP is nearest."""
     slow = problem("probit")
