@@ -44,6 +44,7 @@ def test_an_evidence_is_judged(key, name, caught):
     assert found["evidence"] is caught
 
 
+@pytest.mark.slow
 def test_exact_paths_fit_the_data(key):
     """Posterior means against weighted prior draws, 6 standard errors of either: 2e-9 for each of eight."""
     y = np.array([0.4, -0.3, 0.6, 1.1])

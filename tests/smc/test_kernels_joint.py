@@ -97,7 +97,7 @@ def judge_gibbs(ways, fault, seed):
     )
 
 
-@pytest.mark.parametrize("ways", ["genealogy", "ancestor", "backward"])
+@pytest.mark.parametrize("ways", [pytest.param("genealogy", marks=pytest.mark.slow), "ancestor", "backward"])
 def test_particle_gibbs(ways):
     right = judge_gibbs(ways, 0.0, 1)
     assert right.passed, right.verdict  # fixed keys; a false alarm has probability .01 for each kernel
@@ -190,6 +190,7 @@ def judge_exchange(fault, seed):
     )
 
 
+@pytest.mark.slow
 def test_parallel_tempering():
     right = judge_exchange(False, 1)
     assert right.passed, right.verdict  # fixed key; a false alarm has probability .01

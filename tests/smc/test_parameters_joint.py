@@ -200,6 +200,7 @@ def judged(step, seed, **settings):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PMMH", "particle Gibbs"])
 def test_a_kernel_leaves_the_joint_law(name):
     settings = {"init_fn": start_walk, "position_fn": position_walk} if name == "PMMH" else {}

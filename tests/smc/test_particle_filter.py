@@ -51,6 +51,7 @@ def test_a_wrong_scheme_is_seen(dtype):
     )
 
 
+@pytest.mark.slow
 def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
     # mean total variation between the path law (2^3 paths) and N weighted paths; over 200 runs the slope of its log
     # against log N has a standard error of 0.01 (a third of the mean, sqrt(200), log 16): 0.065 is 6 of them

@@ -43,7 +43,7 @@ def check_stationary(result, name):
 
 
 @pytest.mark.parametrize(
-    ("ancestor_sampling", "triggers"), [(True, ("ess", "always")), (False, models.TRIGGERS)]
+    ("ancestor_sampling", "triggers"), [(True, ("ess", "always")), (False, ("entropic", "every"))]
 )
 def test_a_chain_started_at_the_posterior_stays_there(ancestor_sampling, triggers, dtype):
     fk = models.finite(MODEL, dtype)

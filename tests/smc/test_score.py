@@ -184,6 +184,7 @@ def test_both_diffusions_are_one_process():
         np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_number_of_steps():
     laws, exponents = CASES["power"]
     z = np.exp(reference.law(laws, exponents, EDGES, EXPLODING[0]).log_integral)

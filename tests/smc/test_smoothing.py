@@ -104,6 +104,7 @@ def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
 
 
 @pytest.mark.f32
+@pytest.mark.slow
 def test_linear_gaussian_model_and_early_steps(dtype):
     # mean over 40 runs of the means and variances of 300 paths, bias O(1/N)
     y = jnp.asarray(np.random.default_rng(5).normal(size=20) * 1.5, dtype)

@@ -76,6 +76,7 @@ def test_evidence_and_moments(name, dtype):
     )
 
 
+@pytest.mark.slow
 def test_without_a_prior_the_normaliser_is_estimated():
     exact = cases.truth(cases.BIMODAL)
     posteriors = [infer(seed, cases.without_prior(cases.BIMODAL)) for seed in range(4)]
@@ -97,7 +98,7 @@ def log_evidences(algorithm, schedule, keys, *, num):
     return jax.lax.map(one, keys)
 
 
-@pytest.mark.parametrize("waste_free", [True, False])
+@pytest.mark.parametrize("waste_free", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     config = smc.Tempered(num_particles=32, waste_free=waste_free)
     found = base_law.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)

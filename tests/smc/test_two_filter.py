@@ -106,6 +106,7 @@ def _seen(x, t):
 
 
 @pytest.mark.f32
+@pytest.mark.slow
 def test_a_linear_gaussian_model_sets_everything_itself(dtype):
     # states are trees: the linear model, and two independent ones that nobody observes. Mean over 60 runs of smoothing
     # means and variances, bias O(1/N); the evidence is unbiased
