@@ -1,4 +1,4 @@
-"""Finite Feynman-Kac models of ``smc_enumeration.py``, and what is exact about them."""
+"""Finite Feynman-Kac models of ``smc_enumeration.py``, what is exact about them, and how far samples are from it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from scipy import stats
 from scipy.special import logsumexp
 
 from probinfer import smc
 
-__all__ = ["Model", "bootstrap", "masses", "methods", "path_law", "random_model"]
+__all__ = ["Model", "bootstrap", "chi_squared", "masses", "methods", "path_law", "random_model", "z_of"]
 
 
 class Model(NamedTuple):
@@ -107,3 +108,25 @@ def methods(model: Model) -> dict:
         "auxiliary": smc.auxiliary(plain, Partial(ahead_of, lookahead), num_steps),
         "nested": smc.nested(plain, 3),
     }
+
+
+def z_of(samples, expected) -> np.ndarray:
+    """Of the mean over axis 0; zero where nothing varies and nothing is wrong."""
+    samples = np.asarray(samples, float)
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    difference = samples.mean(axis=0) - expected
+    flat = error <= 1e-12 * np.abs(expected)
+    wrong = np.where(np.abs(difference) <= 1e-9 * np.abs(expected) + 1e-15, 0.0, np.inf)
+    return np.where(flat, wrong, difference / np.where(flat, 1.0, error))
+
+
+def chi_squared(paths: np.ndarray, law: np.ndarray, num_states: int) -> float:
+    """p-value of paths (chains, T); cells with fewer than 10 expected are one."""
+    index = paths @ num_states ** np.arange(paths.shape[1])[::-1]
+    counts, expected = np.bincount(index, minlength=len(law)), law * len(paths)
+    rare = expected < 10
+    counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
+    kept = expected > 0
+    if counts[~kept].sum():
+        return 0.0
+    return float(stats.chisquare(counts[kept], expected[kept]).pvalue)
