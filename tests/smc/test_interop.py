@@ -121,6 +121,7 @@ def _seen(x, t):
     return dist.MultivariateNormal(x[:1], 0.7 * jnp.eye(1))
 
 
+@pytest.mark.slow
 def test_dynamax_objects_are_state_space_models(key):
     y = jnp.asarray(np.random.default_rng(5).normal(size=(STEPS, 1))).at[2].set(jnp.nan)
     ssm, params = Gaussian(), Params(jnp.eye(2), _bend, jnp.asarray(0.7))

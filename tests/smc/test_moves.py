@@ -183,7 +183,8 @@ def test_a_likelihood_without_gradient():
         infer(3, target, smc.Tempered(256, moves="hmc", mode="vmap"))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("nuts", marks=pytest.mark.slow), "independent"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nuts", "independent"])
 def test_weights_of_both_directions(kind):
     log_evidence, mean, covariance = cases.conjugate()
     frozen = smc.annealing(

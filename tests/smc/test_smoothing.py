@@ -122,6 +122,7 @@ def test_linear_gaussian_model_and_early_steps(dtype):
     assert result.paths.dtype == result.log_evidence.dtype == result.update_rate.dtype == dtype
 
 
+@pytest.mark.slow
 def test_paths_in_chunks_new_data_and_limit_cases(key, monkeypatch, count_compiles, dtype):
     fk = models.linear(jnp.linspace(0.0, 1.0, 6, dtype=dtype))
     again, other_key = models.linear(jnp.linspace(1.0, 3.0, 6, dtype=dtype)), jax.random.key(5)
