@@ -49,7 +49,7 @@ class Size(NamedTuple):
     every: int
     tumours: int
     simulations: int
-    particles: int = 256
+    particles: int = 1024
     years: int | None = None
 
 
