@@ -170,12 +170,13 @@ def unexpected(findings: Sequence[Finding]) -> list[str]:
 def _plan(key, subjects, samplers, kernels, size) -> list[_Task]:
     keys = jax.random.split(key, 4)
     tasks = []
-    for index, target in enumerate((known.correlated_normal(), known.skewed())):
+    for index, (target, judged) in enumerate(_places(subjects)):
         exact = target.exact(jax.random.fold_in(keys[0], index), size.exact)
-        for number, subject in enumerate(subjects):
+        for number, subject in enumerate(judged):
             drawn = _once(subject, jax.random.fold_in(keys[1], 100 * index + number), target.target)
             tasks += _of_draws(subject, target, drawn, exact, size)
-    for number, subject in enumerate(one for one in subjects if one.quick and size.loops):
+    looped = [one for one in subjects if one.quick and one.target is None and size.loops]
+    for number, subject in enumerate(looped):
         tasks += _of_loops(
             subject, known.linear_regression(), jax.random.fold_in(keys[2], number), size.loops
         )
@@ -184,6 +185,17 @@ def _plan(key, subjects, samplers, kernels, size) -> list[_Task]:
             sampler, known.eight_schools(), jax.random.fold_in(keys[3], number), size.simulations
         )
     return tasks + [_of_kernel(kernel, known.location_and_scale(), size.lanes) for kernel in kernels]
+
+
+def _places(subjects: Sequence[Subject]) -> list[tuple[known.Known, list[Subject]]]:
+    """Every target and who is judged on it: the common targets first, then those of single engines."""
+    common = [one for one in subjects if one.target is None]
+    places = [(target, common) for target in (known.correlated_normal(), known.skewed()) if common]
+    own = {one.target.name: one.target for one in subjects if one.target is not None}
+    return places + [
+        (target, [one for one in subjects if one.target is not None and one.target.name == name])
+        for name, target in own.items()
+    ]
 
 
 def _reason(subject: Subject, features: Sequence[str]) -> str:

@@ -71,6 +71,7 @@ class Subject(NamedTuple):
         evidence_fn: ``(key, posterior, target, exact draws)`` -> log estimates of the evidence (R,) whose mean bounds
             it from below, and (R',) from above, for engines that estimate it.
         quick: cheap enough to be called for every data set of a calibration.
+        target: the one target that it is judged on, for engines of another kind of model; None: the common targets.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Subject(NamedTuple):
     log_density_fn: Callable | None = None
     quick: bool = True
     evidence_fn: Callable | None = None
+    target: known.Known | None = None
 
     @property
     def bounds_fn(self) -> Callable | None:

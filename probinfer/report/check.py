@@ -18,10 +18,11 @@ from probinfer import progress as bars
 from probinfer.checks import known
 from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
 from probinfer.errors import import_extra
-from probinfer.report.engines import ENGINES, Entry
+from probinfer.report.engines import ENGINES, STATE_SPACE_ENGINES, Entry
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
 from probinfer.report.pages import could_have_seen, numbers, picture
 from probinfer.report.provenance import provenance
+from probinfer.report.state_spaces import state_space_subjects
 from probinfer.report.tables import Table, seconds, to_rich
 
 __all__ = ["FULL", "KERNELS", "QUICK", "Effort", "findings_page", "run_check", "subjects", "tables_of"]
@@ -163,6 +164,7 @@ def run_check(
         functools.partial(mcmc.posterior_sampler, num_warmup=effort.warmup, num_draws=effort.sampler_draws),
     )
     judged = subjects(entries, effort)
+    judged += state_space_subjects(effort.draws) if effort.everything else []
     names = ", ".join(subject.name for subject in judged)
     console.print(f"[bold]{names}: compiled first; each finding is printed as it comes[/bold]")
     with bars.task("checks", None, None) as bar:
@@ -195,7 +197,14 @@ def _left_out(entries, effort):
     said = [f"{', '.join(points)} (single values, no posterior)"] if points else []
     if not effort.everything:
         said.append(
-            ", ".join([*others, "kernels by joint tests", "energy, sliced and C2ST"])
+            ", ".join(
+                [
+                    *others,
+                    *[e.label for e in STATE_SPACE_ENGINES],
+                    "kernels by joint tests",
+                    "energy, sliced and C2ST",
+                ]
+            )
             + " (left out by --quick)"
         )
     return "; ".join(said) or "nothing"

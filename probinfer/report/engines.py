@@ -11,7 +11,15 @@ from probinfer import gp, mcmc, smc, vi
 from probinfer.checks.known import CORRELATED, NOT_NORMAL
 from probinfer.report.theme import LIGHT
 
-__all__ = ["ENGINES", "Entry", "engine_names", "find_engine", "gradients_spent", "target_engines"]
+__all__ = [
+    "ENGINES",
+    "STATE_SPACE_ENGINES",
+    "Entry",
+    "engine_names",
+    "find_engine",
+    "gradients_spent",
+    "target_engines",
+]
 
 
 class Entry(NamedTuple):
@@ -96,6 +104,32 @@ ENGINES = (
         "moves particles from the prior to the posterior, and estimates the evidence",
         in_demo=False,
         gives_evidence=True,
+    ),
+)
+
+# Engines for ``smc.Parameters``: `probinfer check` judges them on a model of their own.
+STATE_SPACE_ENGINES = (
+    Entry(
+        "pmmh",
+        "PMMH",
+        lambda draws: smc.PMMH(num_draws=draws),
+        "walks through the parameters, their likelihood estimated by a particle filter",
+        any_target=False,
+    ),
+    Entry(
+        "smc2",
+        "SMC^2",
+        lambda draws: smc.SMC2(num_parameters=max(64, draws // 8)),
+        "moves weighted parameters through the data, a particle filter each",
+        any_target=False,
+        gives_evidence=True,
+    ),
+    Entry(
+        "particle-gibbs",
+        "particle Gibbs",
+        lambda draws: smc.ParticleGibbs(num_draws=max(64, draws // 4)),
+        "draws path and parameters in turn",
+        any_target=False,
     ),
 )
 

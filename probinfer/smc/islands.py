@@ -39,11 +39,27 @@ def shares(log_evidences: np.ndarray) -> float:
 
 
 def interval(log_evidences: np.ndarray, level: float) -> tuple[float, float]:
-    """Return an interval for the log evidence: Student's t with R - 1 degrees of freedom.
+    r"""Return an interval for the log evidence: both readings of the islands, from the lower to the upper end.
+
+    The first is Student's t with R - 1 degrees of freedom around the log of the mean. Evidences of particle methods
+    are nearly lognormal, and where their logs spread by more than a half the mean of a few is mostly too low and its
+    error too small. So the second reads them as lognormal: the log of the mean is :math:`m + s^2/2`, its variance
+    :math:`s^2/R + s^4/(2(R-1))`. Where the spread is small they are the same.
 
     Args:
         log_evidences: (R,).
         level: of the interval.
+
+    References:
+        Bérard, Del Moral and Doucet (2014), "A lognormal central limit theorem for particle approximations of
+        normalizing constants"; Zhou and Gao (1997), Cox's method for the mean of a lognormal, equation 6.
     """
-    half = log_mean_error(log_evidences) * float(stats.t.ppf((1 + level) / 2, len(log_evidences) - 1))
-    return log_mean(log_evidences) - half, log_mean(log_evidences) + half
+    num = len(log_evidences)
+    quantile = float(stats.t.ppf((1 + level) / 2, num - 1))
+    middle, half = log_mean(log_evidences), quantile * log_mean_error(log_evidences)
+    if not np.all(np.isfinite(log_evidences)):  # an island died
+        return middle - half, middle + half
+    variance = float(np.var(log_evidences, ddof=1))
+    centre = float(np.mean(log_evidences)) + variance / 2
+    width = quantile * float(np.sqrt(variance / num + variance**2 / (2 * (num - 1))))
+    return min(middle - half, centre - width), max(middle + half, centre + width)

@@ -68,7 +68,7 @@ class TemperedInfo(NamedTuple):
         return STARTS[int(self.started_from)]
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Between which the log evidence lies with this probability: Student's t with R - 1 degrees of freedom.
+        """Between which the log evidence lies with this probability: the hull of two readings (t, lognormal).
 
         Args:
             level: of the interval.
