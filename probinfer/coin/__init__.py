@@ -1,0 +1,1 @@
+"""Particles that are carried to a density without a learning rate."""
