@@ -1,7 +1,7 @@
 r"""The slow functions of a density in one or two dimensions: eigenfunctions of its diffusion, on a grid.
 
-The Langevin diffusion of a density p ∝ exp(−U) relaxes by :math:`L f = -\Delta f + \nabla U \cdot \nabla f`, an operator
-self-adjoint under p, whose eigenfunctions say in which shapes, and how slowly, a cloud differs from p. On a grid, with
+The Langevin diffusion of a density p ∝ exp(−U) relaxes by :math:`L f = -\Delta f + \nabla U \cdot \nabla f`, which is
+self-adjoint under p; its eigenfunctions say in which shapes, and how slowly, a cloud differs from p. On a grid, with
 :math:`f = v / \sqrt p`, L becomes the symmetric matrix of a Schrödinger operator: the off-diagonal elements are
 :math:`-1/h^2` and the diagonal is :math:`\sum \sqrt{p_{j}/p_i} / h^2` over the neighbours j of i. Its null vector
 :math:`\sqrt p` is exact, and only ratios of neighbouring densities occur.
