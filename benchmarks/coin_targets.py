@@ -24,7 +24,7 @@ from probinfer.logdensity import LogDensity
 
 __all__ = ["TARGETS", "Case", "rows"]
 
-DRAWS = 4000
+DRAWS = 5000
 FOLDER = "PROBINFER_BENCH_CACHE"  # where long chains are kept
 
 
