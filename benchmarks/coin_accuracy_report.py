@@ -28,7 +28,12 @@ def compared(record: dict[str, Any], adams: tuple[str, ...], ours: tuple[str, ..
     for method in ours:
         low, high = paired(distances[method] - rival)
         allowed = SHARE * rival.mean(axis=0) + floor
-        record["against Adam"][method] = {"low": low, "high": high, "allowed": allowed, "met": high <= allowed}
+        record["against Adam"][method] = {
+            "low": low,
+            "high": high,
+            "allowed": allowed,
+            "met": high <= allowed,
+        }
     return record
 
 
@@ -37,9 +42,7 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "means": {k: np.asarray(v) for k, v in record["means"].items()},
         "floor": np.asarray(record["floor"]),
-        "answers": {
-            m: {k: np.asarray(v) for k, v in a.items()} for m, a in record["against Adam"].items()
-        },
+        "answers": {m: {k: np.asarray(v) for k, v in a.items()} for m, a in record["against Adam"].items()},
     }
 
 
@@ -69,7 +72,9 @@ def show(records: list[dict[str, Any]], steps: tuple[int, ...]) -> None:
     for method in records[0]["against Adam"]:
         for at, count in enumerate(steps):
             met = np.array([plain(r)["answers"][method]["met"][at] for r in records])
-            words = ", ".join(f"{m} {n} of {len(records)}" for m, n in zip(MEASURES, met.sum(axis=0), strict=True))
+            words = ", ".join(
+                f"{m} {n} of {len(records)}" for m, n in zip(MEASURES, met.sum(axis=0), strict=True)
+            )
             failed = [r["target"] for r, both in zip(records, met, strict=True) if not both.all()]
             print(f"{method}, {count} steps: {words}" + (f"; not {', '.join(failed)}" if failed else ""))
     print(f"CPU: {sum(r['CPU seconds'] for r in records) / 60:.1f} minutes, compilation included")
@@ -91,7 +96,9 @@ def plot(records: list[dict[str, Any]], name: str) -> None:
             values = np.array([plain(r)["means"][method][-1, measure] for r in records])
             values = np.maximum(values, 1e-6)
             axis.plot(values / rivals, np.arange(len(records)), style, color=f"C{number}", label=method, ms=4)
-        axis.plot(np.array(floors) / rivals, np.arange(len(records)), "|", color="black", label="i.i.d. draws", ms=9)
+        axis.plot(
+            np.array(floors) / rivals, np.arange(len(records)), "|", color="black", label="i.i.d. draws", ms=9
+        )
         axis.axvline(1, color="grey", linewidth=0.8)
         axis.set(xscale="log", xlabel=f"energy distance, {word}, over that of Adam at its best rate")
         axis.set_yticks(np.arange(len(records)), labels if measure == 0 else [""] * len(labels), fontsize=8)

@@ -29,7 +29,7 @@ from probinfer.types import Array, Float, Shaped
 
 __all__ = ["Spectrum", "decompose", "find_spectrum"]
 
-DEPTH = 18.0  # of the log density under its maximum where the grid ends: six standard deviations of a normal density
+DEPTH = 10.0  # of the log density under its maximum where the grid ends; e^-10 of the mass is beyond
 POINTS = {1: 1024, 2: 96}  # along an axis; in two dimensions if all of the grid were known
 MOST_POINTS = 480
 _PROBE = {1: 4097, 2: 257}  # points along an axis of the grids that look for the mass
@@ -48,6 +48,7 @@ class Spectrum(NamedTuple):
         rates: eigenvalues in ascending order without zeros, ``(K,)``, in 1 / time.
         values: eigenfunctions, of unit variance under the density, ``(M + 1, K)``; the last row is zero.
         slopes: their derivatives in standard units, ``(M + 1, K, D)``.
+        homes: for each grid point the nearest known one away from the edge, in standard units, ``(*grid, D)``.
     """
 
     centre: Array
@@ -58,6 +59,7 @@ class Spectrum(NamedTuple):
     rates: Array
     values: Array
     slopes: Array
+    homes: Array
 
 
 def decompose(
@@ -184,6 +186,7 @@ def find_spectrum(
         "rates": rates,
         "values": np.pad(functions, ((0, 1), (0, 0))),
         "slopes": np.pad(_slopes(functions, rows, spacing), ((0, 1), (0, 0), (0, 0))),
+        "homes": (low - centre) / scale + _nearest_inside(rows < len(functions), spacing) * spacing,
     }
     return Spectrum(
         **{name: jnp.asarray(x, dtype) for name, x in fields.items()}, rows=jnp.asarray(rows, jnp.int32)
@@ -243,6 +246,17 @@ def _moments(axes: list[np.ndarray], log_density: np.ndarray) -> tuple[np.ndarra
         mean.append(marginal @ axis)
         sd.append(np.sqrt(marginal @ (axis - mean[-1]) ** 2))
     return np.array(mean), np.array(sd)
+
+
+def _nearest_inside(known: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """For each grid point the indices (*grid, D) of the nearest known point whose neighbours are known as well."""
+    around = np.ones((3,) * known.ndim)
+    inside = scipy.ndimage.binary_erosion(known, around, iterations=2)
+    inside = inside if inside.any() else known
+    indices = scipy.ndimage.distance_transform_edt(
+        ~inside, sampling=spacing, return_distances=False, return_indices=True
+    )
+    return np.moveaxis(indices, 0, -1)
 
 
 def _slopes(functions: np.ndarray, rows: np.ndarray, spacing: np.ndarray) -> np.ndarray:

@@ -4,18 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from probinfer.coin import lawgd_spectrum
-from probinfer.coin.lawgd import evaluate_spectrum, lawgd_direction
+from probinfer.coin.lawgd import evaluate_spectrum, lawgd, lawgd_direction
 from probinfer.coin.lawgd_spectrum import decompose, find_spectrum
 from probinfer.errors import NumericalError
+from probinfer.logdensity import StochasticLogDensity
+from probinfer.run import record_nothing, run
 from tests.reference import lawgd as oracle
 
 MEAN, SD = 3.0, 0.02
 
 
+@pytest.fixture
+def deep(monkeypatch):
+    """Grids to six standard deviations, and coarse ones in two dimensions: Hermite polynomials live on the whole line."""
+    monkeypatch.setattr(lawgd_spectrum, "DEPTH", 18.0)
+    monkeypatch.setitem(lawgd_spectrum.POINTS, 2, 48)
+
+
 def normal(x):
     return -0.5 * jnp.sum(((x - MEAN) / SD) ** 2)
+
+
+def of_dict(position):
+    return normal(position["x"])
 
 
 def unequal(x):
@@ -30,7 +44,7 @@ def cloud(dtype, n=9, d=1):
     return jnp.asarray(MEAN + SD * (0.5 + 0.8 * np.random.default_rng(0).normal(size=(n, d))), dtype)
 
 
-def test_functions_of_a_normal_density_are_hermite_polynomials():
+def test_functions_of_a_normal_density_are_hermite_polynomials(deep):
     """Second order in the spacing, 0.012 sd: the fifth function to 1e-3 where 99 % of the mass is."""
     x = cloud(jnp.float64)
     spectrum = find_spectrum(normal, x, 5)
@@ -45,12 +59,12 @@ def test_functions_of_a_normal_density_are_hermite_polynomials():
 
 
 @pytest.mark.f32
-def test_direction_equals_the_double_loop(dtype):
+def test_direction_equals_the_double_loop(deep, dtype):
     """With the exact functions; found from a start 1e5 standard deviations away and a thousand times as wide."""
     x = cloud(dtype)
     away = jnp.asarray(np.linspace(-2000, -1000, 5)[:, None], dtype)
     spectrum = find_spectrum(normal, away, 4)
-    found = lawgd_direction(spectrum, x, jax.vmap(jax.grad(normal))(x))
+    found = lawgd_direction(spectrum, x)
     assert found.dtype == x.dtype
     values, slopes = oracle.hermite(4, (np.float64(x)[:, 0] - MEAN) / SD)
     expected = SD * oracle.direction(values, slopes, np.arange(1, 5))
@@ -73,12 +87,11 @@ def test_spectrum_equals_that_of_the_dense_matrix(shape):
     np.testing.assert_allclose((functions * p[:, None]).T @ functions, np.eye(3), atol=1e-9)
 
 
-def test_direction_in_two_dimensions_equals_the_double_loop(monkeypatch):
+def test_direction_in_two_dimensions_equals_the_double_loop(deep):
     """Unequal scales; the five products of Hermite polynomials up to degree two, whose rates are 1, 1, 2, 2, 2.
 
     The spacing is 0.25 sd: second order, 1 % of values near one.
     """
-    monkeypatch.setitem(lawgd_spectrum.POINTS, 2, 48)
     scale = np.array([SD, 1.0])
     w = np.random.default_rng(1).normal(size=(7, 2)) + np.array([0.5, 0])
     x = jnp.asarray(MEAN + scale * w)
@@ -90,12 +103,11 @@ def test_direction_in_two_dimensions_equals_the_double_loop(monkeypatch):
     along = [slopes[0][0], zero, slopes[0][1], zero, slopes[0][0] * first]
     across = [zero, slopes[1][0], zero, slopes[1][1], one * slopes[1][0]]
     expected = np.stack([oracle.direction(values, np.array(d), rates) for d in (along, across)], axis=1)
-    np.testing.assert_allclose(lawgd_direction(spectrum, x, x) / scale, expected, atol=0.03)
+    np.testing.assert_allclose(lawgd_direction(spectrum, x) / scale, expected, atol=0.03)
 
 
-def test_a_thin_curved_density_gets_a_grid_as_fine_as_it_needs(monkeypatch):
+def test_a_thin_curved_density_gets_a_grid_as_fine_as_it_needs(deep):
     """The share of the box that the mass fills is small; the moments are those of the construction, y - x^2 and x."""
-    monkeypatch.setitem(lawgd_spectrum.POINTS, 2, 48)
     spectrum = find_spectrum(banana, jnp.asarray(np.random.default_rng(0).normal(size=(9, 2))), 4)
     size = spectrum.values.shape[0] - 1
     assert int(spectrum.rows.max()) == size
@@ -105,25 +117,30 @@ def test_a_thin_curved_density_gets_a_grid_as_fine_as_it_needs(monkeypatch):
     assert spectrum.rates[0] < 0.3  # along the arms, slower than any direction of a normal density
 
 
-def test_particles_off_the_grid_follow_the_score():
+def test_particles_off_the_grid_go_straight_to_it_and_are_not_counted(deep):
+    """The grid ends at six standard deviations, and the places to go to two points before."""
     x = cloud(jnp.float64, 5).at[0].set(MEAN - 50 * SD)
     spectrum = find_spectrum(normal, cloud(jnp.float64), 4)
-    scores = jax.vmap(jax.grad(normal))(x)
-    found = lawgd_direction(spectrum, x, scores)
-    np.testing.assert_allclose(
-        found[0, 0], SD, rtol=1e-6
-    )  # one standard deviation in a unit of time, to the right
-    values, slopes = oracle.hermite(4, (np.asarray(x)[1:, 0] - MEAN) / SD)
+    found = lawgd_direction(spectrum, x, jnp.arange(5) < 4)
+    np.testing.assert_allclose(found[0, 0], (50 - 6) * SD, rtol=2e-3)
+    values, slopes = oracle.hermite(4, (np.asarray(x)[1:4, 0] - MEAN) / SD)
     expected = SD * oracle.direction(values, slopes, np.arange(1, 5))
-    np.testing.assert_allclose(found[1:, 0], expected, atol=3e-3 * SD)
+    np.testing.assert_allclose(found[1:4, 0], expected, atol=3e-3 * SD)
+    assert np.isnan(found[4, 0])
 
 
-def test_new_particles_trace_nothing(count_compiles):
-    spectrum, direction = find_spectrum(normal, cloud(jnp.float64), 4), jax.jit(lawgd_direction)
-    x = cloud(jnp.float64)
-    other = jax.block_until_ready((x + SD, direction(spectrum, x, x)))[0]
+def test_particles_end_at_the_quantiles_of_the_density(count_compiles):
+    """In one dimension rest means F(x_(i)) = (i - 1/2) / N; 100 functions blur that to 0.1 standard deviations."""
+    x = cloud(jnp.float64, 12)
+    algorithm = lawgd(of_dict, {"x": x})
+    start = algorithm.init({"x": x})
+    state, history = run(jax.random.key(0), algorithm, start, 300, collect=record_nothing)
+    history.check()
+    quantiles = norm.ppf((np.arange(12) + 0.5) / 12)
+    np.testing.assert_allclose(np.sort(state.positions["x"][:, 0]), MEAN + SD * quantiles, atol=0.1 * SD)
+    again = jax.block_until_ready(algorithm.init({"x": x - 0.1 * SD}))
     with count_compiles() as counter:
-        jax.block_until_ready(direction(spectrum, other, x))
+        jax.block_until_ready(run(jax.random.key(1), algorithm, again, 300, collect=record_nothing))
     assert counter.count == 0
 
 
@@ -135,13 +152,33 @@ def undefined(x):
     return jnp.log(x[0] - MEAN)
 
 
-def cauchy(x):
-    return -jnp.log1p(((x[0] - MEAN) / SD) ** 2)
+def heavy(x):
+    return -0.6 * jnp.log1p(((x[0] - MEAN) / SD) ** 2)
 
 
 @pytest.mark.parametrize(
-    ("fn", "words"), [(flat, "normalisable"), (undefined, "NaN"), (cauchy, "tails are too heavy")]
+    ("fn", "words"), [(flat, "normalisable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
 )
 def test_densities_that_no_grid_can_hold_are_refused(fn, words):
     with pytest.raises(NumericalError, match=words):
         find_spectrum(fn, cloud(jnp.float64), 4)
+
+
+def test_what_the_algorithm_cannot_do_is_refused_with_advice():
+    x = cloud(jnp.float64)
+    with pytest.raises(ValueError, match=r"one or two coordinates; got 3: use coin\.svgd"):
+        lawgd(normal, jnp.concatenate([x, x, x], axis=1))
+    with pytest.raises(ValueError, match="hold 450 particles; got 451"):
+        lawgd(normal, jnp.linspace(0.0, 1.0, 451)[:, None])
+    with pytest.raises(ValueError, match="outside jit"):
+        jax.jit(lambda x: lawgd(normal, x).init(x))(x)
+    with pytest.raises(TypeError, match="minibatches"):
+        lawgd(StochasticLogDensity(lambda key, x: normal(x)), x)
+    with pytest.raises(TypeError, match="function of one position"):
+        lawgd(3.0, x)
+    with pytest.raises(TypeError, match="floating point"):
+        lawgd(normal, jnp.ones((4, 1), int))
+    with pytest.raises(TypeError, match="bet"):
+        lawgd(normal, x, bet="coin")
+    with pytest.raises(ValueError, match="0 of 9 particles start"):
+        lawgd(normal, x).init(x + 100 * SD)
