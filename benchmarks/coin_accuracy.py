@@ -20,9 +20,9 @@ Methods, all with the kernel exp(-r^2/h):
     Adam, plain     raw coordinates, h = median throughout
 The medians are those of the same function, on the same pairs.
 
-Hindsight: Adam has eleven rates, 1e-4 ... 10. All run with three seeds; those that are among the four best of their form
-at any number of steps in either measure run with all ten, and of these the best mean is shown, at each number of steps
-and in each measure its own. The same keys start all methods.
+Hindsight: Adam has eleven rates, 1e-4 ... 10. All run with three seeds; those that are among the two best of their form
+at any number of steps in either measure run with all ten, and of these the best mean is shown, at each number of
+steps and in each measure its own. All methods start from the same clouds.
 
 Measure: energy distance to up to 5000 reference draws, raw, and in coordinates in which the reference has covariance
 I ("white"): the first sees the wide directions only. Particles: every pair, so that 100 independent draws have the mean

@@ -1,4 +1,4 @@
-"""Targets of ``coin_accuracy.py`` with reference draws: exact where a sampler is known, stored or long chains elsewhere.
+"""Targets of ``coin_accuracy.py`` with reference draws: exact where a sampler is known, stored or of long chains.
 
 ``chosen``: constants of the coin rules were once chosen on this target or one like it; the others are held out.
 """
@@ -29,7 +29,7 @@ FOLDER = "PROBINFER_BENCH_CACHE"  # where long chains are kept
 
 
 class Case(NamedTuple):
-    """``logdensity_fn`` of a position; ``draws`` (n, d), rows of the flattened positions; ``start(key, N)`` -> cloud."""
+    """``draws`` (n, d) are rows of flattened positions; ``start(key, N)`` is a cloud."""
 
     logdensity_fn: Any
     draws: np.ndarray
@@ -117,7 +117,7 @@ def log_rosenbrock(a, x):
 
 
 def rosenbrock() -> Case:
-    """a = -1, b = 1."""
+    """The valley at a = -1."""
     first, second = random().normal(size=(2, DRAWS)) / np.sqrt(2)
     return exact(log_rosenbrock, np.stack([first - 1, second + (first - 1) ** 2], axis=1), -1.0)
 

@@ -19,7 +19,7 @@ MEAN, SD = 3.0, 0.02
 
 @pytest.fixture
 def deep(monkeypatch):
-    """Grids to six standard deviations, and coarse ones in two dimensions: Hermite polynomials live on the whole line."""
+    """Grids to six standard deviations, coarse in two dimensions: Hermite polynomials live on the whole line."""
     monkeypatch.setattr(lawgd_spectrum, "DEPTH", 18.0)
     monkeypatch.setitem(lawgd_spectrum.POINTS, 2, 48)
 
