@@ -65,6 +65,7 @@ RATES = np.geomspace(1e-4, 10, 11)
 OURS = ("default", "fuse", "coin")
 RAW = ("published", "published, med", "raw fuse")
 ADAMS = ("Adam", "Adam, plain")
+METHODS = (*OURS, *RAW, *ADAMS)
 
 
 def adam(rate: Any) -> optax.GradientTransformation:
@@ -187,26 +188,24 @@ def hindsight(grid: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return chosen, RATES[np.array(numbers)[best]]
 
 
-def one_target(name: str, *, small: bool) -> dict[str, Any]:
-    """All methods on a target."""
+def one_target(name: str, methods: list[str], before: dict[str, Any], *, small: bool) -> dict[str, Any]:
+    """These methods on a target, beside what was measured before."""
     make, chosen = TARGETS[name]
-    began = time.process_time()
     bench = Bench(name, make(), small)
-    record: dict[str, Any] = {"target": name, "chosen": chosen, "dimension": bench.case.draws.shape[1]}
+    record = {"target": name, "chosen": chosen, "dimension": bench.case.draws.shape[1]}
     record["floor"] = bench.reference.floor(PARTICLES)
-    record["distances"], record["seconds"] = {}, {}
-    for method in (*OURS, *RAW, *ADAMS):
+    for part in ("distances", "seconds", "best rates", "grid"):
+        record[part] = dict(before.get(part, {}))
+    for method in methods:
         start = time.process_time()
         if method in ADAMS:
             grid = bench.grid(method)
-            record["distances"][method], rates = hindsight(grid)
-            record[f"{method}, best rates"] = rates
-            record[f"{method}, grid"] = grid["means"]
+            record["distances"][method], record["best rates"][method] = hindsight(grid)
+            record["grid"][method] = grid["means"]
         else:
             record["distances"][method] = bench.single(method)
         record["seconds"][method] = time.process_time() - start
         print(f"{name}, {method}: {record['seconds'][method]:.0f} s", flush=True)
-    record["CPU seconds"] = time.process_time() - began
     return compared(record, ADAMS, OURS)
 
 
@@ -214,18 +213,22 @@ def main() -> None:
     """Measure, print, write after every target."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="measure these targets, keep the results of the others")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="measure these anew")
     parser.add_argument("--resume", action="store_true", help="leave out targets that have results")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", False)
     before = {} if arguments.small else {r["target"]: r for r in common.read_results(NAME).get("records", [])}
     names = [n for n in TARGETS if not arguments.only or any(n.startswith(part) for part in arguments.only)]
     for name in names:
-        if arguments.resume and name in before:
-            continue
-        before[name] = one_target(name, small=arguments.small)
-        jax.clear_caches()
-        records = [before[n] for n in TARGETS if n in before]
-        if not arguments.small:
+        old = before.get(name, {})
+        missing = [m for m in METHODS if m not in old.get("distances", {})]
+        again = [] if arguments.resume else arguments.methods
+        methods = [m for m in METHODS if m in missing or m in again]
+        if methods:
+            before[name] = one_target(name, methods, old, small=arguments.small)
+            jax.clear_caches()
+        if methods and not arguments.small:
+            records = [before[n] for n in TARGETS if n in before]
             common.write_results(NAME, {"steps": STEPS, "rates": RATES, "seeds": SEEDS, "records": records})
     records = [before[n] for n in TARGETS if n in before]
     show(records, STEPS)

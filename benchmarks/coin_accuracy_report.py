@@ -48,7 +48,7 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]], steps: tuple[int, ...], at: int, measure: int) -> None:
     """One number of steps, one measure."""
-    methods = list(records[0]["means"])
+    methods = [m for m in records[0]["means"] if all(m in r["means"] for r in records)]
     lines = []
     for record in records:
         found = plain(record)
@@ -77,7 +77,8 @@ def show(records: list[dict[str, Any]], steps: tuple[int, ...]) -> None:
             )
             failed = [r["target"] for r, both in zip(records, met, strict=True) if not both.all()]
             print(f"{method}, {count} steps: {words}" + (f"; not {', '.join(failed)}" if failed else ""))
-    print(f"CPU: {sum(r['CPU seconds'] for r in records) / 60:.1f} minutes, compilation included")
+    spent = sum(sum(record["seconds"].values()) for record in records)
+    print(f"CPU: {spent / 60:.1f} minutes, compilation included")
 
 
 def plot(records: list[dict[str, Any]], name: str) -> None:
