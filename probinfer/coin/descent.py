@@ -25,7 +25,7 @@ from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
-from probinfer.coin.geometry import Full, Metric
+from probinfer.coin.geometry import Diagonal, Full, Metric
 from probinfer.coin.low_rank import LowRank
 from probinfer.errors import shortened
 from probinfer.logdensity import StochasticLogDensity
@@ -117,8 +117,7 @@ def descent(
             coordinates of the cloud; ``score_fn(z)`` are the scores elsewhere (for Hessian products by ``jax.jvp``).
             Rows of particles that are not kept do not matter.
         kernel: its lengthscale is in units of the bandwidth, unless ``bandwidth`` is "fixed".
-        geometry: ``Identity()``, ``Diagonal()`` or ``Full()``; None: ``Full()`` where there are more particles than
-            dimensions, else ``Diagonal()``.
+        geometry: ``Identity()``, ``Diagonal()``, ``LowRank()`` or ``Full()``; None: see ``choose_geometry``.
         bet: any optax transformation, of gradients of a loss in z; None: an elementwise coin until the cloud has
             settled, then distance over gradients, both of unit 0.1.
         bandwidth: "median", "published" or "fixed".
@@ -220,12 +219,20 @@ def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
 
 
 def _geometry(rule: Rule, table: Array) -> Any:
-    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+    return choose_geometry(*table.shape, rule.stochastic) if rule.geometry is None else rule.geometry
 
 
-def choose_geometry(num_particles: int, num_dims: int) -> Any:
-    """Return the richest geometry that so many particles can estimate: full, or low-rank above 1024 dimensions or N."""
-    return Full() if num_dims < num_particles and num_dims <= _LARGEST_FULL else LowRank()
+def choose_geometry(num_particles: int, num_dims: int, stochastic: bool = False) -> Any:
+    """Return the richest geometry that so many particles can estimate.
+
+    Args:
+        num_particles: N; with more than dimensions: ``Full()``, up to 1024 dimensions.
+        num_dims: d.
+        stochastic: where it is not full: ``Diagonal()``, as noise shows directions that are none; else ``LowRank()``.
+    """
+    if num_dims < num_particles and num_dims <= _LARGEST_FULL:
+        return Full()
+    return Diagonal() if stochastic else LowRank()
 
 
 def _fresh_bets(rule: Rule, z: Array) -> Any:

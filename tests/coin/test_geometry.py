@@ -133,3 +133,4 @@ def test_the_side_of_the_eigenproblem_does_not_matter():
 def test_the_richest_geometry_that_the_particles_can_estimate_is_chosen():
     kinds = [name(choose_geometry(*sizes)) for sizes in ((100, 50), (50, 50), (5000, 2000))]
     assert kinds == ["Full", "LowRank", "LowRank"]
+    assert name(choose_geometry(50, 50, stochastic=True)) == "Diagonal"
