@@ -34,12 +34,10 @@ from probinfer.types import Array, ArrayTree, Bool, PRNGKey, field, pytree
 __all__ = [
     "CloudInfo",
     "CloudState",
-    "Look",
+    "Rule",
     "choose_geometry",
     "descent",
-    "logdensity_in_cloud",
-    "look",
-    "positions_of",
+    "geometry_of",
 ]
 
 _SWITCH = 64  # steps without a stale metric, before the late bet
@@ -162,44 +160,6 @@ def _bound(bet: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
 
 
-class Look(NamedTuple):
-    """A cloud as its metric sees it: particles ``table`` and their ``scores``, scores ``pulled`` to z."""
-
-    table: Array
-    scores: cloud.Scores
-    pulled: Array
-
-
-def look(algorithm: Algorithm, key: PRNGKey, state: CloudState) -> Look:
-    """Return the scores of a cloud where it stands.
-
-    Args:
-        algorithm: from ``descent``.
-        key: of the batch, where the log density is stochastic.
-        state: of the algorithm.
-    """
-    rule, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
-    table, like = cloud.ravel(state.positions), cloud.like_one(state.positions)
-    scores = cloud.scores_of(logdensity_fn, like, table, key if rule.stochastic else None)
-    pulled = _geometry(rule, state.z).pull(
-        state.metric, jnp.where(scores.valid[:, None], scores.gradients, 0)
-    )
-    return Look(table, scores, pulled)
-
-
-def logdensity_in_cloud(algorithm: Algorithm, state: CloudState, row: Array) -> Array:
-    """Return the (exact) log density of one particle z, up to a constant; for ``jax.tree_util.Partial``."""
-    _, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
-    return logdensity_fn(positions_of(algorithm, state, row[None], one=True)).astype(row.dtype)
-
-
-def positions_of(algorithm: Algorithm, state: CloudState, z: Array, *, one: bool = False) -> ArrayTree:
-    """Return the positions of particles z in the metric of a state; ``one``: of a single row, without its axis."""
-    rule, _ = algorithm.step.args  # type: ignore[attr-defined]
-    table = _geometry(rule, state.z).from_z(state.metric, z)
-    return cloud.unravel(cloud.like_one(state.positions), table[0] if one else table)
-
-
 def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
     cloud.check_positions(positions)
     positions = jax.tree.map(jnp.asarray, positions)
@@ -210,7 +170,7 @@ def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
 @jax.jit
 def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     table = cloud.ravel(positions)
-    shape = _geometry(rule, table)
+    shape = geometry_of(rule, table)
     everyone = jnp.ones(table.shape[0], bool)
     metric, z = shape.start(table, everyone)
     spread = geometries.moments(table, everyone)[1]
@@ -218,8 +178,13 @@ def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     return CloudState(positions, z, metric, _fresh_bets(rule, z), none, none, jnp.zeros((), bool), spread)
 
 
-def _geometry(rule: Rule, table: Array) -> Any:
-    return choose_geometry(*table.shape, rule.stochastic) if rule.geometry is None else rule.geometry
+def geometry_of(rule: Rule, table: Array) -> Any:
+    """Return the geometry that a rule uses for a table (N, d)."""
+    return (
+        choose_geometry(table.shape[0], table.shape[1], rule.stochastic)
+        if rule.geometry is None
+        else rule.geometry
+    )
 
 
 def choose_geometry(num_particles: int, num_dims: int, stochastic: bool = False) -> Any:
@@ -242,7 +207,7 @@ def _fresh_bets(rule: Rule, z: Array) -> Any:
 
 def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tuple[CloudState, CloudInfo]:
     like = cloud.like_one(state.positions)
-    shape = _geometry(rule, state.z)
+    shape = geometry_of(rule, state.z)
     batch = key if rule.stochastic else None
 
     def scores_at(table):
@@ -294,10 +259,9 @@ def _restart(
         metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
-    spread = geometries.moments(state.z, valid)[1]
-    stale = geometries.is_stale(spread)
+    stale = geometries.is_stale(state.z, valid)
     due = geometries.is_due(state.age, state.settled)
-    loose = geometries.is_stale(spread, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
+    loose = geometries.is_stale(state.z, valid, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
     settled = jnp.where(due, (state.age >= _SWITCH) & ~loose, state.settled) & ~stale
     metric, z, bets = jax.lax.cond(stale | due, renew, lambda: (state.metric, state.z, state.bets))
     age = jnp.where(stale, 0, state.age)
