@@ -228,11 +228,8 @@ def test_kt_keeps_its_regret_bound(at):
     assert float(jnp.sum(losses)) <= bound
 
 
-BAD = {"nan": np.nan, "inf": np.inf}
-
-
 @pytest.mark.parametrize("norm", ["element", "block", "particle"])
-@pytest.mark.parametrize("maker", [betting.coin, betting.kt, lambda norm: betting.coin(norm=norm, unit=0.3)])
+@pytest.mark.parametrize("maker", [betting.coin, betting.kt])
 def test_what_is_not_finite_is_frozen_and_counted(maker, norm):
     """The path of a frozen group is the path without the bad step; the others do not notice."""
     outcomes, params = data(jnp.float64)
@@ -240,9 +237,8 @@ def test_what_is_not_finite_is_frozen_and_counted(maker, norm):
     spoiled = {"a": outcomes["a"].at[5, 2, 1].set(jnp.nan), "b": outcomes["b"].at[5, 2].set(jnp.inf)}
     path, state = drive(maker(norm=norm), spoiled, params)
     whole, _ = drive(maker(norm=norm), outcomes, params)
-    without, _ = drive(
-        maker(norm=norm), jax.tree.map(lambda leaf: jnp.delete(leaf, 5, axis=0), outcomes), params
-    )
+    moved_up = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:5], leaf[6:], leaf[:1]]), outcomes)
+    without, _ = drive(maker(norm=norm), moved_up, params)
     hit = {
         "element": {"a": np.zeros((4, 3), bool), "b": np.arange(4) == 2},
         "block": {"a": np.ones((4, 3), bool), "b": np.ones(4, bool)},
@@ -252,7 +248,7 @@ def test_what_is_not_finite_is_frozen_and_counted(maker, norm):
     hit["a"][2, 1] = True
     for leaf in "ab":
         np.testing.assert_array_equal(path[leaf][5][hit[leaf]], path[leaf][4][hit[leaf]])
-        want = np.where(hit[leaf], without[leaf][-1], whole[leaf][-1])
+        want = np.where(hit[leaf], without[leaf][-2], whole[leaf][-1])
         np.testing.assert_allclose(path[leaf][-1], want, rtol=1e-12)
     assert int(state.num_nonfinite) == {"element": 2, "block": 2, "particle": 1}[norm]
 
@@ -290,7 +286,7 @@ def test_a_bet_that_overflows_is_not_made():
 def test_dtypes(name):
     params = {"a": jnp.zeros((4, 3), jnp.bfloat16), "b": jnp.zeros(4, jnp.float32)}
     gradients = jax.tree.map(jnp.ones_like, params)
-    updates, state = ALL[name].update(gradients, ALL[name].init(params), params)
+    updates, state = jax.jit(lambda g, p: ALL[name].update(g, ALL[name].init(p), p))(gradients, params)
     assert jax.tree.map(lambda leaf: leaf.dtype, updates) == jax.tree.map(lambda leaf: leaf.dtype, params)
     floats = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert set(floats) == {jnp.dtype("float32")}
@@ -343,7 +339,7 @@ def test_last_link_of_a_chain():
     ("make", "error", "words"),
     [
         (lambda: betting.coin(norm="row"), ValueError, "'element', 'block' or 'particle', got 'row'"),
-        (lambda: betting.kt(norm=None), ValueError, "norm must be"),
+        (lambda: betting.kt(norm=""), ValueError, "norm must be"),
         (lambda: betting.coin(unit=0.0), ValueError, "positive, got 0.0"),
         (lambda: betting.kt(unit=-1), ValueError, "positive, got -1"),
         (lambda: betting.fuse(unit=float("nan")), ValueError, "positive, got nan"),
