@@ -40,7 +40,10 @@ def split(table: Any, seed: int, *, scale_y: bool) -> tuple[dict[str, Any], dict
     shift, unit = (table.y[train].mean(), table.y[train].std()) if scale_y else (0.0, 1.0)
     kind = jnp.result_type(float)
     both = [
-        {"X": jnp.asarray((table.X[k] - mean) / sd, kind), "y": jnp.asarray((table.y[k] - shift) / unit, kind)}
+        {
+            "X": jnp.asarray((table.X[k] - mean) / sd, kind),
+            "y": jnp.asarray((table.y[k] - shift) / unit, kind),
+        }
         for k in (train, test)
     ]
     return both[0], both[1], float(unit)
