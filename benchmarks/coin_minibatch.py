@@ -133,17 +133,24 @@ def losses(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(signed), signed, np.inf)
 
 
-def one_case(name: str, batch: int, *, small: bool) -> dict[str, Any]:
-    """All methods."""
-    start = time.process_time()
+def one_case(
+    name: str, batch: int, methods: list[str], old: dict[str, Any], *, small: bool
+) -> dict[str, Any]:
+    """These methods, beside what was measured before."""
     bench = Bench(name, batch, small)
-    scores: dict[str, Any] = {m: bench.single(m) for m in METHODS[:-1]}
-    scores["Adam"], rates = bench.hindsight()
-    record = {"model": name, "batch": batch, "scores": scores, "best rates": rates}
+    record = {"model": name, "batch": batch, "best rates": old.get("best rates")}
+    record["scores"], record["seconds"] = dict(old.get("scores", {})), dict(old.get("seconds", {}))
+    for method in methods:
+        start = time.process_time()
+        if method == "Adam":
+            record["scores"][method], record["best rates"] = bench.hindsight()
+        else:
+            record["scores"][method] = bench.single(method)
+        record["seconds"][method] = time.process_time() - start
+    scores = {m: np.asarray(record["scores"][m]) for m in METHODS}
     record["means"] = {m: s.mean(axis=0) for m, s in scores.items()}
     record["against Adam"] = {m: paired(s - scores["Adam"]) for m, s in scores.items() if m != "Adam"}
-    record["CPU seconds"] = time.process_time() - start
-    print(f"{name}, batch {batch}: {record['CPU seconds']:.0f} s", flush=True)
+    print(f"{name}, batch {batch}: {sum(record['seconds'].values()):.0f} s", flush=True)
     return record
 
 
@@ -159,7 +166,8 @@ def show(records: list[dict[str, Any]]) -> None:
         header = ["model, batch", *METHODS, "its rate", "default - Adam"]
         common.print_table(f"{score} on test rows after {STEPS[-1]} steps", header, lines)
     print("Adam at its best rate is better (the interval excludes zero):", *worse(records), sep="\n  ")
-    print(f"CPU: {sum(r['CPU seconds'] for r in records) / 60:.1f} minutes, compilation included")
+    spent = sum(sum(r["seconds"].values()) for r in records)
+    print(f"CPU: {spent / 60:.1f} minutes, compilation included")
 
 
 def worse(records: list[dict[str, Any]]) -> list[str]:
@@ -200,6 +208,7 @@ def main() -> None:
     """Measure, print, write after every case."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="models to measure; the results of the others are kept")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="measure these anew")
     parser.add_argument("--resume", action="store_true", help="leave out what has results")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", False)
@@ -207,9 +216,14 @@ def main() -> None:
     known = {(r["model"], r["batch"]): r for r in old}
     cases = [(name, batch) for name in MODELS for batch in BATCHES]
     for name, batch in cases[3:4] if arguments.small and not arguments.only else cases:
-        if (arguments.only and name not in arguments.only) or (arguments.resume and (name, batch) in known):
+        if arguments.only and name not in arguments.only:
             continue
-        known[name, batch] = one_case(name, batch, small=arguments.small)
+        old_record = known.get((name, batch), {})
+        again = [] if arguments.resume else arguments.methods
+        methods = [m for m in METHODS if m in again or m not in old_record.get("scores", {})]
+        if not methods:
+            continue
+        known[name, batch] = one_case(name, batch, methods, old_record, small=arguments.small)
         jax.clear_caches()
         if not arguments.small:
             records = [known[case] for case in cases if case in known]
