@@ -4,6 +4,10 @@ One step: log densities and scores of all particles; the metric refreshed where 
 scores and distances in z; bandwidth and direction there; the bet turns the direction into a move of z; positions are
 :math:`c + B z`. Everything in z is free of units, so no setting has one.
 
+The bet is an elementwise coin until the cloud has settled: 64 steps without a stale metric, and at a restart spreads
+of z within a quarter of 1 and virials within a half of -1. From there on it is distance over gradients, one rate for
+the whole cloud, which averages the noise of minibatches better; the coin is better while some particles are far away.
+
 The geometry does most of the work: with it several bets reach nearly the same accuracy, without it none is free of
 scale. What the bet adds is that no rate has to be found.
 """
@@ -27,11 +31,21 @@ from probinfer.errors import shortened
 from probinfer.logdensity import StochasticLogDensity
 from probinfer.types import Array, ArrayTree, Bool, PRNGKey, field, pytree
 
-__all__ = ["CloudInfo", "CloudState", "choose_geometry", "descent"]
+__all__ = [
+    "CloudInfo",
+    "CloudState",
+    "Look",
+    "choose_geometry",
+    "descent",
+    "logdensity_in_cloud",
+    "look",
+    "positions_of",
+]
 
-_SWITCH = 64  # from this step on the late bet
+_SWITCH = 64  # steps without a stale metric, before the late bet
+_FIT, _VIRIAL = 1.25, 0.5  # how far spreads and virials may be off for the late bet
 _UNIT = 0.1  # first bet, in standard deviations of the cloud
-_GROWTH = 1e10
+_GROWTH = 1e9
 _LARGEST_FULL = 1024
 
 
@@ -39,8 +53,9 @@ class CloudState(NamedTuple):
     """Where a cloud stands.
 
     ``positions`` is the tree of the particles; ``z`` (N, d) and ``metric`` are the same in the coordinates of the
-    cloud. ``bets`` are the states of the early and the late bet, ``step`` counts the steps, ``spread`` (d,) are the
-    standard deviations at the start.
+    cloud. ``bets`` are the states of the early and the late bet. ``step`` counts the steps, ``age`` those since the
+    metric was last stale; ``settled`` says that the late bet plays. ``spread`` (d,) are the standard deviations at the
+    start.
     """
 
     positions: ArrayTree
@@ -48,6 +63,8 @@ class CloudState(NamedTuple):
     metric: Metric
     bets: Any
     step: Array
+    age: Array
+    settled: Array
     spread: Array
 
 
@@ -58,7 +75,7 @@ class CloudInfo(NamedTuple):
     the mean of :math:`(x_k - \bar x_k) s_k`, -1 where the cloud is right, nearer to 0 where it is too narrow.
     ``squared_bandwidth`` is h, in z. ``restarted`` says whether the metric was refreshed. ``num_nonfinite`` counts the
     particles without a finite log density and score, which did not move. ``status`` is ``NON_FINITE`` where none has
-    one, or where the cloud has grown ten orders of magnitude beyond its start and nothing holds it: a flat or improper
+    one, or where the cloud has grown nine orders of magnitude beyond its start and nothing holds it: a flat or improper
     density; the cloud then stands still.
     """
 
@@ -102,8 +119,8 @@ def descent(
         kernel: its lengthscale is in units of the bandwidth, unless ``bandwidth`` is "fixed".
         geometry: ``Identity()``, ``Diagonal()`` or ``Full()``; None: ``Full()`` where there are more particles than
             dimensions, else ``Diagonal()``.
-        bet: any optax transformation, of gradients of a loss in z; None: an elementwise coin for 64 steps, then
-            distance over gradients, both of unit 0.1.
+        bet: any optax transformation, of gradients of a loss in z; None: an elementwise coin until the cloud has
+            settled, then distance over gradients, both of unit 0.1.
         bandwidth: "median", "published" or "fixed".
 
     Returns:
@@ -146,6 +163,44 @@ def _bound(bet: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
 
 
+class Look(NamedTuple):
+    """A cloud as its metric sees it: particles ``table`` and their ``scores``, scores ``pulled`` to z."""
+
+    table: Array
+    scores: cloud.Scores
+    pulled: Array
+
+
+def look(algorithm: Algorithm, key: PRNGKey, state: CloudState) -> Look:
+    """Return the scores of a cloud where it stands.
+
+    Args:
+        algorithm: from ``descent``.
+        key: of the batch, where the log density is stochastic.
+        state: of the algorithm.
+    """
+    rule, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
+    table, like = cloud.ravel(state.positions), cloud.like_one(state.positions)
+    scores = cloud.scores_of(logdensity_fn, like, table, key if rule.stochastic else None)
+    pulled = _geometry(rule, state.z).pull(
+        state.metric, jnp.where(scores.valid[:, None], scores.gradients, 0)
+    )
+    return Look(table, scores, pulled)
+
+
+def logdensity_in_cloud(algorithm: Algorithm, state: CloudState, row: Array) -> Array:
+    """Return the (exact) log density of one particle z, up to a constant; for ``jax.tree_util.Partial``."""
+    _, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
+    return logdensity_fn(positions_of(algorithm, state, row[None], one=True)).astype(row.dtype)
+
+
+def positions_of(algorithm: Algorithm, state: CloudState, z: Array, *, one: bool = False) -> ArrayTree:
+    """Return the positions of particles z in the metric of a state; ``one``: of a single row, without its axis."""
+    rule, _ = algorithm.step.args  # type: ignore[attr-defined]
+    table = _geometry(rule, state.z).from_z(state.metric, z)
+    return cloud.unravel(cloud.like_one(state.positions), table[0] if one else table)
+
+
 def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
     cloud.check_positions(positions)
     positions = jax.tree.map(jnp.asarray, positions)
@@ -160,7 +215,8 @@ def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     everyone = jnp.ones(table.shape[0], bool)
     metric, z = shape.start(table, everyone)
     spread = geometries.moments(table, everyone)[1]
-    return CloudState(positions, z, metric, _fresh_bets(rule, z), jnp.zeros((), jnp.int32), spread)
+    none = jnp.zeros((), jnp.int32)
+    return CloudState(positions, z, metric, _fresh_bets(rule, z), none, none, jnp.zeros((), bool), spread)
 
 
 def _geometry(rule: Rule, table: Array) -> Any:
@@ -188,7 +244,9 @@ def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tu
     table = cloud.ravel(state.positions)
     _, scores, valid = scores_at(table)
     scores = jnp.where(valid[:, None], scores, 0)
-    restarted, metric, z, bets = _restart(rule, shape, state, valid)
+    virial = cloud.masked_mean(valid, (table - cloud.masked_mean(valid, table)) * scores)
+    restarted, state = _restart(rule, shape, state, valid, virial)
+    metric, z = state.metric, state.z
     pulled = shape.pull(metric, scores)
     kernel, square = _kernel(rule, z, valid, state.step)
     direction = rule.direction_fn(
@@ -196,24 +254,32 @@ def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tu
     )
     direction = jnp.where(valid[:, None], direction, jnp.nan)
     status = _status(table, valid, state.spread)
-    move, bets = _bet(rule, bets, direction, state.step)
+    move, bets = _bet(rule, state.bets, direction, state.settled)
     z = z + jnp.where(status == Status.OK, move, 0)
-    moved = cloud.unravel(like, shape.from_z(metric, z))
+    new = state._replace(
+        positions=cloud.unravel(like, shape.from_z(metric, z)),
+        z=z,
+        bets=bets,
+        step=state.step + 1,
+        age=state.age + 1,
+    )
     info = CloudInfo(
         direction_norm=jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2))),
-        virial=cloud.masked_mean(valid, (table - cloud.masked_mean(valid, table)) * scores),
+        virial=virial,
         squared_bandwidth=square,
         restarted=restarted,
         num_nonfinite=jnp.sum(~valid).astype(jnp.int32),
         status=status,
     )
-    return CloudState(moved, z, metric, bets, state.step + 1, state.spread), info
+    return new, info
 
 
-def _restart(rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"]) -> tuple:
-    """Refresh the metric and forget the bets, where that is due."""
+def _restart(
+    rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"], virial: Array
+) -> tuple[Array, CloudState]:
+    """Refresh the metric and forget the bets where that is due; say whether it was."""
     if not shape.restarts:
-        return jnp.array(False), state.metric, state.z, state.bets
+        return jnp.array(False), state
 
     def renew():
         new = shape.refresh(state.metric, state.z, valid)
@@ -221,8 +287,14 @@ def _restart(rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"]
         metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
-    due = geometries.is_due(state.step) | geometries.is_stale(state.z, valid)
-    return due, *jax.lax.cond(due, renew, lambda: (state.metric, state.z, state.bets))
+    spread = geometries.moments(state.z, valid)[1]
+    stale = geometries.is_stale(spread)
+    due = geometries.is_due(state.age, state.settled)
+    loose = geometries.is_stale(spread, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
+    settled = jnp.where(due, (state.age >= _SWITCH) & ~loose, state.settled) & ~stale
+    metric, z, bets = jax.lax.cond(stale | due, renew, lambda: (state.metric, state.z, state.bets))
+    age = jnp.where(stale, 0, state.age)
+    return stale | due, state._replace(metric=metric, z=z, bets=bets, age=age, settled=settled)
 
 
 def _kernel(rule: Rule, z: Array, valid: Array, step: Array) -> tuple[Any, Array]:
@@ -233,7 +305,7 @@ def _kernel(rule: Rule, z: Array, valid: Array, step: Array) -> tuple[Any, Array
     return bandwidths.scaled_kernel(rule.kernel, square), square
 
 
-def _bet(rule: Rule, bets: Any, direction: Array, step: Array) -> tuple[Array, Any]:
+def _bet(rule: Rule, bets: Any, direction: Array, settled: Array) -> tuple[Array, Any]:
     """The move of z; the bets see gradients of a loss, and nothing that is not finite enters moves or states."""
     loss = -direction
     still = jnp.zeros_like(loss)
@@ -255,7 +327,7 @@ def _bet(rule: Rule, bets: Any, direction: Array, step: Array) -> tuple[Array, A
         move, new = place(late, bets[1])
         return move, (bets[0], new)
 
-    return jax.lax.cond(step < _SWITCH, now_early, now_late)
+    return jax.lax.cond(settled, now_late, now_early)
 
 
 def _finite_or(new: Array, old: Array) -> Array:

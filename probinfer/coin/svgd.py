@@ -38,8 +38,8 @@ def svgd(
             is ``(1 + r²/h)^(-1/2)``. The lengthscale is in units of the root of h, unless ``bandwidth`` is "fixed".
         geometry: ``coin.Full()``, ``coin.Diagonal()``, ``coin.Identity()``; None: ``Full()`` where there are more
             particles than dimensions (and at most 1024 dimensions), else ``Diagonal()``.
-        bet: an optax transformation, in the coordinates of the cloud. None: ``betting.coin(unit=0.1)`` for 64 steps,
-            ``betting.fuse(unit=0.1, particles=True)`` from there on.
+        bet: an optax transformation, in the coordinates of the cloud. None: ``betting.coin(unit=0.1)`` until the cloud
+            has settled, ``betting.fuse(unit=0.1, particles=True)`` from there on.
         bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the
             median over log(N + 1); "fixed": the kernel as it is.
 
