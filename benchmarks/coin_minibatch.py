@@ -146,7 +146,7 @@ def one_case(
             record["scores"][method], record["best rates"] = bench.hindsight()
         else:
             record["scores"][method] = bench.single(method)
-        record["seconds"][method] = time.process_time() - start
+        record["seconds"][method] = round(time.process_time() - start, 1)
     scores = {m: np.asarray(record["scores"][m]) for m in METHODS}
     record["means"] = {m: s.mean(axis=0) for m, s in scores.items()}
     record["against Adam"] = {m: paired(s - scores["Adam"]) for m, s in scores.items() if m != "Adam"}
