@@ -3,6 +3,26 @@
 from probinfer.coin.descent import CloudInfo, CloudState, descent
 from probinfer.coin.geometry import Diagonal, Full, Identity
 from probinfer.coin.low_rank import LowRank
+from probinfer.coin.mirrored import MirroredInfo, MirroredState, mirrored_svgd, mirrored_svmd
+from probinfer.coin.mirrors import BijectorMirror, Box, Orthant, Simplex, mirror_from_bijector
 from probinfer.coin.svgd import svgd
 
-__all__ = ["CloudInfo", "CloudState", "Diagonal", "Full", "Identity", "LowRank", "descent", "svgd"]
+__all__ = [
+    "BijectorMirror",
+    "Box",
+    "CloudInfo",
+    "CloudState",
+    "Diagonal",
+    "Full",
+    "Identity",
+    "LowRank",
+    "MirroredInfo",
+    "MirroredState",
+    "Orthant",
+    "Simplex",
+    "descent",
+    "mirror_from_bijector",
+    "mirrored_svgd",
+    "mirrored_svmd",
+    "svgd",
+]
