@@ -189,6 +189,8 @@ def _block_sums(functions: Any, kernel: Any, cloud: Array, scores: Array, held: 
     targets, sources = prepare(kernel, cloud, scores, held)
     across = min(rows if prepare is _pairwise_parts else _COLUMNS, size)
     rows = min(rows, size)
+    if rows == across == size:
+        return block(kernel, targets, sources)
     targets, sources = (_cut(part, length) for part, length in ((targets, rows), (sources, across)))
 
     def toward(target):

@@ -3,8 +3,9 @@ r"""How far the particles of a cloud should feel one another: the median of thei
 The median is that of a fixed random sample of at most 4096 pairs, found by bisection on the bits of the distances
 (floating-point numbers of one sign are ordered like integers), so it costs O(d), whatever N, and no sort.
 
-* ``"median"``: :math:`h = \mathrm{med}\, r^2`, and in the first 32 steps of a run :math:`h_0^{1 - t/32}` of it with
-  :math:`h_0 = 0.03`, so that modes divide the particles before the cloud drifts as a whole.
+* ``"median"``: :math:`h = \mathrm{med}\, r^2`. In the first 32 steps of a run a lower quantile, which rises from 2 % to
+  50 %: near particles feel one another first, so that modes divide the particles before the cloud drifts as a whole,
+  and no particle is ever alone, whatever the dimension.
 * ``"published"``: :math:`h = \mathrm{med}\, r^2 / \log(N + 1)` over all N² pairs, the N of a particle with itself
   included. With it the cloud is far too narrow in high dimension (``coin.predicted_sd``).
 * ``"fixed"``: the lengthscale of the kernel as it is, in the coordinates of the geometry.
@@ -29,7 +30,7 @@ __all__ = ["RULES", "check_rule", "masked_quantile", "pair_sample", "scaled_kern
 
 RULES = ("median", "published", "fixed")
 _PAIRS = 4096
-_START, _WARM = 0.03, 32
+_START, _WARM = 0.02, 32  # first quantile, and steps until the median
 
 
 def squared_bandwidth(
@@ -50,15 +51,14 @@ def squared_bandwidth(
     first, second = pair_sample(size)
     squares = jnp.sum((table[first] - table[second]) ** 2, axis=1)
     both = keep[first] & keep[second]
-    share = 0.5 if rule == "median" else max((size - 2) / (2 * (size - 1)), 0.0)
+    done = jnp.minimum(step.astype(table.dtype) / _WARM, 1)
+    rising = 0.5 * jnp.exp(math.log(2 * _START) * (1 - done))
+    share = rising if rule == "median" else jnp.asarray(max((size - 2) / (2 * (size - 1)), 0.0), table.dtype)
     middle = masked_quantile(squares, both, share)
     # With so many duplicates that the median is zero, the mean is a scale still.
     mean = jnp.sum(jnp.where(both, squares, 0)) / jnp.maximum(jnp.sum(both), 1)
     middle = jnp.where(middle > 0, middle, mean)
-    if rule == "published":
-        return middle / math.log(size + 1)
-    done = jnp.minimum(step.astype(table.dtype) / _WARM, 1)
-    return middle * jnp.exp(math.log(_START) * (1 - done))
+    return middle / math.log(size + 1) if rule == "published" else middle
 
 
 @functools.lru_cache
@@ -73,7 +73,7 @@ def pair_sample(size: int) -> tuple[np.ndarray, np.ndarray]:
     return first.astype(np.int32), second.astype(np.int32)
 
 
-def masked_quantile(values: Float[Array, " M"], keep: Bool[Array, " M"], share: float) -> Scalar:
+def masked_quantile(values: Float[Array, " M"], keep: Bool[Array, " M"], share: Scalar) -> Scalar:
     """Return the least of the kept values that at least this share of them does not exceed.
 
     Args:

@@ -88,7 +88,7 @@ def descent(
     direction_fn: Any,
     kernel: Any,
     geometry: Any = None,
-    bet: optax.GradientTransformation | None = None,
+    bet: Any = None,
     *,
     bandwidth: str = "median",
 ) -> Algorithm:
@@ -110,8 +110,8 @@ def descent(
         ``init(positions) -> CloudState`` with leaves (N, ...), and ``step(key, state) -> (CloudState, CloudInfo)``.
 
     Raises:
-        TypeError: ``logdensity_fn`` is no function; a kernel without a lengthscale; a ``bet`` that is no optax
-            transformation; from ``init``: positions that are not floating point.
+        TypeError: ``logdensity_fn`` is no function; a kernel without a lengthscale; no geometry; a ``bet`` that is no
+            optax transformation; from ``init``: positions that are not floating point.
         ValueError: an unknown bandwidth rule; from ``init``: positions that are no cloud, or have no spread.
     """
     if not callable(logdensity_fn):
@@ -120,6 +120,13 @@ def descent(
             "target.logdensity_fn"
         )
     bandwidths.check_rule(kernel, bandwidth)
+    if geometry is not None and not all(
+        hasattr(geometry, name) for name in ("restarts", "refresh", "from_z")
+    ):
+        raise TypeError(
+            "geometry must be coin.Identity(), coin.Diagonal(), coin.LowRank(), coin.Full() or None, got "
+            f"{shortened(geometry)}"
+        )
     early, late = (_bound(bet), None) if bet is not None else _default_bets()
     stochastic = isinstance(logdensity_fn, StochasticLogDensity)
     rule = Rule(as_partial(direction_fn), kernel, geometry, early, late, bandwidth, stochastic)
@@ -142,9 +149,14 @@ def _bound(bet: Any) -> optax.GradientTransformation:
 def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
     cloud.check_positions(positions)
     positions = jax.tree.map(jnp.asarray, positions)
+    cloud.check_spread(positions, every=getattr(rule.geometry, "restarts", True))
+    return _begin(rule, positions)
+
+
+@jax.jit
+def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     table = cloud.ravel(positions)
     shape = _geometry(rule, table)
-    cloud.check_spread(positions, every=shape.restarts)
     everyone = jnp.ones(table.shape[0], bool)
     metric, z = shape.start(table, everyone)
     spread = geometries.moments(table, everyone)[1]
@@ -204,7 +216,9 @@ def _restart(rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"]
         return jnp.array(False), state.metric, state.z, state.bets
 
     def renew():
-        metric, z = shape.refresh(state.metric, state.z, valid)
+        new = shape.refresh(state.metric, state.z, valid)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
+        metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
     due = geometries.is_due(state.step) | geometries.is_stale(state.z, valid)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import optax
-
 from probinfer.base import Algorithm
 from probinfer.coin.descent import descent
 from probinfer.kernels import RBF
@@ -20,7 +18,7 @@ def svgd(
     logdensity_fn: Any,
     kernel: Any = None,
     geometry: Any = None,
-    bet: optax.GradientTransformation | None = None,
+    bet: Any = None,
     *,
     bandwidth: str = "median",
 ) -> Algorithm:
@@ -42,7 +40,7 @@ def svgd(
             particles than dimensions (and at most 1024 dimensions), else ``Diagonal()``.
         bet: an optax transformation, in the coordinates of the cloud. None: ``betting.coin(unit=0.1)`` for 64 steps,
             ``betting.fuse(unit=0.1, particles=True)`` from there on.
-        bandwidth: "median": h is the median squared distance, a smaller part of it for 32 steps; "published": the
+        bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the
             median over log(N + 1); "fixed": the kernel as it is.
 
     Returns:
