@@ -74,12 +74,12 @@ def em(
 ) -> Algorithm:
     r"""Find :math:`\arg\max_\theta \log \int p(z, x \mid \theta)\, dz` and the posterior of z there.
 
-    The published set-up is ``geometry=coin.Identity(), bet=betting.coin(unit=0.5), parameter_bet=betting.coin(unit=0.5),
-    bandwidth="published"``.
+    The published set-up is ``geometry=coin.Identity(), bet=betting.coin(unit=0.5),
+    parameter_bet=betting.coin(unit=0.5), bandwidth="published"``.
 
     Args:
-        log_joint_fn: ``log p(z, x | theta)`` of one latent position (a tree) and the parameters (a tree, unconstrained),
-            or a ``StochasticLogDensity`` of a key, a position and the parameters: one batch a step for all particles.
+        log_joint_fn: ``log p(z, x | theta)`` of one latent position (a tree) and the parameters (an unconstrained
+            tree), or a ``StochasticLogDensity`` of a key, a position and the parameters: one batch a step.
         maximise_fn: ``maximise_fn(particles) -> parameters``, the maximum over theta of the mean log joint density of
             particles with leaves (N, ...): the marginal M-step. None: a gradient step by ``parameter_bet``.
         parameter_bet: an optax transformation for the parameters. None: ``betting.coin()``, which finds their units.
@@ -144,7 +144,7 @@ def _init(rule: _Rule, log_joint_fn: Any, particles: ArrayTree, parameters: Arra
         parameters = jax.tree.map(jnp.asarray, parameters)
         return EMState(cloud, parameters, rule.bet.init(parameters))
     best = rule.maximise_fn(cloud.positions)
-    if parameters is not None and not _alike(best, parameters):
+    if parameters is not None and _shapes(best) != _shapes(parameters):
         raise ValueError(
             "maximise_fn must return parameters shaped like those given, expected "
             f"{_shapes(parameters)}, got {_shapes(best)}"
@@ -154,13 +154,6 @@ def _init(rule: _Rule, log_joint_fn: Any, particles: ArrayTree, parameters: Arra
 
 def _shapes(tree: ArrayTree) -> Any:
     return jax.tree.map(jnp.shape, tree)
-
-
-def _alike(a: ArrayTree, b: ArrayTree) -> bool:
-    same = jax.tree.structure(a) == jax.tree.structure(b)
-    return same and all(
-        jnp.shape(x) == jnp.shape(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def _step(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[EMState, EMInfo]:
