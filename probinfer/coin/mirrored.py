@@ -18,7 +18,8 @@ from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
-from probinfer.coin.geometry import Diagonal, Metric
+from probinfer.coin.descent import choose_geometry
+from probinfer.coin.geometry import Metric
 from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.errors import shortened
 from probinfer.kernels import InverseMultiquadric
@@ -29,6 +30,7 @@ from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree, strong_arr
 __all__ = ["MirroredInfo", "MirroredState", "mirrored_svgd", "mirrored_svmd"]
 
 _UNIT = 0.1  # first bet, in standard deviations of the dual cloud
+_SWITCH = 64  # from this step on the late bet
 _LONG = 2**20
 
 
@@ -37,14 +39,14 @@ class MirroredState(NamedTuple):
 
     ``positions`` is the tree of constrained particles; ``z`` (N, d) and ``metric`` are their dual coordinates relative
     to their cloud, ``scale`` (D,) the units in which the kernel measures positions, their standard deviations when the
-    metric was made; ``bet`` is the state of the bet and ``step`` counts the steps.
+    metric was made; ``bets`` are the states of the early and the late bet and ``step`` counts the steps.
     """
 
     positions: ArrayTree
     z: Array
     metric: Metric
     scale: Array
-    bet: Any
+    bets: Any
     step: Array
 
 
@@ -72,7 +74,8 @@ class _Rule:
     mirror: Any
     kernel: Any
     geometry: Any
-    bet: optax.GradientTransformation
+    early: optax.GradientTransformation
+    late: optax.GradientTransformation | None
     cutoff: Any
     bandwidth: str = field(static=True)
     on: str = field(static=True)
@@ -102,8 +105,9 @@ def mirrored_svgd(
         mirror: ``coin.Simplex()``, ``coin.Orthant()``, ``coin.Box(low, high)``, or ``coin.mirror_from_bijector(...)``
             for the supports of NumPyro.
         kernel: its lengthscale is in units of the root of the bandwidth h. None: ``(1 + r²/h)^(-1/2)``.
-        geometry: of the dual cloud. None: one scale a coordinate, refreshed at restarts (``coin.Diagonal()``).
-        bet: an optax transformation. None: ``betting.coin(unit=0.1)``.
+        geometry: of the dual cloud, as in ``coin.svgd``.
+        bet: an optax transformation in the coordinates of the geometry. None: ``betting.coin(unit=0.1)`` for 64 steps,
+            ``betting.fuse(unit=0.1, particles=True)`` from there on.
         bandwidth: "median": h is the median squared distance, a smaller part of it for 32 steps; "published": all of
             it from the start; "fixed": the kernel as it is.
         on: "positions": distances of the kernel are those of the positions, in standard deviations of the cloud where
@@ -123,7 +127,8 @@ def mirrored_svgd(
         Shi, Liu and Mackey (2022), "Sampling with mirrored Stein operators", algorithm 1; Sharrock, Mackey and Nemeth
         (2023), "Learning rate free sampling in constrained domains", algorithm 1 (coin MSVGD).
     """
-    _check_choice("on", on, ("positions", "dual"))
+    if on not in ("positions", "dual"):
+        raise ValueError(f"on must be one of positions, dual; got {on!r}")
     return _build(logdensity_fn, mirror, kernel, geometry, bet, bandwidth, on, None)
 
 
@@ -172,11 +177,6 @@ def mirrored_svmd(
     return _build(logdensity_fn, mirror, kernel, geometry, bet, bandwidth, "adapted", strong_array(cutoff))
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-
-
 def _build(
     logdensity_fn: Any,
     mirror: Any,
@@ -198,11 +198,11 @@ def _build(
         )
     kernel = InverseMultiquadric() if kernel is None else kernel
     bandwidths.check_rule(kernel, bandwidth)
-    bet = betting.coin(unit=_UNIT) if bet is None else bet
-    bet = optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
-    geometry = Diagonal() if geometry is None else geometry
+    early = betting.coin(unit=_UNIT) if bet is None else bet
+    early = optax.GradientTransformation(as_partial(early.init), as_partial(early.update))
+    late = betting.fuse(unit=_UNIT, particles=True) if bet is None else None
     stochastic = isinstance(logdensity_fn, StochasticLogDensity)
-    rule = _Rule(mirror, kernel, geometry, bet, cutoff, bandwidth, on, stochastic)
+    rule = _Rule(mirror, kernel, geometry, early, late, cutoff, bandwidth, on, stochastic)
     return algorithm(_init, _step, rule, as_partial(logdensity_fn))
 
 
@@ -212,18 +212,26 @@ def _init(rule: _Rule, logdensity_fn: Any, positions: ArrayTree) -> MirroredStat
     positions = jax.tree.map(jnp.asarray, positions)
     _check_inside(rule.mirror, positions)
     eta = jax.vmap(rule.mirror.dual)(positions)
-    cloud.check_spread(eta, every=rule.geometry.restarts)
-    metric, z = rule.geometry.start(eta, jnp.ones(len(eta), bool))
-    scale = _scale(rule, positions)
-    return MirroredState(
-        positions, z, metric, scale, rule.bet.init(jnp.zeros_like(z)), jnp.zeros((), jnp.int32)
-    )
+    geometry = _geometry(rule, eta)
+    cloud.check_spread(eta, every=geometry.restarts)
+    metric, z = geometry.start(eta, jnp.ones(len(eta), bool))
+    scale = _scale(rule, geometry, positions)
+    return MirroredState(positions, z, metric, scale, _fresh(rule, z), jnp.zeros((), jnp.int32))
 
 
-def _scale(rule: _Rule, positions: ArrayTree) -> Array:
+def _geometry(rule: _Rule, table: Array) -> Any:
+    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+
+
+def _fresh(rule: _Rule, z: Array) -> tuple:
+    """States of the bets without outcomes."""
+    return tuple(bet.init(jnp.zeros_like(z)) for bet in (rule.early, rule.late) if bet is not None)
+
+
+def _scale(rule: _Rule, geometry: Any, positions: ArrayTree) -> Array:
     """Standard deviations of the positions; ones where they keep their units or have no spread."""
     spread = jnp.std(cloud.ravel(positions), axis=0)
-    relative = rule.geometry.restarts and rule.on == "positions"
+    relative = geometry.restarts and rule.on == "positions"
     return jnp.where((spread > 0) & relative, spread, jnp.ones_like(spread))
 
 
@@ -247,16 +255,17 @@ def _check_inside(mirror: Any, positions: ArrayTree) -> None:
 def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
     everyone = jnp.ones(len(state.z), bool)
     due = geometries.is_due(state.step) | geometries.is_stale(state.z, everyone)
-    due = due if rule.geometry.restarts else jnp.array(False)
-    metric, z, scale, bet = jax.lax.cond(due, _renewed, _kept, rule, state)
-    eta = rule.geometry.from_z(metric, z)
+    due = due if _geometry(rule, state.z).restarts else jnp.array(False)
+    metric, z, scale, bets = jax.lax.cond(due, _renewed, _kept, rule, state)
+    geometry = _geometry(rule, z)
+    eta = geometry.from_z(metric, z)
     _, scores, valid = _scores(rule, logdensity_fn, key, eta)
     scores = jnp.where(valid[:, None], scores, 0)
     direction, square = _direction(rule, state.step, metric, z, eta, scale, scores, valid)
     direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bet = rule.bet.update(-direction, bet, jnp.zeros_like(z))
+    move, bets = _bet(rule, bets, direction, state.step)
     z = z + jnp.where(jnp.isfinite(move), move, 0)
-    moved = jax.vmap(rule.mirror.primal)(rule.geometry.from_z(metric, z))
+    moved = jax.vmap(rule.mirror.primal)(geometry.from_z(metric, z))
     positions = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.positions)
     info = MirroredInfo(
         direction_norm=jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2))),
@@ -267,16 +276,36 @@ def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -
         feasible=jnp.mean(jax.vmap(rule.mirror.inside)(positions).astype(z.dtype)),
         status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
     )
-    return MirroredState(positions, z, metric, scale, bet, state.step + 1), info
+    return MirroredState(positions, z, metric, scale, bets, state.step + 1), info
 
 
 def _kept(rule: _Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
-    return state.metric, state.z, state.scale, state.bet
+    return state.metric, state.z, state.scale, state.bets
 
 
 def _renewed(rule: _Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
-    metric, z = rule.geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, _scale(rule, state.positions), rule.bet.init(jnp.zeros_like(z))
+    geometry = _geometry(rule, state.z)
+    metric, z = geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
+    return metric, z, _scale(rule, geometry, state.positions), _fresh(rule, z)
+
+
+def _bet(rule: _Rule, bets: tuple, direction: Array, step: Array) -> tuple[Array, tuple]:
+    """The move of z: by the early bet up to step 64, by the late one from there on."""
+    loss, still = -direction, jnp.zeros_like(direction)
+    if rule.late is None:
+        move, state = rule.early.update(loss, bets[0], still)
+        return move, (state,)
+    late = rule.late
+
+    def now_early():
+        move, state = rule.early.update(loss, bets[0], still)
+        return move, (state, bets[1])
+
+    def now_late():
+        move, state = late.update(loss, bets[1], still)
+        return move, (bets[0], state)
+
+    return jax.lax.cond(step < _SWITCH, now_early, now_late)
 
 
 def _scores(rule: _Rule, logdensity_fn: Any, key: PRNGKey, eta: Array) -> cloud.Scores:
@@ -298,7 +327,7 @@ def _direction(
     def flat(row):
         return cloud.ravel(jax.tree.map(lambda leaf: leaf[None], rule.mirror.primal(row)))[0] / scale
 
-    pull = rule.geometry.pull
+    pull = _geometry(rule, z).pull
     points = z if rule.on == "dual" else jax.vmap(flat)(eta)
     kernel, square = _kernel(rule, points, valid, step)
     if rule.on == "dual":
