@@ -194,8 +194,8 @@ def coin_section(table: Dataset, found: Carried, scores: Table) -> Section:
 def finding(found: Carried) -> str:
     """What the comparison says, in a sentence."""
     error, ratio = _distance(found)
-    counts = [gradients_spent(one.info) for one in (found.coin, found.nuts)]
-    spent = f"{counts[0] / counts[1]:.2g} times" if all(counts) else "an unknown share of"
+    ours, theirs = (gradients_spent(one.info) for one in (found.coin, found.nuts))
+    spent = f"{ours / theirs:.2g} times" if ours and theirs else "an unknown share of"
     return (
         f"The means of the particles lie {error:.2f} standard deviations from NUTS's (root mean square over the "
         f"coefficients), their standard deviations are {ratio:.2f} of NUTS's, with {spent} the gradients."
