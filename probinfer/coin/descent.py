@@ -25,7 +25,7 @@ from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
-from probinfer.coin.geometry import Full, Metric
+from probinfer.coin.geometry import Diagonal, Full, Metric
 from probinfer.coin.low_rank import LowRank
 from probinfer.errors import shortened
 from probinfer.logdensity import StochasticLogDensity
@@ -34,12 +34,10 @@ from probinfer.types import Array, ArrayTree, Bool, PRNGKey, field, pytree
 __all__ = [
     "CloudInfo",
     "CloudState",
-    "Look",
+    "Rule",
     "choose_geometry",
     "descent",
-    "logdensity_in_cloud",
-    "look",
-    "positions_of",
+    "geometry_of",
 ]
 
 _SWITCH = 64  # steps without a stale metric, before the late bet
@@ -117,8 +115,7 @@ def descent(
             coordinates of the cloud; ``score_fn(z)`` are the scores elsewhere (for Hessian products by ``jax.jvp``).
             Rows of particles that are not kept do not matter.
         kernel: its lengthscale is in units of the bandwidth, unless ``bandwidth`` is "fixed".
-        geometry: ``Identity()``, ``Diagonal()`` or ``Full()``; None: ``Full()`` where there are more particles than
-            dimensions, else ``Diagonal()``.
+        geometry: ``Identity()``, ``Diagonal()``, ``LowRank()`` or ``Full()``; None: see ``choose_geometry``.
         bet: any optax transformation, of gradients of a loss in z; None: an elementwise coin until the cloud has
             settled, then distance over gradients, both of unit 0.1.
         bandwidth: "median", "published" or "fixed".
@@ -163,44 +160,6 @@ def _bound(bet: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
 
 
-class Look(NamedTuple):
-    """A cloud as its metric sees it: particles ``table`` and their ``scores``, scores ``pulled`` to z."""
-
-    table: Array
-    scores: cloud.Scores
-    pulled: Array
-
-
-def look(algorithm: Algorithm, key: PRNGKey, state: CloudState) -> Look:
-    """Return the scores of a cloud where it stands.
-
-    Args:
-        algorithm: from ``descent``.
-        key: of the batch, where the log density is stochastic.
-        state: of the algorithm.
-    """
-    rule, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
-    table, like = cloud.ravel(state.positions), cloud.like_one(state.positions)
-    scores = cloud.scores_of(logdensity_fn, like, table, key if rule.stochastic else None)
-    pulled = _geometry(rule, state.z).pull(
-        state.metric, jnp.where(scores.valid[:, None], scores.gradients, 0)
-    )
-    return Look(table, scores, pulled)
-
-
-def logdensity_in_cloud(algorithm: Algorithm, state: CloudState, row: Array) -> Array:
-    """Return the (exact) log density of one particle z, up to a constant; for ``jax.tree_util.Partial``."""
-    _, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
-    return logdensity_fn(positions_of(algorithm, state, row[None], one=True)).astype(row.dtype)
-
-
-def positions_of(algorithm: Algorithm, state: CloudState, z: Array, *, one: bool = False) -> ArrayTree:
-    """Return the positions of particles z in the metric of a state; ``one``: of a single row, without its axis."""
-    rule, _ = algorithm.step.args  # type: ignore[attr-defined]
-    table = _geometry(rule, state.z).from_z(state.metric, z)
-    return cloud.unravel(cloud.like_one(state.positions), table[0] if one else table)
-
-
 def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
     cloud.check_positions(positions)
     positions = jax.tree.map(jnp.asarray, positions)
@@ -211,7 +170,7 @@ def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
 @jax.jit
 def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     table = cloud.ravel(positions)
-    shape = _geometry(rule, table)
+    shape = geometry_of(rule, table)
     everyone = jnp.ones(table.shape[0], bool)
     metric, z = shape.start(table, everyone)
     spread = geometries.moments(table, everyone)[1]
@@ -219,13 +178,26 @@ def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     return CloudState(positions, z, metric, _fresh_bets(rule, z), none, none, jnp.zeros((), bool), spread)
 
 
-def _geometry(rule: Rule, table: Array) -> Any:
-    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+def geometry_of(rule: Rule, table: Array) -> Any:
+    """Return the geometry that a rule uses for a table (N, d)."""
+    return (
+        choose_geometry(table.shape[0], table.shape[1], rule.stochastic)
+        if rule.geometry is None
+        else rule.geometry
+    )
 
 
-def choose_geometry(num_particles: int, num_dims: int) -> Any:
-    """Return the richest geometry that so many particles can estimate: full, or low-rank above 1024 dimensions or N."""
-    return Full() if num_dims < num_particles and num_dims <= _LARGEST_FULL else LowRank()
+def choose_geometry(num_particles: int, num_dims: int, stochastic: bool = False) -> Any:
+    """Return the richest geometry that so many particles can estimate.
+
+    Args:
+        num_particles: N; with more than dimensions: ``Full()``, up to 1024 dimensions.
+        num_dims: d.
+        stochastic: where it is not full: ``Diagonal()``, as noise shows directions that are none; else ``LowRank()``.
+    """
+    if num_dims < num_particles and num_dims <= _LARGEST_FULL:
+        return Full()
+    return Diagonal() if stochastic else LowRank()
 
 
 def _fresh_bets(rule: Rule, z: Array) -> Any:
@@ -235,7 +207,7 @@ def _fresh_bets(rule: Rule, z: Array) -> Any:
 
 def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tuple[CloudState, CloudInfo]:
     like = cloud.like_one(state.positions)
-    shape = _geometry(rule, state.z)
+    shape = geometry_of(rule, state.z)
     batch = key if rule.stochastic else None
 
     def scores_at(table):
@@ -287,10 +259,9 @@ def _restart(
         metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
-    spread = geometries.moments(state.z, valid)[1]
-    stale = geometries.is_stale(spread)
+    stale = geometries.is_stale(state.z, valid)
     due = geometries.is_due(state.age, state.settled)
-    loose = geometries.is_stale(spread, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
+    loose = geometries.is_stale(state.z, valid, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
     settled = jnp.where(due, (state.age >= _SWITCH) & ~loose, state.settled) & ~stale
     metric, z, bets = jax.lax.cond(stale | due, renew, lambda: (state.metric, state.z, state.bets))
     age = jnp.where(stale, 0, state.age)

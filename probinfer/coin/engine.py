@@ -15,9 +15,10 @@ from probinfer.base import Algorithm
 from probinfer.checkpoint import Checkpoint
 from probinfer.coin import diagnostics, reports
 from probinfer.coin import polish as polishing
-from probinfer.coin.descent import CloudInfo, CloudState, logdensity_in_cloud, look, positions_of
+from probinfer.coin.descent import CloudInfo, CloudState
 from probinfer.coin.stopping import Watched, has_settled, watched
 from probinfer.coin.svgd import svgd
+from probinfer.coin.views import logdensity_in_cloud, look, positions_of
 from probinfer.errors import check_key, shortened
 from probinfer.posterior import Posterior
 from probinfer.run import run_until

@@ -136,13 +136,15 @@ def moments(z: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Array, Arr
     return mean, jnp.sqrt(masked_mean(keep, (z - mean) ** 2))
 
 
-def is_stale(spread: Float[Array, " d"], factor: float = _STALE) -> Bool[Array, ""]:
+def is_stale(z: Float[Array, "N d"], keep: Bool[Array, " N"], factor: float = _STALE) -> Bool[Array, ""]:
     """Say whether a coordinate has left the metric.
 
     Args:
-        spread: standard deviations of z; zero is never stale.
-        factor: stale outside [1 / factor, factor].
+        z: the cloud.
+        keep: which particles count.
+        factor: stale is a standard deviation outside [1 / factor, factor], but zero never is.
     """
+    spread = moments(z, keep)[1]
     return jnp.any((spread > 0) & ((spread > factor) | (spread < 1 / factor)))
 
 

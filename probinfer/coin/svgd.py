@@ -36,8 +36,8 @@ def svgd(
             batch a step for all particles.
         kernel: None: ``exp(-r²/h)``, that is ``kernels.RBF(lengthscale=0.5**0.5)``; ``kernels.InverseMultiquadric()``
             is ``(1 + r²/h)^(-1/2)``. The lengthscale is in units of the root of h, unless ``bandwidth`` is "fixed".
-        geometry: ``coin.Full()``, ``coin.Diagonal()``, ``coin.Identity()``; None: ``Full()`` where there are more
-            particles than dimensions (and at most 1024 dimensions), else ``Diagonal()``.
+        geometry: ``coin.Full()``, ``coin.LowRank()``, ``coin.Diagonal()``, ``coin.Identity()``; None: ``Full()`` where
+            there are more particles than dimensions (up to 1024), else ``LowRank()``, for minibatches ``Diagonal()``.
         bet: an optax transformation, in the coordinates of the cloud. None: ``betting.coin(unit=0.1)`` until the cloud
             has settled, ``betting.fuse(unit=0.1, particles=True)`` from there on.
         bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the
