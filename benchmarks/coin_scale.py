@@ -154,6 +154,8 @@ def plot(records: list[dict]) -> None:
                 chosen = [r for r in records if r["bits"] == bits and r["method"] == method]
                 at = [names.index(r["case"]) + 0.2 * (2 * number - 1) + 0.1 * (t - 1) for r in chosen]
                 ends = np.array([r["ratios"][t] for r in chosen])
+                middle = np.sqrt(ends[:, 0] * ends[:, 1])
+                axis.plot(middle, at, ".", color=f"C{number}", alpha=0.35 + 0.3 * t, markersize=5)
                 axis.hlines(
                     at, ends[:, 0], ends[:, 1] * 1.02, color=f"C{number}", alpha=0.35 + 0.3 * t, linewidth=3
                 )
@@ -162,7 +164,7 @@ def plot(records: list[dict]) -> None:
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.invert_yaxis()
         axis.set(xscale="log", xlabel="standard deviation over the right one", title=f"float{bits}")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, loc="center left")
     figure.text(
         0.5,
         0.005,

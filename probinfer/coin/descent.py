@@ -181,13 +181,11 @@ def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
 def geometry_of(rule: Rule, table: Array) -> Any:
     """Return the geometry that a rule uses for a table (N, d)."""
     return (
-        choose_geometry(table.shape[0], table.shape[1], rule.stochastic)
-        if rule.geometry is None
-        else rule.geometry
+        choose_geometry(*table.shape, stochastic=rule.stochastic) if rule.geometry is None else rule.geometry
     )
 
 
-def choose_geometry(num_particles: int, num_dims: int, stochastic: bool = False) -> Any:
+def choose_geometry(num_particles: int, num_dims: int, *, stochastic: bool = False) -> Any:
     """Return the richest geometry that so many particles can estimate.
 
     Args:

@@ -16,7 +16,9 @@ import optax
 
 from probinfer import betting
 from probinfer.base import Algorithm, Status, algorithm, as_partial
-from probinfer.coin.descent import CloudInfo, CloudState
+from probinfer.coin import cloud
+from probinfer.coin.descent import CloudInfo, CloudState, choose_geometry
+from probinfer.coin.geometry import Diagonal
 from probinfer.coin.svgd import svgd
 from probinfer.errors import shortened
 from probinfer.logdensity import LogDensity, StochasticLogDensity
@@ -84,7 +86,8 @@ def em(
             particles with leaves (N, ...): the marginal M-step. None: a gradient step by ``parameter_bet``.
         parameter_bet: an optax transformation for the parameters. None: ``betting.coin()``, which finds their units.
         kernel: of the particles, as in ``coin.svgd``.
-        geometry: of the particles, as in ``coin.svgd``.
+        geometry: of the particles. None: ``coin.Full()`` where there are more particles than latent numbers, else
+            ``coin.Diagonal()``.
         bet: of the particles, as in ``coin.svgd``.
         bandwidth: as in ``coin.svgd``.
 
@@ -122,11 +125,14 @@ def em(
     return algorithm(_init, _step, rule, as_partial(log_joint_fn))
 
 
-def _particles(rule: _Rule, log_joint_fn: Any, parameters: ArrayTree) -> Algorithm:
+def _particles(rule: _Rule, log_joint_fn: Any, parameters: ArrayTree, positions: ArrayTree) -> Algorithm:
     """Stein variational gradient descent at the current parameters."""
+    num, dims = cloud.ravel(positions).shape
+    geometry = rule.svgd["geometry"] or (choose_geometry(num, dims) if dims < num else Diagonal())
     kind = StochasticLogDensity if rule.stochastic else LogDensity
     at = _noisy_at if rule.stochastic else _at
-    return svgd(kind(at, log_joint_fn, parameters), **rule.svgd, bandwidth=rule.bandwidth)
+    settings = rule.svgd | {"geometry": geometry, "bandwidth": rule.bandwidth}
+    return svgd(kind(at, log_joint_fn, parameters), **settings)
 
 
 def _at(log_joint_fn: Any, parameters: ArrayTree, position: ArrayTree) -> Array:
@@ -138,18 +144,19 @@ def _noisy_at(log_joint_fn: Any, parameters: ArrayTree, key: PRNGKey, position: 
 
 
 def _init(rule: _Rule, log_joint_fn: Any, particles: ArrayTree, parameters: ArrayTree = None) -> EMState:
-    cloud = _particles(rule, log_joint_fn, parameters).init(particles)
+    cloud.check_positions(particles)
+    latents = _particles(rule, log_joint_fn, parameters, particles).init(particles)
     if rule.maximise_fn is None:
         betting.coin().init(parameters)  # refuses what is not floating point, in words
         parameters = jax.tree.map(jnp.asarray, parameters)
-        return EMState(cloud, parameters, rule.bet.init(parameters))
-    best = rule.maximise_fn(cloud.positions)
+        return EMState(latents, parameters, rule.bet.init(parameters))
+    best = rule.maximise_fn(latents.positions)
     if parameters is not None and _shapes(best) != _shapes(parameters):
         raise ValueError(
             "maximise_fn must return parameters shaped like those given, expected "
             f"{_shapes(parameters)}, got {_shapes(best)}"
         )
-    return EMState(cloud, jax.tree.map(jnp.asarray, best if parameters is None else parameters), ())
+    return EMState(latents, jax.tree.map(jnp.asarray, best if parameters is None else parameters), ())
 
 
 def _shapes(tree: ArrayTree) -> Any:
@@ -157,16 +164,17 @@ def _shapes(tree: ArrayTree) -> Any:
 
 
 def _step(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[EMState, EMInfo]:
-    cloud, info = _particles(rule, log_joint_fn, state.parameters).step(key, state.cloud)
+    algorithm = _particles(rule, log_joint_fn, state.parameters, state.positions)
+    latents, info = algorithm.step(key, state.cloud)
     if rule.maximise_fn is not None:
-        return _marginal(rule, state, cloud, info)
+        return _marginal(rule, state, latents, info)
     value, gradient = _mean_gradient(rule, log_joint_fn, key, state)
     updates, bet = rule.bet.update(jax.tree.map(jnp.negative, gradient), state.bet, state.parameters)
     parameters = jax.tree.map(
         lambda p, u: jnp.where(jnp.isfinite(u), p + u.astype(p.dtype), p), state.parameters, updates
     )
     norm = optax.tree.norm(gradient)
-    return EMState(cloud, parameters, bet), EMInfo(info, value, norm, info.status)
+    return EMState(latents, parameters, bet), EMInfo(info, value, norm, info.status)
 
 
 def _mean_gradient(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[Array, ArrayTree]:
@@ -193,13 +201,13 @@ def _mean_gradient(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState)
     return mean(values), jax.tree.map(mean, gradients)
 
 
-def _marginal(rule: _Rule, state: EMState, cloud: CloudState, info: CloudInfo) -> tuple[EMState, EMInfo]:
+def _marginal(rule: _Rule, state: EMState, latents: CloudState, info: CloudInfo) -> tuple[EMState, EMInfo]:
     """The best parameters given the particles, where they are finite."""
-    best = rule.maximise_fn(cloud.positions)
+    best = rule.maximise_fn(latents.positions)
     usable = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]))
     parameters = jax.tree.map(
         lambda new, old: jnp.where(usable, jnp.asarray(new, old.dtype), old), best, state.parameters
     )
     status = jnp.where(usable, info.status, jnp.int32(Status.NON_FINITE))
-    unknown = jnp.full((), jnp.nan, cloud.z.dtype)
-    return EMState(cloud, parameters, ()), EMInfo(info, unknown, unknown, status)
+    unknown = jnp.full((), jnp.nan, latents.z.dtype)
+    return EMState(latents, parameters, ()), EMInfo(info, unknown, unknown, status)

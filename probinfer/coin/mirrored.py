@@ -19,7 +19,7 @@ from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
 from probinfer.coin.descent import choose_geometry
-from probinfer.coin.geometry import Metric
+from probinfer.coin.geometry import Diagonal, Identity, Metric
 from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.errors import shortened
 from probinfer.kernels import InverseMultiquadric
@@ -144,15 +144,17 @@ def mirrored_svmd(
 ) -> Algorithm:
     r"""Carry particles inside constraints to a density by a kernel that is adapted to the mirror map.
 
-    The kernel is :math:`E\, k^{1/2}(\theta, \theta'') \nabla^2\psi(\theta'') k^{1/2}(\theta'', \theta')`, the root
-    and the expectation over the cloud. One eigendecomposition of an N x N matrix a step.
+    .. math:: E\, k^{1/2}(\theta, \theta'') \nabla^2\psi(\theta'') k^{1/2}(\theta'', \theta')
+
+    over the cloud, by one eigendecomposition of an N x N matrix a step. ``mirrored_svgd`` is the one to try first: see
+    ``benchmarks/coin_constrained.py``.
 
     Args:
         logdensity_fn: as in :func:`mirrored_svgd`.
         mirror: ``coin.Simplex()``, ``coin.Orthant()`` or ``coin.Box(low, high)``: it needs a Hessian.
         kernel: as in :func:`mirrored_svgd`.
-        geometry: as in :func:`mirrored_svgd`.
-        bet: as in :func:`mirrored_svgd`.
+        geometry: of the dual cloud: ``coin.Diagonal()`` (None) or ``coin.Identity()``.
+        bet: an optax transformation in the coordinates of the geometry. None: ``betting.coin(unit=0.1)``.
         bandwidth: as in :func:`mirrored_svgd`.
         cutoff: share of the trace of the Gram matrix that the kept eigenvectors hold; nearer to 1 the direction is
             exact but its noise is larger.
@@ -162,7 +164,8 @@ def mirrored_svmd(
 
     Raises:
         TypeError: as :func:`mirrored_svgd`, and a mirror without a Hessian.
-        ValueError: as :func:`mirrored_svgd`, and a cutoff outside (0, 1].
+        ValueError: as :func:`mirrored_svgd`, a cutoff outside (0, 1], and a geometry that mixes coordinates: the
+            Hessian does that already.
 
     References:
         Shi, Liu and Mackey (2022), "Sampling with mirrored Stein operators", section 4.3.
@@ -173,6 +176,12 @@ def mirrored_svmd(
         raise TypeError(
             f"mirrored_svmd needs the Hessian of a mirror map, and a {type(mirror).__name__} has none; use "
             "coin.Simplex(), coin.Orthant(), coin.Box(low, high), or mirrored_svgd"
+        )
+    geometry = Diagonal() if geometry is None else geometry
+    if not isinstance(geometry, (Diagonal, Identity)):
+        raise ValueError(
+            f"mirrored_svmd takes coin.Diagonal() or coin.Identity(), got {shortened(geometry)}: its kernel mixes the "
+            "coordinates already"
         )
     return _build(logdensity_fn, mirror, kernel, geometry, bet, bandwidth, "adapted", strong_array(cutoff))
 
@@ -200,7 +209,7 @@ def _build(
     bandwidths.check_rule(kernel, bandwidth)
     early = betting.coin(unit=_UNIT) if bet is None else bet
     early = optax.GradientTransformation(as_partial(early.init), as_partial(early.update))
-    late = betting.fuse(unit=_UNIT, particles=True) if bet is None else None
+    late = betting.fuse(unit=_UNIT, particles=True) if bet is None and on != "adapted" else None
     stochastic = isinstance(logdensity_fn, StochasticLogDensity)
     rule = _Rule(mirror, kernel, geometry, early, late, cutoff, bandwidth, on, stochastic)
     return algorithm(_init, _step, rule, as_partial(logdensity_fn))
@@ -311,8 +320,8 @@ def _bet(rule: _Rule, bets: tuple, direction: Array, step: Array) -> tuple[Array
 def _scores(rule: _Rule, logdensity_fn: Any, key: PRNGKey, eta: Array) -> cloud.Scores:
     """Log densities of the dual coordinates and their gradients."""
 
-    def value(*arguments: Any) -> Array:
-        *batch, row = arguments
+    def value(*batch_and_row: Any) -> Array:
+        *batch, row = batch_and_row
         return logdensity_fn(*batch, rule.mirror.primal(row)) + rule.mirror.log_det(row)
 
     like = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
