@@ -24,6 +24,7 @@ __all__ = ["Judgement", "complaint", "judge", "particles_for", "predicted_sd"]
 
 _NARROW, _WIDE = 0.75, 1.35  # of the mean variance ratio
 _PREDICTED = 0.87
+_AWAY = 1.0  # of a coordinate's location; independent draws of a normal have about N^(-1/2)
 _NOTHING = 0.1
 _WANTED = 0.95
 _FEWEST, _MOST = 100, 2000
@@ -99,13 +100,21 @@ def particles_for(num_dims: int) -> int:
     return int(min(max(_FEWEST, 10 * math.ceil(needed / 10)), _MOST))
 
 
-def complaint(virial: Any, num_particles: int) -> str:
-    """Say in words what is wrong with the width of a cloud; nothing if nothing is.
+def complaint(virial: Any, num_particles: int, location: Any = 0.0) -> str:
+    """Say in words what is wrong with the place or the width of a cloud; nothing if nothing is.
 
     Args:
         virial: of all coordinates, (d,).
         num_particles: N.
+        location: of all coordinates, (d,).
     """
+    away = float(np.max(np.abs(location)))
+    if away > _AWAY:
+        return (
+            f"the cloud is not where its density is (mean score times standard deviation = {away:.2g} in one "
+            "coordinate, 0 is right): it rests where its direction vanishes, or has not arrived; compare with "
+            "coin.SVGD() or mcmc.NUTS(), or start nearer"
+        )
     ratio = -float(np.mean(virial))
     dims = len(virial)
     expected = predicted_sd(num_particles, dims)

@@ -32,7 +32,7 @@ class ParticlesInfo(NamedTuple):
     direction (root mean square) and the mean virial, step by step: curves that should be level at the end.
     ``num_nonfinite`` counts particles without a finite log density at the end: they have weight zero. ``num_gradients``
     counts gradients of the (minibatch) log density. ``acceptance`` and ``khat`` belong to the polish, else NaN.
-    ``status`` is ``POOR_APPROXIMATION`` where the cloud is too narrow or too wide, or the weights cannot be trusted;
+    ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, or the weights cannot be trusted;
     ``MAX_ITERATIONS`` where it had not settled; ``NON_FINITE`` where some particles have no finite log density.
     """
 
@@ -107,8 +107,11 @@ def _status(made: ParticlesInfo, history: History, config: Any, stopped: bool) -
 
 
 def _width(made: ParticlesInfo) -> str:
-    virial = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(made.virial)])
-    return complaint(virial, int(made.num_particles))
+    virial, location = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (made.virial, made.location)
+    )
+    return complaint(virial, int(made.num_particles), location)
 
 
 def details(made: ParticlesInfo) -> str:

@@ -97,3 +97,10 @@ def test_a_run_ends_where_an_epoch_changed_nothing():
     assert steps_until_settled(np.where(t < 140, drifting, -0.6), level) is None
     assert steps_until_settled(at_rest, falling * 1e3) is None
     assert steps_until_settled(at_rest, falling) == 128  # small by then
+
+
+def test_a_cloud_in_the_wrong_place_is_complained_of():
+    found = diagnostics.complaint(np.full(3, -1.0), 200, np.array([0.1, -1.5, 0.0]))
+    assert "not where its density is" in found
+    assert "1.5" in found
+    assert not diagnostics.complaint(np.full(3, -1.0), 200, np.array([0.1, -0.5, 0.0]))
