@@ -85,11 +85,9 @@ def rows_of(records: list[dict]) -> list[list[str]]:
     """The table."""
     rows = []
     for r in records:
-        cells = [
-            f"{ratio:.3f} ± {half:.3f} ({share:.0%})"
-            for ratio, half, share in zip(r["ratio"], r["half interval"], r["warned"])
-        ]
-        cells += [""] * (len(STEPS) - len(cells))
+        values = zip(r["steps"], r["ratio"], r["half interval"], r["warned"])
+        known = {t: f"{ratio:.3f} ± {half:.3f} ({share:.0%})" for t, ratio, half, share in values}
+        cells = [known.get(t, "") for t in STEPS]
         rows.append(
             [f"{r['method']}, d = {r['d']}", str(r["N"]), f"{r['formula']:.3f}", *cells, str(r["missed"])]
         )

@@ -78,7 +78,8 @@ def predicted_sd(num_particles: int, num_dims: int) -> float:
     r"""Return the standard deviation that N particles keep of a Gaussian's: :math:`(1 + (e - 2) d/N)^{-1/2}`.
 
     A mean-field balance: in high dimension all distances are near the median, where the kernel is 1/e, but that of a
-    particle with itself is 1, and pulls it to the mode. For the median bandwidth, not for that over log N.
+    particle with itself is 1, and pulls it to the mode. For the median bandwidth, not for that over log N. Too high
+    where there are more dimensions than particles (0.64 for 0.54 at d = 2 N, ``benchmarks/coin_collapse.py``).
 
     Args:
         num_particles: N.
