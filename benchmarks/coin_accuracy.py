@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from coin_accuracy_report import compared, plot, show
-from coin_energy import Reference
+from coin_energy import Reference, short
 from coin_targets import TARGETS, rows
 
 from probinfer import betting, coin
@@ -201,10 +201,11 @@ def one_target(name: str, methods: list[str], before: dict[str, Any], *, small: 
         if method in ADAMS:
             grid = bench.grid(method)
             record["distances"][method], record["best rates"][method] = hindsight(grid)
-            record["grid"][method] = grid["means"]
+            record["grid"][method] = short(grid["means"])
         else:
             record["distances"][method] = bench.single(method)
-        record["seconds"][method] = time.process_time() - start
+        record["distances"][method] = short(record["distances"][method])
+        record["seconds"][method] = round(time.process_time() - start, 1)
         print(f"{name}, {method}: {record['seconds'][method]:.0f} s", flush=True)
     return compared(record, ADAMS, OURS)
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 from scipy.stats import t
 
-__all__ = ["Reference", "paired"]
+__all__ = ["Reference", "paired", "short"]
 
 
 class Reference:
@@ -47,3 +47,8 @@ def paired(differences: Any) -> tuple[Any, Any]:
     size = len(differences)
     half = t.ppf(0.975, size - 1) * differences.std(axis=0, ddof=1) / np.sqrt(size)
     return differences.mean(axis=0) - half, differences.mean(axis=0) + half
+
+
+def short(values: Any) -> np.ndarray:
+    """Four digits: what a file of results needs."""
+    return np.vectorize(lambda v: float(f"{v:.4g}"))(np.asarray(values, float))

@@ -4,6 +4,10 @@ One step: log densities and scores of all particles; the metric refreshed where 
 scores and distances in z; bandwidth and direction there; the bet turns the direction into a move of z; positions are
 :math:`c + B z`. Everything in z is free of units, so no setting has one.
 
+The bet is an elementwise coin until the cloud has settled: 64 steps without a stale metric, and at a restart spreads
+of z within a quarter of 1 and virials within a half of -1. From there on it is distance over gradients, one rate for
+the whole cloud, which averages the noise of minibatches better; the coin is better while some particles are far away.
+
 The geometry does most of the work: with it several bets reach nearly the same accuracy, without it none is free of
 scale. What the bet adds is that no rate has to be found.
 """
@@ -21,17 +25,25 @@ from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
-from probinfer.coin.geometry import Full, Metric
+from probinfer.coin.geometry import Diagonal, Full, Metric
 from probinfer.coin.low_rank import LowRank
 from probinfer.errors import shortened
 from probinfer.logdensity import StochasticLogDensity
 from probinfer.types import Array, ArrayTree, Bool, PRNGKey, field, pytree
 
-__all__ = ["CloudInfo", "CloudState", "choose_geometry", "descent"]
+__all__ = [
+    "CloudInfo",
+    "CloudState",
+    "Rule",
+    "choose_geometry",
+    "descent",
+    "geometry_of",
+]
 
-_SWITCH = 64  # from this step on the late bet
+_SWITCH = 64  # steps without a stale metric, before the late bet
+_FIT, _VIRIAL = 1.25, 0.5  # how far spreads and virials may be off for the late bet
 _UNIT = 0.1  # first bet, in standard deviations of the cloud
-_GROWTH = 1e10
+_GROWTH = 1e9
 _LARGEST_FULL = 1024
 
 
@@ -39,8 +51,9 @@ class CloudState(NamedTuple):
     """Where a cloud stands.
 
     ``positions`` is the tree of the particles; ``z`` (N, d) and ``metric`` are the same in the coordinates of the
-    cloud. ``bets`` are the states of the early and the late bet, ``step`` counts the steps, ``spread`` (d,) are the
-    standard deviations at the start.
+    cloud. ``bets`` are the states of the early and the late bet. ``step`` counts the steps, ``age`` those since the
+    metric was last stale; ``settled`` says that the late bet plays. ``spread`` (d,) are the standard deviations at the
+    start.
     """
 
     positions: ArrayTree
@@ -48,6 +61,8 @@ class CloudState(NamedTuple):
     metric: Metric
     bets: Any
     step: Array
+    age: Array
+    settled: Array
     spread: Array
 
 
@@ -58,7 +73,7 @@ class CloudInfo(NamedTuple):
     the mean of :math:`(x_k - \bar x_k) s_k`, -1 where the cloud is right, nearer to 0 where it is too narrow.
     ``squared_bandwidth`` is h, in z. ``restarted`` says whether the metric was refreshed. ``num_nonfinite`` counts the
     particles without a finite log density and score, which did not move. ``status`` is ``NON_FINITE`` where none has
-    one, or where the cloud has grown ten orders of magnitude beyond its start and nothing holds it: a flat or improper
+    one, or where the cloud has grown nine orders of magnitude beyond its start and nothing holds it: a flat or improper
     density; the cloud then stands still.
     """
 
@@ -100,10 +115,9 @@ def descent(
             coordinates of the cloud; ``score_fn(z)`` are the scores elsewhere (for Hessian products by ``jax.jvp``).
             Rows of particles that are not kept do not matter.
         kernel: its lengthscale is in units of the bandwidth, unless ``bandwidth`` is "fixed".
-        geometry: ``Identity()``, ``Diagonal()`` or ``Full()``; None: ``Full()`` where there are more particles than
-            dimensions, else ``Diagonal()``.
-        bet: any optax transformation, of gradients of a loss in z; None: an elementwise coin for 64 steps, then
-            distance over gradients, both of unit 0.1.
+        geometry: ``Identity()``, ``Diagonal()``, ``LowRank()`` or ``Full()``; None: see ``choose_geometry``.
+        bet: any optax transformation, of gradients of a loss in z; None: an elementwise coin until the cloud has
+            settled, then distance over gradients, both of unit 0.1.
         bandwidth: "median", "published" or "fixed".
 
     Returns:
@@ -156,20 +170,32 @@ def _init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> CloudState:
 @jax.jit
 def _begin(rule: Rule, positions: ArrayTree) -> CloudState:
     table = cloud.ravel(positions)
-    shape = _geometry(rule, table)
+    shape = geometry_of(rule, table)
     everyone = jnp.ones(table.shape[0], bool)
     metric, z = shape.start(table, everyone)
     spread = geometries.moments(table, everyone)[1]
-    return CloudState(positions, z, metric, _fresh_bets(rule, z), jnp.zeros((), jnp.int32), spread)
+    none = jnp.zeros((), jnp.int32)
+    return CloudState(positions, z, metric, _fresh_bets(rule, z), none, none, jnp.zeros((), bool), spread)
 
 
-def _geometry(rule: Rule, table: Array) -> Any:
-    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+def geometry_of(rule: Rule, table: Array) -> Any:
+    """Return the geometry that a rule uses for a table (N, d)."""
+    return (
+        choose_geometry(*table.shape, stochastic=rule.stochastic) if rule.geometry is None else rule.geometry
+    )
 
 
-def choose_geometry(num_particles: int, num_dims: int) -> Any:
-    """Return the richest geometry that so many particles can estimate: full, or low-rank above 1024 dimensions or N."""
-    return Full() if num_dims < num_particles and num_dims <= _LARGEST_FULL else LowRank()
+def choose_geometry(num_particles: int, num_dims: int, *, stochastic: bool = False) -> Any:
+    """Return the richest geometry that so many particles can estimate.
+
+    Args:
+        num_particles: N; with more than dimensions: ``Full()``, up to 1024 dimensions.
+        num_dims: d.
+        stochastic: where it is not full: ``Diagonal()``, as noise shows directions that are none; else ``LowRank()``.
+    """
+    if num_dims < num_particles and num_dims <= _LARGEST_FULL:
+        return Full()
+    return Diagonal() if stochastic else LowRank()
 
 
 def _fresh_bets(rule: Rule, z: Array) -> Any:
@@ -179,7 +205,7 @@ def _fresh_bets(rule: Rule, z: Array) -> Any:
 
 def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tuple[CloudState, CloudInfo]:
     like = cloud.like_one(state.positions)
-    shape = _geometry(rule, state.z)
+    shape = geometry_of(rule, state.z)
     batch = key if rule.stochastic else None
 
     def scores_at(table):
@@ -188,7 +214,9 @@ def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tu
     table = cloud.ravel(state.positions)
     _, scores, valid = scores_at(table)
     scores = jnp.where(valid[:, None], scores, 0)
-    restarted, metric, z, bets = _restart(rule, shape, state, valid)
+    virial = cloud.masked_mean(valid, (table - cloud.masked_mean(valid, table)) * scores)
+    restarted, state = _restart(rule, shape, state, valid, virial)
+    metric, z = state.metric, state.z
     pulled = shape.pull(metric, scores)
     kernel, square = _kernel(rule, z, valid, state.step)
     direction = rule.direction_fn(
@@ -196,24 +224,32 @@ def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tu
     )
     direction = jnp.where(valid[:, None], direction, jnp.nan)
     status = _status(table, valid, state.spread)
-    move, bets = _bet(rule, bets, direction, state.step)
+    move, bets = _bet(rule, state.bets, direction, state.settled)
     z = z + jnp.where(status == Status.OK, move, 0)
-    moved = cloud.unravel(like, shape.from_z(metric, z))
+    new = state._replace(
+        positions=cloud.unravel(like, shape.from_z(metric, z)),
+        z=z,
+        bets=bets,
+        step=state.step + 1,
+        age=state.age + 1,
+    )
     info = CloudInfo(
         direction_norm=jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2))),
-        virial=cloud.masked_mean(valid, (table - cloud.masked_mean(valid, table)) * scores),
+        virial=virial,
         squared_bandwidth=square,
         restarted=restarted,
         num_nonfinite=jnp.sum(~valid).astype(jnp.int32),
         status=status,
     )
-    return CloudState(moved, z, metric, bets, state.step + 1, state.spread), info
+    return new, info
 
 
-def _restart(rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"]) -> tuple:
-    """Refresh the metric and forget the bets, where that is due."""
+def _restart(
+    rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"], virial: Array
+) -> tuple[Array, CloudState]:
+    """Refresh the metric and forget the bets where that is due; say whether it was."""
     if not shape.restarts:
-        return jnp.array(False), state.metric, state.z, state.bets
+        return jnp.array(False), state
 
     def renew():
         new = shape.refresh(state.metric, state.z, valid)
@@ -221,8 +257,13 @@ def _restart(rule: Rule, shape: Any, state: CloudState, valid: Bool[Array, " N"]
         metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
-    due = geometries.is_due(state.step) | geometries.is_stale(state.z, valid)
-    return due, *jax.lax.cond(due, renew, lambda: (state.metric, state.z, state.bets))
+    stale = geometries.is_stale(state.z, valid)
+    due = geometries.is_due(state.age, state.settled)
+    loose = geometries.is_stale(state.z, valid, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
+    settled = jnp.where(due, (state.age >= _SWITCH) & ~loose, state.settled) & ~stale
+    metric, z, bets = jax.lax.cond(stale | due, renew, lambda: (state.metric, state.z, state.bets))
+    age = jnp.where(stale, 0, state.age)
+    return stale | due, state._replace(metric=metric, z=z, bets=bets, age=age, settled=settled)
 
 
 def _kernel(rule: Rule, z: Array, valid: Array, step: Array) -> tuple[Any, Array]:
@@ -233,7 +274,7 @@ def _kernel(rule: Rule, z: Array, valid: Array, step: Array) -> tuple[Any, Array
     return bandwidths.scaled_kernel(rule.kernel, square), square
 
 
-def _bet(rule: Rule, bets: Any, direction: Array, step: Array) -> tuple[Array, Any]:
+def _bet(rule: Rule, bets: Any, direction: Array, settled: Array) -> tuple[Array, Any]:
     """The move of z; the bets see gradients of a loss, and nothing that is not finite enters moves or states."""
     loss = -direction
     still = jnp.zeros_like(loss)
@@ -255,7 +296,7 @@ def _bet(rule: Rule, bets: Any, direction: Array, step: Array) -> tuple[Array, A
         move, new = place(late, bets[1])
         return move, (bets[0], new)
 
-    return jax.lax.cond(step < _SWITCH, now_early, now_late)
+    return jax.lax.cond(settled, now_late, now_early)
 
 
 def _finite_or(new: Array, old: Array) -> Array:

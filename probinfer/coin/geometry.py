@@ -4,9 +4,10 @@ With :math:`x = c + B z` the score in z is :math:`B^\top s(x)`. Directions and b
 unit, and particles move in x: every shift and every scaling of the coordinates leaves a run unchanged, up to rounding.
 The state of a run is z with c and B, so B is never inverted.
 
-A metric is refreshed at doubling restarts (steps 8, 16, 32, ...) and when it is stale: some coordinate of z has a
-standard deviation outside [1/2, 2]. Every refresh is relative to the last metric, so condition numbers that one
-sample covariance could not resolve are reached in several.
+A metric is refreshed when it is stale, that is, some coordinate of z has a standard deviation outside [1/2, 2], and 8,
+16, 32, ... steps after that: forgetting without a rate, as the last epoch is always half of the run. While the cloud
+has not settled no epoch is longer than 64 steps. Every refresh is relative to the last metric, so condition numbers
+that one sample covariance could not resolve are reached in several.
 
 A geometry has four functions: ``start(table, keep) -> (metric, z)``, ``refresh(metric, z, keep) -> (metric, z)``,
 ``from_z(metric, z) -> x`` and ``pull(metric, scores) -> scores in z``.
@@ -26,6 +27,7 @@ __all__ = ["Diagonal", "Full", "Identity", "Metric", "is_due", "is_stale", "mome
 
 _FIRST = 8  # step of the first restart
 _STALE = 2.0
+_LONGEST = 64  # between two restarts of a cloud that has not settled
 
 
 class Metric(NamedTuple):
@@ -134,12 +136,24 @@ def moments(z: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Array, Arr
     return mean, jnp.sqrt(masked_mean(keep, (z - mean) ** 2))
 
 
-def is_stale(z: Float[Array, "N d"], keep: Bool[Array, " N"]) -> Bool[Array, ""]:
-    """Say whether a coordinate has left the metric: a standard deviation outside [1/2, 2], but not zero."""
-    _, spread = moments(z, keep)
-    return jnp.any((spread > 0) & ((spread > _STALE) | (spread < 1 / _STALE)))
+def is_stale(z: Float[Array, "N d"], keep: Bool[Array, " N"], factor: float = _STALE) -> Bool[Array, ""]:
+    """Say whether a coordinate has left the metric.
+
+    Args:
+        z: the cloud.
+        keep: which particles count.
+        factor: stale is a standard deviation outside [1 / factor, factor], but zero never is.
+    """
+    spread = moments(z, keep)[1]
+    return jnp.any((spread > 0) & ((spread > factor) | (spread < 1 / factor)))
 
 
-def is_due(step: Int[Array, ""]) -> Bool[Array, ""]:
-    """Say whether a restart is due before this step: 8, 16, 32, ..."""
-    return (step >= _FIRST) & (step & (step - 1) == 0)
+def is_due(age: Int[Array, ""], settled: Bool[Array, ""] | bool = True) -> Bool[Array, ""]:
+    """Say whether a restart is due: at ages 8, 16, 32, 64, 128, ..., until the cloud has settled at every 64.
+
+    Args:
+        age: steps since the metric was last stale.
+        settled: whether the cloud has settled.
+    """
+    doubled = (age >= _FIRST) & (age & (age - 1) == 0)
+    return doubled | (jnp.logical_not(settled) & (age > 0) & (age % _LONGEST == 0))

@@ -21,13 +21,36 @@ import optax
 
 from probinfer.base import Algorithm
 from probinfer.coin.descent import descent
+from probinfer.coin.engine import SVGD
 from probinfer.errors import check_floating
 from probinfer.kernels import InverseMultiquadric
 from probinfer.kernels.base import Kernel
 from probinfer.stein import stein_gram
-from probinfer.types import Array, Bool, Float, Shaped
+from probinfer.types import Array, Bool, Float, Shaped, pytree
 
-__all__ = ["hessian_products", "ksd_descent", "ksd_direction"]
+__all__ = ["KSDDescent", "hessian_products", "ksd_descent", "ksd_direction"]
+
+
+@pytree
+class KSDDescent(SVGD):
+    """Descent of the kernel Stein discrepancy without a learning rate.
+
+    An engine like ``coin.SVGD``, with the same settings, stopping rule and report; only the direction differs. It
+    needs second derivatives, and it may rest at clouds that are not right, between modes above all, where
+    ``coin.SVGD`` goes on: compare the two.
+
+    Args:
+        num_particles: None: enough to keep 95 % of the standard deviation in as many dimensions, 100 to 2000.
+        max_steps: the most steps.
+        polish: as in ``coin.SVGD``.
+        kernel: as in ``coin.ksd_descent``, like ``geometry``, ``bet`` and ``bandwidth``.
+
+    References:
+        Korba, Aubin-Frankowski, Majewski and Ablin (2021), "Kernel Stein discrepancy descent".
+    """
+
+    def _algorithm(self, logdensity_fn: Any) -> Algorithm:
+        return ksd_descent(logdensity_fn, self.kernel, self.geometry, self.bet, bandwidth=self.bandwidth)
 
 
 def ksd_descent(
@@ -52,8 +75,7 @@ def ksd_descent(
 
     Returns:
         ``init(positions) -> CloudState`` with leaves (N, ...), whose ``.positions`` are the particles, and
-        ``step(key, state) -> (CloudState, CloudInfo)``, for ``pi.run``. A step costs about three times one of
-        ``coin.svgd``; memory O(N d) beside that of the densities.
+        ``step(key, state) -> (CloudState, CloudInfo)``, for ``pi.run``. Memory O(N d) beside that of the densities.
 
     Raises:
         TypeError: ``logdensity_fn`` is no function, a kernel without a lengthscale, a ``bet`` that is no optax

@@ -21,15 +21,16 @@ from probinfer import betting
 from probinfer.base import Algorithm, as_partial
 from probinfer.coin import cloud
 from probinfer.coin.descent import descent
-from probinfer.coin.geometry import Diagonal, Metric, is_due
+from probinfer.coin.geometry import Diagonal, Metric
 from probinfer.coin.lawgd_spectrum import Spectrum, find_spectrum
 from probinfer.errors import shortened
 from probinfer.logdensity import StochasticLogDensity
 from probinfer.types import Array, ArrayTree, Bool, Float, pytree
 
-__all__ = ["evaluate_spectrum", "lawgd", "lawgd_direction"]
+__all__ = ["algorithm_of", "evaluate_spectrum", "lawgd", "lawgd_direction", "spectrum_of"]
 
 _MOST_FUNCTIONS = {1: 900, 2: 300}
+_FIRST = 8  # step of the first restart of the bet
 _UNIT = 0.1  # first bet, in standard deviations of the density
 
 
@@ -63,6 +64,16 @@ def lawgd(
         Chewi, Le Gouic, Lu, Maunu and Rigollet (2020), "SVGD as a kernelized Wasserstein gradient flow of the
         chi-squared divergence", section 4; Sharrock and Nemeth (2023), "Coin sampling", section 3.3.
     """
+    return algorithm_of(logdensity_fn, spectrum_of(logdensity_fn, positions), bet)
+
+
+def spectrum_of(logdensity_fn: Any, positions: ArrayTree) -> Spectrum:
+    """Return the spectrum for so many particles.
+
+    Args:
+        logdensity_fn: as in ``lawgd``, like ``positions`` and what is raised.
+        positions: leaves (N, ...).
+    """
     if isinstance(logdensity_fn, StochasticLogDensity):
         raise TypeError(
             "LAWGD needs the exact log density on a grid, and this one is estimated from minibatches; use coin.svgd"
@@ -80,9 +91,18 @@ def lawgd(
             f"LAWGD needs eigenfunctions on a grid, so positions of one or two coordinates; got {table.shape[1]}: use "
             "coin.svgd"
         )
-    like = cloud.like_one(positions)
-    num = _num_functions(*table.shape)
-    spectrum = find_spectrum(lambda row: logdensity_fn(cloud.unravel(like, row)), table, num)
+    like, num = cloud.like_one(positions), _num_functions(*table.shape)
+    return find_spectrum(lambda row: logdensity_fn(cloud.unravel(like, row)), table, num)
+
+
+def algorithm_of(logdensity_fn: Any, spectrum: Spectrum, bet: Any = None) -> Algorithm:
+    """Return the algorithm of a known spectrum.
+
+    Args:
+        logdensity_fn: as in ``lawgd``, like ``bet`` and what is returned.
+        spectrum: from ``spectrum_of``.
+        bet: an optax transformation or None.
+    """
     bet = _restarted(betting.coin(unit=_UNIT)) if bet is None else bet
     found = descent(logdensity_fn, _direction, spectrum, _Standard(spectrum), bet, bandwidth="fixed")
     return Algorithm(jax.tree_util.Partial(_init, spectrum, found.init), found.step)
@@ -148,7 +168,8 @@ def _begin(bet: optax.GradientTransformation, params: Any) -> _Episode:
 
 
 def _continue(bet: optax.GradientTransformation, updates: Any, state: _Episode, params: Any) -> tuple:
-    inner = jax.lax.cond(is_due(state.step), lambda: bet.init(params), lambda: state.bet)
+    due = (state.step >= _FIRST) & (state.step & (state.step - 1) == 0)
+    inner = jax.lax.cond(due, lambda: bet.init(params), lambda: state.bet)
     moves, inner = bet.update(updates, inner, params)
     return moves, _Episode(state.step + 1, inner)
 

@@ -97,7 +97,11 @@ def test_stale_metrics_and_due_restarts():
     z = jnp.asarray(RNG.normal(size=(1000, 3)))
     scaled = [z * jnp.array([1, s, 1]) for s in (1.0, 1.9, 2.3, 0.6, 0.4, 0.0)]
     assert [bool(geometry.is_stale(a, jnp.ones(1000, bool))) for a in scaled] == [0, 0, 1, 0, 1, 0]
-    assert [t for t in range(200) if geometry.is_due(jnp.int32(t))] == [8, 16, 32, 64, 128]
+    due = [
+        [t for t in range(300) if geometry.is_due(jnp.int32(t), jnp.array(settled))]
+        for settled in (True, False)
+    ]
+    assert due == [[8, 16, 32, 64, 128, 256], [8, 16, 32, 64, 128, 192, 256]]
 
 
 def test_spikes_are_the_eigenvectors_that_stand_out():
@@ -128,3 +132,4 @@ def test_the_side_of_the_eigenproblem_does_not_matter():
 def test_the_richest_geometry_that_the_particles_can_estimate_is_chosen():
     kinds = [name(choose_geometry(*sizes)) for sizes in ((100, 50), (50, 50), (5000, 2000))]
     assert kinds == ["Full", "LowRank", "LowRank"]
+    assert name(choose_geometry(50, 50, stochastic=True)) == "Diagonal"

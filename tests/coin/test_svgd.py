@@ -86,9 +86,11 @@ def go_published(log_density, x, steps):
 
 def test_the_default_rule_is_that_of_the_loops():
     """Both bets, restarts on schedule and stale ones; rounding grows with the steps."""
-    seen = go(curved(), start(), 75)
-    assert int(seen.state.step) == 75
-    wanted = oracle.default(start(), score, 75)
+    wanted, settled = oracle.default(start(), score, 130)
+    seen = go(curved(), start(), 130)
+    assert int(seen.state.step) == 130
+    assert settled
+    assert bool(seen.state.settled)
     np.testing.assert_allclose(seen.state.positions, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -250,10 +252,10 @@ def test_without_any_score_nothing_moves_and_the_status_says_so():
     assert int(seen.info.num_nonfinite) == 24
 
 
-def test_on_a_flat_target_the_cloud_stands_still_after_ten_orders_of_magnitude():
+def test_on_a_flat_target_the_cloud_stands_still_after_nine_orders_of_magnitude():
     seen = go(gauss(1e15), start(), 1000)
     assert int(seen.info.status) == Status.NON_FINITE
-    assert 1e10 < seen.high.max() < 1e12
+    assert 1e9 < np.max(seen.high / np.std(start(), axis=0)) < 1e11
     later = go(gauss(1e15), start(), 1001)
     np.testing.assert_array_equal(later.state.positions, seen.state.positions)
 

@@ -62,14 +62,23 @@ def default(x, score, steps):
     n, d = x.shape
     centre, B = x.mean(0), np.diag(x.std(0))
     z = (x - centre) / x.std(0)
-    bet = Coin(z, 0.1)
+    bet, age, settled = Coin(z, 0.1), 0, False
     for step in range(steps):
         x = centre + z @ B.T
-        stale = np.any((z.std(0) > 2) | (z.std(0) < 0.5))
-        if stale or step in (8, 16, 32, 64, 128):
+        spread, s = z.std(0), score(x)
+        virial = np.mean((x - x.mean(0)) * s, axis=0)
+        stale = np.any((spread > 2) | (spread < 0.5))
+        due = age in (8, 16, 32, 64, 128, 256) or (not settled and age > 0 and age % 64 == 0)
+        if due:
+            fits = np.all((spread < 1.25) & (spread > 0.8)) and np.all(abs(virial + 1) <= 0.5)
+            settled = age >= 64 and fits
+        if stale:
+            age, settled = 0, False
+        if stale or due:
             mean, C, shrink = z.mean(0), np.cov(z.T, bias=True), min(1, d / n)
             L = np.linalg.cholesky((1 - shrink) * C + shrink * np.diag(np.diag(C)))
             centre, z, B = centre + B @ mean, np.linalg.solve(L, (z - mean).T).T, B @ L
-            bet = Coin(z, 0.1) if step < 64 else Fuse(z, 0.1)
-        z = z + bet.move(direction(z, score(x) @ B, bandwidth("median", z, step)))
-    return centre + z @ B.T
+            bet = Fuse(z, 0.1) if settled else Coin(z, 0.1)
+        z = z + bet.move(direction(z, s @ B, bandwidth("median", z, step)))
+        age += 1
+    return centre + z @ B.T, settled
