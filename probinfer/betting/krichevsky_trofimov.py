@@ -70,8 +70,8 @@ def kt(*, norm: Norm = "element", unit: Any | None = None) -> optax.GradientTran
     .. math:: \zeta_t = \frac{\sum_{s \le t} c_s}{t + 1} \Big(w + \sum_{s \le t} \langle \zeta_{s-1}, c_s \rangle\Big)
 
     The wealth in brackets never falls to zero, and against any comparison u the regret of the bets is at most
-    :math:`|u| \sqrt{T \log(1 + 24 T^2 |u|^2 / w^2)} + w`. That is a promise for the mean of the iterates; the coin
-    forgets early outcomes sooner and is the better optimiser. Last link of a chain, as :func:`probinfer.betting.coin`.
+    :math:`|u| \sqrt{T \log(1 + 24 T^2 |u|^2 / w^2)} + w`. That is a promise for the mean of the iterates.
+    Last link of a chain, as :func:`probinfer.betting.coin`.
 
     Args:
         norm: who bets: "element", "block" or "particle", as in ``coin``.

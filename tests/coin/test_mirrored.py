@@ -253,6 +253,11 @@ def flat(position):
             TypeError,
             "BijectorMirror has none",
         ),
+        (
+            lambda: coin.mirrored_svmd(flat, coin.Orthant(), geometry=coin.Full()),
+            ValueError,
+            r"takes coin.Diagonal\(\) or coin.Identity\(\)",
+        ),
         (lambda: coin.Box(1.0, 1.0), ValueError, "low < high everywhere"),
         (lambda: coin.mirror_from_bijector("positive", jnp.ones(2)), TypeError, "expected a numpyro"),
         (
