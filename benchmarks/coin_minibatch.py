@@ -10,7 +10,7 @@ error is that of the mean probability.
 
 Methods:
     default         this library with nothing set
-    coin            its geometry, an elementwise coin throughout
+    fuse            its geometry, distance over gradients from the first step
     published       Sharrock and Nemeth (2023): raw coordinates, h = median / log(N + 1), coin of unit 1/2
     published, 100  the same with alpha = 100, their setting for networks
     Adam            raw coordinates, h as in the default; seven rates from 1e-4 to 10, evenly on a log scale
@@ -41,7 +41,7 @@ SPLITS, SCOUTS = 10, 3
 BATCHES = (10, 50, 200)
 STEPS = (100, 500)
 RATES = np.geomspace(1e-4, 10, 7)
-METHODS = ("default", "coin", "published", "published, 100", "Adam")
+METHODS = ("default", "fuse", "published", "published, 100", "Adam")
 SCORES = ("log likelihood", "RMSE")
 
 
@@ -51,8 +51,8 @@ def algorithm(method: str, fn: Any, rate: Any) -> Any:
     match method:
         case "default":
             return coin.svgd(fn)
-        case "coin":
-            return coin.svgd(fn, bet=betting.coin(unit=0.1))
+        case "fuse":
+            return coin.svgd(fn, bet=betting.fuse(unit=0.1, particles=True))
         case "published":
             return coin.svgd(fn, geometry=raw, bet=betting.coin(unit=0.5), bandwidth="published")
         case "published, 100":
@@ -139,7 +139,8 @@ def one_case(
     """These methods, beside what was measured before."""
     bench = Bench(name, batch, small)
     record = {"model": name, "batch": batch, "best rates": old.get("best rates")}
-    record["scores"], record["seconds"] = dict(old.get("scores", {})), dict(old.get("seconds", {}))
+    for part in ("scores", "seconds"):
+        record[part] = {m: v for m, v in old.get(part, {}).items() if m in METHODS}
     for method in methods:
         start = time.process_time()
         if method == "Adam":
@@ -186,7 +187,7 @@ def plot(records: list[dict[str, Any]]) -> None:
     """Paired differences to Adam after the last step."""
     figure, axes = common.figure(width=10, height=0.35 * len(records) + 1.5, columns=2)
     for k, (axis, score, sign) in enumerate(zip(axes, SCORES, (1, -1), strict=True)):
-        for number, method in enumerate(("default", "coin", "published")):
+        for number, method in enumerate(("default", "fuse", "published, 100")):
             ends = np.array([[np.asarray(e)[-1, k] for e in r["against Adam"][method]] for r in records])
             unit = np.array([np.asarray(r["scores"]["Adam"])[:, -1, k].std(ddof=1) for r in records])
             ends = sign * ends / unit[:, None]
