@@ -32,8 +32,9 @@ class ParticlesInfo(NamedTuple):
     direction (root mean square) and the mean virial, step by step: curves that should be level at the end.
     ``num_nonfinite`` counts particles without a finite log density at the end: they have weight zero. ``num_gradients``
     counts gradients of the (minibatch) log density. ``acceptance`` and ``khat`` belong to the polish, else NaN.
-    ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, or the weights cannot be trusted;
-    ``MAX_ITERATIONS`` where it had not settled; ``NON_FINITE`` where some particles have no finite log density.
+    ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, or the weights cannot
+    be trusted; ``MAX_ITERATIONS`` where it had not settled; ``NON_FINITE`` where some particles have no finite log
+    density.
     """
 
     virial: Any
