@@ -14,7 +14,9 @@ from probinfer.run import record_nothing, run, run_until
 from probinfer.run_many import ManyPosteriors, run_many
 
 _SUBMODULES = (
+    "betting",
     "checks",
+    "coin",
     "data",
     "gp",
     "kernels",
@@ -35,7 +37,9 @@ __all__ = [
     "NumericalError",
     "Posterior",
     "Status",
+    "betting",
     "checks",
+    "coin",
     "data",
     "gp",
     "infer",

@@ -19,28 +19,41 @@ import jax.numpy as jnp
 
 from probinfer.errors import check_floating
 from probinfer.kernels.base import Kernel, cast
-from probinfer.kernels.stationary import Stationary, squared_distances
+from probinfer.kernels.stationary import RBF, Stationary, squared_distances
 from probinfer.tiles import PairSums, pair_sums
-from probinfer.types import Array, Float, Shaped
+from probinfer.types import Array, Bool, Float, Shaped
 
 __all__ = ["stein_direction", "stein_gram", "stein_sums"]
+
+_COLUMNS = 2048
+_FEW = 4  # columns up to which distances are differences written out; above, a matrix product
 
 
 @partial(jax.jit, static_argnames="tile")
 def stein_direction(
-    kernel: Kernel, particles: Float[Array, "N D"], scores: Float[Array, "_ _"], *, tile: int = 256
+    kernel: Kernel,
+    particles: Float[Array, "N D"],
+    scores: Float[Array, "_ _"],
+    keep: Bool[Array, " N"] | None = None,
+    *,
+    tile: int = 256,
 ) -> Float[Array, "N D"]:
     r"""Return :math:`\phi(x_i) = \frac1N \sum_j [k(x_j, x_i) s_j + \nabla_{x_j} k(x_j, x_i)]` for every particle.
+
+    A particle that is not kept is no source for the others: N counts those that are. Its own direction is NaN, which
+    freezes a bet on it.
 
     Args:
         kernel: differentiable.
         particles: the cloud x.
         scores: gradients of the log density at the particles, ``(N, D)``.
-        tile: the pairs are visited in squares of this many particles (static): memory O(N D) beside a few
-            ``(tile, tile)`` arrays, ``(tile, tile, D)`` for kernels that are not functions of a scaled distance.
+        keep: which particles count; None: those whose score is finite.
+        tile: the pairs are visited in blocks of this many rows (static) and at most 2048 columns: memory O(N D)
+            beside a few blocks, each ``D`` times as large for kernels that are not functions of a scaled distance.
 
     Returns:
-        The direction of steepest descent of the Kullback-Leibler divergence, in the units of the particles.
+        The direction of steepest descent of the Kullback-Leibler divergence, in the units of the particles, in their
+        dtype or float32, whichever is wider.
 
     Raises:
         ValueError: the scores do not have the shape of the particles.
@@ -50,22 +63,12 @@ def stein_direction(
         Liu and Wang (2016), "Stein variational gradient descent", equation 8.
     """
     _check(particles, scores)
-    size = particles.shape[0]
-    tile = min(tile, size)
-    pad = -size % tile
-    held = jnp.pad(jnp.ones(size, particles.dtype), (0, pad)).reshape(-1, tile)
-    cloud, slopes = (
-        jnp.pad(a, ((0, pad), (0, 0)), mode="edge").reshape(-1, tile, a.shape[1]) for a in (particles, scores)
-    )
-    block = _radial_direction if _is_radial(kernel) else _pairwise_direction
-
-    def toward(X):
-        def add(total, source):
-            return total + block(kernel, X, *source), None
-
-        return jax.lax.scan(add, jnp.zeros_like(X), (cloud, slopes, held))[0]
-
-    return jax.lax.map(toward, cloud).reshape(-1, particles.shape[1])[:size] / size
+    dtype = jnp.result_type(particles.dtype, jnp.float32)
+    keep = jnp.all(jnp.isfinite(scores), axis=1) if keep is None else keep
+    cloud, slopes = (jnp.where(keep[:, None], a, 0).astype(dtype) for a in (particles, scores))
+    total = _block_sums(_directions(kernel), kernel, cloud, slopes, keep.astype(dtype), tile)
+    count = jnp.maximum(jnp.sum(keep.astype(dtype)), 1)
+    return jnp.where(keep[:, None], total / count, jnp.nan)
 
 
 def stein_gram(
@@ -170,16 +173,121 @@ def _scaled(kernel: Any, *points: Array) -> tuple[Array, list[Array]]:
     return scale, [(X - origin) / scale for X in points]
 
 
-def _radial_direction(kernel: Any, X: Array, sources: Array, scores: Array, held: Array) -> Array:
-    """Sum over sources j: k s_j + ∇_j k, with ∇_j k = 2 f′ (x_j − x_i) / lengthscale²."""
-    scale, (a, b) = _scaled(kernel, X, sources)
-    value, slope = jax.jvp(kernel.profile, (squared := squared_distances(a, b),), (jnp.ones_like(squared),))
-    slope = slope * held
-    pushed = slope @ b - jnp.sum(slope, axis=1, keepdims=True) * a
-    return (value * held) @ scores + 2 * pushed / scale
+def _directions(kernel: Kernel) -> tuple[Any, Any]:
+    """The two functions of a kernel: what is prepared of all particles at once, and the sum over a block of sources."""
+    if not _is_radial(kernel):
+        return _pairwise_parts, _pairwise_direction
+    return (
+        (_gaussian_parts, _gaussian_direction) if type(kernel) is RBF else (_radial_parts, _radial_direction)
+    )
 
 
-def _pairwise_direction(kernel: Any, X: Array, sources: Array, scores: Array, held: Array) -> Array:
+def _block_sums(functions: Any, kernel: Any, cloud: Array, scores: Array, held: Array, rows: int) -> Array:
+    """Sum over all sources for every particle, block by block: rows in a map, columns in a scan."""
+    prepare, block = functions
+    size = cloud.shape[0]
+    targets, sources = prepare(kernel, cloud, scores, held)
+    across = min(rows if prepare is _pairwise_parts else _COLUMNS, size)
+    rows = min(rows, size)
+    if rows == across == size:
+        return block(kernel, targets, sources)
+    targets, sources = (_cut(part, length) for part, length in ((targets, rows), (sources, across)))
+
+    def toward(target):
+        def add(total, source):
+            return total + block(kernel, target, source), None
+
+        first = jax.tree.map(lambda a: a[0], sources)
+        if across >= size:
+            return block(kernel, target, first)
+        shape = jax.eval_shape(block, kernel, target, first)
+        return jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), sources)[0]
+
+    return jax.lax.map(toward, targets).reshape(-1, cloud.shape[1])[:size]
+
+
+def _cut(parts: Any, length: int) -> Any:
+    """Leaves (N, ...) in blocks (blocks, length, ...); rows of zeros fill the last."""
+
+    def one(a):
+        a = jnp.pad(a, [(0, -a.shape[0] % length)] + [(0, 0)] * (a.ndim - 1))
+        return a.reshape(-1, length, *a.shape[1:])
+
+    return jax.tree.map(one, parts)
+
+
+# exp(−|a − b|²/2): with R = [s − b / lengthscale, 1] one product of the gram holds pull and push together.
+
+
+def _gaussian_parts(kernel: Any, X: Array, scores: Array, held: Array) -> tuple[Any, Any]:
+    scale, features = _features(kernel, X, held)
+    ones = jnp.ones_like(held)[:, None]
+    right = (
+        jnp.concatenate([scores - features / scale, ones], axis=1)
+        * (held * cast(kernel.variance, X))[:, None]
+    )
+    if X.shape[1] <= _FEW:
+        return (features, features / scale), (features, right)
+    half = -0.5 * jnp.sum(features**2, axis=1, keepdims=True)
+    targets = jnp.concatenate([features, half, ones], axis=1)
+    sources = jnp.concatenate([features, ones, half], axis=1)
+    return (targets, features / scale), (sources, right)
+
+
+def _gaussian_direction(kernel: Any, target: Any, source: Any) -> Array:
+    (a, pushed), (b, right) = target, source
+    exponent = -0.5 * _differences(a, b) if a.shape[1] <= _FEW else jnp.minimum(_product(a, b.T), 0)
+    total = _product(jnp.exp(exponent), right)
+    return total[:, :-1] + total[:, -1:] * pushed
+
+
+# Any profile f: value f s_j and slope ∇_j k = 2 f′ (b − a) / lengthscale, two products of the gram.
+
+
+def _radial_parts(kernel: Any, X: Array, scores: Array, held: Array) -> tuple[Any, Any]:
+    scale, features = _features(kernel, X, held)
+    ends = 2 * jnp.concatenate([features / scale, jnp.ones_like(held)[:, None]], axis=1) * held[:, None]
+    squares = jnp.sum(features**2, axis=1)
+    return (features, squares, features / scale), (features, squares, scores * held[:, None], ends)
+
+
+def _radial_direction(kernel: Any, target: Any, source: Any) -> Array:
+    (a, a_squared, pushed), (b, b_squared, scores, ends) = target, source
+    if a.shape[1] <= _FEW:
+        squared = _differences(a, b)
+    else:
+        squared = jnp.maximum(a_squared[:, None] + b_squared[None, :] - 2 * _product(a, b.T), 0)
+    value, slope = jax.jvp(kernel.profile, (squared,), (jnp.ones_like(squared),))
+    total = _product(slope, ends)
+    return _product(value, scores) + total[:, :-1] - total[:, -1:] * pushed
+
+
+def _features(kernel: Any, X: Array, held: Array) -> tuple[Array, Array]:
+    """Lengthscales, and the particles that are held from their mean, in units of the lengthscales; 0 for the others."""
+    scale = jnp.broadcast_to(cast(kernel.lengthscale, X), X.shape[1:])
+    origin = X.T @ held / jnp.maximum(jnp.sum(held), 1)
+    return scale, (X - origin) / scale * held[:, None]
+
+
+def _differences(a: Array, b: Array) -> Array:
+    """``|a − b|²`` written out over few columns, so that it fuses with the profile into one pass."""
+    total = (a[:, None, 0] - b[None, :, 0]) ** 2
+    for k in range(1, a.shape[1]):
+        total = total + (a[:, None, k] - b[None, :, k]) ** 2
+    return total
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _pairwise_parts(kernel: Any, X: Array, scores: Array, held: Array) -> tuple[Any, Any]:
+    return X, (X, scores, held)
+
+
+def _pairwise_direction(kernel: Any, X: Any, source: Any) -> Array:
+    sources, scores, held = source
+
     def pair(x, y, score):
         value, gradient = jax.value_and_grad(lambda y: kernel.evaluate(y, x))(y)
         return value * score + gradient

@@ -260,7 +260,9 @@ def test_demo_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(
         demos,
         "SMALL",
-        demos.Size(draws=8, patients=20, every=24, tumours=40, simulations=20, particles=32, years=16),
+        demos.Size(
+            draws=8, patients=20, every=24, tumours=40, simulations=20, particles=32, years=16, steps=16
+        ),
     )
     monkeypatch.setattr(demos, "KERNELS", demos.KERNELS[:1])
     monkeypatch.setattr(demos, "WAYS", [way for way in demos.WAYS if way.label == "Laplace"])

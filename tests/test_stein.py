@@ -38,6 +38,59 @@ def test_direction_equals_the_double_loop(dtype, tile):
     )
 
 
+def wide_cloud(dtype, n=13, d=6):
+    """More columns than are written out: distances by a matrix product."""
+    rng = np.random.default_rng(4)
+    return (jnp.asarray(a, dtype) for a in (rng.normal(size=(n, d)) + 50, rng.normal(size=(n, d))))
+
+
+def rbf_direction(x, s, scale):
+    """The double loop for exp(−|x − z|²/(2 scale²)) with one scale a column."""
+    total = np.zeros_like(x)
+    for i in range(len(x)):
+        for j in range(len(x)):
+            k = np.exp(-0.5 * np.sum(((x[i] - x[j]) / scale) ** 2))
+            total[i] += 2.0 * k * (s[j] - (x[j] - x[i]) / scale**2) / len(x)
+    return total
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("tile", [5, 256])
+def test_direction_of_wide_clouds_equals_the_double_loop(dtype, tile, monkeypatch):
+    monkeypatch.setattr(stein, "_COLUMNS", 7 if tile == 5 else 2048)
+    stein.stein_direction.clear_cache()
+    x, s = wide_cloud(dtype)
+    scale = np.array([0.5, 1, 2, 3, 1, 2])
+    plain = [np.float64(a) for a in (x, s)]
+    found = stein.stein_direction(kernels.RBF(2.0, jnp.asarray(scale, dtype)), x, s, tile=tile)
+    np.testing.assert_allclose(found, rbf_direction(*plain, scale), **tolerance(dtype))
+    found = stein.stein_direction(imq(dtype, scale), x, s, tile=tile)
+    np.testing.assert_allclose(found, oracle.direction(*plain, scale, POWER), **tolerance(dtype))
+    stein.stein_direction.clear_cache()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: kernels.RBF(1.0, 1.5), lambda: imq(jnp.float64), lambda: 2.0 * kernels.RBF()]
+)
+def test_particles_that_are_not_kept_are_no_sources_and_have_no_direction(make):
+    x, s = cloud(jnp.float64)
+    keep = jnp.arange(11) != 4
+    s = s.at[4].set(jnp.nan)
+    found = stein.stein_direction(make(), x.at[4].set(jnp.inf), s, keep, tile=4)
+    others = np.flatnonzero(keep)
+    np.testing.assert_allclose(found[others], stein.stein_direction(make(), x[others], s[others]), rtol=1e-9)
+    assert np.all(np.isnan(found[4]))
+    np.testing.assert_array_equal(stein.stein_direction(make(), x, s, tile=4)[4], np.nan)  # seen in its score
+
+
+def test_half_precision_is_summed_in_float32():
+    x, s = cloud(jnp.bfloat16)
+    found = stein.stein_direction(imq(jnp.float32), x, s)
+    assert found.dtype == jnp.float32
+    wanted = oracle.direction(*(np.float64(a.astype(jnp.float32)) for a in (x, s)), SCALE, POWER)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.f32
 def test_gram_equals_the_double_loop(dtype):
     (x, s), (z, t) = cloud(dtype), cloud(dtype, 5, 1)

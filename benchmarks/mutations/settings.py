@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CLOUDS", "CLOUDS_SMALL", "FULL", "SMALL", "Settings"]
+__all__ = ["CLOUDS", "CLOUDS_SMALL", "COINS", "COINS_SMALL", "FULL", "SMALL", "Settings"]
 
 
 class Settings(NamedTuple):
@@ -45,3 +45,7 @@ SMALL = FULL._replace(
 # Of the table of particle methods, most of whose time is compilation.
 CLOUDS = FULL._replace(draws=31, repetitions=40, null_repetitions=100, other_null_repetitions=60)
 CLOUDS_SMALL = CLOUDS._replace(repetitions=2, null_repetitions=3, other_null_repetitions=2)
+
+# Of the table of coin samplers, which are run for every data set.
+COINS = FULL._replace(simulations=100, repetitions=36, null_repetitions=60)
+COINS_SMALL = COINS._replace(repetitions=2, null_repetitions=2)

@@ -16,9 +16,10 @@ from rich.console import Console
 from probinfer import mcmc, smc
 from probinfer import progress as bars
 from probinfer.checks import known
+from probinfer.checks.known_states import noisy_autoregression
 from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
 from probinfer.errors import import_extra
-from probinfer.report.engines import ENGINES, STATE_SPACE_ENGINES, Entry
+from probinfer.report.engines import ENGINES, PLANE_ENGINES, STATE_SPACE_ENGINES, Entry
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
 from probinfer.report.pages import could_have_seen, numbers, picture
 from probinfer.report.provenance import provenance
@@ -84,26 +85,29 @@ def _kernel(name: str, kind: str) -> Kernel:
 KERNELS = {name: functools.partial(_kernel, name, kind) for name, kind in (("NUTS", "nuts"), ("HMC", "hmc"))}
 
 
-def subjects(entries: Sequence[Entry], effort: Effort) -> list[Subject]:
+def subjects(entries: Sequence[Entry], effort: Effort, target: known.Known | None = None) -> list[Subject]:
     """The engines of a table that give a posterior, and what is known of each.
 
     Args:
         entries: as in ``report.engines``.
         effort: how many draws.
+        target: of engines that do not take any; None: only those that do.
     """
     found = []
     for entry in entries:
-        if entry.is_point or not entry.any_target or not (entry.in_demo or effort.everything):
+        fits = entry.any_target or target is not None
+        if entry.is_point or not fits or not (entry.in_demo or effort.everything):
             continue
-        approximation = bool(entry.cannot)
+        fits_normal = bool(entry.cannot) and not entry.because
         found.append(
             Subject(
                 entry.label,
                 functools.partial(_quiet, entry.make(effort.draws)),
-                {feature: _REASONS[feature] for feature in entry.cannot},
-                _normal_density if approximation else None,
-                approximation or effort.everything,
+                {feature: entry.because or _REASONS[feature] for feature in entry.cannot},
+                _normal_density if fits_normal else None,
+                fits_normal or effort.everything,
                 functools.partial(_annealed, effort.draws) if entry.gives_evidence else None,
+                target,
             )
         )
     return found
@@ -164,7 +168,9 @@ def run_check(
         functools.partial(mcmc.posterior_sampler, num_warmup=effort.warmup, num_draws=effort.sampler_draws),
     )
     judged = subjects(entries, effort)
-    judged += state_space_subjects(effort.draws) if effort.everything else []
+    if effort.everything:
+        judged += subjects(PLANE_ENGINES, effort, noisy_autoregression().known)
+        judged += state_space_subjects(effort.draws)
     names = ", ".join(subject.name for subject in judged)
     console.print(f"[bold]{names}: compiled first; each finding is printed as it comes[/bold]")
     with bars.task("checks", None, None) as bar:
@@ -200,7 +206,7 @@ def _left_out(entries, effort):
             ", ".join(
                 [
                     *others,
-                    *[e.label for e in STATE_SPACE_ENGINES],
+                    *[e.label for e in (*PLANE_ENGINES, *STATE_SPACE_ENGINES)],
                     "kernels by joint tests",
                     "energy, sliced and C2ST",
                 ]

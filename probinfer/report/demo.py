@@ -20,6 +20,7 @@ from probinfer.report import sections as sections_of
 from probinfer.report.calibration import calibration_section, calibration_table, judge_learning
 from probinfer.report.classification import METHODS as WAYS
 from probinfer.report.classification import Classified, classification_section, classification_table, classify
+from probinfer.report.coin_journey import carry, coin_section, coin_table
 from probinfer.report.engines import ENGINES
 from probinfer.report.html import Section, Text, check_folder, page, write_page
 from probinfer.report.kernel_choice import KERNELS, Weighed, evidence_section, evidence_table, weigh
@@ -42,6 +43,7 @@ class Size(NamedTuple):
         simulations: simulated data sets that the learning is checked on.
         particles: of an island of tempered SMC.
         years: rows of the Nile; all by default.
+        steps: the most steps of the particles of coin SVGD.
     """
 
     draws: int
@@ -51,10 +53,11 @@ class Size(NamedTuple):
     simulations: int
     particles: int = 1024
     years: int | None = None
+    steps: int = 2048
 
 
 FULL = Size(draws=500, patients=200, every=3, tumours=250, simulations=300)
-SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100, particles=128)
+SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100, particles=128, steps=128)
 
 
 def diabetes_problem(size: Size, *, seed: int) -> Problem:
@@ -142,6 +145,9 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     sections.append(section)
     tables.append([table])
     sources["data: Nile"] = source
+    section, table = _particles(jax.random.fold_in(last_key, 3), size, console)
+    sections.append(section)
+    tables.append([table])
     section, table = _calibration(check_key, size, console)
     sections.append(section)
     tables.append([table])
@@ -182,6 +188,18 @@ def _kernels(key, size, console):
     )
     scores = evidence_table(found)
     return evidence_section(table, found, scores), scores, f"{table.source}; licence: {table.licence}"
+
+
+def _particles(key, size, console):
+    text = f"Breast cancer: particles without a learning rate, {size.tumours} tumours, beside NUTS"
+    console.print(f"[bold]{text}[/bold]")
+    table, found = carry(key, size.tumours, draws=size.draws, max_steps=size.steps)
+    for label, spent in zip(("coin SVGD", "NUTS"), found.seconds):
+        console.print(f"  {label:<14} {seconds(spent):>9}")
+    for remark in found.remarks:
+        console.print(f"    [yellow]{escape(remark)}[/yellow]", highlight=False)
+    scores = coin_table(found)
+    return coin_section(table, found, scores), scores
 
 
 def _say_kernel(console: Console, one: Weighed) -> None:

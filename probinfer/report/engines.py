@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probinfer import gp, mcmc, smc, vi
+from probinfer import coin, gp, mcmc, smc, vi
 from probinfer.checks.known import CORRELATED, NOT_NORMAL
 from probinfer.report.theme import LIGHT
 
 __all__ = [
     "ENGINES",
+    "PLANE_ENGINES",
     "STATE_SPACE_ENGINES",
     "Entry",
     "engine_names",
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
         in_demo: the demo shows it beside the others.
         gives_evidence: its log evidence is an estimate, with independent ones of its islands in ``info.log_evidences``.
         cannot: what its posterior cannot be, by the names in ``checks.known``: there it should fail its checks.
+        because: why, where it is not that it fits a normal.
     """
 
     name: str
@@ -46,11 +48,15 @@ class Entry(NamedTuple):
     in_demo: bool = True
     gives_evidence: bool = False
     cannot: tuple[str, ...] = ()
+    because: str = ""
 
     @property
     def style(self) -> int:
         """Its place in the palette of the plots."""
         return engine_names().index(self.name) % len(LIGHT.series)
+
+
+_PARTICLES = 200  # of coin samplers, whose draws are spread better than independent ones
 
 
 def _tempered(draws: int) -> smc.Tempered:
@@ -104,6 +110,33 @@ ENGINES = (
         "moves particles from the prior to the posterior, and estimates the evidence",
         in_demo=False,
         gives_evidence=True,
+    ),
+    Entry(
+        "coin",
+        "coin SVGD",
+        lambda draws: coin.SVGD(num_particles=min(_PARTICLES, 4 * draws)),
+        "carries particles that push one another apart, without a learning rate",
+        in_demo=False,
+    ),
+    Entry(
+        "ksd-descent",
+        "KSD descent",
+        lambda draws: coin.KSDDescent(num_particles=min(_PARTICLES, 4 * draws)),
+        "carries particles down their kernel Stein discrepancy",
+        in_demo=False,
+        cannot=(NOT_NORMAL,),
+        because="can rest far from the posterior, where the discrepancy is level",
+    ),
+)
+
+# Engines for one or two dimensions: `probinfer check` judges them on a target of their own.
+PLANE_ENGINES = (
+    Entry(
+        "lawgd",
+        "LAWGD",
+        lambda draws: coin.LAWGD(num_particles=min(100, 4 * draws)),
+        "carries particles by the slow functions of the density, found on a grid",
+        any_target=False,
     ),
 )
 

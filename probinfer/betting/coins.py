@@ -1,0 +1,121 @@
+"""The coin: bet a share of the wealth, the share set by the outcomes so far, in units of the largest outcome."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from probinfer.betting import groups
+from probinfer.betting.groups import Norm
+from probinfer.betting.units import transformation
+from probinfer.types import Array, ArrayTree, field, pytree, strong_array
+
+__all__ = ["Coin", "CoinState", "coin"]
+
+_NUM_BETS = 64  # without a unit
+
+
+class CoinState(NamedTuple):
+    """What a coin remembers.
+
+    ``displacement`` zeta and ``total`` S, the sum of the outcomes, are trees like the parameters (at least float32);
+    ``length`` A, the sum of the sizes of the outcomes, ``reward`` R and ``largest`` L hold one number a group.
+    ``num_nonfinite`` counts the groups that were frozen, summed over the steps.
+    """
+
+    displacement: Any
+    total: Any
+    length: Any
+    reward: Any
+    largest: Any
+    num_nonfinite: Any
+
+
+@pytree
+class Coin:
+    """The recursion of :func:`coin`; the unit comes with every step."""
+
+    alpha: Any
+    norm: Norm = field(static=True)
+
+    def start(self, params: ArrayTree) -> CoinState:
+        """A state without outcomes."""
+        still = groups.zeros(params)
+        none = groups.size(self.norm, still)
+        return CoinState(still, still, none, none, none, jnp.zeros((), jnp.int32))
+
+    def advance(self, state: CoinState, outcome: ArrayTree, unit: ArrayTree) -> CoinState:
+        """Take one finite outcome, bet again."""
+        sizes = groups.size(self.norm, outcome)
+        largest = jax.tree.map(jnp.maximum, state.largest, sizes)
+        length = jax.tree.map(jnp.add, state.length, sizes)
+        gain = groups.inner(self.norm, state.displacement, outcome)
+        reward = jax.tree.map(lambda r, g: jnp.maximum(r + g, 0), state.reward, gain)
+        total = jax.tree.map(jnp.add, state.total, outcome)
+        rate = jax.tree.map(self._rate, length, largest, reward, unit)
+        bet = jax.tree.map(jnp.multiply, total, groups.spread(self.norm, rate, total))
+        return CoinState(bet, total, length, reward, largest, state.num_nonfinite)
+
+    def freeze(self, usable: ArrayTree, new: CoinState, old: CoinState) -> CoinState:
+        """Keep the old state of the groups that are not usable, and count them."""
+        norm, count = self.norm, old.num_nonfinite + groups.count_frozen(usable)
+        bet, total = (groups.select(norm, usable, new[i], old[i]) for i in range(2))
+        length, reward, largest = (groups.choose(usable, new[i], old[i]) for i in range(2, 5))
+        return CoinState(bet, total, length, reward, largest, count)
+
+    def _rate(self, length: Array, largest: Array, reward: Array, unit: Array) -> Array:
+        """The bet per total outcome, (2 w + R / L) / max(A + L, alpha L): no product of two gradients."""
+        some = largest > 0
+        top = jnp.where(some, largest, jnp.ones_like(largest))
+        share = jnp.maximum(length + top, jnp.asarray(self.alpha, top.dtype) * top)
+        return jnp.where(some, (2 * unit.astype(top.dtype) + reward / top) / share, jnp.zeros_like(top))
+
+
+def coin(
+    *, alpha: Any = 0.0, norm: Norm = "element", unit: Any | None = None
+) -> optax.GradientTransformation:
+    r"""Bet on coins whose outcomes are minus the gradients; no learning rate.
+
+    With outcome :math:`c = -\nabla f`, running maximum :math:`L = \max |c|`, :math:`A = \sum |c|`,
+    :math:`S = \sum c` and reward :math:`R = \max(R + \langle \zeta, c \rangle, 0)`, the displacement from the start is
+
+    .. math:: \zeta = \frac{S}{L \max(A + L, \alpha L)} (2 w L + R)
+
+    so that the first step has the length ``unit`` = w (alpha up to 2) whatever the scale of the gradients. The
+    displacement is carried in the state; the parameters are never looked at after ``init``.
+
+    The emitted update is the difference of two displacements: it must be the **last link** of an ``optax.chain``, as
+    anything that rescales it makes the state believe in moves that were not made. Arithmetic is at least float32.
+
+    Without a unit a single iterate finds one, in epochs that end at steps 16, 32, 64, ...: coins up to step 64, from
+    1e-6 (1 + \|x\|) and then from a quarter of the distance travelled in the epoch before; after that each group steps
+    along minus its gradient by the distance travelled in the epoch over the root of its sum of squared gradients.
+
+    Args:
+        alpha: wait: the bet is held below S / (alpha L) times the wealth. 0 is the published sampler, 100 the published
+            optimiser of neural networks.
+        norm: who bets. "element": every number for itself. "block": one bet a leaf, with Euclidean lengths.
+            "particle": the leading axis of every leaf counts particles, one bet a particle over all leaves.
+        unit: length of the first step in units of the parameters; 0.5 is the published update. In coordinates that
+            are already relative to a cloud of particles: 0.1. None: found, as said below.
+
+    Returns:
+        A transformation of gradients of a loss. Groups with a gradient or a bet that is not finite do not move, their
+        state does not change, and ``state.num_nonfinite`` counts them.
+
+    Raises:
+        ValueError: an unknown norm, a unit that is not positive, a negative alpha; from ``init``: no parameters, or
+            particles without a common leading axis.
+        TypeError: from ``init``: parameters that are not floating point.
+
+    References:
+        Orabona and Tommasi (2017), "Training deep networks without learning rates through coin betting", algorithm 2;
+        Sharrock and Nemeth (2023), "Coin sampling", algorithm 3 (alpha = 0).
+    """
+    groups.check_norm(norm)
+    if isinstance(alpha, (int, float)) and not alpha >= 0:
+        raise ValueError(f"alpha must not be negative, got {alpha}")
+    return transformation(Coin(strong_array(alpha), norm), unit, _NUM_BETS)

@@ -1,0 +1,222 @@
+"""The step of constrained coin sampling: what ``mirrored_svgd`` and ``mirrored_svmd`` share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from probinfer.base import Status
+from probinfer.coin import bandwidth as bandwidths
+from probinfer.coin import cloud
+from probinfer.coin import geometry as geometries
+from probinfer.coin.descent import choose_geometry
+from probinfer.coin.geometry import Metric
+from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
+from probinfer.errors import shortened
+from probinfer.stein import stein_direction
+from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
+
+__all__ = ["MirroredInfo", "MirroredState", "Rule", "init", "step"]
+
+_SWITCH = 64  # from this step on the late bet
+_LONG = 2**20
+
+
+class MirroredState(NamedTuple):
+    """Where a constrained cloud stands.
+
+    ``positions`` is the tree of constrained particles; ``z`` (N, d) and ``metric`` are their dual coordinates relative
+    to their cloud, ``scale`` (D,) the units in which the kernel measures positions, their standard deviations when the
+    metric was made; ``bets`` are the states of the early and the late bet and ``step`` counts the steps.
+    """
+
+    positions: ArrayTree
+    z: Array
+    metric: Metric
+    scale: Array
+    bets: Any
+    step: Array
+
+
+class MirroredInfo(NamedTuple):
+    r"""Report of a step.
+
+    Before the move: ``direction_norm``, the root mean square length of the direction in the coordinates of the dual
+    cloud; ``virial`` (d,), the mean of :math:`(\eta_k - \bar\eta_k) s_k`, -1 where the cloud is right;
+    ``squared_bandwidth``; ``restarted``; ``num_nonfinite``, the particles without a finite log density and score, which
+    did not move. After it: ``feasible``, the fraction of particles strictly inside, below 1 only where a position has
+    rounded onto the boundary. ``status`` is ``NON_FINITE`` where no particle has a score.
+    """
+
+    direction_norm: Array
+    virial: Array
+    squared_bandwidth: Array
+    restarted: Array
+    num_nonfinite: Array
+    feasible: Array
+    status: Array
+
+
+@pytree
+class Rule:
+    """What a step needs beside the log density and the state; ``on`` says where the kernel measures."""
+
+    mirror: Any
+    kernel: Any
+    geometry: Any
+    early: optax.GradientTransformation
+    late: optax.GradientTransformation | None
+    cutoff: Any
+    bandwidth: str = field(static=True)
+    on: str = field(static=True)
+    stochastic: bool = field(static=True)
+
+
+def init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
+    """State of a constrained cloud; refuses what is none (see ``mirrored_svgd``)."""
+    cloud.check_positions(positions)
+    cloud.check_spread(positions, every=False)
+    positions = jax.tree.map(jnp.asarray, positions)
+    _check_inside(rule.mirror, positions)
+    eta = jax.vmap(rule.mirror.dual)(positions)
+    geometry = _geometry(rule, eta)
+    cloud.check_spread(eta, every=geometry.restarts)
+    metric, z = geometry.start(eta, jnp.ones(len(eta), bool))
+    scale = _scale(rule, geometry, positions)
+    return MirroredState(positions, z, metric, scale, _fresh(rule, z), jnp.zeros((), jnp.int32))
+
+
+def _geometry(rule: Rule, table: Array) -> Any:
+    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+
+
+def _fresh(rule: Rule, z: Array) -> tuple:
+    """States of the bets without outcomes."""
+    return tuple(bet.init(jnp.zeros_like(z)) for bet in (rule.early, rule.late) if bet is not None)
+
+
+def _scale(rule: Rule, geometry: Any, positions: ArrayTree) -> Array:
+    """Standard deviations of the positions; ones where they keep their units or have no spread."""
+    spread = jnp.std(cloud.ravel(positions), axis=0)
+    relative = geometry.restarts and rule.on == "positions"
+    return jnp.where((spread > 0) & relative, spread, jnp.ones_like(spread))
+
+
+def _check_inside(mirror: Any, positions: ArrayTree) -> None:
+    """Refuse concrete positions outside.
+
+    Raises:
+        ValueError: a position on or outside the boundary.
+    """
+    inside = jax.vmap(mirror.inside)(positions)
+    if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
+        return
+    first = int(np.argmin(np.asarray(inside)))
+    shown = shortened(jax.tree.map(lambda leaf: np.asarray(leaf[first]).tolist(), positions))
+    raise ValueError(
+        f"{int(np.sum(~np.asarray(inside)))} of {len(inside)} particles are not strictly inside the constraints of "
+        f"{type(mirror).__name__}, the first is number {first}: {shown}; start from draws inside them"
+    )
+
+
+def step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
+    """One step: score, metric, direction, bet, and back to the positions."""
+    everyone = jnp.ones(len(state.z), bool)
+    due = geometries.is_due(state.step) | geometries.is_stale(state.z, everyone)
+    due = due if _geometry(rule, state.z).restarts else jnp.array(False)
+    metric, z, scale, bets = jax.lax.cond(due, _renewed, _kept, rule, state)
+    geometry = _geometry(rule, z)
+    eta = geometry.from_z(metric, z)
+    _, scores, valid = _scores(rule, logdensity_fn, key, eta)
+    scores = jnp.where(valid[:, None], scores, 0)
+    direction, square = _direction(rule, state.step, metric, z, eta, scale, scores, valid)
+    direction = jnp.where(valid[:, None], direction, jnp.nan)
+    move, bets = _bet(rule, bets, direction, state.step)
+    z = z + jnp.where(jnp.isfinite(move), move, 0)
+    moved = jax.vmap(rule.mirror.primal)(geometry.from_z(metric, z))
+    positions = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.positions)
+    info = MirroredInfo(
+        direction_norm=jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2))),
+        virial=cloud.masked_mean(valid, (eta - cloud.masked_mean(valid, eta)) * scores),
+        squared_bandwidth=square,
+        restarted=due,
+        num_nonfinite=jnp.sum(~valid).astype(jnp.int32),
+        feasible=jnp.mean(jax.vmap(rule.mirror.inside)(positions).astype(z.dtype)),
+        status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
+    )
+    return MirroredState(positions, z, metric, scale, bets, state.step + 1), info
+
+
+def _kept(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+    return state.metric, state.z, state.scale, state.bets
+
+
+def _renewed(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+    geometry = _geometry(rule, state.z)
+    metric, z = geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
+    return metric, z, _scale(rule, geometry, state.positions), _fresh(rule, z)
+
+
+def _bet(rule: Rule, bets: tuple, direction: Array, step: Array) -> tuple[Array, tuple]:
+    """The move of z: by the early bet up to step 64, by the late one from there on."""
+    loss, still = -direction, jnp.zeros_like(direction)
+    if rule.late is None:
+        move, state = rule.early.update(loss, bets[0], still)
+        return move, (state,)
+    late = rule.late
+
+    def now_early():
+        move, state = rule.early.update(loss, bets[0], still)
+        return move, (state, bets[1])
+
+    def now_late():
+        move, state = late.update(loss, bets[1], still)
+        return move, (bets[0], state)
+
+    return jax.lax.cond(step < _SWITCH, now_early, now_late)
+
+
+def _scores(rule: Rule, logdensity_fn: Any, key: PRNGKey, eta: Array) -> cloud.Scores:
+    """Log densities of the dual coordinates and their gradients."""
+
+    def value(*batch_and_row: Any) -> Array:
+        *batch, row = batch_and_row
+        return logdensity_fn(*batch, rule.mirror.primal(row)) + rule.mirror.log_det(row)
+
+    like = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
+    return cloud.scores_of(value, like, eta, key if rule.stochastic else None)
+
+
+def _direction(
+    rule: Rule, step: Array, metric: Metric, z: Array, eta: Array, scale: Array, scores: Array, valid: Array
+) -> tuple[Array, Array]:
+    """The direction in z, and the squared bandwidth."""
+
+    def flat(row):
+        return cloud.ravel(jax.tree.map(lambda leaf: leaf[None], rule.mirror.primal(row)))[0] / scale
+
+    pull = _geometry(rule, z).pull
+    points = z if rule.on == "dual" else jax.vmap(flat)(eta)
+    kernel, square = _kernel(rule, points, valid, step)
+    if rule.on == "dual":
+        return stein_direction(kernel, z, pull(metric, scores), valid), square
+    jacobians = jax.vmap(jax.jacfwd(flat))(eta)
+    if rule.on == "positions":
+        return pull(metric, mirrored_direction(kernel, points, jacobians, scores, valid)), square
+    found = adapted_direction(
+        kernel, points, jacobians, scores, valid, lambda v: jax.vmap(rule.mirror.hessian)(eta, v), rule.cutoff
+    )
+    return pull(metric, found), square
+
+
+def _kernel(rule: Rule, points: Array, valid: Array, step: Array) -> tuple[Any, Array]:
+    """The kernel of this step, and its squared bandwidth."""
+    if rule.bandwidth == "fixed":
+        return rule.kernel, jnp.ones((), points.dtype)
+    late = jnp.asarray(_LONG, jnp.int32) if rule.bandwidth == "published" else step
+    square = bandwidths.squared_bandwidth("median", points, valid, late)
+    return bandwidths.scaled_kernel(rule.kernel, square), square

@@ -1,0 +1,144 @@
+"""What an engine of particles says of its run: numbers, a status, and words."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.base import Status
+from probinfer.coin import cloud
+from probinfer.coin.diagnostics import Judgement, complaint, predicted_sd
+from probinfer.coin.stopping import Watched
+from probinfer.errors import NumericalError, advice
+from probinfer.history import History
+from probinfer.types import Array, ArrayTree
+
+__all__ = ["Finished", "ParticlesInfo", "details", "info", "refuse"]
+
+_KHAT = 0.7
+
+
+class ParticlesInfo(NamedTuple):
+    r"""Report of a run.
+
+    ``virial`` is a tree shaped like one unconstrained position: the mean of :math:`(x - \bar x) s` over the particles,
+    -1 where the cloud is right, nearer to 0 where it is too narrow; ``location`` likewise the mean score times the
+    standard deviation, 0 where it is right. ``ksd`` is the kernel Stein discrepancy in the coordinates of the cloud,
+    ``predicted_sd`` the part of a standard deviation that so many particles keep in so many dimensions. All four are
+    of the cloud before it was polished. ``direction_norms`` and ``virials`` (num_steps,) are the length of the
+    direction (root mean square) and the mean virial, step by step: curves that should be level at the end.
+    ``num_nonfinite`` counts particles without a finite log density at the end: they have weight zero. ``num_gradients``
+    counts gradients of the (minibatch) log density. ``acceptance`` and ``khat`` belong to the polish, else NaN.
+    ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, or the weights cannot
+    be trusted; ``MAX_ITERATIONS`` where it had not settled; ``NON_FINITE`` where some particles have no finite log
+    density.
+    """
+
+    virial: Any
+    location: Any
+    ksd: Any
+    predicted_sd: Any
+    direction_norms: Any
+    virials: Any
+    num_particles: Any
+    num_steps: Any
+    num_gradients: Any
+    num_nonfinite: Any
+    acceptance: Any
+    khat: Any
+    status: Any
+
+
+class Finished(NamedTuple):
+    """The verdict on a cloud, its final positions and weights, and what its polish reports."""
+
+    judged: Judgement
+    positions: ArrayTree
+    log_weights: Array
+    acceptance: Array
+    khat: Array
+    num_nonfinite: Array
+    num_gradients: Any
+
+
+def info(target: Any, state: Watched, history: History, found: Finished, config: Any) -> ParticlesInfo:
+    """Return the report of a run.
+
+    Args:
+        target: whether its density is stochastic.
+        state: the last one.
+        history: of direction norms, mean virials and statuses.
+        found: at the end.
+        config: the engine.
+    """
+    steps = int(history.num_steps)
+    norms, virials, statuses = (np.asarray(a)[:steps] for a in history.records)
+    like = cloud.like_one(state.cloud.positions)
+    size, dims = state.cloud.z.shape
+    made = ParticlesInfo(
+        virial=cloud.unravel(like, found.judged.virial),
+        location=cloud.unravel(like, found.judged.location),
+        ksd=found.judged.ksd,
+        predicted_sd=jnp.asarray(predicted_sd(size, dims), state.cloud.z.dtype),
+        direction_norms=jnp.asarray(norms),
+        virials=jnp.asarray(virials),
+        num_particles=jnp.int32(size),
+        num_steps=jnp.int32(steps),
+        num_gradients=steps * size + int(found.num_gradients),
+        num_nonfinite=found.num_nonfinite.astype(jnp.int32),
+        acceptance=found.acceptance,
+        khat=found.khat,
+        status=jnp.int32(0),
+    )
+    stopped = bool(steps and statuses[-1] != Status.OK)
+    return made._replace(status=jnp.int32(int(_status(made, history, config, stopped))))
+
+
+def _status(made: ParticlesInfo, history: History, config: Any, stopped: bool) -> Status:
+    if stopped or int(made.num_nonfinite) or int(history.status) == Status.NON_FINITE:
+        return Status.NON_FINITE
+    if config.polish == "weights":
+        return Status.OK if float(made.khat) <= _KHAT else Status.POOR_APPROXIMATION
+    if config.polish is None and _width(made):
+        return Status.POOR_APPROXIMATION
+    return Status(int(history.status))
+
+
+def _width(made: ParticlesInfo) -> str:
+    virial, location = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (made.virial, made.location)
+    )
+    return complaint(virial, int(made.num_particles), location)
+
+
+def details(made: ParticlesInfo) -> str:
+    """Say in a clause what a warning is about."""
+    status = int(made.status)
+    if status == Status.NON_FINITE:
+        return f"{int(made.num_nonfinite)} particles have no finite log density; they have weight zero"
+    if status == Status.MAX_ITERATIONS:
+        return f"direction and virial had not settled after {int(made.num_steps)} steps"
+    if np.isfinite(made.khat):
+        return f"Pareto k-hat of the weights is {float(made.khat):.2f}, above {_KHAT}"
+    return _width(made)
+
+
+def refuse(name: str, made: ParticlesInfo) -> None:
+    """Raise where nothing came out.
+
+    Raises:
+        NumericalError: no particle has a finite log density, or the cloud grew without limit.
+    """
+    lost = int(made.num_nonfinite)
+    if int(made.status) != Status.NON_FINITE or 0 < lost < int(made.num_particles):
+        return
+    what = (
+        "no particle has a finite log density and gradient"
+        if lost
+        else "the cloud grew nine orders of magnitude and the density does not hold it: it is flat, or improper"
+    )
+    raise NumericalError(f"{name}: {what}; {advice(Status.NON_FINITE)}", Status.NON_FINITE)

@@ -1,0 +1,76 @@
+"""What finishes a cloud: trajectories that leave the density invariant, weights that know what was drawn from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer.coin import polish
+
+
+def log_skewed(z):
+    """Three independent standardised log-gamma coordinates (shape 2), unnormalised."""
+    y = 0.8 * z + 0.4
+    return jnp.sum(2 * y - jnp.exp(y))
+
+
+BOTH = jax.tree_util.Partial(jax.value_and_grad(log_skewed))
+EXACT = (np.log(np.random.default_rng(0).gamma(2, size=(400, 3))) - 0.4) / 0.8
+MEAN, SD = (0.4228 - 0.4) / 0.8, 0.6449**0.5 / 0.8  # digamma(2), root of trigamma(2)
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("width", [1.0, 0.4])
+def test_trajectories_keep_the_law_and_give_back_a_lost_width(key, dtype, width):
+    """1200 numbers: standard errors 0.03 of mean and 0.035 of sd (skewed); 5 of them, rate 6e-7 each."""
+    z = jnp.asarray(width * (EXACT - MEAN) + MEAN, dtype)
+    found = polish.with_hmc(key, BOTH, z, jnp.ones(400, bool))
+    assert found.z.dtype == dtype
+    assert abs(np.mean(found.z) - MEAN) < 0.15
+    assert abs(np.std(found.z) - SD) < 0.175
+    assert 0.6 < float(found.acceptance) < 0.99
+    assert found.num_gradients == 400 * 41
+
+
+def test_particles_that_are_not_kept_stay_and_weigh_nothing(key):
+    keep = np.arange(400) != 7
+    found = polish.with_hmc(key, BOTH, jnp.asarray(EXACT), jnp.asarray(keep))
+    np.testing.assert_array_equal(found.z[7], EXACT[7])
+    assert np.all(np.isneginf(found.log_weights) == ~keep)
+
+
+def test_weighted_draws_mend_a_cloud_that_is_too_narrow(key):
+    """Self-normalised weights of 400 draws, ESS above 100: standard error of the sd about 0.07; 5 of them."""
+    found = polish.with_weights(key, BOTH, jnp.asarray(0.85 * (EXACT - MEAN) + MEAN), jnp.ones(400, bool))
+    weights = np.exp(found.log_weights)
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-9)
+    assert 1 / np.sum(weights**2) > 100
+    assert float(found.khat) < 0.7
+    mean = weights @ np.asarray(found.z)
+    spread = np.sqrt(np.mean(weights @ (np.asarray(found.z) - mean) ** 2))
+    assert abs(np.mean(mean) - MEAN) < 0.3
+    assert abs(spread - SD) < 0.35
+
+
+def test_the_mixture_that_is_drawn_from_is_the_one_in_the_weights(key):
+    """With the mixture itself as the target every weight is equal: its log density from NumPy, at the draws."""
+    z = np.random.default_rng(1).normal(size=(30, 2)) * [1, 3]
+    found = polish.with_weights(key, BOTH2, jnp.asarray(z), jnp.ones(30, bool))
+    h, shrink, centred = 30 ** (-1 / 6), 2 / 30, z - z.mean(0)
+    C = centred.T @ centred / 30
+    C = (1 - shrink) * C + shrink * np.diag(np.diag(C))
+    places = z.mean(0) + np.sqrt(1 - h**2) * centred
+    gaps = np.asarray(found.z)[:, None] - places[None]
+    squares = np.einsum("ijk,kl,ijl->ij", gaps, np.linalg.inv(0.6 * h**2 * C), gaps)
+    log_q = np.log(np.sum((1 + squares / 5) ** -3.5, axis=1))
+    log_p = -0.5 * np.sum(np.asarray(found.z) ** 2, axis=1)
+    ratios = log_p - log_q
+    low = np.argsort(ratios)[:20]  # below the smoothed tail the weights are the ratios
+    np.testing.assert_allclose(np.diff(np.asarray(found.log_weights)[low]), np.diff(ratios[low]), atol=1e-9)
+
+
+def log_standard(z):
+    return -0.5 * jnp.sum(z**2)
+
+
+BOTH2 = jax.tree_util.Partial(jax.value_and_grad(log_standard))

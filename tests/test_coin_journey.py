@@ -1,0 +1,61 @@
+"""The demo's page of coin particles: the numbers of its table, and a fault of the cloud in its words."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from probinfer import data
+from probinfer.report.coin_journey import Carried, coin_section, coin_table, finding
+
+RNG = np.random.default_rng(0)
+CHAINS = RNG.normal(size=(2, 500, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, -1.0]
+
+
+def carried(shift, factor):
+    """Particles that are the draws of the chains, moved by standard deviations and stretched."""
+    flat = CHAINS.reshape(-1, 3)
+    mean, sd = flat.mean(0), flat.std(0)
+    draws = (mean + factor * (flat - mean) + shift * sd)[None]
+    info = SimpleNamespace(
+        num_particles=1000,
+        num_gradients=2000,
+        virial=-(factor**2) * np.ones(3),
+        virials=np.linspace(-0.1, -1, 8),
+        direction_norms=np.geomspace(1, 0.1, 8),
+    )
+    chains = SimpleNamespace(num_warmup_gradients=np.array(100), num_leapfrogs=np.array([[300], [600]]))
+    return Carried(
+        SimpleNamespace(draws=draws, info=info),
+        SimpleNamespace(draws=CHAINS, info=chains),
+        (1.0, 2.0),
+        RNG.normal(size=(5, 4, 2)),
+        (0, 2),
+        ("the cloud is too narrow",),
+    )
+
+
+@pytest.mark.parametrize(("shift", "factor"), [(0.0, 1.0), (0.3, 0.8)])
+def test_numbers(shift, factor):
+    particles, chains = coin_table(carried(shift, factor)).rows
+    assert particles[1:3] == ("1000", "2000")
+    assert chains[1:3] == ("1000", "1000")
+    assert float(particles[3]) == pytest.approx(-(factor**2), abs=5e-4)
+    assert float(particles[4]) == pytest.approx(shift, abs=5e-4)
+    assert float(particles[5]) == pytest.approx(factor, abs=5e-4)
+    said = finding(carried(shift, factor))
+    assert f"lie {shift:.2f} standard deviations" in said
+    assert f"are {factor:.2f} of NUTS's, with 2 times the gradients" in said
+
+
+def test_section():
+    found = carried(0.0, 0.8)
+    section = coin_section(data.breast_cancer().take(np.arange(7)), found, coin_table(found))
+    text = str(section)
+    assert "3 coefficients on 7 of them" in text
+    assert "too narrow" in text
+    assert [picture.title for picture in section.blocks[-1].pictures] == [
+        "On their way",
+        "Has it settled?",
+        "Do they agree?",
+    ]
