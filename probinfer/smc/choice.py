@@ -8,10 +8,11 @@ by r, k of them in a row mix by about :math:`1 - (1 - r)^k`.
 many proposals as mix like a Hamiltonian move, and by 0.65 at least, are no more than that move has leapfrogs: each
 proposal is one evaluation of the density, each leapfrog one with its gradient. It then makes as many as mix by 0.8,
 and no more than the leapfrogs were. Else it uses Hamiltonian moves: in many dimensions, and where modes lie apart.
-There both mix by little of the whole spread, which says nothing of how well they mix within the modes. What the pilot
-measured does not touch the evidence of the populations after it, which keep its choice. No-U-turn moves are not among
-the candidates: on a normal in ten dimensions the same error of the evidence costs more evaluations with them
-(``benchmarks/smc_tempered.py``).
+There both mix by little of the whole spread, which says nothing of how well they mix within the modes. With fewer
+than twenty particles a dimension it does not ask: a covariance from so few is poor, particles in its tails stay where
+they are, and a mean jump does not show it. What the pilot measured does not touch the evidence of the populations
+after it, which keep its choice. No-U-turn moves are not among the candidates: on a normal in ten dimensions the same
+error of the evidence costs more evaluations with them (``benchmarks/smc_tempered.py``).
 
 References:
     Pasarica and Gelman (2010), "Adaptively scaling the Metropolis algorithm using expected squared jumped distance".
@@ -38,6 +39,7 @@ __all__ = ["MOVES", "evaluate", "jump", "move_all", "tries_for"]
 MOVES = ("auto", "hmc", "nuts", "independent")
 _ENOUGH = 0.8  # mixing that independent moves aim at
 _LEAST = 0.65  # mixing without which they are not taken
+_CROWD = 20  # particles a dimension, fewer of which do not tell a covariance
 _MOST = 0.95  # mixing beyond which more proposals are not asked for
 _MOST_TRIES = 16
 
@@ -148,7 +150,8 @@ def _either(key, path, plan, positions, learning, num_moves, mode):
     leapfrogs = (hamiltonian.num_gradients // positions.shape[0] - 1) // num_moves
     single = jump(independent, plan.root)
     wanted = jnp.maximum(jump(hamiltonian, plan.root), jnp.asarray(_LEAST, single.dtype))
-    as_good = tries_for(wanted, single) <= leapfrogs
+    crowd = positions.shape[0] * (num_moves + 1) >= _CROWD * positions.shape[1]
+    as_good = crowd & (tries_for(wanted, single) <= leapfrogs)
     tries = jnp.where(as_good, jnp.clip(tries_for(_ENOUGH, single), 1, leapfrogs), 0)
     kept = jax.tree.map(lambda a, b: jnp.where(learning | steep, a, b), hamiltonian, independent)
     kept = kept._replace(
