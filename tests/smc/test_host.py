@@ -30,7 +30,6 @@ def run(key, log_potential):
     return smc.particle_filter(key, smc.FeynmanKac(start, move, log_potential), STEPS, SIZE, store="none")
 
 
-@pytest.mark.f32
 def test_python_weighs_as_jax_does_and_is_called_once_a_step(key, dtype):
     calls = []
 

@@ -97,7 +97,14 @@ def judge_gibbs(ways, fault, seed):
     )
 
 
-@pytest.mark.parametrize("ways", [pytest.param("genealogy", marks=pytest.mark.slow), "ancestor", "backward"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param("genealogy", marks=pytest.mark.slow),
+        "ancestor",
+        pytest.param("backward", marks=pytest.mark.slow),
+    ],
+)
 def test_particle_gibbs(ways):
     right = judge_gibbs(ways, 0.0, 1)
     assert right.passed, right.verdict  # fixed keys; a false alarm has probability .01 for each kernel

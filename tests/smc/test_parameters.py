@@ -51,9 +51,20 @@ def test_quadrature_is_fine_enough():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-@pytest.mark.f32
 @pytest.mark.parametrize("name", ENGINES)
 def test_posterior_means(name):
+    check_means(name)
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize(
+    "name", ["SMC2", *(pytest.param(n, marks=pytest.mark.slow) for n in ENGINES if n != "SMC2")]
+)
+def test_posterior_means_in_either_precision(name):
+    check_means(name)
+
+
+def check_means(name):
     posterior = infer(name)
     assert posterior["slope"].shape[0] == 4
     assert abs(errors(posterior, "slope")) < Z_LIMIT

@@ -209,6 +209,7 @@ def test_a_kernel_leaves_the_joint_law(name):
     assert min(report.moved.values()) > 0.7
 
 
+@pytest.mark.slow
 def test_a_kernel_with_another_law_is_caught():
     report = judged(Partial(step_gibbs, jnp.full((), 0.15)), 1)
     assert report.passed is False, report.verdict

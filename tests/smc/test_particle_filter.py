@@ -113,7 +113,6 @@ def test_paths_are_those_of_the_ancestors(key, dtype):
     assert np.isclose(result.log_evidences[-1], result.log_evidence)
 
 
-@pytest.mark.f32
 def test_jit_vmap_and_plain_agree(key, dtype):
     y = jnp.asarray(np.random.default_rng(5).normal(size=2), dtype)
     keys = jax.random.split(key, 3)

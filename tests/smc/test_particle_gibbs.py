@@ -43,7 +43,8 @@ def check_stationary(result, name):
 
 
 @pytest.mark.parametrize(
-    ("ancestor_sampling", "triggers"), [(True, ("ess", "always")), (False, ("entropic", "every"))]
+    ("ancestor_sampling", "triggers"),
+    [(True, ("ess", "always")), pytest.param(False, ("entropic", "every"), marks=pytest.mark.slow)],
 )
 def test_a_chain_started_at_the_posterior_stays_there(ancestor_sampling, triggers, dtype):
     fk = models.finite(MODEL, dtype)

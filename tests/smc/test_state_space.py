@@ -27,7 +27,6 @@ def linear(y, **changes):
     return smc.state_space(initial, Partial(_walk, p), Partial(_seen, p), y)
 
 
-@pytest.mark.f32
 def test_it_is_the_model_written_by_hand_and_new_parameters_trace_nothing(key, dtype):
     y = jnp.asarray(np.random.default_rng(5).normal(size=8), dtype)
     found, plain = (

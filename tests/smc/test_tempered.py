@@ -262,7 +262,6 @@ def exact_draws(num):
     return jnp.asarray(draws, jnp.result_type(float))
 
 
-@pytest.mark.f32
 def test_the_sandwich_holds_the_evidence(frozen):
     log_evidence = cases.conjugate()[0]
     forward = np.asarray(frozen.forward_all(jax.random.key(2), RUNS), float)
@@ -286,7 +285,6 @@ def test_single_runs_are_what_the_check_takes(frozen):
     assert report.gap < 6
 
 
-@pytest.mark.f32
 def test_anneal_draws_and_weighs(dtype):
     log_evidence, mean, covariance = cases.conjugate()
     posterior = annealed(6, cases.NORMAL)
