@@ -222,6 +222,9 @@ def stored(port: Port) -> Case:
     return Case(target.logdensity_fn, draws[:: max(1, len(draws) // DRAWS)], target.init)
 
 
+# When restarts come and when a cloud has settled was chosen with these in view.
+SEEN = ("arma", "hmm_example", "kilpisjarvi", "low_dim_gauss_mix", "sblrc")
+
 TARGETS: dict[str, tuple[Callable[[], Case], bool]] = {
     "gauss": (gauss, False),
     "two modes": (even, True),
@@ -236,5 +239,5 @@ TARGETS: dict[str, tuple[Callable[[], Case], bool]] = {
     "rotated, d = 10": (rotated, True),
     "breast cancer": (breast_cancer, True),
     "banknote": (banknote, False),
-    **{port.name: (partial(stored, port), False) for port in PORTS},
+    **{port.name: (partial(stored, port), port.name.startswith(SEEN)) for port in PORTS},
 }
