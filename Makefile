@@ -21,7 +21,7 @@ install_peers = $(1)/python -m pip install -qq $(TORCH) \
 	&& $(1)/python -m pip install -qq -e '.[$(2)]' -c constraints.txt \
 	&& $(1)/python -m pip install -qq --no-deps $(ALONE)
 
-PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -48,7 +48,9 @@ def independent_once(logdensity_fn, key, position):
     return moved.positions[-1, 0], moved.acceptance
 
 
-@pytest.mark.parametrize("step", [pytest.param(nuts_once, marks=pytest.mark.slow), independent_once])
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=pytest.mark.slow) for step in (nuts_once, independent_once)]
+)
 def test_the_move_leaves_the_joint_law(step):
     kernel = trials.Kernel(step.__name__, lambda fn, theta: theta, step, lambda state: state)
     report, passed, verdict = trials.joint(kernel, known.location_and_scale(), 400, jax.random.key(2), 0.01)

@@ -57,6 +57,7 @@ def test_a_chain_started_at_the_posterior_stays_there(ancestor_sampling, trigger
         check_stationary(iterate(keys, references, fk, adaptive, ancestor_sampling), (scheme, trigger))
 
 
+@pytest.mark.slow
 def test_backward_sampling_stays_at_the_posterior_and_moves_early_steps_more(dtype):
     fk = models.finite(MODEL, dtype)
     for seed, fraction in enumerate([0.6, 1.0]):
@@ -119,6 +120,7 @@ def test_identical_scores_give_the_reference_no_advantage(dtype):
         assert np.all(np.abs(z_scores(share, expected)) < Z_LIMIT), scheme
 
 
+@pytest.mark.slow
 def test_linear_gaussian_smoothing_means(dtype):
     # 40 chains of 60 paths after 15: the mean over chains has the standard error of 40 independent means
     y = jnp.asarray(np.random.default_rng(5).normal(size=20) * 1.5, dtype)
@@ -130,6 +132,7 @@ def test_linear_gaussian_smoothing_means(dtype):
     assert np.all(np.abs(z_scores(squares, variances)) < Z_LIMIT)
 
 
+@pytest.mark.slow
 def test_ancestor_sampling_moves_the_early_steps_of_a_long_path(key, dtype):
     y = jnp.asarray(np.random.default_rng(5).normal(size=50), dtype)
     start = jnp.zeros(50, dtype)

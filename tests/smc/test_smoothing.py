@@ -78,6 +78,7 @@ def _flat(before, x, t):
     return jnp.float32(0) * x - 1.0
 
 
+@pytest.mark.slow
 def test_a_wrong_transition_density_is_seen(dtype):
     fk = models.finite(MODEL, dtype)
     wrong = smc.FeynmanKac(fk.init_sample, fk.propagate, fk.log_potential, _flat)

@@ -276,6 +276,7 @@ def test_the_sandwich_holds_the_evidence(frozen):
         assert abs(ratio.mean() - 1) < 4.5 * ratio.std(ddof=1) / np.sqrt(RUNS)
 
 
+@pytest.mark.slow
 def test_single_runs_are_what_the_check_takes(frozen):
     report = evidence_sandwich(
         frozen.forward, frozen.reverse(exact_draws(50)), key=jax.random.key(4), num_runs=40, level=0.001
