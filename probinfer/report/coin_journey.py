@@ -233,7 +233,10 @@ def _curves(found: Carried) -> Picture:
         axes.set(xscale="log", yscale="log", xlabel="step")
         axes.legend(frameon=False)
 
-    caption = "Both curves should be level where the run stopped itself, and the virial near its dashed line."
+    caption = (
+        "Both curves should be level where the run stopped itself, and the virial near its dashed line. Spikes are "
+        "restarts of the bet."
+    )
     return draw("Has it settled?", caption, fn, width=_HALF, height=3.2)
 
 
