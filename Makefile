@@ -21,7 +21,7 @@ install_peers = $(1)/python -m pip install -qq $(TORCH) \
 	&& $(1)/python -m pip install -qq -e '.[$(2)]' -c constraints.txt \
 	&& $(1)/python -m pip install -qq --no-deps $(ALONE)
 
-PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -49,6 +49,7 @@ $(BENCH_INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## all journeys on bundled data, with a report in probinfer-report/
 	$(BIN)/probinfer demo
 
+test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: $(INSTALLED)  ## the fast tests, with and without 64-bit floats
 	JAX_ENABLE_X64=1 $(PYTEST) -m "not slow"
 	JAX_ENABLE_X64=0 $(PYTEST) -m "f32 and not slow"

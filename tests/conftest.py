@@ -5,9 +5,8 @@ import os
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Compiling is most of what the tests do; `make test-all` compiles as users do. In float32 the bounds of some tests hold
-# for the rounding of optimised code only.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1" if os.environ["JAX_ENABLE_X64"] != "0" else "0")
+# Compiling is most of what the tests do; `make test-all` compiles as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jaxtyping
 
@@ -16,6 +15,7 @@ jaxtyping.install_import_hook("probinfer", "beartype.beartype")
 import jax
 import jax.numpy as jnp
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
 def pytest_collection_modifyitems(config, items):
@@ -24,12 +24,36 @@ def pytest_collection_modifyitems(config, items):
         deselected = [item for item in items if "f32" not in item.keywords]
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if "f32" in item.keywords]
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")  # they take longest
+
+
+class FilesToWorkers(LoadScopeScheduling):
+    """Tests of one file share compiled programs and stay with one worker; a notebook is a task of its own."""
+
+    def _split_scope(self, nodeid):
+        file, _ = nodeid.split("::", 1)
+        return nodeid if file.endswith("test_notebooks.py") else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return FilesToWorkers(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
     """Some thousand compiled programs take gigabytes, and in a process that large the compiler may crash."""
     yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def optimised():
+    """Compile as users do, for bounds in float32 that hold for the rounding of such code."""
+    disabled = jax.config.values["jax_disable_most_optimizations"]
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", disabled)
     jax.clear_caches()
 
 

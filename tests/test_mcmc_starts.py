@@ -55,6 +55,7 @@ def test_a_target_without_a_finite_start_is_refused(dtype):
 
 
 @pytest.mark.f32
+@pytest.mark.usefixtures("optimised")
 def test_kinetic_energy_is_that_of_the_matrix_and_never_negative(dtype):
     """Its terms in single coordinates may be negative: one that overflowed made it minus infinity, and was accepted."""
     rng = np.random.default_rng(0)
