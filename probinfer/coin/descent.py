@@ -257,7 +257,7 @@ def _restart(
         metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
-    stale = geometries.is_stale(state.z, valid)
+    stale = geometries.is_stale(state.z, valid, share=shape.stale_share)
     due = geometries.is_due(state.age, state.settled)
     loose = geometries.is_stale(state.z, valid, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
     settled = jnp.where(due, (state.age >= _SWITCH) & ~loose, state.settled) & ~stale

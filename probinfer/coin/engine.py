@@ -38,8 +38,8 @@ class SVGD:
     Args:
         num_particles: None: enough to keep 95 % of the standard deviation in as many dimensions, 100 to 2000.
         max_steps: the most steps.
-        polish: None; "hmc": ten trajectories a particle at the end, which mend a cloud that is too narrow; "weights":
-            Pareto-smoothed importance weights (exact targets only).
+        polish: None; "hmc": ten trajectories a particle at the end, which mend a cloud that is too narrow; "nuts": as
+            long as they have to be; "weights": Pareto-smoothed importance weights (exact targets only).
         kernel: as in ``coin.svgd``, like ``geometry``, ``bet`` and ``bandwidth``.
     """
 
@@ -112,9 +112,9 @@ def check_particles(config: Any) -> None:
         )
     if config.max_steps < 1:
         raise ValueError(f"max_steps must be 1 or more, got {config.max_steps}")
-    if config.polish is not None and config.polish not in polishing.POLISHES:
+    if config.polish is not None and config.polish not in polishing.WAYS:
         raise ValueError(
-            f"polish must be None or one of {', '.join(polishing.POLISHES)}, got {shortened(config.polish)}"
+            f"polish must be None or one of {', '.join(polishing.WAYS)}, got {shortened(config.polish)}"
         )
 
 
@@ -195,8 +195,7 @@ def _finish(
         log_weights = jnp.where(valid, 0, -jnp.inf).astype(state.z.dtype)
         return reports.Finished(judged, state.positions, log_weights, none, none, jnp.sum(~valid), len(valid))
     both = jax.value_and_grad(jax.tree_util.Partial(logdensity_in_cloud, algorithm, state))
-    way = polishing.with_hmc if polish == "hmc" else polishing.with_weights
-    done = way(key_polish, both, state.z, valid)
+    done = polishing.WAYS[polish](key_polish, both, state.z, valid)
     return reports.Finished(
         judged,
         positions_of(algorithm, state, done.z),

@@ -4,8 +4,8 @@ With :math:`x = c + B z` the score in z is :math:`B^\top s(x)`. Directions and b
 unit, and particles move in x: every shift and every scaling of the coordinates leaves a run unchanged, up to rounding.
 The state of a run is z with c and B, so B is never inverted.
 
-A metric is refreshed when it is stale, that is, some coordinate of z has a standard deviation outside [1/2, 2], and 8,
-16, 32, ... steps after that: forgetting without a rate, as the last epoch is always half of the run. While the cloud
+A metric is refreshed when it is stale, that is, some coordinate of z has a standard deviation outside [1/2, 2] (of a
+diagonal metric an eighth of them, as its coordinates do not mix), and 8, 16, 32, ... steps after that: forgetting without a rate, as the last epoch is always half of the run. While the cloud
 has not settled no epoch is longer than 64 steps. Every refresh is relative to the last metric, so condition numbers
 that one sample covariance could not resolve are reached in several.
 
@@ -42,6 +42,7 @@ class Identity:
     """The units of the positions: ``z = x``. Never refreshed, so a bet never restarts: the published coin."""
 
     restarts = False
+    stale_share = 0.0
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return a metric of nothing, and the particles."""
@@ -67,6 +68,7 @@ class Diagonal:
     """One scale a coordinate: B holds the standard deviations of the cloud. Memory O(d)."""
 
     restarts = True
+    stale_share = 1 / 8  # one coordinate of many that is still on its way must not stop the others again and again
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return the metric of a cloud, and its coordinates z."""
@@ -98,6 +100,7 @@ class Full:
     """
 
     restarts = True
+    stale_share = 0.0
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return the metric of the standard deviations of a cloud, and its coordinates z."""
@@ -136,16 +139,20 @@ def moments(z: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Array, Arr
     return mean, jnp.sqrt(masked_mean(keep, (z - mean) ** 2))
 
 
-def is_stale(z: Float[Array, "N d"], keep: Bool[Array, " N"], factor: float = _STALE) -> Bool[Array, ""]:
-    """Say whether a coordinate has left the metric.
+def is_stale(
+    z: Float[Array, "N d"], keep: Bool[Array, " N"], factor: float = _STALE, share: float = 0.0
+) -> Bool[Array, ""]:
+    """Say whether coordinates have left the metric.
 
     Args:
         z: the cloud.
         keep: which particles count.
         factor: stale is a standard deviation outside [1 / factor, factor], but zero never is.
+        share: of the coordinates, that must be stale; at least one.
     """
     spread = moments(z, keep)[1]
-    return jnp.any((spread > 0) & ((spread > factor) | (spread < 1 / factor)))
+    stale = (spread > 0) & ((spread > factor) | (spread < 1 / factor))
+    return jnp.sum(stale) >= max(1.0, share * z.shape[1])
 
 
 def is_due(age: Int[Array, ""], settled: Bool[Array, ""] | bool = True) -> Bool[Array, ""]:

@@ -39,6 +39,7 @@ class LowRank:
     """
 
     restarts = True
+    stale_share = 0.0
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return the metric of the standard deviations of a cloud, and its coordinates z."""

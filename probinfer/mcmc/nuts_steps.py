@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
-from probinfer.types import Array, Float
+from probinfer.types import Array, Bool, Float, PRNGKey
 
-__all__ = ["DEEPEST", "Trajectory", "begin", "grow", "is_over"]
+__all__ = ["DEEPEST", "Trajectory", "begin", "grow", "is_over", "whole"]
 
 DEEPEST = 20  # doublings: a float32 uniform has 23 random bits for their directions
 
@@ -146,6 +146,39 @@ def grow(
         num_leapfrogs=trajectory.num_leapfrogs + 1,
     )
     return _join(uniforms[1], trajectory, inverse_mass)
+
+
+def whole(
+    key: PRNGKey,
+    place: Place,
+    value_and_grad_fn: Callable,
+    step_size: Float[Array, ""],
+    inverse_mass: Float[Array, " d"],
+    max_depth: int,
+    wanted: Bool[Array, ""] | bool = True,
+) -> Trajectory:
+    """Grow a trajectory to its end, in a loop: side by side, all wait for the longest.
+
+    Args:
+        key: random key.
+        place: where it starts.
+        value_and_grad_fn: position (d,) -> log density and its gradient.
+        step_size: of the leapfrog.
+        inverse_mass: diagonal of the inverse mass matrix.
+        max_depth: the most doublings.
+        wanted: False: no leapfrog is taken.
+    """
+    key_begin, key_grow = jax.random.split(key)
+    dtype = place.position.dtype
+    uniforms = jax.random.uniform(key_begin, (1 + place.position.shape[0],), dtype)
+
+    def step(tree):
+        pair = jax.random.uniform(jax.random.fold_in(key_grow, tree.num_leapfrogs), (2,), dtype)
+        return grow(pair, tree, value_and_grad_fn, step_size, inverse_mass)
+
+    return jax.lax.while_loop(
+        lambda tree: ~is_over(tree, max_depth) & wanted, step, begin(uniforms, place, inverse_mass, max_depth)
+    )
 
 
 def _add_leaf(uniform: Array, tree: Trajectory, momentum: Array, place: Place, gain: Array) -> Trajectory:

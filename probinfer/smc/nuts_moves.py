@@ -15,7 +15,7 @@ from jax import lax
 
 from probinfer.engine import over
 from probinfer.mcmc.leapfrog import Place
-from probinfer.mcmc.nuts_steps import begin, grow, is_over
+from probinfer.mcmc.nuts_steps import whole
 from probinfer.smc.moves import Moved, adapted
 from probinfer.smc.spread import pull, push
 from probinfer.types import Array, Float, PRNGKey
@@ -84,15 +84,6 @@ def _trajectory(key, evaluate, position, root, step_size, last):
         return logdensity, pull(root, gradient)
 
     place = Place(jnp.zeros_like(position), logdensity, pull(root, gradient))
-    key_begin, key_grow = jax.random.split(key)
-    uniforms = jax.random.uniform(key_begin, (1 + position.shape[0],), position.dtype)
-
-    def step(tree):
-        pair = jax.random.uniform(jax.random.fold_in(key_grow, tree.num_leapfrogs), (2,), position.dtype)
-        return grow(pair, tree, around, step_size, ones)
-
-    tree = lax.while_loop(
-        lambda tree: ~is_over(tree, _MAX_DEPTH) & ~last, step, begin(uniforms, place, ones, _MAX_DEPTH)
-    )
+    tree = whole(key, place, around, step_size, ones, _MAX_DEPTH, ~last)
     acceptance = tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1)
     return position + push(root, tree.chosen.position), log_ratio, acceptance, tree.num_leapfrogs

@@ -57,6 +57,19 @@ def test_parameters_of_another_scale(key):
     assert 1e-3 * float(state.parameters["mean"]) == pytest.approx(DATA.mean(), abs=0.02)
 
 
+@pytest.mark.parametrize("maximise_fn", [None, mean_latent])
+def test_few_particles_in_many_dimensions_far_away(key, maximise_fn):
+    """Single coordinates leave the metric all the time there; when each stopped all others, 1000 steps were too few."""
+    x = 1e3 * (5 + np.sqrt(2) * np.random.default_rng(2).normal(size=100))
+
+    def log_scaled(latent, parameters):
+        return 1e-6 * log_joint(x, latent, parameters)
+
+    algorithm = coin.em(log_scaled, maximise_fn=maximise_fn)
+    state, _ = pi.run(key, algorithm, algorithm.init(start(float, 10, 100), jnp.zeros(())), 600)
+    assert abs(float(state.parameters) - x.mean()) < 0.03 * 1e3
+
+
 FOUR = np.array([-2.0, 1.0, 5.0, 8.0])
 
 

@@ -97,6 +97,9 @@ def test_stale_metrics_and_due_restarts():
     z = jnp.asarray(RNG.normal(size=(1000, 3)))
     scaled = [z * jnp.array([1, s, 1]) for s in (1.0, 1.9, 2.3, 0.6, 0.4, 0.0)]
     assert [bool(geometry.is_stale(a, jnp.ones(1000, bool))) for a in scaled] == [0, 0, 1, 0, 1, 0]
+    wide = [jnp.tile(z, 8) * jnp.where(jnp.arange(24) < many, 3.0, 1.0) for many in (0, 1, 2, 3)]
+    for share, expected in ((0.0, [0, 1, 1, 1]), (0.125, [0, 0, 0, 1])):
+        assert [bool(geometry.is_stale(a, jnp.ones(1000, bool), share=share)) for a in wide] == expected
     due = [
         [t for t in range(300) if geometry.is_due(jnp.int32(t), jnp.array(settled))]
         for settled in (True, False)

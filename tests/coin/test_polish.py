@@ -21,20 +21,23 @@ MEAN, SD = (0.4228 - 0.4) / 0.8, 0.6449**0.5 / 0.8  # digamma(2), root of trigam
 
 @pytest.mark.f32
 @pytest.mark.parametrize("width", [1.0, 0.4])
-def test_trajectories_keep_the_law_and_give_back_a_lost_width(key, dtype, width):
+@pytest.mark.parametrize("way", ["hmc", "nuts"])
+def test_trajectories_keep_the_law_and_give_back_a_lost_width(key, dtype, way, width):
     """1200 numbers: standard errors 0.03 of mean and 0.035 of sd (skewed); 5 of them, rate 6e-7 each."""
     z = jnp.asarray(width * (EXACT - MEAN) + MEAN, dtype)
-    found = polish.with_hmc(key, BOTH, z, jnp.ones(400, bool))
+    found = jax.jit(polish.WAYS[way])(key, BOTH, z, jnp.ones(400, bool))
     assert found.z.dtype == dtype
     assert abs(np.mean(found.z) - MEAN) < 0.15
     assert abs(np.std(found.z) - SD) < 0.175
     assert 0.6 < float(found.acceptance) < 0.99
-    assert found.num_gradients == 400 * 41
+    per_trajectory = (int(found.num_gradients) - 400) / 400 / polish.NUM_TRAJECTORIES
+    assert per_trajectory == 4 if way == "hmc" else 1 < per_trajectory < 15
 
 
-def test_particles_that_are_not_kept_stay_and_weigh_nothing(key):
+@pytest.mark.parametrize("way", ["hmc", "nuts"])
+def test_particles_that_are_not_kept_stay_and_weigh_nothing(key, way):
     keep = np.arange(400) != 7
-    found = polish.with_hmc(key, BOTH, jnp.asarray(EXACT), jnp.asarray(keep))
+    found = jax.jit(polish.WAYS[way])(key, BOTH, jnp.asarray(EXACT), jnp.asarray(keep))
     np.testing.assert_array_equal(found.z[7], EXACT[7])
     assert np.all(np.isneginf(found.log_weights) == ~keep)
 
