@@ -145,9 +145,14 @@ class _Lane:
         fresh_keys = jax.random.split(keys["fresh"], (self.num_draws, 2))
         fresh = jax.vmap(self.prior_sample)(fresh_keys[:, 0])
         fresh_x = jax.vmap(self.simulate)(fresh_keys[:, 1], fresh)
-        along = jax.vmap(self.values, (0, None))(states, x)
+        # In one computation, so that a state that did not change has the same values to the last bit.
+        both = jax.tree.map(
+            lambda one, many: jnp.concatenate([jnp.asarray(one, many.dtype)[None], many]), theta, states
+        )
+        values = jax.vmap(self.values, (0, None))(both, x)
+        along = values[1:]
         return {
-            "start": self.values(theta, x)[None],
+            "start": values[:1],
             "chain": along,
             "end": along[end][None],
             "fresh": jax.vmap(self.values)(fresh, fresh_x),

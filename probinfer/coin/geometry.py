@@ -68,7 +68,9 @@ class Diagonal:
     """One scale a coordinate: B holds the standard deviations of the cloud. Memory O(d)."""
 
     restarts = True
-    stale_share = 1 / 8  # one coordinate of many that is still on its way must not stop the others again and again
+    stale_share = (
+        1 / 8
+    )  # one coordinate of many that is still on its way must not stop the others again and again
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return the metric of a cloud, and its coordinates z."""
