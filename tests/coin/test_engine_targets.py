@@ -84,4 +84,5 @@ def test_hyperparameters_of_a_gaussian_process(key):
     check(np.log(draws["kernel.lengthscale"][0]), exact[0])
     check(np.log(draws["likelihood.variance"][0]), exact[1])
     mean, variance = fit.predict(x[:2])
-    assert np.all(np.isfinite(mean)) and np.all(np.asarray(variance) > 0)
+    assert np.all(np.isfinite(mean))
+    assert np.all(np.asarray(variance) > 0)
