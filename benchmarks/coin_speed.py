@@ -7,7 +7,8 @@ CPU time of the process, the least of several repeats, each of many steps: run i
     env -u XLA_FLAGS OPENBLAS_NUM_THREADS=1 taskset -c 1 python benchmarks/coin_speed.py
 
 Memory: the largest resident size of a fresh process that takes three steps with 20 000 particles in 50 dimensions,
-above that after the imports; compiling is part of it, so the same with 200 particles stands beside it. Asked: at most
+above that after the imports; compiling is part of it, so the same with 200 particles stands beside it, and the same
+with 100 000. Asked: at most
 1.7 times the products for N = 1000 and d = 50, 0.6 times for N = 4000 and d = 2, 400 MB.
 """
 
@@ -34,7 +35,8 @@ from probinfer.run import record_nothing
 
 NAME = "coin_speed"
 SIZES = (("correlated normal", 1000, 50), ("two modes", 4000, 2), ("correlated normal", 100, 50))
-LARGE = (20_000, 50)
+LARGE = (200, 20_000, 100_000)
+WIDE = 50
 WARM = 70  # steps before the clock starts: past the early bandwidths
 
 
@@ -119,7 +121,7 @@ def of_numpyro(name: str, N: int, d: int, steps: int, repeats: int) -> float:
 
 
 def resident(N: int, d: int) -> list[float]:
-    """MB of a fresh process that takes three steps: resident after the imports, and the most ever."""
+    """Of a fresh process that takes three steps: MB resident after the imports, the most ever, CPU seconds."""
     command = [sys.executable, __file__, "--memory", str(N), str(d)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [float(word) for word in lines[-1].split()]
@@ -133,12 +135,12 @@ def megabytes(name: str) -> float:
 
 def take_three_steps(N: int, d: int) -> None:
     """And print the memory before and at most."""
-    before = megabytes("VmRSS")
+    before, begun = megabytes("VmRSS"), time.process_time()
     algorithm = coin.svgd(density("correlated normal", d))
     state = algorithm.init(start(N, d))
     state, _ = pi.run(jax.random.key(0), algorithm, state, 3, collect=record_nothing)
     jax.block_until_ready(state)
-    print(before, megabytes("VmHWM"))
+    print(before, megabytes("VmHWM"), time.process_time() - begun)
 
 
 def row(name: str, N: int, d: int, small: bool) -> dict:
@@ -173,9 +175,14 @@ def main() -> None:
     else:
         records = [row(*size, arguments.small) for size in sizes]
     memory = {}
-    for N in (200,) if arguments.small else (200, LARGE[0]):
-        imported, most = resident(N, LARGE[1])
-        memory[f"{N} particles"] = {"after import": imported, "most": most, "above import": most - imported}
+    for N in LARGE[:1] if arguments.small else LARGE:
+        imported, most, spent = resident(N, WIDE)
+        memory[f"{N} particles"] = {
+            "after import": imported,
+            "most": most,
+            "above import": most - imported,
+            "CPU seconds of three steps, compilation included": spent,
+        }
     ways = ("coin.svgd", "blackjax.svgd", "NumPyro SVGD")
     rows = [
         [

@@ -258,7 +258,8 @@ def _restart(
         return metric, z, _fresh_bets(rule, z)
 
     stale = geometries.is_stale(state.z, valid, share=shape.stale_share)
-    due = geometries.is_due(state.age, state.settled)
+    # A cloud of no more particles than dimensions is narrow for good and never settles: its epochs double all the same.
+    due = geometries.is_due(state.age, state.settled | (state.z.shape[1] >= state.z.shape[0]))
     loose = geometries.is_stale(state.z, valid, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)
     settled = jnp.where(due, (state.age >= _SWITCH) & ~loose, state.settled) & ~stale
     metric, z, bets = jax.lax.cond(stale | due, renew, lambda: (state.metric, state.z, state.bets))

@@ -7,8 +7,8 @@ The state of a run is z with c and B, so B is never inverted.
 A metric is refreshed when it is stale, that is, some coordinate of z has a standard deviation outside [1/2, 2] (of a
 diagonal metric an eighth of them, as its coordinates do not mix), and 8, 16, 32, ... steps after that: forgetting
 without a rate, as the last epoch is always half of the run. While the cloud has not settled no epoch is longer than 64
-steps. Every refresh is relative to the last metric, so condition numbers that one sample covariance could not resolve
-are reached in several.
+steps, if there are more particles than dimensions. Every refresh is relative to the last metric, so condition numbers
+that one sample covariance could not resolve are reached in several.
 
 A geometry has four functions: ``start(table, keep) -> (metric, z)``, ``refresh(metric, z, keep) -> (metric, z)``,
 ``from_z(metric, z) -> x`` and ``pull(metric, scores) -> scores in z``.
