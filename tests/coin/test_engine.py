@@ -154,7 +154,7 @@ def test_settings_that_cannot_work_are_refused(key):
         ({"num_particles": 2.0}, TypeError, "must be an integer"),
         ({"max_steps": 0}, ValueError, "1 or more"),
         ({"max_steps": "many"}, TypeError, "must be an integer"),
-        ({"polish": "wax"}, ValueError, "polish must be None or one of hmc, weights"),
+        ({"polish": "wax"}, ValueError, "polish must be None or one of hmc, nuts, weights"),
     ):
         with pytest.raises(kind, match=message):
             coin.SVGD(**settings)
