@@ -7,7 +7,7 @@ from typing import Any
 import common
 import numpy as np
 
-from probinfer.report.engines import target_engines
+from probinfer.report.engines import engine_names, target_engines
 from probinfer.report.theme import LIGHT
 
 __all__ = ["FAR", "plot", "short_names"]
@@ -39,9 +39,11 @@ def plot(name: str, asked: float, facts: list[dict[str, Any]], rows: list[dict[s
         own = [row for row in rows if row["engine"] == entry.name and "mean" in row]
         at = np.array([places[row["posterior"]] for row in own]) + offset
         color = LIGHT.series[entry.style]
-        left.plot([min(row["mean"], FAR) for row in own], at, "o", color=color, ms=5, label=entry.label)
-        left.plot([min(row["second moment"], FAR) for row in own], at, "o", color=color, ms=5, mfc="white")
-        right.plot([row["gradients"] for row in own], at, "o", color=color, ms=5)
+        marker = "os^"[engine_names().index(entry.name) // len(LIGHT.series)]  # where the colours begin anew
+        dots = {"linestyle": "none", "marker": marker, "color": color, "ms": 5}
+        left.plot([min(row["mean"], FAR) for row in own], at, **dots, label=entry.label)
+        left.plot([min(row["second moment"], FAR) for row in own], at, **dots, mfc="white")
+        right.plot([row["gradients"] for row in own], at, **dots)
     mcse = [max(row["mean, reference MCSE"] for row in rows if "mean" in row)] * 2
     left.axvspan(1e-4, mcse[0], color="0.9", lw=0)
     left.axvline(asked, color="0.4", lw=1, ls="--")

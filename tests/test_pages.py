@@ -15,7 +15,7 @@ from probinfer.checks.suite import Size, Subject
 from probinfer.cli import app
 from probinfer.posterior import Posterior
 from probinfer.report import check as checking
-from probinfer.report import pages
+from probinfer.report import engines, pages
 from probinfer.report.engines import ENGINES
 from tests.test_report import check_page
 
@@ -158,3 +158,8 @@ def test_every_engine_with_a_posterior_is_judged():
     assert tempered.bounds_fn is tempered.evidence_fn is not None
     assert "tempered SMC" not in by_name  # its programs take half a minute to compile
     assert by_name["NUTS"].bounds_fn is None
+
+
+def test_ranks_do_not_judge_particles_that_keep_apart():
+    subjects = {s.name: s for s in checking.subjects(engines.ENGINES, checking.FULL)}
+    assert [name for name, s in subjects.items() if not s.quick] == ["coin SVGD", "KSD descent"]

@@ -105,7 +105,7 @@ def subjects(entries: Sequence[Entry], effort: Effort, target: known.Known | Non
                 functools.partial(_quiet, entry.make(effort.draws)),
                 {feature: entry.because or _REASONS[feature] for feature in entry.cannot},
                 _normal_density if fits_normal else None,
-                fits_normal or effort.everything,
+                (fits_normal or effort.everything) and not entry.keeps_apart,
                 functools.partial(_annealed, effort.draws) if entry.gives_evidence else None,
                 target,
             )
@@ -272,8 +272,9 @@ _EXPLAINED = (
     "whole distribution by gradients. MMD, energy, sliced: distances to exact draws. C2ST: can a "
     "classifier tell them from exact draws? Evidence: bounds from below and above, by importance weights or by "
     "tempered runs and annealed ones back from exact draws; they hold for bad approximations too, and their gap "
-    "says how bad. SBC and TARP: where are the true parameters of simulated data among the draws? Joint test: does "
-    "one transition leave parameters and data distributed as they were?"
+    "says how bad. SBC and TARP: where are the true parameters of simulated data among the draws? (Not for "
+    "particles that keep apart: their log densities are too even for ranks, as `make bench BENCH=coin_mutations` "
+    "shows.) Joint test: does one transition leave parameters and data distributed as they were?"
 )
 _READING = (
     "“Passes” means: had there been an error of the size given below, it would have been found, and none was. “Fails, "

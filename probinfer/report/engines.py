@@ -37,6 +37,7 @@ class Entry(NamedTuple):
         gives_evidence: its log evidence is an estimate, with independent ones of its islands in ``info.log_evidences``.
         cannot: what its posterior cannot be, by the names in ``checks.known``: there it should fail its checks.
         because: why, where it is not that it fits a normal.
+        keeps_apart: its particles repel each other: better spread than independent draws, so ranks do not judge them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     gives_evidence: bool = False
     cannot: tuple[str, ...] = ()
     because: str = ""
+    keeps_apart: bool = False
 
     @property
     def style(self) -> int:
@@ -117,6 +119,7 @@ ENGINES = (
         lambda draws: coin.SVGD(num_particles=min(_PARTICLES, 4 * draws)),
         "carries particles that push one another apart, without a learning rate",
         in_demo=False,
+        keeps_apart=True,
     ),
     Entry(
         "ksd-descent",
@@ -126,6 +129,7 @@ ENGINES = (
         in_demo=False,
         cannot=(NOT_NORMAL,),
         because="can rest far from the posterior, where the discrepancy is level",
+        keeps_apart=True,
     ),
 )
 
