@@ -257,7 +257,7 @@ def _restart(
         metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
         return metric, z, _fresh_bets(rule, z)
 
-    stale = geometries.is_stale(state.z, valid, share=shape.stale_share)
+    stale = geometries.is_stale(state.z, valid, share=getattr(shape, "stale_share", 0.0))
     # A cloud of no more particles than dimensions is narrow for good and never settles: its epochs double all the same.
     due = geometries.is_due(state.age, state.settled | (state.z.shape[1] >= state.z.shape[0]))
     loose = geometries.is_stale(state.z, valid, _FIT) | jnp.any(jnp.abs(virial + 1) > _VIRIAL)

@@ -43,7 +43,6 @@ class Identity:
     """The units of the positions: ``z = x``. Never refreshed, so a bet never restarts: the published coin."""
 
     restarts = False
-    stale_share = 0.0
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return a metric of nothing, and the particles."""
@@ -103,7 +102,6 @@ class Full:
     """
 
     restarts = True
-    stale_share = 0.0
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return the metric of the standard deviations of a cloud, and its coordinates z."""

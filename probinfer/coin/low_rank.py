@@ -39,7 +39,6 @@ class LowRank:
     """
 
     restarts = True
-    stale_share = 0.0
 
     def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
         """Return the metric of the standard deviations of a cloud, and its coordinates z."""
