@@ -1,5 +1,6 @@
 """The benchmarks of coin: that draws belong to their densities, distances, and the choice by hindsight."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -139,3 +140,10 @@ def test_scaling_is_learned_on_the_training_rows_and_scores_are_in_the_units_of_
 def test_hindsight_of_scores_prefers_likelihood_high_and_error_low():
     scores = np.array([[[-1.0, 2.0]], [[-2.0, 1.0]], [[np.nan, np.nan]]])
     np.testing.assert_array_equal(np.argmin(coin_minibatch.losses(scores), axis=0), [[0, 1]])
+
+
+def test_the_readme_shows_the_table_of_faults():
+    root = Path(__file__).parents[1]
+    results = json.loads((root / "benchmarks/results/coin_mutations.json").read_text(encoding="utf-8"))
+    shown = (root / "README.md").read_text(encoding="utf-8").split("<!-- coin mutation table -->\n")[1]
+    assert shown.split("<!-- end of")[0].strip().splitlines() == results["markdown"]
