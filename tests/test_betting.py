@@ -364,3 +364,19 @@ def test_bad_parameters(name):
 def test_particles_without_a_common_axis(name, shapes):
     with pytest.raises(ValueError, match="must count the same particles, got shapes"):
         ALL[name].init([jnp.zeros(shape) for shape in shapes])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"alpha": np.array(-1.0)}, ValueError),
+        ({"alpha": float("nan")}, ValueError),
+        ({"alpha": "x"}, TypeError),
+        ({"unit": "a"}, TypeError),
+        ({"unit": np.array(0.0)}, ValueError),
+        ({"unit": np.ones(2)}, TypeError),
+    ],
+)
+def test_numbers_are_checked_whatever_holds_them(settings, error):
+    with pytest.raises(error, match=f"{next(iter(settings))} (is|must be) "):
+        betting.coin(**settings)

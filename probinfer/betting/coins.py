@@ -10,8 +10,8 @@ import optax
 
 from probinfer.betting import groups
 from probinfer.betting.groups import Norm
-from probinfer.betting.units import transformation
-from probinfer.types import Array, ArrayTree, field, pytree, strong_array
+from probinfer.betting.units import checked_number, transformation
+from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["Coin", "CoinState", "coin"]
 
@@ -100,7 +100,7 @@ def coin(
         norm: who bets. "element": every number for itself. "block": one bet a leaf, with Euclidean lengths.
             "particle": the leading axis of every leaf counts particles, one bet a particle over all leaves.
         unit: length of the first step in units of the parameters; 0.5 is the published update. In coordinates that
-            are already relative to a cloud of particles: 0.1. None: found, as said below.
+            are already relative to a cloud of particles: 0.1. None: found, as said above.
 
     Returns:
         A transformation of gradients of a loss. Groups with a gradient or a bet that is not finite do not move, their
@@ -116,6 +116,7 @@ def coin(
         Sharrock and Nemeth (2023), "Coin sampling", algorithm 3 (alpha = 0).
     """
     groups.check_norm(norm)
-    if isinstance(alpha, (int, float)) and not alpha >= 0:
-        raise ValueError(f"alpha must not be negative, got {alpha}")
-    return transformation(Coin(strong_array(alpha), norm), unit, _NUM_BETS)
+    alpha = checked_number(
+        "alpha", alpha, "must be a number and must not be negative", lambda value: value >= 0
+    )
+    return transformation(Coin(alpha, norm), unit, _NUM_BETS)

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import optax
 
 from probinfer.betting import groups
+from probinfer.errors import shortened
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
-__all__ = ["RestartState", "check_unit", "transformation"]
+__all__ = ["RestartState", "check_unit", "checked_number", "transformation"]
 
 _START = 1e-6  # unit of the first epoch, relative to 1 + |x|
 _FIRST = 16  # steps of the first epoch; later ones end at the powers of two
@@ -57,11 +58,28 @@ def check_unit(unit: Any) -> Any:
     """The unit as an array.
 
     Raises:
+        TypeError: no number.
         ValueError: not positive.
     """
-    if isinstance(unit, (int, float)) and not unit > 0:
-        raise ValueError(f"unit is a length and must be positive, got {unit}; None finds one")
-    return strong_array(unit)
+    what = "is a length and must be positive"
+    return checked_number("unit", unit, what, lambda value: value > 0, "; None finds one")
+
+
+def checked_number(name: str, value: Any, what: str, holds: Any, more: str = "") -> Any:
+    """A number as an array; traced ones are not looked at.
+
+    Raises:
+        TypeError: no number.
+        ValueError: one for which ``holds`` is False.
+    """
+    array = strong_array(value)
+    if isinstance(array, jax.core.Tracer):
+        return array
+    if not isinstance(array, jax.Array) or array.ndim or not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"{name} {what}, got {shortened(value)}{more}")
+    if not bool(holds(array)):
+        raise ValueError(f"{name} {what}, got {value}{more}")
+    return array
 
 
 def transformation(

@@ -134,8 +134,9 @@ def descent(
             "target.logdensity_fn"
         )
     bandwidths.check_rule(kernel, bandwidth)
-    if geometry is not None and not all(
-        hasattr(geometry, name) for name in ("restarts", "refresh", "from_z")
+    parts = ("restarts", "refresh", "from_z")
+    if isinstance(geometry, type) or (
+        geometry is not None and not all(hasattr(geometry, name) for name in parts)
     ):
         raise TypeError(
             "geometry must be coin.Identity(), coin.Diagonal(), coin.LowRank(), coin.Full() or None, got "

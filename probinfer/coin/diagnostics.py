@@ -101,20 +101,25 @@ def particles_for(num_dims: int) -> int:
     return int(min(max(_FEWEST, 10 * math.ceil(needed / 10)), _MOST))
 
 
-def complaint(virial: Any, num_particles: int, location: Any = 0.0) -> str:
+def complaint(virial: Any, num_particles: int, location: Any = 0.0, *, exact: bool = True) -> str:
     """Say in words what is wrong with the place or the width of a cloud; nothing if nothing is.
 
     Args:
         virial: of all coordinates, (d,).
         num_particles: N.
         location: of all coordinates, (d,).
+        exact: whether engines that need the exact log density can be advised.
     """
     away = float(np.max(np.abs(location)))
     if away > _AWAY:
         return (
             f"the cloud is not where its density is (mean score times standard deviation = {away:.2g} in one "
-            "coordinate, 0 is right): it rests where its direction vanishes, or has not arrived; compare with "
-            "coin.SVGD() or mcmc.NUTS(), or start nearer"
+            "coordinate, 0 is right): it rests where its direction vanishes, or has not arrived; "
+            + (
+                "compare with mcmc.NUTS(), or start nearer"
+                if exact
+                else "take larger batches, or raise max_steps"
+            )
         )
     ratio = -float(np.mean(virial))
     dims = len(virial)
@@ -133,6 +138,6 @@ def complaint(virial: Any, num_particles: int, location: Any = 0.0) -> str:
     )
     more = max(particles_for(dims), 2 * num_particles)
     return (
-        f"the cloud is too narrow ({seen}{expected:.0%} of a standard deviation): take num_particles={more}, or "
-        "polish='hmc'"
+        f"the cloud is too narrow ({seen}{expected:.0%} of a standard deviation): take num_particles={more}"
+        + (", or polish='hmc'" if exact else "")
     )

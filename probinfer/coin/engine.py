@@ -18,7 +18,7 @@ from probinfer.coin import polish as polishing
 from probinfer.coin.descent import CloudInfo, CloudState
 from probinfer.coin.stopping import Watched, has_settled, watched
 from probinfer.coin.svgd import svgd
-from probinfer.coin.views import logdensity_in_cloud, look, positions_of
+from probinfer.coin.views import judged, logdensity_in_cloud, positions_of
 from probinfer.errors import check_key, shortened
 from probinfer.posterior import Posterior
 from probinfer.run import run_until
@@ -164,7 +164,7 @@ def sample_particles(
         found = _finish(algorithm, state.cloud, key_judge, key_polish, config.polish)
     info = reports.info(target, state, history, found, config)
     reports.refuse(name, info)
-    engine.warn(info.status, reports.details(info), name)
+    engine.warn(info.status, reports.details(info, target), name)
     log_weights = found.log_weights[None] if config.polish == "weights" or int(info.num_nonfinite) else None
     final = jax.tree.map(lambda leaf: leaf[None], found.positions)
     return engine.finish(target, final, final, info, log_weights=log_weights)
@@ -187,17 +187,18 @@ def _finish(
     algorithm: Algorithm, state: CloudState, key_judge: PRNGKey, key_polish: PRNGKey, polish: str | None
 ) -> reports.Finished:
     """Judge the cloud, then polish it."""
-    seen = look(algorithm, key_judge, state)
+    verdict, seen, spent = judged(algorithm, key_judge, state)
     valid = seen.scores.valid
-    judged = diagnostics.judge(seen.table, seen.scores.gradients, state.z, seen.pulled, valid)
     if polish is None:
         none = jnp.full((), jnp.nan, state.z.dtype)
         log_weights = jnp.where(valid, 0, -jnp.inf).astype(state.z.dtype)
-        return reports.Finished(judged, state.positions, log_weights, none, none, jnp.sum(~valid), len(valid))
+        return reports.Finished(
+            verdict, state.positions, log_weights, none, none, jnp.sum(~valid), spent * len(valid)
+        )
     both = jax.value_and_grad(jax.tree_util.Partial(logdensity_in_cloud, algorithm, state))
     done = polishing.WAYS[polish](key_polish, both, state.z, valid)
     return reports.Finished(
-        judged,
+        verdict,
         positions_of(algorithm, state, done.z),
         done.log_weights,
         done.acceptance,

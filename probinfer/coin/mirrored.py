@@ -115,7 +115,7 @@ def mirrored_svmd(
     """
     if not 0 < cutoff <= 1:
         raise ValueError(f"cutoff is a share of a trace and must be in (0, 1], got {cutoff}")
-    if not hasattr(mirror, "hessian"):
+    if not isinstance(mirror, type) and not hasattr(mirror, "hessian"):
         raise TypeError(
             f"mirrored_svmd needs the Hessian of a mirror map, and a {type(mirror).__name__} has none; use "
             "coin.Simplex(), coin.Orthant(), coin.Box(low, high), or mirrored_svgd"
@@ -143,7 +143,9 @@ def _build(
         raise TypeError(
             f"logdensity_fn must be a function of one constrained position, got {shortened(logdensity_fn)}"
         )
-    if not all(hasattr(mirror, name) for name in ("primal", "dual", "log_det", "inside")):
+    if isinstance(mirror, type) or not all(
+        hasattr(mirror, name) for name in ("primal", "dual", "log_det", "inside")
+    ):
         raise TypeError(
             f"mirror must be a mirror map, got {shortened(mirror)}; for example coin.Simplex(), or "
             "coin.mirror_from_bijector(constraint, example)"

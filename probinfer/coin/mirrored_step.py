@@ -81,6 +81,7 @@ def init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
     cloud.check_positions(positions)
     cloud.check_spread(positions, every=False)
     positions = jax.tree.map(jnp.asarray, positions)
+    _check_shape(rule.mirror, positions)
     _check_inside(rule.mirror, positions)
     eta = jax.vmap(rule.mirror.dual)(positions)
     geometry = _geometry(rule, eta)
@@ -104,6 +105,18 @@ def _scale(rule: Rule, geometry: Any, positions: ArrayTree) -> Array:
     spread = jnp.std(cloud.ravel(positions), axis=0)
     relative = geometry.restarts and rule.on == "positions"
     return jnp.where((spread > 0) & relative, spread, jnp.ones_like(spread))
+
+
+def _check_shape(mirror: Any, positions: ArrayTree) -> None:
+    """Refuse trees where the mirror takes vectors."""
+    if not getattr(mirror, "takes_vectors", False):
+        return
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(positions)]
+    if not isinstance(positions, jax.Array) or positions.ndim != 2:
+        raise ValueError(
+            f"coin.{type(mirror).__name__} takes positions in one array (N, d), got leaves of shapes {shapes}; "
+            "for other trees use coin.mirror_from_bijector"
+        )
 
 
 def _check_inside(mirror: Any, positions: ArrayTree) -> None:

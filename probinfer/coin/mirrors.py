@@ -29,6 +29,8 @@ class Simplex:
     :math:`\eta_k = \log \theta_k - \log \theta_D`, k < D.
     """
 
+    takes_vectors = True
+
     def primal(self, eta: Float[Array, " d"]) -> Float[Array, " _"]:
         """``softmax`` of eta and a zero."""
         return jax.nn.softmax(jnp.concatenate([eta, jnp.zeros_like(eta[:1])]))
@@ -55,6 +57,8 @@ class Simplex:
 @pytree
 class Orthant:
     r"""Positive positions (d,), by the entropy: :math:`\eta = \log \theta`."""
+
+    takes_vectors = True
 
     def primal(self, eta: Float[Array, " d"]) -> Float[Array, " d"]:
         """``exp(eta)``."""
@@ -86,6 +90,7 @@ class Box:
         high: upper bounds, above them.
     """
 
+    takes_vectors = True
     low: Any
     high: Any
 

@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -129,6 +130,36 @@ def test_minibatch_targets_run_and_are_not_polished(key):
     assert np.all(abs(np.std(draws, axis=0) * 8 - 1) < 0.3)
     with pytest.raises(TypeError, match="needs the exact log density"):
         coin.SVGD(polish="hmc").sample(key, target)
+
+
+def test_the_noise_of_batches_is_no_complaint(key):
+    """A mean by batches of 20 of 200: the noise of one batch's score is three times the threshold."""
+    y = np.random.default_rng(0).normal(3.0, 1.0, size=200)
+    target = targets.minibatch(
+        lambda v: -0.5 * v["m"] ** 2 / 100,
+        lambda v, b: -0.5 * (b - v["m"]) ** 2,
+        y,
+        20,
+        example={"m": jnp.zeros(())},
+    )
+    for seed in range(3):
+        found = quietly(jax.random.fold_in(key, seed), target, coin.SVGD(num_particles=50, max_steps=512))
+        assert int(found.info.status) != Status.POOR_APPROXIMATION
+        assert float(found.info.location["m"]) == 0
+        assert found.info.num_gradients == 50 * (int(found.info.num_steps) + 16)
+        assert abs(np.mean(found.draws["m"]) - y.mean()) < 0.5 / 200**0.5
+    # a cloud that has not arrived is still told, with advice that can be followed
+    with pytest.warns(
+        ConvergenceWarning, match="not where its density is.*larger batches, or raise max_steps"
+    ):
+        far = targets.minibatch(
+            lambda v: -0.5 * v["m"] ** 2 / 1e8,
+            lambda v, b: -0.5 * (b - v["m"]) ** 2,
+            y + 3000,
+            20,
+            example={"m": jnp.zeros(())},
+        )
+        pi.infer(key, far, coin.SVGD(num_particles=50, max_steps=64), progress=False)
 
 
 def test_new_data_traces_nothing(key, count_compiles):

@@ -285,3 +285,16 @@ def test_bad_settings(make, error, words):
 def test_bad_starts(positions, error, words):
     with pytest.raises(error, match=words):
         coin.mirrored_svgd(flat, coin.Simplex()).init(jnp.asarray(positions))
+
+
+def test_shapes_and_classes_are_refused_in_words():
+    for mirror in (coin.Orthant(), coin.Simplex(), coin.Box(0.0, 20.0)):
+        name = type(mirror).__name__
+        for positions in (jnp.arange(1.0, 11), {"p": jnp.arange(1.0, 31).reshape(10, 3)}):
+            with pytest.raises(ValueError, match=rf"coin.{name} takes positions in one array \(N, d\)"):
+                coin.mirrored_svgd(lambda t: jnp.sum(t), mirror).init(positions)
+    for make in (coin.mirrored_svgd, coin.mirrored_svmd):
+        with pytest.raises(TypeError, match="mirror must be a mirror map"):
+            make(lambda t: jnp.sum(t), coin.Simplex)
+    with pytest.raises(TypeError, match="geometry must be"):
+        coin.svgd(lambda t: jnp.sum(t), geometry=coin.Full)
