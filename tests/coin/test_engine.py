@@ -149,16 +149,14 @@ def test_the_noise_of_batches_is_no_complaint(key):
         assert found.info.num_gradients == 50 * (int(found.info.num_steps) + 16)
         assert abs(np.mean(found.draws["m"]) - y.mean()) < 0.5 / 200**0.5
     # a cloud that has not arrived is still told, with advice that can be followed
-    with pytest.warns(
-        ConvergenceWarning, match="not where its density is.*larger batches, or raise max_steps"
-    ):
-        far = targets.minibatch(
-            lambda v: -0.5 * v["m"] ** 2 / 1e8,
-            lambda v, b: -0.5 * (b - v["m"]) ** 2,
-            y + 3000,
-            20,
-            example={"m": jnp.zeros(())},
-        )
+    far = targets.minibatch(
+        lambda v: -0.5 * v["m"] ** 2 / 1e8,
+        lambda v, b: -0.5 * (b - v["m"]) ** 2,
+        y + 3000,
+        20,
+        example={"m": jnp.zeros(())},
+    )
+    with pytest.warns(ConvergenceWarning, match="not where its density.*larger batches, or raise max_steps"):
         pi.infer(key, far, coin.SVGD(num_particles=50, max_steps=64), progress=False)
 
 
