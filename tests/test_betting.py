@@ -229,16 +229,17 @@ def test_kt_keeps_its_regret_bound(at):
 
 
 @pytest.mark.parametrize("norm", ["element", "block", "particle"])
+@pytest.mark.parametrize("unit", [None, 0.3])
 @pytest.mark.parametrize("maker", [betting.coin, betting.kt])
-def test_what_is_not_finite_is_frozen_and_counted(maker, norm):
+def test_what_is_not_finite_is_frozen_and_counted(maker, unit, norm):
     """The path of a frozen group is the path without the bad step; the others do not notice."""
     outcomes, params = data(jnp.float64)
     outcomes = jax.tree.map(lambda leaf: leaf[2:14], outcomes)  # one epoch: no restart by the clock
     spoiled = {"a": outcomes["a"].at[5, 2, 1].set(jnp.nan), "b": outcomes["b"].at[5, 2].set(jnp.inf)}
-    path, state = drive(maker(norm=norm), spoiled, params)
-    whole, _ = drive(maker(norm=norm), outcomes, params)
+    path, state = drive(maker(norm=norm, unit=unit), spoiled, params)
+    whole, _ = drive(maker(norm=norm, unit=unit), outcomes, params)
     moved_up = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:5], leaf[6:], leaf[:1]]), outcomes)
-    without, _ = drive(maker(norm=norm), moved_up, params)
+    without, _ = drive(maker(norm=norm, unit=unit), moved_up, params)
     hit = {
         "element": {"a": np.zeros((4, 3), bool), "b": np.arange(4) == 2},
         "block": {"a": np.ones((4, 3), bool), "b": np.ones(4, bool)},

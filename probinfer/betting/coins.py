@@ -15,7 +15,7 @@ from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["Coin", "CoinState", "coin"]
 
-_NUM_BETS = 64  # without a unit
+_NUM_BETS = 64  # without a unit: the last step of the coins
 
 
 class CoinState(NamedTuple):
@@ -90,9 +90,10 @@ def coin(
     The emitted update is the difference of two displacements: it must be the **last link** of an ``optax.chain``, as
     anything that rescales it makes the state believe in moves that were not made. Arithmetic is at least float32.
 
-    Without a unit a single iterate finds one, in epochs that end at steps 16, 32, 64, ...: coins up to step 64, from
-    1e-6 (1 + \|x\|) and then from a quarter of the distance travelled in the epoch before; after that each group steps
-    along minus its gradient by the distance travelled in the epoch over the root of its sum of squared gradients.
+    Without a unit a single iterate finds one, in epochs that end at steps 16, 32, 64, ... In the first each group steps
+    along minus its gradient by the distance travelled in the epoch, at first 1e-6 (1 + \|x\|), over the root of its sum
+    of squared gradients; coins follow up to step 64, in units of a quarter of the distance travelled in the epoch
+    before; after that it walks again as in the first, from that unit.
 
     Args:
         alpha: wait: the bet is held below S / (alpha L) times the wealth. 0 is the published sampler, 100 the published

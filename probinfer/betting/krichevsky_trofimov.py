@@ -76,8 +76,8 @@ def kt(*, norm: Norm = "element", unit: Any | None = None) -> optax.GradientTran
     Args:
         norm: who bets: "element", "block" or "particle", as in ``coin``.
         unit: the wealth w at the start in units of the parameters; the first step is half of it. None:
-            1e-6 (1 + \|x\|), and restarts at steps 16, 32, 64, ..., each with a quarter of the distance travelled
-            since the last.
+            found by 16 steps of distance over gradients, as in ``coin``; restarts at steps 16, 32, 64, ..., each with
+            a quarter of the distance travelled since the last.
 
     Returns:
         A transformation of gradients of a loss; what is not finite is frozen and counted as in ``coin``.

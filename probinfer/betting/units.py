@@ -1,13 +1,13 @@
 r"""From a bettor to an optax transformation: with a unit of length, or with one found in restarts.
 
 A bettor is an object with ``norm``, ``start``, ``advance`` and ``freeze``. Without a unit the game is played in epochs
-that end at steps 16, 32, 64, 128, ... The first starts from the tiny unit 1e-6 (1 + \|x\|) and every other one from
-the current iterate, without memory, in units of a quarter of the largest displacement of the epoch before: wealth
-doubles every step as long as the outcomes agree, so nothing of the scale of the parameters is left to choose. A coin
-bets in the epochs up to step 64; in the later ones each group steps :math:`D / \sqrt G` along its outcome, the
-distance travelled in the epoch (at least the unit) over the root of the squared gradients of the epoch, whose steps
-shrink under noise. The constants were chosen on quadratics and one logistic regression; ``benchmarks/betting.py`` shows
-these and others beside Adam.
+that end at steps 16, 32, 64, 128, ... The first walks from the tiny unit 1e-6 (1 + \|x\|) and every other one starts
+from the current iterate, without memory, in units of a quarter of the largest displacement of the epoch before. In a
+walk each group steps :math:`D / \sqrt G` along its outcome, the distance travelled in the epoch (at least the unit)
+over the root of the squared gradients of the epoch: the distance doubles as long as the outcomes agree, so nothing of
+the scale of the parameters is left to choose, and steps shrink under noise. A coin bets in the epochs from step 16 to
+64 and walks again after that. The constants were chosen on quadratics and one logistic regression;
+``benchmarks/betting.py`` shows these and others beside Adam.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RestartState(NamedTuple):
 
 @pytree
 class _Betting:
-    """A bettor, and a unit or the step after which distance over gradients takes over (None: never)."""
+    """A bettor, and a unit, or the step after which distance over gradients takes over from its bets."""
 
     bettor: Any
     unit: Any
@@ -85,7 +85,7 @@ def checked_number(name: str, value: Any, what: str, holds: Any, more: str = "")
 def transformation(
     bettor: Any, unit: Any | None, num_bets: int | None = None
 ) -> optax.GradientTransformation:
-    """The optax transformation of a bettor; with ``unit`` None it finds one and bets ``num_bets`` times at most."""
+    """The optax transformation of a bettor; with ``unit`` None it walks 16 steps, then bets up to step ``num_bets``."""
     if unit is None:
         limit = jnp.asarray(jnp.iinfo(jnp.int32).max if num_bets is None else num_bets, jnp.int32)
         functions, betting = (_init_restarts, _update_restarts), _Betting(bettor, None, limit)
@@ -146,7 +146,8 @@ def _update_restarts(
     root_sum = jax.tree.map(jnp.hypot, state.root_sum, groups.size(bettor.norm, outcome))
     bet = bettor.advance(state.bet, outcome, state.unit)
     walk = state.bet._replace(displacement=_walk(bettor, state, outcome, root_sum))
-    proposed = _where(state.num_steps < betting.num_bets, bet, walk)
+    betting_now = (state.num_steps >= _FIRST) & (state.num_steps < betting.num_bets)
+    proposed = _where(betting_now, bet, walk)
     bet, usable = _freeze(bettor, usable, proposed, state.bet)
     farthest = jax.tree.map(jnp.maximum, state.farthest, groups.size(bettor.norm, bet.displacement))
     root_sum = groups.choose(usable, root_sum, state.root_sum)

@@ -53,13 +53,13 @@ def fuse(outcomes, unit):
 
 
 def restarts(outcomes, start):
-    """Displacements of one number without a unit: coins to step 64, then distance over gradients."""
+    """Displacements of one number without a unit: coins from step 16 to 64, before and after that distance over gradients."""
     unit, anchor, begin, path = 1e-6 * (1 + abs(start)), 0.0, 0, []
     for end in (16, 32, 64, 128, 256):
         part = np.asarray(outcomes, float)[begin:end, None]
         if len(part) == 0:
             break
-        zeta = coin(part, unit)[:, 0] if end <= 64 else _walk(part[:, 0], unit)
+        zeta = coin(part, unit)[:, 0] if 16 < end <= 64 else _walk(part[:, 0], unit)
         path += list(anchor + zeta)
         anchor, begin = path[-1], end
         farthest = np.max(np.abs(zeta))
