@@ -60,7 +60,8 @@ OUTSIDE = {
 OUTSIDE_ALSO = {"lm": "flax"}
 
 # Behind extras: from L2a up, inside a function only.
-OPTIONAL = "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors IPython"
+OPTIONAL = "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors IPython "
+OPTIONAL += "jinja2 llguidance pebble cloudpickle"
 
 
 class Import(NamedTuple):

@@ -53,7 +53,7 @@ def fuse(outcomes, unit):
 
 
 def restarts(outcomes, start):
-    """Displacements of one number without a unit: coins from step 16 to 64, before and after that distance over gradients."""
+    """Displacements of one number without a unit: coins from step 16 to 64, else distance over gradients."""
     unit, anchor, begin, path = 1e-6 * (1 + abs(start)), 0.0, 0, []
     for end in (16, 32, 64, 128, 256):
         part = np.asarray(outcomes, float)[begin:end, None]
