@@ -1,0 +1,3 @@
+"""Language models."""
+
+__all__: list[str] = []
