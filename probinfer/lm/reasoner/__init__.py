@@ -1,3 +1,6 @@
-"""Language models."""
+"""The bundled reasoner: a small transformer for chained arithmetic, with a trained process reward model."""
 
-__all__: list[str] = []
+from probinfer.lm.reasoner.load import folder, problems
+from probinfer.lm.reasoner.task import Check, Problem, answer, check
+
+__all__ = ["Check", "Problem", "answer", "check", "folder", "problems"]

@@ -113,9 +113,10 @@ def descend(
         for i in range(plan.num_iterations if done else first, plan.num_iterations):
             begin = time.process_time()
             state, loss = update(state, batch_fn(i))
+            trace.loss[i] = loss  # waits for it
             if score_fn is not None and i + 1 >= plan.evaluate_from and (i + 1) % plan.evaluate_every == 0:
                 trace.score[i] = score_fn(state[0])
-            trace.loss[i], trace.cpu[i] = loss, time.process_time() - begin
+            trace.cpu[i] = time.process_time() - begin
             first = i + 1
             done = _reached(trace, i, plan) or first == plan.num_iterations
             line.update(first, f"loss {trace.loss[i]:.3f}, {_last_score(trace)}")

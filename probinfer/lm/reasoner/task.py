@@ -191,7 +191,7 @@ def answer(text: str) -> str | None:
     return found[-1] if found else None
 
 
-def check(problem: Problem, text: str) -> Check:
+def check(problem: Any, text: Any) -> Check:
     """Judge a continuation of ``problem.prompt``, line by line and by its answer.
 
     A line that has not ended yet is judged as it stands: right if the text so far begins the solution.
@@ -248,7 +248,7 @@ def _check_draw(num: int, steps: tuple[int, int], split: str) -> None:
         raise ValueError(f"steps must be (fewest, most) within 1 ... {MAX_STEPS}, got {steps}")
 
 
-def _check_problem(problem: Problem) -> None:
+def _check_problem(problem: Any) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"expected a Problem, as problems() gives; got {type(problem).__name__}")
     if not problem.operands or len(problem.operations) != len(problem.operands):

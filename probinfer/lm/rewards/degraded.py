@@ -85,7 +85,7 @@ class Degraded(Score):
         return DegradedState(inner, *(leaf[ancestors] for leaf in state[1:]))
 
 
-def degrade(score: Score, noise: Any, seed: int = 0, persistence: Any = 0.0) -> Degraded:
+def degrade(score: Any, noise: Any, seed: int = 0, persistence: Any = 0.0) -> Degraded:
     """Add frozen noise to the logit of a score.
 
     Args:
