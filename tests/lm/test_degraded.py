@@ -37,7 +37,9 @@ def read(score, texts, cuts, context=CONTEXT):
     for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
         tokens = jnp.asarray(np.pad(texts[:, begin:end], ((0, 0), (0, 3)), constant_values=7), jnp.int32)
         length, flags = jnp.full(num, end - begin, jnp.int32), jnp.ones(num, bool)
-        view = View(context, tokens, length, tokens, length, flags, ~flags, ~flags, jnp.zeros(num), jnp.array(0))
+        view = View(
+            context, tokens, length, tokens, length, flags, ~flags, ~flags, jnp.zeros(num), jnp.array(0)
+        )
         state, value = score.step(state, view)
         values.append(np.asarray(value))
     return np.stack(values), state

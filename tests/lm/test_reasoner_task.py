@@ -85,7 +85,8 @@ def test_tokens_are_the_text():
         assert encoding.text(rows[i]) == problem.prompt + problem.solution
         assert solutions[i, ends[i] - 1] == encoding.END
         assert inside[i].sum() == ends[i]
-        assert inside[i, lengths[i]] and not inside[i, lengths[i] - 1]
+        assert inside[i, lengths[i]]
+        assert not inside[i, lengths[i] - 1]
 
 
 def corrupted(seed, num):
@@ -107,8 +108,10 @@ def test_checker_against_the_oracle():
     answers, verdicts = encoding.answers(tokens, length), []
     for i in range(400):
         problem, text = task.pick(problems, i), encoding.text(tokens[i, : length[i]])
-        lines = [line for line in text.split("\n")]
-        whole = [n for n in range(1, len(lines) + 1) if n < len(lines) or tokens[i, length[i] - 1] == encoding.END]
+        lines = text.split("\n")
+        whole = [
+            n for n in range(1, len(lines) + 1) if n < len(lines) or tokens[i, length[i] - 1] == encoding.END
+        ]
         expected = tuple(oracle_prefix(problem, "\n".join(lines[:n])) for n in whole if "".join(lines[:n]))
         found = task.check(problem, text)
         assert found.steps[: len(expected)] == expected
@@ -127,7 +130,11 @@ def test_checker_against_the_oracle():
         ("7 + 5 = 1", (True,), False),  # begins the right text
         ("7 + 5 = 1\n1 * 3 = 4\n4 - 2 = 2\nAnswer: 1", (True, False, False, False), True),  # right by luck
         ("Answer: 1", (False,), True),
-        ("7 + 5 = 1\n1 * 3 = 3\n3 - 2 = 1\nAnswer: 1\n", (True, True, True, False), True),  # one line too many
+        (
+            "7 + 5 = 1\n1 * 3 = 3\n3 - 2 = 1\nAnswer: 1\n",
+            (True, True, True, False),
+            True,
+        ),  # one line too many
         ("Answer: 1\nAnswer: 2", (False, False), False),  # the last one counts
         ("It is Answer: 1", (False,), False),
     ],
@@ -148,7 +155,7 @@ def test_tokenizer_file_says_the_same(tmp_path):
         assert tokenizer.encode(problem.prompt).ids == prompts[i, : lengths[i]].tolist()
         assert tokenizer.encode(problem.solution + "<end>").ids == solutions[i, : ends[i]].tolist()
         assert tokenizer.decode(solutions[i, : ends[i]]) == problem.solution
-    with pytest.raises(Exception, match="(?i)unk"):
+    with pytest.raises(Exception, match=r"(?i)unk"):
         tokenizer.encode("What is love?")
 
 

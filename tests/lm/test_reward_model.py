@@ -12,14 +12,24 @@ from probinfer.lm.tabular import Tabular
 from probinfer.lm.transformer import Config, Transformer
 
 CONFIG = Config(
-    vocab_size=13, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, max_context=64
+    vocab_size=13,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_context=64,
 )
 ROOM = 40
 
 
 def model_of(key, **settings):
     return RewardModel(
-        Transformer.random(key, CONFIG), jax.random.normal(key, (16,), jnp.float32), jnp.float32(0.3), ROOM, **settings
+        Transformer.random(key, CONFIG),
+        jax.random.normal(key, (16,), jnp.float32),
+        jnp.float32(0.3),
+        ROOM,
+        **settings,
     )
 
 
@@ -103,7 +113,7 @@ def test_several_prompts_are_one_by_one(key):
 
     both = jax.vmap(score)(prompts, tokens, length)
     for q in range(2):
-        alone = score(jax.tree.map(lambda leaf: leaf[q], prompts), tokens[q], length[q])
+        alone = score(Context(prompts.tokens[q], prompts.length[q]), tokens[q], length[q])
         np.testing.assert_allclose(both[q], alone, atol=1e-5)
 
 
@@ -155,4 +165,6 @@ def test_room_beyond_the_context_is_refused(key):
     with pytest.raises(ValueError, match="padded prompt of 32 tokens and 40"):
         model_of(key).init(context, 2)
     assert model_of(key).with_room(32).init(context, 2).value.shape == (2,)
-    assert RewardModel(Transformer.random(key, CONFIG), jnp.ones(16), 0.0).init(context, 2).value.shape == (2,)
+    assert RewardModel(Transformer.random(key, CONFIG), jnp.ones(16), 0.0).init(context, 2).value.shape == (
+        2,
+    )

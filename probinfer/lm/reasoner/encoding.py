@@ -1,8 +1,8 @@
 """Problems and solutions as tokens, and the checker on tokens: all of a batch at once, in NumPy.
 
 A token is a number, an operation with the blanks around it, or another piece of the text; the pieces joined are the
-text. A step is ``a op b = y`` and the end of the line, six tokens; the last step is ``Answer:``, a number and the end of
-the text.
+text. A step is ``a op b = y`` and the end of the line, six tokens; the last step is ``Answer:``, a number and the end
+of the text.
 """
 
 from __future__ import annotations
@@ -131,11 +131,17 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.decoder = library.decoders.Fuse()
     tokenizer.add_special_tokens([TOKENS[PAD], TOKENS[END]])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"eos_token": TOKENS[END], "pad_token": TOKENS[PAD], "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {
+        "eos_token": TOKENS[END],
+        "pad_token": TOKENS[PAD],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _finish(tokens: Int[np.ndarray, "B T"], length: Int[np.ndarray, "B"], ending: list) -> Int[np.ndarray, "B T"]:
+def _finish(
+    tokens: Int[np.ndarray, "B T"], length: Int[np.ndarray, "B"], ending: list
+) -> Int[np.ndarray, "B T"]:
     """Each row cut at its length, its last tokens replaced by the ending."""
     tokens = np.where(np.arange(tokens.shape[1]) < length[:, None], tokens, PAD).astype(np.int32)
     rows = np.arange(len(tokens))

@@ -31,7 +31,12 @@ def write_model(folder: Path, model: Transformer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "model.safetensors", named(model))
     _write_json(folder / "config.json", _describe(model.config, "Qwen2ForCausalLM"))
-    generation = {"eos_token_id": encoding.END, "pad_token_id": encoding.PAD, "do_sample": True, "temperature": 1.0}
+    generation = {
+        "eos_token_id": encoding.END,
+        "pad_token_id": encoding.PAD,
+        "do_sample": True,
+        "temperature": 1.0,
+    }
     _write_json(folder / "generation_config.json", generation)
     encoding.write_tokenizer(folder)
 
@@ -78,7 +83,9 @@ def named(model: Transformer) -> dict[str, np.ndarray]:
             tensors[at + f"self_attn.{letter}_proj.weight"] = matrix.T
             tensors[at + f"self_attn.{letter}_proj.bias"] = bias
         tensors[at + "self_attn.o_proj.weight"] = block["out"].T
-        for name, matrix in zip(("gate", "up"), np.split(np.asarray(block["gate_up"]), 2, axis=1), strict=True):
+        for name, matrix in zip(
+            ("gate", "up"), np.split(np.asarray(block["gate_up"]), 2, axis=1), strict=True
+        ):
             tensors[at + f"mlp.{name}_proj.weight"] = matrix.T
         tensors[at + "mlp.down_proj.weight"] = block["down"].T
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}

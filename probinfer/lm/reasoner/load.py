@@ -25,7 +25,9 @@ def folder() -> Path:
     return found
 
 
-def problems(seed: int, num: int, steps: tuple[int, int] = (3, 7), split: str = "evaluation") -> list[Problem]:
+def problems(
+    seed: int, num: int, steps: tuple[int, int] = (3, 7), split: str = "evaluation"
+) -> list[Problem]:
     """Distinct problems that the reasoner has not seen.
 
     Args:

@@ -105,7 +105,9 @@ def descend(
     trace = Trace(*(np.full(plan.num_iterations, np.nan, np.float32) for _ in Trace._fields))
     first = kept = 0
     if checkpoint is not None:
-        checkpoints.claim(checkpoint, {**about, "plan": dataclasses.asdict(plan) | {"target": str(plan.target)}})
+        checkpoints.claim(
+            checkpoint, {**about, "plan": dataclasses.asdict(plan) | {"target": str(plan.target)}}
+        )
         state, trace, first = checkpoints.resume(checkpoint, state, trace, 1)
         trace, kept = Trace(*(np.array(leaf) for leaf in trace)), first
     done = first > 0 and _reached(trace, first - 1, plan)

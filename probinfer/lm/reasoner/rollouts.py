@@ -78,7 +78,9 @@ def sample(
     return last[3], last[4]
 
 
-def rollouts(key: PRNGKey, model: Any, problems: Problems, temperature: Any = 1.0, batch: int = 256) -> Rollouts:
+def rollouts(
+    key: PRNGKey, model: Any, problems: Problems, temperature: Any = 1.0, batch: int = 256
+) -> Rollouts:
     """Draw one solution of each problem and let the checker judge it.
 
     Args:
@@ -93,9 +95,8 @@ def rollouts(key: PRNGKey, model: Any, problems: Problems, temperature: Any = 1.
     parts = []
     for i in range(0, len(lengths), batch):
         rows = np.minimum(np.arange(i, i + batch), len(lengths) - 1)  # one shape for all, one program
-        found = sample(
-            jax.random.fold_in(key, i), model, prompts[rows], lengths[rows].astype(np.int32), temperature, room
-        )
+        asked = jnp.asarray(prompts[rows]), jnp.asarray(lengths[rows], jnp.int32)
+        found = sample(jax.random.fold_in(key, i), model, *asked, temperature, room)
         parts.append([np.asarray(leaf)[: len(lengths) - i] for leaf in found])
     tokens, length = (np.concatenate(leaf) for leaf in zip(*parts, strict=True))
     right = encoding.right_so_far(problems, tokens, length)

@@ -46,7 +46,12 @@ MODULUS = 11
 OPERATIONS = ("+", "-", "*")
 MAX_STEPS = 10  # the longest chains that may be asked for; the bundled model is trained on 3 to 7
 HEADER = "Left to right modulo 11: "
-SPLITS = {"train": range(0, 13), "validation": range(13, 14), "reward": range(14, 15), "evaluation": range(15, 16)}
+SPLITS = {
+    "train": range(0, 13),
+    "validation": range(13, 14),
+    "reward": range(14, 15),
+    "evaluation": range(15, 16),
+}
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _ANSWER = re.compile(r"^Answer: (\d+)$", re.MULTILINE)
 
@@ -129,7 +134,9 @@ def values(problems: Problems) -> Int[np.ndarray, "B S1"]:
     return np.stack(results, axis=1)
 
 
-def draw(seed: int | tuple[int, ...], num: int, steps: tuple[int, int] = (3, 7), split: str = "evaluation") -> Problems:
+def draw(
+    seed: int | tuple[int, ...], num: int, steps: tuple[int, int] = (3, 7), split: str = "evaluation"
+) -> Problems:
     """Distinct problems of one part, the number of steps uniform on ``steps[0] ... steps[1]``.
 
     Args:
@@ -153,7 +160,9 @@ def draw(seed: int | tuple[int, ...], num: int, steps: tuple[int, int] = (3, 7),
         blocks = [_rows(together, np.sort(first))]
         if len(first) >= num:
             return _rows(blocks[0], slice(num))
-    raise ValueError(f"there are fewer than {num} different problems of {steps[0]} to {steps[1]} steps in '{split}'")
+    raise ValueError(
+        f"there are fewer than {num} different problems of {steps[0]} to {steps[1]} steps in '{split}'"
+    )
 
 
 def pick(problems: Problems, i: int) -> Problem:
@@ -178,13 +187,15 @@ def stack(problems: Iterable[Problem], width: int = 0) -> Problems:
         operations[i, : len(problem.operations)] = [OPERATIONS.index(op) for op in problem.operations]
         operands[i, : len(problem.operands)] = problem.operands
     start = np.array([problem.start for problem in rows], np.int64)
-    return Problems(start, operations, operands, np.array([len(problem.operands) for problem in rows], np.int64))
+    return Problems(
+        start, operations, operands, np.array([len(problem.operands) for problem in rows], np.int64)
+    )
 
 
 def answer(text: str) -> str | None:
-    """The number on the last line ``Answer: ...`` of a text, ``None`` if there is no such line.
+    r"""The number on the last line ``Answer: ...`` of a text, ``None`` if there is no such line.
 
-    >>> answer("3 - 2 = 1\\nAnswer: 1")
+    >>> answer("3 - 2 = 1\nAnswer: 1")
     '1'
     """
     found = _ANSWER.findall(text)
@@ -192,12 +203,12 @@ def answer(text: str) -> str | None:
 
 
 def check(problem: Any, text: Any) -> Check:
-    """Judge a continuation of ``problem.prompt``, line by line and by its answer.
+    r"""Judge a continuation of ``problem.prompt``, line by line and by its answer.
 
     A line that has not ended yet is judged as it stands: right if the text so far begins the solution.
 
     >>> problem = Problem(7, "+*-", (5, 3, 2))
-    >>> check(problem, "7 + 5 = 1\\n1 * 3 = 4\\nAnswer: 1")
+    >>> check(problem, "7 + 5 = 1\n1 * 3 = 4\nAnswer: 1")
     Check(steps=(True, False, False), answer=True)
     """
     if not isinstance(text, str):

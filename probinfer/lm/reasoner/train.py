@@ -25,6 +25,7 @@ from probinfer.types import Array
 __all__ = ["MAX_CONTEXT", "Settings", "train"]
 
 MAX_CONTEXT = 256
+_PLAN = Plan(num_iterations=1000, learning_rate=3e-3, evaluate_from=300, evaluate_every=10, target=0.35)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Settings:
     steps: tuple[int, int] = (3, 7)
     batch: int = 48
     num_validation: int = 300
-    plan: Plan = Plan(num_iterations=1000, learning_rate=3e-3, evaluate_from=300, evaluate_every=10, target=0.35)
+    plan: Plan = _PLAN
 
     def config(self) -> Config:
         """The transformer: of the Qwen2 family, head tied to the embedding."""

@@ -27,6 +27,8 @@ from probinfer.types import Array
 
 __all__ = ["Examples", "RewardSettings", "auc", "examples", "judge", "train_reward"]
 
+_PLAN = Plan(num_iterations=400, learning_rate=1e-3)
+
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
@@ -46,7 +48,7 @@ class RewardSettings:
     steps: tuple[int, int] = (3, 7)
     batch: int = 64
     inner: float = 0.25
-    plan: Plan = Plan(num_iterations=400, learning_rate=1e-3)
+    plan: Plan = _PLAN
 
 
 class Examples:
@@ -135,7 +137,7 @@ def judge(
 
 
 def auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n"]) -> float:
-    """Probability that a right prefix has a higher score than a wrong one, ties counted half; NaN without both kinds."""
+    """Probability that a right prefix has a higher score than a wrong one, ties counted half; NaN without both."""
     labels = np.asarray(labels, bool)
     _, place, counts = np.unique(logits, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # Mann and Whitney (1947), mid-ranks

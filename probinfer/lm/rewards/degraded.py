@@ -3,9 +3,10 @@ r"""Rewards made worse by a dialled amount, for studies of what methods do when 
 .. math:: \ell'(x_{1:t}) = \ell(x_{1:t}) + \sigma\,\epsilon_t, \qquad
     \epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1-\rho^2}\,\xi(c, x_{1:t})
 
-The noise is frozen: :math:`\xi` is a standard normal number computed from a hash of the prompt and the prefix, so the same
-prefix always has the same score, as with a real reward model, and it helps nothing to ask twice. With ``persistence``
-:math:`\rho > 0` a prefix passes a part of its error on to what follows, so that errors do not cancel along a text.
+The noise is frozen: :math:`\xi` is a standard normal number computed from a hash of the prompt and the prefix, so the
+same prefix always has the same score, as with a real reward model, and it helps nothing to ask twice. With
+``persistence`` :math:`\rho > 0` a prefix passes a part of its error on to what follows, so that errors do not cancel
+along a text.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Degraded(Score):
         code, length = state.code + codes, state.length + view.step_length.astype(jnp.int32)
         fresh = _normal(code).astype(self.noise.dtype)
         noise = self.persistence * state.noise + jnp.sqrt(1 - self.persistence**2) * fresh
-        noise = jnp.where(length == view.step_length, fresh, noise)  # the first step has the same law as the others
+        noise = jnp.where(
+            length == view.step_length, fresh, noise
+        )  # the first step has the same law as the others
         noise = jnp.where(view.step_length > 0, noise, state.noise)
         value = value + (self.noise * noise).astype(value.dtype)
         return DegradedState(inner, code, length, noise), value
@@ -113,7 +116,7 @@ def degrade(score: Any, noise: Any, seed: int = 0, persistence: Any = 0.0) -> De
 def noise_for_auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n"], auc: Any) -> float:
     r"""The noise at which the AUC is expected to be ``auc``.
 
-    The expected AUC is the mean over pairs of a right and a wrong prefix of :math:`\Phi((\ell_i - \ell_j) / \sigma\sqrt2)`.
+    That is the mean of :math:`\Phi((\ell_i - \ell_j) / \sigma\sqrt2)` over right prefixes i and wrong ones j.
 
     Args:
         logits: scores of held-out prefixes.
@@ -144,7 +147,9 @@ def noise_for_auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n
 def _code(seed: Array, tokens: Array, start: Any, length: Any) -> Array:
     """Sum over tokens of a hash of (token, position), so that it does not matter how a text is cut into steps."""
     place = jnp.arange(tokens.shape[0], dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
-    codes = _mix(_mix(seed + place * jnp.uint32(0x9E3779B9)) + tokens.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
+    codes = _mix(
+        _mix(seed + place * jnp.uint32(0x9E3779B9)) + tokens.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
+    )
     inside = jnp.arange(tokens.shape[0]) < length
     return jnp.sum(jnp.where(inside, codes, jnp.uint32(0)), axis=-1, dtype=jnp.uint32)
 

@@ -72,7 +72,9 @@ class RewardModel(Score):
             value = getattr(self, name)
             absent = name == "max_tokens" and value is None
             if not absent and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive Python int (it is a shape), got {shortened(value)}")
+                raise ValueError(
+                    f"{name} must be a positive Python int (it is a shape), got {shortened(value)}"
+                )
 
     def with_room(self, max_tokens: int) -> RewardModel:
         """The same model with room for so many tokens after the prompt."""
@@ -101,8 +103,8 @@ class RewardModel(Score):
         room = most - size if self.max_tokens is None else self.max_tokens
         if room < 1 or size + room > most:
             raise ValueError(
-                f"a padded prompt of {size} tokens and {max(room, 1)} tokens after it do not fit into the {most} tokens "
-                f"of the reward model's context: shorten the prompt or max_tokens"
+                f"a padded prompt of {size} tokens and {max(room, 1)} tokens after it do not fit into the {most} "
+                f"tokens of the reward model's context: shorten the prompt or max_tokens"
             )
         hidden, prompt = self.trunk.prefill(context.tokens, context.length)
         value = jnp.broadcast_to(self.value(hidden), (num,))
