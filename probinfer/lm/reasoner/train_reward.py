@@ -8,6 +8,7 @@ count most. The model is imperfect because it is small and has seen little, not 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,6 +41,8 @@ class RewardSettings:
         steps: fewest and most steps of a problem.
         batch: rollouts of a step of training.
         inner: weight of a token inside a step; the last of a step has weight 1.
+        imitation: weight of the likelihood of the tokens up to which a rollout is right, beside that of the labels; it
+            keeps the trunk a language model, and one of the right solutions.
         plan: of the descent.
     """
 
@@ -48,6 +51,7 @@ class RewardSettings:
     steps: tuple[int, int] = (3, 7)
     batch: int = 64
     inner: float = 0.25
+    imitation: float = 1.0
     plan: Plan = _PLAN
 
 
@@ -111,7 +115,7 @@ def train_reward(
     start = RewardModel(model, jnp.zeros(model.config.hidden_size, dtype), jnp.zeros((), dtype))
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "plan"}
     about = {"what": "reward model of the reasoner", **fields, "rollouts": int(found.tokens.sum())}
-    return descend(_loss, start, batch, settings.plan, about=about, checkpoint=checkpoint, progress=progress)
+    return descend(partial(_loss, settings.imitation), start, batch, settings.plan, about=about, checkpoint=checkpoint, progress=progress)
 
 
 def judge(
@@ -152,8 +156,11 @@ def _logits(reward: RewardModel, tokens: Array) -> Array:
     return reward.logits(tokens)
 
 
-def _loss(reward: RewardModel, batch: tuple[Array, Array, Array]) -> Array:
-    """Weighted mean of the cross entropy of the labels."""
+def _loss(imitation: float, reward: RewardModel, batch: tuple[Array, Array, Array]) -> Array:
+    """Weighted mean of the cross entropy of the labels, and mean cross entropy of the next tokens that are right."""
     tokens, labels, weights = batch
-    losses = optax.sigmoid_binary_cross_entropy(reward.logits(tokens), labels)
-    return jnp.sum(losses * weights) / jnp.sum(weights)
+    hidden = reward.trunk.forward(tokens)
+    verdicts = optax.sigmoid_binary_cross_entropy(reward.value(hidden), labels)
+    logits = reward.trunk.head(hidden[:, :-1])
+    words = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * labels[:, 1:]
+    return jnp.sum(verdicts * weights) / jnp.sum(weights) + imitation * jnp.sum(words) / jnp.sum(labels)
