@@ -112,6 +112,11 @@ class Tempered(Potential):
         state, value = self.inner.advance(state, view)
         return state, _scaled(value, self.power)
 
+    def log_score(self, last: Array, total: Array) -> Array:
+        """Of the inner one."""
+        power = jnp.where(self.power == 0, 1, self.power).astype(last.dtype)
+        return self.inner.log_score(last / power, total / power)
+
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
         """As the inner one."""
         return self.inner.gather(state, ancestors)

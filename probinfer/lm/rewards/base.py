@@ -97,6 +97,15 @@ class Potential:
         """Fork the state."""
         return jax.tree.map(lambda leaf: leaf[ancestors], state)
 
+    def log_score(self, last: Array, total: Array) -> Array:
+        """Log score of the prefixes (N,), by which a search ranks them.
+
+        Args:
+            last: log factors of the last step.
+            total: of all steps.
+        """
+        return total
+
     @property
     def words(self) -> str:
         """The factor in words, after "times"."""

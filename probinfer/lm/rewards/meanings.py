@@ -42,6 +42,9 @@ class _Scored(Potential):
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
         return self.score.gather(state, ancestors)
 
+    def log_score(self, last: Array, total: Array) -> Array:
+        return last
+
 
 @pytree
 class StepLikelihood(_Scored):
@@ -133,6 +136,10 @@ class LogOdds(_Scored):
         state, value = self.score.step(state, view)
         odds = jnp.where(value == -jnp.inf, value, jnp.clip(value, -_CLIP, _CLIP))
         return state, odds / self.temperature.astype(odds.dtype)
+
+    def log_score(self, last: Array, total: Array) -> Array:
+        """The log probability whose odds the last step multiplied."""
+        return log_value("logit", last * self.temperature.astype(last.dtype))
 
     @property
     def words(self) -> str:
