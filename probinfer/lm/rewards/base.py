@@ -1,4 +1,4 @@
-"""What a reward sees of a step, and the two kinds of it: scores are numbers, potentials are their meaning as weights."""
+"""What a reward sees of a step, and its two kinds: scores are numbers, potentials what they mean as weights."""
 
 from __future__ import annotations
 
