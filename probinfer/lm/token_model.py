@@ -119,7 +119,11 @@ def empty(model: TokenModel, num: int) -> Particles:
 def fork(model: TokenModel, particles: Particles, ancestors: Array) -> Particles:
     """Row j of the result is row ``ancestors[j]``; what is counted is the rows that were not their own ancestor."""
     num = particles.log_prior.shape[0]
-    own = jnp.arange(ancestors.shape[0]) == ancestors if ancestors.shape[0] == num else jnp.zeros(len(ancestors), bool)
+    own = (
+        jnp.arange(ancestors.shape[0]) == ancestors
+        if ancestors.shape[0] == num
+        else jnp.zeros(len(ancestors), bool)
+    )
     ledger = particles.ledger._replace(forked=particles.ledger.forked + jnp.sum(~own, dtype=jnp.int32))
     rows = {name: getattr(particles, name)[ancestors] for name in ("log_prior", "log_potential", "last")}
     return particles._replace(
@@ -131,13 +135,17 @@ def fork(model: TokenModel, particles: Particles, ancestors: Array) -> Particles
     )
 
 
-def step(model: TokenModel, key: Array, particles: Particles, forced: Record | None) -> tuple[Particles, Array]:
+def step(
+    model: TokenModel, key: Array, particles: Particles, forced: Record | None
+) -> tuple[Particles, Array]:
     """Draw a step for every particle and weigh it."""
     text, state, taken = take_step(key, model.setting, particles.text, particles.state, model.limit, forced)
     size = jnp.int32(taken.active.shape[0])
     drawn = jnp.sum(taken.record.length, dtype=jnp.int32)
     ledger = particles.ledger
-    counted = ledger._replace(generated=ledger.generated + drawn, masked=ledger.masked + taken.num_loops * size - drawn)
+    counted = ledger._replace(
+        generated=ledger.generated + drawn, masked=ledger.masked + taken.num_loops * size - drawn
+    )
     return weighed(model, particles._replace(text=text, state=state, ledger=counted), taken)
 
 
@@ -189,7 +197,9 @@ def log_target(model: TokenModel, particles: Particles, records: Record, t: Arra
 
     def row(at: Array) -> Record:
         now = Record(records.tokens[at], records.length[at])
-        return now if now.length.ndim else Record(*(jnp.broadcast_to(leaf, (num, *leaf.shape)) for leaf in now))
+        return (
+            now if now.length.ndim else Record(*(jnp.broadcast_to(leaf, (num, *leaf.shape)) for leaf in now))
+        )
 
     def going_on(carry: tuple) -> Array:
         at, _, log_weight = carry
@@ -216,7 +226,12 @@ def _init(model: TokenModel, extend: Any, key: Array, num: int, reference: Recor
 
 
 def _extend(
-    model: TokenModel, extend: Any, key: Array, particles: Particles, t: Array, reference: Record | None = None
+    model: TokenModel,
+    extend: Any,
+    key: Array,
+    particles: Particles,
+    t: Array,
+    reference: Record | None = None,
 ) -> tuple:
     return extend(model, key, particles, reference)
 

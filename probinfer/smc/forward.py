@@ -20,7 +20,7 @@ from probinfer.base import Status
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 from probinfer.types import Array, ArrayTree, strong_array
 
-__all__ = ["State", "Sweep", "first_step", "forward", "next_step"]
+__all__ = ["State", "Sweep", "first_step", "forward", "next_step", "to_sweep"]
 
 
 class Sweep(NamedTuple):
@@ -94,7 +94,7 @@ def forward(
         ran = jnp.int32(num_steps)
     else:
         state, rows, ran = _run_until_done(step, model, state, keys, num_steps)
-    return _collect(state, rows, ran, first_records, first_weights)
+    return to_sweep(state, rows, ran, first_records, first_weights)
 
 
 def first_step(key: Array, model: BatchedFeynmanKac, num: int, reference: ArrayTree) -> State:
@@ -272,7 +272,8 @@ def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Arr
     return state, rows, ran
 
 
-def _collect(state: State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
+def to_sweep(state: State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
+    """What a pass leaves, from its last state and the rows of its steps, of which ``ran`` - 1 count."""
     final = state.log_factor + weights.log_mean_exp(state.log_weights)
     steps = jnp.arange(rows.ess.shape[0] + 1)
     failed = (state.status != int(Status.OK)) & (steps >= state.stopped_at)

@@ -60,7 +60,9 @@ class Product(Potential):
 
     def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
         """The sum."""
-        states, values = zip(*(p.advance(own, view) for p, own in zip(self.parts, state, strict=True)), strict=True)
+        states, values = zip(
+            *(p.advance(own, view) for p, own in zip(self.parts, state, strict=True)), strict=True
+        )
         return states, sum(values[1:], values[0])
 
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
@@ -112,6 +114,11 @@ class Tempered(Potential):
         state, value = self.inner.advance(state, view)
         return state, _scaled(value, self.power)
 
+    def log_score(self, last: Array, total: Array) -> Array:
+        """Of the inner one."""
+        power = jnp.where(self.power == 0, 1, self.power).astype(last.dtype)
+        return self.inner.log_score(last / power, total / power)
+
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
         """As the inner one."""
         return self.inner.gather(state, ancestors)
@@ -134,7 +141,9 @@ def add(a: Potential, b: Any) -> Potential:
         TypeError: ``b`` is no potential.
     """
     if not isinstance(b, Potential):
-        raise TypeError(f"rewards are added to rewards, got {shortened(b)}; wrap a function by lm.rewards.from_python")
+        raise TypeError(
+            f"rewards are added to rewards, got {shortened(b)}; wrap a function by lm.rewards.from_python"
+        )
     parts = tuple(part for side in (a, b) for part in (side.parts if isinstance(side, Product) else (side,)))
     return Product(parts)
 

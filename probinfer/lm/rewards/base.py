@@ -1,4 +1,4 @@
-"""What a reward sees of a step, and the two kinds of it: scores are numbers, potentials are their meaning as weights."""
+"""What a reward sees of a step, and its two kinds: scores are numbers, potentials what they mean as weights."""
 
 from __future__ import annotations
 
@@ -96,6 +96,15 @@ class Potential:
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
         """Fork the state."""
         return jax.tree.map(lambda leaf: leaf[ancestors], state)
+
+    def log_score(self, last: Array, total: Array) -> Array:
+        """Log score of the prefixes (N,), by which a search ranks them.
+
+        Args:
+            last: log factors of the last step.
+            total: of all steps.
+        """
+        return total
 
     @property
     def words(self) -> str:

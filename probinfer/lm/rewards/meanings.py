@@ -1,4 +1,4 @@
-r"""What a score means as a weight. The same numbers r_t sample different laws:
+r"""What a score means as a weight: the same numbers r_t sample different laws.
 
 ============== ===================================== ==========================
 meaning        log weight of step t                  texts x in proportion to
@@ -25,7 +25,16 @@ from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import Potential, Score, View, log_value
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
-__all__ = ["MEANINGS", "LogOdds", "PrefixTwist", "SelfCertainty", "Sharpened", "StepLikelihood", "Terminal", "weigh"]
+__all__ = [
+    "MEANINGS",
+    "LogOdds",
+    "PrefixTwist",
+    "SelfCertainty",
+    "Sharpened",
+    "StepLikelihood",
+    "Terminal",
+    "weigh",
+]
 
 _CLIP = 16.0  # odds of a score of one are finite: 1e-7 and 1 - 1e-7 are the extremes
 
@@ -41,6 +50,9 @@ class _Scored(Potential):
 
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
         return self.score.gather(state, ancestors)
+
+    def log_score(self, last: Array, total: Array) -> Array:
+        return last
 
 
 @pytree
@@ -134,11 +146,16 @@ class LogOdds(_Scored):
         odds = jnp.where(value == -jnp.inf, value, jnp.clip(value, -_CLIP, _CLIP))
         return state, odds / self.temperature.astype(odds.dtype)
 
+    def log_score(self, last: Array, total: Array) -> Array:
+        """The log probability whose odds the last step multiplied."""
+        return log_value("logit", last * self.temperature.astype(last.dtype))
+
     @property
     def words(self) -> str:
         """In words."""
         tau = float(self.temperature)
-        return "the product of the odds of the scores of its steps" + (f", to the power {1 / tau:g}" if tau != 1 else "")
+        power = f", to the power {1 / tau:g}" if tau != 1 else ""
+        return "the product of the odds of the scores of its steps" + power
 
 
 @pytree

@@ -1,0 +1,8 @@
+"""From text to token ids and back, chat templates, and the automaton that finds delimiters."""
+
+from probinfer.lm.tokens.automaton import Automaton, build
+from probinfer.lm.tokens.chat import ChatTemplate
+from probinfer.lm.tokens.tokenizer import Tokenizer
+from probinfer.lm.tokens.vocabulary import Vocabulary
+
+__all__ = ["Automaton", "ChatTemplate", "Tokenizer", "Vocabulary", "build"]
