@@ -169,12 +169,13 @@ def _affine(logits: np.ndarray, labels: np.ndarray, with_offset: bool) -> tuple[
 def _isotonic(logits: np.ndarray, labels: np.ndarray, smoothing: float) -> Isotonic:
     """Knots at both ends of every pool."""
     scores, group = np.unique(logits, return_inverse=True)
-    count, right = np.bincount(group, np.ones_like(labels)), np.bincount(group, labels)
+    count, right = np.bincount(group), np.bincount(group, labels)
     pool = pool_adjacent(right / count, count)
     # Smoothing moves small pools more than large ones, which may turn their order.
-    count, right = np.bincount(pool, count) + 2 * smoothing, np.bincount(pool, right) + smoothing
-    again = pool_adjacent(right / count, count)
-    values = special.logit(np.bincount(again, right) / np.bincount(again, count))[again[pool]]
+    counts = np.bincount(pool, count) + 2 * smoothing
+    rights = np.bincount(pool, right) + smoothing
+    again = pool_adjacent(rights / counts, counts)
+    values = special.logit(np.bincount(again, rights) / np.bincount(again, counts))[again[pool]]
     ends = np.flatnonzero(np.diff(values, prepend=-np.inf) + np.diff(values, append=np.inf))
     return Isotonic(strong_array(scores[ends]), strong_array(values[ends]))
 
@@ -221,9 +222,9 @@ def reliability(logits: Any, labels: Any, *, num_bins: int = 10, level: Any = 0.
         raise ValueError(f"num_bins must be positive and level between 0 and 1; got {num_bins} and {level}")
     said = special.expit(logits)
     bins = np.minimum((said * num_bins).astype(int), num_bins - 1)
-    count = np.bincount(bins, np.ones_like(said), num_bins)
-    used = count > 0
-    count = count[used]
+    counts = np.bincount(bins, minlength=num_bins)
+    used = counts > 0
+    count = counts[used]
     predicted = np.bincount(bins, said, num_bins)[used] / count
     observed = np.bincount(bins, labels, num_bins)[used] / count
     area, variance = auc(logits, labels)
@@ -233,7 +234,7 @@ def reliability(logits: Any, labels: Any, *, num_bins: int = 10, level: Any = 0.
         edges[1:][used],
         predicted,
         observed,
-        count.astype(int),
+        count,
         float(np.sum(count * np.abs(predicted - observed)) / len(labels)),
         float(np.mean((said - labels) ** 2)),
         area,

@@ -1,0 +1,237 @@
+r"""What a score means as a weight: the same numbers r_t sample different laws.
+
+============== ===================================== ==========================
+meaning        log weight of step t                  texts x in proportion to
+============== ===================================== ==========================
+likelihood     log r_t                               prior(x) Π_t r_t
+twist          log ψ_t - log ψ_{t-1}                 prior(x) ψ_T
+odds           logit(r_t) / τ                        prior(x) Π_t (r_t/(1-r_t))^{1/τ}
+terminal       log r_T, where the text ends          prior(x) r_T
+============== ===================================== ==========================
+
+Each step is weighed once: a text that has ended keeps its weight.
+
+References:
+    Puri et al. (2025), odds of process rewards; Zhao et al. (2024), twists; Lew et al. (2023), likelihoods of steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from probinfer.lm.base import Context
+from probinfer.lm.rewards.base import Potential, Score, View, log_value
+from probinfer.types import Array, ArrayTree, pytree, strong_array
+
+__all__ = [
+    "MEANINGS",
+    "LogOdds",
+    "PrefixTwist",
+    "SelfCertainty",
+    "Sharpened",
+    "StepLikelihood",
+    "Terminal",
+    "weigh",
+]
+
+_CLIP = 16.0  # odds of a score of one are finite: 1e-7 and 1 - 1e-7 are the extremes
+
+
+class _Scored(Potential):
+    """A potential of one score, whose state it passes on."""
+
+    num_scores = 1
+    score: Any
+
+    def init(self, context: Context, num: int) -> ArrayTree:
+        return self.score.init(context, num)
+
+    def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
+        return self.score.gather(state, ancestors)
+
+    def log_score(self, last: Array, total: Array) -> Array:
+        return last
+
+
+@pytree
+class StepLikelihood(_Scored):
+    """Each step's score is the likelihood that the step is right: log weight log r_t.
+
+    Attributes:
+        score: of a step.
+    """
+
+    score: Any
+
+    def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Weigh by log r_t."""
+        state, value = self.score.step(state, view)
+        return state, log_value(self.score.scale, value)
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        return "the product of the scores of its steps"
+
+
+class TwistState(NamedTuple):
+    """The state of the score and the last log twist (N,)."""
+
+    score: Any
+    last: Array
+
+
+@pytree
+class PrefixTwist(Potential):
+    """The score of a prefix is a twist: it is taken back when the next one comes, so only the last one stays.
+
+    A prefix of score zero is given up, so a score that is zero must stay zero.
+
+    Attributes:
+        score: of a prefix; that of the whole text is the reward.
+    """
+
+    score: Any
+    num_scores = 1
+
+    def init(self, context: Context, num: int) -> TwistState:
+        """Log twist 0 before the first step."""
+        return TwistState(self.score.init(context, num), jnp.zeros(num, jnp.result_type(float)))
+
+    def gather(self, state: TwistState, ancestors: Array) -> TwistState:
+        """Fork."""
+        return TwistState(self.score.gather(state.score, ancestors), state.last[ancestors])
+
+    def advance(self, state: TwistState, view: View) -> tuple[TwistState, Array]:
+        """Weigh by log psi_t - log psi_{t-1}."""
+        inner, value = self.score.step(state.score, view)
+        value = log_value(self.score.scale, value).astype(state.last.dtype)
+        gone = state.last == -jnp.inf
+        change = jnp.where(gone, -jnp.inf, value - jnp.where(gone, 0, state.last))
+        return TwistState(inner, jnp.where(view.active, value, state.last)), change
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        return "the score of the whole text"
+
+
+@pytree
+class LogOdds(_Scored):
+    r"""Every step multiplies the odds of its score: log weight logit(r_t) / tau, clipped at \|logit\| = 16.
+
+    Attributes:
+        score: of a prefix, on the scale of logits.
+        temperature: tau; above 1 trusts the score less.
+    """
+
+    score: Any
+    temperature: Any = 1.0
+
+    def __post_init__(self):
+        if self.score.scale != "logit":
+            raise ValueError(
+                "odds need a score that is a probability (scale 'logit'), this one is any positive number: use "
+                "StepLikelihood, PrefixTwist or Terminal"
+            )
+        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        object.__setattr__(self, "temperature", strong_array(self.temperature))
+
+    def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Weigh by logit(r_t) / tau; a score that failed (minus infinity) is a weight of zero."""
+        state, value = self.score.step(state, view)
+        odds = jnp.where(value == -jnp.inf, value, jnp.clip(value, -_CLIP, _CLIP))
+        return state, odds / self.temperature.astype(odds.dtype)
+
+    def log_score(self, last: Array, total: Array) -> Array:
+        """The log probability whose odds the last step multiplied."""
+        return log_value("logit", last * self.temperature.astype(last.dtype))
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        tau = float(self.temperature)
+        power = f", to the power {1 / tau:g}" if tau != 1 else ""
+        return "the product of the odds of the scores of its steps" + power
+
+
+@pytree
+class Terminal(_Scored):
+    """Only the whole text is weighed: log r_T where it ends or is cut.
+
+    Attributes:
+        score: of a whole text.
+    """
+
+    score: Any
+
+    def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Weigh by log r_T at the end, by nothing before."""
+        state, value = self.score.step(state, view)
+        ends = view.finished | view.truncated
+        return state, jnp.where(ends, log_value(self.score.scale, value), jnp.zeros_like(value))
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        return "the score of the whole text"
+
+
+@pytree
+class Sharpened(Potential):
+    r"""The prior to a power: log weight :math:`(\alpha - 1) \log p(x_t)` of each step; no reward is needed.
+
+    Attributes:
+        power: alpha; above 1 prefers what the model thinks likely.
+
+    References:
+        Karan and Du (2025), power sampling; Zhao et al. (2026), power SMC.
+    """
+
+    power: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "power", strong_array(self.power))
+
+    def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Weigh by (alpha - 1) log p."""
+        return state, (self.power.astype(view.step_log_prob.dtype) - 1) * view.step_log_prob
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        return f"the prior to the power {float(self.power) - 1:g}"
+
+
+@pytree
+class SelfCertainty(Score):
+    """The model's own confidence: r is the geometric mean of the probabilities of the tokens of the step.
+
+    References:
+        Kang, Zhao and Song (2025), self-certainty.
+    """
+
+    scale = "logit"
+
+    def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """The logit of exp(mean log probability)."""
+        log_r = view.step_log_prob / jnp.maximum(view.step_length, 1)
+        log_r = jnp.minimum(log_r, -1e-7)
+        return state, log_r - jnp.log(-jnp.expm1(log_r))
+
+
+MEANINGS = {"likelihood": StepLikelihood, "twist": PrefixTwist, "odds": LogOdds, "terminal": Terminal}
+
+
+def weigh(score: Score, meaning: str) -> Potential:
+    """The potential that a score has by a meaning: "likelihood", "twist", "odds" or "terminal".
+
+    Raises:
+        ValueError: an unknown meaning.
+    """
+    if meaning not in MEANINGS:
+        raise ValueError(f"meaning must be one of {', '.join(map(repr, MEANINGS))}, got {meaning!r}")
+    return MEANINGS[meaning](score)
