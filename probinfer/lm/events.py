@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from probinfer.lm.methods.base import Draws
@@ -79,7 +80,7 @@ def _of_step(tokenizer: Any, seen: Seen) -> Event:
 
 def _of_draws(tokenizer: Any, iteration: int, draws: Draws) -> Event:
     if draws.tokens.ndim == 3:  # the first of several chains
-        draws = type(draws)(*(None if leaf is None else _first(leaf) for leaf in draws))
+        draws = jax.tree.map(lambda leaf: leaf[0], draws)
     return Event(
         step=iteration,
         texts=_decoded(tokenizer, draws.tokens, draws.length),
@@ -91,10 +92,6 @@ def _of_draws(tokenizer: Any, iteration: int, draws: Draws) -> Event:
         ess=float(draws.ess[int(draws.num_steps) - 1]),
         log_evidence=float(draws.log_evidence),
     )
-
-
-def _first(leaf: Any) -> Any:
-    return type(leaf)(*(part[0] for part in leaf)) if isinstance(leaf, tuple) else leaf[0]
 
 
 def _decoded(tokenizer: Any, tokens: Any, length: Any) -> list[str]:

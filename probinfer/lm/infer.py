@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, advice, check_key, shortened
 from probinfer.lm import answers as extractors
+from probinfer.lm import events
 from probinfer.lm.events import onlooker
 from probinfer.lm.methods.adaptive import Adaptive, run_adaptively
 from probinfer.lm.methods.base import Draws
@@ -30,7 +31,7 @@ from probinfer.lm.rewards.host import HostScore
 from probinfer.lm.token_model import TokenModel
 from probinfer.types import PRNGKey
 
-__all__ = ["infer", "run_prepared"]
+__all__ = ["infer", "run_prepared", "stream"]
 
 _CODE = {
     Status.DEGENERATE_WEIGHTS: "every particle died: no text that was tried has a positive weight. The texts are those "
@@ -93,13 +94,17 @@ def infer(
         raise TypeError(f"expected a model of lm.load(folder) or lm.reasoner(), got {shortened(model)}")
     method = ParticleFilter(num_particles=16) if method is None else method
     if not hasattr(method, "run"):
-        raise TypeError(f"expected a method such as lm.ParticleFilter(num_particles=16), got {shortened(method)}")
+        raise TypeError(
+            f"expected a method such as lm.ParticleFilter(num_particles=16), got {shortened(method)}"
+        )
     several = _are_several(prompt, chat)
     prompts = list(prompt) if several else [prompt]
     tokens = [encode(model, one, chat) for one in prompts]
     potential = bind(reward, model.tokenizer)
     proposal = Proposal() if proposal is None else proposal
-    limits = Limits(_positive("max_tokens", max_tokens), max_steps, (stop,) if isinstance(stop, str) else tuple(stop))
+    limits = Limits(
+        _positive("max_tokens", max_tokens), max_steps, (stop,) if isinstance(stop, str) else tuple(stop)
+    )
     started = time.perf_counter()
     models = prepare(model, tokens, method, potential, proposal, limits)
     keys = list(jax.random.split(key, len(models))) if several else [key]
@@ -110,6 +115,16 @@ def infer(
     for result in found[:1]:
         _warn(result)
     return found if several else found[0]
+
+
+def stream(*args: Any, **settings: Any) -> Iterator[Any]:
+    """Yield an ``lm.Event`` after every step of ``lm.infer``, and its ``lm.Answers`` last.
+
+    Args:
+        *args: those of ``lm.infer``.
+        **settings: likewise, without ``watch``.
+    """
+    return events.stream(infer, *args, **settings)
 
 
 def _are_several(prompt: Any, chat: bool) -> bool:
@@ -157,13 +172,16 @@ def _run_all(
     batch: int | None,
 ) -> list[Draws]:
     watched = watch is not None or (bars.is_on(progress) and len(models) == 1)
+    pairs = list(zip(keys, models, strict=True))
     if isinstance(method, Adaptive):
-        return [run_adaptively(k, m, method, tokenizer, answer, run_prepared) for k, m in zip(keys, models, strict=True)]
+        with bars.task("batches", method.max_rounds, progress) as line:
+            read = partial(_read, tokenizer, answer)
+            return [run_adaptively(k, m, method, read, run_prepared, line) for k, m in pairs]
     total = _num_watched(method, models[0]) if watched else len(models)
     with bars.task("steps" if watched else "prompts", total, progress) as line:
         if watched:
             look = onlooker(tokenizer, watch, line)
-            return [method.run(k, m, watch=look) for k, m in zip(keys, models, strict=True)]
+            return [method.run(k, m, watch=look) for k, m in pairs]
         size = batch or (1 if jax.default_backend() == "cpu" else 8)
         found: list[Draws] = []
         while len(found) < len(models):
@@ -171,6 +189,10 @@ def _run_all(
             found += _batch(keys[now], models[now], method)
             line.update(len(found))
         return found
+
+
+def _read(tokenizer: Any, answer: Any, tokens: np.ndarray) -> str | None:
+    return _extract(answer, tokenizer.decode(tokens))
 
 
 def _num_watched(method: Any, model: TokenModel) -> int:
@@ -199,9 +221,9 @@ def _answers(
     seconds: float,
     prompt: np.ndarray,
     num_prompt: int,
-    draws: Draws,
+    raw: Draws,
 ) -> Answers:
-    draws = jax.tree.map(np.asarray, draws)
+    draws: Any = jax.tree.map(np.asarray, raw)
     decode = model.tokenizer.decode
     tokens = [row[:length] for row, length in zip(draws.tokens, draws.length, strict=True)]
     texts = [decode(row) for row in tokens]
@@ -266,8 +288,8 @@ def _extract(answer: Any, text: str) -> str | None:
 
 
 def _faults(potential: Potential) -> str:
-    scores = [leaf for leaf in jax.tree.leaves(potential, is_leaf=lambda x: isinstance(x, HostScore))]
-    reports = [score.faults for score in scores if isinstance(score, HostScore)]
+    leaves = jax.tree.leaves(potential, is_leaf=lambda leaf: isinstance(leaf, HostScore))
+    reports = [leaf.faults for leaf in leaves if isinstance(leaf, HostScore)]
     return "\n".join(str(report) for report in reports if report.counts)
 
 

@@ -1,4 +1,4 @@
-"""From prompts to token models: tokens in buckets, the prompt read once, limits and memory checked before anything runs."""
+"""From prompts to token models: tokens in buckets, the prompt read once, limits and memory checked before a run."""
 
 from __future__ import annotations
 
@@ -53,12 +53,16 @@ def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
     elif isinstance(prompt, (list, tuple, np.ndarray, jax.Array)):
         tokens = np.asarray(prompt)
     else:
-        raise TypeError(f"a prompt is a string, messages with chat=True, or token numbers; got {shortened(prompt)}")
+        raise TypeError(
+            f"a prompt is a string, messages with chat=True, or token numbers; got {shortened(prompt)}"
+        )
     tokens = np.asarray(tokens)
     if tokens.size == 0:
         raise ValueError("the prompt is empty: a language model needs a token to begin with")
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        raise TypeError(f"token numbers are one vector of integers, got {tokens.dtype} of shape {tokens.shape}")
+        raise TypeError(
+            f"token numbers are one vector of integers, got {tokens.dtype} of shape {tokens.shape}"
+        )
     if tokens.min() < 0 or tokens.max() >= model.network.vocab_size:
         raise ValueError(
             f"tokens must be in 0 ... {model.network.vocab_size - 1}, got {tokens.min()} ... {tokens.max()}"

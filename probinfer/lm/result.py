@@ -94,8 +94,10 @@ class Answers:
 
     @property
     def answers(self) -> list[tuple[str | None, float]]:
-        """Answers with their probabilities, likeliest first: the posterior vote; None stands for "no answer"."""
-        return selectors.posterior_vote(self.extracted, self.log_weights)
+        """Answers with their probabilities, likeliest first: the posterior vote; None, if any, is last: no answer."""
+        vote = selectors.posterior_vote(self.extracted, self.log_weights)
+        without = [(None, vote.unanswered)] if vote.unanswered > 0 else []
+        return [*vote.ranking, *without]
 
     @property
     def best(self) -> str | None:
@@ -109,14 +111,15 @@ class Answers:
 
     def sample(self, key: PRNGKey) -> str:
         """One text, drawn by the weights."""
-        return selectors.sample(key, self.texts, self.log_weights)
+        return self.texts[selectors.sample(key, self.texts, self.log_weights).particle]
 
     def summary(self) -> str:
         """A few lines for people."""
         lines = [f"target: {self.target}"]
         lines += [f"  {p:6.1%}  {'no answer' if a is None else a}" for a, p in self.answers[:8]]
         if self.log_evidence is not None:
-            lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {self.ess[self.num_steps - 1]:.1f}")
+            ess = self.ess[self.num_steps - 1]
+            lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {ess:.1f}")
         cost = self.ledger
         lines.append(
             f"{len(self.texts)} texts, {cost.generated} tokens generated ({cost.masked} masked), {cost.reward_calls} "

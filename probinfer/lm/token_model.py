@@ -16,8 +16,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from probinfer.lm import texts
-from probinfer.lm.rewards.base import View
 from probinfer.lm.replay import replay_step
+from probinfer.lm.rewards.base import View
 from probinfer.lm.stepping import Setting, Taken, take_step
 from probinfer.lm.texts import End, Record, Text
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
@@ -153,7 +153,8 @@ def weighed(model: TokenModel, particles: Particles, taken: Taken) -> tuple[Part
     """Weigh the step that was taken: log factors of the potential and of the tokens; zero where none was taken."""
     potential, text = model.setting.potential, particles.text
     last_step = particles.t + 1 >= model.num_steps
-    ended = jnp.where((text.ended == End.RUNNING) & last_step, int(End.MAX_STEPS), text.ended)
+    over = taken.active & (text.ended == End.RUNNING) & last_step
+    ended = jnp.where(over, int(End.MAX_STEPS), text.ended)
     cut = (ended == End.MAX_TOKENS) | (ended == End.MAX_STEPS)
     view = View(
         model.setting.context,

@@ -264,7 +264,9 @@ def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Arr
         rows = jax.tree.map(lambda buffer, value: buffer.at[t - 1].set(value), rows, row)
         return t + 1, now, rows
 
-    ran, state, rows = lax.while_loop(going_on, body, (jnp.int32(1), state, rows))
+    ran = jnp.int32(1)
+    if num_steps > 1:
+        ran, state, rows = lax.while_loop(going_on, body, (ran, state, rows))
     if rows.ancestors is not None:
         not_run = jnp.arange(1, num_steps)[:, None] >= ran
         identity = jnp.arange(rows.ancestors.shape[1], dtype=jnp.int32)

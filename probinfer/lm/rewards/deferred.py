@@ -30,7 +30,8 @@ class Deferred:
     """A reward that is made when its tokenizer is known, once for each tokenizer."""
 
     def __init__(self, make: Callable[[Any], Potential], words: str):
-        self._make, self._words, self._made = make, words, {}
+        self._make, self._words = make, words
+        self._made: dict[int, tuple[Any, Potential]] = {}
 
     def bind(self, tokenizer: Any) -> Potential:
         """The potential for a tokenizer; the same object when asked again."""
@@ -42,7 +43,9 @@ class Deferred:
         """The product of two factors."""
         if not isinstance(other, (Potential, Deferred)):
             raise TypeError(f"rewards are added to rewards, got {shortened(other)}")
-        return Deferred(lambda tokenizer: add(self.bind(tokenizer), bind(other, tokenizer)), f"{self} + {other}")
+        return Deferred(
+            lambda tokenizer: add(self.bind(tokenizer), bind(other, tokenizer)), f"{self} + {other}"
+        )
 
     def __radd__(self, other: Any) -> Deferred:
         """The product of two factors, the other way round."""
@@ -77,7 +80,9 @@ def bind(reward: Any, tokenizer: Any) -> Potential:
             f"a Python function becomes a reward by lm.rewards.from_python(fn): it says what its numbers mean; got "
             f"{shortened(reward)}"
         )
-    raise TypeError(f"a reward is made by lm.rewards.from_python, from_model, regex, ...; got {shortened(reward)}")
+    raise TypeError(
+        f"a reward is made by lm.rewards.from_python, from_model, regex, ...; got {shortened(reward)}"
+    )
 
 
 def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: Any) -> Deferred:
@@ -96,7 +101,9 @@ def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: A
     if not callable(fn):
         raise TypeError(f"a reward function is called with (prompt, text), got {shortened(fn)}")
     _check_meaning(meaning)
-    return Deferred(lambda tokenizer: weigh(HostScore(fn, tokenizer, **settings), meaning), f"from_python({fn})")
+    return Deferred(
+        lambda tokenizer: weigh(HostScore(fn, tokenizer, **settings), meaning), f"from_python({fn})"
+    )
 
 
 def from_model(score: Score, *, meaning: str = "odds") -> Potential:
@@ -135,7 +142,9 @@ def regex(pattern: str) -> Deferred:
     """Only texts that match a regular expression from end to end."""
     from probinfer.lm.rewards import constraints
 
-    return Deferred(lambda tok: TokenMask(constraints.regex(pattern, tok), "texts that match"), f"regex({pattern!r})")
+    return Deferred(
+        lambda tok: TokenMask(constraints.regex(pattern, tok), "texts that match"), f"regex({pattern!r})"
+    )
 
 
 def json_schema(schema: Any) -> Deferred:
@@ -143,7 +152,8 @@ def json_schema(schema: Any) -> Deferred:
     from probinfer.lm.rewards import constraints
 
     return Deferred(
-        lambda tok: TokenMask(constraints.json_schema(schema, tok), "JSON that follows the schema"), "json_schema(...)"
+        lambda tok: TokenMask(constraints.json_schema(schema, tok), "JSON that follows the schema"),
+        "json_schema(...)",
     )
 
 
@@ -151,7 +161,9 @@ def grammar(lark: str) -> Deferred:
     """Only texts of a grammar in the notation of Lark."""
     from probinfer.lm.rewards import constraints
 
-    return Deferred(lambda tok: TokenMask(constraints.grammar(lark, tok), "texts of the grammar"), "grammar(...)")
+    return Deferred(
+        lambda tok: TokenMask(constraints.grammar(lark, tok), "texts of the grammar"), "grammar(...)"
+    )
 
 
 def _check_meaning(meaning: str) -> None:
