@@ -87,7 +87,7 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
         "settings": dataclasses.asdict(settings),
         "reward settings": dataclasses.asdict(reward_settings),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
-        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
         "CPU minutes": {"training of this process": minutes, **_minutes(trace, reward_trace)},
         "iterations": {"language model": len(trace.loss), "reward model": len(reward_trace.loss)},
         "loss": {"language model": trace.loss[::10], "reward model": reward_trace.loss[::10]},

@@ -20,7 +20,7 @@ def problems():
 
 
 def test_the_files_are_small():
-    sizes = [file.stat().st_size for file in reasoner.folder().glob("*.safetensors")]
+    sizes = [file.stat().st_size for file in reasoner.folder().rglob("*.safetensors")]
     assert len(sizes) == 2
     assert sum(sizes) < 8e6
 

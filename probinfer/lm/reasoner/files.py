@@ -1,7 +1,7 @@
-"""The reasoner's files: a checkpoint folder in the Hugging Face layout, and the reward model beside it.
+"""The reasoner's files: two checkpoint folders in the Hugging Face layout, the reward model's inside the other.
 
-``model.safetensors`` has the names of a Qwen2 causal language model, ``reward.safetensors`` those of a Qwen2 model for
-token classification with one label; ``reward.json`` is the configuration of the latter.
+The language model is a Qwen2 causal language model; the reward model in ``reward/`` is a Qwen2 model for token
+classification with one label, whose logit is the reward.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ def write_model(folder: Path, model: Transformer) -> None:
 
 
 def write_reward(folder: Path, reward: RewardModel) -> None:
-    """Write reward.safetensors and reward.json."""
+    """Write config.json and model.safetensors in the folder ``reward`` of the language model's folder."""
+    folder = folder / "reward"
     folder.mkdir(parents=True, exist_ok=True)
     head = {"score.weight": np.asarray(reward.weight)[None], "score.bias": np.asarray(reward.bias)[None]}
-    _write(folder / "reward.safetensors", {**named(reward.trunk), **head})
+    _write(folder / "model.safetensors", {**named(reward.trunk), **head})
     described = _describe(reward.trunk.config, "Qwen2ForTokenClassification")
-    _write_json(folder / "reward.json", {**described, "num_labels": 1})
+    _write_json(folder / "config.json", {**described, "num_labels": 1})
 
 
 def read_model(folder: Path) -> Transformer:
@@ -59,11 +60,11 @@ def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
     """Read what ``write_reward`` wrote, in float32.
 
     Args:
-        folder: with reward.safetensors and reward.json.
+        folder: the language model's folder, with the folder ``reward`` in it.
         max_tokens: see ``RewardModel``.
     """
-    tensors = _read(folder / "reward.safetensors")
-    trunk = _assemble(tensors, json.loads((folder / "reward.json").read_text()))
+    tensors = _read(folder / "reward" / "model.safetensors")
+    trunk = _assemble(tensors, json.loads((folder / "reward" / "config.json").read_text()))
     weight, bias = jnp.asarray(tensors["score.weight"][0]), jnp.asarray(tensors["score.bias"][0])
     return RewardModel(trunk, weight, bias, max_tokens)
 
