@@ -1,6 +1,7 @@
 """The weights in the package: they load, err as often as they shall, and the reward model knows more than nothing."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,3 +64,23 @@ def test_missing_weights_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(load.importlib.resources, "files", lambda name: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"reasoner_train\.py"):
         reasoner.folder()
+
+
+@pytest.mark.slow
+def test_transformers_reads_the_folders(model):
+    """Both models by the library whose layout the files have: logits of language model and reward within 1e-4."""
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    problems = task.draw(8, 16, (5, 5))
+    tokens, _ = encoding.join(*encoding.prompts(problems), *encoding.solutions(problems))
+    reward = files.read_reward(reasoner.folder())
+    theirs = library.AutoModelForCausalLM.from_pretrained(reasoner.folder())
+    judge = library.AutoModelForTokenClassification.from_pretrained(reasoner.folder() / "reward")
+    with torch.no_grad():
+        logits = theirs(torch.tensor(tokens).long()).logits.numpy()
+        values = judge.eval()(torch.tensor(tokens).long()).logits.numpy()[..., 0]
+    ours = jnp.asarray(tokens)
+    np.testing.assert_allclose(model.head(model.forward(ours)), logits, atol=1e-4)
+    np.testing.assert_allclose(reward.logits(ours), values, atol=1e-4)
+    tokenizer = library.AutoTokenizer.from_pretrained(reasoner.folder())
+    problem = task.pick(problems, 0)
+    assert tokenizer(problem.prompt + problem.solution).input_ids == tokens[0, :-1].tolist()

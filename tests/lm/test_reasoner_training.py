@@ -210,10 +210,11 @@ def test_files_are_read_back(trained, rewarded, tmp_path):
         "config.json",
         "generation_config.json",
         "model.safetensors",
-        "reward.json",
-        "reward.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
-    assert {file.name for file in tmp_path.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names | {"reward"}
+    assert {file.name for file in (tmp_path / "reward").iterdir()} == {"config.json", "model.safetensors"}
 
 
 @pytest.mark.parametrize(
