@@ -44,8 +44,8 @@ class Exact:
         dead = jnp.all(log_weights == -jnp.inf)
         status = jnp.where(dead, int(Status.DEGENERATE_WEIGHTS), int(Status.OK)).astype(jnp.int32)
         return Draws(
-            after.text.tokens,
-            after.text.length,
+            jnp.asarray(tokens),
+            jnp.asarray(length),
             after.text.ended,
             log_weights,
             after.log_prior,
