@@ -338,9 +338,14 @@ def _check_rows(particles: ArrayTree, num: int) -> None:
 def _check_same(old: ArrayTree, new: ArrayTree, name: str = "extend") -> ArrayTree:
     new = jax.tree.map(strong_array, new)
     expected, found = (jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (old, new))
-    if expected != found:
+    if not _same(expected, found):
         raise TypeError(
             f"{name} must return particles of the structure, shapes and dtypes it was given: expected {expected}, "
             f"got {found}"
         )
     return new
+
+
+def _same(a: ArrayTree, b: ArrayTree) -> bool:
+    """Whether trees are equal; the classes of their nodes may not say so themselves."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.leaves(a) == jax.tree.leaves(b)
