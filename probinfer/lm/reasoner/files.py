@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.errors import import_extra
+from probinfer.lm.checkpoints import names
+from probinfer.lm.checkpoints.configs import parse_config, read_json
+from probinfer.lm.checkpoints.load import load
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.lm.transformer import Config, Rope, Transformer
+from probinfer.lm.transformer import Config, Transformer
 
 __all__ = ["named", "read_model", "read_reward", "write_model", "write_reward"]
 
@@ -53,7 +56,7 @@ def write_reward(folder: Path, reward: RewardModel) -> None:
 
 def read_model(folder: Path) -> Transformer:
     """Read what ``write_model`` wrote, in float32."""
-    return _assemble(_read(folder / "model.safetensors"), json.loads((folder / "config.json").read_text()))
+    return load(folder, dtype=jnp.float32)
 
 
 def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
@@ -63,8 +66,17 @@ def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
         folder: the language model's folder, with the folder ``reward`` in it.
         max_tokens: see ``RewardModel``.
     """
-    tensors = _read(folder / "reward" / "model.safetensors")
-    trunk = _assemble(tensors, json.loads((folder / "reward" / "config.json").read_text()))
+    folder = Path(folder) / "reward"
+    config = parse_config(
+        {**read_json(folder / "config.json"), "architectures": None}
+    )  # a trunk without head
+    tensors = import_extra("safetensors.numpy", "lm").load_file(str(folder / "model.safetensors"))
+
+    def arrays(group: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {name: jnp.asarray(tensor) for name, tensor in group.items()}
+
+    blocks = tuple(arrays(names.block(config, tensors.__getitem__, i)) for i in range(config.num_layers))
+    trunk = Transformer.from_blocks(arrays(names.ends(config, tensors.__getitem__)), blocks, config)
     weight, bias = jnp.asarray(tensors["score.weight"][0]), jnp.asarray(tensors["score.bias"][0])
     return RewardModel(trunk, weight, bias, max_tokens)
 
@@ -92,33 +104,6 @@ def named(model: Transformer) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _assemble(tensors: dict[str, np.ndarray], described: dict[str, Any]) -> Transformer:
-    """The inverse of ``named``."""
-    config = _config(described)
-
-    def block(i: int) -> dict[str, Any]:
-        at = f"model.layers.{i}."
-        maps = {letter: tensors[at + f"self_attn.{letter}_proj.weight"].T for letter in "qkvo"}
-        gate, up, down = (tensors[at + f"mlp.{name}_proj.weight"].T for name in ("gate", "up", "down"))
-        bias = np.concatenate([tensors[at + f"self_attn.{letter}_proj.bias"] for letter in "qkv"])
-        return {
-            "attention_norm": tensors[at + "input_layernorm.weight"],
-            "mlp_norm": tensors[at + "post_attention_layernorm.weight"],
-            "qkv": np.concatenate([maps["q"], maps["k"], maps["v"]], axis=1),
-            "qkv_bias": bias,
-            "out": maps["o"],
-            "gate_up": np.concatenate([gate, up], axis=1),
-            "down": down,
-        }
-
-    def arrays(group: dict[str, Any]) -> dict[str, Any]:
-        return {name: jnp.asarray(tensor) for name, tensor in group.items()}
-
-    ends = {"embedding": tensors["model.embed_tokens.weight"], "norm": tensors["model.norm.weight"]}
-    blocks = tuple(arrays(block(i)) for i in range(config.num_layers))
-    return Transformer({"ends": arrays(ends), "blocks": blocks}, config)
-
-
 def _describe(config: Config, architecture: str) -> dict[str, Any]:
     """The configuration by its published names."""
     return {
@@ -141,26 +126,6 @@ def _describe(config: Config, architecture: str) -> dict[str, Any]:
         "pad_token_id": encoding.PAD,
         "torch_dtype": "float32",
     }
-
-
-def _config(described: dict[str, Any]) -> Config:
-    return Config(
-        vocab_size=described["vocab_size"],
-        hidden_size=described["hidden_size"],
-        intermediate_size=described["intermediate_size"],
-        num_layers=described["num_hidden_layers"],
-        num_heads=described["num_attention_heads"],
-        num_kv_heads=described["num_key_value_heads"],
-        max_context=described["max_position_embeddings"],
-        norm_eps=described["rms_norm_eps"],
-        rope=Rope(theta=described["rope_theta"]),
-        qkv_bias=True,
-        tied=True,
-    )
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    return import_extra("safetensors.numpy", "lm").load_file(str(path))
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
