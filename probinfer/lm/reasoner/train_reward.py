@@ -2,8 +2,8 @@
 
 The trunk starts as the language model, a value head is added, and both learn from rollouts at temperature 1. The label
 of a token is whether the solution is right up to it, so the model is of use for steps of any kind; the ends of steps
-count most. The model is imperfect because it is small and has seen little, not because of noise: training stops when its
-AUC on validation problems reaches the target.
+count most. The model is imperfect because it is small and has seen little, not because of noise: training stops when
+its AUC on validation problems reaches the target.
 """
 
 from __future__ import annotations
