@@ -2,8 +2,9 @@
 
 Language model: next-token prediction on solutions of chained arithmetic modulo 11, 3 to 7 steps, fresh problems at each
 step, stopped at the first evaluation at which at least 36 % of 300 validation problems are solved by greedy decoding.
-Reward model: the same transformer with a value head, trained on rollouts at temperature 1 labelled by the checker
-(its trunk on right solutions too) and stopped at the first evaluation with an AUC of at least 0.94 on rollouts of 300 validation problems.
+Reward model: the same transformer with a value head, trained on rollouts at temperature 1 labelled by the checker (its
+trunk on right solutions too), and stopped at the first evaluation with an AUC of at least 0.94 on rollouts of 300
+validation problems.
 Problems of training, validation, reward model and evaluation are disjoint.
 
 The report: greedy accuracy on 2000 evaluation problems by number of steps with Clopper-Pearson intervals at 95 %; AUC
