@@ -90,7 +90,7 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
         "reward settings": dataclasses.asdict(reward_settings),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
-        "CPU minutes": {"this process": minutes, **_minutes(trace, reward_trace)},
+        "CPU minutes": {"this process, resumed parts not counted": minutes, **_minutes(trace, reward_trace)},
         "iterations": {"language model": len(trace.loss), "reward model": len(reward_trace.loss)},
         "reward validation": [
             [i + 1, score] for i, score in enumerate(reward_trace.score) if np.isfinite(score)

@@ -1,8 +1,8 @@
 """Training of the process reward model: which beginnings of its own solutions are right, told by the checker.
 
 The trunk starts as the language model, a layer and a value head are added on top, and all learn from rollouts at
-temperature 1, while the trunk goes on to learn right solutions. The label of a token is whether the solution is right up
-to it, so the model is of use for steps of any kind; the ends of steps count most. It is imperfect because it is small
+temperature 1, while the trunk goes on to learn right solutions. The label of a token is whether the solution is right
+up to it, so the model is of use for steps of any kind; the ends of steps count most. It is imperfect as it is small
 and has seen little, not because of noise: training stops when its AUC on validation problems reaches the target.
 """
 
