@@ -14,7 +14,7 @@ from probinfer.lm.base import Context, bucket
 from probinfer.lm.memory import check_memory
 from probinfer.lm.model import Model
 from probinfer.lm.proposals import Proposal
-from probinfer.lm.rewards.base import Potential
+from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.stepping import Setting
 from probinfer.lm.texts import Rules
 from probinfer.lm.token_model import TokenModel
@@ -102,8 +102,13 @@ def prepare(
 
 
 def _rules(model: Model, method: Any, limits: Limits) -> Rules:
-    stop = build(limits.stop, model.tokenizer.token_bytes) if limits.stop else None
-    eos = jnp.asarray(tuple(model.tokenizer.eos_ids), jnp.int32)
+    named = getattr(
+        model.tokenizer, "special_tokens", {}
+    )  # special tokens have no bytes: found by their number
+    strings = tuple(string for string in limits.stop if string not in named)
+    ends = (*model.tokenizer.eos_ids, *(named[string] for string in limits.stop if string in named))
+    stop = build(strings, model.tokenizer.token_bytes) if strings else None
+    eos = jnp.asarray(ends, jnp.int32)
     return Rules(method.step.bind(model.tokenizer, limits.max_tokens), stop, eos)
 
 

@@ -115,7 +115,15 @@ def train_reward(
     start = RewardModel(model, jnp.zeros(model.config.hidden_size, dtype), jnp.zeros((), dtype))
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "plan"}
     about = {"what": "reward model of the reasoner", **fields, "rollouts": int(found.tokens.sum())}
-    return descend(partial(_loss, settings.imitation), start, batch, settings.plan, about=about, checkpoint=checkpoint, progress=progress)
+    return descend(
+        partial(_loss, settings.imitation),
+        start,
+        batch,
+        settings.plan,
+        about=about,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
 
 
 def judge(
