@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["available_bytes", "check_memory", "predicted_bytes"]
+__all__ = ["available", "available_bytes", "check_memory", "check_particles", "predicted_bytes", "require"]
 
 
 def predicted_bytes(network: Any, num_rows: int, prompt_size: int, max_tokens: int) -> int:
@@ -63,3 +63,58 @@ def check_memory(network: Any, num_rows: int, prompt_size: int, max_tokens: int)
         f"{num_rows} texts of up to {max_tokens} tokens need {needed / 2**30:.1f} GiB for their caches, and "
         f"{there / 2**30:.1f} GiB are free: {advice}; or lower max_tokens, or load the model in bfloat16"
     )
+
+
+def require(needed: int, what: str, advice: str, left: int | None = None) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        needed: bytes.
+        what: takes them.
+        advice: what to do about it.
+        left: bytes there are; ``None``: ask the device.
+
+    Raises:
+        MemoryError: more is needed than there is.
+    """
+    left = available_bytes() if left is None else left
+    if left is not None and needed > left:
+        raise MemoryError(f"{what} needs {_gib(needed)} and {_gib(left)} are free: {advice}")
+
+
+def check_particles(
+    model: Any, num: int, max_len: int, prompt_len: int, prompts: int = 1, left: int | None = None
+) -> int:
+    """Refuse more particles than fit: prompts, caches, and as much again for a fork that copies.
+
+    Args:
+        model: a language model.
+        num: particles of each prompt.
+        max_len: tokens of each particle.
+        prompt_len: tokens of a prompt, padding included.
+        prompts: of them at once.
+        left: bytes there are; ``None``: ask the device.
+
+    Returns:
+        The bytes predicted.
+
+    Raises:
+        MemoryError: they do not fit.
+    """
+    logits = num * model.vocab_size * 4 * 3  # logits, probabilities and their sums
+    needed = prompts * (model.prompt_bytes(prompt_len) + 2 * model.cache_bytes(num, max_len) + logits)
+    what = f"{num} particles of {max_len} tokens after {prompts} prompt(s) of {prompt_len}"
+    require(
+        needed,
+        what,
+        "take fewer particles, a smaller max_tokens, fewer prompts at once or bfloat16 weights",
+        left,
+    )
+    return needed
+
+
+available = available_bytes
+
+
+def _gib(number: int) -> str:
+    return f"{number / 2**30:.3g} GiB"

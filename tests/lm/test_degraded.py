@@ -1,5 +1,7 @@
 """Frozen noise on a score: a function of prompt and prefix, standard normal, forked with the particles."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,16 +33,27 @@ class Logs(Score):
 CONTEXT = Context(jnp.array([4, 2, 0], jnp.int32), jnp.int32(2))
 
 
+@partial(jax.jit, static_argnums=2)
+def start(score, context, num):
+    return score.init(context, num)
+
+
+@jax.jit
+def take(score, state, view):
+    return score.step(state, view)
+
+
 def read(score, texts, cuts, context=CONTEXT):
     """Values after each step of texts (N, T) that are cut at the same places."""
-    num, state, values = len(texts), score.init(context, len(texts)), []
+    num, state, values = len(texts), start(score, context, len(texts)), []
     for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
-        tokens = jnp.asarray(np.pad(texts[:, begin:end], ((0, 0), (0, 3)), constant_values=7), jnp.int32)
+        rest = ((0, 0), (0, 12 - end + begin))
+        tokens = jnp.asarray(np.pad(texts[:, begin:end], rest, constant_values=7), jnp.int32)
         length, flags = jnp.full(num, end - begin, jnp.int32), jnp.ones(num, bool)
         view = View(
             context, tokens, length, tokens, length, flags, ~flags, ~flags, jnp.zeros(num), jnp.array(0)
         )
-        state, value = score.step(state, view)
+        state, value = take(score, state, view)
         values.append(np.asarray(value))
     return np.stack(values), state
 
@@ -103,8 +116,8 @@ def test_a_particle_that_took_no_step_keeps_its_noise():
     flags = jnp.ones(2, bool)
     tokens, length = jnp.array([[1, 2], [3, 4]], jnp.int32), jnp.array([2, 2], jnp.int32)
     view = View(CONTEXT, tokens, length, tokens, length, flags, ~flags, ~flags, jnp.zeros(2), jnp.array(0))
-    state, value = score.step(state, view)
-    _, again = jax.jit(score.step)(state, view._replace(step_length=jnp.array([0, 2], jnp.int32)))
+    state, value = take(score, state, view)
+    _, again = take(score, state, view._replace(step_length=jnp.array([0, 2], jnp.int32)))
     assert value[0] == again[0]
     assert value[1] != again[1]
 

@@ -1,7 +1,7 @@
-"""The reasoner's files: a checkpoint folder in the Hugging Face layout, and the reward model beside it.
+"""The reasoner's files: two checkpoint folders in the Hugging Face layout, the reward model's inside the other.
 
-``model.safetensors`` has the names of a Qwen2 causal language model, ``reward.safetensors`` those of a Qwen2 model for
-token classification with one label; ``reward.json`` is the configuration of the latter.
+The language model is a Qwen2 causal language model; the reward model in ``reward/`` is a Qwen2 model for token
+classification with one label, whose logit is the reward.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.errors import import_extra
+from probinfer.lm.checkpoints import names
+from probinfer.lm.checkpoints.configs import parse_config, read_json
+from probinfer.lm.checkpoints.load import load
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.lm.transformer import Config, Rope, Transformer
+from probinfer.lm.transformer import Config, Transformer
 
 __all__ = ["named", "read_model", "read_reward", "write_model", "write_reward"]
 
@@ -42,28 +45,38 @@ def write_model(folder: Path, model: Transformer) -> None:
 
 
 def write_reward(folder: Path, reward: RewardModel) -> None:
-    """Write reward.safetensors and reward.json."""
+    """Write config.json and model.safetensors in the folder ``reward`` of the language model's folder."""
+    folder = folder / "reward"
     folder.mkdir(parents=True, exist_ok=True)
     head = {"score.weight": np.asarray(reward.weight)[None], "score.bias": np.asarray(reward.bias)[None]}
-    _write(folder / "reward.safetensors", {**named(reward.trunk), **head})
+    _write(folder / "model.safetensors", {**named(reward.trunk), **head})
     described = _describe(reward.trunk.config, "Qwen2ForTokenClassification")
-    _write_json(folder / "reward.json", {**described, "num_labels": 1})
+    _write_json(folder / "config.json", {**described, "num_labels": 1})
 
 
 def read_model(folder: Path) -> Transformer:
     """Read what ``write_model`` wrote, in float32."""
-    return _assemble(_read(folder / "model.safetensors"), json.loads((folder / "config.json").read_text()))
+    return load(folder, dtype=jnp.float32)
 
 
 def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
     """Read what ``write_reward`` wrote, in float32.
 
     Args:
-        folder: with reward.safetensors and reward.json.
+        folder: the language model's folder, with the folder ``reward`` in it.
         max_tokens: see ``RewardModel``.
     """
-    tensors = _read(folder / "reward.safetensors")
-    trunk = _assemble(tensors, json.loads((folder / "reward.json").read_text()))
+    folder = Path(folder) / "reward"
+    config = parse_config(
+        {**read_json(folder / "config.json"), "architectures": None}
+    )  # a trunk without head
+    tensors = import_extra("safetensors.numpy", "lm").load_file(str(folder / "model.safetensors"))
+
+    def arrays(group: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {name: jnp.asarray(tensor) for name, tensor in group.items()}
+
+    blocks = tuple(arrays(names.block(config, tensors.__getitem__, i)) for i in range(config.num_layers))
+    trunk = Transformer.from_blocks(arrays(names.ends(config, tensors.__getitem__)), blocks, config)
     weight, bias = jnp.asarray(tensors["score.weight"][0]), jnp.asarray(tensors["score.bias"][0])
     return RewardModel(trunk, weight, bias, max_tokens)
 
@@ -91,33 +104,6 @@ def named(model: Transformer) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _assemble(tensors: dict[str, np.ndarray], described: dict[str, Any]) -> Transformer:
-    """The inverse of ``named``."""
-    config = _config(described)
-
-    def block(i: int) -> dict[str, Any]:
-        at = f"model.layers.{i}."
-        maps = {letter: tensors[at + f"self_attn.{letter}_proj.weight"].T for letter in "qkvo"}
-        gate, up, down = (tensors[at + f"mlp.{name}_proj.weight"].T for name in ("gate", "up", "down"))
-        bias = np.concatenate([tensors[at + f"self_attn.{letter}_proj.bias"] for letter in "qkv"])
-        return {
-            "attention_norm": tensors[at + "input_layernorm.weight"],
-            "mlp_norm": tensors[at + "post_attention_layernorm.weight"],
-            "qkv": np.concatenate([maps["q"], maps["k"], maps["v"]], axis=1),
-            "qkv_bias": bias,
-            "out": maps["o"],
-            "gate_up": np.concatenate([gate, up], axis=1),
-            "down": down,
-        }
-
-    def arrays(group: dict[str, Any]) -> dict[str, Any]:
-        return {name: jnp.asarray(tensor) for name, tensor in group.items()}
-
-    ends = {"embedding": tensors["model.embed_tokens.weight"], "norm": tensors["model.norm.weight"]}
-    blocks = tuple(arrays(block(i)) for i in range(config.num_layers))
-    return Transformer({"ends": arrays(ends), "blocks": blocks}, config)
-
-
 def _describe(config: Config, architecture: str) -> dict[str, Any]:
     """The configuration by its published names."""
     return {
@@ -140,26 +126,6 @@ def _describe(config: Config, architecture: str) -> dict[str, Any]:
         "pad_token_id": encoding.PAD,
         "torch_dtype": "float32",
     }
-
-
-def _config(described: dict[str, Any]) -> Config:
-    return Config(
-        vocab_size=described["vocab_size"],
-        hidden_size=described["hidden_size"],
-        intermediate_size=described["intermediate_size"],
-        num_layers=described["num_hidden_layers"],
-        num_heads=described["num_attention_heads"],
-        num_kv_heads=described["num_key_value_heads"],
-        max_context=described["max_position_embeddings"],
-        norm_eps=described["rms_norm_eps"],
-        rope=Rope(theta=described["rope_theta"]),
-        qkv_bias=True,
-        tied=True,
-    )
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    return import_extra("safetensors.numpy", "lm").load_file(str(path))
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -31,7 +31,7 @@ class Plan:
         weight_decay: of AdamW.
         evaluate_from: first step after which the score is asked.
         evaluate_every: steps between scores.
-        target: stop at the first score that is at least this.
+        target: stop at the first score that is at least this; None: never.
     """
 
     num_iterations: int
@@ -40,7 +40,7 @@ class Plan:
     weight_decay: float = 0.01
     evaluate_from: int = 0
     evaluate_every: int = 10
-    target: float = float("inf")
+    target: float | None = None
 
     def __post_init__(self):
         for name in ("num_iterations", "evaluate_every"):
@@ -105,9 +105,7 @@ def descend(
     trace = Trace(*(np.full(plan.num_iterations, np.nan, np.float32) for _ in Trace._fields))
     first = kept = 0
     if checkpoint is not None:
-        checkpoints.claim(
-            checkpoint, {**about, "plan": dataclasses.asdict(plan) | {"target": str(plan.target)}}
-        )
+        checkpoints.claim(checkpoint, {**about, "plan": dataclasses.asdict(plan)})
         state, trace, first = checkpoints.resume(checkpoint, state, trace, 1)
         trace, kept = Trace(*(np.array(leaf) for leaf in trace)), first
     done = first > 0 and _reached(trace, first - 1, plan)
@@ -138,7 +136,7 @@ def _update(loss_fn: Any, optimiser: Any, state: tuple, batch: Any) -> tuple[tup
 
 
 def _reached(trace: Trace, i: int, plan: Plan) -> bool:
-    return bool(trace.score[i] >= plan.target)
+    return plan.target is not None and bool(trace.score[i] >= plan.target)
 
 
 def _last_score(trace: Trace) -> str:

@@ -92,7 +92,7 @@ def rollouts(
     """
     prompts, lengths = encoding.prompts(problems)
     room = encoding.solutions(problems)[0].shape[1]
-    parts = []
+    parts, batch = [], min(batch, len(lengths))
     for i in range(0, len(lengths), batch):
         rows = np.minimum(np.arange(i, i + batch), len(lengths) - 1)  # one shape for all, one program
         asked = jnp.asarray(prompts[rows]), jnp.asarray(lengths[rows], jnp.int32)

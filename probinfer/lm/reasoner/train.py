@@ -24,8 +24,8 @@ from probinfer.types import Array
 
 __all__ = ["MAX_CONTEXT", "Settings", "train"]
 
-MAX_CONTEXT = 256
-_PLAN = Plan(num_iterations=1000, learning_rate=3e-3, evaluate_from=300, evaluate_every=10, target=0.35)
+MAX_CONTEXT = 128
+_PLAN = Plan(num_iterations=500, learning_rate=2e-3, evaluate_from=120, evaluate_every=5, target=0.36)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settings:
     layers: int = 2
     width: int = 128
     heads: int = 4
-    kv_heads: int = 4
+    kv_heads: int = 2
     feed_forward: int = 768
     steps: tuple[int, int] = (3, 7)
     batch: int = 48

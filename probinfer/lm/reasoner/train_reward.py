@@ -28,7 +28,7 @@ from probinfer.types import Array
 
 __all__ = ["Examples", "RewardSettings", "auc", "examples", "judge", "train_reward"]
 
-_PLAN = Plan(num_iterations=400, learning_rate=1e-3)
+_PLAN = Plan(num_iterations=800, learning_rate=2e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,11 @@ class RewardSettings:
     """
 
     seed: int = 0
-    num_problems: int = 8000
+    num_problems: int = 20000
     steps: tuple[int, int] = (3, 7)
     batch: int = 64
     inner: float = 0.25
-    imitation: float = 1.0
+    imitation: float = 0.5
     plan: Plan = _PLAN
 
 
@@ -171,4 +171,5 @@ def _loss(imitation: float, reward: RewardModel, batch: tuple[Array, Array, Arra
     verdicts = optax.sigmoid_binary_cross_entropy(reward.value(hidden), labels)
     logits = reward.trunk.head(hidden[:, :-1])
     words = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) * labels[:, 1:]
-    return jnp.sum(verdicts * weights) / jnp.sum(weights) + imitation * jnp.sum(words) / jnp.sum(labels)
+    right = jnp.sum(words) / jnp.maximum(jnp.sum(labels), 1)
+    return jnp.sum(verdicts * weights) / jnp.sum(weights) + imitation * right

@@ -20,6 +20,9 @@ from probinfer.types import Array, Float, Int, PRNGKey, field, pytree
 __all__ = ["Prompt", "Transformer"]
 
 
+UNROLLED = 32  # layers up to which each is compiled by itself: about 0.15 s of compiling a layer
+
+
 @functools.cache
 def _graphs(config: Config) -> tuple[Any, Any]:
     """The structure of a block and of the ends, without weights."""
@@ -54,19 +57,24 @@ class Transformer:
         weights: ``{"ends": ..., "blocks": ...}`` of arrays; blocks are a tuple with one entry for each layer, or one
             entry whose arrays have a leading axis of layers.
         config: sizes and switches.
+        fork: how ``gather`` forks, see ``cache.fork``.
     """
 
     weights: Any
     config: Config = field(static=True)
+    fork: str | None = field(static=True, default=None)
 
     @classmethod
-    def random(cls, key: PRNGKey, config: Config, dtype: Any = jnp.float32) -> Transformer:
+    def random(
+        cls, key: PRNGKey, config: Config, dtype: Any = jnp.float32, scanned: bool | None = None
+    ) -> Transformer:
         """Random weights from which training may start: normal with variance 1 / fan-in.
 
         Args:
             key: random key.
             config: sizes and switches.
             dtype: of the weights.
+            scanned: see ``from_blocks``.
 
         Returns:
             The model.
@@ -74,7 +82,30 @@ class Transformer:
         ends_key, *keys = jax.random.split(key, config.num_layers + 1)
         blocks = tuple(nnx.to_pure_dict(nnx.split(Block(key, config, dtype))[1]) for key in keys)
         ends = nnx.to_pure_dict(nnx.split(Ends(ends_key, config, dtype))[1])
-        return cls({"ends": ends, "blocks": blocks}, config)
+        return cls.from_blocks(ends, blocks, config, scanned)
+
+    @classmethod
+    def from_blocks(
+        cls, ends: Any, blocks: tuple[Any, ...], config: Config, scanned: bool | None = None
+    ) -> Transformer:
+        """Choose how the layers are stored.
+
+        Args:
+            ends: weights of ``Ends``.
+            blocks: weights of each ``Block``.
+            config: sizes and switches.
+            scanned: one loop over stacked layers, which compiles in a time that does not grow with depth, or layers one
+                after another, which copies no weights (a fifth faster for 8 layers of width 512 on a CPU).
+                ``None``: one after another up to 32 layers.
+
+        Returns:
+            The model.
+        """
+        if len(blocks) > UNROLLED if scanned is None else scanned:
+            return cls(
+                {"ends": ends, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}, config
+            )
+        return cls({"ends": ends, "blocks": tuple(blocks)}, config)
 
     @property
     def vocab_size(self) -> int:
@@ -191,7 +222,7 @@ class Transformer:
         Returns:
             M rows.
         """
-        return fork(cache, ancestors)
+        return fork(cache, ancestors, self.fork)
 
     def cache_bytes(self, num: int, max_len: int) -> int:
         """Bytes of a cache.

@@ -1,0 +1,183 @@
+"""What the ``config.json`` of a checkpoint says, in our words; what we do not compute is refused by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from probinfer.errors import shortened
+from probinfer.lm.transformer.config import Config
+from probinfer.lm.transformer.rope import KINDS, Rope
+
+__all__ = ["FAMILIES", "parse_config", "read_config", "read_json"]
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path.name} in {path.parent}; give the folder of a Hugging Face checkpoint"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object; got {shortened(found)}")
+    return found
+
+
+def read_config(folder: str | Path) -> Config:
+    """The configuration in a folder.
+
+    Args:
+        folder: with a ``config.json``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        FileNotFoundError: no folder, or no ``config.json`` in it.
+        ValueError: see ``parse_config``.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}; checkpoints are read from disk, never downloaded"
+        )
+    return parse_config(read_json(folder / "config.json"))
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Translate a configuration.
+
+    Args:
+        raw: the content of ``config.json``.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: an architecture, rotation, activation or quantisation that is not computed here; a missing entry.
+    """
+    family = _family(raw)
+    _refuse(raw)
+    head_dim = raw.get("head_dim") or (128 if family == "qwen3" else None)
+    layers = _integer(raw, "num_hidden_layers")
+    rope, context = _rope(raw, _integer(raw, "max_position_embeddings"))
+    has_bias = bool(raw.get("attention_bias", False))
+    return Config(
+        vocab_size=_integer(raw, "vocab_size"),
+        hidden_size=_integer(raw, "hidden_size"),
+        intermediate_size=_integer(raw, "intermediate_size"),
+        num_layers=layers,
+        num_heads=_integer(raw, "num_attention_heads"),
+        num_kv_heads=raw.get("num_key_value_heads"),
+        head_dim=head_dim,
+        max_context=context,
+        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rope=rope,
+        qkv_bias=family == "qwen2" or has_bias,
+        out_bias=family != "qwen2" and has_bias,
+        mlp_bias=family == "llama" and bool(raw.get("mlp_bias", False)),
+        qk_norm=family == "qwen3",
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        windows=_windows(raw, layers) if family != "llama" else (),
+    )
+
+
+def _family(raw):
+    family, names = raw.get("model_type"), raw.get("architectures") or []
+    if family not in FAMILIES:
+        raise ValueError(
+            f"the architecture {family!r} ({', '.join(map(str, names)) or 'unnamed'}) is not known; "
+            f"there is {', '.join(FAMILIES)}"
+        )
+    if names and not any(str(name).endswith("ForCausalLM") for name in names):
+        raise ValueError(
+            f"{', '.join(map(str, names))} is no language model: its head does not predict the next token; "
+            "give a checkpoint of a ...ForCausalLM"
+        )
+    return family
+
+
+def _refuse(raw):
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "an unnamed method")
+        raise ValueError(
+            f"the checkpoint is quantised ({method}) and its weights are no plain numbers; give the original one "
+            "in float32, float16 or bfloat16"
+        )
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ValueError(f"the activation must be 'silu'; got {raw['hidden_act']!r}")
+
+
+def _integer(raw, name):
+    if not isinstance(raw.get(name), int):
+        raise ValueError(f"config.json needs {name!r}, an integer; got {shortened(raw.get(name))}")
+    return raw[name]
+
+
+def _windows(raw, layers):
+    """For each layer the width of its window, 0 where it sees everything."""
+    width = raw.get("sliding_window") if raw.get("use_sliding_window", False) else None
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        first = raw.get("max_window_layers", 28)
+        kinds = ["sliding_attention" if width and i >= first else "full_attention" for i in range(layers)]
+    strange = sorted(set(kinds) - {"sliding_attention", "full_attention"})
+    if strange or len(kinds) != layers:
+        raise ValueError(
+            f"layer_types must say 'full_attention' or 'sliding_attention' for each of {layers} layers; got {kinds}"
+        )
+    return tuple(int(width or 0) if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def _rope(raw, context):
+    """The rotation, and the positions that it makes possible."""
+    said = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = said.get("rope_type", said.get("type", "default"))
+    partial = said.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
+    if kind not in KINDS or partial != 1.0:
+        detail = "" if partial == 1.0 else f" of {partial} of each head"
+        raise ValueError(
+            f"the rotation {kind!r}{detail} is not known; there is {', '.join(KINDS)} of whole heads"
+        )
+    theta = float(said.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    original = raw.get("original_max_position_embeddings") or said.get("original_max_position_embeddings")
+    original = int(original or context)
+    if kind != "default" and kind != "yarn" and "factor" not in said:
+        raise ValueError(f"the rotation {kind!r} needs a factor; got {said}")
+    factor = float(said.get("factor") or context / original)
+    if kind == "llama3":
+        low, high = float(said.get("low_freq_factor", 1.0)), float(said.get("high_freq_factor", 4.0))
+        return Rope(kind, theta, factor, original, low, high), context
+    if kind == "yarn":
+        rope = Rope(
+            kind,
+            theta,
+            factor,
+            original,
+            float(said.get("beta_slow") or 1),
+            float(said.get("beta_fast") or 32),
+            said.get("attention_factor"),
+            said.get("mscale"),
+            said.get("mscale_all_dim"),
+            bool(said.get("truncate", True)),
+        )
+        return rope, max(context, int(original * factor))
+    return Rope(kind, theta, factor if kind != "default" else 1.0), context
