@@ -342,7 +342,7 @@ def _check_same(old: ArrayTree, new: ArrayTree, name: str = "extend") -> ArrayTr
     return new
 
 
-def _same(*trees: Any) -> bool:
+def _same(a: Any, b: Any) -> bool:
     """Whether trees are equal; the classes of their nodes may not say so themselves."""
-    (leaves_a, form_a), (leaves_b, form_b) = map(jax.tree.flatten, trees)
-    return leaves_a == leaves_b and form_a == form_b
+    forms: Any = [jax.tree.structure(tree) for tree in (a, b)]
+    return forms[0] == forms[1] and jax.tree.leaves(a) == jax.tree.leaves(b)
