@@ -31,7 +31,11 @@ TINY = Settings(
     plan=PLAN,
 )
 REWARD = RewardSettings(
-    num_problems=40, steps=(1, 2), batch=8, plan=Plan(num_iterations=8, learning_rate=1e-2)
+    num_problems=40,
+    steps=(1, 2),
+    batch=8,
+    num_validation=8,
+    plan=Plan(num_iterations=8, learning_rate=1e-2, evaluate_every=4),
 )
 
 

@@ -2,7 +2,8 @@
 
 The trunk starts as the language model, a value head is added, and both learn from rollouts at temperature 1. The label
 of a token is whether the solution is right up to it, so the model is of use for steps of any kind; the ends of steps
-count most. The model is imperfect because it is small and has seen little, not because of noise.
+count most. The model is imperfect because it is small and has seen little, not because of noise: training stops when
+its AUC on validation problems reaches the target.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from probinfer.types import Array
 
 __all__ = ["Examples", "RewardSettings", "auc", "examples", "judge", "train_reward"]
 
-_PLAN = Plan(num_iterations=800, learning_rate=2e-3)
+_PLAN = Plan(num_iterations=1500, learning_rate=2e-3, evaluate_from=100, evaluate_every=20, target=0.94)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ class RewardSettings:
         inner: weight of a token inside a step; the last of a step has weight 1.
         imitation: weight of the likelihood of the tokens up to which a rollout is right, beside that of the labels; it
             keeps the trunk a language model, and one of the right solutions.
-        plan: of the descent.
+        num_validation: problems of whose rollouts the AUC at the ends of steps chooses the checkpoint.
+        plan: of the descent; its target is the AUC at which training stops.
     """
 
     seed: int = 0
@@ -51,7 +53,8 @@ class RewardSettings:
     steps: tuple[int, int] = (3, 7)
     batch: int = 64
     inner: float = 0.25
-    imitation: float = 0.5
+    imitation: float = 1.0
+    num_validation: int = 300
     plan: Plan = _PLAN
 
 
@@ -115,12 +118,20 @@ def train_reward(
     start = RewardModel(model, jnp.zeros(model.config.hidden_size, dtype), jnp.zeros((), dtype))
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "plan"}
     about = {"what": "reward model of the reasoner", **fields, "rollouts": int(found.tokens.sum())}
+    validation = draw((settings.seed, 4), settings.num_validation, settings.steps, "validation")
+    judged = rollouts(jax.random.fold_in(jax.random.key(settings.seed), 1), model, validation)
+
+    def score(reward: RewardModel) -> float:
+        logits, ends = judge(reward, validation, judged)
+        return auc(logits[ends], judged.right[ends])
+
     return descend(
         partial(_loss, settings.imitation),
         start,
         batch,
         settings.plan,
         about=about,
+        score_fn=score,
         checkpoint=checkpoint,
         progress=progress,
     )
@@ -139,7 +150,7 @@ def judge(
     """
     prompts, lengths = encoding.prompts(problems)
     tokens, _ = encoding.join(prompts, lengths, found.tokens, found.length)
-    parts = []
+    parts, batch = [], min(batch, len(tokens))
     for i in range(0, len(tokens), batch):
         rows = np.minimum(np.arange(i, i + batch), len(tokens) - 1)
         parts.append(np.asarray(_logits(reward, tokens[rows]))[: len(tokens) - i])
