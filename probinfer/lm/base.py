@@ -44,7 +44,9 @@ class LanguageModel(Protocol):
         """Return empty private suffixes of ``num`` particles, ``max_len`` tokens each."""
         ...
 
-    def extend(self, prompt: ArrayTree, cache: ArrayTree, tokens: Array, start: Array) -> tuple[Array, ArrayTree]:
+    def extend(
+        self, prompt: ArrayTree, cache: ArrayTree, tokens: Array, start: Array
+    ) -> tuple[Array, ArrayTree]:
         """Append tokens (N, S) to the suffixes, in row n at the positions start[n], start[n] + 1, ...
 
         Whatever stands behind them is never read before it is written anew; positions from ``max_len`` on are dropped.
@@ -84,7 +86,11 @@ class Context(NamedTuple):
 
 
 def decode(
-    model: LanguageModel, prompt: ArrayTree, cache: ArrayTree, tokens: Int[Array, " n"], start: Int[Array, " n"]
+    model: LanguageModel,
+    prompt: ArrayTree,
+    cache: ArrayTree,
+    tokens: Int[Array, " n"],
+    start: Int[Array, " n"],
 ) -> tuple[Float[Array, "n v"], ArrayTree]:
     """Append one token to every particle and return the logits of the next.
 

@@ -1,28 +1,68 @@
-"""Memory is predicted before it is taken: bytes of weights and caches against what the device has left."""
+"""Whether the caches fit, asked before they are allocated."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
 
-__all__ = ["available", "check_particles", "require"]
+__all__ = ["available", "available_bytes", "check_memory", "check_particles", "predicted_bytes", "require"]
 
 
-def available() -> int | None:
-    """Bytes that the default device has left; ``None`` where it does not say."""
+def predicted_bytes(network: Any, num_rows: int, prompt_size: int, max_tokens: int) -> int:
+    """Bytes that a run needs beside the weights.
+
+    The private caches are counted twice, as a fork copies them; logits, law and draws as four arrays (N, V).
+
+    Args:
+        network: the language model.
+        num_rows: texts at work at once.
+        prompt_size: room of the prompt, in tokens.
+        max_tokens: room of each text.
+    """
+    cache = 2 * network.cache_bytes(num_rows, max_tokens)
+    return cache + network.prompt_bytes(prompt_size) + 16 * num_rows * network.vocab_size
+
+
+def available_bytes() -> int | None:
+    """Bytes that the default device could still give, or None where nobody says."""
     device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if device.platform != "cpu":
+    if device.platform == "cpu":
+        return _free_memory()
+    found = device.memory_stats() or {}
+    if "bytes_limit" not in found:
         return None
+    return found["bytes_limit"] - found.get("bytes_in_use", 0)
+
+
+def _free_memory() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        names = getattr(os, "sysconf_names", {})
+        known = "SC_AVPHYS_PAGES" in names and "SC_PAGE_SIZE" in names
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def check_memory(network: Any, num_rows: int, prompt_size: int, max_tokens: int) -> None:
+    """Refuse a run whose caches cannot fit.
+
+    Raises:
+        MemoryError: with what is needed, what there is, and what would fit.
+    """
+    needed, there = predicted_bytes(network, num_rows, prompt_size, max_tokens), available_bytes()
+    if there is None or needed <= there:
+        return
+    fixed = network.prompt_bytes(prompt_size)
+    rows = int((there - fixed) / max((needed - fixed) / num_rows, 1))
+    advice = f"{rows} texts at once would fit" if rows > 0 else "even one text would not fit"
+    raise MemoryError(
+        f"{num_rows} texts of up to {max_tokens} tokens need {needed / 2**30:.1f} GiB for their caches, and "
+        f"{there / 2**30:.1f} GiB are free: {advice}; or lower max_tokens, or load the model in bfloat16"
+    )
 
 
 def require(needed: int, what: str, advice: str, left: int | None = None) -> None:
@@ -37,7 +77,7 @@ def require(needed: int, what: str, advice: str, left: int | None = None) -> Non
     Raises:
         MemoryError: more is needed than there is.
     """
-    left = available() if left is None else left
+    left = available_bytes() if left is None else left
     if left is not None and needed > left:
         raise MemoryError(f"{what} needs {_gib(needed)} and {_gib(left)} are free: {advice}")
 
@@ -71,6 +111,9 @@ def check_particles(
         left,
     )
     return needed
+
+
+available = available_bytes
 
 
 def _gib(number: int) -> str:

@@ -6,9 +6,11 @@ tokens of the step alone, so the same tokens are the same step after any prefix.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from probinfer.errors import shortened
+from probinfer.lm.tokens.automaton import build
 from probinfer.types import field, pytree
 
 __all__ = ["Rule", "Step", "every", "until"]
@@ -27,18 +29,26 @@ class Rule:
     size: int = field(static=True)
 
 
+@dataclass(frozen=True, repr=False)
 class Step:
-    """A step before a tokenizer is known: delimiters (none: a fixed number of tokens) and its largest size."""
+    """A step before a tokenizer is known.
 
-    def __init__(self, delimiters: tuple[str, ...], size: int):
-        self.delimiters, self.size = delimiters, size
+    Attributes:
+        delimiters: none: a fixed number of tokens.
+        size: most tokens.
+    """
 
-    def bind(self, tokenizer: Any) -> Rule:
-        """Return the rule for a tokenizer."""
-        from probinfer.lm.tokens.automaton import build
+    delimiters: tuple[str, ...]
+    size: int
 
+    def bind(self, tokenizer: Any, most: int) -> Rule:
+        """Return the rule for a tokenizer, in texts of at most ``most`` tokens."""
         found = build(self.delimiters, tokenizer.token_bytes) if self.delimiters else None
-        return Rule(found, self.size)
+        return Rule(found, min(self.size, most))
+
+    def count(self, most: int) -> int:
+        """How many steps a text of at most ``most`` tokens can have."""
+        return most if self.delimiters else -(-most // self.size)
 
     def __repr__(self) -> str:
         if not self.delimiters:

@@ -53,9 +53,12 @@ class Tabular:
             raise TypeError(f"transitions must be integers, got {transitions.dtype}")
         inside = (transitions >= 0) & (transitions < len(logits))
         if not inside.all() or not 0 <= int(start) < len(logits):
-            raise ValueError(f"states are 0 ... {len(logits) - 1}; got {shortened(transitions[~inside])}, start {start}")
+            bad = f"{shortened(transitions[~inside])}, start {start}"
+            raise ValueError(f"states are 0 ... {len(logits) - 1}; got {bad}")
         if np.isnan(logits).any() or np.isposinf(logits).any() or np.isneginf(logits).all(axis=1).any():
-            raise ValueError("logits must be finite or minus infinity, and each state needs a token that can follow")
+            raise ValueError(
+                "logits must be finite or minus infinity, and each state needs a token that can follow"
+            )
         object.__setattr__(self, "logits", jnp.asarray(logits, jnp.result_type(float)))
         object.__setattr__(self, "transitions", jnp.asarray(transitions, jnp.int32))
         object.__setattr__(self, "start", jnp.asarray(start, jnp.int32))
@@ -100,7 +103,11 @@ class Tabular:
         return jnp.zeros((num, max_len), jnp.int32)
 
     def extend(
-        self, prompt: Int[Array, ""], cache: Int[Array, "n t"], tokens: Int[Array, "n s"], start: Int[Array, " n"]
+        self,
+        prompt: Int[Array, ""],
+        cache: Int[Array, "n t"],
+        tokens: Int[Array, "n s"],
+        start: Int[Array, " n"],
     ) -> tuple[Int[Array, "n s 1"], Int[Array, "n t"]]:
         """Follow the tokens from the state that stands before ``start``."""
         rows = jnp.arange(tokens.shape[0])

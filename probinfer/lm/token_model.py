@@ -16,8 +16,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from probinfer.lm import texts
-from probinfer.lm.rewards.base import View
 from probinfer.lm.replay import replay_step
+from probinfer.lm.rewards.base import View
 from probinfer.lm.stepping import Setting, Taken, take_step
 from probinfer.lm.texts import End, Record, Text
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
@@ -119,7 +119,11 @@ def empty(model: TokenModel, num: int) -> Particles:
 def fork(model: TokenModel, particles: Particles, ancestors: Array) -> Particles:
     """Row j of the result is row ``ancestors[j]``; what is counted is the rows that were not their own ancestor."""
     num = particles.log_prior.shape[0]
-    own = jnp.arange(ancestors.shape[0]) == ancestors if ancestors.shape[0] == num else jnp.zeros(len(ancestors), bool)
+    own = (
+        jnp.arange(ancestors.shape[0]) == ancestors
+        if ancestors.shape[0] == num
+        else jnp.zeros(len(ancestors), bool)
+    )
     ledger = particles.ledger._replace(forked=particles.ledger.forked + jnp.sum(~own, dtype=jnp.int32))
     rows = {name: getattr(particles, name)[ancestors] for name in ("log_prior", "log_potential", "last")}
     return particles._replace(
@@ -131,13 +135,17 @@ def fork(model: TokenModel, particles: Particles, ancestors: Array) -> Particles
     )
 
 
-def step(model: TokenModel, key: Array, particles: Particles, forced: Record | None) -> tuple[Particles, Array]:
+def step(
+    model: TokenModel, key: Array, particles: Particles, forced: Record | None
+) -> tuple[Particles, Array]:
     """Draw a step for every particle and weigh it."""
     text, state, taken = take_step(key, model.setting, particles.text, particles.state, model.limit, forced)
     size = jnp.int32(taken.active.shape[0])
     drawn = jnp.sum(taken.record.length, dtype=jnp.int32)
     ledger = particles.ledger
-    counted = ledger._replace(generated=ledger.generated + drawn, masked=ledger.masked + taken.num_loops * size - drawn)
+    counted = ledger._replace(
+        generated=ledger.generated + drawn, masked=ledger.masked + taken.num_loops * size - drawn
+    )
     return weighed(model, particles._replace(text=text, state=state, ledger=counted), taken)
 
 
@@ -145,7 +153,8 @@ def weighed(model: TokenModel, particles: Particles, taken: Taken) -> tuple[Part
     """Weigh the step that was taken: log factors of the potential and of the tokens; zero where none was taken."""
     potential, text = model.setting.potential, particles.text
     last_step = particles.t + 1 >= model.num_steps
-    ended = jnp.where((text.ended == End.RUNNING) & last_step, int(End.MAX_STEPS), text.ended)
+    over = taken.active & (text.ended == End.RUNNING) & last_step
+    ended = jnp.where(over, int(End.MAX_STEPS), text.ended)
     cut = (ended == End.MAX_TOKENS) | (ended == End.MAX_STEPS)
     view = View(
         model.setting.context,
@@ -189,7 +198,9 @@ def log_target(model: TokenModel, particles: Particles, records: Record, t: Arra
 
     def row(at: Array) -> Record:
         now = Record(records.tokens[at], records.length[at])
-        return now if now.length.ndim else Record(*(jnp.broadcast_to(leaf, (num, *leaf.shape)) for leaf in now))
+        return (
+            now if now.length.ndim else Record(*(jnp.broadcast_to(leaf, (num, *leaf.shape)) for leaf in now))
+        )
 
     def going_on(carry: tuple) -> Array:
         at, _, log_weight = carry
@@ -216,7 +227,12 @@ def _init(model: TokenModel, extend: Any, key: Array, num: int, reference: Recor
 
 
 def _extend(
-    model: TokenModel, extend: Any, key: Array, particles: Particles, t: Array, reference: Record | None = None
+    model: TokenModel,
+    extend: Any,
+    key: Array,
+    particles: Particles,
+    t: Array,
+    reference: Record | None = None,
 ) -> tuple:
     return extend(model, key, particles, reference)
 

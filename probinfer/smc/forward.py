@@ -20,7 +20,7 @@ from probinfer.base import Status
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 from probinfer.types import Array, ArrayTree, strong_array
 
-__all__ = ["State", "Sweep", "first_step", "forward", "next_step"]
+__all__ = ["State", "Sweep", "first_step", "forward", "next_step", "to_sweep"]
 
 
 class Sweep(NamedTuple):
@@ -94,7 +94,7 @@ def forward(
         ran = jnp.int32(num_steps)
     else:
         state, rows, ran = _run_until_done(step, model, state, keys, num_steps)
-    return _collect(state, rows, ran, first_records, first_weights)
+    return to_sweep(state, rows, ran, first_records, first_weights)
 
 
 def first_step(key: Array, model: BatchedFeynmanKac, num: int, reference: ArrayTree) -> State:
@@ -244,11 +244,7 @@ def _status(log_weights: Array) -> Array:
 
 def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Array, num_steps: int) -> tuple:
     """Loop until a step fails or every particle is done or dead; rows of steps that did not run are zero."""
-    shapes = (
-        jax.eval_shape(step, state, jnp.int32(1), jax.random.key(0))
-        if num_steps == 1
-        else jax.eval_shape(step, state, jnp.int32(1), keys[0])
-    )
+    shapes = jax.eval_shape(step, state, jnp.int32(1), jax.random.key(0))
     rows = jax.tree.map(lambda leaf: jnp.zeros((num_steps - 1, *leaf.shape), leaf.dtype), shapes[1])
 
     def going_on(carry: tuple) -> Array:
@@ -264,7 +260,9 @@ def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Arr
         rows = jax.tree.map(lambda buffer, value: buffer.at[t - 1].set(value), rows, row)
         return t + 1, now, rows
 
-    ran, state, rows = lax.while_loop(going_on, body, (jnp.int32(1), state, rows))
+    ran = jnp.int32(1)
+    if num_steps > 1:
+        ran, state, rows = lax.while_loop(going_on, body, (ran, state, rows))
     if rows.ancestors is not None:
         not_run = jnp.arange(1, num_steps)[:, None] >= ran
         identity = jnp.arange(rows.ancestors.shape[1], dtype=jnp.int32)
@@ -272,7 +270,8 @@ def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Arr
     return state, rows, ran
 
 
-def _collect(state: State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
+def to_sweep(state: State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
+    """What a pass leaves, from its last state and the rows of its steps, of which ``ran`` - 1 count."""
     final = state.log_factor + weights.log_mean_exp(state.log_weights)
     steps = jnp.arange(rows.ess.shape[0] + 1)
     failed = (state.status != int(Status.OK)) & (steps >= state.stopped_at)
@@ -335,9 +334,15 @@ def _check_rows(particles: ArrayTree, num: int) -> None:
 def _check_same(old: ArrayTree, new: ArrayTree, name: str = "extend") -> ArrayTree:
     new = jax.tree.map(strong_array, new)
     expected, found = (jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (old, new))
-    if expected != found:
+    if not _same(expected, found):
         raise TypeError(
             f"{name} must return particles of the structure, shapes and dtypes it was given: expected {expected}, "
             f"got {found}"
         )
     return new
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether trees are equal; the classes of their nodes may not say so themselves."""
+    forms: Any = [jax.tree.structure(tree) for tree in (a, b)]
+    return forms[0] == forms[1] and jax.tree.leaves(a) == jax.tree.leaves(b)

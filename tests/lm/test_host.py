@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -16,6 +15,7 @@ import pytest
 
 from probinfer.lm import tokens
 from probinfer.lm.base import Context
+from probinfer.lm.rewards import workers
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.host import HostScore
 
@@ -288,32 +288,63 @@ def test_workers_end_with_the_score():
     assert not alive(pid)
 
 
+SCRIPT = """
+import importlib.util, os, sys, cloudpickle
+spec = importlib.util.spec_from_file_location("workers", sys.argv[1])
+workers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(workers)
+def fn(prompt, text):
+    import os, time
+    print(os.getpid(), os.getppid() == parent, file=open(PIDS, "a"), flush=True)
+    time.sleep(60 if text == "hang" else 0)
+    return 1.0
+parent = os.getpid()
+pool = workers.Pool(cloudpickle.dumps(fn), 2, 50.0)
+print([reply.value for reply in pool.map([("", "a"), ("", "b")])], flush=True)
+pool.map([("", text) for text in sys.argv[2:]])
+"""
+
+
+def start_script(tmp_path, *texts):
+    """A plain script, without main guard, that scores two texts and then these."""
+    (tmp_path / "script.py").write_text(SCRIPT.replace("PIDS", repr(str(tmp_path / "pids"))))
+    path = {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+    command = [sys.executable, str(tmp_path / "script.py"), workers.__file__, *texts]
+    return subprocess.Popen(command, env={**os.environ, **path}, stdout=subprocess.PIPE, text=True)
+
+
+def pids_of(tmp_path, num):
+    """The workers of a script, once they have been called ``num`` times."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        lines = (tmp_path / "pids").read_text().splitlines() if (tmp_path / "pids").exists() else []
+        if len(lines) >= num:
+            assert all(line.endswith("True") for line in lines)
+            return {int(line.split()[0]) for line in lines}
+        time.sleep(0.01)
+    raise AssertionError("the script called nothing")
+
+
 def test_a_script_without_main_guard_ends_with_its_workers(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent("""
-        import os, sys
-        from probinfer.lm.rewards.workers import Pool
-        import cloudpickle
-        def fn(prompt, text):
-            return os.getppid() == parent
-        parent = os.getpid()
-        pool = Pool(cloudpickle.dumps(fn), 2, 5.0)
-        print([reply.value for reply in pool.map([("", "a"), ("", "b")])])
-        print(*(process._process.pid for process in pool._processes if process))
-        """)
-    )
-    path = os.pathsep.join(p or "." for p in sys.path)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    values, pids = done.stdout.splitlines()
-    assert values == "[1.0, 1.0]", done.stderr
-    assert not any(alive(int(pid)) for pid in pids.split())
+    process = start_script(tmp_path)
+    assert process.communicate(timeout=60)[0] == "[1.0, 1.0]\n"
+    assert not any(map(alive, pids_of(tmp_path, 2)))
+
+
+def test_workers_end_when_their_parent_is_killed_even_in_a_call(tmp_path):
+    process = start_script(tmp_path, "hang")
+    pids = pids_of(tmp_path, 3)
+    process.kill()
+    process.communicate()
+    assert ended(pids)
+
+
+def ended(pids):
+    """Whether processes end within seconds (they may wait for somebody to collect them)."""
+    deadline = time.monotonic() + 10
+    while any(alive(pid) and not _is_zombie(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not any(alive(pid) and not _is_zombie(pid) for pid in pids)
 
 
 def test_what_a_hung_call_has_started_ends_too(tmp_path):
@@ -330,11 +361,7 @@ def test_what_a_hung_call_has_started_ends_too(tmp_path):
     host = HostScore(spawn, WORDS, workers=1, timeout=1.5)
     assert ask(host, ["a"]).tolist() == [-np.inf]
     assert host.faults.counts == {"time-out": 1}
-    pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
-    while alive(pid) and not _is_zombie(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not alive(pid) or _is_zombie(pid)
+    assert ended([int((tmp_path / "pid").read_text())])
 
 
 def _is_zombie(pid):

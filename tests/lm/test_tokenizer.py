@@ -86,6 +86,7 @@ def test_special_tokens_add_nothing_and_other_added_ones_their_name():
     assert tokenizer.decode(ids) == "<think>a"
     assert ids[-1] in tokenizer.eos_ids
     assert set(ids[[0, -1]]) <= set(tokenizer.special_ids)
+    assert tokenizer.special_tokens == {"<|im_start|>": ids[0], "<|im_end|>": ids[-1]}
 
 
 def test_half_a_character_is_replaced():
@@ -212,6 +213,7 @@ def test_vocabulary():
     assert vocabulary.decode([0, 2, 1, 3]) == "aabb"
     assert vocabulary.token_bytes == [b"a", b"b", b"ab", b""]
     assert vocabulary.eos_ids == (3,)
+    assert vocabulary.special_tokens == {"<e>": 3}
     assert tokens.Vocabulary("xy").eos_ids == ()
     chat = tokens.Vocabulary("ab.", eos=(".", "b"), chat_template="{{ messages[0].content }}{{ eos_token }}")
     assert chat.render("a") == "a."

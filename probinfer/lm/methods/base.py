@@ -8,11 +8,22 @@ import jax.numpy as jnp
 
 from probinfer.errors import shortened
 from probinfer.lm.steps import Step, every, until
-from probinfer.lm.token_model import Ledger, Particles, TokenModel
-from probinfer.smc.forward import Sweep
+from probinfer.lm.token_model import Ledger, Particles, TokenModel, feynman_kac
+from probinfer.smc.forward import Sweep, forward
+from probinfer.smc.watched import watched
 from probinfer.types import Array, PRNGKey
 
-__all__ = ["Draws", "Method", "check_count", "check_step", "default_step", "from_sweep", "log_scores", "one_hot"]
+__all__ = [
+    "Draws",
+    "Method",
+    "check_count",
+    "check_step",
+    "default_step",
+    "from_sweep",
+    "log_scores",
+    "one_hot",
+    "one_pass",
+]
 
 
 class Draws(NamedTuple):
@@ -52,11 +63,14 @@ class Draws(NamedTuple):
 
 
 class Method(Protocol):
-    """A frozen configuration; ``run`` is a pure function that jits and vmaps over prompts."""
+    """A frozen configuration; ``run`` is a pure function that jits and vmaps over prompts.
+
+    With ``watch``, a function of ``smc.watched.Seen``, it is run outside jit, and the steps are compiled one by one.
+    """
 
     step: Any
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Sample texts."""
         ...
 
@@ -69,6 +83,25 @@ class Method(Protocol):
     def num_rows(self) -> int:
         """Most texts at work at once: rows of the cache."""
         ...
+
+
+def one_pass(
+    key: PRNGKey, model: TokenModel, adaptive: Any, num: int, watch: Any = None, extend: Any = None
+) -> Sweep:
+    """N particles from the first step to the last.
+
+    Args:
+        key: random key.
+        model: the token model.
+        adaptive: when and how to resample.
+        num: N.
+        watch: sees every step; None: all steps are one program.
+        extend: as for ``feynman_kac``.
+    """
+    fk = feynman_kac(model, extend)
+    if watch is None:
+        return forward(key, fk, adaptive, None, model.num_steps, num, "paths")
+    return watched(key, fk, adaptive, model.num_steps, num, watch)
 
 
 def from_sweep(model: TokenModel, sweep: Sweep, log_weights: Array | None = None) -> Draws:

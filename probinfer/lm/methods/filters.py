@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from probinfer import resampling, weights
-from probinfer.lm.methods.base import Draws, check_count, check_step, default_step, from_sweep, one_hot
-from probinfer.lm.token_model import TokenModel, feynman_kac
-from probinfer.smc.forward import forward
+from probinfer.lm.methods.base import (
+    Draws,
+    check_count,
+    check_step,
+    default_step,
+    from_sweep,
+    one_hot,
+    one_pass,
+)
+from probinfer.lm.proposals import Proposal
+from probinfer.lm.token_model import TokenModel
 from probinfer.types import Array, PRNGKey, field, pytree
 
 __all__ = ["BestOfN", "Entropic", "Greedy", "MajorityVote", "ParticleFilter", "never", "scheme_of"]
@@ -104,11 +113,10 @@ class ParticleFilter:
         check_trigger(self.trigger, self.resampling)
         object.__setattr__(self, "step", check_step(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """One pass."""
         adaptive = scheme_of(self.trigger, self.resampling, model.num_steps)
-        fk, num = feynman_kac(model), self.num_particles
-        return from_sweep(model, forward(key, fk, adaptive, None, model.num_steps, num, "paths"))
+        return from_sweep(model, one_pass(key, model, adaptive, self.num_particles, watch))
 
     words = "weighted draws from {target}"
 
@@ -118,10 +126,10 @@ class ParticleFilter:
         return self.num_particles
 
 
-def independent(key: Array, model: TokenModel, num: int) -> Any:
+def independent(key: Array, model: TokenModel, num: int, watch: Any) -> Any:
     """Draw texts without resampling: importance sampling from the prior."""
     adaptive = scheme_of("never", "systematic", model.num_steps)
-    return forward(key, feynman_kac(model), adaptive, None, model.num_steps, num, "paths")
+    return one_pass(key, model, adaptive, num, watch)
 
 
 @pytree
@@ -143,9 +151,9 @@ class MajorityVote:
         check_count("n", self.n)
         object.__setattr__(self, "step", check_step(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Draw them."""
-        sweep = independent(key, model, self.n)
+        sweep = independent(key, model, self.n, watch)
         return from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
 
     words = "independent draws from the prior of {target}, the reward unused"
@@ -178,9 +186,9 @@ class BestOfN:
             raise ValueError(f"aggregate must be 'last' or 'product', got {self.aggregate!r}")
         object.__setattr__(self, "step", check_step(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Draw, score, choose."""
-        draws = from_sweep(model, independent(key, model, self.n))
+        draws = from_sweep(model, independent(key, model, self.n, watch))
         scores = draws.log_score
         if self.aggregate == "product":
             scores = jnp.where(jnp.isnan(draws.log_potential), -jnp.inf, draws.log_potential)
@@ -211,12 +219,10 @@ class Greedy:
     def __post_init__(self):
         object.__setattr__(self, "step", check_step(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Follow the likeliest tokens, whatever the proposal is."""
-        from probinfer.lm.proposals import Proposal
-
-        setting = _replace(model.setting, proposal=Proposal(temperature=0.0))
-        sweep = independent(key, _replace(model, setting=setting), 1)
+        setting = replace(model.setting, proposal=Proposal(temperature=0.0))
+        sweep = independent(key, replace(model, setting=setting), 1, watch)
         return from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
 
     words = "the text of the likeliest tokens, the reward unused"
@@ -225,9 +231,3 @@ class Greedy:
     def num_rows(self) -> int:
         """One."""
         return 1
-
-
-def _replace(tree: Any, **changes: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(tree, **changes)

@@ -7,6 +7,9 @@ the cache of every particle in blocks, and the potentials are asked again.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -57,16 +60,14 @@ class ParticleGibbs:
     def __post_init__(self):
         _check_chain(self)
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Run the chain."""
         key_start, key_chain = jax.random.split(key)
-        first, path = _start(self, key_start, model)
-
-        def iterate(path: Record, key: Array) -> tuple[Record, Draws]:
-            path, sweep = _pass(self, key, model, path)
-            return path, from_sweep(model, sweep)
-
-        _, draws = lax.scan(iterate, path, jax.random.split(key_chain, self.num_iterations))
+        start = _start if watch is None else _compiled(_start)
+        first, path = start(self, key_start, model)
+        _, draws = _chain(
+            _iterate, watch, self, model, path, jax.random.split(key_chain, self.num_iterations)
+        )
         return _pooled(first, draws, self.burn_in)
 
     words = "draws from {target} by a Markov chain that leaves it invariant"
@@ -109,30 +110,20 @@ class ParallelTempering:
     def __post_init__(self):
         _check_chain(self)
         powers = tuple(float(power) for power in self.powers)
-        falling = all(a > b for a, b in zip(powers, powers[1:], strict=False))
+        falling = all(a > b for a, b in pairwise(powers))
         if len(powers) < 2 or powers[0] != 1 or not falling or powers[-1] < 0:
             raise ValueError(f"powers must fall from 1 to at least 0, two or more of them; got {self.powers}")
         object.__setattr__(self, "powers", powers)
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Run the chains; the draws are those of the first."""
         key_start, key_chain = jax.random.split(key)
         powers = strong_array(list(self.powers)).astype(model.logits.dtype)
         starts = jax.random.split(key_start, len(self.powers))
         tempered = jax.vmap(lambda power, key: _start(self, key, _tempered(model, power)))
         firsts, paths = tempered(powers, starts)
-
-        def iterate(paths: Record, key: Array) -> tuple[Record, Draws]:
-            key_pass, key_swap = jax.random.split(key)
-
-            def one(power: Array, key: Array, path: Record) -> tuple[Record, Draws]:
-                path, sweep = _pass(self, key, _tempered(model, power), path)
-                return path, from_sweep(model, sweep)
-
-            paths, draws = jax.vmap(one)(powers, jax.random.split(key_pass, len(self.powers)), paths)
-            return _exchange(key_swap, model, powers, paths), draws
-
-        _, draws = lax.scan(iterate, paths, jax.random.split(key_chain, self.num_iterations))
+        keys = jax.random.split(key_chain, self.num_iterations)
+        _, draws = _chain(_iterate_all, watch, self, model, paths, keys)
         first = jax.tree.map(lambda leaf: leaf[0], firsts)
         cold = jax.tree.map(lambda leaf: leaf[:, 0], draws)
         costs = [jnp.sum(leaf) for leaf in firsts.ledger]
@@ -189,19 +180,53 @@ def _pooled(first: Draws, draws: Draws, burn_in: int) -> Draws:
         log_weights=log_weights.reshape(-1),
         log_evidence=first.log_evidence,
         ess=draws.ess[-1],
-        ancestors=draws.ancestors[-1],
-        step_lengths=draws.step_lengths[-1],
+        ancestors=jax.tree.map(lambda leaf: leaf[-1], draws.ancestors),
+        step_lengths=jax.tree.map(lambda leaf: leaf[-1], draws.step_lengths),
         status=jnp.maximum(first.status, jnp.max(draws.status)),
         num_steps=draws.num_steps[-1],
         ledger=Ledger(*costs),
     )
 
 
-def _tempered(model: TokenModel, power: Array) -> TokenModel:
-    from probinfer.lm.methods.filters import _replace
+def _chain(iterate: Any, watch: Any, method: Any, model: TokenModel, path: Record, keys: Array) -> tuple:
+    """All iterations in one program, or one by one where somebody looks on."""
+    if watch is None:
+        return lax.scan(lambda path, key: iterate(method, model, path, key), path, keys)
+    rows, compiled = [], _compiled(iterate)
+    for i, key in enumerate(keys):
+        path, draws = compiled(method, model, path, key)
+        rows.append(draws)
+        if watch((i, draws)):
+            break
+    return path, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
-    setting = _replace(model.setting, potential=temper(model.setting.potential, power))
-    return _replace(model, setting=setting)
+
+@cache
+def _compiled(iterate: Any) -> Any:
+    return jax.jit(iterate)
+
+
+def _iterate(method: Any, model: TokenModel, path: Record, key: Array) -> tuple[Record, Draws]:
+    path, sweep = _pass(method, key, model, path)
+    return path, from_sweep(model, sweep)
+
+
+def _iterate_all(
+    method: ParallelTempering, model: TokenModel, paths: Record, key: Array
+) -> tuple[Record, Draws]:
+    key_pass, key_swap = jax.random.split(key)
+    powers = strong_array(list(method.powers)).astype(model.logits.dtype)
+
+    def one(power: Array, key: Array, path: Record) -> tuple[Record, Draws]:
+        return _iterate(method, _tempered(model, power), path, key)
+
+    paths, draws = jax.vmap(one)(powers, jax.random.split(key_pass, len(method.powers)), paths)
+    return _exchange(key_swap, model, powers, paths), draws
+
+
+def _tempered(model: TokenModel, power: Array) -> TokenModel:
+    setting = replace(model.setting, potential=temper(model.setting.potential, power))
+    return replace(model, setting=setting)
 
 
 def _exchange(key: Array, model: TokenModel, powers: Array, paths: Record) -> Record:

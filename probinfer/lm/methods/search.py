@@ -26,11 +26,11 @@ from probinfer.lm.methods.base import (
     from_sweep,
     log_scores,
     one_hot,
+    one_pass,
 )
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.texts import End
-from probinfer.lm.token_model import Particles, TokenModel, feynman_kac, fork, step
-from probinfer.smc.forward import forward
+from probinfer.lm.token_model import Particles, TokenModel, fork, step
 from probinfer.types import Array, PRNGKey, field, pytree
 
 __all__ = ["DVTS", "BeamSearch", "NestedSMC"]
@@ -148,11 +148,11 @@ class NestedSMC(_Expanding):
         self._check("num_particles")
         check_trigger(self.trigger, self.resampling)
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """One pass."""
         adaptive = scheme_of(self.trigger, self.resampling, model.num_steps)
-        fk = feynman_kac(model, Partial(expand, Expansion(choose_nested, self.width)))
-        return from_sweep(model, forward(key, fk, adaptive, None, model.num_steps, self.num_particles, "paths"))
+        extend = Partial(expand, Expansion(choose_nested, self.width))
+        return from_sweep(model, one_pass(key, model, adaptive, self.num_particles, watch, extend))
 
     words = "weighted draws from {target}"
 
@@ -162,10 +162,10 @@ class NestedSMC(_Expanding):
         return self.num_particles * (self.width + 1)
 
 
-def _searched(key: Array, model: TokenModel, choose: Any, num: int, width: int) -> Draws:
-    fk = feynman_kac(model, Partial(expand, Expansion(choose, width)))
+def _searched(key: Array, model: TokenModel, watch: Any, choose: Any, num: int, width: int) -> Draws:
+    extend = Partial(expand, Expansion(choose, width))
     adaptive = scheme_of("never", "systematic", model.num_steps)
-    draws = from_sweep(model, forward(key, fk, adaptive, None, model.num_steps, num, "paths"))
+    draws = from_sweep(model, one_pass(key, model, adaptive, num, watch, extend))
     scores = jnp.where(draws.log_weights > -jnp.inf, draws.log_score, -jnp.inf)
     nothing = jnp.full_like(draws.log_evidence, jnp.nan)
     return draws._replace(log_weights=one_hot(scores), log_score=scores, log_evidence=nothing)
@@ -191,9 +191,9 @@ class BeamSearch(_Expanding):
     def __post_init__(self):
         self._check("n")
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Search."""
-        return _searched(key, model, choose_best, *_beams(self.n, self.width))
+        return _searched(key, model, watch, choose_best, *_beams(self.n, self.width))
 
     words = "the best text that a beam search found by its score: a choice, not a sample"
 
@@ -223,9 +223,9 @@ class DVTS(_Expanding):
     def __post_init__(self):
         self._check("n")
 
-    def run(self, key: PRNGKey, model: TokenModel) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Search."""
-        return _searched(key, model, choose_best_of_each, *_beams(self.n, self.width))
+        return _searched(key, model, watch, choose_best_of_each, *_beams(self.n, self.width))
 
     words = "the best text that a search of diverse trees found by its score: a choice, not a sample"
 

@@ -1,0 +1,47 @@
+"""Rewards: scores of steps, and what they mean as factors of the distribution that is sampled.
+
+``from_python`` makes a reward of a Python function, ``from_model`` of a reward model, ``from_score`` of any score;
+``meaning`` says how its numbers weigh. ``regex``, ``json_schema`` and ``grammar`` allow only some texts. Rewards are
+added (the product of the factors) and multiplied by numbers (a factor to a power).
+"""
+
+from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.deferred import (
+    from_model,
+    from_python,
+    from_score,
+    grammar,
+    json_schema,
+    regex,
+    self_certainty,
+    sharpened,
+)
+from probinfer.lm.rewards.meanings import (
+    LogOdds,
+    PrefixTwist,
+    SelfCertainty,
+    Sharpened,
+    StepLikelihood,
+    Terminal,
+)
+
+__all__ = [
+    "LogOdds",
+    "Potential",
+    "PrefixTwist",
+    "Score",
+    "SelfCertainty",
+    "Sharpened",
+    "StepLikelihood",
+    "Terminal",
+    "View",
+    "from_model",
+    "from_python",
+    "from_score",
+    "grammar",
+    "json_schema",
+    "regex",
+    "self_certainty",
+    "sharpened",
+]

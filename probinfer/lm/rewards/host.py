@@ -24,6 +24,7 @@ import numpy as np
 from probinfer.errors import import_extra, shortened
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.batching import flat
 from probinfer.lm.rewards.worker import call
 from probinfer.lm.rewards.workers import Pool, Reply
 from probinfer.types import Array, ArrayTree, field, pytree
@@ -169,7 +170,7 @@ class _Host:
 
     def serve(self, dtype: Any, *asked: Any) -> np.ndarray:
         """Scores (..., N) of what ``HostScore.step`` asks for, where leading axes are those of ``vmap``."""
-        lead, (prompts, sizes, tokens, lengths, active, *ends) = _flat(asked)
+        lead, (prompts, sizes, tokens, lengths, active, *ends) = flat(asked, _RANKS)
         read = {q: self.tokenizer.decode(prompts[q, : sizes[q]]) for q in np.flatnonzero(active.any(axis=1))}
         calls = []
         for q, n in np.argwhere(active):
@@ -230,16 +231,6 @@ _RANKS = (
     2,
     1,
 )  # axes of what is asked: of prompts, their lengths, tokens, lengths, active, and of steps
-
-
-def _flat(asked: Sequence[Any]) -> tuple[tuple[int, ...], list[np.ndarray]]:
-    """The common leading axes of arrays, and the arrays with these made one."""
-    arrays = [np.asarray(array) for array in asked]
-    tails = [array.shape[array.ndim - rank :] for array, rank in zip(arrays, _RANKS, strict=False)]
-    leads = [array.shape[: array.ndim - len(tail)] for array, tail in zip(arrays, tails, strict=True)]
-    lead = np.broadcast_shapes(*leads)
-    wide = [np.broadcast_to(array, lead + tail) for array, tail in zip(arrays, tails, strict=True)]
-    return lead, [array.reshape(math.prod(lead), *tail) for array, tail in zip(wide, tails, strict=True)]
 
 
 def _digest(arguments: tuple) -> bytes:

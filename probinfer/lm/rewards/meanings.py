@@ -1,4 +1,4 @@
-r"""What a score means as a weight. The same numbers r_t sample different laws:
+r"""What a score means as a weight: the same numbers r_t sample different laws.
 
 ============== ===================================== ==========================
 meaning        log weight of step t                  texts x in proportion to
@@ -22,10 +22,20 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Potential, Score, View, log_value
+from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.base import Score, View, log_value
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
-__all__ = ["MEANINGS", "LogOdds", "PrefixTwist", "SelfCertainty", "Sharpened", "StepLikelihood", "Terminal", "weigh"]
+__all__ = [
+    "MEANINGS",
+    "LogOdds",
+    "PrefixTwist",
+    "SelfCertainty",
+    "Sharpened",
+    "StepLikelihood",
+    "Terminal",
+    "weigh",
+]
 
 _CLIP = 16.0  # odds of a score of one are finite: 1e-7 and 1 - 1e-7 are the extremes
 
@@ -145,7 +155,8 @@ class LogOdds(_Scored):
     def words(self) -> str:
         """In words."""
         tau = float(self.temperature)
-        return "the product of the odds of the scores of its steps" + (f", to the power {1 / tau:g}" if tau != 1 else "")
+        power = f", to the power {1 / tau:g}" if tau != 1 else ""
+        return "the product of the odds of the scores of its steps" + power
 
 
 @pytree

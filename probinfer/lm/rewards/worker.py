@@ -7,6 +7,7 @@ When the input ends, the process ends, even in the middle of a call.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pickle
@@ -32,13 +33,11 @@ def call(function: Callable[..., Any], arguments: tuple) -> tuple[str, float, st
     except Exception as error:
         inside = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         return "exception", math.nan, "".join(traceback.format_exception(inside))
-    try:
-        number = math.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
-        fault = "NaN" if math.isnan(number) else ""
-    except Exception:
-        number, fault = math.nan, "not a number"
-    if isinstance(value, (str, bytes, bytearray)):
-        fault = "not a number"
+    number, fault = math.nan, "not a number"
+    if not isinstance(value, (str, bytes, bytearray)):
+        with contextlib.suppress(Exception):
+            number = float(value)
+            fault = "NaN" if math.isnan(number) else ""
     return fault, number, f"the function returned {_brief(value)}, not a number" if fault else ""
 
 

@@ -82,6 +82,7 @@ class Tokenizer:
             sorted({i for i, token in added.items() if token.special} | set(self.eos_ids))
         )
         self._added = {i: token.content for i, token in added.items()}
+        self.special_tokens = {name: i for i in self.special_ids if (name := self._tokenizer.id_to_token(i))}
         self._kind = _kind(json.loads(self._tokenizer.to_str()))
         self._chat = None if chat_template is None else ChatTemplate(chat_template, variables)
 

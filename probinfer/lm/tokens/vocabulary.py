@@ -48,6 +48,7 @@ class Vocabulary:
         self.token_bytes = [
             b"" if i in self.eos_ids else token.encode() for i, token in enumerate(self.tokens)
         ]
+        self.special_tokens = {self.tokens[i]: i for i in self.eos_ids}
         self._longest = max(map(len, self.tokens))
         self._chat = (
             None if chat_template is None else ChatTemplate(chat_template, {"eos_token": ends and ends[0]})

@@ -1,0 +1,59 @@
+"""Language models as state-space models: inference-time scaling by particles, inside one compiled program.
+
+``load`` takes a Hugging Face folder, ``reasoner`` the small model that comes with the library. ``infer`` samples texts
+from the model times a reward by a method, and votes on their answers; ``stream`` yields its steps as they happen.
+``evidence_bounds`` bounds the log evidence of a prompt from both sides. ``rewards`` says what a reward means,
+``Tabular`` and ``Exact`` are a model and a method whose answers are known exactly.
+"""
+
+from probinfer.lm import answers, rewards, selectors
+from probinfer.lm.base import LanguageModel
+from probinfer.lm.events import Event
+from probinfer.lm.evidence import EvidenceBounds, evidence_bounds
+from probinfer.lm.infer import infer, stream
+from probinfer.lm.methods.adaptive import Adaptive
+from probinfer.lm.methods.exact import Exact
+from probinfer.lm.methods.filters import BestOfN, Greedy, MajorityVote, ParticleFilter
+from probinfer.lm.methods.gibbs import ParallelTempering, ParticleGibbs
+from probinfer.lm.methods.search import DVTS, BeamSearch, NestedSMC
+from probinfer.lm.model import Model
+from probinfer.lm.proposals import Proposal
+from probinfer.lm.result import Answers, Cost
+from probinfer.lm.steps import every, until
+from probinfer.lm.tabular import Tabular
+from probinfer.lm.texts import End
+from probinfer.lm.tokens.tokenizer import Tokenizer
+from probinfer.lm.tokens.vocabulary import Vocabulary
+
+__all__ = [
+    "DVTS",
+    "Adaptive",
+    "Answers",
+    "BeamSearch",
+    "BestOfN",
+    "Cost",
+    "End",
+    "Event",
+    "EvidenceBounds",
+    "Exact",
+    "Greedy",
+    "LanguageModel",
+    "MajorityVote",
+    "Model",
+    "NestedSMC",
+    "ParallelTempering",
+    "ParticleFilter",
+    "ParticleGibbs",
+    "Proposal",
+    "Tabular",
+    "Tokenizer",
+    "Vocabulary",
+    "answers",
+    "every",
+    "evidence_bounds",
+    "infer",
+    "rewards",
+    "selectors",
+    "stream",
+    "until",
+]

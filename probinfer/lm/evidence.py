@@ -1,0 +1,207 @@
+r"""The evidence of a prompt from both sides.
+
+.. math:: E \log\hat Z_{\text{filter}} \le \log Z \le E \log\hat Z_{\text{conditional filter}}
+
+The filter is unbiased for Z, so its log is low in the mean; a filter around one exact draw of the posterior has
+:math:`E[1/\hat Z] = 1/Z`, so its log is high. Exact draws come from rejection, where the reward has a bound.
+
+References:
+    Grosse, Ghahramani and Adams (2015), bounds from both sides; Zhao et al. (2024), for language models.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.errors import check_key
+from probinfer.lm.methods.filters import ParticleFilter, independent, scheme_of
+from probinfer.lm.model import Model
+from probinfer.lm.prompts import Limits, encode, prepare
+from probinfer.lm.proposals import Proposal
+from probinfer.lm.rewards.deferred import bind
+from probinfer.lm.texts import Record
+from probinfer.lm.token_model import TokenModel, feynman_kac
+from probinfer.smc.forward import forward
+from probinfer.smc.particle_filter import to_result
+from probinfer.types import Array, Float, PRNGKey
+
+__all__ = ["EvidenceBounds", "evidence_bounds", "exact_paths", "forward_estimates", "reverse_estimates"]
+
+
+class EvidenceBounds(NamedTuple):
+    """Bounds on one log evidence.
+
+    Attributes:
+        lower: mean of the log estimates of the filter.
+        upper: mean of those of the conditional filter.
+        lower_error: standard error of ``lower``.
+        upper_error: standard error of ``upper``.
+        forward: (R,) log estimates of the filter.
+        reverse: (R,) log estimates of the conditional filter.
+        acceptance: share of the draws that rejection accepted.
+    """
+
+    lower: float
+    upper: float
+    lower_error: float
+    upper_error: float
+    forward: np.ndarray
+    reverse: np.ndarray
+    acceptance: float
+
+    @property
+    def gap(self) -> float:
+        """How far they are apart."""
+        return self.upper - self.lower
+
+
+def evidence_bounds(
+    key: PRNGKey,
+    model: Model,
+    prompt: Any,
+    reward: Any,
+    method: Any,
+    *,
+    num_repeats: int = 32,
+    log_bound: Any = 0.0,
+    stop: Any = (),
+    max_tokens: int = 512,
+    max_steps: int | None = 64,
+    proposal: Proposal | None = None,
+    chat: bool = False,
+    max_draws: int = 100_000,
+) -> EvidenceBounds:
+    """Bound the log evidence of a prompt from both sides.
+
+    Args:
+        key: random key.
+        model: as for ``lm.infer``.
+        prompt: one prompt.
+        reward: whose factors together are at most exp(``log_bound``): scores of probabilities with the meanings
+            "likelihood", "twist" and "terminal" have the bound 0; odds have none that is of use.
+        method: the particle filter.
+        num_repeats: R, runs of each kind, each conditional one around an exact draw of its own.
+        log_bound: see ``reward``.
+        stop: as for ``lm.infer``, as the next four.
+        max_tokens: see there.
+        max_steps: see there.
+        proposal: see there.
+        chat: see there.
+        max_draws: most draws that rejection may try.
+
+    Raises:
+        ValueError: the bound is exceeded, or rejection finds too few exact draws.
+        TypeError: the method is no particle filter.
+    """
+    check_key(key)
+    if not isinstance(method, ParticleFilter):
+        raise TypeError(
+            f"bounds come from a particle filter, got {type(method).__name__}: use lm.ParticleFilter(...)"
+        )
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    proposal = Proposal() if proposal is None else proposal
+    potential = bind(reward, model.tokenizer)
+    limits = Limits(max_tokens, max_steps, stop)
+    [token_model] = prepare(model, [encode(model, prompt, chat)], method, potential, proposal, limits)
+    keys = jax.random.split(key, 3)
+    paths, acceptance = exact_paths(keys[0], token_model, num_repeats, log_bound, max_draws)
+    low = np.asarray(forward_estimates(keys[1], token_model, method, num_repeats), float)
+    high = np.asarray(reverse_estimates(keys[2], token_model, method, paths), float)
+    means = float(low.mean()), float(high.mean())
+    errors = _standard_error(low), _standard_error(high)
+    return EvidenceBounds(*means, *errors, forward=low, reverse=high, acceptance=acceptance)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+@partial(jax.jit, static_argnames="num")
+def _candidates(key: Array, model: TokenModel, num: int) -> tuple[Any, Array]:
+    result = to_result(independent(key, model, num, None))
+    return result.paths, result.log_weights
+
+
+def exact_paths(
+    key: PRNGKey,
+    model: TokenModel,
+    num: int,
+    log_bound: Any = 0.0,
+    max_draws: int = 100_000,
+    batch: int = 256,
+) -> tuple[Record, float]:
+    """Exact draws of the posterior by rejection from the prior: records (num, T, ...), and the share accepted.
+
+    Raises:
+        ValueError: the bound is exceeded, or ``max_draws`` do not give ``num``.
+    """
+    found: list[Any] = []
+    accepted = tried = 0
+    while accepted < num:
+        if tried >= max_draws:
+            raise ValueError(
+                f"rejection accepted {accepted} of {tried} draws and {num} are needed: the reward is too sharp for "
+                f"exact draws; bound the evidence of a shorter text or of a tempered reward"
+            )
+        key, key_draw, key_accept = jax.random.split(key, 3)
+        paths, log_weights = _candidates(key_draw, model, batch)
+        log_ratio = np.asarray(log_weights, float) - float(log_bound)
+        if np.max(log_ratio) > 1e-4:
+            raise ValueError(
+                f"a text has the log factor {np.max(log_ratio) + float(log_bound):.3g}, above log_bound="
+                f"{float(log_bound):g}: rejection needs a bound"
+            )
+        log_uniform = np.log(np.asarray(jax.random.uniform(key_accept, (batch,))))
+        chosen = np.flatnonzero(log_uniform < log_ratio)
+        found.append(jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], paths))
+        accepted, tried = accepted + len(chosen), tried + batch
+    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num], *found)
+    return whole, accepted / tried
+
+
+@partial(jax.jit, static_argnames="num_repeats")
+def forward_estimates(
+    key: PRNGKey, model: TokenModel, method: ParticleFilter, num_repeats: int
+) -> Float[Array, " r"]:
+    """Log estimates of R particle filters.
+
+    Args:
+        key: random key.
+        model: the token model.
+        method: the filter.
+        num_repeats: R.
+    """
+    adaptive = scheme_of(method.trigger, method.resampling, model.num_steps)
+
+    def one(key: Array) -> Array:
+        num = method.num_particles
+        return forward(key, feynman_kac(model), adaptive, None, model.num_steps, num, "none").log_evidence
+
+    return jax.lax.map(one, jax.random.split(key, num_repeats))
+
+
+@jax.jit
+def reverse_estimates(
+    key: PRNGKey, model: TokenModel, method: ParticleFilter, paths: Record
+) -> Float[Array, " r"]:
+    """Log estimates of conditional filters around exact draws.
+
+    Args:
+        key: random key.
+        model: the token model.
+        method: the filter; its scheme needs a conditional form.
+        paths: records (R, T, ...).
+    """
+    adaptive = scheme_of(method.trigger, method.resampling, model.num_steps).conditional()
+
+    def one(xs: tuple) -> Array:
+        key, path = xs
+        num = method.num_particles
+        return forward(key, feynman_kac(model), adaptive, path, model.num_steps, num, "none").log_evidence
+
+    return jax.lax.map(one, (jax.random.split(key, paths.length.shape[0]), paths))

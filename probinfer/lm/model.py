@@ -1,0 +1,42 @@
+"""A language model as users hold it: the network, its tokenizer, and a reward model if one came with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probinfer.errors import shortened
+from probinfer.lm.base import LanguageModel
+from probinfer.types import field, pytree
+
+__all__ = ["Model"]
+
+
+@pytree
+class Model:
+    """What ``lm.load`` and ``lm.reasoner`` return.
+
+    Attributes:
+        network: a ``LanguageModel``: weights are its leaves.
+        tokenizer: ``lm.Tokenizer`` or ``lm.Vocabulary``; static.
+        reward: a reward model (a ``Score``), or None.
+
+    Raises:
+        TypeError: the network lacks a function of the protocol.
+        ValueError: the tokenizer has tokens that the network does not know.
+    """
+
+    network: Any
+    tokenizer: Any = field(static=True)
+    reward: Any = None
+
+    def __post_init__(self):
+        if not isinstance(self.network, LanguageModel):
+            raise TypeError(
+                f"expected a language model (lm.load(folder), lm.Tabular, ...: prefill, init_cache, extend, head, "
+                f"gather), got {shortened(self.network)}"
+            )
+        known, named = self.network.vocab_size, self.tokenizer.vocab_size
+        if named > known:
+            raise ValueError(
+                f"the tokenizer has {named} tokens and the network only {known}: they do not belong together"
+            )

@@ -1,0 +1,136 @@
+"""From prompts to token models: tokens in buckets, the prompt read once, limits and memory checked before a run."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.errors import shortened
+from probinfer.lm.base import Context, bucket
+from probinfer.lm.memory import check_memory
+from probinfer.lm.model import Model
+from probinfer.lm.proposals import Proposal
+from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.stepping import Setting
+from probinfer.lm.texts import Rules
+from probinfer.lm.token_model import TokenModel
+from probinfer.lm.tokens.automaton import build
+
+__all__ = ["Limits", "encode", "prepare"]
+
+
+class Limits(NamedTuple):
+    """Where texts end.
+
+    Attributes:
+        max_tokens: most tokens of a text.
+        max_steps: most steps, or None: as many as fit.
+        stop: strings that end a text.
+    """
+
+    max_tokens: int
+    max_steps: int | None
+    stop: tuple[str, ...]
+
+
+def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
+    """Tokens of a prompt: a string, messages (with ``chat``), or token numbers.
+
+    Raises:
+        TypeError: it is none of them.
+        ValueError: it is empty, or has tokens that the network does not know.
+    """
+    if chat:
+        tokens = model.tokenizer.encode(model.tokenizer.render(prompt), special=False)
+    elif isinstance(prompt, str):
+        tokens = model.tokenizer.encode(prompt)
+    elif isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], dict):
+        raise TypeError("a list of messages is a chat: pass chat=True")
+    elif isinstance(prompt, (list, tuple, np.ndarray, jax.Array)):
+        tokens = np.asarray(prompt)
+    else:
+        raise TypeError(
+            f"a prompt is a string, messages with chat=True, or token numbers; got {shortened(prompt)}"
+        )
+    tokens = np.asarray(tokens)
+    if tokens.size == 0:
+        raise ValueError("the prompt is empty: a language model needs a token to begin with")
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise TypeError(
+            f"token numbers are one vector of integers, got {tokens.dtype} of shape {tokens.shape}"
+        )
+    if tokens.min() < 0 or tokens.max() >= model.network.vocab_size:
+        raise ValueError(
+            f"tokens must be in 0 ... {model.network.vocab_size - 1}, got {tokens.min()} ... {tokens.max()}"
+        )
+    return tokens.astype(np.int32)
+
+
+def prepare(
+    model: Model,
+    prompts: list[np.ndarray],
+    method: Any,
+    potential: Potential,
+    proposal: Proposal,
+    limits: Limits,
+) -> list[TokenModel]:
+    """One token model a prompt, all of the same shapes: the longest prompt decides the bucket.
+
+    Raises:
+        ValueError: a prompt and its continuation do not fit into the context.
+        MemoryError: the caches would not fit into the memory.
+    """
+    network, size = model.network, bucket(max(len(tokens) for tokens in prompts))
+    longest = max(len(tokens) for tokens in prompts)
+    if longest + limits.max_tokens > network.max_context:
+        room = network.max_context - longest
+        advice = f"max_tokens={room} fits" if room > 0 else "shorten the prompt"
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, which with max_tokens={limits.max_tokens} is more than the "
+            f"context of {network.max_context}: {advice}"
+        )
+    check_memory(network, method.num_rows, size, limits.max_tokens)
+    rules = _rules(model, method, limits)
+    steps = method.step.count(limits.max_tokens)
+    steps = steps if limits.max_steps is None else min(steps, limits.max_steps)
+    read = partial(_read, network, size, proposal, rules, potential, steps, limits.max_tokens)
+    return [read(tokens) for tokens in prompts]
+
+
+def _rules(model: Model, method: Any, limits: Limits) -> Rules:
+    named = getattr(
+        model.tokenizer, "special_tokens", {}
+    )  # special tokens have no bytes: found by their number
+    strings = tuple(string for string in limits.stop if string not in named)
+    ends = (*model.tokenizer.eos_ids, *(named[string] for string in limits.stop if string in named))
+    stop = build(strings, model.tokenizer.token_bytes) if strings else None
+    eos = jnp.asarray(ends, jnp.int32)
+    return Rules(method.step.bind(model.tokenizer, limits.max_tokens), stop, eos)
+
+
+@partial(jax.jit)
+def _prefill(network: Any, tokens: jax.Array, length: jax.Array) -> tuple:
+    hidden, prompt = network.prefill(tokens, length)
+    return network.head(hidden), prompt
+
+
+def _read(
+    network: Any,
+    size: int,
+    proposal: Proposal,
+    rules: Rules,
+    potential: Potential,
+    num_steps: int,
+    max_tokens: int,
+    tokens: np.ndarray,
+) -> TokenModel:
+    padded = np.zeros(size, np.int32)
+    padded[: len(tokens)] = tokens
+    context = Context(jnp.asarray(padded), jnp.asarray(len(tokens), jnp.int32))
+    logits, prompt = _prefill(network, *context)
+    setting = Setting(network, prompt, context, proposal, rules, potential)
+    return TokenModel(setting, logits, jnp.asarray(max_tokens, jnp.int32), num_steps, max_tokens)

@@ -1,0 +1,135 @@
+"""What ``lm.infer`` returns: weighted texts, the posterior of their answers, the evidence, and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from probinfer.base import Status
+from probinfer.lm import selectors
+from probinfer.lm.texts import End
+from probinfer.types import PRNGKey
+
+__all__ = ["Answers", "Cost"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a run cost.
+
+    Attributes:
+        samples: texts that were worked on at once, over all passes: the budget as the papers count it.
+        generated: tokens drawn.
+        masked: tokens computed for texts that waited for others or had ended.
+        prompt: tokens of the prompt, read once.
+        reward_calls: texts that a reward was asked about.
+        rescored: tokens read again to weigh ancestors (particle Gibbs).
+        forked: texts that were copied.
+        bytes_copied: bytes of caches copied by that.
+        seconds: wall time, compilation included.
+    """
+
+    samples: int
+    generated: int
+    masked: int
+    prompt: int
+    reward_calls: int
+    rescored: int
+    forked: int
+    bytes_copied: int
+    seconds: float
+
+    def __add__(self, other: Cost) -> Cost:
+        """Of two runs with the same prompt, which is counted once."""
+        names = [f.name for f in dataclasses.fields(self)]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Cost(**{**sums, "prompt": self.prompt})
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Weighted texts of one prompt.
+
+    Attributes:
+        prompt: as text.
+        texts: M texts.
+        extracted: the answer of each text, or None.
+        log_weights: (M,) normalised.
+        log_scores: (M,) log score of each text, by which searches choose.
+        log_prior: (M,) log probability of each text under the prior.
+        ended: (M,) an ``lm.End`` each.
+        log_evidence: of this prompt, or None where the method has none.
+        ess: (T,) effective sample size after each step.
+        ancestors: (T, N) parents of the particles, or None.
+        step_lengths: (T, N) tokens of each step, or None.
+        num_steps: steps that ran.
+        status: a ``Status``.
+        target: one sentence: what the weighted texts are draws from.
+        ledger: ``Cost``.
+        faults: what went wrong in Python rewards, in words; "" if nothing.
+        tokens: M arrays of tokens.
+        method: the method.
+    """
+
+    prompt: str
+    texts: list[str]
+    extracted: list[str | None]
+    log_weights: np.ndarray
+    log_scores: np.ndarray
+    log_prior: np.ndarray
+    ended: np.ndarray
+    log_evidence: float | None
+    ess: np.ndarray
+    ancestors: np.ndarray | None
+    step_lengths: np.ndarray | None
+    num_steps: int
+    status: Status
+    target: str
+    ledger: Cost
+    faults: str
+    tokens: list[np.ndarray]
+    method: Any
+
+    @property
+    def answers(self) -> list[tuple[str | None, float]]:
+        """Answers with their probabilities, likeliest first: the posterior vote; None, if any, is last: no answer."""
+        vote = selectors.posterior_vote(self.extracted, self.log_weights)
+        without = [(None, vote.unanswered)] if vote.unanswered > 0 else []
+        return [*vote.ranking, *without]
+
+    @property
+    def best(self) -> str | None:
+        """The likeliest answer that is one."""
+        return next((answer for answer, _ in self.answers if answer is not None), None)
+
+    @property
+    def text(self) -> str:
+        """The text of largest weight."""
+        return self.texts[int(np.argmax(self.log_weights))]
+
+    def sample(self, key: PRNGKey) -> str:
+        """One text, drawn by the weights."""
+        return self.texts[selectors.sample(key, self.texts, self.log_weights).particle]
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = [f"target: {self.target}"]
+        lines += [f"  {p:6.1%}  {'no answer' if a is None else a}" for a, p in self.answers[:8]]
+        if self.log_evidence is not None:
+            ess = self.ess[self.num_steps - 1]
+            lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {ess:.1f}")
+        cost = self.ledger
+        lines.append(
+            f"{len(self.texts)} texts, {cost.generated} tokens generated ({cost.masked} masked), {cost.reward_calls} "
+            f"reward calls, {cost.seconds:.1f} s"
+        )
+        ends = {End(code).name.lower(): int(np.sum(self.ended == code)) for code in np.unique(self.ended)}
+        lines.append("ends: " + ", ".join(f"{name} {number}" for name, number in ends.items()))
+        if self.status != Status.OK:
+            lines.append(f"status: {self.status.name}")
+        return "\n".join(lines + ([self.faults] if self.faults else []))
+
+    def __repr__(self) -> str:
+        return self.summary()

@@ -1,0 +1,173 @@
+"""Rewards before a model is known: what needs a tokenizer waits for it, and can be added and tempered before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from probinfer.errors import shortened
+from probinfer.lm.rewards.algebra import Nothing, Potential, add, temper
+from probinfer.lm.rewards.base import Score
+from probinfer.lm.rewards.host import HostScore
+from probinfer.lm.rewards.masks import TokenMask
+from probinfer.lm.rewards.meanings import LogOdds, SelfCertainty, Sharpened, weigh
+
+__all__ = [
+    "Deferred",
+    "bind",
+    "from_model",
+    "from_python",
+    "from_score",
+    "grammar",
+    "json_schema",
+    "regex",
+    "self_certainty",
+    "sharpened",
+]
+
+
+class Deferred:
+    """A reward that is made when its tokenizer is known, once for each tokenizer."""
+
+    def __init__(self, make: Callable[[Any], Potential], words: str):
+        self._make, self._words = make, words
+        self._made: dict[int, tuple[Any, Potential]] = {}
+
+    def bind(self, tokenizer: Any) -> Potential:
+        """The potential for a tokenizer; the same object when asked again."""
+        if id(tokenizer) not in self._made:
+            self._made[id(tokenizer)] = (tokenizer, self._make(tokenizer))
+        return self._made[id(tokenizer)][1]
+
+    def __add__(self, other: Any) -> Deferred:
+        """The product of two factors."""
+        if not isinstance(other, (Potential, Deferred)):
+            raise TypeError(f"rewards are added to rewards, got {shortened(other)}")
+        return Deferred(
+            lambda tokenizer: add(self.bind(tokenizer), bind(other, tokenizer)), f"{self} + {other}"
+        )
+
+    def __radd__(self, other: Any) -> Deferred:
+        """The product of two factors, the other way round."""
+        return self + other
+
+    def __mul__(self, power: Any) -> Deferred:
+        """The factor to a power."""
+        return Deferred(lambda tokenizer: temper(self.bind(tokenizer), power), f"{power} * ({self})")
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        return self._words
+
+
+def bind(reward: Any, tokenizer: Any) -> Potential:
+    """The potential of what a user calls a reward: None, a function, a score, a reward model, a potential.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if reward is None:
+        return Nothing()
+    if isinstance(reward, Potential):
+        return reward
+    if isinstance(reward, Deferred):
+        return reward.bind(tokenizer)
+    if isinstance(reward, Score):
+        return weigh(reward, "odds" if reward.scale == "logit" else "twist")
+    if callable(reward):
+        raise TypeError(
+            f"a Python function becomes a reward by lm.rewards.from_python(fn): it says what its numbers mean; got "
+            f"{shortened(reward)}"
+        )
+    raise TypeError(
+        f"a reward is made by lm.rewards.from_python, from_model, regex, ...; got {shortened(reward)}"
+    )
+
+
+def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: Any) -> Deferred:
+    """A Python function ``fn(prompt, text) -> number`` as a reward, called in worker processes.
+
+    Args:
+        fn: sees strings; what raises, hangs or returns nonsense gets weight zero and is counted.
+        meaning: "twist" (the text's law is prior times the last score), "likelihood" (the product of the scores of its
+            steps), "odds" (the product of their odds) or "terminal" (the score of whole texts only).
+        **settings: of ``rewards.host.HostScore``: ``takes``, ``scale``, ``timeout``, ``workers``, ``memory``.
+
+    Raises:
+        TypeError: no function.
+        ValueError: an unknown meaning.
+    """
+    if not callable(fn):
+        raise TypeError(f"a reward function is called with (prompt, text), got {shortened(fn)}")
+    _check_meaning(meaning)
+    return Deferred(
+        lambda tokenizer: weigh(HostScore(fn, tokenizer, **settings), meaning), f"from_python({fn})"
+    )
+
+
+def from_model(score: Score, *, meaning: str = "odds") -> Potential:
+    """A reward model (a ``Score`` such as ``lm.reasoner().reward``) as a reward; by default its odds.
+
+    Raises:
+        TypeError: no score.
+        ValueError: an unknown meaning.
+    """
+    return from_score(score, meaning=meaning)
+
+
+def from_score(score: Score, *, meaning: str = "odds") -> Potential:
+    """Any score as a reward.
+
+    Raises:
+        TypeError: no score.
+        ValueError: an unknown meaning.
+    """
+    if not isinstance(score, Score):
+        raise TypeError(f"expected a score, such as the reward of lm.reasoner(), got {shortened(score)}")
+    return weigh(score, meaning)
+
+
+def self_certainty(temperature: Any = 1.0) -> Potential:
+    """The model's own confidence in its steps as a reward: odds of the geometric mean probability of their tokens."""
+    return LogOdds(SelfCertainty(), temperature)
+
+
+def sharpened(power: Any) -> Potential:
+    """The model's own probability to ``power`` - 1: the law is then prior to that power."""
+    return Sharpened(power)
+
+
+def regex(pattern: str) -> Deferred:
+    """Only texts that match a regular expression from end to end."""
+    from probinfer.lm.rewards import constraints
+
+    return Deferred(
+        lambda tok: TokenMask(constraints.regex(pattern, tok), "texts that match"), f"regex({pattern!r})"
+    )
+
+
+def json_schema(schema: Any) -> Deferred:
+    """Only JSON that follows a schema."""
+    from probinfer.lm.rewards import constraints
+
+    return Deferred(
+        lambda tok: TokenMask(constraints.json_schema(schema, tok), "JSON that follows the schema"),
+        "json_schema(...)",
+    )
+
+
+def grammar(lark: str) -> Deferred:
+    """Only texts of a grammar in the notation of Lark."""
+    from probinfer.lm.rewards import constraints
+
+    return Deferred(
+        lambda tok: TokenMask(constraints.grammar(lark, tok), "texts of the grammar"), "grammar(...)"
+    )
+
+
+def _check_meaning(meaning: str) -> None:
+    from probinfer.lm.rewards.meanings import MEANINGS
+
+    if meaning not in MEANINGS:
+        raise ValueError(f"meaning must be one of {', '.join(map(repr, MEANINGS))}, got {meaning!r}")

@@ -1,0 +1,106 @@
+"""A tabular model, a score of prefixes, and their oracle: what the tests of methods share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer import lm
+from probinfer.lm.infer import run_prepared
+from probinfer.lm.prompts import Limits, encode, prepare
+from probinfer.lm.rewards.base import Score
+from probinfer.lm.rewards.deferred import bind
+from probinfer.types import pytree
+from tests.reference import language as ref
+
+Z_LIMIT = 6.5  # two-sided 8e-11 a comparison: fewer than 10^4 in the tests of lm, so 1e-6 in all
+SPELL = ("a", ";", ".", "b", "c", "d")  # token 2 ends a text, token 1 a step
+PROMPT = (0, 1)
+
+
+@pytree
+class PrefixScore(Score):
+    """A logit for every prefix, from a hash of its tokens."""
+
+    table: object
+    scale = "logit"
+
+    def step(self, state, view):
+        def mix(carry, xs):
+            token, j = xs
+            return jnp.where(j < view.length, (carry * 5 + token + 1) % self.table.shape[0], carry), None
+
+        start = jnp.zeros_like(view.length)
+        found, _ = jax.lax.scan(mix, start, (view.tokens.T, jnp.arange(view.tokens.shape[1])))
+        return state, self.table[found]
+
+
+TABLE = np.random.default_rng(3).normal(size=97) * 2.0
+
+
+def score(prefix):
+    """The probability of ``PrefixScore``, in Python."""
+    found = 0
+    for token in prefix:
+        found = (found * 5 + token + 1) % 97
+    return 1 / (1 + np.exp(-TABLE[found]))
+
+
+def reward(meaning):
+    if meaning == "none":
+        return None
+    return lm.rewards.from_score(PrefixScore(jnp.asarray(TABLE, jnp.result_type(float))), meaning=meaning)
+
+
+def model(vocab=3, order=2, seed=0):
+    network = lm.Tabular.random(jax.random.key(seed), vocab, order=order)
+    return lm.Model(network, lm.Vocabulary(SPELL[:vocab], eos="."))
+
+
+def token_model(
+    method, meaning, max_tokens=4, own=None, proposal=None, max_steps=None, stop=(), potential=None
+):
+    """What ``lm.infer`` hands to a method."""
+    own = model() if own is None else own
+    limits = Limits(max_tokens, max_steps, stop)
+    potential = bind(reward(meaning), own.tokenizer) if potential is None else potential
+    tokens = encode(own, list(PROMPT), False)
+    return prepare(own, [tokens], method, potential, lm.Proposal() if proposal is None else proposal, limits)[
+        0
+    ]
+
+
+def oracle(meaning, max_tokens, size, delimiter=None, own=None, **law):
+    """Posterior of all texts and log evidence, in plain Python."""
+    own = model() if own is None else own
+    logits, transitions = np.asarray(own.network.logits), np.asarray(own.network.transitions)
+    found = ref.texts(logits, transitions, 0, PROMPT, (2,), max_tokens, **law)
+    weighted = {}
+    for text, log_prob in found:
+        cut = ref.steps(text, size, delimiter, SPELL)
+        weighted[text] = log_prob + (0 if meaning == "none" else ref.log_reward(text, cut, score, meaning))
+    return ref.posterior(weighted)
+
+
+def repeated(method, own, num, seed=0):
+    """Draws of many runs with keys of their own, one program."""
+    keys = jax.random.split(jax.random.key(seed), num)
+    return jax.jit(jax.vmap(lambda key: run_prepared(key, own, method)))(keys)
+
+
+def classes(tokens, length):
+    """The event that is counted of each text: its first token and its length."""
+    return np.asarray(tokens)[..., 0] * 100 + np.asarray(length)
+
+
+def truth(posterior):
+    found = {}
+    for text, p in posterior.items():
+        name = text[0] * 100 + len(text)
+        found[name] = found.get(name, 0) + p
+    return found
+
+
+def z_scores(estimates, exact):
+    """Of means over runs."""
+    mean, error = estimates.mean(axis=0), estimates.std(axis=0, ddof=1) / np.sqrt(len(estimates))
+    return (mean - exact) / np.maximum(error, 1e-12)

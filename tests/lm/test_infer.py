@@ -1,0 +1,321 @@
+"""The facade: what it refuses and how, what it survives, what it reports."""
+
+import itertools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import lm
+from probinfer.base import Status
+from probinfer.errors import ConvergenceWarning
+from tests.lm import tables
+
+KEY = jax.random.key(11)
+SETTINGS = {"answer": lm.answers.text, "max_tokens": 4, "progress": False}
+STEP = lm.every(1)
+
+
+def run(reward=None, method=None, prompt="a;", model=None, **settings):
+    method = lm.ParticleFilter(8, step=STEP) if method is None else method
+    return lm.infer(KEY, model or tables.model(), prompt, reward, method, **SETTINGS | settings)
+
+
+def test_answers_say_what_they_are():
+    result = run(tables.reward("twist"))
+    assert result.status == Status.OK
+    assert len(result.texts) == 8
+    assert sum(p for _, p in result.answers) == pytest.approx(1)
+    assert result.best == result.answers[0][0]
+    assert result.target == "weighted draws from the model, times the score of the whole text"
+    assert np.logaddexp.reduce(result.log_weights) == pytest.approx(0, abs=1e-9)
+    assert result.ledger.generated == sum(len(t) for t in result.tokens) + _lost(result)
+    assert result.sample(KEY) in result.texts
+    assert "log evidence" in result.summary()
+    assert result.ancestors.shape == result.step_lengths.shape == (4, 8)
+
+
+def _lost(result):
+    """Tokens of particles that were replaced."""
+    kept = result.step_lengths.sum() - sum(len(t) for t in result.tokens)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("proposal", "words"),
+    [
+        (lm.Proposal(temperature=0.5), "the model at temperature 0.5"),
+        (lm.Proposal(top_k=2, top_p=0.9), "the model at top-k 2, top-p 0.9"),
+        (lm.Proposal(temperature=2.0, correct=True), "the model"),
+    ],
+)
+def test_targets_name_the_prior(proposal, words):
+    assert run(proposal=proposal).target == f"weighted draws from {words}"
+
+
+def test_a_second_prompt_and_another_reward_of_the_same_form_compile_nothing(count_compiles):
+    method = lm.ParticleFilter(8, step=lm.until(";", max_tokens=2))
+    run(tables.reward("odds"), method)
+    score = tables.PrefixScore(jnp.asarray(tables.TABLE * 0.5, jnp.result_type(float)))
+    with count_compiles() as compiles:
+        again = lm.ParticleFilter(8, step=lm.until(";", max_tokens=2))
+        run(lm.rewards.from_score(score, meaning="odds"), again, prompt="aa;a")
+    assert compiles.count == 0
+
+
+def test_reasons_why_texts_end():
+    model = tables.model()
+    result = run(stop=("aa",), model=model, method=lm.MajorityVote(64, step=STEP))
+    for text, end, tokens in zip(result.texts, result.ended, result.tokens, strict=True):
+        spelled = "".join(tables.SPELL[t] for t in tokens)
+        finished = tokens[-1] == 2 or spelled.endswith("aa")
+        assert end == (lm.End.FINISHED if finished else lm.End.MAX_TOKENS)
+        assert "aa" not in spelled[:-1]
+        assert text == spelled.replace(".", "")  # the end token is no text
+    short = run(max_steps=2, method=lm.MajorityVote(64, step=STEP))
+    assert set(np.unique(short.ended)) <= {lm.End.FINISHED, lm.End.MAX_STEPS}
+    assert max(map(len, short.tokens)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"prompt": ""}, ValueError, "empty"),
+        ({"prompt": []}, ValueError, "no prompt"),
+        ({"prompt": [[0, 7]]}, ValueError, "tokens must be in 0 ... 2"),
+        ({"prompt": np.zeros((2, 2), int)}, TypeError, "one vector of integers"),
+        ({"prompt": 3.5}, TypeError, "a prompt is a string"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, TypeError, "chat=True"),
+        ({"max_tokens": 0}, ValueError, "max_tokens"),
+        ({"max_tokens": 5000}, ValueError, "max_tokens=4094 fits"),
+        ({"prompt": np.zeros(4096, int)}, ValueError, "shorten the prompt"),
+        ({"method": "filter"}, TypeError, "ParticleFilter"),
+        ({"reward": len}, TypeError, "from_python"),
+        ({"reward": 3}, TypeError, "lm.rewards"),
+        ({"model": 3}, TypeError, r"lm\.load"),
+        ({"method": lm.Exact(), "max_tokens": 40}, ValueError, "lower max_tokens"),
+        ({"chat": True}, ValueError, "template"),
+    ],
+)
+def test_bad_input_is_refused_in_words(settings, error, words):
+    with pytest.raises(error, match=words):
+        run(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: lm.ParticleFilter(0), ValueError),
+        (lambda: lm.ParticleFilter(2.5), TypeError),
+        (lambda: lm.ParticleFilter(4, "sometimes"), ValueError),
+        (lambda: lm.ParticleFilter(4, resampling="fair"), ValueError),
+        (lambda: lm.ParticleFilter(4, step=2.5), TypeError),
+        (lambda: lm.ParticleGibbs(1, 4), ValueError),
+        (lambda: lm.ParticleGibbs(4, 4, burn_in=4), ValueError),
+        (lambda: lm.ParticleGibbs(4, 4, resampling="residual"), ValueError),
+        (lambda: lm.ParallelTempering(4, 4, powers=(0.5, 1.0)), ValueError),
+        (lambda: lm.BestOfN(4, aggregate="mean"), ValueError),
+        (lambda: lm.Adaptive(lm.MajorityVote(2), confidence=1.5), ValueError),
+        (lambda: lm.Adaptive("vote"), TypeError),
+        (lambda: lm.until(), ValueError),
+        (lambda: lm.until(""), ValueError),
+        (lambda: lm.until(3), TypeError),
+        (lambda: lm.every(0), ValueError),
+        (lambda: lm.every(1.5), TypeError),
+        (lambda: lm.Proposal(temperature=-1.0), ValueError),
+        (lambda: lm.Proposal(top_p=0.0), ValueError),
+        (lambda: lm.Proposal(top_k=0), ValueError),
+        (lambda: lm.Proposal(top_k=2, correct=True), ValueError),
+        (lambda: lm.rewards.from_python(3), TypeError),
+        (lambda: lm.rewards.from_python(len, meaning="truth"), ValueError),
+        (lambda: lm.rewards.from_score(3), TypeError),
+        (lambda: tables.reward("odds") + 3, TypeError),
+        (lambda: tables.reward("odds") * "2", TypeError),
+        (lambda: tables.reward("odds") * -1, ValueError),
+        (lambda: lm.Tabular(np.zeros((2, 3)), np.zeros((2, 2), int)), ValueError),
+        (lambda: lm.Tabular(np.zeros((2, 3)), np.full((2, 3), 2)), ValueError),
+        (lambda: lm.Tabular(np.full((2, 3), -np.inf), np.zeros((2, 3), int)), ValueError),
+        (lambda: lm.Model(tables.model().network, lm.Vocabulary("abcd")), ValueError),
+        (lambda: lm.Model(3, lm.Vocabulary("abcd")), TypeError),
+    ],
+)
+def test_bad_settings_are_refused(make, error):
+    with pytest.raises(error):
+        make()
+
+
+def test_sizes_are_predicted_before_anything_is_allocated():
+    class Large:
+        vocab_size = 10
+
+        def cache_bytes(self, num, size):
+            return num * size * 2**30
+
+        def prompt_bytes(self, size):
+            return 0
+
+    from probinfer.lm.memory import check_memory
+
+    with pytest.raises(MemoryError, match="lower max_tokens"):
+        check_memory(Large(), 1000, 16, 100)
+
+
+@pytest.mark.parametrize("kind", ["dead", "nan"])
+def test_dead_and_broken_rewards_keep_the_last_state(kind):
+    """All weights zero, or NaN, from the third token on: a status, a warning, and the texts before."""
+    value = -jnp.inf if kind == "dead" else jnp.nan
+    reward = lm.rewards.from_score(_Failing(jnp.asarray(value)), meaning="likelihood")
+    with pytest.warns(ConvergenceWarning, match="every particle died" if kind == "dead" else "NaN"):
+        result = run(reward, model=_endless())
+    assert result.status == (Status.DEGENERATE_WEIGHTS if kind == "dead" else Status.NON_FINITE)
+    assert np.all(np.isfinite(result.log_weights))
+    assert all(len(tokens) == 3 for tokens in result.tokens)
+    assert result.log_evidence == -np.inf if kind == "dead" else np.isnan(result.log_evidence)
+
+
+def _endless():
+    own = tables.model()
+    logits = np.asarray(own.network.logits).copy()
+    logits[:, 2] = -np.inf
+    return lm.Model(lm.Tabular(logits, np.asarray(own.network.transitions)), own.tokenizer)
+
+
+class _Base(lm.rewards.Score):
+    scale = "log"
+
+    def step(self, state, view):
+        return state, jnp.where(view.length >= 3, self.value, 0.0) * jnp.ones_like(view.step_log_prob)
+
+
+from probinfer.types import pytree  # noqa: E402
+
+
+@pytree
+class _Failing(_Base):
+    value: object
+
+
+def test_python_rewards_that_fail_cost_their_particle_only():
+    """A function that raises and hangs for some texts: weight zero for those, counted, everything else goes on."""
+
+    def judge(prompt, text):
+        if text.endswith(";"):
+            raise RuntimeError("no idea")
+        if text.startswith("aa"):
+            time.sleep(60)
+        return 0.5
+
+    reward = lm.rewards.from_python(judge, meaning="terminal", timeout=1.0, workers=1)
+    model = tables.model()
+    with pytest.warns(ConvergenceWarning, match="1 by time-out|by exception"):
+        result = run(reward, lm.MajorityVote(8, step=STEP), model=model, max_tokens=2)
+    assert "exception" in result.faults
+    weights = run(reward, lm.BestOfN(8, weighted=True, step=STEP), model=model, max_tokens=2).log_weights
+    lost = [text.endswith(";") or text.startswith("aa") for text in result.texts]
+    assert any(lost)
+    assert not all(lost)
+    np.testing.assert_array_equal(np.isfinite(weights), ~np.array(lost))
+
+
+def test_python_rewards_weigh_like_scores_of_arrays():
+    """The same numbers from Python in a worker and from a compiled score: the same run."""
+
+    def judge(prompt, text):
+        import numpy as np
+
+        table = np.random.default_rng(3).normal(size=97) * 2.0
+        found = 0
+        for token in text:
+            found = (found * 5 + "a;.".index(token) + 1) % 97
+        return 1 / (1 + np.exp(-table[found]))
+
+    model = _endless()
+    compiled = run(tables.reward("odds"), model=model)
+    host = run(lm.rewards.from_python(judge, meaning="odds", workers=1), model=model)
+    assert compiled.texts == host.texts
+    np.testing.assert_allclose(compiled.log_weights, host.log_weights, rtol=1e-6, atol=1e-9)
+    assert host.ledger.reward_calls == 8 * 4
+
+
+def test_streams_yield_steps_and_the_result():
+    events = list(lm.stream(KEY, tables.model(), "a;", None, lm.ParticleFilter(4, step=STEP), **SETTINGS))
+    assert all(isinstance(event, lm.Event) for event in events[:-1])
+    assert isinstance(events[-1], lm.Answers)
+    assert [event.step for event in events[:-1]] == list(range(len(events) - 1))
+    first = list(
+        itertools.islice(lm.stream(KEY, tables.model(), "a;", None, lm.MajorityVote(2), **SETTINGS), 1)
+    )
+    assert len(first) == 1
+    with pytest.raises(TypeError, match="watch"):
+        next(lm.stream(KEY, tables.model(), "a;", watch=print))
+    with pytest.raises(ValueError, match="empty"):
+        list(lm.stream(KEY, tables.model(), "", **SETTINGS))
+
+
+def test_watchers_can_end_a_run():
+    result = run(
+        watch=lambda event: event.step == 1, method=lm.ParticleFilter(4, step=STEP), model=_endless()
+    )
+    assert result.num_steps == 2
+    assert all(len(tokens) == 2 for tokens in result.tokens)
+
+
+def test_adaptive_votes_stop_when_they_are_decided():
+    """A model that nearly always says the same needs one or two batches, a fair coin needs them all."""
+    logits = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 8.0, -9.0], [-20.0, -20.0, 20.0]])
+    transitions = np.array([[1] * 3, [2] * 3, [3] * 3, [3] * 3])  # the prompt, one letter, the end
+    sure = lm.Model(lm.Tabular(logits, transitions), lm.Vocabulary("a;.", eos="."))
+    fair = lm.Model(lm.Tabular(np.where(logits == 8, 0, logits), transitions), sure.tokenizer)
+    method = lm.Adaptive(lm.MajorityVote(8, step=STEP), confidence=0.99, max_rounds=6)
+    assert len(run(method=method, model=sure).texts) <= 16
+    assert len(run(method=method, model=fair).texts) == 48
+    pooled = run(tables.reward("twist"), lm.Adaptive(lm.ParticleFilter(4, step=STEP), max_rounds=3))
+    assert pooled.log_evidence is not None
+    assert sum(p for _, p in pooled.answers) == pytest.approx(1)
+
+
+def test_evidence_bounds_hold_the_truth_and_close_with_particles():
+    """The means of 200 log estimates: below and above to 6.5 standard errors; the gap shrinks from N = 2 to N = 16."""
+    model, reward = tables.model(), tables.reward("likelihood")
+    gaps = []
+    _, log_z = tables.oracle("likelihood", 4, 1)
+    for num in (2, 16):
+        bounds = lm.evidence_bounds(
+            KEY,
+            model,
+            list(tables.PROMPT),
+            reward,
+            lm.ParticleFilter(num, step=STEP),
+            num_repeats=200,
+            max_tokens=4,
+        )
+        assert bounds.lower - tables.Z_LIMIT * bounds.lower_error < log_z
+        assert bounds.upper + tables.Z_LIMIT * bounds.upper_error > log_z
+        assert bounds.forward.shape == bounds.reverse.shape == (200,)
+        gaps.append(bounds.gap)
+    assert gaps[1] < 0.5 * gaps[0]
+    with pytest.raises(ValueError, match="above log_bound"):
+        lm.evidence_bounds(
+            KEY, model, "a;", tables.reward("odds"), lm.ParticleFilter(2, step=STEP), max_tokens=4
+        )
+    with pytest.raises(TypeError, match="particle filter"):
+        lm.evidence_bounds(KEY, model, "a;", reward, lm.Greedy(), max_tokens=4)
+
+
+def test_masks_allow_what_they_say_and_weigh_it():
+    """Texts that match a pattern only; the evidence is their probability under the model."""
+    model = tables.model()
+    reward = lm.rewards.regex("a+;?a?")
+    exact = run(reward, lm.Exact(step=STEP), prompt=list(tables.PROMPT))
+    posterior, _ = tables.oracle("none", 4, 1)
+    import re
+
+    spelled = {text: "".join(tables.SPELL[t] for t in text if t != 2) for text in posterior}
+    inside = [p for t, p in posterior.items() if t[-1] == 2 and re.fullmatch("a+;?a?", spelled[t])]
+    assert exact.log_evidence == pytest.approx(np.log(sum(inside)), rel=1e-6)
+    filtered = run(reward, lm.ParticleFilter(64, step=STEP), prompt=list(tables.PROMPT), model=model)
+    alive = np.isfinite(filtered.log_weights)
+    assert alive.any()
+    assert all(re.fullmatch("a+;?a?", t) for t, good in zip(filtered.texts, alive, strict=True) if good)

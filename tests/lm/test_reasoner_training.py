@@ -1,0 +1,239 @@
+"""Training at tiny size: it learns, resumes bit for bit, writes what can be read, and refuses what does not fit."""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import Checkpoint
+from probinfer.lm.reasoner import encoding, files, rollouts, task, train_reward
+from probinfer.lm.reasoner.optimise import Plan
+from probinfer.lm.reasoner.rollouts import Rollouts
+from probinfer.lm.reasoner.train import Settings, train
+from probinfer.lm.reasoner.train_reward import RewardSettings
+
+PLAN = Plan(num_iterations=12, learning_rate=1e-2, warmup=2, evaluate_from=4, evaluate_every=4)
+TINY = Settings(
+    width=16,
+    heads=2,
+    kv_heads=1,
+    feed_forward=32,
+    layers=1,
+    steps=(1, 2),
+    batch=8,
+    num_validation=16,
+    plan=PLAN,
+)
+REWARD = RewardSettings(
+    num_problems=40,
+    steps=(1, 2),
+    batch=8,
+    num_validation=8,
+    plan=Plan(num_iterations=8, learning_rate=1e-2, evaluate_every=4),
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(TINY, progress=False)
+
+
+@pytest.fixture(scope="module")
+def rewarded(trained):
+    return train_reward.train_reward(trained[0], REWARD, progress=False)
+
+
+class Interrupted(Exception):
+    """The process is killed."""
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_the_loss_falls(trained):
+    """By far more than batches differ, about 0.1; the same seeds give the same losses, so nothing is left to chance."""
+    model, trace = trained
+    assert len(trace.loss) == 12
+    assert trace.loss[-1] < trace.loss[0] - 0.4
+    assert np.isfinite(trace.score).tolist() == [(i + 1) % 4 == 0 for i in range(12)]
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(model))
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
+    """Killed in step 8 after a checkpoint at step 6; a finished run is read back without a step."""
+    from probinfer.lm.reasoner import train as module
+
+    checkpoint, batch = Checkpoint(tmp_path / "run", every=3), module._batch
+
+    def killed(settings, i):
+        if i == 7:
+            raise Interrupted
+        return batch(settings, i)
+
+    monkeypatch.setattr(module, "_batch", killed)
+    with pytest.raises(Interrupted):
+        train(TINY, checkpoint=checkpoint, progress=False)
+    seen = []
+    monkeypatch.setattr(module, "_batch", lambda settings, i: (seen.append(i), batch(settings, i))[1])
+    for _ in range(2):
+        model, trace = train(TINY, checkpoint=checkpoint, progress=False)
+        assert seen == [6, 7, 8, 9, 10, 11]
+        assert same(model, trained[0])
+        np.testing.assert_array_equal(trace.loss, trained[1].loss)
+        np.testing.assert_array_equal(trace.score, trained[1].score)
+    with pytest.raises(ValueError, match="different run: seed"):
+        train(dataclasses.replace(TINY, seed=1), checkpoint=checkpoint, progress=False)
+
+
+def test_training_stops_at_the_target(trained, tmp_path):
+    settings = dataclasses.replace(TINY, plan=dataclasses.replace(PLAN, target=0.0))
+    for _ in range(2):
+        _, trace = train(settings, checkpoint=Checkpoint(tmp_path / "run", every=100), progress=False)
+        np.testing.assert_array_equal(trace.loss, trained[1].loss[:4])
+
+
+def test_the_reward_model_learns_and_resumes(trained, rewarded, tmp_path, monkeypatch):
+    from probinfer.lm.reasoner import optimise
+
+    append = optimise.checkpoints.append
+
+    def killed(*args):
+        append(*args)
+        raise Interrupted
+
+    checkpoint = Checkpoint(tmp_path / "run", every=4)
+    monkeypatch.setattr(optimise.checkpoints, "append", killed)
+    with pytest.raises(Interrupted):
+        train_reward.train_reward(trained[0], REWARD, checkpoint=checkpoint, progress=False)
+    monkeypatch.setattr(optimise.checkpoints, "append", append)
+    reward, trace = train_reward.train_reward(trained[0], REWARD, checkpoint=checkpoint, progress=False)
+    assert same(reward, rewarded[0])
+    assert trace.loss[0] >= np.log(2) * (1 - 1e-5)  # a head of zeros, and the likelihood beside it
+    assert trace.loss[-1] < trace.loss[0]
+
+
+def test_rollouts_are_those_of_whole_passes(trained):
+    """Greedy: every token is the likeliest after the tokens before it, by a pass without a cache; ties aside."""
+    model, problems = trained[0], task.draw(1, 20, (1, 2))
+    found = rollouts.rollouts(jax.random.key(0), model, problems, temperature=0.0, batch=8)
+    prompts, lengths = encoding.prompts(problems)
+    tokens, inside = encoding.join(prompts, lengths, found.tokens, found.length)
+    logits = np.asarray(model.head(model.forward(jnp.asarray(tokens))))
+    chosen = np.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+    assert (chosen >= logits[:, :-1].max(axis=2) - 1e-4)[inside[:, 1:]].all()
+    ended = np.take_along_axis(found.tokens, found.length[:, None] - 1, axis=1)[:, 0] == encoding.END
+    assert (ended | (found.length == found.tokens.shape[1])).all()
+
+
+def test_rollouts_are_drawn_from_the_model(trained):
+    """First token of 4000 rollouts of one prompt against its probabilities: z-tests at 6 (2e-9) of 20 tokens, 4e-8."""
+    model, one = trained[0], task.stack([task.Problem(3, "+", (4,))])
+    problems = task.Problems(*(np.repeat(leaf, 4000, axis=0) for leaf in one))
+    prompts, lengths = encoding.prompts(problems)
+    lengths = lengths.astype(np.int32)
+    found, _ = rollouts.sample(jax.random.key(5), model, jnp.asarray(prompts), jnp.asarray(lengths), 1.0, 1)
+    chance = np.asarray(
+        jax.nn.softmax(model.head(model.forward(jnp.asarray(prompts[:1])))[0, lengths[0] - 1]), float
+    )
+    count = np.bincount(np.asarray(found)[:, 0], minlength=len(chance))
+    assert (np.abs(count - 4000 * chance) <= 6 * np.sqrt(4000 * chance * (1 - chance)) + 3).all()
+
+
+def test_greedy_accuracy_asks_for_every_step_and_the_end(monkeypatch):
+    problems = task.draw(0, 4, (2, 2))
+    tokens, length = encoding.solutions(problems)
+    length = length.copy()
+    tokens[1, 4] = 3 + (tokens[1, 4] - 2) % 11  # a wrong step, the right answer
+    length[2] -= 1  # cut before the end
+    right = encoding.right_so_far(problems, tokens, length)
+    told = Rollouts(tokens, length, right, np.ones(4, bool))
+    monkeypatch.setattr(rollouts, "rollouts", lambda *args, **kwargs: told)
+    assert rollouts.accuracy(None, problems).tolist() == [1, 0, 0, 1]
+
+
+def test_examples_are_labelled_by_the_checker():
+    problems = task.draw(0, 30, (2, 4), "reward")
+    tokens, length = encoding.solutions(problems)
+    tokens[::2, 10] = 3 + (tokens[::2, 10] - 2) % 11
+    right = encoding.right_so_far(problems, tokens, length)
+    rows = train_reward.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.25)
+    prompts = encoding.prompts(problems)[1]
+    for i in range(30):
+        own = slice(prompts[i], prompts[i] + length[i])
+        assert rows.labels[i, own].tolist() == right[i, : length[i]].tolist()
+        assert (rows.weights[i, own] == 1).sum() == problems.num_steps[i] + 1
+        assert set(rows.weights[i, own]) == {0.25, 1.0}
+        assert rows.weights[i].sum() == rows.weights[i, own].sum()
+        assert rows.labels[i, own].all() == bool(i % 2)
+
+
+def test_the_loss_of_the_reward_model(rewarded):
+    """By hand: cross entropy of the verdicts by weight, and of the right tokens given those before them."""
+    reward, problems = rewarded[0], task.draw(2, 6, (1, 2), "reward")
+    tokens, length = encoding.solutions(problems)
+    right = encoding.right_so_far(problems, tokens, length) & (np.arange(tokens.shape[1]) < 9)
+    rows = train_reward.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.5)
+    hidden = reward.trunk.forward(jnp.asarray(rows.tokens))
+    verdicts, logits = np.asarray(reward.value(hidden), float), np.asarray(reward.trunk.head(hidden), float)
+    chance = 1 / (1 + np.exp(-verdicts))
+    of_labels = np.average(-np.log(np.where(rows.labels, chance, 1 - chance)), weights=rows.weights)
+    words = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    picked = np.take_along_axis(words[:, :-1], rows.tokens[:, 1:, None], axis=2)[..., 0]
+    expected = of_labels - 0.3 * picked[rows.labels[:, 1:]].mean()
+    batch = jax.tree.map(jnp.asarray, (rows.tokens, rows.labels, rows.weights))
+    found = train_reward._loss(0.3, reward, batch)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_judge_reads_the_tokens_of_the_solution(rewarded):
+    reward, problems = rewarded[0], task.draw(1, 10, (1, 2))
+    found = rollouts.rollouts(jax.random.key(0), reward.trunk, problems)
+    logits, ends = train_reward.judge(reward, problems, found, batch=4)
+    prompts, lengths = encoding.prompts(problems)
+    for i in (0, 9):
+        row = np.concatenate([prompts[i, : lengths[i]], found.tokens[i, : found.length[i]]])
+        whole = np.asarray(reward.logits(jnp.asarray(row[None])))[0, lengths[i] :]
+        np.testing.assert_allclose(logits[i, : found.length[i]], whole, atol=1e-5)
+        assert ends[i, found.length[i] - 1]
+
+
+def test_files_are_read_back(trained, rewarded, tmp_path):
+    files.write_model(tmp_path, trained[0])
+    files.write_reward(tmp_path, rewarded[0])
+    assert same(files.read_model(tmp_path), trained[0])
+    assert same(files.read_reward(tmp_path), rewarded[0])
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+    names = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert {file.name for file in tmp_path.iterdir()} == names | {"reward"}
+    assert {file.name for file in (tmp_path / "reward").iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"num_iterations": 0}, "num_iterations"), ({"learning_rate": 0.0}, "learning_rate must be positive")],
+)
+def test_bad_plans_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAN, **settings)
+
+
+@pytest.mark.slow
+def test_the_script_runs(monkeypatch, capsys):
+    folder = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "argv", ["reasoner_train.py", "--small"])
+    runpy.run_path(str(folder / "reasoner_train.py"), run_name="__main__")
+    assert "AUC of the reward model" in capsys.readouterr().out

@@ -1,0 +1,281 @@
+"""Proper weighting: on models whose texts can be enumerated every method estimates what it says, in every meaning.
+
+For a method with weights w and evidence estimate Z, E[Z] is the evidence and E[Z sum_i W_i f(x_i)] is Z times the
+posterior mean of f; for chains the means of the pooled texts converge to the posterior. All are z-tests over runs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from probinfer import lm
+from probinfer.base import Status
+from probinfer.lm.methods import exact, gibbs
+from probinfer.lm.token_model import empty, log_target
+from tests.lm import tables
+
+MEANINGS = ("none", "likelihood", "twist", "odds", "terminal")
+
+
+@pytest.mark.parametrize("meaning", MEANINGS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_enumeration_is_that_of_plain_python(meaning, size):
+    method = lm.Exact(step=lm.every(size))
+    own = tables.token_model(method, meaning)
+    draws = jax.jit(method.run)(jax.random.key(0), own)
+    posterior, log_z = tables.oracle(meaning, 4, size)
+    assert float(draws.log_evidence) == pytest.approx(log_z, rel=1e-9, abs=1e-9)
+    _same_posterior(draws, posterior)
+
+
+def _same_posterior(draws, posterior):
+    found = {}
+    weights = np.exp(np.asarray(draws.log_weights) - float(draws.log_evidence))
+    for row, length, weight in zip(np.asarray(draws.tokens), np.asarray(draws.length), weights, strict=True):
+        if weight > 0:
+            found[tuple(int(v) for v in row[:length])] = weight
+    assert found.keys() == posterior.keys()
+    np.testing.assert_allclose([found[t] for t in posterior], list(posterior.values()), rtol=1e-8)
+
+
+def test_enumeration_with_delimiters_stop_strings_and_cut_laws():
+    method = lm.Exact(step=lm.until(";", max_tokens=3))
+    law = {"temperature": 0.5, "top_k": 2}
+    own = tables.token_model(method, "likelihood", proposal=lm.Proposal(temperature=0.5, top_k=2))
+    draws = jax.jit(method.run)(jax.random.key(0), own)
+    posterior, log_z = tables.oracle("likelihood", 4, 3, ";", **law)
+    assert float(draws.log_evidence) == pytest.approx(log_z, rel=1e-9)
+    _same_posterior(draws, posterior)
+    stopped = jax.jit(method.run)(jax.random.key(0), tables.token_model(method, "none", stop=("a;",)))
+    weights = np.asarray(stopped.log_weights)
+    assert np.logaddexp.reduce(weights) == pytest.approx(0, abs=1e-9)
+    for row, length, weight in zip(
+        np.asarray(stopped.tokens), np.asarray(stopped.length), weights, strict=True
+    ):
+        text = "".join(tables.SPELL[v] for v in row[:length])
+        ends = text.endswith("a;") or text.endswith(".") or length == 4
+        assert (weight > -np.inf) == (ends and "a;" not in text[:-1] and "." not in text[:-1])
+
+
+METHODS = [
+    lm.ParticleFilter(8, step=lm.every(1)),
+    lm.ParticleFilter(8, "always", step=lm.every(2), resampling="multinomial"),
+    lm.ParticleFilter(8, "entropic", step=lm.every(1)),
+    lm.ParticleFilter(6, step=lm.until(";", max_tokens=2)),
+    lm.NestedSMC(4, 3, step=lm.every(1)),
+    lm.BestOfN(6, weighted=True),
+]
+
+
+def _oracle_of(meaning, step):
+    delimiter = step.delimiters[0] if step.delimiters else None
+    return tables.oracle(meaning, 4, min(step.size, 4), delimiter)
+
+
+@pytest.mark.parametrize("meaning", MEANINGS[1:])
+@pytest.mark.parametrize("method", METHODS[:5], ids=lambda m: f"{type(m).__name__}-{m.trigger}-{m.step}")
+def test_filters_estimate_the_evidence_and_the_posterior_without_bias(method, meaning):
+    draws = tables.repeated(method, tables.token_model(method, meaning), 2000)
+    posterior, log_z = _oracle_of(meaning, method.step)
+    ratio = np.exp(np.asarray(draws.log_evidence, float) - log_z)
+    _unbiased(draws, ratio, posterior)
+
+
+def _unbiased(draws, ratio, posterior):
+    assert np.all(np.asarray(draws.status) == Status.OK)
+    known = tables.truth(posterior)
+    names = tables.classes(draws.tokens, draws.length)
+    weights = np.exp(np.asarray(draws.log_weights, float))
+    weights = ratio[:, None] * weights / weights.sum(axis=1, keepdims=True)
+    estimates = np.stack([np.sum(weights * (names == name), axis=1) for name in known], axis=1)
+    assert abs(tables.z_scores(ratio, 1.0)) < tables.Z_LIMIT
+    assert np.all(np.abs(tables.z_scores(estimates, np.array(list(known.values())))) < tables.Z_LIMIT)
+    assert np.std(ratio) > 0.01  # the estimates do vary: the test can fail
+
+
+def exact_paths(own, num, key):
+    """Draws from the posterior by enumeration, as records (num, T, ...)."""
+    tokens, length = exact._sequences(3, 4, 10_000)
+    records = exact._cut(own, jnp.asarray(tokens), jnp.asarray(length))
+    log_weights, _ = log_target(own, empty(own, len(tokens)), records, jnp.int32(0))
+    chosen = jax.random.categorical(key, log_weights, shape=(num,))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, chosen], 1, 0), records)
+
+
+def _law(paths):
+    """Classes of paths (..., T, K): first token and length."""
+    return np.asarray(paths.tokens)[..., 0, 0] * 100 + np.asarray(paths.length).sum(axis=-1)
+
+
+CHAINS = [
+    lm.ParticleGibbs(3, 1, step=lm.every(1)),
+    lm.ParticleGibbs(3, 1, step=lm.until(";", max_tokens=2)),
+    lm.ParticleGibbs(
+        3, 1, step=lm.every(1), ancestor_sampling=False, trigger="always", resampling="multinomial"
+    ),
+    lm.ParticleGibbs(3, 1, trigger="entropic", step=1),
+]
+
+
+@pytest.mark.parametrize("meaning", ["likelihood", "twist", "odds"])
+@pytest.mark.parametrize("method", CHAINS, ids=lambda m: f"{m.ancestor_sampling}-{m.trigger}-{m.step}")
+def test_particle_gibbs_leaves_the_posterior_as_it_is(method, meaning):
+    """From exact draws one pass gives exact draws, and it moves: 3000 chains, a binomial test of each class of texts."""
+    num, own = 3000, tables.token_model(method, meaning)
+    keys = jax.random.split(jax.random.key(5), num)
+    starts = exact_paths(own, num, jax.random.key(6))
+    after, draws = jax.jit(jax.vmap(lambda key, path: gibbs._iterate(method, own, path, key)))(keys, starts)
+    posterior, _ = _oracle_of(meaning, method.step)
+    known = tables.truth(posterior)
+    for paths in (starts, after):
+        for name, p in known.items():
+            assert stats.binomtest(int(np.sum(_law(paths) == name)), num, p).pvalue > 1e-10
+    assert np.mean(_law(after) != _law(starts)) > 0.1
+    inverse = np.exp(_oracle_of(meaning, method.step)[1] - np.asarray(draws.log_evidence, float))
+    assert abs(tables.z_scores(inverse, 1.0)) < tables.Z_LIMIT  # E[1 / Zhat] = 1 / Z
+
+
+def test_tempered_chains_leave_their_posteriors_as_they_are():
+    """Passes and exchanges, from exact draws of each power."""
+    num, powers = 2000, (1.0, 0.3)
+    method = lm.ParallelTempering(3, 1, powers=powers, step=lm.every(2))
+    own = tables.token_model(method, "odds")
+    parts = [gibbs._tempered(own, jnp.asarray(power)) for power in powers]
+    starts = [exact_paths(part, num, jax.random.key(7 + i)) for i, part in enumerate(parts)]
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *starts)
+    keys = jax.random.split(jax.random.key(9), num)
+    after, _ = jax.jit(jax.vmap(lambda key, path: gibbs._iterate_all(method, own, path, key)))(keys, starts)
+    many = [exact_paths(part, 200_000, jax.random.key(17 + i)) for i, part in enumerate(parts)]
+    for k in range(2):
+        names, counts = np.unique(_law(many[k]), return_counts=True)
+        shares = np.stack([_law(after)[:, k] == name for name in names], axis=1).astype(float)
+        known = counts / counts.sum()
+        error = np.sqrt(known * (1 - known) * (1 / num + 1 / counts.sum()))
+        assert np.all(np.abs(shares.mean(axis=0) - known) < tables.Z_LIMIT * error)
+    swapped = np.mean(_law(after)[:, 0] != _law(starts)[:, 0])
+    assert swapped > 0.1
+
+
+def test_a_whole_chain_samples_the_posterior():
+    """A short burn-in leaves a bias below the noise of 400 runs: the chain mixes in a few iterations here."""
+    method, meaning = lm.ParticleGibbs(4, 12, step=lm.every(1), burn_in=2), "twist"
+    draws = tables.repeated(method, tables.token_model(method, meaning), 400)
+    posterior, _ = _oracle_of(meaning, method.step)
+    assert np.all(np.asarray(draws.status) == Status.OK)
+    known = tables.truth(posterior)
+    names = tables.classes(draws.tokens, draws.length)
+    weights = np.exp(np.asarray(draws.log_weights, float))
+    weights /= weights.sum(axis=1, keepdims=True)
+    estimates = np.stack([np.sum(weights * (names == name), axis=1) for name in known], axis=1)
+    assert np.all(np.abs(tables.z_scores(estimates, np.array(list(known.values())))) < tables.Z_LIMIT)
+
+
+@pytest.mark.parametrize("meaning", ["likelihood", "odds"])
+def test_corrected_proposals_leave_the_prior_alone(meaning):
+    """Tokens from another temperature, weighed by p / q: the evidence is that of the model itself."""
+    method = lm.ParticleFilter(8, step=lm.every(1))
+    proposal = lm.Proposal(temperature=1.7, correct=True)
+    draws = tables.repeated(method, tables.token_model(method, meaning, proposal=proposal), 2000)
+    posterior, log_z = tables.oracle(meaning, 4, 1)
+    _unbiased(draws, np.exp(np.asarray(draws.log_evidence, float) - log_z), posterior)
+
+
+def test_sums_and_powers_of_rewards():
+    """Half the likelihood times the twist, against weights put together by hand."""
+    method = lm.ParticleFilter(8, step=lm.every(1))
+    both = 0.5 * tables.reward("likelihood") + tables.reward("twist") + lm.rewards.sharpened(1.5)
+    draws = tables.repeated(method, tables.token_model(method, None, potential=both), 2000)
+    whole = lm.Exact(step=lm.every(1))
+    parts = {
+        meaning: jax.jit(whole.run)(jax.random.key(0), tables.token_model(whole, meaning))
+        for meaning in ("none", "likelihood", "twist")
+    }
+    prior = np.asarray(parts["none"].log_weights)
+    possible = prior > -np.inf
+    by_hand = 1.5 * prior[possible]
+    for power, meaning in ((0.5, "likelihood"), (1.0, "twist")):
+        by_hand += power * (np.asarray(parts[meaning].log_weights)[possible] - prior[possible])
+    log_z = np.logaddexp.reduce(by_hand)
+    assert abs(tables.z_scores(np.exp(np.asarray(draws.log_evidence) - log_z), 1.0)) < tables.Z_LIMIT
+
+
+def test_baselines_choose_what_they_say():
+    method = lm.BestOfN(6)
+    own = tables.token_model(method, "twist")
+    draws = tables.repeated(method, own, 50)
+    scores = [
+        [np.log(tables.score(tuple(row[:n]))) for row, n in zip(rows, lengths, strict=True)]
+        for rows, lengths in zip(np.asarray(draws.tokens), np.asarray(draws.length), strict=True)
+    ]
+    np.testing.assert_allclose(np.asarray(draws.log_score), scores, rtol=1e-9)
+    np.testing.assert_array_equal(np.argmax(draws.log_weights, axis=1), np.argmax(scores, axis=1))
+    votes = tables.repeated(lm.BestOfN(6, weighted=True), own, 50)
+    np.testing.assert_allclose(votes.log_weights, scores, rtol=1e-9)
+    independent = tables.repeated(lm.MajorityVote(6), own, 50)
+    np.testing.assert_array_equal(independent.tokens, draws.tokens)
+    np.testing.assert_array_equal(independent.log_weights, np.zeros((50, 6)))
+
+
+def test_greedy_takes_the_likeliest_tokens():
+    own = tables.model()
+    method = lm.Greedy()
+    draws = jax.jit(method.run)(jax.random.key(0), tables.token_model(method, "none", own=own))
+    logits, transitions = np.asarray(own.network.logits), np.asarray(own.network.transitions)
+    state, text = 0, []
+    for token in tables.PROMPT:
+        state = transitions[state, token]
+    while len(text) < 4 and 2 not in text:
+        text.append(int(np.argmax(logits[state])))
+        state = transitions[state, text[-1]]
+    assert tuple(np.asarray(draws.tokens[0, : len(text)])) == tuple(text)
+    assert int(draws.length[0]) == len(text)
+
+
+@pytest.mark.parametrize("kind", [lm.BeamSearch, lm.DVTS])
+def test_searches_keep_the_best(kind):
+    """With as many candidates as there are tokens many times over, one step keeps the best prefix there is."""
+    method = kind(96, 32, step=lm.every(1))
+    own = tables.token_model(method, "twist", max_tokens=1)
+    draws = tables.repeated(method, own, 20)
+    best = max(range(3), key=lambda v: tables.score((v,)))
+    chosen = np.argmax(np.asarray(draws.log_weights), axis=1)
+    rows = np.asarray(draws.tokens)[np.arange(20), chosen, 0]
+    assert np.mean(rows == best) == 1  # 96 candidates miss a token of probability p with chance (1 - p)^96
+    deep = tables.repeated(kind(8, 4, step=lm.every(1)), tables.token_model(method, "twist"), 300)
+    top = np.max(np.asarray(deep.log_score, float), axis=1)
+    some = tables.repeated(lm.BestOfN(8), tables.token_model(method, "twist"), 300)
+    assert np.mean(top) > np.mean(np.max(np.asarray(some.log_score, float), axis=1))
+
+
+def test_all_prompts_in_one_program_are_those_one_by_one():
+    """The masked loops of several prompts, of different lengths, change nothing."""
+    own = tables.model()
+    method = lm.ParticleGibbs(4, 2, step=lm.until(";", max_tokens=3))
+    prompts = [[0, 1], [1], [0, 0, 1, 0]]
+    settings = {"answer": lm.answers.text, "max_tokens": 6, "progress": False}
+    reward = tables.reward("odds")
+    together = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=3, **settings)
+    single = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=1, **settings)
+    for a, b in zip(together, single, strict=True):
+        assert a.texts == b.texts
+        np.testing.assert_allclose(a.log_weights, b.log_weights, rtol=1e-9)
+        assert a.ledger.generated == b.ledger.generated
+
+
+@pytest.mark.f32
+def test_watched_steps_are_those_of_one_program(dtype):
+    own, seen = tables.model(), []
+    for method in (lm.ParticleFilter(5, step=lm.every(1)), lm.ParticleGibbs(3, 2, step=lm.every(2))):
+        settings = {"answer": lm.answers.text, "max_tokens": 5, "progress": False}
+        args = (jax.random.key(4), own, [0, 1], tables.reward("odds"), method)
+        whole = lm.infer(*args, **settings)
+        steps = lm.infer(*args, **settings, watch=seen.append)
+        assert whole.texts == steps.texts
+        np.testing.assert_allclose(whole.log_weights, steps.log_weights, rtol=1e-5)
+        np.testing.assert_allclose(whole.ess, steps.ess, rtol=1e-5)
+        assert len(seen) == (whole.num_steps if isinstance(method, lm.ParticleFilter) else 2)
+        assert seen[-1].texts[-1] in whole.texts
+        seen.clear()
+    assert jnp.result_type(float) == dtype
