@@ -214,6 +214,27 @@ def test_a_fork_continues_its_ancestor(dtype):
             close(logits[row], want, dtype)
 
 
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_token_loop_writes_in_place(scanned, dtype, optimised):
+    """The temporary memory of a loop is that of one layer at most: no cache is copied for each token."""
+    config = Config(16, 8, 8, 8, 2, 1, head_dim=16, max_context=4096)
+    shapes = jax.eval_shape(lambda: Transformer.random(jax.random.key(0), config, dtype, scanned))
+    _, prompt = jax.eval_shape(Transformer.prefill, shapes, jnp.zeros(8, jnp.int32), jnp.int32(8))
+    cache = jax.eval_shape(lambda model: model.init_cache(4, 4096), shapes)
+
+    def loop(model, prompt, cache, steps):
+        def body(state):
+            t, token, cache = state
+            logits, cache = decode(model, prompt, cache, token, jnp.full(4, t))
+            return t + 1, jnp.argmax(logits, 1).astype(jnp.int32), cache
+
+        start = (jnp.int32(0), jnp.zeros(4, jnp.int32), cache)
+        return jax.lax.while_loop(lambda state: state[0] < steps, body, start)
+
+    compiled = jax.jit(loop, donate_argnums=2).lower(shapes, prompt, cache, jnp.int32(9)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.4 * shapes.cache_bytes(4, 4096)
+
+
 def test_gradients_of_both_layouts_agree(dtype):
     tokens = jax.random.randint(jax.random.key(0), (2, 6), 0, 23)
 
