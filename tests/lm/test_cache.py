@@ -32,7 +32,6 @@ def all_kinds(rng):
     return [jnp.asarray(ancestors, jnp.int32) for ancestors in some]
 
 
-@pytest.mark.f32
 @pytest.mark.parametrize("layout", ["layers", "stacked"])
 @pytest.mark.parametrize("way", WAYS)
 def test_fork_is_indexing(key, dtype, way, layout):

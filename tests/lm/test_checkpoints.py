@@ -104,7 +104,6 @@ def test_sharded_is_the_same():
     jax.tree.map(np.testing.assert_array_equal, one, many)
 
 
-@pytest.mark.f32
 def test_dtypes_of_weights():
     model = checkpoints.load(FOLDER / "qwen3", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
