@@ -265,6 +265,7 @@ def _answers(
         faults=faults,
         tokens=tokens,
         method=method,
+        decode=decode,
     )
 
 
