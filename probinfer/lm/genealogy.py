@@ -84,9 +84,7 @@ def genealogy(answers: Any, events: Sequence[Any] = ()) -> Genealogy:
     if len(events):
         texts = _texts_of_events(events, parents.shape)
     extracted = list(answers.extracted[-num:])
-    return Genealogy(
-        parents, _ranks(parents, alive, extracted), lengths > 0, weight, alive, texts, extracted
-    )
+    return Genealogy(parents, _ranks(parents, alive, extracted), lengths > 0, weight, alive, texts, extracted)
 
 
 def _descent(parents: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The genealogy as a picture: steps from left to right, lines that die out thin, those that live on as wide as they weigh."""
+"""The genealogy as a picture: lines that die out are thin, those that live on as wide as they weigh."""
 
 from __future__ import annotations
 
@@ -184,7 +184,9 @@ def _legend(axes: Any, tree: Genealogy, look: Look) -> None:
     """Answers by colour, where there is no room for words."""
     for answer, color in zip(_ranked(tree), look.answers, strict=False):
         share = sum(w for a, w in zip(tree.answers, tree.weight[-1], strict=True) if a == answer)
-        axes.plot([], [], color=color, linewidth=3, label=f"{_short(answer, 24)}  {share:.0%}".replace("$", r"\$"))
+        axes.plot(
+            [], [], color=color, linewidth=3, label=f"{_short(answer, 24)}  {share:.0%}".replace("$", r"\$")
+        )
     if _ranked(tree):
         axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 

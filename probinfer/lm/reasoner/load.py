@@ -43,10 +43,10 @@ def folder() -> Path:
 
 
 def model() -> Model:
-    """The bundled model for chained arithmetic, p(solution | problem), with its process reward model as ``reward``.
+    r"""The bundled model for chained arithmetic, p(solution | problem), with its process reward model as ``reward``.
 
     Returns:
-        The model, in float32; a step of its texts is a line, ``lm.until("\\n")``.
+        The model, in float32; a step of its texts is a line, ``lm.until("\n")``.
 
     Raises:
         FileNotFoundError: the package was built without the weights.
@@ -57,14 +57,14 @@ def model() -> Model:
 
 
 def parse(text: str) -> Problem:
-    """The problem in a text such as ``7 + 5 * 3 - 2``, with or without the words before it.
+    r"""The problem in a text such as ``7 + 5 * 3 - 2``, with or without the words before it.
 
     Raises:
         ValueError: it is no chain of + - * with numbers from 0 to 10, or a longer one than the checker knows.
 
     Example:
         >>> parse("7+5 * 3").prompt
-        'Left to right modulo 11: 7 + 5 * 3\\n'
+        'Left to right modulo 11: 7 + 5 * 3\n'
     """
     chain = text.strip().removeprefix(HEADER.strip()).strip()
     numbers = [int(number) for number in re.findall(r"\d+", chain)]
