@@ -266,6 +266,7 @@ def _answers(
         faults=faults,
         tokens=tokens,
         method=method,
+        decode=decode,
     )
 
 
