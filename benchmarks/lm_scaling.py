@@ -6,8 +6,8 @@ filter and particle Gibbs at N = 1, 4, 16, 64. Particle Gibbs with N texts in al
 Then every method at N = 16 on 100 problems, and the same with two degraded reward models. Budgets: samples, tokens
 generated, reward calls. Intervals: paired bootstrap over problems, 95 %.
 
-Results of each piece are kept in site-data/lm_scaling, so that a run goes on where it was ended; ``--full`` adds N = 256
-and 1000 problems. `benchmarks/lm_scaling_report.py` makes the tables and the picture.
+Results of each piece are kept in site-data/lm_scaling, so that a run goes on where it was ended; ``--full`` adds N =
+256 and 1000 problems. `benchmarks/lm_scaling_report.py` makes the tables and the picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 
 from probinfer import lm
 from probinfer.lm import selectors
-from probinfer.lm.infer import run_prepared
 from probinfer.lm.reasoner import load
 from probinfer.lm.rewards.degraded import degrade, noise_for_auc
 from probinfer.progress import task
@@ -84,7 +83,7 @@ def run(model, problems, reward, method, seed: int) -> list:
     return lm.infer(jax.random.key(seed), model, prompts, reward, method, batch=batch, **SETTINGS)
 
 
-def judged(name: str, problems, results, extra=None) -> list[dict]:
+def judged(name: str, problems, results) -> list[dict]:
     """One row a problem: right or not, the score of what was chosen, costs."""
     rows = []
     for problem, result in zip(problems, results, strict=True):
@@ -207,7 +206,9 @@ def plan(model, problems, few, ladder, seeds: int) -> dict:
 
             def of(name=name, method=method, score=score):
                 meaning = MEANING.get(name, "odds")
-                return judged(name, few, run(model, few, lm.rewards.from_score(score, meaning=meaning), method, 0))
+                return judged(
+                    name, few, run(model, few, lm.rewards.from_score(score, meaning=meaning), method, 0)
+                )
 
             parts[f"all-{label}-{name}"] = of
     return parts

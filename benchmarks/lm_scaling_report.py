@@ -24,13 +24,23 @@ def gather(results: dict, ladder, seeds: int) -> dict:
     weights = np.random.default_rng(0).multinomial(
         (num := len(cells[CHIEF, ladder[0]][0])), np.full(num, 1 / num), size=DRAWS
     )
-    right = {cell: np.mean([[row["right"] for row in rows] for rows in found], axis=0) for cell, found in cells.items()}
+    right = {
+        cell: np.mean([[row["right"] for row in rows] for rows in found], axis=0)
+        for cell, found in cells.items()
+    }
     boot = {cell: weights @ values / num for cell, values in right.items()}
     curves = []
     for (name, n), values in sorted(right.items(), key=lambda item: (item[0][0], item[0][1])):
         rows = [row for one in cells[name, n] for row in one]
-        entry = {"method": name, "N": n, "accuracy": float(values.mean()), "interval": _interval(boot[name, n])}
-        entry |= {key: float(np.mean([row[key] for row in rows])) for key in ("samples", "tokens", "calls", "score")}
+        entry = {
+            "method": name,
+            "N": n,
+            "accuracy": float(values.mean()),
+            "interval": _interval(boot[name, n]),
+        }
+        entry |= {
+            key: float(np.mean([row[key] for row in rows])) for key in ("samples", "tokens", "calls", "score")
+        }
         if "top" in rows[0]:
             entry["accuracy of the best score"] = float(np.mean([row["top"] for row in rows]))
         if (CHIEF, n) in boot and name != CHIEF:
@@ -75,7 +85,12 @@ def _ratio(name: str, ladder, right: dict, boot: dict) -> dict:
     point_chief = np.array([[right[CHIEF, n].mean() for n in ladder]])
     best = point_other.max(axis=1)
     point = _budget(best, own, point_other) / _budget(best, ladder, point_chief)
-    return {"method": name, "at accuracy": float(best[0]), "budget ratio": float(point[0]), "interval": _interval(ratio)}
+    return {
+        "method": name,
+        "at accuracy": float(best[0]),
+        "budget ratio": float(point[0]),
+        "interval": _interval(ratio),
+    }
 
 
 def _table(results: dict) -> list[dict]:
@@ -90,7 +105,9 @@ def _table(results: dict) -> list[dict]:
             groups = {own: rows for methods in part["rows"].values() for own, rows in methods.items()}
         for own, rows in groups.items():
             right = np.array([row["right"] for row in rows], float)
-            draws = np.random.default_rng(0).multinomial(len(right), np.full(len(right), 1 / len(right)), DRAWS)
+            draws = np.random.default_rng(0).multinomial(
+                len(right), np.full(len(right), 1 / len(right)), DRAWS
+            )
             entry = {"reward": label, "method": own, "accuracy": float(right.mean())}
             entry["interval"] = _interval(draws @ right / len(right))
             entry |= {key: float(np.mean([row[key] for row in rows])) for key in ("tokens", "calls", "score")}
@@ -100,7 +117,17 @@ def _table(results: dict) -> list[dict]:
 
 def show(found: dict) -> None:
     """Print the tables."""
-    header = ["method", "N", "accuracy", "95 %", "filter less this", "95 %", "tokens", "reward calls", "score of choice"]
+    header = [
+        "method",
+        "N",
+        "accuracy",
+        "95 %",
+        "filter less this",
+        "95 %",
+        "tokens",
+        "reward calls",
+        "score of choice",
+    ]
     rows = [
         [
             c["method"],
@@ -126,7 +153,14 @@ def show(found: dict) -> None:
         rows,
     )
     rows = [
-        [t["reward"], t["method"], f"{t['accuracy']:.3f}", _range(t["interval"]), f"{t['tokens']:.0f}", f"{t['score']:.2f}"]
+        [
+            t["reward"],
+            t["method"],
+            f"{t['accuracy']:.3f}",
+            _range(t["interval"]),
+            f"{t['tokens']:.0f}",
+            f"{t['score']:.2f}",
+        ]
         for t in found["all at one N"]
     ]
     common.print_table(

@@ -107,7 +107,9 @@ def _with_room(potential: Potential, max_tokens: int) -> Potential:
     """Reward models with a cache of their own get room for the texts of this run, and no more."""
 
     def fit(leaf: Any) -> Any:
-        return leaf.with_room(max_tokens) if isinstance(leaf, RewardModel) and leaf.max_tokens is None else leaf
+        return (
+            leaf.with_room(max_tokens) if isinstance(leaf, RewardModel) and leaf.max_tokens is None else leaf
+        )
 
     return jax.tree.map(fit, potential, is_leaf=lambda leaf: isinstance(leaf, RewardModel))
 

@@ -122,7 +122,7 @@ CHAINS = [
 @pytest.mark.parametrize("meaning", ["likelihood", "twist", "odds"])
 @pytest.mark.parametrize("method", CHAINS, ids=lambda m: f"{m.ancestor_sampling}-{m.trigger}-{m.step}")
 def test_particle_gibbs_leaves_the_posterior_as_it_is(method, meaning):
-    """From exact draws one pass gives exact draws, and it moves: 3000 chains, a binomial test of each class of texts."""
+    """From exact draws one pass gives exact draws, and it moves: 3000 chains, binomial tests of each class."""
     num, own = 3000, tables.token_model(method, meaning)
     keys = jax.random.split(jax.random.key(5), num)
     starts = exact_paths(own, num, jax.random.key(6))
