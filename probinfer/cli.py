@@ -1,4 +1,4 @@
-"""The command line: ``probinfer demo``, ``gp DATA.csv --target COLUMN``, ``check`` and ``bench NAME``.
+"""The command line: ``probinfer demo``, ``gp DATA.csv --target COLUMN``, ``generate``, ``check`` and ``bench NAME``.
 
 Mistakes of a user print one line and exit with code 2; ``--debug`` shows where they were found. The commands compute in
 64-bit floats: an application may decide that, the library never does.
@@ -57,6 +57,8 @@ def _root(
     [bold]probinfer demo[/bold]: see it work on real data, with a report.
 
     [bold]probinfer gp DATA.csv --target COLUMN[/bold]: predict a column of your table, with honest error bars.
+
+    [bold]probinfer generate --model FOLDER --prompt TEXT[/bold]: let a language model think in particles.
 
     [bold]probinfer check[/bold]: the library checks its own engines, and says what the checks could have seen.
     """
@@ -137,6 +139,101 @@ def gp_command(
 
 
 @app.command()
+def generate(
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A Hugging Face checkpoint folder, or reasoner: the small bundled one."),
+    ] = "reasoner",
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT|@FILE|-",
+            help="The prompt; - reads it from the standard input. The reasoner takes chains such as "
+            "'7 + 5 * 3', without one a problem drawn by the seed.",
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward",
+            metavar="model|none|MODULE:FUNCTION",
+            help="A Python function (prompt, text) -> number, also FILE.py:FUNCTION; model: the one that came "
+            "with the model, which is the default where there is one.",
+        ),
+    ] = None,
+    meaning: Annotated[
+        str | None,
+        typer.Option(
+            "--meaning",
+            help="What its numbers mean: twist (the default of functions), likelihood, odds or terminal.",
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="particle-filter, entropic, nested, particle-gibbs, parallel-tempering, best-of-n, "
+            "weighted-best-of-n, majority, beam, dvts or greedy.",
+        ),
+    ] = "particle-filter",
+    n: Annotated[int, typer.Option("--n", help="Texts that are worked on at once.")] = 16,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", help="Most tokens of a text.", show_default="512, or what fits"),
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            "--step",
+            help="Where a step ends: a string, or a number of tokens.",
+            show_default="an empty line",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Of the tokens; 1 is the model itself.")
+    ] = 1.0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt into the chat template of the model.")
+    ] = False,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A string that ends a text; may be repeated.")
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            "--answer",
+            help="What counts as the answer of a text: boxed (LaTeX), number (the last one) or text (all).",
+            show_default="boxed",
+        ),
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write the result for machines.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live/--no-live", help="Show the steps as they come.")] = True,
+    seed: _Seed = 0,
+    debug: _Debug = False,
+) -> None:
+    r"""Let a language model write N texts at once, weighed step by step by a reward, and vote on their answers.
+
+    Texts of little weight are replaced by copies of better ones after each step. Prints the answers with their
+    probabilities, the evidence, what distribution the texts are drawn from, and what it cost. Without options it solves
+    a problem of the small bundled model. Exit code 1 if no text was left with a positive weight.
+
+    Reading models needs pip install 'probinfer\[lm]'.
+    """
+    with _user_errors(debug):
+        from probinfer.report.generate import Options, run_generate
+
+        # In the order of their definition.
+        text = Options(model, prompt, reward, meaning, method, n, max_tokens, step, temperature, chat)
+        options = text._replace(stop=tuple(stop or ()), answer=answer, json=json, live=live, seed=seed)
+        found = run_generate(options, command=_command(), console=_console())
+    if found.status != 0:
+        raise typer.Exit(1)
+
+
+@app.command()
 def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer checks and simulations: under a minute on two cores.")
@@ -188,7 +285,7 @@ def _user_errors(debug: bool) -> Iterator[None]:
     """Turn errors that speak to the user into one line and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, ArithmeticError, ImportError, OSError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, ImportError, OSError, MemoryError) as error:
         if debug:
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -214,13 +311,18 @@ def _working() -> Iterator[rich.console.Console]:
     jax.config.update("jax_enable_x64", True)
     from probinfer import progress
 
-    console = rich.console.Console()
+    console = _console()
     if not console.is_terminal:
-        # Not a terminal: no bars, and room for whole rows of a table.
-        yield rich.console.Console(width=max(console.width, 120))
+        yield console
         return
     with progress.display(console):
         yield console
+
+
+def _console() -> rich.console.Console:
+    """The terminal; where there is none: no bars, and room for whole rows of a table."""
+    console = rich.console.Console()
+    return console if console.is_terminal else rich.console.Console(width=max(console.width, 120))
 
 
 def _point_to(console: rich.console.Console, path) -> None:

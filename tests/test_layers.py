@@ -60,8 +60,10 @@ OUTSIDE = {
 OUTSIDE_ALSO = {"lm": "flax"}
 
 # Behind extras: from L2a up, inside a function only.
-OPTIONAL = "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors IPython "
-OPTIONAL += "jinja2 llguidance pebble cloudpickle"
+OPTIONAL = (
+    "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors IPython "
+)
+OPTIONAL += "jinja2 llguidance cloudpickle"
 
 
 class Import(NamedTuple):

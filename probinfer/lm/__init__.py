@@ -6,11 +6,13 @@ from the model times a reward by a method, and votes on their answers; ``stream`
 ``Tabular`` and ``Exact`` are a model and a method whose answers are known exactly.
 """
 
-from probinfer.lm import answers, rewards, selectors
+from probinfer.lm import answers, checkpoints, reasoner, rewards, selectors
 from probinfer.lm.base import LanguageModel
 from probinfer.lm.events import Event
 from probinfer.lm.evidence import EvidenceBounds, evidence_bounds
+from probinfer.lm.genealogy import Genealogy, genealogy
 from probinfer.lm.infer import infer, stream
+from probinfer.lm.load import load
 from probinfer.lm.methods.adaptive import Adaptive
 from probinfer.lm.methods.exact import Exact
 from probinfer.lm.methods.filters import BestOfN, Greedy, MajorityVote, ParticleFilter
@@ -36,6 +38,7 @@ __all__ = [
     "Event",
     "EvidenceBounds",
     "Exact",
+    "Genealogy",
     "Greedy",
     "LanguageModel",
     "MajorityVote",
@@ -49,9 +52,13 @@ __all__ = [
     "Tokenizer",
     "Vocabulary",
     "answers",
+    "checkpoints",
     "every",
     "evidence_bounds",
+    "genealogy",
     "infer",
+    "load",
+    "reasoner",
     "rewards",
     "selectors",
     "stream",

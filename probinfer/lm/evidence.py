@@ -65,7 +65,7 @@ def evidence_bounds(
     model: Model,
     prompt: Any,
     reward: Any,
-    method: ParticleFilter,
+    method: Any,
     *,
     num_repeats: int = 32,
     log_bound: Any = 0.0,

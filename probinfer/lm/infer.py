@@ -25,7 +25,7 @@ from probinfer.lm.model import Model
 from probinfer.lm.prompts import Limits, encode, prepare
 from probinfer.lm.proposals import Proposal
 from probinfer.lm.result import Answers, Cost
-from probinfer.lm.rewards.base import Potential
+from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.host import HostScore
 from probinfer.lm.token_model import TokenModel
@@ -42,7 +42,7 @@ _CODE = {
 
 def infer(
     key: PRNGKey,
-    model: Model,
+    model: Any,
     prompt: Any,
     reward: Any = None,
     method: Any = None,
@@ -93,7 +93,7 @@ def infer(
     if not isinstance(model, Model):
         raise TypeError(f"expected a model of lm.load(folder) or lm.reasoner(), got {shortened(model)}")
     method = ParticleFilter(num_particles=16) if method is None else method
-    if not hasattr(method, "run"):
+    if not hasattr(method, "num_rows"):
         raise TypeError(
             f"expected a method such as lm.ParticleFilter(num_particles=16), got {shortened(method)}"
         )
@@ -253,6 +253,7 @@ def _answers(
         log_weights=log_weights - total if np.isfinite(total) else uniform,
         log_scores=np.asarray(draws.log_score, float),
         log_prior=np.asarray(draws.log_prior, float),
+        log_potential=np.asarray(draws.log_potential, float),
         ended=draws.ended,
         log_evidence=None if np.isnan(log_evidence) and int(draws.status) == Status.OK else log_evidence,
         ess=draws.ess,
@@ -265,6 +266,7 @@ def _answers(
         faults=faults,
         tokens=tokens,
         method=method,
+        decode=decode,
     )
 
 

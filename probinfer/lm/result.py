@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from probinfer.base import Status
+from probinfer.lm import genealogy_picture as picture
 from probinfer.lm import selectors
+from probinfer.lm.genealogy import genealogy
 from probinfer.lm.texts import End
 from probinfer.types import PRNGKey
 
@@ -59,6 +62,7 @@ class Answers:
         log_weights: (M,) normalised.
         log_scores: (M,) log score of each text, by which searches choose.
         log_prior: (M,) log probability of each text under the prior.
+        log_potential: (M,) log factors of all steps of each text.
         ended: (M,) an ``lm.End`` each.
         log_evidence: of this prompt, or None where the method has none.
         ess: (T,) effective sample size after each step.
@@ -71,6 +75,7 @@ class Answers:
         faults: what went wrong in Python rewards, in words; "" if nothing.
         tokens: M arrays of tokens.
         method: the method.
+        decode: tokens -> text.
     """
 
     prompt: str
@@ -79,6 +84,7 @@ class Answers:
     log_weights: np.ndarray
     log_scores: np.ndarray
     log_prior: np.ndarray
+    log_potential: np.ndarray
     ended: np.ndarray
     log_evidence: float | None
     ess: np.ndarray
@@ -91,6 +97,7 @@ class Answers:
     faults: str
     tokens: list[np.ndarray]
     method: Any
+    decode: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def answers(self) -> list[tuple[str | None, float]]:
@@ -112,6 +119,32 @@ class Answers:
     def sample(self, key: PRNGKey) -> str:
         """One text, drawn by the weights."""
         return self.texts[selectors.sample(key, self.texts, self.log_weights).particle]
+
+    def plot_genealogy(
+        self,
+        axes: Any = None,
+        *,
+        events: Sequence[Any] = (),
+        judge: Callable[[str], bool | None] | None = None,
+    ) -> Any:
+        """Draw which texts descend from which: steps from left to right, coloured by the final answer.
+
+        Args:
+            axes: matplotlib axes; None: of a new figure, ``axes.figure``.
+            events: of the same run (``watch``, ``lm.stream``): with them dead ends are labelled too.
+            judge: text so far -> whether it is right so far; wrong steps get crosses.
+
+        Returns:
+            The axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            ValueError: the method keeps no genealogy.
+        """
+        tree = genealogy(self, events)
+        axes = picture.axes_for(tree) if axes is None else axes
+        picture.draw(axes, tree, judge=judge)
+        return axes
 
     def summary(self) -> str:
         """A few lines for people."""

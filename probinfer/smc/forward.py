@@ -244,11 +244,7 @@ def _status(log_weights: Array) -> Array:
 
 def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Array, num_steps: int) -> tuple:
     """Loop until a step fails or every particle is done or dead; rows of steps that did not run are zero."""
-    shapes = (
-        jax.eval_shape(step, state, jnp.int32(1), jax.random.key(0))
-        if num_steps == 1
-        else jax.eval_shape(step, state, jnp.int32(1), keys[0])
-    )
+    shapes = jax.eval_shape(step, state, jnp.int32(1), jax.random.key(0))
     rows = jax.tree.map(lambda leaf: jnp.zeros((num_steps - 1, *leaf.shape), leaf.dtype), shapes[1])
 
     def going_on(carry: tuple) -> Array:
@@ -346,6 +342,7 @@ def _check_same(old: ArrayTree, new: ArrayTree, name: str = "extend") -> ArrayTr
     return new
 
 
-def _same(a: ArrayTree, b: ArrayTree) -> bool:
+def _same(a: Any, b: Any) -> bool:
     """Whether trees are equal; the classes of their nodes may not say so themselves."""
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.leaves(a) == jax.tree.leaves(b)
+    forms: Any = [jax.tree.structure(tree) for tree in (a, b)]
+    return forms[0] == forms[1] and jax.tree.leaves(a) == jax.tree.leaves(b)

@@ -11,7 +11,7 @@ def texts(logits, transitions, start, prompt, eos, max_tokens, temperature=1.0, 
     found = []
 
     def grow(text, state, log_prob):
-        if text and text[-1] in eos or len(text) == max_tokens:
+        if (text and text[-1] in eos) or len(text) == max_tokens:
             found.append((tuple(text), log_prob))
             return
         row = np.asarray(logits[state], float) / temperature

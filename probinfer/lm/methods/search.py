@@ -192,8 +192,9 @@ class BeamSearch(_Expanding):
         self._check("n")
 
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
-        """Search."""
-        return _searched(key, model, watch, choose_best, *_beams(self.n, self.width))
+        """Search; the beams choose among all candidates, so their parents are not those of a filter."""
+        draws = _searched(key, model, watch, choose_best, *_beams(self.n, self.width))
+        return draws._replace(ancestors=None, step_lengths=None)
 
     words = "the best text that a beam search found by its score: a choice, not a sample"
 

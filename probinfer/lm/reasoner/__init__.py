@@ -1,6 +1,24 @@
-"""The bundled reasoner: a small transformer for chained arithmetic, with a trained process reward model."""
+"""The bundled reasoner: a small transformer for chained arithmetic, with a trained process reward model.
 
-from probinfer.lm.reasoner.load import folder, problems
+``lm.reasoner()`` loads it: this package can be called, and is then its function ``model``.
+"""
+
+import sys
+import types
+from typing import Any
+
+from probinfer.lm.reasoner.load import folder, model, parse, problems
 from probinfer.lm.reasoner.task import Check, Problem, answer, check
 
-__all__ = ["Check", "Problem", "answer", "check", "folder", "problems"]
+__all__ = ["Check", "Problem", "answer", "check", "folder", "model", "parse", "problems"]
+
+
+class _Reasoner(types.ModuleType):
+    """A module that loads the model when it is called."""
+
+    def __call__(self) -> Any:
+        """See ``model``."""
+        return model()
+
+
+sys.modules[__name__].__class__ = _Reasoner

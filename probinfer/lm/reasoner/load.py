@@ -1,13 +1,30 @@
-"""The reasoner as it comes with the package: its folder, its problems, its checker."""
+"""The reasoner as it comes with the package: the model, its folder, its problems, its checker."""
 
 from __future__ import annotations
 
 import importlib.resources
+import re
 from pathlib import Path
 
-from probinfer.lm.reasoner.task import Problem, answer, check, draw, pick
+import jax.numpy as jnp
 
-__all__ = ["Problem", "answer", "check", "folder", "problems"]
+from probinfer.lm.load import load
+from probinfer.lm.model import Model
+from probinfer.lm.reasoner.files import read_reward
+from probinfer.lm.reasoner.task import (
+    HEADER,
+    MAX_STEPS,
+    MODULUS,
+    Problem,
+    answer,
+    check,
+    draw,
+    pick,
+)
+
+__all__ = ["Problem", "answer", "check", "folder", "model", "parse", "problems"]
+
+_CHAIN = re.compile(r"\d+(?:\s*[+*-]\s*\d+)+")
 
 
 def folder() -> Path:
@@ -23,6 +40,40 @@ def folder() -> Path:
             f"benchmarks/reasoner_train.py (minutes)"
         )
     return found
+
+
+def model() -> Model:
+    r"""The bundled model for chained arithmetic, p(solution | problem), with its process reward model as ``reward``.
+
+    Returns:
+        The model, in float32; a step of its texts is a line, ``lm.until("\n")``.
+
+    Raises:
+        FileNotFoundError: the package was built without the weights.
+    """
+    where = folder()
+    found = load(where, dtype=jnp.float32)
+    return Model(found.network, found.tokenizer, read_reward(where))
+
+
+def parse(text: str) -> Problem:
+    r"""The problem in a text such as ``7 + 5 * 3 - 2``, with or without the words before it.
+
+    Raises:
+        ValueError: it is no chain of + - * with numbers from 0 to 10, or a longer one than the checker knows.
+
+    Example:
+        >>> parse("7+5 * 3").prompt
+        'Left to right modulo 11: 7 + 5 * 3\n'
+    """
+    chain = text.strip().removeprefix(HEADER.strip()).strip()
+    numbers = [int(number) for number in re.findall(r"\d+", chain)]
+    if not _CHAIN.fullmatch(chain) or max(numbers) >= MODULUS or len(numbers) > MAX_STEPS + 1:
+        raise ValueError(
+            f"the reasoner knows chains such as '7 + 5 * 3 - 2': numbers 0 to {MODULUS - 1}, one to {MAX_STEPS} times "
+            f"+ - or *, from left to right; got {chain[:80]!r}"
+        )
+    return Problem(numbers[0], "".join(re.findall(r"[+*-]", chain)), tuple(numbers[1:]))
 
 
 def problems(

@@ -5,7 +5,8 @@
 added (the product of the factors) and multiplied by numbers (a factor to a power).
 """
 
-from probinfer.lm.rewards.base import Potential, Score, View
+from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.base import Score, View
 from probinfer.lm.rewards.deferred import (
     from_model,
     from_python,

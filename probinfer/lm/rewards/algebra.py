@@ -1,17 +1,73 @@
-"""Sums and powers of potentials: products and temperings of the factors."""
+"""Potentials: factors of the target; their sums and powers are products and temperings of the factors."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Potential, View
+from probinfer.lm.rewards.base import View
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
-__all__ = ["Nothing", "Product", "Tempered", "add", "temper"]
+__all__ = ["Nothing", "Potential", "Product", "Tempered", "add", "temper"]
+
+
+class Potential:
+    """A factor of the target, told step by step; base class of pytrees.
+
+    A potential may weigh steps (``advance``) and single tokens (``log_factors``, where ``per_token``): then tokens are
+    drawn in proportion to model times factor, and the weight is the sum over the vocabulary.
+    """
+
+    per_token: bool = False
+    num_scores: int = 0  # reward calls an active particle costs a step
+
+    def init(self, context: Context, num: int) -> ArrayTree:
+        """State of ``num`` particles before the first step, leaves (num, ...) unless ``gather`` is its own."""
+        return ()
+
+    def log_factors(self, state: ArrayTree, tokens: Array, length: Array) -> Array:
+        """Log factors (N, V) of the next token after the ``length`` first of ``tokens`` (N, M)."""
+        raise TypeError(f"{type(self).__name__} has no factors of tokens")
+
+    def advance_token(self, state: ArrayTree, tokens: Array, active: Array) -> ArrayTree:
+        """Take in one token (N,) where ``active``."""
+        return state
+
+    def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Weigh a step: new state and log factors (N,), ignored where inactive."""
+        return state, jnp.zeros_like(view.step_log_prob)
+
+    def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
+        """Fork the state."""
+        return jax.tree.map(lambda leaf: leaf[ancestors], state)
+
+    def log_score(self, last: Array, total: Array) -> Array:
+        """Log score of the prefixes (N,), by which a search ranks them.
+
+        Args:
+            last: log factors of the last step.
+            total: of all steps.
+        """
+        return total
+
+    @property
+    def words(self) -> str:
+        """The factor in words, after "times"."""
+        return type(self).__name__
+
+    def __add__(self, other: Any) -> Potential:
+        """The product of two factors, the sum of their logs."""
+        return add(self, other)
+
+    def __mul__(self, power: Any) -> Potential:
+        """The factor to a power."""
+        return temper(self, power)
+
+    __rmul__ = __mul__
 
 
 @pytree

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from probinfer.errors import shortened
-from probinfer.lm.rewards.algebra import Nothing, add, temper
-from probinfer.lm.rewards.base import Potential, Score
+from probinfer.lm.rewards.algebra import Nothing, Potential, add, temper
+from probinfer.lm.rewards.base import Score
 from probinfer.lm.rewards.host import HostScore
 from probinfer.lm.rewards.masks import TokenMask
 from probinfer.lm.rewards.meanings import LogOdds, SelfCertainty, Sharpened, weigh

@@ -11,7 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Potential, View
+from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.base import View
 from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["TokenMask"]

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Potential, Score, View, log_value
+from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.base import Score, View, log_value
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = [
