@@ -4,6 +4,7 @@ import dataclasses
 import json
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -47,6 +48,17 @@ def trained():
 @pytest.fixture(scope="module")
 def rewarded(trained):
     return train_reward.train_reward(trained[0], REWARD, progress=False)
+
+
+@jax.jit
+def words_after(model, tokens):
+    """Logits of the next token at every place."""
+    return model.head(model.forward(tokens))
+
+
+@jax.jit
+def verdicts_at(reward, tokens):
+    return reward.logits(tokens)
 
 
 class Interrupted(Exception):
@@ -125,7 +137,7 @@ def test_rollouts_are_those_of_whole_passes(trained):
     found = rollouts.rollouts(jax.random.key(0), model, problems, temperature=0.0, batch=8)
     prompts, lengths = encoding.prompts(problems)
     tokens, inside = encoding.join(prompts, lengths, found.tokens, found.length)
-    logits = np.asarray(model.head(model.forward(jnp.asarray(tokens))))
+    logits = np.asarray(words_after(model, jnp.asarray(tokens)))
     chosen = np.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
     assert (chosen >= logits[:, :-1].max(axis=2) - 1e-4)[inside[:, 1:]].all()
     ended = np.take_along_axis(found.tokens, found.length[:, None] - 1, axis=1)[:, 0] == encoding.END
@@ -140,7 +152,7 @@ def test_rollouts_are_drawn_from_the_model(trained):
     lengths = lengths.astype(np.int32)
     found, _ = rollouts.sample(jax.random.key(5), model, jnp.asarray(prompts), jnp.asarray(lengths), 1.0, 1)
     chance = np.asarray(
-        jax.nn.softmax(model.head(model.forward(jnp.asarray(prompts[:1])))[0, lengths[0] - 1]), float
+        jax.nn.softmax(words_after(model, jnp.asarray(prompts[:1]))[0, lengths[0] - 1]), float
     )
     count = np.bincount(np.asarray(found)[:, 0], minlength=len(chance))
     assert (np.abs(count - 4000 * chance) <= 6 * np.sqrt(4000 * chance * (1 - chance)) + 3).all()
@@ -180,15 +192,15 @@ def test_the_loss_of_the_reward_model(rewarded):
     tokens, length = encoding.solutions(problems)
     right = encoding.right_so_far(problems, tokens, length) & (np.arange(tokens.shape[1]) < 9)
     rows = train_reward.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.5)
-    hidden = reward.trunk.forward(jnp.asarray(rows.tokens))
-    verdicts, logits = np.asarray(reward.value(hidden), float), np.asarray(reward.trunk.head(hidden), float)
+    verdicts = np.asarray(verdicts_at(reward, jnp.asarray(rows.tokens)), float)
+    logits = np.asarray(words_after(reward.trunk, jnp.asarray(rows.tokens)), float)
     chance = 1 / (1 + np.exp(-verdicts))
     of_labels = np.average(-np.log(np.where(rows.labels, chance, 1 - chance)), weights=rows.weights)
     words = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
     picked = np.take_along_axis(words[:, :-1], rows.tokens[:, 1:, None], axis=2)[..., 0]
     inside = rows.weights > 0
     batch = ((rows.tokens, rows.labels, rows.weights), (rows.tokens, inside))
-    found = train_reward._loss(0.3, reward, jax.tree.map(jnp.asarray, batch))
+    found = jax.jit(partial(train_reward._loss, 0.3))(reward, jax.tree.map(jnp.asarray, batch))
     assert found == pytest.approx(of_labels - 0.3 * picked[inside[:, 1:]].mean(), rel=1e-5)
 
 
@@ -196,7 +208,7 @@ def test_a_grown_model_is_the_same_function(trained):
     model, tokens = trained[0], jnp.asarray(encoding.prompts(task.draw(0, 4))[0])
     taller = train_reward.grown(jax.random.key(1), model, 2)
     assert taller.config.num_layers == 3
-    np.testing.assert_array_equal(taller.forward(tokens), model.forward(tokens))
+    np.testing.assert_array_equal(words_after(taller, tokens), words_after(model, tokens))
 
 
 def test_judge_reads_the_tokens_of_the_solution(rewarded):
@@ -204,10 +216,14 @@ def test_judge_reads_the_tokens_of_the_solution(rewarded):
     found = rollouts.rollouts(jax.random.key(0), reward.trunk, problems)
     logits, ends = train_reward.judge(reward, problems, found, batch=4)
     prompts, lengths = encoding.prompts(problems)
-    for i in (0, 9):
+    rows = np.zeros((10, 40), np.int32)
+    for i in range(10):
         row = np.concatenate([prompts[i, : lengths[i]], found.tokens[i, : found.length[i]]])
-        whole = np.asarray(reward.logits(jnp.asarray(row[None])))[0, lengths[i] :]
-        np.testing.assert_allclose(logits[i, : found.length[i]], whole, atol=1e-5)
+        rows[i, : len(row)] = row
+    whole = np.asarray(verdicts_at(reward, jnp.asarray(rows)))
+    for i in range(10):
+        own = whole[i, lengths[i] : lengths[i] + found.length[i]]
+        np.testing.assert_allclose(logits[i, : found.length[i]], own, atol=1e-5)
         assert ends[i, found.length[i] - 1]
 
 
