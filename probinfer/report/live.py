@@ -99,18 +99,21 @@ def table_of(event: Event, rows: list[Row], *, seconds: float, height: int = 40)
     table.add_column("last step", no_wrap=True, ratio=1, overflow="ellipsis")
     most = max(height - 8, 4)
     kept = sorted(rows, key=lambda row: -row.weight)[:most] if len(rows) > most else rows
+    longest = max(row.weight for row in rows)
     for row in sorted(kept, key=lambda row: row.slot):
         parent = "" if row.parent is None or row.parent == row.slot else str(row.parent)
         score = f"{row.log_score:.2f}"
-        table.add_row(str(row.slot), bar(row.weight), score, parent, _words(row), style=_style(row))
+        table.add_row(
+            str(row.slot), bar(row.weight, longest=longest), score, parent, _words(row), style=_style(row)
+        )
     if len(kept) < len(rows):
         table.caption = f"{len(rows) - len(kept)} lighter ones are not shown"
     return table
 
 
-def bar(share: float, width: int = _BAR) -> str:
-    """A share between 0 and 1 as a bar, and in percent."""
-    eighths = round(8 * width * min(max(share, 0.0), 1.0))
+def bar(share: float, width: int = _BAR, longest: float = 1.0) -> str:
+    """A share between 0 and 1 as a bar, and in percent; the share ``longest`` fills the width."""
+    eighths = round(8 * width * min(max(share / longest, 0.0), 1.0))
     full, part = divmod(eighths, 8)
     return f"{('█' * full + (_PARTS[part] if part else '')):<{width}} {share:4.0%}"
 
