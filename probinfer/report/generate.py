@@ -20,6 +20,7 @@ import rich.text
 
 from probinfer import lm
 from probinfer.base import Status
+from probinfer.lm import infer
 from probinfer.lm.reasoner import Problem
 from probinfer.report.live import Screen, bar
 from probinfer.report.provenance import provenance
@@ -200,6 +201,8 @@ def _most_tokens(options: Options, model: lm.Model, prompt: str, usual: int) -> 
     """As many as asked for, or as usual, or as fit."""
     used = len(model.tokenizer.encode(prompt, special=not options.chat))
     room = model.network.max_context - used
+    if used == 0:
+        raise ValueError("--prompt: it is empty, and a language model needs a token to begin with")
     if room < 1:
         raise ValueError(
             f"--prompt: {used} tokens do not fit into the context of {model.network.max_context}; shorten it"
@@ -222,7 +225,7 @@ def _infer(
         "progress": False,
     }
     console.print(task.prompt.strip(), style="bold", markup=False, highlight=False, soft_wrap=True)
-    run = partial(lm.infer, jax.random.key(options.seed), model, task.prompt, reward, task.method, **settings)
+    run = partial(infer, jax.random.key(options.seed), model, task.prompt, reward, task.method, **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         if options.live:
