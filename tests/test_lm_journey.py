@@ -13,6 +13,7 @@ from probinfer import lm
 from probinfer.errors import MissingExtraError
 from probinfer.report import demo, lm_journey
 from probinfer.report.lm_journey import Method, Solved, lm_section, lm_table, solve
+from probinfer.report.live import is_right
 from tests.lm import tables
 
 CONSOLE = rich.console.Console(file=io.StringIO(), width=120)
@@ -106,6 +107,12 @@ def test_intervals_are_wilsons():
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert low == pytest.approx((middle - half) / (1 + z**2 / n))
     assert high == pytest.approx((middle + half) / (1 + z**2 / n))
+
+
+def test_nothing_is_right_so_far():
+    problem = lm.reasoner.problems(0, 1)[0]
+    for text, right in (("", True), (problem.solution, True), (problem.solution[:3] + "x", False)):
+        assert is_right(problem, text) == right
 
 
 def test_only_what_is_clear_is_called_a_difference():

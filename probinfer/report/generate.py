@@ -22,7 +22,7 @@ from probinfer import lm
 from probinfer.base import Status
 from probinfer.lm import infer
 from probinfer.lm.reasoner import Problem
-from probinfer.report.live import Screen, bar
+from probinfer.report.live import Screen, bar, is_right
 from probinfer.report.provenance import provenance
 from probinfer.report.rewards import MEANINGS, load_reward
 
@@ -178,11 +178,7 @@ def _reasoner_task(options: Options, model: lm.Model, text: str | None) -> _Task
     problem = lm.reasoner.problems(options.seed, 1)[0] if text is None else lm.reasoner.parse(text)
     answer = lm.reasoner.answer if options.answer is None else ANSWERS[options.answer]
     most = _most_tokens(options, model, problem.prompt, 64)
-    return _Task(problem.prompt, _method(options, "\n"), answer, most, partial(_is_right, problem))
-
-
-def _is_right(problem: Problem, text: str) -> bool:
-    return lm.reasoner.check(problem, text).steps[-1]
+    return _Task(problem.prompt, _method(options, "\n"), answer, most, partial(is_right, problem))
 
 
 def _task(options: Options, model: lm.Model, text: str | None) -> _Task:

@@ -12,9 +12,11 @@ import rich.live
 import rich.table
 import rich.text
 
+from probinfer import lm
 from probinfer.lm import End, Event
+from probinfer.lm.reasoner import Problem
 
-__all__ = ["Follower", "Row", "Screen", "lines_of", "table_of"]
+__all__ = ["Follower", "Row", "Screen", "bar", "is_right", "lines_of", "table_of"]
 
 Judge = Callable[[str], bool | None]
 
@@ -130,6 +132,12 @@ def lines_of(event: Event, rows: list[Row], most: int = 3) -> str:
         parts.append(f"{sum(row.weight for row in group):.0%} {times}{_words(group[0]).plain[:60]}")
     more = f" | {len(ranked) - most} more" if len(ranked) > most else ""
     return f"{_heading(event)}: {' | '.join(parts)}{more}"
+
+
+def is_right(problem: Problem, text: str) -> bool:
+    """Whether a text begins the solution of a problem of the reasoner; nothing begins all of them."""
+    steps = lm.reasoner.check(problem, text).steps
+    return not steps or steps[-1]
 
 
 class Screen:

@@ -17,7 +17,7 @@ from probinfer.lm import selectors
 from probinfer.lm.genealogy_picture import Look, draw, size_for
 from probinfer.lm.reasoner import Problem
 from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.live import Screen
+from probinfer.report.live import Screen, is_right
 from probinfer.report.tables import Table, seconds
 from probinfer.report.theme import Picture
 from probinfer.report.theme import draw as draw_twice
@@ -104,7 +104,7 @@ def _live(
     """One problem, its steps shown as they come."""
     events: list[lm.Event] = []
     console.print(f"  {problem.prompt.strip()}", highlight=False, markup=False)
-    with Screen(console, partial(_is_right, problem), redraw=False) as screen:
+    with Screen(console, partial(is_right, problem), redraw=False) as screen:
 
         def watch(event: lm.Event) -> bool:
             events.append(event)
@@ -116,17 +116,13 @@ def _live(
     return found, events
 
 
-def _is_right(problem: Problem, text: str) -> bool:
-    return lm.reasoner.check(problem, text).steps[-1]
-
-
 def _methods(
     key: PRNGKey, model: lm.Model, problems: list[Problem], num: int, progress: Any
 ) -> tuple[Method, ...]:
     """Greedy, votes over one pool of independent texts, and the particle filter."""
     right = [problem.answer for problem in problems]
 
-    def run(method: Any) -> tuple[list[lm.Answers], float]:
+    def run(method: Any) -> tuple[list, float]:
         start = time.perf_counter()
         prompts = [problem.prompt for problem in problems]
         settings: dict[str, Any] = {**_SETTINGS, "progress": progress}
@@ -229,7 +225,7 @@ def lm_section(found: Solved, scores: Table) -> Section:
 
 def _picture(found: Solved) -> Picture:
     tree = lm.genealogy(found.answers, found.events)
-    judge = partial(_is_right, found.problem)
+    judge = partial(is_right, found.problem)
 
     def fn(axes: Any, theme: Any) -> None:
         look = Look((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
