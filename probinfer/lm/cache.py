@@ -101,8 +101,13 @@ def _moved(cache, ancestors):
 
     cache = lax.fori_loop(0, count, move, cache)
     rest = jnp.where(cyclic, ancestors, jnp.arange(ancestors.shape[0], dtype=ancestors.dtype))
-    # a loop of one round or none, since a branch would copy the cache on its way in and out
-    return lax.fori_loop(0, jnp.any(cyclic).astype(jnp.int32), lambda _, cache: _gathered(cache, rest), cache)
+    any_cycle = jnp.any(cyclic).astype(jnp.int32)
+
+    def last(leaf):
+        # a loop of one round or none, since a branch would copy the store on its way in and out
+        return lax.fori_loop(0, any_cycle, lambda _, leaf: jnp.take(leaf, rest, axis, mode="clip"), leaf)
+
+    return jax.tree.map(last, cache)
 
 
 @_moved.def_vmap

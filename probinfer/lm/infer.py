@@ -253,6 +253,7 @@ def _answers(
         log_weights=log_weights - total if np.isfinite(total) else uniform,
         log_scores=np.asarray(draws.log_score, float),
         log_prior=np.asarray(draws.log_prior, float),
+        log_potential=np.asarray(draws.log_potential, float),
         ended=draws.ended,
         log_evidence=None if np.isnan(log_evidence) and int(draws.status) == Status.OK else log_evidence,
         ess=draws.ess,

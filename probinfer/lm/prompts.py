@@ -15,6 +15,7 @@ from probinfer.lm.memory import check_memory
 from probinfer.lm.model import Model
 from probinfer.lm.proposals import Proposal
 from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.model import RewardModel
 from probinfer.lm.stepping import Setting
 from probinfer.lm.texts import Rules
 from probinfer.lm.token_model import TokenModel
@@ -94,11 +95,23 @@ def prepare(
             f"context of {network.max_context}: {advice}"
         )
     check_memory(network, method.num_rows, size, limits.max_tokens)
+    potential = _with_room(potential, limits.max_tokens)
     rules = _rules(model, method, limits)
     steps = method.step.count(limits.max_tokens)
     steps = steps if limits.max_steps is None else min(steps, limits.max_steps)
     read = partial(_read, network, size, proposal, rules, potential, steps, limits.max_tokens)
     return [read(tokens) for tokens in prompts]
+
+
+def _with_room(potential: Potential, max_tokens: int) -> Potential:
+    """Reward models with a cache of their own get room for the texts of this run, and no more."""
+
+    def fit(leaf: Any) -> Any:
+        return (
+            leaf.with_room(max_tokens) if isinstance(leaf, RewardModel) and leaf.max_tokens is None else leaf
+        )
+
+    return jax.tree.map(fit, potential, is_leaf=lambda leaf: isinstance(leaf, RewardModel))
 
 
 def _rules(model: Model, method: Any, limits: Limits) -> Rules:

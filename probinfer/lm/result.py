@@ -62,6 +62,7 @@ class Answers:
         log_weights: (M,) normalised.
         log_scores: (M,) log score of each text, by which searches choose.
         log_prior: (M,) log probability of each text under the prior.
+        log_potential: (M,) log factors of all steps of each text.
         ended: (M,) an ``lm.End`` each.
         log_evidence: of this prompt, or None where the method has none.
         ess: (T,) effective sample size after each step.
@@ -83,6 +84,7 @@ class Answers:
     log_weights: np.ndarray
     log_scores: np.ndarray
     log_prior: np.ndarray
+    log_potential: np.ndarray
     ended: np.ndarray
     log_evidence: float | None
     ess: np.ndarray

@@ -10,32 +10,39 @@ from pathlib import Path
 import numpy as np
 
 NEW, LENGTHS, EVERY = 64, (5, 9, 12), 4
-COMMON = dict(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.35,
-    bos_token_id=None,
-    eos_token_id=None,
-    pad_token_id=0,
-)
-LLAMA3 = dict(
-    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
-)
-YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+COMMON = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.35,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 CASES = {
-    "llama": ("llama", dict(attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5)),
-    "llama_llama3": ("llama", dict(rope_parameters=dict(LLAMA3, rope_theta=500000.0))),
-    "llama_linear": ("llama", dict(rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=1e4))),
-    "llama_dynamic": ("llama", dict(rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e4))),
-    "qwen2_tied": ("qwen2", dict(tie_word_embeddings=True)),
-    "qwen2_window": ("qwen2", dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
-    "qwen2_yarn": ("qwen2", dict(rope_parameters=dict(YARN, rope_theta=1e6))),
-    "qwen3": ("qwen3", dict(head_dim=12, tie_word_embeddings=True)),
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5}),
+    "llama_llama3": ("llama", {"rope_parameters": dict(LLAMA3, rope_theta=500000.0)}),
+    "llama_linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama_dynamic": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+    ),
+    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    "qwen2_yarn": ("qwen2", {"rope_parameters": dict(YARN, rope_theta=1e6)}),
+    "qwen3": ("qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
 }
 SHARDED = "qwen3_sharded"
 
@@ -67,7 +74,12 @@ def record(model, seed):
     mask = torch.tensor(np.stack([np.arange(width) >= width - len(p) for p in prompts])).long()
     with torch.no_grad():
         made = model.generate(
-            tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+            tokens,
+            attention_mask=mask,
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
     arrays, margin = {}, np.inf
     for row, prompt in enumerate(prompts):

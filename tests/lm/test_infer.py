@@ -264,9 +264,10 @@ def test_watchers_can_end_a_run():
 
 def test_adaptive_votes_stop_when_they_are_decided():
     """A model that nearly always says the same needs one or two batches, a fair coin needs them all."""
-    logits = np.array([[0.0, 8.0, -9.0], [-20.0, -20.0, 20.0]])
-    sure = lm.Model(lm.Tabular(logits, np.array([[1, 1, 1], [1, 1, 1]])), lm.Vocabulary("a;.", eos="."))
-    fair = lm.Model(lm.Tabular(logits * [[0, 0, 1], [1, 1, 1]], np.ones((2, 3), int)), sure.tokenizer)
+    logits = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 8.0, -9.0], [-20.0, -20.0, 20.0]])
+    transitions = np.array([[1] * 3, [2] * 3, [3] * 3, [3] * 3])  # the prompt, one letter, the end
+    sure = lm.Model(lm.Tabular(logits, transitions), lm.Vocabulary("a;.", eos="."))
+    fair = lm.Model(lm.Tabular(np.where(logits == 8, 0, logits), transitions), sure.tokenizer)
     method = lm.Adaptive(lm.MajorityVote(8, step=STEP), confidence=0.99, max_rounds=6)
     assert len(run(method=method, model=sure).texts) <= 16
     assert len(run(method=method, model=fair).texts) == 48

@@ -63,7 +63,8 @@ class ParticleGibbs:
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Run the chain."""
         key_start, key_chain = jax.random.split(key)
-        first, path = _start(self, key_start, model)
+        start = _start if watch is None else _compiled(_start)
+        first, path = start(self, key_start, model)
         _, draws = _chain(
             _iterate, watch, self, model, path, jax.random.split(key_chain, self.num_iterations)
         )

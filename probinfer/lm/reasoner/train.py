@@ -22,7 +22,7 @@ from probinfer.lm.reasoner.task import draw
 from probinfer.lm.transformer import Config, Transformer
 from probinfer.types import Array
 
-__all__ = ["MAX_CONTEXT", "Settings", "train"]
+__all__ = ["MAX_CONTEXT", "Settings", "solution_loss", "train"]
 
 MAX_CONTEXT = 128
 _PLAN = Plan(num_iterations=500, learning_rate=2e-3, evaluate_from=120, evaluate_every=5, target=0.36)
@@ -87,7 +87,7 @@ def train(
     model = Transformer.random(jax.random.key(settings.seed), settings.config())
     validation = draw((settings.seed, 1), settings.num_validation, settings.steps, "validation")
     return descend(
-        _loss,
+        solution_loss,
         model,
         lambda i: _batch(settings, i),
         settings.plan,
@@ -104,8 +104,13 @@ def _batch(settings: Settings, i: int) -> tuple[np.ndarray, np.ndarray]:
     return encoding.join(*encoding.prompts(problems), *encoding.solutions(problems))
 
 
-def _loss(model: Any, batch: tuple[Array, Array]) -> Array:
-    """Mean cross entropy of the tokens of the solutions."""
+def solution_loss(model: Any, batch: tuple[Array, Array]) -> Array:
+    """Mean cross entropy of the tokens of the solutions.
+
+    Args:
+        model: with ``forward`` and ``head``.
+        batch: rows of prompt and solution, and which tokens are of the solution.
+    """
     tokens, inside = batch
     logits = model.head(model.forward(tokens[:, :-1]))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])

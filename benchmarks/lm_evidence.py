@@ -1,0 +1,136 @@
+"""Log evidence of prompts from both sides: is the truth inside, and how fast does the gap close?
+
+Tabular models (6 tokens, 6 tokens of text, order 2; truth by enumeration) with likelihoods and twists, and problems of the
+bundled reasoner with the likelihood of its reward model. Lower bound: mean of the log estimates of particle filters. Upper
+bound: that of conditional filters around exact draws, which rejection finds. 64 runs of each kind, N = 2 ... 64; standard
+errors. The truth of the reasoner is unknown: the best estimate beside the bounds is the filter with 4096 particles.
+"""
+
+from __future__ import annotations
+
+import common
+import jax
+import numpy as np
+
+from probinfer import lm
+from probinfer.types import pytree
+
+NAME = "lm_evidence"
+LADDER = (2, 4, 16, 64)
+
+
+@pytree
+class Hashed(lm.rewards.Score):
+    """A logit for every prefix, from a hash of its tokens."""
+
+    table: object
+    scale = "logit"
+
+    def step(self, state, view):
+        """Look the prefix up."""
+
+        def mix(carry, xs):
+            token, j = xs
+            return jax.numpy.where(
+                j < view.length, (carry * 7 + token + 1) % self.table.shape[0], carry
+            ), None
+
+        start = jax.numpy.zeros_like(view.length)
+        found, _ = jax.lax.scan(mix, start, (view.tokens.T, jax.numpy.arange(view.tokens.shape[1])))
+        return state, self.table[found]
+
+
+def tabular(meaning: str) -> dict:
+    """A model that can be enumerated, and its truth."""
+    network = lm.Tabular.random(jax.random.key(1), 6, order=2)
+    model = lm.Model(network, lm.Vocabulary(("a", "b", "c", "d", ";", "."), eos="."))
+    table = jax.numpy.asarray(np.random.default_rng(0).normal(size=211) * 2)
+    reward = lm.rewards.from_score(Hashed(table), meaning=meaning)
+    settings = {"max_tokens": 6}
+    exact = lm.infer(
+        jax.random.key(0), model, "ab", reward, lm.Exact(), answer=lm.answers.text, progress=False, **settings
+    )
+    return {
+        "name": f"tabular, {meaning}",
+        "args": (model, "ab", reward),
+        "step": lm.every(1),
+        "settings": settings,
+        "truth": exact.log_evidence,
+    }
+
+
+def reasoning(i: int) -> dict:
+    """A problem of the reasoner."""
+    model = lm.reasoner()
+    problem = lm.reasoner.problems(11, 3)[i]
+    reward = lm.rewards.from_model(model.reward, meaning="likelihood")
+    settings, step = {"max_tokens": 64, "max_steps": 9}, lm.until("\n", max_tokens=12)
+    many = lm.ParticleFilter(4096, step=step)
+    best = lm.infer(
+        jax.random.key(1),
+        model,
+        problem.prompt,
+        reward,
+        many,
+        answer=lm.answers.text,
+        progress=False,
+        **settings,
+    )
+    return {
+        "name": f"reasoner, problem {i}",
+        "args": (model, problem.prompt, reward),
+        "step": step,
+        "settings": settings,
+        "truth": best.log_evidence,
+    }
+
+
+def main() -> None:
+    args = common.parser(__doc__).parse_args()
+    repeats, ladder = (8, LADDER[:2]) if args.small else (64, LADDER)
+    cases = [tabular("likelihood"), tabular("twist"), *(reasoning(i) for i in range(1 if args.small else 3))]
+    rows = []
+    for case in cases:
+        for num in ladder:
+            method = lm.ParticleFilter(num, step=case["step"])
+            bounds = lm.evidence_bounds(
+                jax.random.key(num), *case["args"], method, num_repeats=repeats, **case["settings"]
+            )
+            rows.append(
+                {
+                    "case": case["name"],
+                    "N": num,
+                    "truth": case["truth"],
+                    "lower": bounds.lower,
+                    "lower error": bounds.lower_error,
+                    "upper": bounds.upper,
+                    "upper error": bounds.upper_error,
+                    "gap": bounds.gap,
+                    "acceptance": bounds.acceptance,
+                    "inside": bool(
+                        bounds.lower - 3 * bounds.lower_error
+                        <= case["truth"]
+                        <= bounds.upper + 3 * bounds.upper_error
+                    ),
+                }
+            )
+    header = ["case", "N", "lower", "truth", "upper", "gap", "inside"]
+    cells = [
+        [
+            row["case"],
+            str(row["N"]),
+            f"{row['lower']:.3f} ± {row['lower error']:.3f}",
+            f"{row['truth']:.3f}",
+            f"{row['upper']:.3f} ± {row['upper error']:.3f}",
+            f"{row['gap']:.3f}",
+            "yes" if row["inside"] else "NO",
+        ]
+        for row in rows
+    ]
+    common.print_table("Log evidence from both sides (inside: to 3 standard errors)", header, cells)
+    if not args.small:
+        common.write_results(NAME, {"repeats": repeats, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

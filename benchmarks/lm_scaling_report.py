@@ -1,0 +1,196 @@
+"""Tables and the picture of lm_scaling: intervals by paired bootstrap, budgets at equal accuracy."""
+
+from __future__ import annotations
+
+import common
+import numpy as np
+
+CHIEF = "particle filter"
+DRAWS = 2000
+
+
+def gather(results: dict, ladder, seeds: int) -> dict:
+    """Curves, differences to the filter, ratios of budgets, and the table of all methods at one N."""
+    cells: dict = {}
+    for seed in range(seeds):
+        for n, methods in results[f"pool-{seed}"]["rows"].items():
+            for name, rows in methods.items():
+                cells.setdefault((name, int(n)), []).append(rows)
+        for key, found in results.items():
+            name, *rest = key.rsplit("-", 2)
+            if len(rest) == 2 and rest[1] == str(seed) and not key.startswith(("pool", "all-")):
+                cells.setdefault((name, int(rest[0])), []).append(found["rows"])
+    names = sorted({name for name, _ in cells})
+    weights = np.random.default_rng(0).multinomial(
+        (num := len(cells[CHIEF, ladder[0]][0])), np.full(num, 1 / num), size=DRAWS
+    )
+    right = {
+        cell: np.mean([[row["right"] for row in rows] for rows in found], axis=0)
+        for cell, found in cells.items()
+    }
+    boot = {cell: weights @ values / num for cell, values in right.items()}
+    curves = []
+    for (name, n), values in sorted(right.items(), key=lambda item: (item[0][0], item[0][1])):
+        rows = [row for one in cells[name, n] for row in one]
+        entry = {
+            "method": name,
+            "N": n,
+            "accuracy": float(values.mean()),
+            "interval": _interval(boot[name, n]),
+        }
+        entry |= {
+            key: float(np.mean([row[key] for row in rows])) for key in ("samples", "tokens", "calls", "score")
+        }
+        if "top" in rows[0]:
+            entry["accuracy of the best score"] = float(np.mean([row["top"] for row in rows]))
+        if (CHIEF, n) in boot and name != CHIEF:
+            entry["filter less this"] = float(right[CHIEF, n].mean() - values.mean())
+            entry["its interval"] = _interval(boot[CHIEF, n] - boot[name, n])
+        curves.append(entry)
+    ratios = [_ratio(name, ladder, right, boot) for name in names if name != CHIEF]
+    seconds = sum(found["seconds"] for found in results.values())
+    return {"curves": curves, "ratios": ratios, "all at one N": _table(results), "CPU seconds": seconds}
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+
+
+def _budget(level: np.ndarray, ladder, curve: np.ndarray) -> np.ndarray:
+    """The N at which the filter has an accuracy, on a line in log N; the curve made monotone. Infinite if nowhere."""
+    curve = np.maximum.accumulate(curve, axis=-1)
+    logs = np.log(ladder)
+    found = np.full(level.shape, np.inf)
+    for i, (value, row) in enumerate(zip(level, curve, strict=True)):
+        if value <= row[0]:
+            found[i] = ladder[0]
+        elif value <= row[-1]:
+            j = int(np.searchsorted(row, value))
+            share = (value - row[j - 1]) / (row[j] - row[j - 1])
+            found[i] = np.exp(logs[j - 1] + share * (logs[j] - logs[j - 1]))
+    return found
+
+
+def _ratio(name: str, ladder, right: dict, boot: dict) -> dict:
+    """How many times the budget of the filter a method needs for the best accuracy that it has on the ladder.
+
+    The method's own budget is the least on the ladder (on a line in log N) at which it has that accuracy.
+    """
+    own = [n for n in ladder if (name, n) in right]
+    chief = np.stack([boot[CHIEF, n] for n in ladder], axis=1)
+    other = np.stack([boot[name, n] for n in own], axis=1)
+    level = other.max(axis=1)
+    ratio = _budget(level, own, other) / _budget(level, ladder, chief)
+    point_other = np.array([[right[name, n].mean() for n in own]])
+    point_chief = np.array([[right[CHIEF, n].mean() for n in ladder]])
+    best = point_other.max(axis=1)
+    point = _budget(best, own, point_other) / _budget(best, ladder, point_chief)
+    return {
+        "method": name,
+        "at accuracy": float(best[0]),
+        "budget ratio": float(point[0]),
+        "interval": _interval(ratio),
+    }
+
+
+def _table(results: dict) -> list[dict]:
+    """Every method at one N, with each reward."""
+    found = []
+    for key, part in results.items():
+        if not key.startswith("all-"):
+            continue
+        _, label, name = key.split("-", 2)
+        groups = {name: part["rows"]}
+        if name == "pool":
+            groups = {own: rows for methods in part["rows"].values() for own, rows in methods.items()}
+        for own, rows in groups.items():
+            right = np.array([row["right"] for row in rows], float)
+            draws = np.random.default_rng(0).multinomial(
+                len(right), np.full(len(right), 1 / len(right)), DRAWS
+            )
+            entry = {"reward": label, "method": own, "accuracy": float(right.mean())}
+            entry["interval"] = _interval(draws @ right / len(right))
+            entry |= {key: float(np.mean([row[key] for row in rows])) for key in ("tokens", "calls", "score")}
+            found.append(entry)
+    return found
+
+
+def show(found: dict) -> None:
+    """Print the tables."""
+    header = [
+        "method",
+        "N",
+        "accuracy",
+        "95 %",
+        "filter less this",
+        "95 %",
+        "tokens",
+        "reward calls",
+        "score of choice",
+    ]
+    rows = [
+        [
+            c["method"],
+            str(c["N"]),
+            f"{c['accuracy']:.3f}",
+            _range(c["interval"]),
+            f"{c['filter less this']:+.3f}" if "filter less this" in c else "",
+            _range(c["its interval"]) if "its interval" in c else "",
+            f"{c['tokens']:.0f}",
+            f"{c['calls']:.0f}",
+            f"{c['score']:.2f}",
+        ]
+        for c in found["curves"]
+    ]
+    common.print_table("Accuracy against the budget", header, rows)
+    rows = [
+        [r["method"], f"{r['at accuracy']:.3f}", f"{r['budget ratio']:.2g}", _range(r["interval"])]
+        for r in found["ratios"]
+    ]
+    common.print_table(
+        "Budget of a method over that of the filter, at the best accuracy of the method",
+        ["method", "at accuracy", "ratio", "95 %"],
+        rows,
+    )
+    rows = [
+        [
+            t["reward"],
+            t["method"],
+            f"{t['accuracy']:.3f}",
+            _range(t["interval"]),
+            f"{t['tokens']:.0f}",
+            f"{t['score']:.2f}",
+        ]
+        for t in found["all at one N"]
+    ]
+    common.print_table(
+        "Every method at one N", ["reward", "method", "accuracy", "95 %", "tokens", "score of choice"], rows
+    )
+    print(f"{found['CPU seconds'] / 60:.1f} CPU minutes")
+
+
+def _range(interval: list[float]) -> str:
+    return f"{interval[0]:.3g} to {interval[1]:.3g}"
+
+
+def picture(name: str, found: dict) -> None:
+    """Accuracy against samples and tokens, and the score of what was chosen against its accuracy."""
+    names = sorted({c["method"] for c in found["curves"]})
+    fig, axes = common.figure(15, 4.6, columns=3)
+    for own in names:
+        rows = [c for c in found["curves"] if c["method"] == own]
+        accuracy = np.array([c["accuracy"] for c in rows])
+        spread = np.abs(np.array([c["interval"] for c in rows]).T - accuracy)
+        style = {"lw": 2.5, "zorder": 3} if own == CHIEF else {"lw": 1.2}
+        axes[0].errorbar([c["N"] for c in rows], accuracy, spread, label=own, capsize=2, **style)
+        axes[1].plot([c["tokens"] for c in rows], accuracy, marker="o", **style)
+        axes[2].plot([c["score"] for c in rows], accuracy, marker="o", **style)
+    for axis, label in zip(axes, ("samples N", "tokens generated", "score of the chosen text"), strict=True):
+        axis.set_xlabel(label)
+        axis.set_ylabel("accuracy")
+    axes[0].set_xscale("log")
+    axes[1].set_xscale("log")
+    axes[2].plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
+    axes[2].set_title("above its accuracy: hacked", fontsize=9)
+    axes[0].legend(fontsize=7)
+    common.save_figure(fig, name)
