@@ -73,9 +73,9 @@ def demo(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """See the ways to learn a Gaussian process on four real data sets (several minutes on two cores).
+    """See the ways to learn a Gaussian process on four real data sets, and a language model think in particles.
 
-    Prints a table of scores on unseen data and writes a page with plots.
+    Takes several minutes on two cores. Prints a table of scores on unseen data and writes a page with plots.
     """
     with _user_errors(debug), _working() as console:
         from probinfer.report import demo as demos

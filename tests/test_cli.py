@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from probinfer import gp
 from probinfer.cli import app
+from probinfer.lm.reasoner import load as reasoner_load
 from probinfer.report import demo as demos
 from probinfer.report import engines, regression
 from probinfer.report.regression import choose_engine
+from tests.lm import folders
 from tests.quick_engine import Cloud, CloudInfo
 
 runner = CliRunner()
@@ -210,7 +212,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_help_and_version():
     text = run("--help").output
-    assert all(word in text for word in ("demo", "gp", "bench"))
+    assert all(word in text for word in ("demo", "gp", "generate", "bench"))
     assert run().exit_code in (0, 2)
     assert run("--version").output.startswith("probinfer ")
     help_text = run("gp", "--help").output
@@ -256,12 +258,22 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
 
 
 def test_demo_end_to_end(tmp_path, monkeypatch):
-    """All journeys with a quick engine on few rows; the full one is what people run."""
+    """All journeys with a quick engine on few rows and weights that know nothing; the full one is what people run."""
+    stored = folders.reasoner(tmp_path / "weights")
+    monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
     monkeypatch.setattr(
         demos,
         "SMALL",
         demos.Size(
-            draws=8, patients=20, every=24, tumours=40, simulations=20, particles=32, years=16, steps=16
+            draws=8,
+            patients=20,
+            every=24,
+            tumours=40,
+            simulations=20,
+            particles=32,
+            years=16,
+            steps=16,
+            questions=2,
         ),
     )
     monkeypatch.setattr(demos, "KERNELS", demos.KERNELS[:1])
@@ -279,5 +291,7 @@ def test_demo_end_to_end(tmp_path, monkeypatch):
         assert "squared exponential" in text
         assert "smallest error that it could have" in " ".join(text.split())
         assert "these are prior draws" in text
+        assert "particle filter, 16" in text
+    assert "Who descends from whom" in page
     assert f"jax {jax.__version__}" in page
     assert "Keeling and Whorf" in page

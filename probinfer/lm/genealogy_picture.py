@@ -150,7 +150,7 @@ def _mark(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int, judge:
 
 def _label(axes: Any, tree: Genealogy, colors: np.ndarray) -> None:
     """Steps above their lines, answers at the end."""
-    room = int(size_for(tree)[0] / (len(tree.parents) + 1) * 0.62 / _CHARACTER)
+    room = int(float(axes.figure.get_size_inches()[0]) / (len(tree.parents) + 1) * 0.62 / _CHARACTER)
     for (t, n), step in np.ndenumerate(tree.steps()):
         if step and _line(step):
             axes.annotate(

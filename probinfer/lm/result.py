@@ -149,7 +149,7 @@ class Answers:
     def summary(self) -> str:
         """A few lines for people."""
         lines = [f"target: {self.target}"]
-        lines += [f"  {p:6.1%}  {'no answer' if a is None else a}" for a, p in self.answers[:8]]
+        lines += [f"  {p:6.1%}  {_in_a_line(a)}" for a, p in self.answers[:8]]
         if self.log_evidence is not None:
             ess = self.ess[self.num_steps - 1]
             lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {ess:.1f}")
@@ -166,3 +166,8 @@ class Answers:
 
     def __repr__(self) -> str:
         return self.summary()
+
+
+def _in_a_line(answer: str | None, most: int = 80) -> str:
+    words = "no answer" if answer is None else " ".join(answer.split())
+    return words if len(words) <= most else f"{words[: most - 3]}..."

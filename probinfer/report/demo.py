@@ -1,4 +1,4 @@
-"""The demo: four real data sets, every engine or approximation on each, and a report in plain words."""
+"""The demo: four real data sets, every engine or approximation on each, a language model, a report in plain words."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpyro.distributions as dist
 from rich.console import Console
 from rich.markup import escape
 
-from probinfer import data, gp
-from probinfer.errors import import_extra
+from probinfer import data, gp, lm
+from probinfer.errors import MissingExtraError, import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.calibration import calibration_section, calibration_table, judge_learning
 from probinfer.report.classification import METHODS as WAYS
@@ -24,6 +24,7 @@ from probinfer.report.coin_journey import carry, coin_section, coin_table
 from probinfer.report.engines import ENGINES
 from probinfer.report.html import Section, Text, check_folder, page, write_page
 from probinfer.report.kernel_choice import KERNELS, Weighed, evidence_section, evidence_table, weigh
+from probinfer.report.lm_journey import lm_section, lm_table, solve
 from probinfer.report.methods import Method, Problem, chains_table, methods_table, run_methods
 from probinfer.report.provenance import provenance
 from probinfer.report.tables import seconds, to_rich
@@ -44,6 +45,7 @@ class Size(NamedTuple):
         particles: of an island of tempered SMC.
         years: rows of the Nile; all by default.
         steps: the most steps of the particles of coin SVGD.
+        questions: problems for the language model.
     """
 
     draws: int
@@ -54,10 +56,13 @@ class Size(NamedTuple):
     particles: int = 1024
     years: int | None = None
     steps: int = 2048
+    questions: int = 40
 
 
 FULL = Size(draws=500, patients=200, every=3, tumours=250, simulations=300)
-SMALL = Size(draws=100, patients=80, every=6, tumours=60, simulations=100, particles=128, steps=128)
+SMALL = Size(
+    draws=100, patients=80, every=6, tumours=60, simulations=100, particles=128, steps=128, questions=12
+)
 
 
 def diabetes_problem(size: Size, *, seed: int) -> Problem:
@@ -148,6 +153,9 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     section, table = _particles(jax.random.fold_in(last_key, 3), size, console)
     sections.append(section)
     tables.append([table])
+    section, group = _language(jax.random.fold_in(last_key, 4), size, seed, console)
+    sections.append(section)
+    tables.append(group)
     section, table = _calibration(check_key, size, console)
     sections.append(section)
     tables.append([table])
@@ -200,6 +208,20 @@ def _particles(key, size, console):
         console.print(f"    [yellow]{escape(remark)}[/yellow]", highlight=False)
     scores = coin_table(found)
     return coin_section(table, found, scores), scores
+
+
+def _language(key, size, seed, console):
+    console.print("[bold]A language model: one problem solved live by 16 particles, then many[/bold]")
+    try:
+        model = lm.reasoner.model()
+    except (MissingExtraError, FileNotFoundError) as error:
+        console.print(f"    [yellow]{escape(str(error))}[/yellow]", highlight=False)
+        return Section("A language model in particles", (Text(f"Left out: {error}", "remark"),)), []
+    found = solve(key, size.questions, seed=seed, console=console, model=model)
+    for method in found.methods:
+        console.print(f"  {method.label:<19} {seconds(method.seconds):>9}   {method.right.mean():.0%} right")
+    table = lm_table(found)
+    return lm_section(found, table), [table]
 
 
 def _say_kernel(console: Console, one: Weighed) -> None:

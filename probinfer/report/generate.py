@@ -20,8 +20,8 @@ import rich.text
 
 from probinfer import lm
 from probinfer.base import Status
-from probinfer.lm.reasoner import Problem
-from probinfer.report.live import Screen, bar
+from probinfer.lm import infer
+from probinfer.report.live import Screen, bar, is_right
 from probinfer.report.provenance import provenance
 from probinfer.report.rewards import MEANINGS, load_reward
 
@@ -116,7 +116,7 @@ def run_generate(options: Options, *, command: str, console: rich.console.Consol
     text = _prompt(options)
     if options.model == _REASONER:
         model = lm.reasoner.model()
-        task = _reasoner_task(options, text)
+        task = _reasoner_task(options, model, text)
     else:
         model = lm.load(options.model)
         task = _task(options, model, text)
@@ -172,28 +172,39 @@ def _unescaped(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _reasoner_task(options: Options, text: str | None) -> _Task:
+def _reasoner_task(options: Options, model: lm.Model, text: str | None) -> _Task:
     """Of the bundled model: lines are steps, and every step can be checked."""
     problem = lm.reasoner.problems(options.seed, 1)[0] if text is None else lm.reasoner.parse(text)
     answer = lm.reasoner.answer if options.answer is None else ANSWERS[options.answer]
-    method = _method(options, "\n")
-    return _Task(problem.prompt, method, answer, options.max_tokens or 64, partial(_is_right, problem))
-
-
-def _is_right(problem: Problem, text: str) -> bool:
-    return lm.reasoner.check(problem, text).steps[-1]
+    most = _most_tokens(options, model, problem.prompt, 64)
+    return _Task(problem.prompt, _method(options, "\n"), answer, most, partial(is_right, problem))
 
 
 def _task(options: Options, model: lm.Model, text: str | None) -> _Task:
     """Of a checkpoint."""
     if text is None:
         raise ValueError("--prompt is missing: give a text, @file, or - to read the standard input")
-    answer = ANSWERS[options.answer or "boxed"]
-    prompt = model.tokenizer.render(text) if options.chat else text
+    try:
+        prompt = model.tokenizer.render(text) if options.chat else text
+    except ValueError as error:
+        raise ValueError(f"--chat: {error}".replace("chat=False", "no --chat")) from error
+    most = _most_tokens(options, model, prompt, 512)
+    return _Task(text, _method(options, "\n\n"), ANSWERS[options.answer or "boxed"], most, None)
+
+
+def _most_tokens(options: Options, model: lm.Model, prompt: str, usual: int) -> int:
+    """As many as asked for, or as usual, or as fit."""
     used = len(model.tokenizer.encode(prompt, special=not options.chat))
-    room = max(model.network.max_context - used, 1)
-    most = options.max_tokens or min(512, room)
-    return _Task(text, _method(options, "\n\n"), answer, most, None)
+    room = model.network.max_context - used
+    if used == 0:
+        raise ValueError("--prompt: it is empty, and a language model needs a token to begin with")
+    if room < 1:
+        raise ValueError(
+            f"--prompt: {used} tokens do not fit into the context of {model.network.max_context}; shorten it"
+        )
+    if options.max_tokens is not None and options.max_tokens > room:
+        raise ValueError(f"--max-tokens {options.max_tokens}: {room} fit behind a prompt of {used} tokens")
+    return options.max_tokens or min(usual, room)
 
 
 def _infer(
@@ -209,7 +220,7 @@ def _infer(
         "progress": False,
     }
     console.print(task.prompt.strip(), style="bold", markup=False, highlight=False, soft_wrap=True)
-    run = partial(lm.infer, jax.random.key(options.seed), model, task.prompt, reward, task.method, **settings)
+    run = partial(infer, jax.random.key(options.seed), model, task.prompt, reward, task.method, **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         if options.live:
@@ -224,19 +235,20 @@ def _infer(
 
 def _show(found: lm.Answers, console: rich.console.Console) -> None:
     """Answers, the text of largest weight, the target, the cost."""
-    table = rich.table.Table("answer", "probability", title="Answers", title_justify="left")
-    for answer, share in found.answers[:10]:
-        words = "no answer" if answer is None else " ".join(answer.split())
-        table.add_row(rich.text.Text(words[:100], overflow="ellipsis"), bar(share, 20))
-    console.print()
-    console.print(table)
-    if found.best is None:
-        console.print("No text has an answer of this kind: --answer number or --answer text find others.")
-    console.print("\nThe heaviest text with the likeliest answer:", style="bold")
-    console.print(_typical(found).rstrip(), markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    lines = [line for line in found.summary().splitlines() if not line.startswith("  ")]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    if found.status == Status.OK:
+        table = rich.table.Table("answer", "probability", title="Answers", title_justify="left")
+        for answer, share in found.answers[:10]:
+            words = "no answer" if answer is None else " ".join(answer.split())
+            table.add_row(rich.text.Text(words[:100], overflow="ellipsis"), bar(share, 20))
+        say()
+        console.print(table)
+        if found.best is None:
+            say("No text has an answer of this kind: --answer number or --answer text find others.")
+        say("\nThe heaviest text with the likeliest answer:", style="bold")
+        say(_typical(found).rstrip() + "\n")
+    lines = dataclasses.replace(found, faults="").summary().splitlines()  # faults were said as a warning
+    say("\n".join(line for line in lines if not line.startswith("  ")))
 
 
 def _typical(found: lm.Answers) -> str:

@@ -12,9 +12,11 @@ import rich.live
 import rich.table
 import rich.text
 
+from probinfer import lm
 from probinfer.lm import End, Event
+from probinfer.lm.reasoner import Problem
 
-__all__ = ["Follower", "Row", "Screen", "lines_of", "table_of"]
+__all__ = ["Follower", "Row", "Screen", "bar", "is_right", "lines_of", "table_of"]
 
 Judge = Callable[[str], bool | None]
 
@@ -99,18 +101,21 @@ def table_of(event: Event, rows: list[Row], *, seconds: float, height: int = 40)
     table.add_column("last step", no_wrap=True, ratio=1, overflow="ellipsis")
     most = max(height - 8, 4)
     kept = sorted(rows, key=lambda row: -row.weight)[:most] if len(rows) > most else rows
+    longest = max(row.weight for row in rows)
     for row in sorted(kept, key=lambda row: row.slot):
         parent = "" if row.parent is None or row.parent == row.slot else str(row.parent)
         score = f"{row.log_score:.2f}"
-        table.add_row(str(row.slot), bar(row.weight), score, parent, _words(row), style=_style(row))
+        table.add_row(
+            str(row.slot), bar(row.weight, longest=longest), score, parent, _words(row), style=_style(row)
+        )
     if len(kept) < len(rows):
         table.caption = f"{len(rows) - len(kept)} lighter ones are not shown"
     return table
 
 
-def bar(share: float, width: int = _BAR) -> str:
-    """A share between 0 and 1 as a bar, and in percent."""
-    eighths = round(8 * width * min(max(share, 0.0), 1.0))
+def bar(share: float, width: int = _BAR, longest: float = 1.0) -> str:
+    """A share between 0 and 1 as a bar, and in percent; the share ``longest`` fills the width."""
+    eighths = round(8 * width * min(max(share / longest, 0.0), 1.0))
     full, part = divmod(eighths, 8)
     return f"{('█' * full + (_PARTS[part] if part else '')):<{width}} {share:4.0%}"
 
@@ -127,6 +132,12 @@ def lines_of(event: Event, rows: list[Row], most: int = 3) -> str:
         parts.append(f"{sum(row.weight for row in group):.0%} {times}{_words(group[0]).plain[:60]}")
     more = f" | {len(ranked) - most} more" if len(ranked) > most else ""
     return f"{_heading(event)}: {' | '.join(parts)}{more}"
+
+
+def is_right(problem: Problem, text: str) -> bool:
+    """Whether a text begins the solution of a problem of the reasoner; nothing begins all of them."""
+    steps = lm.reasoner.check(problem, text).steps
+    return not steps or steps[-1]
 
 
 class Screen:

@@ -70,7 +70,7 @@ def with_error(estimate: Estimate | None, *, sign: bool = False, scale: float = 
 
 def seconds(value: float | None) -> str:
     """A time that a person can read: 0.8 s, 12 s, 3 min 5 s."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     if value < 10:
         return f"{value:.1f} s"

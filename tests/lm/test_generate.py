@@ -1,0 +1,270 @@
+"""``probinfer generate``: its numbers are those of ``lm.infer``, its mistakes one line, its view what happened."""
+
+import dataclasses
+import io
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+from typer.testing import CliRunner
+
+from probinfer import lm
+from probinfer.cli import app
+from probinfer.lm.reasoner import load as reasoner_load
+from probinfer.report import generate, live
+from tests.lm import folders
+
+runner = CliRunner()
+REWARD = """
+def few(prompt, text):
+    return 0.5 ** text.count("e")
+
+def never(prompt, text):
+    raise RuntimeError("oops")
+
+number = 3
+"""
+OBJECTS = "from probinfer import lm; certain = lm.rewards.self_certainty()"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("work")
+    folders.lettered(where / "model")
+    (where / "scores_of_tests.py").write_text(REWARD)
+    (where / "objects_of_tests.py").write_text(OBJECTS)
+    return where
+
+
+@pytest.fixture(autouse=True)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.path", [*sys.path])
+
+
+def run(*arguments):
+    return runner.invoke(app, ["generate", *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+SHORT = (
+    "--model",
+    "model",
+    "--prompt",
+    "hello",
+    "--answer",
+    "text",
+    "--max-tokens",
+    6,
+    "--step",
+    3,
+    "--n",
+    4,
+)
+
+
+@pytest.mark.f32
+def test_the_numbers_are_those_of_infer(folder, monkeypatch):
+    calls = []
+
+    def infer(key, *arguments, **settings):
+        calls.append((key, arguments, settings, lm.infer(key, *arguments, **settings)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(generate, "infer", infer)
+    result = run(*SHORT, "--reward", "scores_of_tests.py:few", "--seed", 5, "--json", "found.json")
+    assert result.exit_code == 0, result.output
+    record = json.loads((folder / "found.json").read_text())
+    ((key, arguments, settings, found),) = calls
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(5)))
+    assert arguments[1] == "hello"
+    assert (settings["max_tokens"], settings["answer"]) == (6, lm.answers.text)
+    expected = np.array([0.5 ** text.count("e") for text in found.texts])
+    np.testing.assert_allclose(np.exp(found.log_scores), expected, rtol=1e-5)
+    assert [one["text"] for one in record["texts"]] == found.texts
+    np.testing.assert_allclose(
+        [one["weight"] for one in record["texts"]], np.exp(found.log_weights), rtol=1e-6
+    )
+    assert record["answers"][0]["answer"] == found.best
+    assert record["log_evidence"] == pytest.approx(found.log_evidence)
+    assert record["target"] == found.target
+    assert record["cost"]["generated"] == found.ledger.generated
+    assert record["settings"]["seed"] == 5
+    for words in (f"target: {found.target}", "step 2, ", f"log evidence {found.log_evidence:.3f}"):
+        assert words in result.output
+
+
+def test_dead_particles_are_said_and_exit_with_one():
+    result = run(*SHORT, "--reward", "scores_of_tests:never", "--no-live")
+    assert result.exit_code == 1
+    assert "every particle died" in result.output
+    assert result.output.count("oops") == 2  # the line of the traceback and its message, once
+    assert "Answers" not in result.output
+
+
+def test_the_reasoner_needs_no_options(tmp_path, monkeypatch):
+    stored = folders.reasoner(tmp_path)
+    monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
+    result = run("--n", 2, "--max-tokens", 16)
+    assert result.exit_code == 0, result.output
+    assert lm.reasoner.problems(0, 1)[0].prompt.strip() in result.output
+    assert "✗" in result.output  # the checker's word on texts that know nothing
+    assert "the product of the odds" in result.output
+
+
+def test_the_prompt_may_come_from_a_file_or_a_pipe(tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text("7 + 5")
+    options = generate.Options(prompt=f"@{tmp_path}/prompt.txt")
+    assert generate._prompt(options) == "7 + 5"
+    monkeypatch.setattr("sys.stdin", io.StringIO("7 - 5\n"))
+    assert generate._prompt(options._replace(prompt="-")) == "7 - 5\n"
+
+
+def test_methods_have_the_budget_that_was_asked_for():
+    steps = {name: make(16, lm.until("\n")) for name, make in generate.METHODS.items()}
+    assert repr(steps["particle-filter"]) == repr(lm.ParticleFilter(16, step="\n"))
+    assert steps["entropic"].trigger == "entropic"
+    assert (steps["nested"].num_particles, steps["nested"].width) == (4, 4)
+    assert steps["weighted-best-of-n"].weighted
+    assert all(steps[name].n == 16 for name in ("best-of-n", "majority", "beam", "dvts"))
+    assert all(steps[name].num_particles == 16 for name in ("particle-gibbs", "parallel-tempering"))
+    assert generate._method(generate.Options(step="12"), "\n").step == lm.every(12)
+    assert generate._method(generate.Options(step=r"\n\n"), "\n").step == lm.until("\n\n")
+    assert generate._method(generate.Options(), "\n").step == lm.until("\n")
+
+
+CHECKPOINT = ("--model", "model", "--prompt", "a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("--model", "nowhere", "--prompt", "a"), "there is no folder nowhere"),
+        (("--model", "model"), "--prompt is missing"),
+        (("--model", "model", "--prompt", ""), "--prompt: it is empty"),
+        (("--model", "model", "--prompt", "@none"), "there is no file none"),
+        (("--prompt", "7 + 99"), "the reasoner knows chains"),
+        ((*CHECKPOINT, "--method", "magic"), "--method must be one of particle-filter"),
+        ((*CHECKPOINT, "--answer", "all"), "--answer must be one of boxed, number, text"),
+        ((*CHECKPOINT, "--meaning", "gold"), "--meaning must be one of"),
+        ((*CHECKPOINT, "--meaning", "odds"), "give --reward too"),
+        ((*CHECKPOINT, "--reward", "model"), "this checkpoint has none"),
+        ((*CHECKPOINT, "--reward", "few"), "model, none, module:function"),
+        ((*CHECKPOINT, "--reward", "no_such_module:few"), "importing it failed, ModuleNotFoundError"),
+        ((*CHECKPOINT, "--reward", "none.py:few"), "there is no file none.py"),
+        ((*CHECKPOINT, "--reward", "scores_of_tests:fewer"), "it has few, never"),
+        ((*CHECKPOINT, "--reward", "scores_of_tests:number"), "must be a function"),
+        (
+            (*CHECKPOINT, "--reward", "objects_of_tests:certain", "--meaning", "odds"),
+            "a meaning of its own",
+        ),
+        ((*CHECKPOINT, "--chat"), "has no chat template"),
+        ((*CHECKPOINT, "--max-tokens", 500), "--max-tokens 500: 127 fit behind a prompt of 1 tokens"),
+        (("--model", "model", "--prompt", "a" * 130), "130 tokens do not fit into the context of 128"),
+        ((*CHECKPOINT, "--max-tokens", 0), "--max-tokens must be at least 1"),
+        ((*CHECKPOINT, "--n", 0), "--n counts texts"),
+        ((*CHECKPOINT, "--n", 1, "--method", "particle-gibbs"), "at least 2"),
+        ((*CHECKPOINT, "--step", ""), "an empty delimiter"),
+        ((*CHECKPOINT, "--temperature", -1), "temperature must be finite and not negative"),
+        ((*CHECKPOINT, "--json", "no/such/folder.json"), "name a file in a folder that is there"),
+    ],
+)
+def test_mistakes_in_one_line(arguments, match, tmp_path, monkeypatch):
+    stored = folders.reasoner(tmp_path) if arguments[0] == "--prompt" else tmp_path
+    monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: "), result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert match in result.output
+
+
+def test_what_does_not_fit_in_memory_is_one_line(monkeypatch):
+    def refuse(*arguments, **settings):
+        raise MemoryError("the caches need 9 TiB; use fewer particles")
+
+    monkeypatch.setattr(generate, "infer", refuse)
+    result = run(*SHORT, "--no-live")
+    assert result.exit_code == 2
+    assert "error: the caches need 9 TiB" in result.output
+
+
+def test_rewards_of_all_kinds():
+    model = dataclasses.replace(lm.load("model"), reward=lm.rewards.self_certainty().score)
+    assert generate.load_reward(None, None, dataclasses.replace(model, reward=None)) is None
+    assert isinstance(generate.load_reward(None, None, model), lm.rewards.LogOdds)
+    assert isinstance(generate.load_reward("model", "twist", model), lm.rewards.PrefixTwist)
+    found = generate.load_reward("objects_of_tests:certain", None, model)
+    assert isinstance(found, lm.rewards.LogOdds)
+
+
+def event(step, texts, weights, ancestors, ended=None):
+    num = len(texts)
+    ended = np.zeros(num, int) if ended is None else np.asarray(ended)
+    scores = np.log(np.asarray(weights, float))
+    ancestors = None if ancestors is None else np.asarray(ancestors)
+    return lm.Event(step, texts, np.asarray(weights), scores, ended, ancestors, step > 0, 1.5, -2.0)
+
+
+def test_rows_say_what_is_new():
+    follower = live.Follower(lambda text: "x" not in text)
+    follower.rows(event(0, ["ab", "cx"], [0.5, 0.5], [0, 1]))
+    rows = follower.rows(event(1, ["ab\nd", "abe"], [0.75, 0.25], [0, 0], [0, lm.End.FINISHED]))
+    assert [row.step for row in rows] == ["d", "e"]
+    assert [row.parent for row in rows] == [0, 0]
+    assert [row.state for row in rows] == ["", "ended"]
+    assert [row.right for row in rows] == [True, True]
+    beams = follower.rows(
+        event(2, ["abef", "ab\ndx"], [0.5, 0.5], [0, 1])
+    )  # parents that a pass does not know
+    assert [(row.parent, row.step, row.right) for row in beams] == [(1, "f", True), (0, "x", False)]
+    whole = follower.rows(event(3, ["new", "texts"], [0.5, 0.5], None))
+    assert [(row.parent, row.step) for row in whole] == [(None, "new"), (None, "texts")]
+
+
+def test_a_step_in_one_line_joins_equal_ones():
+    now = event(0, ["a", "b", "a", "c", "d"], [0.3, 0.35, 0.25, 0.06, 0.04], range(5))
+    words = live.lines_of(now, live.Follower().rows(now))
+    assert words == "step 1, 1.5 of 5 effective, log evidence -2.00: 55% 2 x a | 35% b | 6% c | 1 more"
+
+
+def shown(table, width=70):
+    console = rich.console.Console(width=width, force_terminal=False, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_the_table_fits_the_terminal():
+    weights = np.arange(1, 31) / 465
+    now = event(1, [f"[b]text{i}" for i in range(30)], weights, [0] * 30, [0] * 29 + [lm.End.MAX_TOKENS])
+    follower = live.Follower(lambda text: text.endswith("29"))
+    rows = follower.rows(now)
+    words = shown(live.table_of(now, rows, seconds=1.0, height=20))
+    assert "step 2, 1.5 of 30 effective, resampled" in words
+    assert "18 lighter ones are not shown" in words
+    assert "✓ [b]text29 (cut)" in words  # text is text, never markup
+    assert "✗ [b]text18" in words
+    assert "text17" not in words
+    whole = shown(live.table_of(now, rows, seconds=1.0))
+    assert all(f"text{i}" in whole for i in range(30))
+
+
+def test_bars():
+    assert live.bar(0.5, 4) == "██    50%"
+    assert live.bar(0.25, 4, longest=0.5) == "██    25%"
+    assert live.bar(1.2, 2) == "██ 120%"
+    assert live.bar(1 / 16, 2) == "▏    6%"
+
+
+def test_the_screen_redraws_on_a_terminal():
+    console = rich.console.Console(width=80, height=30, force_terminal=True, file=io.StringIO())
+    with live.Screen(console, redraw=True) as screen:
+        assert screen(event(0, ["one", "two"], [0.9, 0.1], [0, 1])) is False
+        screen(event(1, ["one more", "one less"], [0.9, 0.1], [0, 0]))
+    output = console.file.getvalue()
+    assert "compiling" in output
+    assert "more" in output
+    assert "less" in output
