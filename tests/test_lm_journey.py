@@ -12,8 +12,8 @@ from scipy import stats
 from probinfer import lm
 from probinfer.errors import MissingExtraError
 from probinfer.report import demo, lm_journey
-from probinfer.report.lm_journey import Method, Solved, lm_section, lm_table, solve
 from probinfer.report.live import is_right
+from probinfer.report.lm_journey import Method, Solved, lm_section, lm_table, solve
 from tests.lm import tables
 
 CONSOLE = rich.console.Console(file=io.StringIO(), width=120)

@@ -21,7 +21,6 @@ import rich.text
 from probinfer import lm
 from probinfer.base import Status
 from probinfer.lm import infer
-from probinfer.lm.reasoner import Problem
 from probinfer.report.live import Screen, bar, is_right
 from probinfer.report.provenance import provenance
 from probinfer.report.rewards import MEANINGS, load_reward
