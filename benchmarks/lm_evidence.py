@@ -1,8 +1,8 @@
 """Log evidence of prompts from both sides: is the truth inside, and how fast does the gap close?
 
-Tabular models (6 tokens, 6 tokens of text, order 2; truth by enumeration) with likelihoods and twists, and problems of the
-bundled reasoner with the likelihood of its reward model. Lower bound: mean of the log estimates of particle filters. Upper
-bound: that of conditional filters around exact draws, which rejection finds. 64 runs of each kind, N = 2 ... 64; standard
+Tabular models (6 tokens, texts of 6, order 2; truth by enumeration) with likelihoods and twists, and problems of the
+bundled reasoner with the likelihood of its reward model. Lower bound: mean of the log estimates of filters. Upper
+bound: that of conditional filters around exact draws, by rejection. 64 runs of each kind, N = 2 ... 64; standard
 errors. The truth of the reasoner is unknown: the best estimate beside the bounds is the filter with 4096 particles.
 """
 

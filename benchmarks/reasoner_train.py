@@ -2,8 +2,9 @@
 
 Language model: next-token prediction on solutions of chained arithmetic modulo 11, 3 to 7 steps, fresh problems at each
 step, stopped at the first evaluation at which at least 36 % of 300 validation problems are solved by greedy decoding.
-Reward model: the same transformer with a value head, trained on rollouts at temperature 1 labelled by the checker
-(its trunk on right solutions too) and stopped at the first evaluation with an AUC of at least 0.94 on rollouts of 300 validation problems.
+Reward model: the same transformer with a value head, trained on rollouts at temperature 1 labelled by the checker (its
+trunk on right solutions too), and stopped at the first evaluation with an AUC of at least 0.94 on rollouts of 300
+validation problems.
 Problems of training, validation, reward model and evaluation are disjoint.
 
 The report: greedy accuracy on 2000 evaluation problems by number of steps with Clopper-Pearson intervals at 95 %; AUC
@@ -89,7 +90,7 @@ def run(args: Any, folder: Path) -> dict[str, Any]:
         "reward settings": dataclasses.asdict(reward_settings),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*.safetensors")),
-        "CPU minutes": {"this process": minutes, **_minutes(trace, reward_trace)},
+        "CPU minutes": {"this process, resumed parts not counted": minutes, **_minutes(trace, reward_trace)},
         "iterations": {"language model": len(trace.loss), "reward model": len(reward_trace.loss)},
         "reward validation": [
             [i + 1, score] for i, score in enumerate(reward_trace.score) if np.isfinite(score)

@@ -192,6 +192,13 @@ def test_the_loss_of_the_reward_model(rewarded):
     assert found == pytest.approx(of_labels - 0.3 * picked[inside[:, 1:]].mean(), rel=1e-5)
 
 
+def test_a_grown_model_is_the_same_function(trained):
+    model, tokens = trained[0], jnp.asarray(encoding.prompts(task.draw(0, 4))[0])
+    taller = train_reward.grown(jax.random.key(1), model, 2)
+    assert taller.config.num_layers == 3
+    np.testing.assert_array_equal(taller.forward(tokens), model.forward(tokens))
+
+
 def test_judge_reads_the_tokens_of_the_solution(rewarded):
     reward, problems = rewarded[0], task.draw(1, 10, (1, 2))
     found = rollouts.rollouts(jax.random.key(0), reward.trunk, problems)

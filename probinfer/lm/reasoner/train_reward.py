@@ -1,9 +1,9 @@
 """Training of the process reward model: which beginnings of its own solutions are right, told by the checker.
 
-The trunk starts as the language model, a value head is added, and both learn from rollouts at temperature 1, while the
-trunk goes on to learn right solutions. The label of a token is whether the solution is right up to it, so the model is of use for steps of any kind; the ends of steps
-count most. The model is imperfect because it is small and has seen little, not because of noise: training stops when
-its AUC on validation problems reaches the target.
+The trunk starts as the language model, a layer and a value head are added on top, and all learn from rollouts at
+temperature 1, while the trunk goes on to learn right solutions. The label of a token is whether the solution is right
+up to it, so the model is of use for steps of any kind; the ends of steps count most. It is imperfect as it is small
+and has seen little, not because of noise: training stops when its AUC on validation problems reaches the target.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from probinfer.lm.reasoner.rollouts import Rollouts, rollouts
 from probinfer.lm.reasoner.task import Problems, draw
 from probinfer.lm.reasoner.train import solution_loss
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.types import Array
+from probinfer.lm.transformer import Transformer
+from probinfer.types import Array, PRNGKey
 
-__all__ = ["Examples", "RewardSettings", "auc", "examples", "judge", "train_reward"]
+__all__ = ["Examples", "RewardSettings", "auc", "examples", "grown", "judge", "train_reward"]
 
 _PLAN = Plan(num_iterations=800, learning_rate=2e-3, evaluate_from=60, evaluate_every=10, target=0.94)
 
@@ -44,7 +45,9 @@ class RewardSettings:
         batch: rollouts of a step of training.
         inner: weight of a token inside a step; the last of a step has weight 1.
         imitation: weight of the cross entropy of right solutions, which the trunk goes on to learn from half as many
-            problems as there are rollouts; without it the trunk learns the tables from verdicts, ten times slower.
+            problems as there are rollouts.
+        layers: of the trunk, on top of those of the language model: they compare what was written with what it
+            expects, which its last layer knows too late.
         num_validation: problems of whose rollouts the AUC at the ends of steps chooses the checkpoint.
         plan: of the descent; its target is the AUC at which training stops.
     """
@@ -55,6 +58,7 @@ class RewardSettings:
     batch: int = 64
     inner: float = 0.25
     imitation: float = 1.0
+    layers: int = 1
     num_validation: int = 300
     plan: Plan = _PLAN
 
@@ -89,7 +93,7 @@ def examples(problems: Problems, found: Rollouts, inner: float) -> Examples:
 
 
 def train_reward(
-    model: Any,
+    model: Transformer,
     settings: RewardSettings,
     *,
     checkpoint: Checkpoint | None = None,
@@ -118,7 +122,8 @@ def train_reward(
         return (rows.tokens[chosen], rows.labels[chosen], rows.weights[chosen]), lesson
 
     dtype = jnp.float32
-    start = RewardModel(model, jnp.zeros(model.config.hidden_size, dtype), jnp.zeros((), dtype))
+    trunk = grown(jax.random.key(settings.seed), model, settings.layers)
+    start = RewardModel(trunk, jnp.zeros(model.config.hidden_size, dtype), jnp.zeros((), dtype))
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "plan"}
     about = {"what": "reward model of the reasoner", **fields, "rollouts": int(found.tokens.sum())}
     validation = draw((settings.seed, 4), settings.num_validation, settings.steps, "validation")
@@ -138,6 +143,23 @@ def train_reward(
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def grown(key: PRNGKey, model: Transformer, layers: int) -> Transformer:
+    """The same function with more layers: what the new ones on top add to the stream is zero at first.
+
+    Args:
+        key: of the new weights.
+        model: the language model.
+        layers: new ones; 0 leaves it as it is.
+    """
+    config = dataclasses.replace(model.config, num_layers=model.config.num_layers + layers, windows=())
+    fresh = Transformer.random(key, config).weights["blocks"][model.config.num_layers :]
+    silent = tuple(
+        {**block, **{name: jnp.zeros_like(block[name]) for name in ("out", "down")}} for block in fresh
+    )
+    blocks = (*model.weights["blocks"], *silent)
+    return Transformer.from_blocks(model.weights["ends"], blocks, config, scanned=False)
 
 
 def judge(
