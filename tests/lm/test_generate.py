@@ -122,6 +122,14 @@ def test_the_prompt_may_come_from_a_file_or_a_pipe(tmp_path, monkeypatch):
     assert generate._prompt(options._replace(prompt="-")) == "7 - 5\n"
 
 
+def test_a_chat_counts_the_words_of_its_template(tmp_path):
+    template = "{% for message in messages %}user {{ message.content }}\\n{% endfor %}"
+    model = lm.load(folders.lettered(tmp_path / "chat", chat=template))
+    options = generate.Options(model="chat", answer="text", chat=True)
+    assert generate._task(options, model, "hi").max_tokens == 128 - len("user hi\n")
+    assert generate._task(options._replace(chat=False), model, "hi").max_tokens == 126
+
+
 def test_methods_have_the_budget_that_was_asked_for():
     steps = {name: make(16, lm.until("\n")) for name, make in generate.METHODS.items()}
     assert repr(steps["particle-filter"]) == repr(lm.ParticleFilter(16, step="\n"))
