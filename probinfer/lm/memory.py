@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["available", "available_bytes", "check_memory", "check_particles", "predicted_bytes", "require"]
+__all__ = ["available_bytes", "check_memory", "predicted_bytes", "require"]
 
 
 def predicted_bytes(network: Any, num_rows: int, prompt_size: int, max_tokens: int) -> int:
@@ -58,11 +58,9 @@ def check_memory(network: Any, num_rows: int, prompt_size: int, max_tokens: int)
         return
     fixed = network.prompt_bytes(prompt_size)
     rows = int((there - fixed) / max((needed - fixed) / num_rows, 1))
-    advice = f"{rows} texts at once would fit" if rows > 0 else "even one text would not fit"
-    raise MemoryError(
-        f"{num_rows} texts of up to {max_tokens} tokens need {needed / 2**30:.1f} GiB for their caches, and "
-        f"{there / 2**30:.1f} GiB are free: {advice}; or lower max_tokens, or load the model in bfloat16"
-    )
+    fits = f"{rows} texts at once would fit" if rows > 0 else "even one text would not fit"
+    what = f"the caches of {num_rows} texts of up to {max_tokens} tokens"
+    require(needed, what, f"{fits}; or lower max_tokens, or load the model in bfloat16", there)
 
 
 def require(needed: int, what: str, advice: str, left: int | None = None) -> None:
@@ -79,41 +77,7 @@ def require(needed: int, what: str, advice: str, left: int | None = None) -> Non
     """
     left = available_bytes() if left is None else left
     if left is not None and needed > left:
-        raise MemoryError(f"{what} needs {_gib(needed)} and {_gib(left)} are free: {advice}")
-
-
-def check_particles(
-    model: Any, num: int, max_len: int, prompt_len: int, prompts: int = 1, left: int | None = None
-) -> int:
-    """Refuse more particles than fit: prompts, caches, and as much again for a fork that copies.
-
-    Args:
-        model: a language model.
-        num: particles of each prompt.
-        max_len: tokens of each particle.
-        prompt_len: tokens of a prompt, padding included.
-        prompts: of them at once.
-        left: bytes there are; ``None``: ask the device.
-
-    Returns:
-        The bytes predicted.
-
-    Raises:
-        MemoryError: they do not fit.
-    """
-    logits = num * model.vocab_size * 4 * 3  # logits, probabilities and their sums
-    needed = prompts * (model.prompt_bytes(prompt_len) + 2 * model.cache_bytes(num, max_len) + logits)
-    what = f"{num} particles of {max_len} tokens after {prompts} prompt(s) of {prompt_len}"
-    require(
-        needed,
-        what,
-        "take fewer particles, a smaller max_tokens, fewer prompts at once or bfloat16 weights",
-        left,
-    )
-    return needed
-
-
-available = available_bytes
+        raise MemoryError(f"{what} need {_gib(needed)} and {_gib(left)} are free: {advice}")
 
 
 def _gib(number: int) -> str:

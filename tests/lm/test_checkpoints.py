@@ -226,11 +226,11 @@ def test_memory_is_predicted(monkeypatch):
     model = checkpoints.load(FOLDER / "qwen3")
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(model)) == 4 * model.config.num_parameters()
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(model.init_cache(5, 7))) == model.cache_bytes(5, 7)
-    needed = memory.check_particles(model, 5, 7, 16, left=10**9)
+    needed = memory.predicted_bytes(model, 5, 16, 7)
     assert needed >= 2 * model.cache_bytes(5, 7) + model.prompt_bytes(16)
-    with pytest.raises(MemoryError, match=r"10000000 particles .* fewer particles"):
-        memory.check_particles(model, 10**7, 4096, 16)
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(MemoryError, match=r"10000000 texts .* lower max_tokens"):
+        memory.check_memory(model, 10**7, 16, 4096)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     with pytest.raises(MemoryError, match="bfloat16"):
         checkpoints.load(FOLDER / "qwen3")
 
