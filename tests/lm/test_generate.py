@@ -123,10 +123,10 @@ def test_the_prompt_may_come_from_a_file_or_a_pipe(tmp_path, monkeypatch):
 
 
 def test_a_chat_counts_the_words_of_its_template(tmp_path):
-    template = "{% for message in messages %}user {{ message.content }}\\n{% endfor %}"
+    template = "{% for message in messages %}user {{ message.content }}.{% endfor %}"
     model = lm.load(folders.lettered(tmp_path / "chat", chat=template))
     options = generate.Options(model="chat", answer="text", chat=True)
-    assert generate._task(options, model, "hi").max_tokens == 128 - len("user hi\n")
+    assert generate._task(options, model, "hi").max_tokens == 128 - len("user hi.")
     assert generate._task(options._replace(chat=False), model, "hi").max_tokens == 126
 
 
