@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import lm
+from probinfer import checks, lm
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
+from probinfer.lm.rewards import calibration
 from tests.lm import tables
 
 KEY = jax.random.key(11)
@@ -239,6 +240,20 @@ def test_python_rewards_weigh_like_scores_of_arrays():
     assert host.ledger.reward_calls == 8 * 4
 
 
+def test_calibrated_scores_are_mapped():
+    """The map slope * logit + offset in front of a score: its odds are the mapped ones."""
+    score = tables.PrefixScore(jnp.asarray(tables.TABLE, jnp.result_type(float)))
+    halved = tables.PrefixScore(jnp.asarray(0.5 * tables.TABLE - 1, jnp.result_type(float)))
+    slope = calibration.Affine(jnp.asarray(0.5), jnp.asarray(-1.0))
+    mapped = run(lm.rewards.from_score(lm.rewards.calibrated(score, slope)), lm.Exact(step=STEP))
+    known = run(lm.rewards.from_score(halved), lm.Exact(step=STEP))
+    assert mapped.log_evidence == pytest.approx(known.log_evidence, rel=1e-9)
+    with pytest.raises(TypeError, match="a score and a map"):
+        lm.rewards.calibrated(3, slope)
+    with pytest.raises(ValueError, match="scale"):
+        lm.rewards.calibrated(_Failing(jnp.asarray(0.0)), slope)
+
+
 def test_streams_yield_steps_and_the_result():
     events = list(lm.stream(KEY, tables.model(), "a;", None, lm.ParticleFilter(4, step=STEP), **SETTINGS))
     assert all(isinstance(event, lm.Event) for event in events[:-1])
@@ -296,6 +311,8 @@ def test_evidence_bounds_hold_the_truth_and_close_with_particles():
         assert bounds.forward.shape == bounds.reverse.shape == (200,)
         gaps.append(bounds.gap)
     assert gaps[1] < 0.5 * gaps[0]
+    sandwich = checks.evidence_sandwich(bounds.forward, bounds.reverse)
+    assert sandwich.gap == pytest.approx(bounds.gap)
     with pytest.raises(ValueError, match="above log_bound"):
         lm.evidence_bounds(
             KEY, model, "a;", tables.reward("odds"), lm.ParticleFilter(2, step=STEP), max_tokens=4

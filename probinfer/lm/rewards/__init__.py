@@ -2,11 +2,14 @@
 
 ``from_python`` makes a reward of a Python function, ``from_model`` of a reward model, ``from_score`` of any score;
 ``meaning`` says how its numbers weigh. ``regex``, ``json_schema`` and ``grammar`` allow only some texts. Rewards are
-added (the product of the factors) and multiplied by numbers (a factor to a power).
+added (the product of the factors) and multiplied by numbers (a factor to a power). ``calibrate`` learns on held-out
+steps how far a reward model is to be trusted, ``reliability`` shows it, ``calibrated`` puts it right.
 """
 
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.calibrated import calibrated
+from probinfer.lm.rewards.calibration import calibrate, reliability
 from probinfer.lm.rewards.deferred import (
     from_model,
     from_python,
@@ -36,12 +39,15 @@ __all__ = [
     "StepLikelihood",
     "Terminal",
     "View",
+    "calibrate",
+    "calibrated",
     "from_model",
     "from_python",
     "from_score",
     "grammar",
     "json_schema",
     "regex",
+    "reliability",
     "self_certainty",
     "sharpened",
 ]

@@ -1,0 +1,60 @@
+"""A reward model with its logits put right: a score behind the map that held-out steps have taught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from probinfer.errors import shortened
+from probinfer.lm.base import Context
+from probinfer.lm.rewards.base import Score, View
+from probinfer.types import Array, ArrayTree, pytree
+
+__all__ = ["Calibrated", "calibrated"]
+
+
+@pytree
+class Calibrated(Score):
+    """The score of another, its logits mapped.
+
+    Attributes:
+        score: on the scale of logits.
+        map: logit -> calibrated logit, a pytree (``rewards.calibrate``).
+    """
+
+    score: Any
+    map: Any
+
+    scale = "logit"
+
+    def init(self, context: Context, num: int) -> ArrayTree:
+        """As the score."""
+        return self.score.init(context, num)
+
+    def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Map the logits of the score; a failed one (minus infinity) stays failed."""
+        state, value = self.score.step(state, view)
+        return state, self.map(value)
+
+    def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
+        """As the score."""
+        return self.score.gather(state, ancestors)
+
+
+def calibrated(score: Any, map: Any) -> Calibrated:
+    """A score whose logits are mapped; its numbers are then probabilities that hold on steps like the held-out ones.
+
+    Args:
+        score: on the scale of logits, such as ``lm.reasoner().reward``.
+        map: of ``rewards.calibrate(logits, labels)``.
+
+    Raises:
+        TypeError: no score, or no map.
+        ValueError: the score is not on the scale of logits.
+    """
+    if not isinstance(score, Score) or not callable(map):
+        raise TypeError(
+            f"expected a score and a map of rewards.calibrate, got {shortened(score)}, {shortened(map)}"
+        )
+    if score.scale != "logit":
+        raise ValueError("only scores that are probabilities (scale 'logit') can be calibrated")
+    return Calibrated(score, map)
