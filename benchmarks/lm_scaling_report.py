@@ -6,6 +6,7 @@ import common
 import numpy as np
 
 CHIEF = "particle filter"
+SEARCHES = ("beam search", "DVTS")  # by their best text, and by a vote of the texts weighted by their scores
 DRAWS = 2000
 
 
@@ -20,6 +21,9 @@ def gather(results: dict, ladder, seeds: int) -> dict:
             name, *rest = key.rsplit("-", 2)
             if len(rest) == 2 and rest[1] == str(seed) and not key.startswith(("pool", "all-")):
                 cells.setdefault((name, int(rest[0])), []).append(found["rows"])
+                if name in SEARCHES:
+                    voted = [row | {"right": row["vote"]} for row in found["rows"]]
+                    cells.setdefault((f"{name}, vote", int(rest[0])), []).append(voted)
     names = sorted({name for name, _ in cells})
     weights = np.random.default_rng(0).multinomial(
         (num := len(cells[CHIEF, ladder[0]][0])), np.full(num, 1 / num), size=DRAWS
@@ -185,7 +189,7 @@ def picture(name: str, found: dict) -> None:
         axes[0].errorbar([c["N"] for c in rows], accuracy, spread, label=own, capsize=2, **style)
         axes[1].plot([c["tokens"] for c in rows], accuracy, marker="o", **style)
         axes[2].plot([c["score"] for c in rows], accuracy, marker="o", **style)
-    for axis, label in zip(axes, ("samples N", "tokens generated", "score of the chosen text"), strict=True):
+    for axis, label in zip(axes, ("samples N", "tokens", "score of the chosen text"), strict=True):
         axis.set_xlabel(label)
         axis.set_ylabel("accuracy")
     axes[0].set_xscale("log")

@@ -33,7 +33,7 @@ class Ledger(NamedTuple):
         generated: tokens drawn for particles that ran.
         masked: tokens computed for particles that waited or had ended.
         scored: particles that a reward was asked about.
-        rescored: tokens read again to weigh ancestors.
+        rescored: tokens read again to weigh ancestors, after every particle.
         forked: rows whose cache was copied.
     """
 

@@ -279,3 +279,20 @@ def test_watched_steps_are_those_of_one_program(dtype):
         assert seen[-1].texts[-1] in whole.texts
         seen.clear()
     assert jnp.result_type(float) == dtype
+
+
+@pytest.mark.parametrize("ancestor_sampling", [True, False])
+def test_particle_gibbs_counts_what_it_reads_again(ancestor_sampling):
+    """Before step t the rest of the reference is read after all N particles, and their reward asked about it."""
+    method = lm.ParticleGibbs(3, 1, step=lm.every(1), ancestor_sampling=ancestor_sampling)
+    own = tables.token_model(method, "odds")
+    paths = exact_paths(own, 50, jax.random.key(3))
+    longest = int(np.argmax(np.asarray(paths.length).sum(axis=1)))
+    path = jax.tree.map(lambda leaf: leaf[longest], paths)
+    _, draws = jax.jit(lambda key: gibbs._iterate(method, own, path, key))(jax.random.key(1))
+    lengths, steps = np.asarray(path.length), int(draws.num_steps)
+    rest = [lengths[t:] for t in range(1, steps)] if ancestor_sampling else []
+    assert int(draws.ledger.rescored) == 3 * sum(map(sum, rest))
+    asked = 3 * sum(int(np.sum(part > 0)) for part in rest)
+    assert int(draws.ledger.scored) - asked == int(np.sum(np.asarray(draws.step_lengths) > 0))
+    assert not ancestor_sampling or (steps > 2 and asked)

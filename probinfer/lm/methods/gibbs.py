@@ -207,8 +207,24 @@ def _compiled(iterate: Any) -> Any:
 
 
 def _iterate(method: Any, model: TokenModel, path: Record, key: Array) -> tuple[Record, Draws]:
-    path, sweep = _pass(method, key, model, path)
-    return path, from_sweep(model, sweep)
+    following, sweep = _pass(method, key, model, path)
+    draws = from_sweep(model, sweep)
+    if method.ancestor_sampling:
+        draws = draws._replace(ledger=_with_reading(draws.ledger, method, model, path, sweep.num_steps))
+    return following, draws
+
+
+def _with_reading(ledger: Ledger, method: Any, model: TokenModel, path: Record, num_steps: Array) -> Ledger:
+    """Ancestor sampling reads, before each step, what is left of the reference after every particle."""
+    times = jnp.arange(path.length.shape[0])
+    asked = (times > 0) & (times < num_steps)
+    readings = jnp.cumsum(asked)  # how often a step of the reference is read
+    tokens = method.num_particles * jnp.sum(readings * path.length)
+    calls = method.num_particles * model.setting.potential.num_scores * jnp.sum(readings * (path.length > 0))
+    return ledger._replace(
+        rescored=ledger.rescored + tokens.astype(ledger.rescored.dtype),
+        scored=ledger.scored + calls.astype(ledger.scored.dtype),
+    )
 
 
 def _iterate_all(
