@@ -10,7 +10,7 @@ import pytest
 from probinfer import lm
 from probinfer.lm import memory
 from probinfer.lm.base import Context
-from probinfer.lm.prompts import Limits, prepare
+from probinfer.lm.prompts import Limits, _num_chains, prepare
 from probinfer.lm.rewards.calibration import Affine
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.degraded import degrade
@@ -102,7 +102,8 @@ def test_compiled_programs_hold_what_is_predicted(batch, method):
     keys = jax.random.split(KEY, batch)
     run = jax.vmap(lambda key: method.run(key, own)) if batch > 1 else lambda keys: method.run(keys[0], own)
     held = jax.jit(run).lower(keys).compile().memory_analysis().temp_size_in_bytes
-    known = memory.predicted_bytes(model.network, method.num_rows, 16, 512, potential, batch=batch)
+    more = {"batch": batch, "chains": _num_chains(method)}
+    known = memory.predicted_bytes(model.network, method.num_rows, 16, 512, potential, **more)
     assert known / 3 < held < 1.1 * known
 
 
