@@ -84,7 +84,7 @@ def infer(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an empty prompt, one that does not fit, an unknown setting.
-        MemoryError: the caches would not fit.
+        MemoryError: the caches, of the reward too and of all prompts side by side, would not fit.
 
     References:
         Puri et al. (2025); Lew et al. (2023).
@@ -105,13 +105,15 @@ def infer(
     limits = Limits(
         _positive("max_tokens", max_tokens), max_steps, (stop,) if isinstance(stop, str) else tuple(stop)
     )
+    alone = watch is not None or isinstance(method, Adaptive)
+    size = 1 if alone else min(_side_by_side(batch), len(tokens))
     started = time.perf_counter()
-    models = prepare(model, tokens, method, potential, proposal, limits)
+    models = prepare(model, tokens, method, potential, proposal, limits, size)
     keys = list(jax.random.split(key, len(models))) if several else [key]
-    runs = _run_all(keys, models, method, model.tokenizer, answer, progress, watch, batch)
+    runs = _run_all(keys, models, method, model.tokenizer, answer, progress, watch, size)
     seconds = (time.perf_counter() - started) / len(runs)
     finish = partial(_answers, model, method, potential, proposal, answer, seconds)
-    found = [finish(one, len(own), draws) for one, own, draws in zip(tokens, tokens, runs, strict=True)]
+    found = [finish(one, *run) for one, run in zip(tokens, runs, strict=True)]
     for result in found[:1]:
         _warn(result)
     return found if several else found[0]
@@ -142,6 +144,12 @@ def _positive(name: str, value: Any) -> int:
     return value
 
 
+def _side_by_side(batch: int | None) -> int:
+    if batch is None:
+        return 1 if jax.default_backend() == "cpu" else 8
+    return _positive("batch", batch)
+
+
 @partial(jax.jit, static_argnames="batched")
 def run_prepared(key: Any, model: TokenModel, method: Any, batched: bool = False) -> Draws:
     """Run a method as one program; with ``batched``, of several prompts side by side."""
@@ -169,8 +177,9 @@ def _run_all(
     answer: Any,
     progress: Any,
     watch: Any,
-    batch: int | None,
-) -> list[Draws]:
+    batch: int,
+) -> list[tuple[Draws, int]]:
+    """The draws of each prompt, and in how many batches of the method they came."""
     watched = watch is not None or (bars.is_on(progress) and len(models) == 1)
     pairs = list(zip(keys, models, strict=True))
     if isinstance(method, Adaptive):
@@ -181,14 +190,13 @@ def _run_all(
     with bars.task("steps" if watched else "prompts", total, progress) as line:
         if watched:
             look = onlooker(tokenizer, watch, line)
-            return [method.run(k, m, watch=look) for k, m in pairs]
-        size = batch or (1 if jax.default_backend() == "cpu" else 8)
+            return [(method.run(k, m, watch=look), 1) for k, m in pairs]
         found: list[Draws] = []
         while len(found) < len(models):
-            now = slice(len(found), len(found) + size)
+            now = slice(len(found), len(found) + batch)
             found += _batch(keys[now], models[now], method)
             line.update(len(found))
-        return found
+        return [(draws, 1) for draws in found]
 
 
 def _read(tokenizer: Any, answer: Any, tokens: np.ndarray) -> str | None:
@@ -220,8 +228,8 @@ def _answers(
     answer: Any,
     seconds: float,
     prompt: np.ndarray,
-    num_prompt: int,
     raw: Draws,
+    num_rounds: int,
 ) -> Answers:
     draws: Any = jax.tree.map(np.asarray, raw)
     decode = model.tokenizer.decode
@@ -234,10 +242,10 @@ def _answers(
     per_row = model.network.cache_bytes(1, draws.tokens.shape[1])
     ledger = draws.ledger
     cost = Cost(
-        samples=_samples(method),
+        samples=num_rounds * _samples(method),
         generated=int(ledger.generated),
         masked=int(ledger.masked),
-        prompt=num_prompt,
+        prompt=len(prompt),
         reward_calls=int(ledger.scored),
         rescored=int(ledger.rescored),
         forked=int(ledger.forked),
@@ -271,10 +279,10 @@ def _answers(
 
 
 def _samples(method: Any) -> int:
-    """N, or N times the passes."""
-    passes = getattr(method, "num_iterations", 0) + 1
+    """N, or N times the passes; of one batch where there are several."""
     if isinstance(method, Adaptive):
-        return 0
+        return _samples(method.method)
+    passes = getattr(method, "num_iterations", 0) + 1
     chains = len(getattr(method, "powers", (1,)))
     one = getattr(method, "n", getattr(method, "num_particles", 1)) * (
         method.width if hasattr(method, "width") and hasattr(method, "num_particles") else 1

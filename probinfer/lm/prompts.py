@@ -78,8 +78,18 @@ def prepare(
     potential: Potential,
     proposal: Proposal,
     limits: Limits,
+    batch: int = 1,
 ) -> list[TokenModel]:
     """One token model a prompt, all of the same shapes: the longest prompt decides the bucket.
+
+    Args:
+        model: network and tokenizer.
+        prompts: their tokens.
+        method: what will run.
+        potential: the reward.
+        proposal: how tokens are drawn.
+        limits: where texts end.
+        batch: how many of the prompts will run side by side.
 
     Raises:
         ValueError: a prompt and its continuation do not fit into the context.
@@ -94,13 +104,19 @@ def prepare(
             f"the longest prompt has {longest} tokens, which with max_tokens={limits.max_tokens} is more than the "
             f"context of {network.max_context}: {advice}"
         )
-    check_memory(network, method.num_rows, size, limits.max_tokens)
+    more = {"batch": batch, "num_prompts": len(prompts), "chains": _num_chains(method)}
+    check_memory(network, method.num_rows, size, limits.max_tokens, potential, **more)
     potential = _with_room(potential, limits.max_tokens)
     rules = _rules(model, method, limits)
     steps = method.step.count(limits.max_tokens)
     steps = steps if limits.max_steps is None else min(steps, limits.max_steps)
     read = partial(_read, network, size, proposal, rules, potential, steps, limits.max_tokens)
     return [read(tokens) for tokens in prompts]
+
+
+def _num_chains(method: Any) -> int:
+    repeated = getattr(method, "method", method)
+    return len(getattr(repeated, "powers", (1,))) if hasattr(repeated, "num_iterations") else 0
 
 
 def _with_room(potential: Potential, max_tokens: int) -> Potential:

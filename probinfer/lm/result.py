@@ -59,7 +59,7 @@ class Answers:
         prompt: as text.
         texts: M texts.
         extracted: the answer of each text, or None.
-        log_weights: (M,) normalised.
+        log_weights: (M,) normalised; where every text died, those before that step, and ``status`` says so.
         log_scores: (M,) log score of each text, by which searches choose.
         log_prior: (M,) log probability of each text under the prior.
         log_potential: (M,) log factors of all steps of each text.
@@ -117,8 +117,18 @@ class Answers:
         return self.texts[int(np.argmax(self.log_weights))]
 
     def sample(self, key: PRNGKey) -> str:
-        """One text, drawn by the weights."""
-        return self.texts[selectors.sample(key, self.texts, self.log_weights).particle]
+        """One text, drawn by the weights.
+
+        Raises:
+            ValueError: every weight is zero, or one is NaN: there is no law to draw from.
+        """
+        chosen = selectors.sample(key, self.texts, self.log_weights).particle
+        if chosen < 0:
+            raise ValueError(
+                f"all {len(self.texts)} texts have weight zero, so none can be drawn: look at .texts and "
+                ".log_potential, and use more particles or a softer reward (reward * 0.5)"
+            )
+        return self.texts[chosen]
 
     def plot_genealogy(
         self,

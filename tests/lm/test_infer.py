@@ -90,6 +90,7 @@ def test_reasons_why_texts_end():
         ({"prompt": 3.5}, TypeError, "a prompt is a string"),
         ({"prompt": [{"role": "user", "content": "a"}]}, TypeError, "chat=True"),
         ({"max_tokens": 0}, ValueError, "max_tokens"),
+        ({"batch": 0}, ValueError, "batch must be an int of at least 1"),
         ({"max_tokens": 5000}, ValueError, "max_tokens=4094 fits"),
         ({"prompt": np.zeros(4096, int)}, ValueError, "shorten the prompt"),
         ({"method": "filter"}, TypeError, "ParticleFilter"),
@@ -147,22 +148,6 @@ def test_bad_settings_are_refused(make, error):
         make()
 
 
-def test_sizes_are_predicted_before_anything_is_allocated():
-    class Large:
-        vocab_size = 10
-
-        def cache_bytes(self, num, size):
-            return num * size * 2**30
-
-        def prompt_bytes(self, size):
-            return 0
-
-    from probinfer.lm.memory import check_memory
-
-    with pytest.raises(MemoryError, match="lower max_tokens"):
-        check_memory(Large(), 1000, 16, 100)
-
-
 @pytest.mark.parametrize("kind", ["dead", "nan"])
 def test_dead_and_broken_rewards_keep_the_last_state(kind):
     """All weights zero, or NaN, from the third token on: a status, a warning, and the texts before."""
@@ -173,6 +158,7 @@ def test_dead_and_broken_rewards_keep_the_last_state(kind):
     assert result.status == (Status.DEGENERATE_WEIGHTS if kind == "dead" else Status.NON_FINITE)
     assert np.all(np.isfinite(result.log_weights))
     assert all(len(tokens) == 3 for tokens in result.tokens)
+    assert result.sample(KEY) in result.texts
     assert result.log_evidence == -np.inf if kind == "dead" else np.isnan(result.log_evidence)
 
 
@@ -285,9 +271,13 @@ def test_adaptive_votes_stop_when_they_are_decided():
     fair = lm.Model(lm.Tabular(np.where(logits == 8, 0, logits), transitions), sure.tokenizer)
     method = lm.Adaptive(lm.MajorityVote(8, step=STEP), confidence=0.99, max_rounds=6)
     assert len(run(method=method, model=sure).texts) <= 16
-    assert len(run(method=method, model=fair).texts) == 48
+    undecided = run(method=method, model=fair)
+    assert len(undecided.texts) == undecided.ledger.samples == 48
+    beams = lm.Adaptive(lm.BeamSearch(8, width=4, step=STEP), confidence=0.999, max_rounds=2)
+    assert run(tables.reward("odds"), beams).ledger.samples == 16  # of which 2 a batch are texts in the end
     pooled = run(tables.reward("twist"), lm.Adaptive(lm.ParticleFilter(4, step=STEP), max_rounds=3))
     assert pooled.log_evidence is not None
+    assert pooled.ledger.samples == len(pooled.texts)
     assert sum(p for _, p in pooled.answers) == pytest.approx(1)
 
 

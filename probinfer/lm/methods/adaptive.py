@@ -62,7 +62,7 @@ class Adaptive:
 
 def run_adaptively(
     key: Any, model: TokenModel, adaptive: Adaptive, read: Callable[[Any], str | None], run: Any, line: Any
-) -> Draws:
+) -> tuple[Draws, int]:
     """Repeat until decided.
 
     Args:
@@ -72,6 +72,9 @@ def run_adaptively(
         read: tokens -> answer.
         run: ``(key, model, method) -> Draws``, compiled.
         line: a ``progress.Task``.
+
+    Returns:
+        All batches as one, and how many they were.
     """
     rounds: list[Draws] = []
     answers: list[str | None] = []
@@ -83,7 +86,7 @@ def run_adaptively(
         line.update(i + 1)
         if selectors.decided(answers, _log_weights(rounds), confidence=adaptive.confidence).stop:
             break
-    return _pooled(rounds)
+    return _pooled(rounds), len(rounds)
 
 
 def _log_weights(rounds: list[Draws]) -> np.ndarray:
@@ -93,7 +96,7 @@ def _log_weights(rounds: list[Draws]) -> np.ndarray:
         log_weights = np.asarray(draws.log_weights, float)
         total = np.logaddexp.reduce(log_weights)
         evidence = float(draws.log_evidence)
-        share = evidence if np.isfinite(evidence) else 0.0
+        share = 0.0 if np.isnan(evidence) else evidence  # minus infinity: all of the batch died
         parts.append(log_weights - (total if np.isfinite(total) else 0.0) + share)
     return np.concatenate(parts)
 

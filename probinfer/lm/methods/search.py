@@ -162,17 +162,38 @@ class NestedSMC(_Expanding):
         return self.num_particles * (self.width + 1)
 
 
-def _searched(key: Array, model: TokenModel, watch: Any, choose: Any, num: int, width: int) -> Draws:
-    extend = Partial(expand, Expansion(choose, width))
-    adaptive = scheme_of("never", "systematic", model.num_steps)
-    draws = from_sweep(model, one_pass(key, model, adaptive, num, watch, extend))
-    scores = jnp.where(draws.log_weights > -jnp.inf, draws.log_score, -jnp.inf)
-    nothing = jnp.full_like(draws.log_evidence, jnp.nan)
-    return draws._replace(log_weights=one_hot(scores), log_score=scores, log_evidence=nothing)
+@pytree
+class _Search(_Expanding):
+    """Fields and the pass of the two searches: at most n candidates a step, ``width`` of each text."""
+
+    n: int = field(static=True)
+    width: int = field(static=True, default=4)
+    step: Any = field(static=True, default_factory=default_step)
+
+    def __post_init__(self):
+        self._check("n")
+
+    @property
+    def _num_kept(self) -> int:
+        """How many texts go on: one where there are fewer than ``width`` candidates in all."""
+        return max(self.n // self.width, 1)
+
+    def _searched(self, key: Array, model: TokenModel, watch: Any, choose: Any) -> Draws:
+        extend = Partial(expand, Expansion(choose, min(self.n, self.width)))
+        adaptive = scheme_of("never", "systematic", model.num_steps)
+        draws = from_sweep(model, one_pass(key, model, adaptive, self._num_kept, watch, extend))
+        scores = jnp.where(draws.log_weights > -jnp.inf, draws.log_score, -jnp.inf)
+        nothing = jnp.full_like(draws.log_evidence, jnp.nan)
+        return draws._replace(log_weights=one_hot(scores), log_score=scores, log_evidence=nothing)
+
+    @property
+    def num_rows(self) -> int:
+        """Candidates, and the texts that go on."""
+        return self.n + self._num_kept
 
 
 @pytree
-class BeamSearch(_Expanding):
+class BeamSearch(_Search):
     """n candidates a step, of which the n / width best by their score go on; the best one at the end.
 
     Attributes:
@@ -184,28 +205,16 @@ class BeamSearch(_Expanding):
         Snell et al. (2024); Beeching, Tunstall and Rush (2024).
     """
 
-    n: int = field(static=True)
-    width: int = field(static=True, default=4)
-    step: Any = field(static=True, default_factory=default_step)
-
-    def __post_init__(self):
-        self._check("n")
-
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Search; the beams choose among all candidates, so their parents are not those of a filter."""
-        draws = _searched(key, model, watch, choose_best, *_beams(self.n, self.width))
+        draws = self._searched(key, model, watch, choose_best)
         return draws._replace(ancestors=None, step_lengths=None)
 
     words = "the best text that a beam search found by its score: a choice, not a sample"
 
-    @property
-    def num_rows(self) -> int:
-        """Candidates and beams."""
-        return self.n + _beams(self.n, self.width)[0]
-
 
 @pytree
-class DVTS(_Expanding):
+class DVTS(_Search):
     """n / width independent trees, in each the best of ``width`` candidates goes on; the best one at the end.
 
     Attributes:
@@ -217,25 +226,8 @@ class DVTS(_Expanding):
         Beeching, Tunstall and Rush (2024), diverse verifier tree search.
     """
 
-    n: int = field(static=True)
-    width: int = field(static=True, default=4)
-    step: Any = field(static=True, default_factory=default_step)
-
-    def __post_init__(self):
-        self._check("n")
-
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Search."""
-        return _searched(key, model, watch, choose_best_of_each, *_beams(self.n, self.width))
+        return self._searched(key, model, watch, choose_best_of_each)
 
     words = "the best text that a search of diverse trees found by its score: a choice, not a sample"
-
-    @property
-    def num_rows(self) -> int:
-        """Candidates and trees."""
-        return self.n + _beams(self.n, self.width)[0]
-
-
-def _beams(n: int, width: int) -> tuple[int, int]:
-    """How many texts, and candidates of each: with fewer than ``width`` candidates in all there is one text."""
-    return max(n // width, 1), min(n, width)

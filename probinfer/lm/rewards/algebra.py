@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.base import Sized, View
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = ["Nothing", "Potential", "Product", "Tempered", "add", "temper"]
 
 
-class Potential:
+class Potential(Sized):
     """A factor of the target, told step by step; base class of pytrees.
 
     A potential may weigh steps (``advance``) and single tokens (``log_factors``, where ``per_token``): then tokens are

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer.lm.base import Context
 from probinfer.types import Array, ArrayTree
 
-__all__ = ["Score", "View", "log_value"]
+__all__ = ["Score", "Sized", "View", "log_value"]
 
 
 class View(NamedTuple):
@@ -41,7 +41,27 @@ class View(NamedTuple):
     t: Array
 
 
-class Score:
+class Sized:
+    """What is told how large its caches will be; base class of pytrees that may contain others of it.
+
+    What wraps, adds or tempers rewards passes on the bytes of all that it is made of; who keeps a cache says its own.
+    Numbers that are kept for each particle are not counted.
+    """
+
+    def cache_bytes(self, num: int, max_tokens: int) -> int:
+        """Bytes of the private caches of ``num`` particles with texts of up to ``max_tokens`` tokens."""
+        return sum(part.cache_bytes(num, max_tokens) for part in self._parts())
+
+    def prompt_bytes(self, length: int) -> int:
+        """Bytes of what is kept of a prompt padded to ``length``, besides what the language model keeps."""
+        return sum(part.prompt_bytes(length) for part in self._parts())
+
+    def _parts(self) -> list[Sized]:
+        found = jax.tree.leaves(self, is_leaf=lambda leaf: leaf is not self and isinstance(leaf, Sized))
+        return [part for part in found if part is not self and isinstance(part, Sized)]
+
+
+class Score(Sized):
     """A number for every prefix that ends with a step; base class of pytrees.
 
     ``scale`` says what ``step`` returns: "logit" of a probability, or "log" of a number that is not negative.

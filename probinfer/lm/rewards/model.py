@@ -110,6 +110,14 @@ class RewardModel(Score):
         value = jnp.broadcast_to(self.value(hidden), (num,))
         return RewardState(prompt, self.trunk.init_cache(num, room), jnp.zeros(num, jnp.int32), value)
 
+    def cache_bytes(self, num: int, max_tokens: int) -> int:
+        """Of the trunk: room for ``self.max_tokens``, or where that is None for the texts of the run."""
+        return self.trunk.cache_bytes(num, max_tokens if self.max_tokens is None else self.max_tokens)
+
+    def prompt_bytes(self, length: int) -> int:
+        """Of the trunk."""
+        return self.trunk.prompt_bytes(length)
+
     def step(self, state: RewardState, view: View) -> tuple[RewardState, Array]:
         """Read the tokens of the step; a particle that took none keeps its value."""
         length = view.step_length.astype(jnp.int32)

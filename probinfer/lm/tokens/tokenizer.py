@@ -110,7 +110,11 @@ class Tokenizer:
             ends += [] if ends or found is None else found if isinstance(found, list) else [found]
         ends += [names["eos_token"]] if isinstance(names.get("eos_token"), str) else []
         template = folder / "chat_template.jinja"
-        text = template.read_text() if template.is_file() else _named(settings.get("chat_template"))
+        text = (
+            template.read_text(encoding="utf-8")
+            if template.is_file()
+            else _named(settings.get("chat_template"))
+        )
         return cls(folder / "tokenizer.json", ends or None, text, names, vocab_size)
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
