@@ -1,10 +1,11 @@
 """Does resampling help? Accuracy of the bundled reasoner against the budget, each method with its own way to choose.
 
 300 problems of 3 to 7 steps, 3 seeds, the trained reward model. Greedy; majority, best-of-N (last score, product of the
-factors), weighted best-of-N from one pool of 64 independent solutions a problem and seed; beam search, DVTS, particle
-filter and particle Gibbs at N = 1, 4, 16, 64. Particle Gibbs with N texts in all: passes of max(2, N / 4) particles.
-Then every method at N = 16 on 100 problems, and the same with two degraded reward models. Budgets: samples, tokens
-(drawn, and read again by particle Gibbs), reward calls. Intervals: paired bootstrap over problems, 95 %.
+factors), weighted best-of-N from one pool of 64 independent solutions a problem and seed; beam search and DVTS (each by
+its best text and by a weighted vote), particle filter (odds, and likelihoods) and particle Gibbs at N = 1, 4, 16, 64;
+particle Gibbs with N texts in all: passes of max(2, N / 4) particles. Then every method at N = 16 on 100 problems, and
+the same with two degraded reward models. Budgets: samples, tokens (drawn, and read again by particle Gibbs), reward
+calls. Intervals: paired bootstrap over problems, 95 %.
 
 Results of each piece are kept in site-data/lm_scaling, so that a run goes on where it was ended; ``--full`` adds N =
 256 and 1000 problems. `benchmarks/lm_scaling_report.py` makes the tables and the picture.
@@ -48,7 +49,9 @@ def curves(n: int) -> dict:
         "DVTS": lm.DVTS(n, step=STEP),
         "particle filter": lm.ParticleFilter(n, step=STEP),
     }
-    return found | ({"particle Gibbs": gibbs(n)} if n >= 4 else {})
+    if n >= 4:
+        found |= {"particle Gibbs": gibbs(n), "filter, likelihood": lm.ParticleFilter(n, step=STEP)}
+    return found
 
 
 def others(n: int) -> dict:
@@ -60,7 +63,6 @@ def others(n: int) -> dict:
         "nested": lm.NestedSMC(n // 4, 4, step=STEP),
         "Gibbs without ancestors": gibbs(n, ancestor_sampling=False),
         "parallel tempering": lm.ParallelTempering(2, 1, powers=(1.0, 0.5, 0.25), step=STEP),
-        "filter, likelihood": lm.ParticleFilter(n, step=STEP),
         "filter, twist": lm.ParticleFilter(n, step=STEP),
     }
 
@@ -184,7 +186,9 @@ def main() -> None:
     found = report.gather(results, ladder, seeds)
     report.show(found)
     if not args.small:
-        common.write_results(NAME, {"problems": num, "seeds": seeds, "ladder": ladder, **found})
+        common.write_results(
+            NAME, {"problems": num, "seeds": seeds, "ladder": ladder, **report.finite(found)}
+        )
         report.picture(NAME, found)
 
 
@@ -204,7 +208,8 @@ def plan(model, problems, few, ladder, seeds: int) -> dict:
             for name, method in curves(n).items():
 
                 def one(name=name, method=method, seed=seed):
-                    return judged(name, problems, run(model, problems, reward, method, seed))
+                    meant = lm.rewards.from_score(reward, meaning=MEANING.get(name, "odds"))
+                    return judged(name, problems, run(model, problems, meant, method, seed))
 
                 parts[f"{name}-{n}-{seed}"] = one
     n = 16 if max(ladder) >= 16 else 4

@@ -57,7 +57,7 @@ def gather(results: dict, ladder, seeds: int) -> dict:
 
 
 def _interval(values: np.ndarray) -> list[float]:
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+    return [float(v) for v in np.percentile(values, [2.5, 97.5], method="nearest")]
 
 
 def _budget(level: np.ndarray, ladder, curve: np.ndarray) -> np.ndarray:
@@ -76,25 +76,49 @@ def _budget(level: np.ndarray, ladder, curve: np.ndarray) -> np.ndarray:
 
 
 def _ratio(name: str, ladder, right: dict, boot: dict) -> dict:
-    """How many times the budget of the filter a method needs for the best accuracy that it has on the ladder.
+    """Budgets at equal accuracy, over that of the filter; the least N on the ladder, on a line in log N.
 
-    The method's own budget is the least on the ladder (on a line in log N) at which it has that accuracy.
+    At the best accuracy that the method has, and at those that the filter has with 4 and with 16 texts. Infinite where
+    the method does not come so far.
     """
     own = [n for n in ladder if (name, n) in right]
-    chief = np.stack([boot[CHIEF, n] for n in ladder], axis=1)
-    other = np.stack([boot[name, n] for n in own], axis=1)
-    level = other.max(axis=1)
-    ratio = _budget(level, own, other) / _budget(level, ladder, chief)
-    point_other = np.array([[right[name, n].mean() for n in own]])
-    point_chief = np.array([[right[CHIEF, n].mean() for n in ladder]])
-    best = point_other.max(axis=1)
-    point = _budget(best, own, point_other) / _budget(best, ladder, point_chief)
-    return {
+    curves = {
+        "other": np.stack([boot[name, n] for n in own], axis=1),
+        "chief": np.stack([boot[CHIEF, n] for n in ladder], axis=1),
+    }
+    points = {
+        "other": np.array([[right[name, n].mean() for n in own]]),
+        "chief": np.array([[right[CHIEF, n].mean() for n in ladder]]),
+    }
+
+    def ratio(found: dict, level: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return _budget(level, own, found["other"]) / _budget(level, ladder, found["chief"])
+
+    best = points["other"].max(axis=1)
+    entry = {
         "method": name,
         "at accuracy": float(best[0]),
-        "budget ratio": float(point[0]),
-        "interval": _interval(ratio),
+        "budget ratio": float(ratio(points, best)[0]),
+        "interval": _interval(ratio(curves, curves["other"].max(axis=1))),
     }
+    for n in (4, 16):
+        if n in ladder:
+            at = ladder.index(n)
+            draws = _budget(curves["chief"][:, at], own, curves["other"]) / n
+            point = _budget(points["chief"][:, at], own, points["other"]) / n
+            entry[f"for the filter at {n}"] = float(point[0])
+            entry[f"interval at {n}"] = _interval(draws)
+    return entry
+
+
+def finite(found):
+    """The results with None for what is infinite, as JSON has no word for it."""
+    if isinstance(found, dict):
+        return {key: finite(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [finite(value) for value in found]
+    return None if isinstance(found, float) and not np.isfinite(found) else found
 
 
 def _table(results: dict) -> list[dict]:
@@ -147,13 +171,21 @@ def show(found: dict) -> None:
         for c in found["curves"]
     ]
     common.print_table("Accuracy against the budget", header, rows)
+    levels = [n for n in (4, 16) if f"for the filter at {n}" in found["ratios"][0]]
     rows = [
         [r["method"], f"{r['at accuracy']:.3f}", f"{r['budget ratio']:.2g}", _range(r["interval"])]
+        + [
+            text
+            for n in levels
+            for text in (f"{r[f'for the filter at {n}']:.2g}", _range(r[f"interval at {n}"]))
+        ]
         for r in found["ratios"]
     ]
     common.print_table(
-        "Budget of a method over that of the filter, at the best accuracy of the method",
-        ["method", "at accuracy", "ratio", "95 %"],
+        "Budget of a method over that of the filter: at the method's best accuracy, and at the filter's with 4 and 16 "
+        "texts (inf: not reached on the ladder)",
+        ["method", "its best", "ratio", "95 %"]
+        + [text for n in levels for text in (f"at filter {n}", "95 %")],
         rows,
     )
     rows = [

@@ -75,8 +75,10 @@ def evidence_bounds(
     proposal: Proposal | None = None,
     chat: bool = False,
     max_draws: int = 100_000,
-) -> EvidenceBounds:
+) -> EvidenceBounds | list[EvidenceBounds]:
     """Bound the log evidence of a prompt from both sides.
+
+    Exact draws by rejection cost most where the reward is sharp; several filters share them.
 
     Args:
         key: random key.
@@ -84,7 +86,7 @@ def evidence_bounds(
         prompt: one prompt.
         reward: whose factors together are at most exp(``log_bound``): scores of probabilities with the meanings
             "likelihood", "twist" and "terminal" have the bound 0; odds have none that is of use.
-        method: the particle filter.
+        method: the particle filter, or a list of them.
         num_repeats: R, runs of each kind, each conditional one around an exact draw of its own.
         log_bound: see ``reward``.
         stop: as for ``lm.infer``, as the next four.
@@ -94,24 +96,51 @@ def evidence_bounds(
         chat: see there.
         max_draws: most draws that rejection may try.
 
+    Returns:
+        The bounds; for a list of filters a list of them.
+
     Raises:
-        ValueError: the bound is exceeded, or rejection finds too few exact draws.
-        TypeError: the method is no particle filter.
+        ValueError: the bound is exceeded, rejection finds too few exact draws, or the filters cut texts into steps that
+            differ.
+        TypeError: a method is no particle filter.
     """
     check_key(key)
-    if not isinstance(method, ParticleFilter):
-        raise TypeError(
-            f"bounds come from a particle filter, got {type(method).__name__}: use lm.ParticleFilter(...)"
-        )
+    several = isinstance(method, (list, tuple))
+    methods = _check_filters(list(method) if several else [method])
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     proposal = Proposal() if proposal is None else proposal
     potential = bind(reward, model.tokenizer)
     limits = Limits(max_tokens, max_steps, stop)
-    [token_model] = prepare(model, [encode(model, prompt, chat)], method, potential, proposal, limits)
-    keys = jax.random.split(key, 3)
-    paths, acceptance = exact_paths(keys[0], token_model, num_repeats, log_bound, max_draws)
-    low = np.asarray(forward_estimates(keys[1], token_model, method, num_repeats), float)
-    high = np.asarray(reverse_estimates(keys[2], token_model, method, paths), float)
+    most = max(methods, key=lambda one: one.num_rows)
+    [token_model] = prepare(model, [encode(model, prompt, chat)], most, potential, proposal, limits)
+    key_draws, *keys = jax.random.split(key, len(methods) + 1)
+    paths, acceptance = exact_paths(key_draws, token_model, num_repeats, log_bound, max_draws)
+    found = [
+        _bounds(key, token_model, one, paths, acceptance) for key, one in zip(keys, methods, strict=True)
+    ]
+    return found if several else found[0]
+
+
+def _check_filters(methods: list) -> list[ParticleFilter]:
+    for method in methods:
+        if not isinstance(method, ParticleFilter):
+            raise TypeError(
+                f"bounds come from particle filters, got {type(method).__name__}: use lm.ParticleFilter(...)"
+            )
+    if not methods:
+        raise ValueError("the list of filters is empty: give lm.ParticleFilter(...) or several of them")
+    if len({method.step for method in methods}) != 1:
+        raise ValueError("the filters must cut texts into the same steps, as they share the exact draws")
+    return methods
+
+
+def _bounds(
+    key: Array, model: TokenModel, method: ParticleFilter, paths: Record, acceptance: float
+) -> EvidenceBounds:
+    key_low, key_high = jax.random.split(key)
+    num = paths.length.shape[0]
+    low = np.asarray(forward_estimates(key_low, model, method, num), float)
+    high = np.asarray(reverse_estimates(key_high, model, method, paths), float)
     means = float(low.mean()), float(high.mean())
     errors = _standard_error(low), _standard_error(high)
     return EvidenceBounds(*means, *errors, forward=low, reverse=high, acceptance=acceptance)

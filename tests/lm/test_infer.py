@@ -284,23 +284,16 @@ def test_adaptive_votes_stop_when_they_are_decided():
 def test_evidence_bounds_hold_the_truth_and_close_with_particles():
     """The means of 200 log estimates: below and above to 6.5 standard errors; the gap shrinks from N = 2 to N = 16."""
     model, reward = tables.model(), tables.reward("likelihood")
-    gaps = []
     _, log_z = tables.oracle("likelihood", 4, 1)
-    for num in (2, 16):
-        bounds = lm.evidence_bounds(
-            KEY,
-            model,
-            list(tables.PROMPT),
-            reward,
-            lm.ParticleFilter(num, step=STEP),
-            num_repeats=200,
-            max_tokens=4,
-        )
+    filters = [lm.ParticleFilter(num, step=STEP) for num in (2, 16)]
+    found = lm.evidence_bounds(
+        KEY, model, list(tables.PROMPT), reward, filters, num_repeats=200, max_tokens=4
+    )
+    for bounds in found:
         assert bounds.lower - tables.Z_LIMIT * bounds.lower_error < log_z
         assert bounds.upper + tables.Z_LIMIT * bounds.upper_error > log_z
         assert bounds.forward.shape == bounds.reverse.shape == (200,)
-        gaps.append(bounds.gap)
-    assert gaps[1] < 0.5 * gaps[0]
+    assert found[1].gap < 0.5 * found[0].gap
     sandwich = checks.evidence_sandwich(bounds.forward, bounds.reverse)
     assert sandwich.gap == pytest.approx(bounds.gap)
     with pytest.raises(ValueError, match="above log_bound"):
@@ -309,6 +302,10 @@ def test_evidence_bounds_hold_the_truth_and_close_with_particles():
         )
     with pytest.raises(TypeError, match="particle filter"):
         lm.evidence_bounds(KEY, model, "a;", reward, lm.Greedy(), max_tokens=4)
+    with pytest.raises(ValueError, match="same steps"):
+        lm.evidence_bounds(KEY, model, "a;", reward, [filters[0], lm.ParticleFilter(2, step=2)], max_tokens=4)
+    with pytest.raises(ValueError, match="empty"):
+        lm.evidence_bounds(KEY, model, "a;", reward, [], max_tokens=4)
 
 
 def test_masks_allow_what_they_say_and_weigh_it():
