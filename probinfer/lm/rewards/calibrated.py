@@ -6,7 +6,8 @@ from typing import Any
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.meanings import Score
 from probinfer.types import Array, ArrayTree, pytree
 
 __all__ = ["Calibrated", "calibrated"]

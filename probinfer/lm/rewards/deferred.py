@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from probinfer.errors import shortened
-from probinfer.lm.rewards.algebra import Nothing, Potential, add, temper
-from probinfer.lm.rewards.base import Score
+from probinfer.lm.rewards.algebra import Nothing, Potential, add, check_power, temper
+from probinfer.lm.rewards.base import Summand
 from probinfer.lm.rewards.host import HostScore
 from probinfer.lm.rewards.masks import TokenMask
-from probinfer.lm.rewards.meanings import LogOdds, SelfCertainty, Sharpened, weigh
+from probinfer.lm.rewards.meanings import LogOdds, Score, SelfCertainty, Sharpened, bare, weigh
 
 __all__ = [
     "Deferred",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-class Deferred:
+class Deferred(Summand):
     """A reward that is made when its tokenizer is known, once for each tokenizer."""
 
     def __init__(self, make: Callable[[Any], Potential], words: str):
@@ -41,24 +41,30 @@ class Deferred:
 
     def __add__(self, other: Any) -> Deferred:
         """The product of two factors."""
-        if not isinstance(other, (Potential, Deferred)):
-            raise TypeError(f"rewards are added to rewards, got {shortened(other)}")
-        return Deferred(
-            lambda tokenizer: add(self.bind(tokenizer), bind(other, tokenizer)), f"{self} + {other}"
-        )
+        return _sum(self, other, other)
 
     def __radd__(self, other: Any) -> Deferred:
         """The product of two factors, the other way round."""
-        return self + other
+        return _sum(other, self, other)
 
     def __mul__(self, power: Any) -> Deferred:
         """The factor to a power."""
+        check_power(power)
         return Deferred(lambda tokenizer: temper(self.bind(tokenizer), power), f"{power} * ({self})")
 
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
         return self._words
+
+
+def _sum(first: Any, second: Any, other: Any) -> Deferred:
+    """The sum of two rewards, of which ``other`` may be anything that a user has written."""
+    if not isinstance(other, Summand):
+        raise TypeError(
+            f"rewards are added to rewards, got {shortened(other)}; wrap a function by lm.rewards.from_python"
+        )
+    return Deferred(lambda tok: add(bind(first, tok), bind(second, tok)), f"{first} + {second}")
 
 
 def bind(reward: Any, tokenizer: Any) -> Potential:
@@ -74,7 +80,7 @@ def bind(reward: Any, tokenizer: Any) -> Potential:
     if isinstance(reward, Deferred):
         return reward.bind(tokenizer)
     if isinstance(reward, Score):
-        return weigh(reward, "odds" if reward.scale == "logit" else "twist")
+        return bare(reward)
     if callable(reward):
         raise TypeError(
             f"a Python function becomes a reward by lm.rewards.from_python(fn): it says what its numbers mean; got "

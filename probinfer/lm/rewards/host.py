@@ -23,8 +23,9 @@ import numpy as np
 
 from probinfer.errors import import_extra, shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.batching import flat
+from probinfer.lm.rewards.meanings import Score
 from probinfer.lm.rewards.worker import call
 from probinfer.lm.rewards.workers import Pool, Reply
 from probinfer.types import Array, ArrayTree, field, pytree

@@ -1,4 +1,6 @@
-r"""What a score means as a weight: the same numbers r_t sample different laws.
+r"""Scores, numbers for every prefix that ends with a step, and what they mean as weights.
+
+The same numbers r_t sample different laws.
 
 ============== ===================================== ==========================
 meaning        log weight of step t                  texts x in proportion to
@@ -19,25 +21,64 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.algebra import Potential
-from probinfer.lm.rewards.base import Score, View, log_value
+from probinfer.lm.rewards.base import Sized, Summand, View, log_value
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = [
     "MEANINGS",
     "LogOdds",
     "PrefixTwist",
+    "Score",
     "SelfCertainty",
     "Sharpened",
     "StepLikelihood",
     "Terminal",
+    "bare",
     "weigh",
 ]
 
 _CLIP = 16.0  # odds of a score of one are finite: 1e-7 and 1 - 1e-7 are the extremes
+
+
+class Score(Sized, Summand):
+    """A number for every prefix that ends with a step; base class of pytrees.
+
+    ``scale`` says what ``step`` returns: "logit" of a probability, or "log" of a number that is not negative. In sums
+    and powers of rewards a score stands for its odds, and one on the scale "log" for its twist.
+    """
+
+    scale: str = "logit"
+
+    def init(self, context: Context, num: int) -> ArrayTree:
+        """State of ``num`` particles before the first step, leaves (num, ...) unless ``gather`` is its own."""
+        return ()
+
+    def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Score the step that was taken: new state and values (N,); values of inactive particles are not read."""
+        raise TypeError(f"{type(self).__name__} does not define step(state, view)")
+
+    def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
+        """Fork the state."""
+        return jax.tree.map(lambda leaf: leaf[ancestors], state)
+
+    def __add__(self, other: Any) -> Any:
+        """The product of two factors."""
+        return bare(self) + other
+
+    def __radd__(self, other: Any) -> Any:
+        """The product of two factors."""
+        return other + bare(self)
+
+    def __mul__(self, power: Any) -> Potential:
+        """The factor to a power."""
+        return bare(self) * power
+
+    __rmul__ = __mul__
 
 
 class _Scored(Potential):
@@ -236,3 +277,8 @@ def weigh(score: Score, meaning: str) -> Potential:
     if meaning not in MEANINGS:
         raise ValueError(f"meaning must be one of {', '.join(map(repr, MEANINGS))}, got {meaning!r}")
     return MEANINGS[meaning](score)
+
+
+def bare(score: Score) -> Potential:
+    """The potential of a score that stands alone: its odds, or its twist where it is no probability."""
+    return weigh(score, "odds" if score.scale == "logit" else "twist")

@@ -18,7 +18,8 @@ from jax import lax
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.meanings import Score
 from probinfer.types import Array, Float, Int, field, pytree, strong_array
 
 __all__ = ["RewardModel", "RewardState"]

@@ -1,0 +1,71 @@
+"""Rewards as a user writes them: sums and powers of all kinds against their factors, settings refused when made."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import lm
+from probinfer.lm.rewards.algebra import Product, Tempered
+from probinfer.lm.rewards.deferred import Deferred, bind
+from tests.lm import tables
+
+WORDS = tables.model().tokenizer
+
+
+def score():
+    return tables.PrefixScore(jnp.asarray(tables.TABLE, jnp.result_type(float)))
+
+
+def half(prompt, text):
+    return 0.5
+
+
+def evidence(reward):
+    key, method = jax.random.key(0), lm.Exact(step=lm.every(1))
+    found = lm.infer(key, tables.model(), "a;", reward, method, answer=lm.answers.text, max_tokens=3)
+    return found.log_evidence
+
+
+def test_scores_stand_for_their_odds_in_sums_and_powers():
+    """Enumerated evidence: of sums and powers of bare scores, and of the potentials that they mean."""
+    odds = lm.rewards.from_model(score())
+    assert evidence(score() + 0.5 * score()) == pytest.approx(evidence(1.5 * odds), rel=1e-9)
+    assert evidence(np.float64(0.5) * score()) == pytest.approx(evidence(0.5 * odds), rel=1e-9)
+    assert abs(evidence(1.5 * odds) - evidence(0.5 * odds)) > 1e-3
+
+
+def test_sums_of_all_kinds_keep_their_order():
+    kinds = {
+        "score": (score, lm.rewards.LogOdds),
+        "potential": (lambda: lm.rewards.sharpened(2.0), lm.rewards.Sharpened),
+        "deferred": (lambda: lm.rewards.from_python(half, workers=0), lm.rewards.PrefixTwist),
+    }
+    for left, first in kinds.values():
+        for right, second in kinds.values():
+            total = left() + right()
+            bound = bind(total, WORDS)
+            assert isinstance(bound, Product)
+            assert [type(part) for part in bound.parts] == [first, second]
+        for power in (2, jnp.asarray(2.0)):
+            assert isinstance(bind(power * left(), WORDS), Tempered)
+            assert isinstance(bind(left() * power, WORDS), Tempered)
+    assert isinstance(bind(sum([score(), score()], score()), WORDS), Product)
+
+
+@pytest.mark.parametrize("make", [score, lambda: lm.rewards.sharpened(2.0), lambda: lm.rewards.regex("a")])
+@pytest.mark.parametrize("other", [3, len, "a"])
+def test_what_is_no_reward_is_not_added(make, other):
+    for add in (lambda: make() + other, lambda: other + make()):
+        with pytest.raises(TypeError, match="rewards are added to rewards, got"):
+            add()
+    with pytest.raises(TypeError, match="tempered by a number"):
+        make() * "2"
+    with pytest.raises(ValueError, match="finite and not negative"):
+        -1 * make()
+
+
+def test_deferred_rewards_are_made_once():
+    total = score() + lm.rewards.from_python(half, workers=0)
+    assert isinstance(total, Deferred)
+    assert total.bind(WORDS) is total.bind(WORDS)
