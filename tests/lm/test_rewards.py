@@ -69,3 +69,45 @@ def test_deferred_rewards_are_made_once():
     total = score() + lm.rewards.from_python(half, workers=0)
     assert isinstance(total, Deferred)
     assert total.bind(WORDS) is total.bind(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (
+            lambda: lm.rewards.from_python(half, bogus=1),
+            TypeError,
+            "no setting 'bogus': there are takes, scale",
+        ),
+        (lambda: lm.rewards.from_python(half, takes="all"), ValueError, "one of text, steps; got 'all'"),
+        (lambda: lm.rewards.from_python(half, timeout="3"), ValueError, "timeout must be positive"),
+        (
+            lambda: lm.rewards.from_python(half, workers=1.5),
+            TypeError,
+            "workers must be an int of at least 0",
+        ),
+        (lambda: lm.rewards.from_python(half, max_steps=0), ValueError, "max_steps must be at least 1"),
+        (lambda: lm.rewards.regex(3), TypeError, "a regular expression is a string, got 3"),
+        (lambda: lm.rewards.grammar(None), TypeError, "a grammar is a string"),
+        (lambda: lm.rewards.json_schema("{"), ValueError, "no JSON object"),
+        (lambda: lm.rewards.json_schema("[1]"), ValueError, "no JSON object"),
+        (lambda: lm.rewards.json_schema([1]), TypeError, "a dictionary or its text"),
+        (lambda: lm.rewards.sharpened("x"), TypeError, "power must be a number or an array, got 'x'"),
+        (lambda: lm.rewards.sharpened(float("nan")), ValueError, "finite and not negative, got nan"),
+        (lambda: lm.rewards.sharpened(-1), ValueError, "finite and not negative"),
+        (lambda: lm.rewards.self_certainty("x"), TypeError, "temperature must be a number"),
+        (lambda: lm.rewards.self_certainty(float("nan")), ValueError, "temperature must be positive"),
+    ],
+)
+def test_bad_settings_are_refused_when_they_are_written(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_numbers_may_be_arrays_and_tracers():
+    @jax.jit
+    def power(alpha):
+        return lm.rewards.sharpened(alpha).power + lm.rewards.self_certainty(alpha).temperature
+
+    assert float(power(jnp.asarray(2.0))) == 4.0
+    assert float(lm.rewards.sharpened(np.float32(2)).power) == 2.0

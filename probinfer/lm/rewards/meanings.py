@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.errors import shortened
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import Sized, Summand, View, log_value
@@ -178,7 +179,7 @@ class LogOdds(_Scored):
                 "odds need a score that is a probability (scale 'logit'), this one is any positive number: use "
                 "StepLikelihood, PrefixTwist or Terminal"
             )
-        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
+        if _is_python_number("temperature", self.temperature) and not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         object.__setattr__(self, "temperature", strong_array(self.temperature))
 
@@ -236,6 +237,10 @@ class Sharpened(Potential):
     power: Any
 
     def __post_init__(self):
+        if _is_python_number("power", self.power) and not 0 <= self.power < float("inf"):
+            raise ValueError(
+                f"the power of the prior must be finite and not negative, got {self.power}; 1 is the prior itself"
+            )
         object.__setattr__(self, "power", strong_array(self.power))
 
     def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
@@ -277,6 +282,13 @@ def weigh(score: Score, meaning: str) -> Potential:
     if meaning not in MEANINGS:
         raise ValueError(f"meaning must be one of {', '.join(map(repr, MEANINGS))}, got {meaning!r}")
     return MEANINGS[meaning](score)
+
+
+def _is_python_number(name: str, value: Any) -> bool:
+    """Whether its value is known now; arrays and tracers pass unseen."""
+    if isinstance(value, (bool, str)) or not (hasattr(value, "dtype") or isinstance(value, (int, float))):
+        raise TypeError(f"{name} must be a number or an array, got {shortened(value)}")
+    return isinstance(value, (int, float))
 
 
 def bare(score: Score) -> Potential:
