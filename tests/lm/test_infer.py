@@ -30,7 +30,7 @@ def test_answers_say_what_they_are():
     assert len(result.texts) == 8
     assert sum(p for _, p in result.answers) == pytest.approx(1)
     assert result.best == result.answers[0][0]
-    assert result.target == "weighted draws from the model, times the score of the whole text"
+    assert result.target == "weighted draws from the model, times the score of the whole text by PrefixScore"
     assert np.logaddexp.reduce(result.log_weights) == pytest.approx(0, abs=1e-9)
     assert result.ledger.generated == sum(len(t) for t in result.tokens) + _lost(result)
     assert result.sample(KEY) in result.texts

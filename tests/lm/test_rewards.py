@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from probinfer import lm
+from probinfer.lm.rewards import calibration
 from probinfer.lm.rewards.algebra import Product, Tempered
 from probinfer.lm.rewards.deferred import Deferred, bind
+from probinfer.lm.rewards.degraded import degrade
+from probinfer.lm.rewards.host import Faults
+from probinfer.lm.rewards.model import RewardModel
 from tests.lm import tables
 
 WORDS = tables.model().tokenizer
@@ -111,3 +115,29 @@ def test_numbers_may_be_arrays_and_tracers():
 
     assert float(power(jnp.asarray(2.0))) == 4.0
     assert float(lm.rewards.sharpened(np.float32(2)).power) == 2.0
+
+
+def test_words_say_whose_score_it_is():
+    model = tables.model().network
+    judge = RewardModel(model, jnp.ones(4), jnp.asarray(0.0))
+    calibrated = lm.rewards.calibrated(judge, calibration.Affine(jnp.asarray(0.5), jnp.asarray(0.0)))
+    total = judge + lm.rewards.from_python(half, workers=0) + lm.rewards.self_certainty(2.0)
+    odds = "the product of the odds of the scores of its steps by"
+    assert bind(total, WORDS).words == (
+        f"{odds} the reward model, times the score of the whole text by the function half, "
+        f"times {odds} the self-certainty, to the power 0.5"
+    )
+    assert (2 * calibrated).words == f"({odds} the reward model (calibrated)) to the power 2"
+    noisy = lm.rewards.from_model(degrade(judge, 1.0), meaning="likelihood")
+    assert noisy.words == "the product of the scores of its steps by the reward model (with noise)"
+    nameless = lm.rewards.from_python(lambda prompt, text: 0.5, meaning="terminal", workers=0)
+    assert bind(nameless, WORDS).words == "the score of the whole text by a function without name"
+
+
+def test_faults_begin_with_their_cause_where_nothing_is_left():
+    trace = "Traceback:\n  line 3\nValueError: no key\n"
+    some, every = Faults({"exception": 3}, trace, 8, 8), Faults({"exception": 6, "NaN": 2}, trace, 8, 8)
+    assert str(some).startswith("3 of 8 scores lost: 3 by exception; the first:\nTraceback")
+    assert str(every).startswith(
+        "ValueError: no key: 8 of 8 scores lost: 6 by exception, 2 by NaN; the first:"
+    )

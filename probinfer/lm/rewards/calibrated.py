@@ -27,6 +27,11 @@ class Calibrated(Score):
 
     scale = "logit"
 
+    @property
+    def source(self) -> str:
+        """In words."""
+        return f"{self.score.source} (calibrated)"
+
     def init(self, context: Context, num: int) -> ArrayTree:
         """As the score."""
         return self.score.init(context, num)

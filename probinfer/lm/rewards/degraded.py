@@ -60,6 +60,11 @@ class Degraded(Score):
     persistence: Any
     seed: Any
 
+    @property
+    def source(self) -> str:
+        """In words."""
+        return f"{self.score.source} (with noise)"
+
     def init(self, context: Context, num: int) -> DegradedState:
         """Hash the prompt."""
         inner = self.score.init(context, num)

@@ -61,13 +61,14 @@ class Faults(NamedTuple):
     num_calls: int
 
     def __str__(self) -> str:
-        """In words."""
+        """In words; where every score was lost, the cause comes first."""
         if not self.counts:
             return f"no faults in {self.num_scored} scores ({self.num_calls} calls)"
         kinds = ", ".join(f"{number} by {kind}" for kind, number in self.counts.items())
-        return (
-            f"{sum(self.counts.values())} of {self.num_scored} scores lost: {kinds}; the first:\n{self.first}"
-        )
+        lost = sum(self.counts.values())
+        cause = self.first.strip().rpartition("\n")[2]
+        start = f"{cause}: " if lost == self.num_scored else ""
+        return f"{start}{lost} of {self.num_scored} scores lost: {kinds}; the first:\n{self.first}"
 
 
 @pytree
@@ -121,6 +122,12 @@ class HostScore(Score):
         object.__setattr__(self, "host", _Host(fn, pool, tokenizer, scale, memory))
         object.__setattr__(self, "scale", "log" if scale == "log" else "logit")
         object.__setattr__(self, "max_steps", max_steps if takes == "steps" else 0)
+
+    @property
+    def source(self) -> str:
+        """The name of the function."""
+        name = getattr(self.host.fn, "__name__", type(self.host.fn).__name__)
+        return "a function without name" if name == "<lambda>" else f"the function {name}"
 
     @property
     def faults(self) -> Faults:

@@ -55,6 +55,11 @@ class Score(Sized, Summand):
 
     scale: str = "logit"
 
+    @property
+    def source(self) -> str:
+        """Whose numbers these are, in words."""
+        return type(self).__name__
+
     def init(self, context: Context, num: int) -> ArrayTree:
         """State of ``num`` particles before the first step, leaves (num, ...) unless ``gather`` is its own."""
         return ()
@@ -116,7 +121,7 @@ class StepLikelihood(_Scored):
     @property
     def words(self) -> str:
         """In words."""
-        return "the product of the scores of its steps"
+        return f"the product of the scores of its steps by {self.score.source}"
 
 
 class TwistState(NamedTuple):
@@ -158,7 +163,7 @@ class PrefixTwist(Potential):
     @property
     def words(self) -> str:
         """In words."""
-        return "the score of the whole text"
+        return f"the score of the whole text by {self.score.source}"
 
 
 @pytree
@@ -198,7 +203,7 @@ class LogOdds(_Scored):
         """In words."""
         tau = float(self.temperature)
         power = f", to the power {1 / tau:g}" if tau != 1 else ""
-        return "the product of the odds of the scores of its steps" + power
+        return f"the product of the odds of the scores of its steps by {self.score.source}{power}"
 
 
 @pytree
@@ -220,7 +225,7 @@ class Terminal(_Scored):
     @property
     def words(self) -> str:
         """In words."""
-        return "the score of the whole text"
+        return f"the score of the whole text by {self.score.source}"
 
 
 @pytree
@@ -262,6 +267,7 @@ class SelfCertainty(Score):
     """
 
     scale = "logit"
+    source = "the self-certainty"
 
     def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
         """The logit of exp(mean log probability)."""

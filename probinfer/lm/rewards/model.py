@@ -63,6 +63,8 @@ class RewardModel(Score):
     max_tokens: int | None = field(static=True, default=None)
     chunk: int = field(static=True, default=16)
 
+    source = "the reward model"
+
     def __post_init__(self):
         for name, rank in (("weight", 1), ("bias", 0)):
             value = strong_array(getattr(self, name))
