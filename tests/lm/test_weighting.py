@@ -296,3 +296,22 @@ def test_particle_gibbs_counts_what_it_reads_again(ancestor_sampling):
     asked = 3 * sum(int(np.sum(part > 0)) for part in rest)
     assert int(draws.ledger.scored) - asked == int(np.sum(np.asarray(draws.step_lengths) > 0))
     assert not ancestor_sampling or (steps > 2 and asked)
+
+
+def test_a_dead_end_of_a_constraint_costs_its_particles_only():
+    """Tokens that lead where none may follow: the filter estimates what enumeration says, and none is NaN."""
+    from probinfer.lm.rewards.constraints import allowed
+    from probinfer.lm.rewards.masks import TokenMask
+
+    table = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]], bool)  # state 2 allows nothing
+    follow = np.array([[1, 0, 0], [2, 3, 0], [0, 0, 0], [0, 0, 3]])
+    reward = TokenMask(allowed(table, follow), "a path")
+    own = tables.token_model(lm.Exact(), None, potential=reward)
+    exact_z = float(jax.jit(lm.Exact().run)(jax.random.key(0), own).log_evidence)
+    method = lm.ParticleFilter(16, step=lm.every(1))
+    draws = tables.repeated(method, tables.token_model(method, None, potential=reward), 500)
+    assert np.isfinite(exact_z)
+    assert np.all(np.asarray(draws.status) == Status.OK)
+    ratio = np.exp(np.asarray(draws.log_evidence, float) - exact_z)
+    assert abs(tables.z_scores(ratio, 1.0)) < tables.Z_LIMIT
+    assert np.std(ratio) > 0.01

@@ -186,6 +186,8 @@ class _Search(_Expanding):
         nothing = jnp.full_like(draws.log_evidence, jnp.nan)
         return draws._replace(log_weights=one_hot(scores), log_score=scores, log_evidence=nothing)
 
+    has_evidence = False
+
     @property
     def num_rows(self) -> int:
         """Candidates, and the texts that go on."""
