@@ -1,9 +1,10 @@
 """Log evidence of prompts from both sides: is the truth inside, and how fast does the gap close?
 
 Tabular models (6 tokens, texts of 6, order 2; truth by enumeration) with likelihoods and twists, and a problem of the
-bundled reasoner with its reward model (the likelihood to the power .5: else rejection finds too few exact draws). Lower bound: mean of the log estimates of filters. Upper
-bound: that of conditional filters around exact draws, by rejection. 64 runs of each kind, N = 2, 8, 32; standard
-errors. The truth of the reasoner is unknown: the mean of 8 filters of 1024 particles stands for it.
+bundled reasoner with its reward model (the likelihood to the power .5: else rejection finds too few exact draws).
+Lower bound: mean of the log estimates of filters. Upper bound: that of conditional filters around exact draws, by
+rejection. 64 runs of each kind, N = 2, 8, 32; standard errors. The truth of the reasoner is unknown: the mean of 8
+filters of 1024 particles stands for it.
 """
 
 from __future__ import annotations

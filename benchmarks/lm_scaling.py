@@ -49,7 +49,9 @@ def curves(n: int) -> dict:
         "DVTS": lm.DVTS(n, step=STEP),
         "particle filter": lm.ParticleFilter(n, step=STEP),
     }
-    if n >= 4:
+    if n == 1:
+        found["greedy"] = lm.Greedy(step=STEP)
+    else:
         found |= {"particle Gibbs": gibbs(n), "filter, likelihood": lm.ParticleFilter(n, step=STEP)}
     return found
 

@@ -249,6 +249,22 @@ def test_searches_keep_the_best(kind):
     assert np.mean(top) > np.mean(np.max(np.asarray(some.log_score, float), axis=1))
 
 
+def test_trees_vote_with_their_scores():
+    """The same texts; each votes in proportion to its score instead of the best one alone."""
+    settings = {"answer": lm.answers.text, "max_tokens": 4, "progress": False}
+    args = (jax.random.key(2), tables.model(), [0, 1], tables.reward("odds"))
+    best, voted = (
+        lm.infer(*args, lm.DVTS(8, 2, step=lm.every(1), weighted=weighted), **settings)
+        for weighted in (False, True)
+    )
+    assert best.texts == voted.texts
+    assert best.best == best.extracted[int(np.argmax(best.log_scores))]
+    known = lm.selectors.weighted_vote(voted.extracted, np.exp(voted.log_scores))
+    assert dict(voted.answers) == pytest.approx(dict(known.ranking))
+    assert len(voted.answers) > 1
+    assert "each voting with its score" in voted.target
+
+
 def test_all_prompts_in_one_program_are_those_one_by_one():
     """The masked loops of several prompts, of different lengths, change nothing."""
     own = tables.model()
