@@ -22,7 +22,7 @@ def gather(results: dict, ladder, seeds: int) -> dict:
             if len(rest) == 2 and rest[1] == str(seed) and not key.startswith(("pool", "all-")):
                 cells.setdefault((name, int(rest[0])), []).append(found["rows"])
                 if name in SEARCHES:
-                    voted = [row | {"right": row["vote"]} for row in found["rows"]]
+                    voted = [row | {"right": row["vote"], "score": np.nan} for row in found["rows"]]
                     cells.setdefault((f"{name}, vote", int(rest[0])), []).append(voted)
     names = sorted({name for name, _ in cells})
     weights = np.random.default_rng(0).multinomial(
@@ -143,6 +143,24 @@ def _table(results: dict) -> list[dict]:
     return found
 
 
+def markdown(found: dict) -> str:
+    """Accuracy by method and N in per cent, in bold what no method clearly beats: the README shows it."""
+    curves = [c for c in found["curves"] if c["method"] != "greedy"]
+    sizes = sorted({c["N"] for c in curves})
+    by = {(c["method"], c["N"]): c for c in curves}
+    least = {n: max(c["interval"][0] for c in curves if c["N"] == n) for n in sizes}
+    names = sorted({c["method"] for c in curves}, key=lambda name: -by[name, sizes[-1]]["accuracy"])
+    rows = ["| method | " + " | ".join(map(str, sizes)) + " |", "|" + "---|" * (len(sizes) + 1)]
+    for name in names:
+        cells = []
+        for n in sizes:
+            value = by.get((name, n))
+            text = "" if value is None else f"{100 * value['accuracy']:.0f}"
+            cells.append(f"**{text}**" if value and value["accuracy"] >= least[n] and n > 1 else text)
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def show(found: dict) -> None:
     """Print the tables."""
     header = [
@@ -202,6 +220,7 @@ def show(found: dict) -> None:
     common.print_table(
         "Every method at one N", ["reward", "method", "accuracy", "95 %", "tokens", "score of choice"], rows
     )
+    print(f"AUC of the trained reward on finished texts: {found['AUC of the trained reward']:.3f}")
     print(f"{found['CPU seconds'] / 60:.1f} CPU minutes")
 
 
