@@ -19,7 +19,7 @@ from probinfer.lm import answers as extractors
 from probinfer.lm import events
 from probinfer.lm.events import onlooker
 from probinfer.lm.methods.adaptive import Adaptive, run_adaptively
-from probinfer.lm.methods.base import Draws
+from probinfer.lm.methods.base import Draws, has_evidence
 from probinfer.lm.methods.filters import ParticleFilter
 from probinfer.lm.model import Model
 from probinfer.lm.prompts import Limits, encode, prepare
@@ -263,19 +263,24 @@ def _answers(
         log_prior=np.asarray(draws.log_prior, float),
         log_potential=np.asarray(draws.log_potential, float),
         ended=draws.ended,
-        log_evidence=None if np.isnan(log_evidence) and int(draws.status) == Status.OK else log_evidence,
+        log_evidence=log_evidence if has_evidence(method) else None,
         ess=draws.ess,
         ancestors=draws.ancestors,
         step_lengths=draws.step_lengths,
         num_steps=int(draws.num_steps),
         status=Status(int(draws.status)),
-        target=method.words.format(target=law),
+        target=method.words.format(target=law, prior=_prior_words(proposal, potential)),
         ledger=cost,
         faults=faults,
         tokens=tokens,
         method=method,
         decode=decode,
     )
+
+
+def _prior_words(proposal: Proposal, potential: Potential) -> str:
+    """What texts are drawn from where the reward does not choose."""
+    return f"{proposal.words}, each token by the factors of tokens" if potential.per_token else proposal.words
 
 
 def _samples(method: Any) -> int:
