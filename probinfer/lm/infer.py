@@ -194,9 +194,15 @@ def _run_all(
         found: list[Draws] = []
         while len(found) < len(models):
             now = slice(len(found), len(found) + batch)
-            found += _batch(keys[now], models[now], method)
-            line.update(len(found))
-        return [(draws, 1) for draws in found]
+            found += _batch(*_filled(keys[now], models[now], min(batch, len(models))), method)
+            line.update(min(len(found), len(models)))
+        return [(draws, 1) for draws in found[: len(models)]]
+
+
+def _filled(keys: list, models: list[TokenModel], size: int) -> tuple[list, list[TokenModel]]:
+    """The last prompt repeated until the batch is as large as the others: nothing is compiled for a remainder."""
+    missing = size - len(models)
+    return keys + keys[-1:] * missing, models + models[-1:] * missing
 
 
 def _read(tokenizer: Any, answer: Any, tokens: np.ndarray) -> str | None:
