@@ -118,8 +118,8 @@ class _Expanding:
     width: int
 
     def _check(self, name: str) -> None:
-        check_count(name, getattr(self, name))
-        check_count("width", self.width)
+        check_count(self, name)
+        check_count(self, "width")
         object.__setattr__(self, "step", check_step(self.step))
 
 
