@@ -223,7 +223,8 @@ def _answers(
     tokens = [row[:length] for row, length in zip(draws.tokens, draws.length, strict=True)]
     texts = [decode(row) for row in tokens]
     log_weights = np.asarray(draws.log_weights, float)
-    total = np.logaddexp.reduce(log_weights)
+    with np.errstate(invalid="ignore"):  # NaN: the status says so
+        total = np.logaddexp.reduce(log_weights)
     uniform = np.full(len(texts), -np.log(len(texts)))
     log_evidence = float(draws.log_evidence)
     per_row = model.network.cache_bytes(1, draws.tokens.shape[1])

@@ -1,6 +1,8 @@
 """Arguments that cannot be meant are refused before a run; what goes wrong in a run is said once, with its prompts."""
 
+import dataclasses
 import inspect
+import json
 import re
 import warnings
 
@@ -13,8 +15,9 @@ from probinfer import lm
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
 from probinfer.lm.arguments import as_count
+from probinfer.lm.rewards.model import RewardModel
 from probinfer.types import pytree
-from tests.lm import tables
+from tests.lm import folders, tables
 
 KEY = jax.random.key(5)
 STEP = lm.every(1)
@@ -185,3 +188,82 @@ def test_events_say_of_which_prompt_they_are():
     assert [type(answers) for answers in last] == [lm.Answers] * 2
     prompts = [event.prompt for event in events]
     assert prompts == [0] * last[0].num_steps + [1] * last[1].num_steps
+
+
+@pytest.fixture(scope="module")
+def found():
+    return run(method=lm.ParticleFilter(4, step=STEP))
+
+
+def test_what_failed_is_said_first(found):
+    assert found == found != dataclasses.replace(found)  # identity: fields are arrays
+    assert "%" in found.summary()
+    dead = dataclasses.replace(found, status=Status.DEGENERATE_WEIGHTS, log_evidence=-np.inf)
+    assert dead.summary().splitlines()[0] == "status: DEGENERATE_WEIGHTS"
+    assert "%" not in dead.summary()
+
+
+def test_rows_of_steps_that_did_not_run_are_as_documented():
+    logits, transitions = np.zeros((3, 3)), np.array([[1] * 3, [2] * 3, [2] * 3])
+    logits[1:] = -np.inf, -np.inf, 0  # the end, after the prompt
+    short = lm.Model(lm.Tabular(logits, transitions), lm.Vocabulary("a;.", eos="."))
+    result = run("a", model=short)
+    assert result.num_steps == 1
+    np.testing.assert_array_equal(result.ess, np.full(4, 4.0))
+    np.testing.assert_array_equal(result.ancestors, np.tile(np.arange(4), (4, 1)))
+    np.testing.assert_array_equal(result.step_lengths, [[1] * 4, *[[0] * 4] * 3])
+
+
+def test_pictures_of_genealogies_refuse_what_they_cannot_draw(found):
+    with pytest.raises(TypeError, match=r"events are lm\.Event.*got 1"):
+        lm.genealogy(found, events=[1, 2])
+    with pytest.raises(TypeError, match=r"expected the lm\.Answers of one prompt, got \[\]"):
+        lm.genealogy([])
+    with pytest.raises(TypeError, match=r"axes are those of matplotlib.*got 3"):
+        found.plot_genealogy(axes=3)
+    with pytest.raises(TypeError, match=r"judge is a function.*got 3"):
+        inspect.unwrap(lm.Answers.plot_genealogy)(found, judge=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return folders.lettered(tmp_path_factory.mktemp("checkpoint") / "llama")
+
+
+def test_models_are_one_line(folder):
+    model = lm.load(folder)
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.network)) / 1e6
+    network = f"Transformer({model.network.config.num_layers} layers, 64 tokens, {size:.2f} M parameters)"
+    assert repr(model) == f"Model({network})"
+    reward = RewardModel(model.network, jnp.zeros(4), 0.0)
+    assert repr(reward) == f"RewardModel({network})"
+    assert repr(lm.Model(model.network, model.tokenizer, reward)) == f"Model({network}; reward model)"
+    assert repr(tables.model()) == "Model(Tabular(13 states, 3 tokens))"
+
+
+def test_folders_and_dtypes_that_cannot_be_meant(folder, tmp_path):
+    load = inspect.unwrap(lm.load)
+    for wrong in (None, 3):
+        with pytest.raises(TypeError, match=f"expected the path of a checkpoint folder, got {wrong}"):
+            load(wrong)
+    for wrong in ("bogus", jnp.int32, bool, 7):
+        with pytest.raises(TypeError, match="dtype must be one of floating point"):
+            load(folder, dtype=wrong)
+    for i, text in enumerate(["", "{}", "[]"]):
+        bad = folders.lettered(tmp_path / f"bad{i}")
+        (bad / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"bad{i}.tokenizer\.json is no tokenizer\.json"):
+            load(bad)
+    with pytest.raises(TypeError, match=r"path of a tokenizer\.json, or its text; got None"):
+        lm.Tokenizer(None)
+    config = json.loads((bad / "config.json").read_text())
+    (bad / "config.json").write_text(json.dumps(config | {"vocab_size": 65}))
+    with pytest.raises(ValueError, match=r"bad2 has tensors of other shapes than config\.json says"):
+        load(bad)
+
+
+def test_weights_that_are_nan_are_suspected(folder):
+    model = lm.load(folder)
+    broken = lm.Model(jax.tree.map(lambda leaf: leaf * jnp.nan, model.network), model.tokenizer)
+    with pytest.warns(ConvergenceWarning, match="the model's weights are suspect"):
+        assert run("a b", model=broken).status == Status.NON_FINITE

@@ -197,7 +197,7 @@ class BeamSearch(_Search):
     """n candidates a step, of which the n / width best by their score go on; the best one at the end.
 
     Attributes:
-        n: candidates a step; static.
+        n: candidates a step; n / width is rounded down, but at least 1; static.
         width: candidates of each beam; static.
         step: as for ``ParticleFilter``; static.
 
@@ -218,7 +218,7 @@ class DVTS(_Search):
     """n / width independent trees, in each the best of ``width`` candidates goes on; the best one at the end.
 
     Attributes:
-        n: candidates a step; static.
+        n: candidates a step; n / width is rounded down, but at least 1; static.
         width: candidates of each tree; static.
         step: as for ``ParticleFilter``; static.
 
