@@ -31,6 +31,7 @@ class Event:
         resampled: whether the step began with resampling.
         ess: effective sample size.
         log_evidence: so far.
+        prompt: index of the prompt in a list of prompts, else 0.
     """
 
     step: int
@@ -42,15 +43,19 @@ class Event:
     resampled: bool
     ess: float
     log_evidence: float
+    prompt: int = 0
 
 
-def onlooker(tokenizer: Any, watch: Callable[[Event], Any] | None, line: Any) -> Callable[[Any], Any]:
+def onlooker(
+    tokenizer: Any, watch: Callable[[Event], Any] | None, line: Any, prompt: int = 0
+) -> Callable[[Any], Any]:
     """What a method calls after each step: moves the bar, and tells ``watch``.
 
     Args:
         tokenizer: decodes.
         watch: called with an ``Event``, or None.
         line: a ``progress.Task``.
+        prompt: its index.
     """
 
     def look(seen: Any) -> Any:
@@ -58,7 +63,8 @@ def onlooker(tokenizer: Any, watch: Callable[[Event], Any] | None, line: Any) ->
         line.update(step + 1)
         if watch is None:
             return False
-        return watch(_of_step(tokenizer, seen) if isinstance(seen, Seen) else _of_draws(tokenizer, *seen))
+        event = _of_step(tokenizer, seen) if isinstance(seen, Seen) else _of_draws(tokenizer, *seen)
+        return watch(dataclasses.replace(event, prompt=prompt))
 
     return look
 

@@ -12,17 +12,19 @@ References:
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from probinfer.errors import check_key
+from probinfer.lm.arguments import as_count
+from probinfer.lm.methods.base import check_method
 from probinfer.lm.methods.filters import ParticleFilter, independent, scheme_of
-from probinfer.lm.model import Model
-from probinfer.lm.prompts import Limits, encode, prepare
-from probinfer.lm.proposals import Proposal
+from probinfer.lm.model import Model, check_model
+from probinfer.lm.prompts import encode, limits_of, prepare
+from probinfer.lm.proposals import Proposal, as_proposal
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import TokenModel, feynman_kac
@@ -67,14 +69,14 @@ def evidence_bounds(
     reward: Any,
     method: Any,
     *,
-    num_repeats: int = 32,
+    num_repeats: SupportsIndex = 32,
     log_bound: Any = 0.0,
     stop: Any = (),
-    max_tokens: int = 512,
-    max_steps: int | None = 64,
+    max_tokens: SupportsIndex = 512,
+    max_steps: SupportsIndex | None = 64,
     proposal: Proposal | None = None,
     chat: bool = False,
-    max_draws: int = 100_000,
+    max_draws: SupportsIndex = 100_000,
 ) -> EvidenceBounds | list[EvidenceBounds]:
     """Bound the log evidence of a prompt from both sides.
 
@@ -100,21 +102,21 @@ def evidence_bounds(
         The bounds; for a list of filters a list of them.
 
     Raises:
-        ValueError: the bound is exceeded, rejection finds too few exact draws, or the filters cut texts into steps that
-            differ.
-        TypeError: a method is no particle filter.
+        ValueError: the bound is exceeded, rejection finds too few exact draws, the filters cut texts into steps that
+            differ, or a count is below 1.
+        TypeError: a method is no particle filter, or another argument is of the wrong kind.
     """
     check_key(key)
+    check_model(model)
     several = isinstance(method, (list, tuple))
     methods = _check_filters(list(method) if several else [method])
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    proposal = Proposal() if proposal is None else proposal
+    limits, proposal = limits_of(max_tokens, max_steps, stop), as_proposal(proposal)
+    num, most_draws = as_count("num_repeats", num_repeats), as_count("max_draws", max_draws)
     potential = bind(reward, model.tokenizer)
-    limits = Limits(max_tokens, max_steps, stop)
     most = max(methods, key=lambda one: one.num_rows)
     [token_model] = prepare(model, [encode(model, prompt, chat)], most, potential, proposal, limits)
     key_draws, *keys = jax.random.split(key, len(methods) + 1)
-    paths, acceptance = exact_paths(key_draws, token_model, num_repeats, log_bound, max_draws)
+    paths, acceptance = exact_paths(key_draws, token_model, num, log_bound, most_draws)
     found = [
         _bounds(key, token_model, one, paths, acceptance) for key, one in zip(keys, methods, strict=True)
     ]
@@ -123,6 +125,7 @@ def evidence_bounds(
 
 def _check_filters(methods: list) -> list[ParticleFilter]:
     for method in methods:
+        check_method(method)
         if not isinstance(method, ParticleFilter):
             raise TypeError(
                 f"bounds come from particle filters, got {type(method).__name__}: use lm.ParticleFilter(...)"

@@ -7,12 +7,13 @@ their texts are known where the events of the run were collected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from probinfer.errors import shortened
+from probinfer.lm.events import Event
 
 __all__ = ["Genealogy", "genealogy"]
 
@@ -69,8 +70,12 @@ def genealogy(answers: Any, events: Sequence[Any] = ()) -> Genealogy:
             are known too.
 
     Raises:
+        TypeError: no ``lm.Answers``, or no events.
         ValueError: the method keeps no genealogy, or the events are of another run.
     """
+    if not hasattr(answers, "ancestors"):
+        raise TypeError(f"expected the lm.Answers of one prompt, got {shortened(answers)}")
+    events = _checked(events)
     if answers.ancestors is None or answers.step_lengths is None:
         raise ValueError(f"{shortened(answers.method)} keeps no genealogy: use lm.ParticleFilter or the like")
     steps = answers.num_steps
@@ -85,6 +90,17 @@ def genealogy(answers: Any, events: Sequence[Any] = ()) -> Genealogy:
         texts = _texts_of_events(events, parents.shape)
     extracted = list(answers.extracted[-num:])
     return Genealogy(parents, _ranks(parents, alive, extracted), lengths > 0, weight, alive, texts, extracted)
+
+
+def _checked(events: Any) -> list[Any]:
+    """A list of events."""
+    listed = list(events) if isinstance(events, Iterable) else [events]
+    for event in listed:
+        if not isinstance(event, Event):
+            raise TypeError(
+                f"events are lm.Event of watch or of lm.stream (without its last item), got {shortened(event)}"
+            )
+    return listed
 
 
 def _descent(parents: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +13,24 @@ import numpy as np
 
 from probinfer import progress as bars
 from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, advice, check_key, shortened
+from probinfer.errors import check_key
 from probinfer.lm import answers as extractors
-from probinfer.lm import events
+from probinfer.lm import events, notices
+from probinfer.lm.arguments import as_count, check_answer, check_watch
 from probinfer.lm.events import onlooker
 from probinfer.lm.methods.adaptive import Adaptive, run_adaptively
-from probinfer.lm.methods.base import Draws, has_evidence
+from probinfer.lm.methods.base import Draws, check_method, has_evidence
 from probinfer.lm.methods.filters import ParticleFilter
-from probinfer.lm.model import Model
-from probinfer.lm.prompts import Limits, encode, prepare
-from probinfer.lm.proposals import Proposal
+from probinfer.lm.model import Model, check_model
+from probinfer.lm.prompts import encode_all, limits_of, prepare
+from probinfer.lm.proposals import Proposal, as_proposal
 from probinfer.lm.result import Answers, Cost
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.deferred import bind
-from probinfer.lm.rewards.host import HostScore
 from probinfer.lm.token_model import TokenModel
 from probinfer.types import PRNGKey
 
 __all__ = ["infer", "run_prepared", "stream"]
-
-_CODE = {
-    Status.DEGENERATE_WEIGHTS: "every particle died: no text that was tried has a positive weight. The texts are those "
-    "before the last step; use more particles, a softer reward (reward * 0.5), or look at one text's rewards",
-    Status.NON_FINITE: "a reward became NaN or plus infinity: the texts are those before that step; clip the reward",
-}
 
 
 def infer(
@@ -49,13 +42,13 @@ def infer(
     *,
     answer: Callable[[str], str | None] = extractors.last_boxed,
     stop: Any = (),
-    max_tokens: int = 512,
-    max_steps: int | None = 64,
+    max_tokens: SupportsIndex = 512,
+    max_steps: SupportsIndex | None = 64,
     proposal: Proposal | None = None,
     chat: bool = False,
     progress: Any = None,
     watch: Callable[[Any], Any] | None = None,
-    batch: int | None = None,
+    batch: SupportsIndex | None = None,
 ) -> Answers | list[Answers]:
     r"""Sample texts x after a prompt c from :math:`p(x \mid c)\,G(x) / Z`, and vote on their answers.
 
@@ -68,14 +61,15 @@ def infer(
         prompt: a string, token numbers, messages (with ``chat``), or a list of prompts.
         reward: of ``lm.rewards``; None: the model alone. A reward model is taken by its odds.
         method: ``lm.ParticleFilter(...)`` or another; None: a particle filter with 16 particles.
-        answer: text -> answer or None; ``lm.answers.last_boxed``, ``text``, ``last_number``.
+        answer: text -> answer or None; ``lm.answers.last_boxed``, ``text``, ``last_number``. A text for which it
+            fails has no answer; how many and why is a warning.
         stop: strings that end a text.
         max_tokens: most tokens of a text; longer ones are cut, and are weighed as they are.
         max_steps: most steps of a text, likewise; None: as many as the tokens allow.
         proposal: how tokens are drawn; None: from the model.
         chat: put the prompt into the chat template of the model.
         progress: a bar, by default on a terminal.
-        watch: called after every step with an ``lm.Event``; a true return value ends the run.
+        watch: called after every step with an ``lm.Event``; a true return value ends the run (of its prompt).
         batch: how many prompts run side by side; None: one on a CPU, 8 elsewhere.
 
     Returns:
@@ -83,44 +77,42 @@ def infer(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: an empty prompt, one that does not fit, an unknown setting.
+        ValueError: an empty prompt, one that does not fit (of several it is named), an unknown setting.
         MemoryError: the caches, of the reward too and of all prompts side by side, would not fit.
 
     References:
         Puri et al. (2025); Lew et al. (2023).
     """
     check_key(key)
-    if not isinstance(model, Model):
-        raise TypeError(f"expected a model of lm.load(folder) or lm.reasoner(), got {shortened(model)}")
+    check_model(model)
     method = ParticleFilter(num_particles=16) if method is None else method
-    if not hasattr(method, "num_rows"):
-        raise TypeError(
-            f"expected a method such as lm.ParticleFilter(num_particles=16), got {shortened(method)}"
-        )
+    check_method(method)
+    check_watch(watch)
+    reader = notices.Reader(check_answer(answer))
+    limits, proposal = limits_of(max_tokens, max_steps, stop), as_proposal(proposal)
     several = _are_several(prompt, chat)
     prompts = list(prompt) if several else [prompt]
-    tokens = [encode(model, one, chat) for one in prompts]
+    tokens = encode_all(model, prompts, chat)
     potential = bind(reward, model.tokenizer)
-    proposal = Proposal() if proposal is None else proposal
-    limits = Limits(
-        _positive("max_tokens", max_tokens), max_steps, (stop,) if isinstance(stop, str) else tuple(stop)
-    )
     alone = watch is not None or isinstance(method, Adaptive)
     size = 1 if alone else min(_side_by_side(batch), len(tokens))
-    started = time.perf_counter()
+    started, before = time.perf_counter(), notices.faults_of(potential)
     models = prepare(model, tokens, method, potential, proposal, limits, size)
     keys = list(jax.random.split(key, len(models))) if several else [key]
-    runs = _run_all(keys, models, method, model.tokenizer, answer, progress, watch, size)
+    runs = _run_all(keys, models, method, model.tokenizer, reader, progress, watch, size)
     seconds = (time.perf_counter() - started) / len(runs)
-    finish = partial(_answers, model, method, potential, proposal, answer, seconds)
+    faults = notices.faults_since(before, potential)
+    finish = partial(_answers, model, method, potential, proposal, reader, faults, seconds)
     found = [finish(one, *run) for one, run in zip(tokens, runs, strict=True)]
-    for result in found[:1]:
-        _warn(result)
+    notices.warn(found, potential, reader)
     return found if several else found[0]
 
 
 def stream(*args: Any, **settings: Any) -> Iterator[Any]:
-    """Yield an ``lm.Event`` after every step of ``lm.infer``, and its ``lm.Answers`` last.
+    """Yield an ``lm.Event`` after every step of ``lm.infer``, and what it returns last.
+
+    That is an ``lm.Answers``; for a list of prompts, which run one after another, a list of them, and ``event.prompt``
+    is the index of the prompt.
 
     Args:
         *args: those of ``lm.infer``.
@@ -138,16 +130,10 @@ def _are_several(prompt: Any, chat: bool) -> bool:
     return not isinstance(prompt[0], (dict, int, np.integer))
 
 
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
-    return value
-
-
-def _side_by_side(batch: int | None) -> int:
+def _side_by_side(batch: SupportsIndex | None) -> int:
     if batch is None:
         return 1 if jax.default_backend() == "cpu" else 8
-    return _positive("batch", batch)
+    return as_count("batch", batch)
 
 
 @partial(jax.jit, static_argnames="batched")
@@ -174,7 +160,7 @@ def _run_all(
     models: list[TokenModel],
     method: Any,
     tokenizer: Any,
-    answer: Any,
+    reader: notices.Reader,
     progress: Any,
     watch: Any,
     batch: int,
@@ -184,13 +170,13 @@ def _run_all(
     pairs = list(zip(keys, models, strict=True))
     if isinstance(method, Adaptive):
         with bars.task("batches", method.max_rounds, progress) as line:
-            read = partial(_read, tokenizer, answer)
+            read = partial(_read, tokenizer, reader)
             return [run_adaptively(k, m, method, read, run_prepared, line) for k, m in pairs]
     total = _num_watched(method, models[0]) if watched else len(models)
     with bars.task("steps" if watched else "prompts", total, progress) as line:
         if watched:
-            look = onlooker(tokenizer, watch, line)
-            return [(method.run(k, m, watch=look), 1) for k, m in pairs]
+            looks = [onlooker(tokenizer, watch, line, i) for i in range(len(pairs))]
+            return [(method.run(*pair, watch=look), 1) for pair, look in zip(pairs, looks, strict=True)]
         found: list[Draws] = []
         while len(found) < len(models):
             now = slice(len(found), len(found) + batch)
@@ -205,8 +191,8 @@ def _filled(keys: list, models: list[TokenModel], size: int) -> tuple[list, list
     return keys + keys[-1:] * missing, models + models[-1:] * missing
 
 
-def _read(tokenizer: Any, answer: Any, tokens: np.ndarray) -> str | None:
-    return _extract(answer, tokenizer.decode(tokens))
+def _read(tokenizer: Any, reader: notices.Reader, tokens: np.ndarray) -> str | None:
+    return reader(tokenizer.decode(tokens))
 
 
 def _num_watched(method: Any, model: TokenModel) -> int:
@@ -231,7 +217,8 @@ def _answers(
     method: Any,
     potential: Potential,
     proposal: Proposal,
-    answer: Any,
+    reader: notices.Reader,
+    faults: str,
     seconds: float,
     prompt: np.ndarray,
     raw: Draws,
@@ -242,7 +229,8 @@ def _answers(
     tokens = [row[:length] for row, length in zip(draws.tokens, draws.length, strict=True)]
     texts = [decode(row) for row in tokens]
     log_weights = np.asarray(draws.log_weights, float)
-    total = np.logaddexp.reduce(log_weights)
+    with np.errstate(invalid="ignore"):  # NaN: the status says so
+        total = np.logaddexp.reduce(log_weights)
     uniform = np.full(len(texts), -np.log(len(texts)))
     log_evidence = float(draws.log_evidence)
     per_row = model.network.cache_bytes(1, draws.tokens.shape[1])
@@ -259,11 +247,10 @@ def _answers(
         seconds=seconds,
     )
     law = f"{proposal.words}, times {potential.words}" if potential.words != "nothing" else proposal.words
-    faults = _faults(potential)
     return Answers(
         prompt=decode(prompt),
         texts=texts,
-        extracted=[_extract(answer, text) for text in texts],
+        extracted=[reader(text) for text in texts],
         log_weights=log_weights - total if np.isfinite(total) else uniform,
         log_scores=np.asarray(draws.log_score, float),
         log_prior=np.asarray(draws.log_prior, float),
@@ -299,24 +286,3 @@ def _samples(method: Any) -> int:
         method.width if hasattr(method, "width") and hasattr(method, "num_particles") else 1
     )
     return one * passes * chains
-
-
-def _extract(answer: Any, text: str) -> str | None:
-    found = answer(text)
-    if found is not None and not isinstance(found, str):
-        raise TypeError(f"answer(text) must return a string or None, got {shortened(found)}")
-    return found
-
-
-def _faults(potential: Potential) -> str:
-    leaves = jax.tree.leaves(potential, is_leaf=lambda leaf: isinstance(leaf, HostScore))
-    reports = [leaf.faults for leaf in leaves if isinstance(leaf, HostScore)]
-    return "\n".join(str(report) for report in reports if report.counts)
-
-
-def _warn(result: Answers) -> None:
-    if result.status != Status.OK:
-        message = _CODE.get(result.status, advice(result.status))
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
-    if result.faults:
-        warnings.warn(f"rewards failed: {result.faults}", ConvergenceWarning, stacklevel=3)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from probinfer.lm import checkpoints
+from probinfer.lm.checkpoints.configs import as_folder
 from probinfer.lm.model import Model
 from probinfer.lm.tokens.tokenizer import Tokenizer
 
@@ -26,12 +27,13 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
         The model, for ``lm.infer``.
 
     Raises:
+        TypeError: ``folder`` is no path, or ``dtype`` no floating one.
         FileNotFoundError: there is no such folder, or it lacks one of the files.
         ValueError: an architecture that is not known, tensors that are missing or damaged, a tokenizer with more
             tokens than the network.
         MemoryError: the weights do not fit.
     """
-    folder = Path(folder).expanduser()
+    folder = as_folder(folder).expanduser()
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
         raise FileNotFoundError(_lacks_tokenizer(folder))
     network = checkpoints.load(folder, dtype=dtype)

@@ -8,7 +8,7 @@ from probinfer.errors import shortened
 from probinfer.lm.base import LanguageModel
 from probinfer.types import field, pytree
 
-__all__ = ["Model"]
+__all__ = ["Model", "check_model"]
 
 
 @pytree
@@ -21,7 +21,7 @@ class Model:
         reward: a reward model (a ``Score``), or None.
 
     Raises:
-        TypeError: the network lacks a function of the protocol.
+        TypeError: the network or the tokenizer lacks a function of the protocol.
         ValueError: the tokenizer has tokens that the network does not know.
     """
 
@@ -35,8 +35,26 @@ class Model:
                 f"expected a language model (lm.load(folder), lm.Tabular, ...: prefill, init_cache, extend, head, "
                 f"gather), got {shortened(self.network)}"
             )
+        if not all(hasattr(self.tokenizer, name) for name in ("vocab_size", "encode", "decode")):
+            raise TypeError(
+                f"expected a tokenizer (lm.Tokenizer(path), lm.Vocabulary(...)), got {shortened(self.tokenizer)}"
+            )
         known, named = self.network.vocab_size, self.tokenizer.vocab_size
         if named > known:
             raise ValueError(
                 f"the tokenizer has {named} tokens and the network only {known}: they do not belong together"
             )
+
+    def __repr__(self) -> str:
+        reward = "" if self.reward is None else "; reward model"
+        return f"Model({shortened(self.network)}{reward})"
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"expected a model of lm.load(folder) or lm.reasoner(), got {shortened(model)}")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.errors import shortened
+from probinfer.lm.arguments import as_count, as_stop
 from probinfer.lm.base import Context, bucket
 from probinfer.lm.memory import check_memory
 from probinfer.lm.model import Model
@@ -21,7 +22,7 @@ from probinfer.lm.texts import Rules
 from probinfer.lm.token_model import TokenModel
 from probinfer.lm.tokens.automaton import build
 
-__all__ = ["Limits", "encode", "prepare"]
+__all__ = ["Limits", "encode", "encode_all", "limits_of", "prepare"]
 
 
 class Limits(NamedTuple):
@@ -71,6 +72,36 @@ def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
+def limits_of(max_tokens: Any, max_steps: Any, stop: Any) -> Limits:
+    """Limits of what a user gave.
+
+    Raises:
+        TypeError: a count is no integer, ``stop`` no strings.
+        ValueError: a count is below 1, or a string empty.
+    """
+    most = None if max_steps is None else as_count("max_steps", max_steps)
+    return Limits(as_count("max_tokens", max_tokens), most, as_stop(stop))
+
+
+def encode_all(model: Model, prompts: list, chat: bool) -> list[np.ndarray]:
+    """Tokens of each prompt.
+
+    Raises:
+        TypeError: as ``encode``, with the number of the prompt.
+        ValueError: likewise.
+    """
+    found = []
+    for i, prompt in enumerate(prompts):
+        try:
+            found.append(encode(model, prompt, chat))
+        except (TypeError, ValueError) as error:
+            if len(prompts) == 1:
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"prompt {i} of {len(prompts)} (counted from 0): {error}") from error
+    return found
+
+
 def prepare(
     model: Model,
     prompts: list[np.ndarray],
@@ -96,14 +127,7 @@ def prepare(
         MemoryError: the caches would not fit into the memory.
     """
     network, size = model.network, bucket(max(len(tokens) for tokens in prompts))
-    longest = max(len(tokens) for tokens in prompts)
-    if longest + limits.max_tokens > network.max_context:
-        room = network.max_context - longest
-        advice = f"max_tokens={room} fits" if room > 0 else "shorten the prompt"
-        raise ValueError(
-            f"the longest prompt has {longest} tokens, which with max_tokens={limits.max_tokens} is more than the "
-            f"context of {network.max_context}: {advice}"
-        )
+    _check_length([len(tokens) for tokens in prompts], limits.max_tokens, network.max_context)
     more = {"batch": batch, "num_prompts": len(prompts), "chains": _num_chains(method)}
     check_memory(network, method.num_rows, size, limits.max_tokens, potential, **more)
     potential = _with_room(potential, limits.max_tokens)
@@ -112,6 +136,20 @@ def prepare(
     steps = steps if limits.max_steps is None else min(steps, limits.max_steps)
     read = partial(_read, network, size, proposal, rules, potential, steps, limits.max_tokens)
     return [read(tokens) for tokens in prompts]
+
+
+def _check_length(lengths: list[int], max_tokens: int, max_context: int) -> None:
+    """Refuse a prompt that does not fit, by its number."""
+    longest = max(lengths)
+    if longest + max_tokens <= max_context:
+        return
+    which = f" ({lengths.index(longest)} of {len(lengths)}, counted from 0)" if len(lengths) > 1 else ""
+    room = max_context - longest
+    advice = f"max_tokens={room} fits" if room > 0 else "shorten the prompt"
+    raise ValueError(
+        f"the longest prompt{which} has {longest} tokens, which with max_tokens={max_tokens} is more than the context "
+        f"of {max_context}: {advice}"
+    )
 
 
 def _num_chains(method: Any) -> int:

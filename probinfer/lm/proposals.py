@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.errors import shortened
 from probinfer.lm.base import log_softmax
 from probinfer.types import Array, Float, Int, PRNGKey, field, pytree, strong_array
 
-__all__ = ["Proposal", "draw"]
+__all__ = ["Proposal", "as_proposal", "draw"]
 
 
 @pytree
@@ -86,6 +87,22 @@ class Proposal:
         parts += [] if self.top_k is None else [f"top-k {self.top_k}"]
         parts += [] if self.top_p is None else [f"top-p {float(self.top_p):g}"]
         return "the model" + (f" at {', '.join(parts)}" if parts else "")
+
+
+def as_proposal(value: Any) -> Proposal:
+    """A proposal; None: the model itself.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None:
+        return Proposal()
+    if not isinstance(value, Proposal):
+        what = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.7
+        raise TypeError(
+            f"proposal must be lm.Proposal(temperature={what:g}) or the like, got {shortened(value)}"
+        )
+    return value
 
 
 def _largest(logits: Array, k: int) -> Array:

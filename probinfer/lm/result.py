@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from probinfer.base import Status
+from probinfer.errors import shortened
 from probinfer.lm import genealogy_picture as picture
 from probinfer.lm import selectors
 from probinfer.lm.genealogy import genealogy
@@ -51,9 +52,12 @@ class Cost:
         return Cost(**{**sums, "prompt": self.prompt})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """Weighted texts of one prompt.
+    """Weighted texts of one prompt; two of them are equal only where they are the same object.
+
+    Arrays over steps have T rows, the limit of steps of the run, of which the first ``num_steps`` ran. In the others
+    ``ess`` repeats its last value (0 from a step in which all died), ``ancestors`` are 0 ... N - 1, lengths are 0.
 
     Attributes:
         prompt: as text.
@@ -68,11 +72,12 @@ class Answers:
         ess: (T,) effective sample size after each step.
         ancestors: (T, N) parents of the particles, or None.
         step_lengths: (T, N) tokens of each step, or None.
-        num_steps: steps that ran.
-        status: a ``Status``.
+        num_steps: steps that ran, at most T.
+        status: a ``probinfer.Status``.
         target: one sentence: what the weighted texts are draws from.
         ledger: ``Cost``.
-        faults: what went wrong in Python rewards, in words; "" if nothing.
+        faults: what went wrong in Python rewards, in words, in the whole call: of a list of prompts, of all of them
+            together; "" if nothing.
         tokens: M arrays of tokens.
         method: the method.
         decode: tokens -> text.
@@ -97,7 +102,7 @@ class Answers:
     faults: str
     tokens: list[np.ndarray]
     method: Any
-    decode: Any = dataclasses.field(default=None, repr=False, compare=False)
+    decode: Any = dataclasses.field(default=None, repr=False)
 
     @property
     def answers(self) -> list[tuple[str | None, float]]:
@@ -149,8 +154,17 @@ class Answers:
 
         Raises:
             MissingExtraError: matplotlib is not installed.
+            TypeError: no axes, no events, or a judge that is no function.
             ValueError: the method keeps no genealogy.
         """
+        if axes is not None and not hasattr(axes, "annotate"):
+            raise TypeError(
+                f"axes are those of matplotlib, as of figure.subplots(), or None; got {shortened(axes)}"
+            )
+        if judge is not None and not callable(judge):
+            raise TypeError(
+                f"judge is a function of a text so far: right, wrong, or None; got {shortened(judge)}"
+            )
         tree = genealogy(self, events)
         axes = picture.axes_for(tree) if axes is None else axes
         picture.draw(axes, tree, judge=judge)
@@ -158,8 +172,10 @@ class Answers:
 
     def summary(self) -> str:
         """A few lines for people."""
-        lines = [f"target: {self.target}"]
-        lines += [f"  {p:6.1%}  {_in_a_line(a)}" for a, p in self.answers[:8]]
+        failed = [] if self.status == Status.OK else [f"status: {self.status.name}"]
+        dead = bool(failed) and (self.log_evidence is None or not np.isfinite(self.log_evidence))
+        lines = [*failed, f"target: {self.target}"]
+        lines += [] if dead else [f"  {p:6.1%}  {_in_a_line(a)}" for a, p in self.answers[:8]]
         if self.log_evidence is not None:
             ess = np.exp(-np.logaddexp.reduce(2 * self.log_weights))
             lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {ess:.1f}")
@@ -170,8 +186,6 @@ class Answers:
         )
         ends = {End(code).name.lower(): int(np.sum(self.ended == code)) for code in np.unique(self.ended)}
         lines.append("ends: " + ", ".join(f"{name} {number}" for name, number in ends.items()))
-        if self.status != Status.OK:
-            lines.append(f"status: {self.status.name}")
         return "\n".join(lines + ([self.faults] if self.faults else []))
 
     def __repr__(self) -> str:

@@ -7,9 +7,10 @@ tokens of the step alone, so the same tokens are the same step after any prefix.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from probinfer.errors import shortened
+from probinfer.lm.arguments import as_count
 from probinfer.lm.tokens.automaton import build
 from probinfer.types import field, pytree
 
@@ -56,7 +57,7 @@ class Step:
         return f"until({', '.join(map(repr, self.delimiters))}, max_tokens={self.size})"
 
 
-def until(*delimiters: str, max_tokens: int = 256) -> Step:
+def until(*delimiters: str, max_tokens: SupportsIndex = 256) -> Step:
     r"""A step ends with the token in which a delimiter is complete; delimiters may straddle tokens.
 
     Args:
@@ -65,7 +66,7 @@ def until(*delimiters: str, max_tokens: int = 256) -> Step:
 
     Raises:
         ValueError: no delimiter, an empty one, or a count below 1.
-        TypeError: a delimiter is no string.
+        TypeError: a delimiter is no string, or the count no integer.
     """
     if not delimiters:
         raise ValueError('until(...) needs a delimiter, such as until("\\n\\n"); every(k) needs none')
@@ -74,21 +75,14 @@ def until(*delimiters: str, max_tokens: int = 256) -> Step:
             raise TypeError(f"a delimiter is a string, got {shortened(delimiter)}")
         if not delimiter:
             raise ValueError("an empty delimiter is everywhere: use every(1) for steps of one token")
-    return Step(tuple(delimiters), _count("max_tokens", max_tokens))
+    return Step(tuple(delimiters), as_count("max_tokens", max_tokens))
 
 
-def every(num_tokens: int) -> Step:
+def every(num_tokens: SupportsIndex) -> Step:
     """A step is so many tokens, or what is left of the text; ``every(1)`` resamples token by token.
 
     Raises:
+        TypeError: no integer.
         ValueError: a count below 1.
     """
-    return Step((), _count("num_tokens", num_tokens))
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a Python int (it is a shape), got {shortened(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+    return Step((), as_count("num_tokens", num_tokens))

@@ -83,6 +83,9 @@ class Tabular:
         logits = scale * jax.random.normal(key, (len(contexts), vocab_size))
         return cls(np.asarray(logits), np.asarray(following), 0, max_context)
 
+    def __repr__(self) -> str:
+        return f"Tabular({' states, '.join(map(str, np.shape(self.logits)))} tokens)"
+
     @property
     def vocab_size(self) -> int:
         """V."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,20 @@ from probinfer.errors import shortened
 from probinfer.lm.transformer.config import Config
 from probinfer.lm.transformer.rope import KINDS, Rope
 
-__all__ = ["FAMILIES", "parse_config", "read_config", "read_json"]
+__all__ = ["FAMILIES", "as_folder", "parse_config", "read_config", "read_json"]
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+def as_folder(folder: Any) -> Path:
+    """The path of a folder.
+
+    Raises:
+        TypeError: it is no path.
+    """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"expected the path of a checkpoint folder, got {shortened(folder)}")
+    return Path(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,10 +63,11 @@ def read_config(folder: str | Path) -> Config:
         The configuration.
 
     Raises:
+        TypeError: ``folder`` is no path.
         FileNotFoundError: no folder, or no ``config.json`` in it.
         ValueError: see ``parse_config``.
     """
-    folder = Path(folder)
+    folder = as_folder(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; checkpoints are read from disk, never downloaded"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra
+from probinfer.errors import import_extra, shortened
 from probinfer.lm.checkpoints.configs import read_config, read_json
 from probinfer.lm.checkpoints.names import HARMLESS, block, ends, expected
 from probinfer.lm.memory import require
@@ -33,11 +33,13 @@ def load(folder: str | Path, dtype: Any = None, scanned: bool | None = None) -> 
         The model.
 
     Raises:
+        TypeError: ``folder`` is no path, or ``dtype`` no floating one.
         FileNotFoundError: no folder, configuration, weights, or one shard of them is missing.
         ValueError: an unknown architecture; tensors that are missing, unexpected, of other shapes or quantised; a file
             that is cut off or damaged.
         MemoryError: the weights do not fit.
     """
+    dtype = None if dtype is None else _floating(dtype)
     config = read_config(folder)
     folder = Path(folder)
     where = _tensors(_files(folder))
@@ -55,6 +57,19 @@ def load(folder: str | Path, dtype: Any = None, scanned: bool | None = None) -> 
 
     blocks = tuple(arrays(block(config, read, layer)) for layer in range(config.num_layers))
     return Transformer.from_blocks(arrays(ends(config, read)), blocks, config, scanned)
+
+
+def _floating(dtype):
+    """A dtype that weights may have."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(
+            f"dtype must be one of floating point, such as jnp.float32 or jnp.bfloat16; got {shortened(dtype)}"
+        )
+    return found
 
 
 def _files(folder):
@@ -127,7 +142,7 @@ def _check(where, config: Config, folder):
         )
     wrong = [f"{n} {where[n][1]} for {s}" for n, s in shapes.items() if where[n][1] != s]
     if wrong:
-        raise ValueError(f"tensors of other shapes than config.json says: {_listed(wrong)}")
+        raise ValueError(f"{folder} has tensors of other shapes than config.json says: {_listed(wrong)}")
 
 
 def _stored(where):

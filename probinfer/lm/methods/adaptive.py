@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.lm import selectors
-from probinfer.lm.methods.base import Draws, check_count, has_evidence
+from probinfer.lm.methods.base import Draws, check_count, check_method, has_evidence
 from probinfer.lm.token_model import Ledger, TokenModel
 from probinfer.types import field, pytree
 
@@ -38,9 +38,8 @@ class Adaptive:
     max_rounds: int = field(static=True, default=16)
 
     def __post_init__(self):
-        if not hasattr(self.method, "run"):
-            raise TypeError(f"Adaptive repeats a method such as lm.MajorityVote(8), got {self.method!r}")
-        check_count("max_rounds", self.max_rounds)
+        check_method(self.method)
+        check_count(self, "max_rounds")
         if not 0.5 < self.confidence < 1:
             raise ValueError(f"confidence is a probability above 0.5 and below 1, got {self.confidence}")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 
 from probinfer.errors import shortened
+from probinfer.lm.arguments import as_count
 from probinfer.lm.steps import Step, every, until
 from probinfer.lm.token_model import Ledger, Particles, TokenModel, feynman_kac
 from probinfer.smc.forward import Sweep, forward
@@ -17,6 +19,7 @@ __all__ = [
     "Draws",
     "Method",
     "check_count",
+    "check_method",
     "check_step",
     "default_step",
     "from_sweep",
@@ -169,19 +172,32 @@ def check_step(step: Any) -> Step:
         return step
     if isinstance(step, str):
         return until(step)
-    if isinstance(step, int) and not isinstance(step, bool):
+    if isinstance(step, (int, np.integer)) and not isinstance(step, bool):
         return every(step)
     raise TypeError(f'step must be lm.until("\\n\\n"), lm.every(k) or the like, got {shortened(step)}')
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is no count.
+def check_method(method: Any) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        TypeError: it is the class of one, or something else.
+    """
+    example = "lm.ParticleFilter(num_particles=16)"
+    if isinstance(method, type):
+        raise TypeError(
+            f"expected a method such as {example}, got the class {method.__name__} itself: give its settings, "
+            f"lm.{method.__name__}(...)"
+        )
+    if not hasattr(method, "num_rows"):
+        raise TypeError(f"expected a method such as {example}, got {shortened(method)}")
+
+
+def check_count(method: Any, name: str, least: int = 1) -> None:
+    """Make a field of a method an int.
 
     Raises:
         TypeError: it is no integer.
         ValueError: it is too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a Python int (it is a shape), got {shortened(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    object.__setattr__(method, name, as_count(name, getattr(method, name), least))

@@ -32,7 +32,7 @@ class Exact:
     most: int = field(static=True, default=200_000)
 
     def __post_init__(self):
-        check_count("most", self.most)
+        check_count(self, "most")
         object.__setattr__(self, "step", check_step(self.step))
 
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:

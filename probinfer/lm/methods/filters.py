@@ -109,7 +109,7 @@ class ParticleFilter:
     resampling: Any = field(static=True, default="systematic")
 
     def __post_init__(self):
-        check_count("num_particles", self.num_particles)
+        check_count(self, "num_particles")
         check_trigger(self.trigger, self.resampling)
         object.__setattr__(self, "step", check_step(self.step))
 
@@ -148,7 +148,7 @@ class MajorityVote:
     step: Any = field(static=True, default_factory=default_step)
 
     def __post_init__(self):
-        check_count("n", self.n)
+        check_count(self, "n")
         object.__setattr__(self, "step", check_step(self.step))
 
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
@@ -181,7 +181,7 @@ class BestOfN:
     step: Any = field(static=True, default_factory=default_step)
 
     def __post_init__(self):
-        check_count("n", self.n)
+        check_count(self, "n")
         if self.aggregate not in ("last", "product"):
             raise ValueError(f"aggregate must be 'last' or 'product', got {self.aggregate!r}")
         object.__setattr__(self, "step", check_step(self.step))

@@ -139,9 +139,9 @@ class ParallelTempering:
 
 
 def _check_chain(method: Any) -> None:
-    check_count("num_particles", method.num_particles, 2)
-    check_count("num_iterations", method.num_iterations)
-    check_count("burn_in", method.burn_in, 0)
+    check_count(method, "num_particles", 2)
+    check_count(method, "num_iterations")
+    check_count(method, "burn_in", 0)
     if method.burn_in >= method.num_iterations:
         raise ValueError(f"burn_in must leave iterations, got {method.burn_in} of {method.num_iterations}")
     check_trigger(method.trigger, method.resampling)

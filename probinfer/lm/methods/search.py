@@ -118,8 +118,8 @@ class _Expanding:
     width: int
 
     def _check(self, name: str) -> None:
-        check_count(name, getattr(self, name))
-        check_count("width", self.width)
+        check_count(self, name)
+        check_count(self, "width")
         object.__setattr__(self, "step", check_step(self.step))
 
 
@@ -206,7 +206,7 @@ class BeamSearch(_Search):
     """n candidates a step, of which the n / width best by their score go on; the best one at the end.
 
     Attributes:
-        n: candidates a step; static.
+        n: candidates a step; n / width is rounded down, but at least 1; static.
         width: candidates of each beam; static.
         step: as for ``ParticleFilter``; static.
         weighted: at the end every beam votes with its score; static.
@@ -231,7 +231,7 @@ class DVTS(_Search):
     """n / width independent trees, in each the best of ``width`` candidates goes on; the best one at the end.
 
     Attributes:
-        n: candidates a step; static.
+        n: candidates a step; n / width is rounded down, but at least 1; static.
         width: candidates of each tree; static.
         step: as for ``ParticleFilter``; static.
         weighted: at the end every tree votes with its score, which is safer where a reward can be hacked; static.

@@ -79,6 +79,9 @@ class RewardModel(Score):
                     f"{name} must be a positive Python int (it is a shape), got {shortened(value)}"
                 )
 
+    def __repr__(self) -> str:
+        return f"RewardModel({shortened(self.trunk)})"
+
     def with_room(self, max_tokens: int) -> RewardModel:
         """The same model with room for so many tokens after the prompt."""
         return dataclasses.replace(self, max_tokens=max_tokens)  # type: ignore[type-var]

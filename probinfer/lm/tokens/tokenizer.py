@@ -8,6 +8,7 @@ word pieces) is asked from the decoder itself: the bytes of a token are what it 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -46,6 +47,7 @@ class Tokenizer:
         vocab_size: V of the model, when its logits are padded beyond the vocabulary: the ids behind it add nothing.
 
     Raises:
+        TypeError: ``source`` is none of these.
         FileNotFoundError: there is no such file.
         ValueError: no tokenizer; an ``eos`` that the vocabulary lacks; a model that is smaller than the vocabulary.
 
@@ -201,7 +203,9 @@ def _read(source: Any) -> Any:
     library = import_extra("tokenizers", "lm")
     if isinstance(source, library.Tokenizer):
         return library.Tokenizer.from_str(source.to_str())
-    is_text = isinstance(source, str) and source.lstrip().startswith("{")
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"expected the path of a tokenizer.json, or its text; got {shortened(source)}")
+    is_text, name = isinstance(source, str) and source.lstrip().startswith("{"), "this"
     if not is_text:
         path = Path(source)
         if not path.is_file():
@@ -209,11 +213,11 @@ def _read(source: Any) -> Any:
                 f"there is no {path}; a checkpoint needs the tokenizer.json of its fast tokenizer "
                 "(a tokenizer.model alone is not read: convert it once)"
             )
-        source = path.read_text(encoding="utf-8")
+        source, name = path.read_text(encoding="utf-8"), str(path)
     try:
         return library.Tokenizer.from_str(source)
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"this is no tokenizer.json: {error}") from error
+        raise ValueError(f"{name} is no tokenizer.json: {error}; copy it again") from error
 
 
 def _end_ids(tokenizer: Any, eos: Any, size: int) -> tuple[int, ...]:

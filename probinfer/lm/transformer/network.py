@@ -107,6 +107,11 @@ class Transformer:
             )
         return cls({"ends": ends, "blocks": tuple(blocks)}, config)
 
+    def __repr__(self) -> str:
+        layers, size = self.config.num_layers, self.config.num_parameters() / 1e6
+        words = f"{layers} layer{'s' if layers > 1 else ''}, {self.vocab_size} tokens"
+        return f"Transformer({words}, {size:.2f} M parameters)"
+
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
