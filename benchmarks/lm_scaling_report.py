@@ -22,7 +22,7 @@ def gather(results: dict, ladder, seeds: int) -> dict:
             if len(rest) == 2 and rest[1] == str(seed) and not key.startswith(("pool", "all-")):
                 cells.setdefault((name, int(rest[0])), []).append(found["rows"])
                 if name in SEARCHES:
-                    voted = [row | {"right": row["vote"]} for row in found["rows"]]
+                    voted = [row | {"right": row["vote"], "score": np.nan} for row in found["rows"]]
                     cells.setdefault((f"{name}, vote", int(rest[0])), []).append(voted)
     names = sorted({name for name, _ in cells})
     weights = np.random.default_rng(0).multinomial(
@@ -143,6 +143,24 @@ def _table(results: dict) -> list[dict]:
     return found
 
 
+def markdown(found: dict) -> str:
+    """Accuracy by method and N in per cent, in bold what no method clearly beats: the README shows it."""
+    curves = [c for c in found["curves"] if c["method"] != "greedy"]
+    sizes = sorted({c["N"] for c in curves})
+    by = {(c["method"], c["N"]): c for c in curves}
+    least = {n: max(c["interval"][0] for c in curves if c["N"] == n) for n in sizes}
+    names = sorted({c["method"] for c in curves}, key=lambda name: -by[name, sizes[-1]]["accuracy"])
+    rows = ["| method | " + " | ".join(map(str, sizes)) + " |", "|" + "---|" * (len(sizes) + 1)]
+    for name in names:
+        cells = []
+        for n in sizes:
+            value = by.get((name, n))
+            text = "" if value is None else f"{100 * value['accuracy']:.0f}"
+            cells.append(f"**{text}**" if value and value["accuracy"] >= least[n] and n > 1 else text)
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def show(found: dict) -> None:
     """Print the tables."""
     header = [
@@ -202,6 +220,7 @@ def show(found: dict) -> None:
     common.print_table(
         "Every method at one N", ["reward", "method", "accuracy", "95 %", "tokens", "score of choice"], rows
     )
+    print(f"AUC of the trained reward on finished texts: {found['AUC of the trained reward']:.3f}")
     print(f"{found['CPU seconds'] / 60:.1f} CPU minutes")
 
 
@@ -210,23 +229,36 @@ def _range(interval: list[float]) -> str:
 
 
 def picture(name: str, found: dict) -> None:
-    """Accuracy against samples and tokens, and the score of what was chosen against its accuracy."""
+    """Accuracy against samples and tokens, and against the score of what was chosen; bars for the filter only."""
     names = sorted({c["method"] for c in found["curves"]})
-    fig, axes = common.figure(15, 4.6, columns=3)
+    others = [own for own in names if own not in (CHIEF, "greedy")]
+    fig, axes = common.figure(18, 4.6, columns=4)
     for own in names:
         rows = [c for c in found["curves"] if c["method"] == own]
         accuracy = np.array([c["accuracy"] for c in rows])
-        spread = np.abs(np.array([c["interval"] for c in rows]).T - accuracy)
-        style = {"lw": 2.5, "zorder": 3} if own == CHIEF else {"lw": 1.2}
-        axes[0].errorbar([c["N"] for c in rows], accuracy, spread, label=own, capsize=2, **style)
-        axes[1].plot([c["tokens"] for c in rows], accuracy, marker="o", **style)
-        axes[2].plot([c["score"] for c in rows], accuracy, marker="o", **style)
-    for axis, label in zip(axes, ("samples N", "tokens", "score of the chosen text"), strict=True):
+        if own == "greedy":
+            axes[0].axhline(accuracy[0], color="0.5", ls=":", lw=1, label="greedy")
+            continue
+        style: dict = {"color": "black", "lw": 2.5, "zorder": 3}
+        if own != CHIEF:
+            number = others.index(own)
+            style = {"color": f"C{number % 10}", "lw": 1.2, "ls": "-" if number < 10 else "--"}
+        axes[0].plot([c["N"] for c in rows], accuracy, marker="o", ms=4, label=own, **style)
+        axes[1].plot([c["tokens"] for c in rows], accuracy, marker="o", ms=4, **style)
+        axes[2].plot([c["score"] for c in rows], accuracy, marker="o", ms=4, **style)
+        if own == CHIEF:
+            spread = np.abs(np.array([c["interval"] for c in rows]).T - accuracy)
+            axes[0].errorbar([c["N"] for c in rows], accuracy, spread, capsize=3, **style)
+    for axis, label in zip(axes[:3], ("samples N", "tokens", "score of the chosen text"), strict=True):
         axis.set_xlabel(label)
         axis.set_ylabel("accuracy")
     axes[0].set_xscale("log")
+    axes[0].set_xticks(sorted({c["N"] for c in found["curves"]}), sorted({c["N"] for c in found["curves"]}))
+    axes[0].minorticks_off()
     axes[1].set_xscale("log")
-    axes[2].plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
-    axes[2].set_title("above its accuracy: hacked", fontsize=9)
-    axes[0].legend(fontsize=7)
+    low, high = axes[2].get_xlim()
+    axes[2].plot([low, high], [low, high], color="0.7", lw=1, zorder=0)
+    axes[2].set_title("right and down as N grows: the reward is hacked", fontsize=9)
+    axes[3].axis("off")
+    axes[3].legend(*axes[0].get_legend_handles_labels(), loc="center left", frameon=False)
     common.save_figure(fig, name)

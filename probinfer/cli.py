@@ -174,7 +174,7 @@ def generate(
         typer.Option(
             "--method",
             help="particle-filter, entropic, nested, particle-gibbs, parallel-tempering, best-of-n, "
-            "weighted-best-of-n, majority, beam, dvts or greedy.",
+            "weighted-best-of-n, majority, beam, dvts or greedy. Adaptive and Exact exist only in Python.",
         ),
     ] = "particle-filter",
     n: Annotated[int, typer.Option("--n", help="Texts that are worked on at once.")] = 16,
@@ -187,7 +187,7 @@ def generate(
         typer.Option(
             "--step",
             help="Where a step ends: a string, or a number of tokens.",
-            show_default="an empty line",
+            show_default="an empty line; for the reasoner a line",
         ),
     ] = None,
     temperature: Annotated[
@@ -204,7 +204,7 @@ def generate(
         typer.Option(
             "--answer",
             help="What counts as the answer of a text: boxed (LaTeX), number (the last one) or text (all).",
-            show_default="boxed",
+            show_default="boxed; for the reasoner the line 'Answer: ...'",
         ),
     ] = None,
     json: Annotated[

@@ -106,11 +106,15 @@ def decode(
 
 
 def log_softmax(logits: Float[Array, "... v"]) -> Float[Array, "... v"]:
-    r"""Log probabilities :math:`l - \log\sum e^l` in at least float32; minus infinity is a legal logit."""
+    r"""Log probabilities :math:`l - \log\sum e^l` in at least float32; minus infinity is a legal logit.
+
+    A row of nothing but minus infinity stays as it is: there is no token to draw.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     largest = jnp.max(logits, axis=-1, keepdims=True)
     shifted = logits - jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
-    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
+    total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True)
+    return shifted - jnp.where(total == 0, jnp.zeros_like(total), jnp.log(total))
 
 
 def bucket(length: int, least: int = 16) -> int:

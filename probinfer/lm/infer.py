@@ -19,7 +19,7 @@ from probinfer.lm import events, notices
 from probinfer.lm.arguments import as_count, check_answer, check_watch
 from probinfer.lm.events import onlooker
 from probinfer.lm.methods.adaptive import Adaptive, run_adaptively
-from probinfer.lm.methods.base import Draws, check_method
+from probinfer.lm.methods.base import Draws, check_method, has_evidence
 from probinfer.lm.methods.filters import ParticleFilter
 from probinfer.lm.model import Model, check_model
 from probinfer.lm.prompts import encode_all, limits_of, prepare
@@ -180,9 +180,15 @@ def _run_all(
         found: list[Draws] = []
         while len(found) < len(models):
             now = slice(len(found), len(found) + batch)
-            found += _batch(keys[now], models[now], method)
-            line.update(len(found))
-        return [(draws, 1) for draws in found]
+            found += _batch(*_filled(keys[now], models[now], min(batch, len(models))), method)
+            line.update(min(len(found), len(models)))
+        return [(draws, 1) for draws in found[: len(models)]]
+
+
+def _filled(keys: list, models: list[TokenModel], size: int) -> tuple[list, list[TokenModel]]:
+    """The last prompt repeated until the batch is as large as the others: nothing is compiled for a remainder."""
+    missing = size - len(models)
+    return keys + keys[-1:] * missing, models + models[-1:] * missing
 
 
 def _read(tokenizer: Any, reader: notices.Reader, tokens: np.ndarray) -> str | None:
@@ -250,19 +256,24 @@ def _answers(
         log_prior=np.asarray(draws.log_prior, float),
         log_potential=np.asarray(draws.log_potential, float),
         ended=draws.ended,
-        log_evidence=None if np.isnan(log_evidence) and int(draws.status) == Status.OK else log_evidence,
+        log_evidence=log_evidence if has_evidence(method) else None,
         ess=draws.ess,
         ancestors=draws.ancestors,
         step_lengths=draws.step_lengths,
         num_steps=int(draws.num_steps),
         status=Status(int(draws.status)),
-        target=method.words.format(target=law),
+        target=method.words.format(target=law, prior=_prior_words(proposal, potential)),
         ledger=cost,
         faults=faults,
         tokens=tokens,
         method=method,
         decode=decode,
     )
+
+
+def _prior_words(proposal: Proposal, potential: Potential) -> str:
+    """What texts are drawn from where the reward does not choose."""
+    return f"{proposal.words}, each token by the factors of tokens" if potential.per_token else proposal.words
 
 
 def _samples(method: Any) -> int:

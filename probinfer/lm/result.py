@@ -177,7 +177,7 @@ class Answers:
         lines = [*failed, f"target: {self.target}"]
         lines += [] if dead else [f"  {p:6.1%}  {_in_a_line(a)}" for a, p in self.answers[:8]]
         if self.log_evidence is not None:
-            ess = self.ess[self.num_steps - 1]
+            ess = np.exp(-np.logaddexp.reduce(2 * self.log_weights))
             lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {ess:.1f}")
         cost = self.ledger
         lines.append(

@@ -21,6 +21,7 @@ import rich.text
 from probinfer import lm
 from probinfer.base import Status
 from probinfer.lm import infer
+from probinfer.lm.reasoner.task import TRAINED_STEPS
 from probinfer.report.live import Screen, bar, is_right
 from probinfer.report.provenance import provenance
 from probinfer.report.rewards import MEANINGS, load_reward
@@ -144,7 +145,19 @@ def _check(options: Options) -> None:
         target = Path(options.json)
         if target.is_dir() or not target.absolute().parent.is_dir():
             raise ValueError(f"--json {options.json}: name a file in a folder that is there")
+    if options.chat and options.model == _REASONER:
+        raise ValueError("--chat: the reasoner has no chat template; leave out --chat")
+    if "" in options.stop:
+        raise ValueError("--stop: an empty string would end every text at once; leave it out")
+    _check_step(options.step)
     METHODS[options.method](options.n, 1)
+
+
+def _check_step(step: str | None) -> None:
+    if step == "":
+        raise ValueError("--step: an empty string ends no step; --step 1 makes steps of one token")
+    if step is not None and step.isdecimal() and int(step) < 1:
+        raise ValueError(f"--step counts tokens and must be at least 1, got {step}")
 
 
 def _prompt(options: Options) -> str | None:
@@ -175,9 +188,18 @@ def _unescaped(text: str) -> str:
 def _reasoner_task(options: Options, model: lm.Model, text: str | None) -> _Task:
     """Of the bundled model: lines are steps, and every step can be checked."""
     problem = lm.reasoner.problems(options.seed, 1)[0] if text is None else lm.reasoner.parse(text)
+    _warn_outside(len(problem.operands))
     answer = lm.reasoner.answer if options.answer is None else ANSWERS[options.answer]
     most = _most_tokens(options, model, problem.prompt, 64)
     return _Task(problem.prompt, _method(options, "\n"), answer, most, partial(is_right, problem))
+
+
+def _warn_outside(num: int) -> None:
+    """One line on stderr where the reasoner has not learnt problems of ``num`` operations."""
+    fewest, most = TRAINED_STEPS
+    if not fewest <= num <= most:
+        words = f"the reasoner was trained on {fewest} to {most} operations, this prompt has {num}"
+        print(f"warning: {words}: its texts and scores may be wrong", file=sys.stderr)
 
 
 def _task(options: Options, model: lm.Model, text: str | None) -> _Task:
@@ -187,7 +209,8 @@ def _task(options: Options, model: lm.Model, text: str | None) -> _Task:
     try:
         prompt = model.tokenizer.render(text) if options.chat else text
     except ValueError as error:
-        raise ValueError(f"--chat: {error}".replace("chat=False", "no --chat")) from error
+        none = "this checkpoint has no chat template: it may be a base model, leave out --chat"
+        raise ValueError(f"--chat: {none if 'no chat template' in str(error) else error}") from error
     most = _most_tokens(options, model, prompt, 512)
     return _Task(text, _method(options, "\n\n"), ANSWERS[options.answer or "boxed"], most, None)
 
@@ -228,7 +251,8 @@ def _infer(
                 found: Any = run(watch=screen)
         else:
             found = run()
-    for message in dict.fromkeys(str(item.message) for item in caught):
+    said = dict.fromkeys(str(item.message) for item in caught)
+    for message in sorted(said, key=lambda words: not words.startswith("rewards failed")):  # the cause first
         console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return found
 

@@ -7,8 +7,8 @@ import numpy as np
 from probinfer import lm
 from probinfer.lm.infer import run_prepared
 from probinfer.lm.prompts import Limits, encode, prepare
-from probinfer.lm.rewards.base import Score
 from probinfer.lm.rewards.deferred import bind
+from probinfer.lm.rewards.meanings import Score
 from probinfer.types import pytree
 from tests.reference import language as ref
 

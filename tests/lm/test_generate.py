@@ -100,7 +100,9 @@ def test_dead_particles_are_said_and_exit_with_one():
     result = run(*SHORT, "--reward", "scores_of_tests:never", "--no-live")
     assert result.exit_code == 1
     assert "every particle died" in result.output
-    assert result.output.count("oops") == 2  # the line of the traceback and its message, once
+    assert result.output.count("oops") == 3  # the cause, then the line of the traceback and its message, once
+    assert "rewards failed: RuntimeError: oops: 4 of 4 scores lost" in result.output
+    assert result.output.index("rewards failed") < result.output.index("every particle died")
     assert "Answers" not in result.output
 
 
@@ -112,6 +114,22 @@ def test_the_reasoner_needs_no_options(tmp_path, monkeypatch):
     assert lm.reasoner.problems(0, 1)[0].prompt.strip() in result.output
     assert "✗" in result.output  # the checker's word on texts that know nothing
     assert "the product of the odds" in result.output
+
+
+@pytest.mark.parametrize(("num", "outside"), [(1, True), (3, False), (7, False), (8, True)])
+def test_problems_that_the_reasoner_has_not_learnt_are_said(num, outside, tmp_path, capsys):
+    folders.reasoner(tmp_path)
+    model, options = lm.load(tmp_path), generate.Options()
+    assert generate._reasoner_task(options, model, "7" + " + 5" * num).prompt.count("+") == num
+    words = f"warning: the reasoner was trained on 3 to 7 operations, this prompt has {num}"
+    said = capsys.readouterr()
+    assert (words in said.err, said.err.count("\n"), said.out) == (outside, int(outside), "")
+
+
+def test_the_help_tells_both_defaults_and_what_is_in_python_only():
+    words = " ".join(run("--help").output.replace("│", " ").split())
+    for part in ("an empty line; for the reasoner a line", "Answer: ...", "Adaptive and Exact exist only in"):
+        assert part in words
 
 
 def test_the_prompt_may_come_from_a_file_or_a_pipe(tmp_path, monkeypatch):
@@ -168,13 +186,16 @@ CHECKPOINT = ("--model", "model", "--prompt", "a")
             (*CHECKPOINT, "--reward", "objects_of_tests:certain", "--meaning", "odds"),
             "a meaning of its own",
         ),
-        ((*CHECKPOINT, "--chat"), "has no chat template"),
+        ((*CHECKPOINT, "--chat"), "no chat template: it may be a base model, leave out --chat"),
+        (("--prompt", "7 + 5 * 3 - 2", "--chat"), "the reasoner has no chat template; leave out --chat"),
+        ((*CHECKPOINT, "--stop", ""), "--stop: an empty string would end every text at once"),
+        ((*CHECKPOINT, "--step", 0), "--step counts tokens and must be at least 1, got 0"),
         ((*CHECKPOINT, "--max-tokens", 500), "--max-tokens 500: 127 fit behind a prompt of 1 tokens"),
         (("--model", "model", "--prompt", "a" * 130), "130 tokens do not fit into the context of 128"),
         ((*CHECKPOINT, "--max-tokens", 0), "--max-tokens must be at least 1"),
         ((*CHECKPOINT, "--n", 0), "--n counts texts"),
         ((*CHECKPOINT, "--n", 1, "--method", "particle-gibbs"), "at least 2"),
-        ((*CHECKPOINT, "--step", ""), "an empty delimiter"),
+        ((*CHECKPOINT, "--step", ""), "--step 1 makes steps of one token"),
         ((*CHECKPOINT, "--temperature", -1), "temperature must be finite and not negative"),
         ((*CHECKPOINT, "--json", "no/such/folder.json"), "name a file in a folder that is there"),
     ],

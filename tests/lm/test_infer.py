@@ -11,6 +11,7 @@ import pytest
 from probinfer import checks, lm
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
+from probinfer.lm.infer import run_prepared
 from probinfer.lm.rewards import calibration
 from tests.lm import tables
 
@@ -30,7 +31,7 @@ def test_answers_say_what_they_are():
     assert len(result.texts) == 8
     assert sum(p for _, p in result.answers) == pytest.approx(1)
     assert result.best == result.answers[0][0]
-    assert result.target == "weighted draws from the model, times the score of the whole text"
+    assert result.target == "weighted draws from the model, times the score of the whole text by PrefixScore"
     assert np.logaddexp.reduce(result.log_weights) == pytest.approx(0, abs=1e-9)
     assert result.ledger.generated == sum(len(t) for t in result.tokens) + _lost(result)
     assert result.sample(KEY) in result.texts
@@ -323,3 +324,21 @@ def test_masks_allow_what_they_say_and_weigh_it():
     alive = np.isfinite(filtered.log_weights)
     assert alive.any()
     assert all(re.fullmatch("a+;?a?", t) for t, good in zip(filtered.texts, alive, strict=True) if good)
+
+
+def test_a_remainder_of_prompts_compiles_nothing():
+    """Three prompts, two side by side: the last one runs in the program of the first two."""
+    args = (
+        KEY,
+        tables.model(),
+        [[0, 1], [1], [0, 0]],
+        tables.reward("odds"),
+        lm.ParticleFilter(3, step=STEP),
+    )
+    settings = {"answer": lm.answers.text, "max_tokens": 4, "progress": False}
+    one_by_one = lm.infer(*args, **settings)
+    lm.infer(*args[:2], args[2][:2], *args[3:], batch=2, **settings)
+    programs = run_prepared._cache_size()
+    together = lm.infer(*args, batch=2, **settings)
+    assert run_prepared._cache_size() == programs
+    assert [a.texts for a in together] == [b.texts for b in one_by_one]

@@ -249,6 +249,22 @@ def test_searches_keep_the_best(kind):
     assert np.mean(top) > np.mean(np.max(np.asarray(some.log_score, float), axis=1))
 
 
+def test_trees_vote_with_their_scores():
+    """The same texts; each votes in proportion to its score instead of the best one alone."""
+    settings = {"answer": lm.answers.text, "max_tokens": 4, "progress": False}
+    args = (jax.random.key(2), tables.model(), [0, 1], tables.reward("odds"))
+    best, voted = (
+        lm.infer(*args, lm.DVTS(8, 2, step=lm.every(1), weighted=weighted), **settings)
+        for weighted in (False, True)
+    )
+    assert best.texts == voted.texts
+    assert best.best == best.extracted[int(np.argmax(best.log_scores))]
+    known = lm.selectors.weighted_vote(voted.extracted, np.exp(voted.log_scores))
+    assert {a: p for a, p in voted.answers if a is not None} == pytest.approx(dict(known.ranking))
+    assert len(voted.answers) > 1
+    assert "each voting with its score" in voted.target
+
+
 def test_all_prompts_in_one_program_are_those_one_by_one():
     """The masked loops of several prompts, of different lengths, change nothing."""
     own = tables.model()
@@ -296,3 +312,22 @@ def test_particle_gibbs_counts_what_it_reads_again(ancestor_sampling):
     asked = 3 * sum(int(np.sum(part > 0)) for part in rest)
     assert int(draws.ledger.scored) - asked == int(np.sum(np.asarray(draws.step_lengths) > 0))
     assert not ancestor_sampling or (steps > 2 and asked)
+
+
+def test_a_dead_end_of_a_constraint_costs_its_particles_only():
+    """Tokens that lead where none may follow: the filter estimates what enumeration says, and none is NaN."""
+    from probinfer.lm.rewards.constraints import allowed
+    from probinfer.lm.rewards.masks import TokenMask
+
+    table = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]], bool)  # state 2 allows nothing
+    follow = np.array([[1, 0, 0], [2, 3, 0], [0, 0, 0], [0, 0, 3]])
+    reward = TokenMask(allowed(table, follow), "a path")
+    own = tables.token_model(lm.Exact(), None, potential=reward)
+    exact_z = float(jax.jit(lm.Exact().run)(jax.random.key(0), own).log_evidence)
+    method = lm.ParticleFilter(16, step=lm.every(1))
+    draws = tables.repeated(method, tables.token_model(method, None, potential=reward), 500)
+    assert np.isfinite(exact_z)
+    assert np.all(np.asarray(draws.status) == Status.OK)
+    ratio = np.exp(np.asarray(draws.log_evidence, float) - exact_z)
+    assert abs(tables.z_scores(ratio, 1.0)) < tables.Z_LIMIT
+    assert np.std(ratio) > 0.01

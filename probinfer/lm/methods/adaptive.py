@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.lm import selectors
-from probinfer.lm.methods.base import Draws, check_count, check_method
+from probinfer.lm.methods.base import Draws, check_count, check_method, has_evidence
 from probinfer.lm.token_model import Ledger, TokenModel
 from probinfer.types import field, pytree
 
@@ -52,6 +52,11 @@ class Adaptive:
     def num_rows(self) -> int:
         """Of one batch."""
         return self.method.num_rows
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the method of the batches estimates the evidence."""
+        return has_evidence(self.method)
 
     @property
     def words(self) -> str:

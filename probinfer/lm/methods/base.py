@@ -23,6 +23,7 @@ __all__ = [
     "check_step",
     "default_step",
     "from_sweep",
+    "has_evidence",
     "log_scores",
     "one_hot",
     "one_pass",
@@ -79,13 +80,18 @@ class Method(Protocol):
 
     @property
     def words(self) -> str:
-        """What the weighted texts are draws from, with ``{target}`` for the law."""
+        """What the weighted texts are draws from, with ``{target}`` for the law and ``{prior}`` without the reward."""
         ...
 
     @property
     def num_rows(self) -> int:
         """Most texts at work at once: rows of the cache."""
         ...
+
+
+def has_evidence(method: Any) -> bool:
+    """Whether a method estimates the evidence; searches say that they do not."""
+    return getattr(method, "has_evidence", True)
 
 
 def one_pass(

@@ -156,7 +156,7 @@ class MajorityVote:
         sweep = independent(key, model, self.n, watch)
         return from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
 
-    words = "independent draws from the prior of {target}, the reward unused"
+    words = "independent draws from {prior}, one vote each; the reward is not used"
 
     @property
     def num_rows(self) -> int:
@@ -198,7 +198,7 @@ class BestOfN:
     def words(self) -> str:
         """In words."""
         how = "that vote with their scores" if self.weighted else "of which the best by its score is kept"
-        return f"draws from the prior of {{target}} {how}: a choice, not a sample"
+        return f"independent draws from {{prior}} {how}: a choice, not a sample"
 
     @property
     def num_rows(self) -> int:
@@ -223,9 +223,11 @@ class Greedy:
         """Follow the likeliest tokens, whatever the proposal is."""
         setting = replace(model.setting, proposal=Proposal(temperature=0.0))
         sweep = independent(key, replace(model, setting=setting), 1, watch)
-        return from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
+        draws = from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
+        return draws._replace(log_evidence=jnp.full_like(draws.log_evidence, jnp.nan))
 
-    words = "the text of the likeliest tokens, the reward unused"
+    words = "the text of the likeliest tokens, a choice; the reward is not used"
+    has_evidence = False
 
     @property
     def num_rows(self) -> int:

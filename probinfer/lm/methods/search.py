@@ -169,6 +169,7 @@ class _Search(_Expanding):
     n: int = field(static=True)
     width: int = field(static=True, default=4)
     step: Any = field(static=True, default_factory=default_step)
+    weighted: bool = field(static=True, default=False)
 
     def __post_init__(self):
         self._check("n")
@@ -184,7 +185,15 @@ class _Search(_Expanding):
         draws = from_sweep(model, one_pass(key, model, adaptive, self._num_kept, watch, extend))
         scores = jnp.where(draws.log_weights > -jnp.inf, draws.log_score, -jnp.inf)
         nothing = jnp.full_like(draws.log_evidence, jnp.nan)
-        return draws._replace(log_weights=one_hot(scores), log_score=scores, log_evidence=nothing)
+        log_weights = scores if self.weighted else one_hot(scores)
+        return draws._replace(log_weights=log_weights, log_score=scores, log_evidence=nothing)
+
+    def _words(self, search: str) -> str:
+        if self.weighted:
+            return f"the texts that {search} found, each voting with its score: a choice, not a sample"
+        return f"the best text that {search} found by its score: a choice, not a sample"
+
+    has_evidence = False
 
     @property
     def num_rows(self) -> int:
@@ -200,6 +209,7 @@ class BeamSearch(_Search):
         n: candidates a step; n / width is rounded down, but at least 1; static.
         width: candidates of each beam; static.
         step: as for ``ParticleFilter``; static.
+        weighted: at the end every beam votes with its score; static.
 
     References:
         Snell et al. (2024); Beeching, Tunstall and Rush (2024).
@@ -210,7 +220,10 @@ class BeamSearch(_Search):
         draws = self._searched(key, model, watch, choose_best)
         return draws._replace(ancestors=None, step_lengths=None)
 
-    words = "the best text that a beam search found by its score: a choice, not a sample"
+    @property
+    def words(self) -> str:
+        """In words."""
+        return self._words("a beam search")
 
 
 @pytree
@@ -221,6 +234,7 @@ class DVTS(_Search):
         n: candidates a step; n / width is rounded down, but at least 1; static.
         width: candidates of each tree; static.
         step: as for ``ParticleFilter``; static.
+        weighted: at the end every tree votes with its score, which is safer where a reward can be hacked; static.
 
     References:
         Beeching, Tunstall and Rush (2024), diverse verifier tree search.
@@ -230,4 +244,7 @@ class DVTS(_Search):
         """Search."""
         return self._searched(key, model, watch, choose_best_of_each)
 
-    words = "the best text that a search of diverse trees found by its score: a choice, not a sample"
+    @property
+    def words(self) -> str:
+        """In words."""
+        return self._words("a search of diverse trees")

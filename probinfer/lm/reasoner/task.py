@@ -31,6 +31,7 @@ __all__ = [
     "MODULUS",
     "OPERATIONS",
     "SPLITS",
+    "TRAINED_STEPS",
     "Check",
     "Problem",
     "Problems",
@@ -44,7 +45,8 @@ __all__ = [
 
 MODULUS = 11
 OPERATIONS = ("+", "-", "*")
-MAX_STEPS = 10  # the longest chains that may be asked for; the bundled model is trained on 3 to 7
+MAX_STEPS = 10  # the longest chains that may be asked for
+TRAINED_STEPS = (3, 7)  # fewest and most operations that the bundled model is trained on
 HEADER = "Left to right modulo 11: "
 SPLITS = {
     "train": range(0, 13),

@@ -7,7 +7,7 @@ steps how far a reward model is to be trusted, ``reliability`` shows it, ``calib
 """
 
 from probinfer.lm.rewards.algebra import Potential
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.calibrated import calibrated
 from probinfer.lm.rewards.calibration import calibrate, reliability
 from probinfer.lm.rewards.deferred import (
@@ -23,6 +23,7 @@ from probinfer.lm.rewards.deferred import (
 from probinfer.lm.rewards.meanings import (
     LogOdds,
     PrefixTwist,
+    Score,
     SelfCertainty,
     Sharpened,
     StepLikelihood,

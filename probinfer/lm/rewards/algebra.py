@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Sized, View
+from probinfer.lm.rewards.base import Sized, Summand, View
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
-__all__ = ["Nothing", "Potential", "Product", "Tempered", "add", "temper"]
+__all__ = ["Nothing", "Potential", "Product", "Tempered", "add", "check_power", "temper"]
 
 
-class Potential(Sized):
+class Potential(Sized, Summand):
     """A factor of the target, told step by step; base class of pytrees.
 
     A potential may weigh steps (``advance``) and single tokens (``log_factors``, where ``per_token``): then tokens are
@@ -61,6 +61,12 @@ class Potential(Sized):
 
     def __add__(self, other: Any) -> Potential:
         """The product of two factors, the sum of their logs."""
+        if isinstance(other, Summand) and not isinstance(other, Potential):
+            return NotImplemented  # it knows what factor it becomes
+        return add(self, other)
+
+    def __radd__(self, other: Any) -> Potential:
+        """Never of two factors: say what can be added."""
         return add(self, other)
 
     def __mul__(self, power: Any) -> Potential:
@@ -211,8 +217,20 @@ def temper(inner: Potential, power: Any) -> Potential:
         TypeError: the power is no number.
         ValueError: it is negative.
     """
-    if isinstance(power, Potential) or not (hasattr(power, "dtype") or isinstance(power, (int, float))):
+    check_power(power)
+    return Tempered(inner, strong_array(power))
+
+
+def check_power(power: Any) -> None:
+    """Refuse what is no power of a factor; arrays and tracers may be any number.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative or infinite.
+    """
+    if isinstance(power, (Potential, bool)) or not (
+        hasattr(power, "dtype") or isinstance(power, (int, float))
+    ):
         raise TypeError(f"a reward is tempered by a number, got {shortened(power)}; rewards are added with +")
     if isinstance(power, (int, float)) and not 0 <= power < float("inf"):
         raise ValueError(f"the power of a reward must be finite and not negative, got {power}")
-    return Tempered(inner, strong_array(power))

@@ -1,4 +1,4 @@
-"""What a reward sees of a step, and the score: a number for every prefix that ends with a step."""
+"""What a reward sees of a step, and what all rewards have in common."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.lm.base import Context
-from probinfer.types import Array, ArrayTree
+from probinfer.types import Array
 
-__all__ = ["Score", "Sized", "View", "log_value"]
+__all__ = ["Sized", "Summand", "View", "log_value"]
 
 
 class View(NamedTuple):
@@ -61,25 +61,8 @@ class Sized:
         return [part for part in found if part is not self and isinstance(part, Sized)]
 
 
-class Score(Sized):
-    """A number for every prefix that ends with a step; base class of pytrees.
-
-    ``scale`` says what ``step`` returns: "logit" of a probability, or "log" of a number that is not negative.
-    """
-
-    scale: str = "logit"
-
-    def init(self, context: Context, num: int) -> ArrayTree:
-        """State of ``num`` particles before the first step, leaves (num, ...) unless ``gather`` is its own."""
-        return ()
-
-    def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
-        """Score the step that was taken: new state and values (N,); values of inactive particles are not read."""
-        raise TypeError(f"{type(self).__name__} does not define step(state, view)")
-
-    def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
-        """Fork the state."""
-        return jax.tree.map(lambda leaf: leaf[ancestors], state)
+class Summand:
+    """What stands on either side of a plus between rewards: a factor, or what becomes one; base class."""
 
 
 def log_value(scale: str, value: Array) -> Array:

@@ -6,7 +6,8 @@ from typing import Any
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.meanings import Score
 from probinfer.types import Array, ArrayTree, pytree
 
 __all__ = ["Calibrated", "calibrated"]
@@ -25,6 +26,11 @@ class Calibrated(Score):
     map: Any
 
     scale = "logit"
+
+    @property
+    def source(self) -> str:
+        """In words."""
+        return f"{self.score.source} (calibrated)"
 
     def init(self, context: Context, num: int) -> ArrayTree:
         """As the score."""

@@ -24,7 +24,7 @@ from probinfer.lm.base import Context
 from probinfer.lm.rewards.batching import flat
 from probinfer.types import Array, ArrayTree, Bool, Int, field, pytree
 
-__all__ = ["Allowed", "Grammar", "allowed", "grammar", "json_schema", "regex"]
+__all__ = ["Allowed", "Grammar", "allowed", "grammar", "json_schema", "regex", "schema_text", "text_of"]
 
 _OPTIONS = re.compile(r"^%llguidance\s*(\{.*\})\s*$", re.MULTILINE)
 
@@ -123,7 +123,7 @@ class Grammar:
         return state
 
 
-def regex(pattern: str, tokenizer: Any, *, memory: int = 4096) -> Grammar:
+def regex(pattern: Any, tokenizer: Any, *, memory: int = 4096) -> Grammar:
     r"""Texts that a regular expression matches from their first to their last character.
 
     Args:
@@ -132,8 +132,10 @@ def regex(pattern: str, tokenizer: Any, *, memory: int = 4096) -> Grammar:
         memory: for how many prefixes the state is kept; more than there are particles.
 
     Raises:
+        TypeError: the pattern is no string.
         ValueError: the pattern does not parse; a tokenizer without bytes or without end token.
     """
+    pattern = text_of("a regular expression", pattern)
     made = json.loads(_library().LLMatcher.grammar_from_regex(pattern))
     lark = made["grammars"][0]["lark_grammar"]
     return _grammar(lark, f"regular expression {pattern!r}", tokenizer, memory)
@@ -152,17 +154,34 @@ def json_schema(schema: Any, tokenizer: Any, *, whitespace: bool = True, memory:
         TypeError: the schema is neither a dictionary nor a text.
         ValueError: it is no JSON, no schema, or uses what cannot be followed; a tokenizer without bytes or end token.
     """
+    text = schema_text(schema, whitespace=whitespace)
+    return _grammar(f"start: %json {text}", "JSON schema", tokenizer, memory)
+
+
+def schema_text(schema: Any, *, whitespace: bool = True) -> str:
+    """A JSON schema as the text that is followed.
+
+    Raises:
+        TypeError: the schema is neither a dictionary nor a text.
+        ValueError: it is no JSON object.
+    """
     if not isinstance(schema, (dict, str)):
         raise TypeError(f"a JSON schema is a dictionary or its text, got {shortened(schema)}")
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
-        text = json.dumps({"x-guidance": {"whitespace_flexible": whitespace}, **parsed})
+        return json.dumps({"x-guidance": {"whitespace_flexible": whitespace}, **parsed})
     except (TypeError, ValueError) as error:
         raise ValueError(f"the JSON schema is no JSON object: {error}; got {shortened(schema)}") from error
-    return _grammar(f"start: %json {text}", "JSON schema", tokenizer, memory)
 
 
-def grammar(lark: str, tokenizer: Any, *, memory: int = 4096) -> Grammar:
+def text_of(what: str, value: Any) -> str:
+    """The value itself, if it is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a string, got {shortened(value)}")
+    return value
+
+
+def grammar(lark: Any, tokenizer: Any, *, memory: int = 4096) -> Grammar:
     """Texts of a context-free grammar, written as Lark does, with the rule ``start``.
 
     Args:
@@ -171,9 +190,10 @@ def grammar(lark: str, tokenizer: Any, *, memory: int = 4096) -> Grammar:
         memory: for how many prefixes the state is kept; more than there are particles.
 
     Raises:
+        TypeError: the grammar is no string.
         ValueError: the grammar does not parse; a tokenizer without bytes or without end token.
     """
-    return _grammar(lark, "grammar", tokenizer, memory)
+    return _grammar(text_of("a grammar", lark), "grammar", tokenizer, memory)
 
 
 def _library() -> Any:

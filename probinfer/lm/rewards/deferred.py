@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from probinfer.errors import shortened
-from probinfer.lm.rewards.algebra import Nothing, Potential, add, temper
-from probinfer.lm.rewards.base import Score
-from probinfer.lm.rewards.host import HostScore
+from probinfer.lm.rewards.algebra import Nothing, Potential, add, check_power, temper
+from probinfer.lm.rewards.base import Summand
+from probinfer.lm.rewards.host import HostScore, check_settings
 from probinfer.lm.rewards.masks import TokenMask
-from probinfer.lm.rewards.meanings import LogOdds, SelfCertainty, Sharpened, weigh
+from probinfer.lm.rewards.meanings import LogOdds, Score, SelfCertainty, Sharpened, bare, weigh
 
 __all__ = [
     "Deferred",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-class Deferred:
+class Deferred(Summand):
     """A reward that is made when its tokenizer is known, once for each tokenizer."""
 
     def __init__(self, make: Callable[[Any], Potential], words: str):
@@ -41,24 +41,30 @@ class Deferred:
 
     def __add__(self, other: Any) -> Deferred:
         """The product of two factors."""
-        if not isinstance(other, (Potential, Deferred)):
-            raise TypeError(f"rewards are added to rewards, got {shortened(other)}")
-        return Deferred(
-            lambda tokenizer: add(self.bind(tokenizer), bind(other, tokenizer)), f"{self} + {other}"
-        )
+        return _sum(self, other, other)
 
     def __radd__(self, other: Any) -> Deferred:
         """The product of two factors, the other way round."""
-        return self + other
+        return _sum(other, self, other)
 
     def __mul__(self, power: Any) -> Deferred:
         """The factor to a power."""
+        check_power(power)
         return Deferred(lambda tokenizer: temper(self.bind(tokenizer), power), f"{power} * ({self})")
 
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
         return self._words
+
+
+def _sum(first: Any, second: Any, other: Any) -> Deferred:
+    """The sum of two rewards, of which ``other`` may be anything that a user has written."""
+    if not isinstance(other, Summand):
+        raise TypeError(
+            f"rewards are added to rewards, got {shortened(other)}; wrap a function by lm.rewards.from_python"
+        )
+    return Deferred(lambda tok: add(bind(first, tok), bind(second, tok)), f"{first} + {second}")
 
 
 def bind(reward: Any, tokenizer: Any) -> Potential:
@@ -74,7 +80,7 @@ def bind(reward: Any, tokenizer: Any) -> Potential:
     if isinstance(reward, Deferred):
         return reward.bind(tokenizer)
     if isinstance(reward, Score):
-        return weigh(reward, "odds" if reward.scale == "logit" else "twist")
+        return bare(reward)
     if callable(reward):
         raise TypeError(
             f"a Python function becomes a reward by lm.rewards.from_python(fn): it says what its numbers mean; got "
@@ -92,15 +98,17 @@ def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: A
         fn: sees strings; what raises, hangs or returns nonsense gets weight zero and is counted.
         meaning: "twist" (the text's law is prior times the last score), "likelihood" (the product of the scores of its
             steps), "odds" (the product of their odds) or "terminal" (the score of whole texts only).
-        **settings: of ``rewards.host.HostScore``: ``takes``, ``scale``, ``timeout``, ``workers``, ``memory``.
+        **settings: of ``rewards.host.HostScore``: ``takes``, ``scale``, ``timeout``, ``workers``, ``memory``,
+            ``max_steps``.
 
     Raises:
-        TypeError: no function.
-        ValueError: an unknown meaning.
+        TypeError: no function, or an unknown setting.
+        ValueError: an unknown meaning, or a setting out of range.
     """
     if not callable(fn):
         raise TypeError(f"a reward function is called with (prompt, text), got {shortened(fn)}")
     _check_meaning(meaning)
+    check_settings(**settings)
     return Deferred(
         lambda tokenizer: weigh(HostScore(fn, tokenizer, **settings), meaning), f"from_python({fn})"
     )
@@ -129,38 +137,64 @@ def from_score(score: Score, *, meaning: str = "odds") -> Potential:
 
 
 def self_certainty(temperature: Any = 1.0) -> Potential:
-    """The model's own confidence in its steps as a reward: odds of the geometric mean probability of their tokens."""
+    """The model's own confidence in its steps as a reward: odds of the geometric mean probability of their tokens.
+
+    Raises:
+        TypeError: the temperature is no number.
+        ValueError: it is not positive.
+    """
     return LogOdds(SelfCertainty(), temperature)
 
 
 def sharpened(power: Any) -> Potential:
-    """The model's own probability to ``power`` - 1: the law is then prior to that power."""
+    """The model's own probability to ``power`` - 1: the law is then prior to that power.
+
+    Raises:
+        TypeError: the power is no number.
+        ValueError: it is negative or not finite.
+    """
     return Sharpened(power)
 
 
-def regex(pattern: str) -> Deferred:
-    """Only texts that match a regular expression from end to end."""
+def regex(pattern: Any) -> Deferred:
+    """Only texts that match a regular expression from end to end.
+
+    Raises:
+        TypeError: the pattern is no string.
+    """
     from probinfer.lm.rewards import constraints
 
+    constraints.text_of("a regular expression", pattern)
     return Deferred(
         lambda tok: TokenMask(constraints.regex(pattern, tok), "texts that match"), f"regex({pattern!r})"
     )
 
 
 def json_schema(schema: Any) -> Deferred:
-    """Only JSON that follows a schema."""
+    """Only JSON that follows a schema, a dictionary or its JSON text.
+
+    Raises:
+        TypeError: the schema is neither.
+        ValueError: it is no JSON object.
+    """
     from probinfer.lm.rewards import constraints
 
+    constraints.schema_text(schema)
     return Deferred(
         lambda tok: TokenMask(constraints.json_schema(schema, tok), "JSON that follows the schema"),
         "json_schema(...)",
     )
 
 
-def grammar(lark: str) -> Deferred:
-    """Only texts of a grammar in the notation of Lark."""
+def grammar(lark: Any) -> Deferred:
+    """Only texts of a grammar in the notation of Lark.
+
+    Raises:
+        TypeError: the grammar is no string.
+    """
     from probinfer.lm.rewards import constraints
 
+    constraints.text_of("a grammar", lark)
     return Deferred(
         lambda tok: TokenMask(constraints.grammar(lark, tok), "texts of the grammar"), "grammar(...)"
     )

@@ -21,7 +21,8 @@ from scipy.special import ndtr
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.meanings import Score
 from probinfer.types import Array, pytree, strong_array
 
 __all__ = ["Degraded", "DegradedState", "degrade", "noise_for_auc"]
@@ -58,6 +59,11 @@ class Degraded(Score):
     noise: Any
     persistence: Any
     seed: Any
+
+    @property
+    def source(self) -> str:
+        """In words."""
+        return f"{self.score.source} (with noise)"
 
     def init(self, context: Context, num: int) -> DegradedState:
         """Hash the prompt."""

@@ -23,16 +23,25 @@ import numpy as np
 
 from probinfer.errors import import_extra, shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.batching import flat
+from probinfer.lm.rewards.meanings import Score
 from probinfer.lm.rewards.worker import call
 from probinfer.lm.rewards.workers import Pool, Reply
 from probinfer.types import Array, ArrayTree, field, pytree
 
-__all__ = ["Faults", "HostScore"]
+__all__ = ["Faults", "HostScore", "check_settings"]
 
 _SCALES = ("probability", "logit", "log")
 _TAKES = ("text", "steps")
+_SETTINGS: dict[str, Any] = {  # names to choose from, or the least number
+    "takes": _TAKES,
+    "scale": _SCALES,
+    "timeout": 0,
+    "workers": 0,
+    "memory": 0,
+    "max_steps": 1,
+}
 
 
 class Faults(NamedTuple):
@@ -52,13 +61,14 @@ class Faults(NamedTuple):
     num_calls: int
 
     def __str__(self) -> str:
-        """In words."""
+        """In words; where every score was lost, the cause comes first."""
         if not self.counts:
             return f"no faults in {self.num_scored} scores ({self.num_calls} calls)"
         kinds = ", ".join(f"{number} by {kind}" for kind, number in self.counts.items())
-        return (
-            f"{sum(self.counts.values())} of {self.num_scored} scores lost: {kinds}; the first:\n{self.first}"
-        )
+        lost = sum(self.counts.values())
+        cause = self.first.strip().rpartition("\n")[2]
+        start = f"{cause}: " if lost == self.num_scored else ""
+        return f"{start}{lost} of {self.num_scored} scores lost: {kinds}; the first:\n{self.first}"
 
 
 @pytree
@@ -102,12 +112,22 @@ class HostScore(Score):
         memory: int = 65536,
         max_steps: int = 256,
     ):
-        _check(fn, takes, scale, timeout, workers, memory, max_steps)
+        if not callable(fn):
+            raise TypeError(f"a host score needs a function of (prompt, text), got {shortened(fn)}")
+        check_settings(
+            takes=takes, scale=scale, timeout=timeout, workers=workers, memory=memory, max_steps=max_steps
+        )
         workers = min(_num_cores(), 4) if workers is None else workers
         pool = Pool(_pickled(fn), workers, None if timeout is None else float(timeout)) if workers else None
         object.__setattr__(self, "host", _Host(fn, pool, tokenizer, scale, memory))
         object.__setattr__(self, "scale", "log" if scale == "log" else "logit")
         object.__setattr__(self, "max_steps", max_steps if takes == "steps" else 0)
+
+    @property
+    def source(self) -> str:
+        """The name of the function."""
+        name = getattr(self.host.fn, "__name__", type(self.host.fn).__name__)
+        return "a function without name" if name == "<lambda>" else f"the function {name}"
 
     @property
     def faults(self) -> Faults:
@@ -277,17 +297,33 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check(
-    fn: Any, takes: str, scale: str, timeout: Any, workers: int | None, memory: int, max_steps: int
-) -> None:
-    """Refuse settings that cannot be meant."""
-    if not callable(fn):
-        raise TypeError(f"a host score needs a function of (prompt, text), got {shortened(fn)}")
-    for name, value, known in (("takes", takes, _TAKES), ("scale", scale, _SCALES)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-    if timeout is not None and not 0 < timeout < math.inf:
-        raise ValueError(f"timeout must be positive seconds, or None for no limit; got {timeout}")
-    for name, number, least in (("workers", workers, 0), ("memory", memory, 0), ("max_steps", max_steps, 1)):
-        if number is not None and number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+def check_settings(**settings: Any) -> None:
+    """Refuse settings of a ``HostScore`` that are unknown or cannot be meant.
+
+    Raises:
+        TypeError: an unknown name, or a value of the wrong kind.
+        ValueError: a value out of range.
+    """
+    unknown = [name for name in settings if name not in _SETTINGS]
+    if unknown:
+        raise TypeError(
+            f"a Python function as a reward has no setting {unknown[0]!r}: there are {', '.join(_SETTINGS)}"
+        )
+    for name, value in settings.items():
+        _check(name, value)
+
+
+def _check(name: str, value: Any) -> None:
+    allowed = _SETTINGS[name]
+    if isinstance(allowed, tuple):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+    elif name == "timeout":
+        if value is not None and (isinstance(value, (bool, str)) or not 0 < value < math.inf):
+            raise ValueError(f"timeout must be positive seconds, or None for no limit; got {value!r}")
+    elif value is None and name == "workers":
+        return
+    elif isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int of at least {allowed}, got {shortened(value)}")
+    elif value < allowed:
+        raise ValueError(f"{name} must be at least {allowed}, got {value}")

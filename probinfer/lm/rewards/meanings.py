@@ -1,4 +1,6 @@
-r"""What a score means as a weight: the same numbers r_t sample different laws.
+r"""Scores, numbers for every prefix that ends with a step, and what they mean as weights.
+
+The same numbers r_t sample different laws.
 
 ============== ===================================== ==========================
 meaning        log weight of step t                  texts x in proportion to
@@ -19,25 +21,70 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from probinfer.errors import shortened
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.algebra import Potential
-from probinfer.lm.rewards.base import Score, View, log_value
+from probinfer.lm.rewards.base import Sized, Summand, View, log_value
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = [
     "MEANINGS",
     "LogOdds",
     "PrefixTwist",
+    "Score",
     "SelfCertainty",
     "Sharpened",
     "StepLikelihood",
     "Terminal",
+    "bare",
     "weigh",
 ]
 
 _CLIP = 16.0  # odds of a score of one are finite: 1e-7 and 1 - 1e-7 are the extremes
+
+
+class Score(Sized, Summand):
+    """A number for every prefix that ends with a step; base class of pytrees.
+
+    ``scale`` says what ``step`` returns: "logit" of a probability, or "log" of a number that is not negative. In sums
+    and powers of rewards a score stands for its odds, and one on the scale "log" for its twist.
+    """
+
+    scale: str = "logit"
+
+    @property
+    def source(self) -> str:
+        """Whose numbers these are, in words."""
+        return type(self).__name__
+
+    def init(self, context: Context, num: int) -> ArrayTree:
+        """State of ``num`` particles before the first step, leaves (num, ...) unless ``gather`` is its own."""
+        return ()
+
+    def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
+        """Score the step that was taken: new state and values (N,); values of inactive particles are not read."""
+        raise TypeError(f"{type(self).__name__} does not define step(state, view)")
+
+    def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
+        """Fork the state."""
+        return jax.tree.map(lambda leaf: leaf[ancestors], state)
+
+    def __add__(self, other: Any) -> Any:
+        """The product of two factors."""
+        return bare(self) + other
+
+    def __radd__(self, other: Any) -> Any:
+        """The product of two factors."""
+        return other + bare(self)
+
+    def __mul__(self, power: Any) -> Potential:
+        """The factor to a power."""
+        return bare(self) * power
+
+    __rmul__ = __mul__
 
 
 class _Scored(Potential):
@@ -74,7 +121,7 @@ class StepLikelihood(_Scored):
     @property
     def words(self) -> str:
         """In words."""
-        return "the product of the scores of its steps"
+        return f"the product of the scores of its steps by {self.score.source}"
 
 
 class TwistState(NamedTuple):
@@ -116,7 +163,7 @@ class PrefixTwist(Potential):
     @property
     def words(self) -> str:
         """In words."""
-        return "the score of the whole text"
+        return f"the score of the whole text by {self.score.source}"
 
 
 @pytree
@@ -137,7 +184,7 @@ class LogOdds(_Scored):
                 "odds need a score that is a probability (scale 'logit'), this one is any positive number: use "
                 "StepLikelihood, PrefixTwist or Terminal"
             )
-        if isinstance(self.temperature, (int, float)) and not self.temperature > 0:
+        if _is_python_number("temperature", self.temperature) and not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         object.__setattr__(self, "temperature", strong_array(self.temperature))
 
@@ -156,7 +203,7 @@ class LogOdds(_Scored):
         """In words."""
         tau = float(self.temperature)
         power = f", to the power {1 / tau:g}" if tau != 1 else ""
-        return "the product of the odds of the scores of its steps" + power
+        return f"the product of the odds of the scores of its steps by {self.score.source}{power}"
 
 
 @pytree
@@ -178,7 +225,7 @@ class Terminal(_Scored):
     @property
     def words(self) -> str:
         """In words."""
-        return "the score of the whole text"
+        return f"the score of the whole text by {self.score.source}"
 
 
 @pytree
@@ -195,6 +242,10 @@ class Sharpened(Potential):
     power: Any
 
     def __post_init__(self):
+        if _is_python_number("power", self.power) and not 0 <= self.power < float("inf"):
+            raise ValueError(
+                f"the power of the prior must be finite and not negative, got {self.power}; 1 is the prior itself"
+            )
         object.__setattr__(self, "power", strong_array(self.power))
 
     def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
@@ -216,6 +267,7 @@ class SelfCertainty(Score):
     """
 
     scale = "logit"
+    source = "the self-certainty"
 
     def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
         """The logit of exp(mean log probability)."""
@@ -236,3 +288,15 @@ def weigh(score: Score, meaning: str) -> Potential:
     if meaning not in MEANINGS:
         raise ValueError(f"meaning must be one of {', '.join(map(repr, MEANINGS))}, got {meaning!r}")
     return MEANINGS[meaning](score)
+
+
+def _is_python_number(name: str, value: Any) -> bool:
+    """Whether its value is known now; arrays and tracers pass unseen."""
+    if isinstance(value, (bool, str)) or not (hasattr(value, "dtype") or isinstance(value, (int, float))):
+        raise TypeError(f"{name} must be a number or an array, got {shortened(value)}")
+    return isinstance(value, (int, float))
+
+
+def bare(score: Score) -> Potential:
+    """The potential of a score that stands alone: its odds, or its twist where it is no probability."""
+    return weigh(score, "odds" if score.scale == "logit" else "twist")

@@ -18,7 +18,8 @@ from jax import lax
 
 from probinfer.errors import shortened
 from probinfer.lm.base import Context
-from probinfer.lm.rewards.base import Score, View
+from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.meanings import Score
 from probinfer.types import Array, Float, Int, field, pytree, strong_array
 
 __all__ = ["RewardModel", "RewardState"]
@@ -61,6 +62,8 @@ class RewardModel(Score):
     bias: Any
     max_tokens: int | None = field(static=True, default=None)
     chunk: int = field(static=True, default=16)
+
+    source = "the reward model"
 
     def __post_init__(self):
         for name, rank in (("weight", 1), ("bias", 0)):
