@@ -84,7 +84,8 @@ class Tabular:
         return cls(np.asarray(logits), np.asarray(following), 0, max_context)
 
     def __repr__(self) -> str:
-        return f"Tabular({' states, '.join(map(str, np.shape(self.logits)))} tokens)"
+        shape = np.shape(self.logits)
+        return f"Tabular({shape[0]} states, {shape[1]} tokens)" if len(shape) == 2 else "Tabular(...)"
 
     @property
     def vocab_size(self) -> int:
