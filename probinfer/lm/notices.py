@@ -19,6 +19,10 @@ _DIED = (
     "every particle died: no text that was tried has a positive weight. The texts are those before the last step; use "
     "more particles, a softer reward (reward * 0.5), or look at one text's rewards"
 )
+_BOUND = (
+    ". A text that max_tokens or max_steps cuts does not match a pattern, schema or grammar: raise them if none can "
+    "match within"
+)
 _BROKEN = "a reward became NaN or plus infinity: the texts are those before that step; clip the reward"
 _DAMAGED = (
     "the model's weights are suspect: they or what they compute is NaN or infinite. Copy the checkpoint again, or load "
@@ -89,12 +93,12 @@ def warn(results: Sequence[Any], potential: Potential, reader: Reader) -> None:
         reader: has read the answers.
     """
     messages = []
-    for status in sorted({result.status for result in results} - {Status.OK}):
-        which = [i for i, result in enumerate(results) if result.status == status]
-        messages.append(_named(which, len(results)) + _words(status, isinstance(potential, Nothing)))
     if results[0].faults:
         whole = " (all prompts together)" if len(results) > 1 else ""
         messages.append(f"rewards failed{whole}: {results[0].faults}")
+    for status in sorted({result.status for result in results} - {Status.OK}):
+        which = [i for i, result in enumerate(results) if result.status == status]
+        messages.append(_named(which, len(results)) + _words(status, potential))
     messages += _unread(results, reader)
     for message in messages:
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
@@ -109,12 +113,12 @@ def _named(which: list[int], num: int, most: int = 12) -> str:
     return f"prompt{'s' if len(which) > 1 else ''} {listed}{more} of {num} (counted from 0): "
 
 
-def _words(status: Status, without_reward: bool) -> str:
+def _words(status: Status, potential: Potential) -> str:
     if status == Status.DEGENERATE_WEIGHTS:
-        return _DIED
+        return _DIED + (_BOUND if potential.per_token else "")
     if status != Status.NON_FINITE:
         return advice(status)
-    return _DAMAGED if without_reward else f"{_BROKEN}. If the reward is finite, {_DAMAGED}"
+    return _DAMAGED if isinstance(potential, Nothing) else f"{_BROKEN}. If the reward is finite, {_DAMAGED}"
 
 
 def _unread(results: Sequence[Any], reader: Reader) -> list[str]:
