@@ -11,7 +11,6 @@ import pytest
 from probinfer import checks, lm
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
-from probinfer.lm.infer import run_prepared
 from probinfer.lm.rewards import calibration
 from tests.lm import tables
 
@@ -324,21 +323,3 @@ def test_masks_allow_what_they_say_and_weigh_it():
     alive = np.isfinite(filtered.log_weights)
     assert alive.any()
     assert all(re.fullmatch("a+;?a?", t) for t, good in zip(filtered.texts, alive, strict=True) if good)
-
-
-def test_a_remainder_of_prompts_compiles_nothing():
-    """Three prompts, two side by side: the last one runs in the program of the first two."""
-    args = (
-        KEY,
-        tables.model(),
-        [[0, 1], [1], [0, 0]],
-        tables.reward("odds"),
-        lm.ParticleFilter(3, step=STEP),
-    )
-    settings = {"answer": lm.answers.text, "max_tokens": 4, "progress": False}
-    one_by_one = lm.infer(*args, **settings)
-    lm.infer(*args[:2], args[2][:2], *args[3:], batch=2, **settings)
-    programs = run_prepared._cache_size()
-    together = lm.infer(*args, batch=2, **settings)
-    assert run_prepared._cache_size() == programs
-    assert [a.texts for a in together] == [b.texts for b in one_by_one]

@@ -12,6 +12,7 @@ from scipy import stats
 
 from probinfer import lm
 from probinfer.base import Status
+from probinfer.lm.infer import run_prepared
 from probinfer.lm.methods import exact, gibbs
 from probinfer.lm.token_model import empty, log_target
 from tests.lm import tables
@@ -272,7 +273,11 @@ def test_all_prompts_in_one_program_are_those_one_by_one():
     prompts = [[0, 1], [1], [0, 0, 1, 0]]
     settings = {"answer": lm.answers.text, "max_tokens": 6, "progress": False}
     reward = tables.reward("odds")
-    together = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=3, **settings)
+    programs = run_prepared._cache_size()
+    together = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=2, **settings)
+    assert (
+        run_prepared._cache_size() == programs + 1
+    )  # the remainder of one prompt runs in the program of two
     single = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=1, **settings)
     for a, b in zip(together, single, strict=True):
         assert a.texts == b.texts
