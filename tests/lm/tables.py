@@ -104,3 +104,8 @@ def z_scores(estimates, exact):
     """Of means over runs."""
     mean, error = estimates.mean(axis=0), estimates.std(axis=0, ddof=1) / np.sqrt(len(estimates))
     return (mean - exact) / np.maximum(error, 1e-12)
+
+
+def oracle_of(meaning, step):
+    delimiter = step.delimiters[0] if step.delimiters else None
+    return oracle(meaning, 4, min(step.size, 4), delimiter)

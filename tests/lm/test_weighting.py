@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from probinfer import lm
 from probinfer.base import Status
 from probinfer.lm.infer import run_prepared
-from probinfer.lm.methods import exact, gibbs
-from probinfer.lm.token_model import empty, log_target
 from tests.lm import tables
 
 MEANINGS = ("none", "likelihood", "twist", "odds", "terminal")
@@ -70,16 +67,11 @@ METHODS = [
 ]
 
 
-def _oracle_of(meaning, step):
-    delimiter = step.delimiters[0] if step.delimiters else None
-    return tables.oracle(meaning, 4, min(step.size, 4), delimiter)
-
-
 @pytest.mark.parametrize("meaning", MEANINGS[1:])
 @pytest.mark.parametrize("method", METHODS[:5], ids=lambda m: f"{type(m).__name__}-{m.trigger}-{m.step}")
 def test_filters_estimate_the_evidence_and_the_posterior_without_bias(method, meaning):
     draws = tables.repeated(method, tables.token_model(method, meaning), 2000)
-    posterior, log_z = _oracle_of(meaning, method.step)
+    posterior, log_z = tables.oracle_of(meaning, method.step)
     ratio = np.exp(np.asarray(draws.log_evidence, float) - log_z)
     _unbiased(draws, ratio, posterior)
 
@@ -94,83 +86,6 @@ def _unbiased(draws, ratio, posterior):
     assert abs(tables.z_scores(ratio, 1.0)) < tables.Z_LIMIT
     assert np.all(np.abs(tables.z_scores(estimates, np.array(list(known.values())))) < tables.Z_LIMIT)
     assert np.std(ratio) > 0.01  # the estimates do vary: the test can fail
-
-
-def exact_paths(own, num, key):
-    """Draws from the posterior by enumeration, as records (num, T, ...)."""
-    tokens, length = exact._sequences(3, 4, 10_000)
-    records = exact._cut(own, jnp.asarray(tokens), jnp.asarray(length))
-    log_weights, _ = log_target(own, empty(own, len(tokens)), records, jnp.int32(0))
-    chosen = jax.random.categorical(key, log_weights, shape=(num,))
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, chosen], 1, 0), records)
-
-
-def _law(paths):
-    """Classes of paths (..., T, K): first token and length."""
-    return np.asarray(paths.tokens)[..., 0, 0] * 100 + np.asarray(paths.length).sum(axis=-1)
-
-
-CHAINS = [
-    lm.ParticleGibbs(3, 1, step=lm.every(1)),
-    lm.ParticleGibbs(3, 1, step=lm.until(";", max_tokens=2)),
-    lm.ParticleGibbs(
-        3, 1, step=lm.every(1), ancestor_sampling=False, trigger="always", resampling="multinomial"
-    ),
-    lm.ParticleGibbs(3, 1, trigger="entropic", step=1),
-]
-
-
-@pytest.mark.parametrize("meaning", ["likelihood", "twist", "odds"])
-@pytest.mark.parametrize("method", CHAINS, ids=lambda m: f"{m.ancestor_sampling}-{m.trigger}-{m.step}")
-def test_particle_gibbs_leaves_the_posterior_as_it_is(method, meaning):
-    """From exact draws one pass gives exact draws, and it moves: 3000 chains, binomial tests of each class."""
-    num, own = 3000, tables.token_model(method, meaning)
-    keys = jax.random.split(jax.random.key(5), num)
-    starts = exact_paths(own, num, jax.random.key(6))
-    after, draws = jax.jit(jax.vmap(lambda key, path: gibbs._iterate(method, own, path, key)))(keys, starts)
-    posterior, _ = _oracle_of(meaning, method.step)
-    known = tables.truth(posterior)
-    for paths in (starts, after):
-        for name, p in known.items():
-            assert stats.binomtest(int(np.sum(_law(paths) == name)), num, p).pvalue > 1e-10
-    assert np.mean(_law(after) != _law(starts)) > 0.1
-    inverse = np.exp(_oracle_of(meaning, method.step)[1] - np.asarray(draws.log_evidence, float))
-    assert abs(tables.z_scores(inverse, 1.0)) < tables.Z_LIMIT  # E[1 / Zhat] = 1 / Z
-
-
-def test_tempered_chains_leave_their_posteriors_as_they_are():
-    """Passes and exchanges, from exact draws of each power."""
-    num, powers = 2000, (1.0, 0.3)
-    method = lm.ParallelTempering(3, 1, powers=powers, step=lm.every(2))
-    own = tables.token_model(method, "odds")
-    parts = [gibbs._tempered(own, jnp.asarray(power)) for power in powers]
-    starts = [exact_paths(part, num, jax.random.key(7 + i)) for i, part in enumerate(parts)]
-    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *starts)
-    keys = jax.random.split(jax.random.key(9), num)
-    after, _ = jax.jit(jax.vmap(lambda key, path: gibbs._iterate_all(method, own, path, key)))(keys, starts)
-    many = [exact_paths(part, 200_000, jax.random.key(17 + i)) for i, part in enumerate(parts)]
-    for k in range(2):
-        names, counts = np.unique(_law(many[k]), return_counts=True)
-        shares = np.stack([_law(after)[:, k] == name for name in names], axis=1).astype(float)
-        known = counts / counts.sum()
-        error = np.sqrt(known * (1 - known) * (1 / num + 1 / counts.sum()))
-        assert np.all(np.abs(shares.mean(axis=0) - known) < tables.Z_LIMIT * error)
-    swapped = np.mean(_law(after)[:, 0] != _law(starts)[:, 0])
-    assert swapped > 0.1
-
-
-def test_a_whole_chain_samples_the_posterior():
-    """A short burn-in leaves a bias below the noise of 400 runs: the chain mixes in a few iterations here."""
-    method, meaning = lm.ParticleGibbs(4, 12, step=lm.every(1), burn_in=2), "twist"
-    draws = tables.repeated(method, tables.token_model(method, meaning), 400)
-    posterior, _ = _oracle_of(meaning, method.step)
-    assert np.all(np.asarray(draws.status) == Status.OK)
-    known = tables.truth(posterior)
-    names = tables.classes(draws.tokens, draws.length)
-    weights = np.exp(np.asarray(draws.log_weights, float))
-    weights /= weights.sum(axis=1, keepdims=True)
-    estimates = np.stack([np.sum(weights * (names == name), axis=1) for name in known], axis=1)
-    assert np.all(np.abs(tables.z_scores(estimates, np.array(list(known.values())))) < tables.Z_LIMIT)
 
 
 @pytest.mark.parametrize("meaning", ["likelihood", "odds"])
@@ -300,23 +215,6 @@ def test_watched_steps_are_those_of_one_program(dtype):
         assert seen[-1].texts[-1] in whole.texts
         seen.clear()
     assert jnp.result_type(float) == dtype
-
-
-@pytest.mark.parametrize("ancestor_sampling", [True, False])
-def test_particle_gibbs_counts_what_it_reads_again(ancestor_sampling):
-    """Before step t the rest of the reference is read after all N particles, and their reward asked about it."""
-    method = lm.ParticleGibbs(3, 1, step=lm.every(1), ancestor_sampling=ancestor_sampling)
-    own = tables.token_model(method, "odds")
-    paths = exact_paths(own, 50, jax.random.key(3))
-    longest = int(np.argmax(np.asarray(paths.length).sum(axis=1)))
-    path = jax.tree.map(lambda leaf: leaf[longest], paths)
-    _, draws = jax.jit(lambda key: gibbs._iterate(method, own, path, key))(jax.random.key(1))
-    lengths, steps = np.asarray(path.length), int(draws.num_steps)
-    rest = [lengths[t:] for t in range(1, steps)] if ancestor_sampling else []
-    assert int(draws.ledger.rescored) == 3 * sum(map(sum, rest))
-    asked = 3 * sum(int(np.sum(part > 0)) for part in rest)
-    assert int(draws.ledger.scored) - asked == int(np.sum(np.asarray(draws.step_lengths) > 0))
-    assert not ancestor_sampling or (steps > 2 and asked)
 
 
 def test_a_dead_end_of_a_constraint_costs_its_particles_only():
