@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from probinfer import lm
 from probinfer.lm.infer import run_prepared
@@ -109,3 +110,14 @@ def z_scores(estimates, exact):
 def oracle_of(meaning, step):
     delimiter = step.delimiters[0] if step.delimiters else None
     return oracle(meaning, 4, min(step.size, 4), delimiter)
+
+
+def pairs(methods, meanings, name):
+    """Every method with every meaning, every other pair in the slow tests: each method and each meaning is in both."""
+    return [
+        pytest.param(
+            method, meaning, id=f"{name(method)}-{meaning}", marks=[pytest.mark.slow] * ((i + j) % 2)
+        )
+        for i, method in enumerate(methods)
+        for j, meaning in enumerate(meanings)
+    ]

@@ -40,8 +40,13 @@ CHAINS = [
 ]
 
 
-@pytest.mark.parametrize("meaning", ["likelihood", "twist", "odds"])
-@pytest.mark.parametrize("method", CHAINS, ids=lambda m: f"{m.ancestor_sampling}-{m.trigger}-{m.step}")
+def name_of(method):
+    return f"{method.ancestor_sampling}-{method.trigger}-{method.step}"
+
+
+@pytest.mark.parametrize(
+    ("method", "meaning"), tables.pairs(CHAINS, ["likelihood", "twist", "odds"], name_of)
+)
 def test_particle_gibbs_leaves_the_posterior_as_it_is(method, meaning):
     """From exact draws one pass gives exact draws, and it moves: 3000 chains, binomial tests of each class."""
     num, own = 3000, tables.token_model(method, meaning)

@@ -67,8 +67,11 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("meaning", MEANINGS[1:])
-@pytest.mark.parametrize("method", METHODS[:5], ids=lambda m: f"{type(m).__name__}-{m.trigger}-{m.step}")
+def name_of(method):
+    return f"{type(method).__name__}-{method.trigger}-{method.step}"
+
+
+@pytest.mark.parametrize(("method", "meaning"), tables.pairs(METHODS[:5], MEANINGS[1:], name_of))
 def test_filters_estimate_the_evidence_and_the_posterior_without_bias(method, meaning):
     draws = tables.repeated(method, tables.token_model(method, meaning), 2000)
     posterior, log_z = tables.oracle_of(meaning, method.step)
