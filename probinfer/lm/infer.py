@@ -180,7 +180,7 @@ def _run_all(
         found: list[Draws] = []
         while len(found) < len(models):
             now = slice(len(found), len(found) + batch)
-            found += _batch(*_filled(keys[now], models[now], min(batch, len(models))), method)
+            found += _batch(*_filled(keys[now], models[now], batch), method)
             line.update(min(len(found), len(models)))
         return [(draws, 1) for draws in found[: len(models)]]
 
