@@ -36,9 +36,12 @@ class Status(enum.IntEnum):
     DIVERGENT_TRANSITIONS = 3
     CHAINS_DISAGREE = 4
     POOR_APPROXIMATION = 5
-    DEGENERATE_WEIGHTS = 6
-    NOT_POSITIVE_DEFINITE = 7
-    NON_FINITE = 8
+    PRECISION_LOST = 6
+    AT_LIMIT = 7
+    NOTHING_LEARNED = 8
+    DEGENERATE_WEIGHTS = 9
+    NOT_POSITIVE_DEFINITE = 10
+    NON_FINITE = 11
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

@@ -43,6 +43,13 @@ _ADVICE = {
     "reparametrise, or look for several modes",
     Status.POOR_APPROXIMATION: "the approximation misses too much of the posterior for its draws to be trusted or "
     "mended by importance weights: use mcmc.NUTS(), or a richer approximation (vi.FullRank() after vi.MeanField())",
+    Status.PRECISION_LOST: "some results are smaller than the rounding errors of the numbers that they are differences of, "
+    "so only their order of magnitude is known: bound the hyperparameters by a prior (gp.MAP()), or give the noise a "
+    "known floor",
+    Status.AT_LIMIT: "a hyperparameter ran to the end of its range, where nothing in the data holds it: give it a prior "
+    "(gp.MAP(), mcmc.NUTS()) or fix it",
+    Status.NOTHING_LEARNED: "the data are explained as well without the inputs: check that X belongs to y, start "
+    "elsewhere (more restarts), scale the inputs or drop those that carry nothing",
     Status.DEGENERATE_WEIGHTS: "every weight is zero: the target gives no mass to any particle; check the model on "
     "one draw, or use more particles",
     Status.NOT_POSITIVE_DEFINITE: "a covariance matrix stayed indefinite after the largest jitter: remove duplicate "
@@ -52,6 +59,7 @@ _ADVICE = {
 }
 _IN_FLOAT32 = {
     Status.LINE_SEARCH_STALLED: "; float64 lowers the rounding level",
+    Status.PRECISION_LOST: "; or use float64",
     Status.NOT_POSITIVE_DEFINITE: "; or use float64",
     Status.NON_FINITE: "; float64 helps where the numbers are large",
 }
