@@ -46,7 +46,7 @@ def drive(bet, outcomes, params):
     def step(carry, outcome):
         moved, state = carry
         gradient = jax.tree.map(jnp.negative, outcome)
-        updates, state = bet.update(gradient, state, params)
+        updates, state = bet.update(gradient, state, jax.tree.map(jnp.add, params, moved))
         moved = jax.tree.map(jnp.add, moved, updates)
         return (moved, state), moved
 
@@ -115,6 +115,103 @@ def test_one_iterate_of_fuse_starts_as_distance_over_gradients():
     assert float(
         betting.fuse(particles=True).init(jnp.array([[3.0, 4.0], [0.0, 1.0]])).distance
     ) == pytest.approx(1e-6 * (1 + 13**0.5))
+
+
+BOX = 3.0
+
+
+def turning(x, t):
+    """Gradient of a quadratic whose minimum lies outside the box for 100 steps and inside it after that."""
+    return 2 * (x - jnp.where(t < 100, 6.0, 2.0))
+
+
+@jax.jit
+def boxed(bet, x, top=BOX):
+    """Iterates that are clipped after every step."""
+
+    def step(carry, t):
+        x, state = carry
+        updates, state = bet.update(turning(x, t), state, x)
+        x = jnp.minimum(optax.apply_updates(x, updates), jnp.asarray(top, x.dtype))
+        return (x, state), x
+
+    (_, state), path = jax.lax.scan(step, (x, bet.init(x)), jnp.arange(300))
+    return path, state
+
+
+IN_A_BOX = {
+    "coin": (betting.coin(unit=0.3), lambda: oracle.projected_coin(turning, 300, BOX, 0.3)),
+    "kt": (betting.kt(unit=0.3), lambda: oracle.projected_kt(turning, 300, BOX, 0.3)),
+    "fuse": (betting.fuse(unit=0.3), lambda: oracle.projected_fuse(turning, 300, BOX, 0.3)),
+}
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("name", IN_A_BOX)
+def test_gains_are_those_of_the_moves_that_were_made(name, dtype):
+    """The wall is met, no bet runs away, and no iterate is ever far from the box."""
+    bet, slow = IN_A_BOX[name]
+    path, _ = boxed(bet, jnp.zeros(1, dtype))
+    assert float(path[99, 0]) == BOX
+    assert float(jnp.min(path)) > -BOX
+    np.testing.assert_allclose(path[:, 0], slow(), **tolerance(dtype))
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("name", ["coin", "kt"])
+def test_a_unit_is_found_in_a_box(name, dtype):
+    path, state = boxed({"coin": betting.coin(), "kt": betting.kt()}[name], jnp.zeros(1, dtype))
+    assert float(path[99, 0]) == BOX
+    assert float(jnp.max(jnp.abs(path))) == BOX
+    assert float(jnp.max(jnp.abs(state.bet.displacement))) < 10
+    np.testing.assert_allclose(path[-1], 2.0, atol=0.01)
+
+
+def test_a_bet_within_the_rounding_of_its_parameters_is_made(dtype):
+    """Where every step is below the rounding of x the iterate waits until the bets have grown, and then goes."""
+    path, _ = boxed(betting.coin(unit=1e-3), jnp.array([-1000.0], jnp.float32))
+    assert float(path[0, 0]) == pytest.approx(-1000.0, abs=2e-3)
+    path, _ = boxed(betting.coin(unit=1e-2), jnp.array([-1000.0], jnp.bfloat16))
+    assert float(path[0, 0]) == -1000.0
+    assert float(path[99, 0]) == BOX
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("name", ["element", "found", "kt", "fuse"])
+def test_displacement_and_parameters_of_low_precision_stay_together(name):
+    """Parameters in bfloat16: after 300 steps they are one rounding from where the state has them."""
+    bet = {"element": betting.coin(unit=0.3), "found": betting.coin()}.get(name) or {
+        "kt": betting.kt(unit=0.3),
+        "fuse": betting.fuse(unit=0.3),
+    }[name]
+    path, state = boxed(bet, jnp.full(4, -1.5, jnp.bfloat16), jnp.inf)
+    inner = getattr(state, "bet", state)
+    held = inner.start + inner.displacement
+    eps, farthest = float(jnp.finfo(jnp.bfloat16).eps), float(jnp.max(jnp.abs(path)))
+    np.testing.assert_allclose(path[-1].astype(jnp.float32), held, atol=2 * eps * farthest)
+    assert farthest > 4  # the minimum at 6 was on the way
+
+
+def test_without_parameters_every_move_is_believed(dtype):
+    outcomes, params = data(dtype)
+    bet = betting.coin(unit=0.3)
+    state, moved = bet.init(params), jax.tree.map(jnp.zeros_like, params)
+    for t in range(4):
+        gradient = jax.tree.map(lambda leaf, t=t: -leaf[t], outcomes)
+        updates, state = bet.update(gradient, state)
+        moved = jax.tree.map(jnp.add, moved, updates)
+    path, _ = drive(bet, outcomes, params)
+    np.testing.assert_allclose(moved["a"], path["a"][3], rtol=1e-6)
+
+
+def test_a_frozen_group_does_not_move_even_from_where_it_was_put():
+    bet = betting.coin(unit=0.3)
+    x = jnp.zeros(2)
+    updates, state = bet.update(jnp.array([1.0, 1.0]), bet.init(x), x)
+    put = jnp.array([5.0, -0.3])
+    updates, state = bet.update(jnp.array([jnp.nan, 1.0]), state, put)
+    assert float(updates[0]) == 0.0
+    assert float(updates[1]) < 0.0
 
 
 def badly_scaled(x):
@@ -326,6 +423,72 @@ def test_new_settings_trace_nothing(count_compiles, dtype):
         with count_compiles() as compiles:
             jax.block_until_ready(drive(make(0.7), outcomes, params))
         assert compiles.count == 0
+
+
+LINKS = {
+    "chain": lambda bet: optax.chain(optax.clip_by_global_norm(1.0), bet),
+    "several steps": lambda bet: optax.MultiSteps(bet, every_k_schedule=2).gradient_transformation(),
+    "masked": lambda bet: optax.masked(bet, {"w": True, "b": False}),
+    "partitioned": lambda bet: optax.partition(
+        {"bet": bet, "still": optax.set_to_zero()}, {"w": "bet", "b": "still"}
+    ),
+    "if finite": lambda bet: optax.apply_if_finite(bet, 3),
+    "injected": lambda bet: optax.inject_hyperparams(betting.coin)(unit=0.3),
+}
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("link", LINKS)
+def test_inside_optax(link, tmp_path):
+    """Every wrapper drives a bet downhill under jit, and its state survives orbax."""
+    import orbax.checkpoint as ocp
+
+    optimizer = LINKS[link](betting.coin(unit=0.3))
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+
+    def loss(params):
+        return jnp.sum((params["w"] - 2) ** 2) + jnp.sum((params["b"] + 1) ** 2)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        # what is masked is passed through by optax: a plain gradient, which we do not take
+        updates = updates | {"b": jnp.zeros(3)} if link == "masked" else updates
+        return optax.apply_updates(params, updates), state
+
+    state, before = optimizer.init(params), float(loss(params))
+    for _ in range(10):
+        params, state = step(params, state)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
+        files.save(tmp_path / "state", args=ocp.args.StandardSave(state))
+        again = files.restore(tmp_path / "state", args=ocp.args.StandardRestore(state))
+    one, other = step(params, state)[0], step(params, again)[0]
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert float(loss(params)) < before - 1
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("make", [betting.coin, betting.kt, lambda: betting.fuse(unit=0.1)])
+def test_optimizer_of_an_nnx_module(make):
+    """An nnx optimiser takes every bet as it takes Adam, and a linear model learns."""
+    from flax import nnx
+
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(optax.clip(10.0), make()), wrt=nnx.Param)
+    X = jnp.asarray(RNG.normal(size=(50, 2)), jnp.float32)
+    y = X @ jnp.array([[1.0], [-2.0]]) + 0.5
+
+    def loss(model):
+        return jnp.mean((model(X) - y) ** 2)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(loss)(model))
+
+    before = float(loss(model))
+    for _ in range(200):
+        step(model, optimizer)
+    assert float(loss(model)) < 0.02 * before
 
 
 def test_last_link_of_a_chain():

@@ -6,9 +6,11 @@ doubles every step; no step size is chosen. What is left is a unit of length, th
 coin sampling and of COCOB, ``kt`` the one with the classical guarantee, ``fuse`` the distance-over-gradients rule of
 one iterate or of a cloud. ``coin`` and ``kt`` find the unit themselves if none is given.
 
-Every transformation keeps its displacement in its state and emits differences of displacements: it must be the last
-link of an ``optax.chain``. Gradients that are not finite freeze what they belong to, its state included, and are
-counted in ``state.num_nonfinite``.
+Every transformation keeps its displacement in its state and emits the update that leads there: it should be the last
+link of an ``optax.chain``. What it wins is counted from where the parameters are, if they are given to ``update``:
+parameters may be clipped or projected after every step, and may be of low precision. The transformations are those of
+optax: ``MultiSteps``, ``masked``, ``nnx.Optimizer`` and checkpoints take them. Gradients that are not finite freeze
+what they belong to, its state included, and are counted in ``state.num_nonfinite``.
 
 Example:
     >>> import jax, jax.numpy as jnp, optax

@@ -21,11 +21,13 @@ _NUM_BETS = 64  # without a unit: the last step of the coins
 class CoinState(NamedTuple):
     """What a coin remembers.
 
-    ``displacement`` zeta and ``total`` S, the sum of the outcomes, are trees like the parameters (at least float32);
+    ``start``, ``displacement`` zeta from there and ``total`` S, the sum of the outcomes, are trees like the parameters
+    (at least float32);
     ``length`` A, the sum of the sizes of the outcomes, ``reward`` R and ``largest`` L hold one number a group.
     ``num_nonfinite`` counts the groups that were frozen, summed over the steps.
     """
 
+    start: Any
     displacement: Any
     total: Any
     length: Any
@@ -45,7 +47,7 @@ class Coin:
         """A state without outcomes."""
         still = groups.zeros(params)
         none = groups.size(self.norm, still)
-        return CoinState(still, still, none, none, none, jnp.zeros((), jnp.int32))
+        return CoinState(groups.wide(params), still, still, none, none, none, jnp.zeros((), jnp.int32))
 
     def advance(self, state: CoinState, outcome: ArrayTree, unit: ArrayTree) -> CoinState:
         """Take one finite outcome, bet again."""
@@ -57,14 +59,14 @@ class Coin:
         total = jax.tree.map(jnp.add, state.total, outcome)
         rate = jax.tree.map(self._rate, length, largest, reward, unit)
         bet = jax.tree.map(jnp.multiply, total, groups.spread(self.norm, rate, total))
-        return CoinState(bet, total, length, reward, largest, state.num_nonfinite)
+        return CoinState(state.start, bet, total, length, reward, largest, state.num_nonfinite)
 
     def freeze(self, usable: ArrayTree, new: CoinState, old: CoinState) -> CoinState:
         """Keep the old state of the groups that are not usable, and count them."""
         norm, count = self.norm, old.num_nonfinite + groups.count_frozen(usable)
-        bet, total = (groups.select(norm, usable, new[i], old[i]) for i in range(2))
-        length, reward, largest = (groups.choose(usable, new[i], old[i]) for i in range(2, 5))
-        return CoinState(bet, total, length, reward, largest, count)
+        bet, total = (groups.select(norm, usable, new[i], old[i]) for i in (1, 2))
+        length, reward, largest = (groups.choose(usable, new[i], old[i]) for i in range(3, 6))
+        return CoinState(old.start, bet, total, length, reward, largest, count)
 
     def _rate(self, length: Array, largest: Array, reward: Array, unit: Array) -> Array:
         """The bet per total outcome, (2 w + R / L) / max(A + L, alpha L): no product of two gradients."""
@@ -84,11 +86,12 @@ def coin(
 
     .. math:: \zeta = \frac{S}{L \max(A + L, \alpha L)} (2 w L + R)
 
-    so that the first step has the length ``unit`` = w (alpha up to 2) whatever the scale of the gradients. The
-    displacement is carried in the state; the parameters are never looked at after ``init``.
+    so that the first step has the length ``unit`` = w (alpha up to 2) whatever the scale of the gradients.
 
-    The emitted update is the difference of two displacements: it must be the **last link** of an ``optax.chain``, as
-    anything that rescales it makes the state believe in moves that were not made. Arithmetic is at least float32.
+    The emitted update leads from where the parameters are to the start plus the bet. It should be the **last link** of
+    an ``optax.chain``. Where the parameters are given to ``update``, as ``optax`` asks, the reward counts the
+    displacement that they show, so that they may be projected or clipped after the step and may be of low precision;
+    without them every emitted update is believed to have been made in full. Arithmetic is at least float32.
 
     Without a unit a single iterate finds one, in epochs that end at steps 16, 32, 64, ... In the first each group steps
     along minus its gradient by the distance travelled in the epoch, at first 1e-6 (1 + \|x\|), over the root of its sum

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from probinfer.betting import groups
+from probinfer.betting import groups, moves
 from probinfer.betting.units import check_unit
 from probinfer.types import Array, ArrayTree, field, pytree
 
@@ -20,11 +20,13 @@ _START = 1e-6
 class FuseState(NamedTuple):
     """What the rule remembers.
 
-    ``displacement`` zeta is a tree like the parameters (at least float32), ``distance`` the largest root mean square
-    displacement so far, at least the unit, ``root_sum`` the root of the sum of the mean squared gradients.
+    ``start`` and ``displacement`` zeta from there are trees like the parameters (at least float32), ``distance`` is the
+    largest root mean square displacement before the last step, at least the unit, ``root_sum`` the root of the sum of
+    the mean squared gradients.
     ``num_nonfinite`` counts the iterates that were frozen, summed over the steps.
     """
 
+    start: Any
     displacement: Any
     distance: Any
     root_sum: Any
@@ -84,7 +86,8 @@ def _init(config: _Fuse, params: ArrayTree) -> FuseState:
         distance = _START * (1 + _rms(sizes, jnp.ones_like(sizes)))
     else:
         distance = jnp.asarray(config.unit, sizes.dtype)
-    return FuseState(groups.zeros(params), distance, jnp.zeros_like(distance), jnp.zeros((), jnp.int32))
+    none = jnp.zeros_like(distance)
+    return FuseState(groups.wide(params), groups.zeros(params), distance, none, jnp.zeros((), jnp.int32))
 
 
 def _rms(sizes: Array, held: Array) -> Array:
@@ -99,7 +102,8 @@ def _update(config: _Fuse, updates: ArrayTree, state: FuseState, params: ArrayTr
     outcome = _stacked(config, groups.outcomes(updates))
     usable = groups.finite("particle", outcome)
     outcome = groups.select("particle", usable, outcome, groups.zeros(outcome))
-    far = groups.size("particle", _stacked(config, state.displacement))
+    made, real = moves.displacements(state, updates, params)
+    far = groups.size("particle", _stacked(config, made))
     held = usable.astype(far.dtype)
     distance = jnp.maximum(state.distance, _rms(far, held))
     root_sum = jnp.hypot(state.root_sum, _rms(groups.size("particle", outcome), held))
@@ -107,12 +111,12 @@ def _update(config: _Fuse, updates: ArrayTree, state: FuseState, params: ArrayTr
     rate = jnp.where(some, distance / jnp.where(some, root_sum, jnp.ones_like(root_sum)), 0.0)
     step = jax.tree.map(lambda c: c * rate.astype(c.dtype), outcome)
     moved = groups.finite("particle", step)
-    step = groups.select("particle", moved, step, groups.zeros(step))
-    step = step if config.particles else jax.tree.map(lambda leaf: leaf[0], step)
-    new = FuseState(
-        jax.tree.map(jnp.add, state.displacement, step),
-        distance,
-        root_sum,
-        state.num_nonfinite + groups.count_frozen(usable & moved),
+    usable = usable & moved
+    step = groups.select("particle", usable, step, groups.zeros(step))
+    bet = jax.tree.map(jnp.add, _stacked(config, made), step)
+    move = moves.emitted("particle", usable, bet, _stacked(config, real), updates)
+    bet, move = (
+        tree if config.particles else jax.tree.map(lambda leaf: leaf[0], tree) for tree in (bet, move)
     )
-    return jax.tree.map(lambda leaf, g: leaf.astype(jnp.result_type(g)), step, updates), new
+    new = FuseState(state.start, bet, distance, root_sum, state.num_nonfinite + groups.count_frozen(usable))
+    return move, new

@@ -27,6 +27,7 @@ __all__ = [
     "select",
     "size",
     "spread",
+    "wide",
     "zeros",
 ]
 
@@ -72,6 +73,11 @@ def _wide(leaf: Any) -> Any:
 def zeros(tree: ArrayTree) -> ArrayTree:
     """Zeros in the shape of the parameters, at least float32."""
     return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), _wide(leaf)), tree)
+
+
+def wide(tree: ArrayTree) -> ArrayTree:
+    """The parameters, at least float32."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(_wide(leaf)), tree)
 
 
 def outcomes(gradients: ArrayTree) -> ArrayTree:

@@ -19,11 +19,12 @@ __all__ = ["KT", "KTState", "kt"]
 class KTState(NamedTuple):
     """What the bettor remembers.
 
-    ``displacement`` zeta and ``total``, the sum of the normalised outcomes, are trees like the parameters (at least
-    float32); ``gain`` (the wealth less what it started with), ``largest`` and ``num_outcomes`` hold one number a
-    group. ``num_nonfinite`` counts the groups that were frozen, summed over the steps.
+    ``start``, ``displacement`` zeta from there and ``total``, the sum of the normalised outcomes, are trees like the
+    parameters (at least float32); ``gain`` (the wealth less what it started with), ``largest`` and ``num_outcomes``
+    hold one number a group. ``num_nonfinite`` counts the groups that were frozen, summed over the steps.
     """
 
+    start: Any
     displacement: Any
     total: Any
     gain: Any
@@ -42,7 +43,7 @@ class KT:
         """A state without outcomes."""
         still = groups.zeros(params)
         none = groups.size(self.norm, still)
-        return KTState(still, still, none, none, none, jnp.zeros((), jnp.int32))
+        return KTState(groups.wide(params), still, still, none, none, none, jnp.zeros((), jnp.int32))
 
     def advance(self, state: KTState, outcome: ArrayTree, unit: ArrayTree) -> KTState:
         """Take one finite outcome, bet again."""
@@ -54,14 +55,14 @@ class KT:
         count = jax.tree.map(lambda t, top: t + (top > 0).astype(t.dtype), state.num_outcomes, largest)
         rate = jax.tree.map(lambda w, g, t: (w.astype(g.dtype) + g) / (t + 1), unit, gain, count)
         bet = jax.tree.map(jnp.multiply, total, groups.spread(self.norm, rate, total))
-        return KTState(bet, total, gain, largest, count, state.num_nonfinite)
+        return KTState(state.start, bet, total, gain, largest, count, state.num_nonfinite)
 
     def freeze(self, usable: ArrayTree, new: KTState, old: KTState) -> KTState:
         """Keep the old state of the groups that are not usable, and count them."""
         norm, count = self.norm, old.num_nonfinite + groups.count_frozen(usable)
-        bet, total = (groups.select(norm, usable, new[i], old[i]) for i in range(2))
-        gain, largest, num_outcomes = (groups.choose(usable, new[i], old[i]) for i in range(2, 5))
-        return KTState(bet, total, gain, largest, num_outcomes, count)
+        bet, total = (groups.select(norm, usable, new[i], old[i]) for i in (1, 2))
+        gain, largest, num_outcomes = (groups.choose(usable, new[i], old[i]) for i in range(3, 6))
+        return KTState(old.start, bet, total, gain, largest, num_outcomes, count)
 
 
 def kt(*, norm: Norm = "element", unit: Any | None = None) -> optax.GradientTransformation:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from probinfer.betting import groups
+from probinfer.betting import groups, moves
 from probinfer.errors import shortened
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
@@ -32,9 +32,9 @@ _SHARE = 0.25  # unit of an epoch over the farthest displacement of the one befo
 class RestartState(NamedTuple):
     """What a bettor that looks for its unit remembers beside its ``bet``, whose displacement is from the last restart.
 
-    ``unit`` is the unit of this epoch, ``farthest`` the largest displacement and ``root_sum`` the root of the sum of
-    squared outcomes in it, one number a group each; ``num_steps`` counts steps, ``num_nonfinite`` the groups that were
-    frozen, summed over the steps.
+    ``unit`` is the unit of this epoch, ``farthest`` the largest displacement before the last step and ``root_sum`` the
+    root of the sum of squared outcomes in it, one number a group each; ``num_steps`` counts steps, ``num_nonfinite``
+    the groups that were frozen, summed over the steps.
     """
 
     bet: Any
@@ -55,7 +55,7 @@ class _Betting:
 
 
 def check_unit(unit: Any) -> Any:
-    """The unit as an array.
+    """The unit as a number.
 
     Raises:
         TypeError: no number.
@@ -66,7 +66,10 @@ def check_unit(unit: Any) -> Any:
 
 
 def checked_number(name: str, value: Any, what: str, holds: Any, more: str = "") -> Any:
-    """A number as an array; traced ones are not looked at.
+    """A number as a float; traced ones are not looked at.
+
+    A Python number is data where a transformation is an argument of a jitted function, so that another number traces
+    nothing, and it is none where flax asks a static attribute to hold no arrays (``nnx.Optimizer``).
 
     Raises:
         TypeError: no number.
@@ -79,7 +82,7 @@ def checked_number(name: str, value: Any, what: str, holds: Any, more: str = "")
         raise TypeError(f"{name} {what}, got {shortened(value)}{more}")
     if not bool(holds(array)):
         raise ValueError(f"{name} {what}, got {value}{more}")
-    return array
+    return float(array)
 
 
 def transformation(
@@ -87,7 +90,7 @@ def transformation(
 ) -> optax.GradientTransformation:
     """The optax transformation of a bettor; with ``unit`` None it walks 16 steps, then bets up to step ``num_bets``."""
     if unit is None:
-        limit = jnp.asarray(jnp.iinfo(jnp.int32).max if num_bets is None else num_bets, jnp.int32)
+        limit = int(jnp.iinfo(jnp.int32).max) if num_bets is None else num_bets
         functions, betting = (_init_restarts, _update_restarts), _Betting(bettor, None, limit)
     else:
         functions, betting = (_init, _update), _Betting(bettor, check_unit(unit), None)
@@ -102,10 +105,12 @@ def _init(betting: _Betting, params: ArrayTree) -> Any:
 def _update(betting: _Betting, updates: ArrayTree, state: Any, params: ArrayTree | None = None) -> Any:
     bettor = betting.bettor
     outcome, usable = _outcomes(bettor, updates)
-    numbers = groups.size(bettor.norm, state.displacement)
-    unit = jax.tree.map(lambda number: jnp.broadcast_to(betting.unit, number.shape), numbers)
-    new = _freeze(bettor, usable, bettor.advance(state, outcome, unit), state)[0]
-    return _moved(new, state, updates), new
+    made, real = moves.displacements(state, updates, params)
+    state = state._replace(displacement=made)
+    numbers = groups.size(bettor.norm, made)
+    unit = jax.tree.map(lambda number: jnp.full(number.shape, betting.unit, number.dtype), numbers)
+    new, usable = _freeze(bettor, usable, bettor.advance(state, outcome, unit), state)
+    return moves.emitted(bettor.norm, usable, new.displacement, real, updates), new
 
 
 def _outcomes(bettor: Any, updates: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
@@ -122,13 +127,6 @@ def _freeze(bettor: Any, usable: ArrayTree, new: Any, old: Any) -> tuple[Any, Ar
     return bettor.freeze(usable, new, old), usable
 
 
-def _moved(new: Any, old: Any, like: ArrayTree) -> ArrayTree:
-    """The difference of two displacements, in the dtype of the gradients."""
-    return jax.tree.map(
-        lambda a, b, leaf: (a - b).astype(jnp.result_type(leaf)), new.displacement, old.displacement, like
-    )
-
-
 def _init_restarts(betting: _Betting, params: ArrayTree) -> RestartState:
     bet = _init(betting, params)
     sizes = groups.size(betting.bettor.norm, groups.outcomes(params))
@@ -143,17 +141,32 @@ def _update_restarts(
 ) -> tuple[ArrayTree, RestartState]:
     bettor = betting.bettor
     outcome, usable = _outcomes(bettor, updates)
+    made, real = moves.displacements(state.bet, updates, params)
+    state, real = _next_epoch(bettor, _settled(bettor, state, made), real)
     root_sum = jax.tree.map(jnp.hypot, state.root_sum, groups.size(bettor.norm, outcome))
     bet = bettor.advance(state.bet, outcome, state.unit)
     walk = state.bet._replace(displacement=_walk(bettor, state, outcome, root_sum))
     betting_now = (state.num_steps >= _FIRST) & (state.num_steps < betting.num_bets)
     proposed = _where(betting_now, bet, walk)
     bet, usable = _freeze(bettor, usable, proposed, state.bet)
-    farthest = jax.tree.map(jnp.maximum, state.farthest, groups.size(bettor.norm, bet.displacement))
     root_sum = groups.choose(usable, root_sum, state.root_sum)
-    new = RestartState(bet, state.unit, farthest, root_sum, state.num_steps + 1, bet.num_nonfinite)
-    over = (new.num_steps >= _FIRST) & (new.num_steps & (new.num_steps - 1) == 0)
-    return _moved(bet, state.bet, updates), _where(over, _restarted(bettor, new), new)
+    new = state._replace(
+        bet=bet, root_sum=root_sum, num_steps=state.num_steps + 1, num_nonfinite=bet.num_nonfinite
+    )
+    return moves.emitted(bettor.norm, usable, bet.displacement, real, updates), new
+
+
+def _settled(bettor: Any, state: RestartState, made: ArrayTree) -> RestartState:
+    """The state with the displacement that was made by the last step."""
+    farthest = jax.tree.map(jnp.maximum, state.farthest, groups.size(bettor.norm, made))
+    return state._replace(bet=state.bet._replace(displacement=made), farthest=farthest)
+
+
+def _next_epoch(bettor: Any, state: RestartState, real: ArrayTree) -> tuple[RestartState, ArrayTree]:
+    """The state, restarted where an epoch is over, and the displacement of the parameters from its start."""
+    over = (state.num_steps >= _FIRST) & (state.num_steps & (state.num_steps - 1) == 0)
+    rest = jax.tree.map(jnp.subtract, real, state.bet.displacement)
+    return _where(over, (_restarted(bettor, state), rest), (state, real))
 
 
 def _walk(bettor: Any, state: RestartState, outcome: ArrayTree, root_sum: ArrayTree) -> ArrayTree:
@@ -172,7 +185,8 @@ def _restarted(bettor: Any, state: RestartState) -> RestartState:
     """The state at the start of the next epoch."""
     unit = jax.tree.map(lambda far, old: jnp.where(far > 0, _SHARE * far, old), state.farthest, state.unit)
     none = jax.tree.map(jnp.zeros_like, unit)
-    bet = bettor.start(state.bet.displacement)._replace(num_nonfinite=state.num_nonfinite)
+    start = jax.tree.map(jnp.add, state.bet.start, state.bet.displacement)
+    bet = bettor.start(start)._replace(num_nonfinite=state.num_nonfinite)
     return RestartState(bet, unit, none, none, state.num_steps, state.num_nonfinite)
 
 

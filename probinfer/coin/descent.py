@@ -200,8 +200,7 @@ def choose_geometry(num_particles: int, num_dims: int, *, stochastic: bool = Fal
 
 
 def _fresh_bets(rule: Rule, z: Array) -> Any:
-    still = jnp.zeros_like(z)
-    return rule.early.init(still), None if rule.late is None else rule.late.init(still)
+    return rule.early.init(z), None if rule.late is None else rule.late.init(z)
 
 
 def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tuple[CloudState, CloudInfo]:
@@ -225,7 +224,7 @@ def _step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: CloudState) -> tu
     )
     direction = jnp.where(valid[:, None], direction, jnp.nan)
     status = _status(table, valid, state.spread)
-    move, bets = _bet(rule, state.bets, direction, state.settled)
+    move, bets = _bet(rule, state.bets, direction, z, state.settled)
     z = z + jnp.where(status == Status.OK, move, 0)
     new = state._replace(
         positions=cloud.unravel(like, shape.from_z(metric, z)),
@@ -276,13 +275,13 @@ def _kernel(rule: Rule, z: Array, valid: Array, step: Array) -> tuple[Any, Array
     return bandwidths.scaled_kernel(rule.kernel, square), square
 
 
-def _bet(rule: Rule, bets: Any, direction: Array, settled: Array) -> tuple[Array, Any]:
+def _bet(rule: Rule, bets: Any, direction: Array, z: Array, settled: Array) -> tuple[Array, Any]:
     """The move of z; the bets see gradients of a loss, and nothing that is not finite enters moves or states."""
     loss = -direction
     still = jnp.zeros_like(loss)
 
     def place(bet, state):
-        move, new = bet.update(loss, state, still)
+        move, new = bet.update(loss, state, z)
         return _finite_or(move, still), jax.tree.map(_finite_or, new, state)
 
     if rule.late is None:

@@ -167,7 +167,7 @@ def _init(rule: _Rule, logdensity_fn: Any, positions: ArrayTree) -> MIEDState:
             raise ValueError(f"constraint_fn must return a vector (m,) or a scalar, got {found}")
     table = cloud.ravel(positions)
     metric, z = rule.geometry.start(table, jnp.ones(len(table), bool))
-    return MIEDState(positions, z, metric, rule.bet.init(jnp.zeros_like(z)), jnp.zeros((), jnp.int32))
+    return MIEDState(positions, z, metric, rule.bet.init(z), jnp.zeros((), jnp.int32))
 
 
 def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tuple[MIEDState, MIEDInfo]:
@@ -181,7 +181,7 @@ def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tu
     pace = jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2)))
     direction = _bounded(rule, like, metric, z, direction, pace)
     direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bet = rule.bet.update(-direction, bet, jnp.zeros_like(z))
+    move, bet = rule.bet.update(-direction, bet, z)
     move = jnp.where(jnp.isfinite(move), move, 0)
     z = z + jnp.where(valid[:, None], _bounded(rule, like, metric, z, move, _SHARE), 0)
     feasible, violation = _feasibility(rule, like, metric, z)
@@ -199,7 +199,7 @@ def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tu
 
 def _renewed(rule: _Rule, state: MIEDState) -> tuple[Metric, Array, Any]:
     metric, z = rule.geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, rule.bet.init(jnp.zeros_like(z))
+    return metric, z, rule.bet.init(z)
 
 
 def _constraints(rule: _Rule, like: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:

@@ -97,7 +97,7 @@ def _geometry(rule: Rule, table: Array) -> Any:
 
 def _fresh(rule: Rule, z: Array) -> tuple:
     """States of the bets without outcomes."""
-    return tuple(bet.init(jnp.zeros_like(z)) for bet in (rule.early, rule.late) if bet is not None)
+    return tuple(bet.init(z) for bet in (rule.early, rule.late) if bet is not None)
 
 
 def _scale(rule: Rule, geometry: Any, positions: ArrayTree) -> Array:
@@ -148,7 +148,7 @@ def step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> 
     scores = jnp.where(valid[:, None], scores, 0)
     direction, square = _direction(rule, state.step, metric, z, eta, scale, scores, valid)
     direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bets = _bet(rule, bets, direction, state.step)
+    move, bets = _bet(rule, bets, direction, z, state.step)
     z = z + jnp.where(jnp.isfinite(move), move, 0)
     moved = jax.vmap(rule.mirror.primal)(geometry.from_z(metric, z))
     positions = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.positions)
@@ -174,20 +174,21 @@ def _renewed(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, An
     return metric, z, _scale(rule, geometry, state.positions), _fresh(rule, z)
 
 
-def _bet(rule: Rule, bets: tuple, direction: Array, step: Array) -> tuple[Array, tuple]:
+def _bet(rule: Rule, bets: tuple, direction: Array, z: Array, step: Array) -> tuple[Array, tuple]:
     """The move of z: by the early bet up to step 64, by the late one from there on."""
-    loss, still = -direction, jnp.zeros_like(direction)
+    loss = -direction
     if rule.late is None:
-        move, state = rule.early.update(loss, bets[0], still)
+        move, state = rule.early.update(loss, bets[0], z)
         return move, (state,)
     late = rule.late
 
     def now_early():
-        move, state = rule.early.update(loss, bets[0], still)
+        move, state = rule.early.update(loss, bets[0], z)
         return move, (state, bets[1])
 
     def now_late():
-        move, state = late.update(loss, bets[1], still)
+        start = jax.tree.map(lambda new, old: jnp.where(step == _SWITCH, new, old), late.init(z), bets[1])
+        move, state = late.update(loss, start, z)
         return move, (bets[0], state)
 
     return jax.lax.cond(step < _SWITCH, now_early, now_late)

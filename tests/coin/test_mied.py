@@ -123,7 +123,7 @@ def test_a_curved_constraint_holds_in_the_end(key):
     """Half a normal density on a disc, from outside the disc."""
     algorithm = coin.mied(LogDensity(gaussian, jnp.ones(2)), lambda x: jnp.sum(x**2) - 1.0)
     start = jnp.asarray(np.random.default_rng(3).normal(size=(40, 2)) + 2)
-    state, (_, info) = pi.run(key, algorithm, algorithm.init(start), 200)
+    state, (_, info) = pi.run(key, algorithm, algorithm.init(start), 500)
     assert float(info.violation[0]) > 1
     assert float(jnp.max(info.violation[-50:])) < 0.1
     assert float(jnp.mean(info.feasible[-50:])) > 0.9

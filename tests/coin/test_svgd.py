@@ -101,6 +101,16 @@ def test_the_published_coin_is_that_of_the_loops():
     )
 
 
+def test_a_bet_that_looks_at_its_parameters_sees_the_cloud():
+    """The published optimiser with alpha = 0 is the published coin; it reads its displacement from the parameters."""
+    bet = optax.contrib.cocob(alpha=0.0, eps=1e-8)
+    settings = {"geometry": coin.Identity(), "bandwidth": "published"}
+    theirs = go(curved(), start(), 30, bet=bet, **settings).state.positions
+    np.testing.assert_allclose(
+        theirs, go_published(curved(), start(), 30).state.positions, rtol=1e-6, atol=1e-6
+    )
+
+
 def test_runs_of_the_library_take_the_same_steps(key):
     """As an ``Algorithm`` of ``pi.run``."""
     algorithm = coin.svgd(curved())

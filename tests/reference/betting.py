@@ -77,3 +77,53 @@ def _walk(outcomes, unit):
         farthest = max(farthest, abs(zeta))
         path.append(zeta)
     return np.array(path)
+
+
+def _projected(gradient_fn, num, top, bet):
+    """Iterates x_{t+1} = min(bet_t(x_t, c_t), top) of one number from zero; ``bet`` sees where x is."""
+    x, path = 0.0, []
+    for t in range(num):
+        x = min(bet(x, -float(gradient_fn(x, t))), top)
+        path.append(x)
+    return np.array(path)
+
+
+def projected_coin(gradient_fn, num, top, unit):
+    """The coin whose reward counts the displacement x of the parameters, as the published optimiser does."""
+    held = {"total": 0.0, "length": 0.0, "reward": 0.0, "largest": 0.0}
+
+    def bet(x, c):
+        held["largest"] = max(held["largest"], abs(c))
+        held["length"] += abs(c)
+        held["reward"] = max(held["reward"] + x * c, 0.0)
+        held["total"] += c
+        scale = held["largest"] * (held["length"] + held["largest"])
+        return held["total"] / scale * (2 * unit * held["largest"] + held["reward"])
+
+    return _projected(gradient_fn, num, top, bet)
+
+
+def projected_kt(gradient_fn, num, top, unit):
+    """The bettor of Krichevsky and Trofimov whose wealth counts the displacement x of the parameters."""
+    held = {"total": 0.0, "wealth": unit, "largest": 0.0, "count": 0}
+
+    def bet(x, c):
+        held["largest"] = max(held["largest"], abs(c))
+        held["count"] += 1
+        held["wealth"] += x * c / held["largest"]
+        held["total"] += c / held["largest"]
+        return held["total"] / (held["count"] + 1) * held["wealth"]
+
+    return _projected(gradient_fn, num, top, bet)
+
+
+def projected_fuse(gradient_fn, num, top, unit):
+    """Distance over gradients, the distance that of the parameters."""
+    held = {"distance": unit, "squares": 0.0}
+
+    def bet(x, c):
+        held["distance"] = max(held["distance"], abs(x))
+        held["squares"] += c * c
+        return x + held["distance"] / np.sqrt(held["squares"]) * c
+
+    return _projected(gradient_fn, num, top, bet)
