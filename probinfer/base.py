@@ -27,7 +27,8 @@ class Algorithm(NamedTuple):
 class Status(enum.IntEnum):
     """What numerical work reports of itself, carried as an integer through jitted code.
 
-    Larger is worse, so the status of a whole is the maximum over its parts.
+    Larger is worse, so the status of a whole is the maximum over its parts. ``INTERRUPTED`` stands above all that might
+    have been otherwise at the end of the work, and below what leaves no draws to use.
     """
 
     OK = 0
@@ -39,9 +40,10 @@ class Status(enum.IntEnum):
     PRECISION_LOST = 6
     AT_LIMIT = 7
     NOTHING_LEARNED = 8
-    DEGENERATE_WEIGHTS = 9
-    NOT_POSITIVE_DEFINITE = 10
-    NON_FINITE = 11
+    INTERRUPTED = 9
+    DEGENERATE_WEIGHTS = 10
+    NOT_POSITIVE_DEFINITE = 11
+    NON_FINITE = 12
 
 
 def as_partial(fn: Callable) -> jax.tree_util.Partial:

@@ -7,7 +7,6 @@ of the target, with (chain, draw) first.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +17,7 @@ import numpy as np
 
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning, advice, check_key, shortened
+from probinfer.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
 from probinfer.transforms import leaf_names
@@ -179,19 +178,8 @@ def warn(status: Status | int | Array, details: str, name: str) -> None:
     """
     if int(status) != Status.OK:
         warnings.warn(
-            f"{name}: {details}; {advice(int(status))}", ConvergenceWarning, stacklevel=_levels_to_caller()
+            f"{name}: {details}; {advice(int(status))}", ConvergenceWarning, stacklevel=levels_to_caller()
         )
-
-
-def _levels_to_caller() -> int:
-    """How many frames of this library stand above the line of the user that called it, for ``warn``'s own frame."""
-    frame, level = sys._getframe(1), 1
-    while (
-        frame.f_back is not None
-        and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]
-    ):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 @jax.jit

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,7 @@ from probinfer.base import Status
 
 __all__ = [
     "ConvergenceWarning",
+    "DamagedFileError",
     "MissingExtraError",
     "NumericalError",
     "advice",
@@ -29,7 +32,9 @@ __all__ = [
     "check_key",
     "close_matches",
     "import_extra",
+    "levels_to_caller",
     "shortened",
+    "warn_interrupted",
 ]
 
 _ADVICE = {
@@ -50,6 +55,8 @@ _ADVICE = {
     "(gp.MAP(), mcmc.NUTS()) or fix it",
     Status.NOTHING_LEARNED: "the data are explained as well without the inputs: check that X belongs to y, start "
     "elsewhere (more restarts), scale the inputs or drop those that carry nothing",
+    Status.INTERRUPTED: "Ctrl-C ended the work early and what was finished is returned: for the rest make the same "
+    "call again, which continues where a checkpoint or path was given",
     Status.DEGENERATE_WEIGHTS: "every weight is zero: the target gives no mass to any particle; check the model on "
     "one draw, or use more particles",
     Status.NOT_POSITIVE_DEFINITE: "a covariance matrix stayed indefinite after the largest jitter: remove duplicate "
@@ -79,6 +86,10 @@ class ConvergenceWarning(UserWarning):
     """An engine finished, but its result is not to be trusted yet; the message says why and what to do."""
 
 
+class DamagedFileError(ValueError):
+    """A file is not what was written; the message names the file and says what to do."""
+
+
 class MissingExtraError(ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
@@ -88,6 +99,28 @@ def advice(status: Status | int) -> str:
     status = Status(int(status))
     narrow = jnp.result_type(float) == jnp.float32
     return _ADVICE[status] + (_IN_FLOAT32.get(status, "") if narrow else "")
+
+
+def warn_interrupted(details: str) -> None:
+    """Warn that Ctrl-C ended the work early.
+
+    Args:
+        details: what was finished, a clause.
+    """
+    warnings.warn(
+        f"{details}; {advice(Status.INTERRUPTED)}", ConvergenceWarning, stacklevel=levels_to_caller()
+    )
+
+
+def levels_to_caller() -> int:
+    """How many frames of this library stand above the line of the user that called it, for a ``warn`` of the caller."""
+    frame, level = sys._getframe(1), 1
+    while (
+        frame.f_back is not None
+        and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def shortened(value: Any) -> str:

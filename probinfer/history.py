@@ -29,7 +29,7 @@ class History:
         records: the stacked records.
         num_steps: steps taken that left a finite state, an integer array ().
         status: a ``Status``, an integer array (): ``OK``; ``NON_FINITE``; ``MAX_ITERATIONS`` where a stopping rule was
-            given and not met.
+            given and not met; ``INTERRUPTED`` by Ctrl-C.
         bad_leaf: index into ``leaf_names`` of the leaf that became non-finite, -1 if none did.
         leaf_names: names of the leaves of the state.
         thin: steps per record.
@@ -46,6 +46,11 @@ class History:
     def num_records(self) -> Any:
         """Rows of ``records`` that were filled, an integer array ()."""
         return self.num_steps // self.thin
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run (outside jit)."""
+        return int(self.status) == Status.INTERRUPTED
 
     def __iter__(self) -> Iterator[Any]:
         """Unpack into the records: ``states, infos = history`` with the default ``collect``."""
@@ -68,10 +73,13 @@ class History:
         return f"{int(self.num_steps)} steps, {int(self.num_records)} records: {advice(status)}"
 
     def check(self) -> None:
-        """Raise if the run stopped at a non-finite state (outside jit; for facades).
+        """Raise if the run did not come to its end (outside jit; for facades that have no use for a part of it).
 
         Raises:
             NumericalError: the status is ``NON_FINITE``; the message says which step and which part of the state.
+            KeyboardInterrupt: the status is ``INTERRUPTED``.
         """
+        if self.interrupted:
+            raise KeyboardInterrupt(self.message())
         if int(self.status) == Status.NON_FINITE:
             raise NumericalError(self.message(), Status.NON_FINITE)

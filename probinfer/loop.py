@@ -1,11 +1,13 @@
 """The loop behind ``run``: guarded steps, their records, and three ways to drive them.
 
 ``scan`` serves traced callers (jit, vmap, grad). Outside jit there is one compiled program, ``advance``, whose last
-step is data: one call of it is a whole run, several are a run in chunks, for bars and checkpoints.
+step is data: several calls of it are a run in chunks, between which the host moves bars, writes checkpoints and listens
+to Ctrl-C.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from probinfer import checkpoint as checkpoints
+from probinfer import interrupts
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.fingerprint import describe
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 _SECONDS_PER_UPDATE = 0.3
+_SECONDS_UNWATCHED = 1.0  # until Ctrl-C is heard where nothing is shown
 
 
 class Problem(NamedTuple):
@@ -156,30 +160,36 @@ def _write(row, complete, buffer, value):
 
 
 def advance_in_chunks(problem, key, cursor, records, num_steps, thin, progress, checkpoint):
-    """Calls of ``advance`` that end where a checkpoint is due or a bar wants to move."""
+    """Calls of ``advance`` that end where a checkpoint is due, a bar wants to move or Ctrl-C should be heard.
+
+    Returns the cursor, the records, and whether Ctrl-C was pressed.
+    """
     row = saved = 0
-    if checkpoint is not None:
-        checkpoints.claim(checkpoint, describe(key, problem, cursor.state, num_steps, thin))
-        cursor, records, row = checkpoints.resume(checkpoint, cursor, records, thin)
-        saved = int(cursor.step)
-    every = num_steps if checkpoint is None else -(-checkpoint.every // thin) * thin
-    watched = bars.is_on(progress)
-    chunk = thin if watched else num_steps
-    with bars.task("run", num_steps, progress) as bar:
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoint is not None:
+            about = describe(key, problem, cursor.state, num_steps, thin)
+            store = stack.enter_context(checkpoints.claimed(checkpoint, about))
+            cursor, records, row = checkpoints.resume(store, cursor, records, thin)
+            saved = int(cursor.step)
+        every = num_steps if checkpoint is None else -(-checkpoint.every // thin) * thin
+        seconds = _SECONDS_PER_UPDATE if bars.is_on(progress) else _SECONDS_UNWATCHED
+        bar = stack.enter_context(bars.task("run", num_steps, progress))
         bar.update(saved)
-        while _goes_on(num_steps, cursor):
+        stop = stack.enter_context(interrupts.deferred())
+        chunk = thin
+        while _goes_on(num_steps, cursor) and not stop.requested:
             limit = min(int(cursor.step) + chunk, saved + every, num_steps)
             started = time.perf_counter()
-            cursor, records = advance(problem, key, cursor, records, np.int32(limit), thin)
-            step = int(cursor.step)  # waits for the chunk
+            cursor, records = interrupts.wait(advance(problem, key, cursor, records, np.int32(limit), thin))
+            step = int(cursor.step)
             bar.update(step)
-            if watched:
-                chunk = _next_chunk(chunk, time.perf_counter() - started, thin)
-            due = step == saved + every or not _goes_on(num_steps, cursor)
-            if checkpoint is not None and due:
-                checkpoints.append(checkpoint, step, cursor, records, (row, step // thin))
+            chunk = _next_chunk(chunk, time.perf_counter() - started, seconds, thin)
+            due = step == saved + every or (stop.requested and step > saved)
+            if store is not None and (due or not _goes_on(num_steps, cursor)):
+                checkpoints.append(store, step, cursor, records, (row, step // thin))
                 row, saved = step // thin, step
-    return cursor, records
+        return cursor, records, stop.requested
 
 
 def _goes_on(num_steps, cursor) -> bool:
@@ -188,9 +198,9 @@ def _goes_on(num_steps, cursor) -> bool:
     return bool(step < num_steps and status == Status.OK and not done)
 
 
-def _next_chunk(chunk: int, seconds: float, thin: int) -> int:
-    """Steps until the next update: towards one every ``_SECONDS_PER_UPDATE``, at most four times as many as now."""
-    wanted = chunk * _SECONDS_PER_UPDATE / max(seconds, 1e-9)
+def _next_chunk(chunk: int, taken: float, seconds: float, thin: int) -> int:
+    """Steps until the next look: towards one every so many ``seconds``, at most four times as many as now."""
+    wanted = chunk * seconds / max(taken, 1e-9)
     return max(int(min(wanted, 4 * chunk)) // thin, 1) * thin
 
 

@@ -38,6 +38,7 @@ class ManyPosteriors(NamedTuple):
         divergences: (S,) divergent transitions, or None.
         ess: (S,) the smallest of ``info.ess``, or None.
         mode: "map", "vmap" or "queue", whichever was used.
+        num_missing: data sets, the last ones, that Ctrl-C left without a posterior; they are not among the S.
     """
 
     draws: Any
@@ -47,6 +48,7 @@ class ManyPosteriors(NamedTuple):
     divergences: np.ndarray | None
     ess: np.ndarray | None
     mode: str
+    num_missing: int = 0
 
     @property
     def failed(self) -> np.ndarray:
@@ -63,6 +65,8 @@ class ManyPosteriors(NamedTuple):
     def __repr__(self) -> str:
         """One line: how many, how many failed, what it cost."""
         parts = [f"{len(self.status)} data sets by {self.mode}", f"{int(self.failed.sum())} failed"]
+        if self.num_missing:
+            parts.append(f"{self.num_missing} more not begun: interrupted")
         if self.work is not None:
             parts.append(f"work {np.median(self.work):g} each (most {np.max(self.work):g})")
         if self.divergences is not None:

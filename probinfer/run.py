@@ -1,9 +1,9 @@
 """The loop: steps of any algorithm, with records, progress, checkpoints and a stop at the first non-finite state.
 
 Outside jit the loop is one compiled program, ``advance to step n``, whose arguments are the algorithm, the state and n:
-chunks of any length for progress and checkpoints are calls of the same program. Inside jit, vmap or grad it is a scan.
-Step i uses ``fold_in(key, i)``, whatever the chunks; for JAX's default generator that is ``split(key, num_steps)[i]``,
-so blackjax's own loop makes the same draws.
+chunks of any length for progress, checkpoints and Ctrl-C are calls of the same program. Inside jit, vmap or grad it is
+a scan. Step i uses ``fold_in(key, i)``, whatever the chunks; for JAX's default generator that is
+``split(key, num_steps)[i]``, so blackjax's own loop makes the same draws.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer import progress as bars
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import check_key, shortened
@@ -56,6 +55,8 @@ def run(
     A step that makes a NaN anywhere in the state, or an infinity in an entry that was finite, ends the run: the state
     before it is returned and the history says what happened (``history.status``, ``.message()``, ``.check()``). Minus
     infinity is legal where an attribute on the way to the entry is named ``log...`` (``log_weights``, ``logdensity``).
+    Ctrl-C ends the run between two steps, with ``INTERRUPTED`` as its status and what was recorded so far; a second
+    one raises ``KeyboardInterrupt`` at once.
 
     Args:
         key: one key; each step derives its own from it.
@@ -77,6 +78,8 @@ def run(
             or a dtype of the state.
         ValueError: ``num_steps`` is negative or ``thin`` not positive; ``progress`` or ``checkpoint`` under jit; the
             checkpoint is that of a different run.
+        DamagedFileError: a file of the checkpoint is damaged.
+        RuntimeError: another process works in the folder of the checkpoint.
 
     Examples:
         >>> import jax
@@ -146,18 +149,21 @@ def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, che
         raise ValueError(
             "progress and checkpoint work outside jit and vmap only; switch them off, or call run outside"
         )
+    interrupted = False
     if traced and stop_fn is None:
         cursor, records = scan(problem, key, cursor, empty, num_steps, thin)
     else:
         buffers = allocate(empty, num_steps // thin)
-        if traced or (checkpoint is None and not bars.is_on(progress)):
+        if traced:
             cursor, records = advance(problem, key, cursor, buffers, np.int32(num_steps), thin)
         else:
-            cursor, records = advance_in_chunks(
+            cursor, records, interrupted = advance_in_chunks(
                 problem, key, cursor, buffers, num_steps, thin, progress, checkpoint
             )
     status = cursor.status
-    if stop_fn is not None:
+    if interrupted and int(status) == Status.OK:
+        status = jnp.int32(Status.INTERRUPTED)
+    elif stop_fn is not None:
         status = jnp.where(cursor.done | (status != Status.OK), status, jnp.int32(Status.MAX_ITERATIONS))
     names = tuple(leaf_name(path) for path, _ in leaves_with_path(state))
     return cursor.state, History(records, cursor.step, status, cursor.bad_leaf, names, thin)

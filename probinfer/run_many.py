@@ -18,6 +18,7 @@ a stopping rule), which gain nothing from being batched there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -28,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from probinfer import interrupts
 from probinfer import progress as bars
 from probinfer.base import as_partial
-from probinfer.errors import shortened
+from probinfer.errors import shortened, warn_interrupted
 from probinfer.fingerprint import digest
 from probinfer.lanes import Stepwise, run_lanes
 from probinfer.many_posteriors import ManyPosteriors, accounts, status_of
-from probinfer.run_many_store import claimed, read, write
+from probinfer.store import Store, opened
 from probinfer.transforms import leaf_names
 from probinfer.types import ArrayTree
 
@@ -76,15 +78,22 @@ def run_many(
         progress: a bar; None means on a terminal.
 
     Returns:
-        Draws, info and accounts of all data sets. With ``mode="map"`` they are equal bit by bit for all chunk sizes;
-        in every mode a resumed run equals an uninterrupted one. In a queue a data set may land in another lane when
-        chunks or lanes are others, which changes what rounding makes of it at most.
+        Draws, info and accounts of all data sets; after Ctrl-C, of those that were finished, the first ones. With
+        ``mode="map"`` they are equal bit by bit for all chunk sizes; in every mode a resumed run equals an
+        uninterrupted one. In a queue a data set may land in another lane when chunks or lanes are others, which changes
+        what rounding makes of it at most.
 
     Raises:
         TypeError: ``infer_fn`` is no function, cannot be run in steps though ``mode="queue"``, or returns something
             else than arrays, or ``keys`` are no typed keys.
         ValueError: no keys, data of another number, an unknown mode, a chunk or lanes below 1, draws without a leading
             axis, or a path with another run in it.
+        DamagedFileError: a file in the folder is damaged.
+        RuntimeError: another process works in the folder.
+        KeyboardInterrupt: Ctrl-C before the first chunk was finished, or twice; finished chunks are in the folder.
+
+    Warns:
+        ConvergenceWarning: Ctrl-C ended the work early.
     """
     keys = _checked(infer_fn, keys, data, mode)
     host = jax.tree.map(np.asarray, data)
@@ -108,21 +117,59 @@ def run_many(
         "chunk": size,
     }
     about |= {"lanes": num_lanes} if chosen == "queue" else {}
-    folder = None if path is None else claimed(path, about)
-    parts = []
-    with bars.task("data sets", len(keys), progress) as bar:
-        for number, span in enumerate(spans):
-            file = None if folder is None else folder / f"chunk_{number:06d}.npz"
-            part = read(file, shapes) if file is not None and file.exists() else None
-            if part is None:
-                part = _chunk(program, fn, keys, host, span, size)
-                if file is not None:
-                    write(file, part)
-            parts.append(part)
-            bar.update(span[1])
+    compute = partial(_chunk, program, fn, keys, host, size)
+    with contextlib.nullcontext() if path is None else opened(path, about) as store:
+        parts = _finished(store, spans, shapes, compute, chosen == "map", progress)
     leaves = [np.concatenate(column) for column in zip(*parts, strict=True)]
     draws, info = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    return ManyPosteriors(draws, info, status_of(draws, info), *accounts(info), chosen)
+    missing = len(keys) - len(leaves[0])
+    if missing:
+        warn_interrupted(f"run_many: {len(keys) - missing} of {len(keys)} data sets were finished")
+    return ManyPosteriors(draws, info, status_of(draws, info), *accounts(info), chosen, missing)
+
+
+def _finished(
+    store: Store | None,
+    spans: list[tuple[int, int]],
+    shapes: Any,
+    compute: Callable,
+    piecewise: bool,
+    progress: bool | str | None,
+) -> list[list[np.ndarray]]:
+    """The leaves of each chunk, read or computed; those before Ctrl-C, the last of which may be a part of its chunk.
+
+    Raises:
+        KeyboardInterrupt: there are none.
+    """
+    parts: list = []
+    there = set() if store is None else set(store.names())
+    pace = interrupts.Pace(1 if piecewise else spans[0][1])
+    with bars.task("data sets", spans[-1][1], progress) as bar, interrupts.deferred() as stop:
+        for number, (start, end) in enumerate(spans):
+            name = f"chunk_{number:06d}"
+            if store is not None and name in there:
+                like = [
+                    jax.ShapeDtypeStruct((end - start, *leaf.shape), leaf.dtype)
+                    for leaf in jax.tree.leaves(shapes)
+                ]
+                parts.append(store.read(name, like, "delete it, and it is computed again"))
+                continue
+            pieces: list = []
+            while start < end and not stop.requested:
+                taken = min(pace.size, end - start) if piecewise else end - start
+                with pace.measured(taken):
+                    pieces.append(compute((start, start + taken)))
+                start += taken
+                bar.update(start)
+            if pieces:
+                parts.append([np.concatenate(column) for column in zip(*pieces, strict=True)])
+            if start < end:
+                break
+            if store is not None:
+                store.write(name, parts[-1])
+    if not parts:
+        raise KeyboardInterrupt("no chunk of data sets was finished; take a smaller chunk=")
+    return parts
 
 
 # What is asked
@@ -246,7 +293,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _chunk(
-    program: Callable, fn: Any, keys: Any, host: Any, span: tuple[int, int], size: int
+    program: Callable, fn: Any, keys: Any, host: Any, size: int, span: tuple[int, int]
 ) -> list[np.ndarray]:
     """The leaves of (draws, info) of the data sets start ... stop - 1."""
     start, stop = span
@@ -254,7 +301,7 @@ def _chunk(
     raw = np.asarray(jax.random.key_data(keys))[rows]
     some = jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(keys))
     done = program(fn, some, jax.tree.map(lambda leaf: leaf[rows], host), np.int32(stop - start))
-    return [np.asarray(leaf)[: stop - start] for leaf in jax.tree.leaves(jax.device_get(done))]
+    return [np.asarray(leaf)[: stop - start] for leaf in jax.tree.leaves(interrupts.wait(done))]
 
 
 @jax.jit

@@ -87,8 +87,8 @@ def finished(tmp_path_factory):
 def test_checkpoints_change_no_draw(finished):
     where, result = finished
     assert same(pi.run(jax.random.key(0), walk(), start(), 12, thin=2), result)
-    steps = sorted(entry.name for entry in Path(where.path).iterdir() if entry.is_dir())
-    assert steps == [f"step_{step:012d}" for step in (4, 8, 12)]  # every 3 steps, in whole records
+    steps = sorted(entry.name for entry in Path(where.path).glob("step_*"))
+    assert steps == [f"step_{step:012d}.part" for step in (4, 8, 12)]  # every 3 steps, in whole records
 
 
 def test_a_finished_run_returns_its_result_again(finished):
@@ -101,10 +101,10 @@ def test_the_run_continues_from_what_is_there(finished, tmp_path):
     where, result = finished
     partial = tmp_path / "partial"
     partial.mkdir()
-    for name in ("about.json", "step_000000000004"):
+    for name in ("about.json", "step_000000000004.part"):
         os.symlink(Path(where.path).absolute() / name, partial / name)
-    left = partial / "step_000000000008.orbax-checkpoint-tmp-0"
-    left.mkdir()
+    left = partial / ".step_000000000008.part.17.draft"
+    left.touch()
     again = pi.run(jax.random.key(0), walk(), start(), 12, thin=2, checkpoint=Checkpoint(partial, every=4))
     assert same(again, result)
     assert not left.exists()
@@ -147,9 +147,11 @@ def test_a_longer_run_is_told_to_start_from_the_state(finished):
 
 
 def test_steps_without_a_description_are_refused(finished, tmp_path):
-    os.symlink(Path(finished[0].path).absolute() / "step_000000000004", tmp_path / "step_000000000004")
+    os.symlink(
+        Path(finished[0].path).absolute() / "step_000000000004.part", tmp_path / "step_000000000004.part"
+    )
     with pytest.raises(ValueError, match=r"no about\.json"):
-        checkpoint.claim(Checkpoint(tmp_path), {})
+        checkpoint.claimed(Checkpoint(tmp_path), {}).__enter__()
 
 
 def fragile_step(key, state):
@@ -182,11 +184,11 @@ from probinfer import checkpoint
 folder, kill_at, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 append = checkpoint.append
 
-def append_or_die(where, step, *rest):
+def append_or_die(store, step, *rest):
     if step == kill_at:  # half of this checkpoint is on disk
-        (checkpoint.Path(where.path) / f"step_{step:012d}.orbax-checkpoint-tmp-1").mkdir()
+        (store.folder / f".step_{step:012d}.part.1.draft").write_bytes(b"probinfer part 1")
         os.kill(os.getpid(), signal.SIGKILL)
-    append(where, step, *rest)
+    append(store, step, *rest)
 
 checkpoint.append = append_or_die
 logdensity_fn = lambda x: -0.5 * jnp.sum(x**2 / jnp.array([1.0, 9.0]))
@@ -210,7 +212,7 @@ def test_a_killed_run_continues_to_the_same_draws(tmp_path):
     killed = start_process(tmp_path, folder, 30, tmp_path / "killed.npy")
     assert killed.wait(300) == -signal.SIGKILL
     assert not (tmp_path / "killed.npy").exists()
-    assert (folder / "step_000000000020").is_dir()
+    assert (folder / "step_000000000020.part").is_file()
     resumed = start_process(tmp_path, folder, -1, tmp_path / "resumed.npy")
     for process in (undisturbed, resumed):
         assert process.wait(300) == 0, process.stderr.read()

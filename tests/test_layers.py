@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "probinfer"
 
 # Layer of each module or sub-package. A new module needs one line here: choose the lowest layer that can do its work.
 LAYERS = {
-    "L0": "types base errors",
+    "L0": "types base errors interrupts",
     "L1": "logdensity transforms targets linalg "
     "quadrature weights resampling importance diagnostics linesearch optimize kernels stein tiles betting",
     "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export "
-    "run_many run_many_store many_posteriors lanes",
+    "store sealed run_many many_posteriors lanes",
     "L2b": "engine mcmc vi infer",
     "L2c": "smc coin",
     "L3": "gp lm",
@@ -45,7 +45,7 @@ MATHEMATICS = (
     WORDS
     + " numpyro.distributions numpyro.infer numpyro.handlers numpyro.primitives optax blackjax.diagnostics"
 )
-RUNNING = MATHEMATICS + " orbax.checkpoint rich"
+RUNNING = MATHEMATICS + " rich"
 SAMPLERS = RUNNING + " blackjax"
 OUTSIDE = {
     "L0": WORDS,

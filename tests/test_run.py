@@ -141,10 +141,10 @@ def test_chunks_of_any_length_make_the_same_draws(key, monkeypatch, count_compil
 
 
 def test_chunk_length_follows_the_clock():
-    assert loop._next_chunk(100, 0.6, 1) == 50
-    assert loop._next_chunk(100, 0.001, 1) == 400  # grows by four at most
-    assert loop._next_chunk(10, 100.0, 5) == 5  # one record at least
-    assert loop._next_chunk(10, 0.15, 8) == 16  # whole records
+    assert loop._next_chunk(100, 0.6, 0.3, 1) == 50
+    assert loop._next_chunk(100, 0.001, 0.3, 1) == 400  # grows by four at most
+    assert loop._next_chunk(10, 100.0, 0.3, 5) == 5  # one record at least
+    assert loop._next_chunk(10, 0.15, 0.3, 8) == 16  # whole records
 
 
 def test_progress_counts_steps(key, monkeypatch):

@@ -160,6 +160,7 @@ def sbc(
 
     Raises:
         TypeError: ``key`` is not a key, or a function is not callable.
+        KeyboardInterrupt: Ctrl-C before a data set was finished, or twice.
         ValueError: fewer than one simulation, draws that do not look like theta, a quantity that is not a scalar, two
             quantities of one name, or a level not between 0 and 0.5.
     """
@@ -219,6 +220,7 @@ def calibrate(
     key_infer, key_reference, key_ranks = jax.random.split(key, 3)
     number = len(jax.tree.leaves(theta)[0])
     posteriors = run_many(infer_fn, jax.random.split(key_infer, number), x, **run)
+    theta, x = jax.tree.map(lambda leaf: leaf[: len(posteriors.status)], (theta, x))  # fewer after Ctrl-C
     draws = _by_chain(posteriors.draws, theta)
     flat = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draws)
     points, matrix = reference_points(key_reference, flat, theta, x, reference)

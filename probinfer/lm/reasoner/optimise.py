@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import optax
 from jaxtyping import Shaped
 
 from probinfer import checkpoint as checkpoints
+from probinfer import interrupts
 from probinfer import progress as bars
 from probinfer.types import Array, PyTree
 
@@ -97,6 +99,9 @@ def descend(
 
     Returns:
         The weights after the last step, and the trace up to it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the state is in the checkpoint, from which the same call goes on.
     """
     checkpoints.Checkpoint.check(checkpoint)
     optimiser = plan.optimiser()
@@ -104,12 +109,16 @@ def descend(
     state = jax.tree.map(lambda leaf: leaf.copy(), (weights, optimiser.init(weights)))
     trace = Trace(*(np.full(plan.num_iterations, np.nan, np.float32) for _ in Trace._fields))
     first = kept = 0
-    if checkpoint is not None:
-        checkpoints.claim(checkpoint, {**about, "plan": dataclasses.asdict(plan)})
-        state, trace, first = checkpoints.resume(checkpoint, state, trace, 1)
-        trace, kept = Trace(*(np.array(leaf) for leaf in trace)), first
-    done = first > 0 and _reached(trace, first - 1, plan)
-    with bars.task("training", total=plan.num_iterations, progress=progress) as line:
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoint is not None:
+            about = {**about, "plan": dataclasses.asdict(plan)}
+            store = stack.enter_context(checkpoints.claimed(checkpoint, about))
+            state, trace, first = checkpoints.resume(store, state, trace, 1)
+            trace, kept = Trace(*(np.array(leaf) for leaf in trace)), first
+        done = first > 0 and _reached(trace, first - 1, plan)
+        line = stack.enter_context(bars.task("training", plan.num_iterations, progress))
+        stop = stack.enter_context(interrupts.deferred())
         for i in range(plan.num_iterations if done else first, plan.num_iterations):
             begin = time.process_time()
             state, loss = update(state, batch_fn(i))
@@ -120,11 +129,13 @@ def descend(
             first = i + 1
             done = _reached(trace, i, plan) or first == plan.num_iterations
             line.update(first, f"loss {trace.loss[i]:.3f}, {_last_score(trace)}")
-            if checkpoint is not None and (done or first - kept >= checkpoint.every):
-                checkpoints.append(checkpoint, first, state, trace, (kept, first))
+            if store is not None and (done or stop.requested or first - kept >= checkpoint.every):  # type: ignore[union-attr]
+                checkpoints.append(store, first, state, trace, (kept, first))
                 kept = first
             if done:
                 break
+            if stop.requested:
+                raise KeyboardInterrupt(f"training ended after {first} of {plan.num_iterations} steps")
     return state[0], Trace(*(leaf[:first] for leaf in trace))
 
 
