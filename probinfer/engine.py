@@ -18,6 +18,7 @@ import numpy as np
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
+from probinfer.history import History
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
 from probinfer.transforms import leaf_names
@@ -32,7 +33,9 @@ __all__ = [
     "exact_logdensity",
     "finish",
     "flat_position",
+    "is_part",
     "over",
+    "part",
     "to_default_dtype",
     "warn",
 ]
@@ -180,6 +183,33 @@ def warn(status: Status | int | Array, details: str, name: str) -> None:
         warnings.warn(
             f"{name}: {details}; {advice(int(status))}", ConvergenceWarning, stacklevel=levels_to_caller()
         )
+
+
+def is_part(history: History) -> bool:
+    """Refuse a run that left nothing to use; say whether it is a part of what was asked (Ctrl-C).
+
+    Args:
+        history: of the run that makes draws.
+
+    Raises:
+        NumericalError: the run stopped at a non-finite state.
+        Interrupted: Ctrl-C before the first record.
+    """
+    if history.interrupted and int(history.num_records):
+        return True
+    history.check()
+    return False
+
+
+def part(found: str, status: Status | int | Array, details: str = "") -> tuple[Status, str]:
+    """Return status and details of a result that Ctrl-C left unfinished.
+
+    Args:
+        found: how much there is, a clause.
+        status: of what there is.
+        details: what was found of it, a clause.
+    """
+    return max(Status(int(status)), Status.INTERRUPTED), f"{found}; {details}" if details else found
 
 
 @jax.jit

@@ -9,6 +9,7 @@ import jax
 
 from probinfer.base import Status
 from probinfer.errors import NumericalError, advice
+from probinfer.interrupts import Interrupted
 from probinfer.types import field, pytree
 
 __all__ = ["History"]
@@ -77,9 +78,9 @@ class History:
 
         Raises:
             NumericalError: the status is ``NON_FINITE``; the message says which step and which part of the state.
-            KeyboardInterrupt: the status is ``INTERRUPTED``.
+            Interrupted: the status is ``INTERRUPTED``; a ``KeyboardInterrupt``.
         """
         if self.interrupted:
-            raise KeyboardInterrupt(self.message())
+            raise Interrupted(self.message())
         if int(self.status) == Status.NON_FINITE:
             raise NumericalError(self.message(), Status.NON_FINITE)

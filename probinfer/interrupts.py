@@ -19,10 +19,14 @@ from typing import Any
 
 import jax
 
-__all__ = ["Interruption", "Pace", "deferred", "wait"]
+__all__ = ["Interrupted", "Interruption", "Pace", "deferred", "wait"]
 
 _SAID = b"\nstopping after the piece of work at hand; Ctrl-C again stops at once\n"
 _SHORTEST, _LONGEST = 5e-5, 2e-2  # seconds between two looks at a program that runs
+
+
+class Interrupted(KeyboardInterrupt):
+    """A first Ctrl-C ended work of which no part is of use by itself; what encloses it may have other parts."""
 
 
 class Interruption:

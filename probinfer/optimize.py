@@ -18,9 +18,9 @@ import optax
 
 from probinfer import linesearch
 from probinfer.base import Algorithm, Status, algorithm, as_partial
-from probinfer.types import Array, Int, PRNGKey, PyTree, Scalar, field, pytree
+from probinfer.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
 
-__all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "lbfgs", "minimize"]
+__all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "begin", "descend", "lbfgs", "minimize", "result"]
 
 _FLAT_STEPS = 3  # in a row; a single one may be a bad step
 
@@ -136,19 +136,72 @@ def _config(dtype, tolerance, decrease, memory_size: int) -> _Config:
 
 @jax.jit
 def _minimize(config: _Config, fn: Callable, position: PyTree, max_steps: jax.Array) -> OptimizeResult:
-    def unfinished(state):
-        return ~state.done & (state.num_steps < max_steps)
-
     state = jax.lax.while_loop(
-        unfinished, lambda state: _advance(config, fn, state), _init(config, fn, position)
+        lambda state: _unfinished(state, max_steps),
+        lambda state: _advance(config, fn, state),
+        _init(config, fn, position),
     )
+    return result(state)
+
+
+def _unfinished(state: LBFGSState, max_steps: Any) -> Bool[Array, ""]:
+    return ~state.done & (state.num_steps < max_steps)
+
+
+def begin(position: PyTree, *, memory_size: int = 10) -> LBFGSState:
+    """Return the state of ``minimize`` at its start; nothing is evaluated.
+
+    Args:
+        position: as in ``minimize``, like ``memory_size``.
+        memory_size: past steps that shape the metric.
+    """
+    return _init(_config(_result_type(position), None, None, memory_size), None, position)
+
+
+def descend(
+    fn: Callable,
+    state: LBFGSState,
+    *,
+    max_steps: int | Int[Array, ""],
+    num_evaluations: int | Int[Array, ""],
+    decrease: float | Scalar | None = None,
+    memory_size: int = 10,
+) -> tuple[LBFGSState, Bool[Array, ""]]:
+    """Go on with ``minimize`` until so many evaluations were made, all in all: a piece of it, equal to the whole.
+
+    Args:
+        fn: as in ``minimize``, like what is not named here.
+        state: of ``begin`` or of another piece.
+        max_steps: the most accepted steps, all in all.
+        num_evaluations: where the piece ends.
+        decrease: as in ``minimize``.
+        memory_size: past steps that shape the metric.
+
+    Returns:
+        The state, and whether there is more to do.
+    """
+    config, fn = _config(_result_type(state.position), None, decrease, memory_size), as_partial(fn)
+    state = jax.lax.while_loop(
+        lambda state: _unfinished(state, max_steps) & (state.num_evaluations < num_evaluations),
+        lambda state: _advance(config, fn, state),
+        state,
+    )
+    return state, _unfinished(state, max_steps)
+
+
+def result(state: LBFGSState) -> OptimizeResult:
+    """Return the last accepted iterate of a search.
+
+    Args:
+        state: of the search.
+    """
     status = jnp.where(state.done, state.status, int(Status.MAX_ITERATIONS))
     return OptimizeResult(
         state.position, state.value, state.gradient_norm, status, state.num_steps, state.num_evaluations
     )
 
 
-def _init(config: _Config, fn: Callable, position: PyTree) -> LBFGSState:
+def _init(config: _Config, fn: Any, position: PyTree) -> LBFGSState:
     dtype = _result_type(position)
     position = jax.tree.map(jnp.asarray, position)
     zeros = jax.tree.map(jnp.zeros_like, position)

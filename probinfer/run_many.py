@@ -168,7 +168,7 @@ def _finished(
             if store is not None:
                 store.write(name, parts[-1])
     if not parts:
-        raise KeyboardInterrupt("no chunk of data sets was finished; take a smaller chunk=")
+        raise interrupts.Interrupted("no chunk of data sets was finished; take a smaller chunk=")
     return parts
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from probinfer.checkpoint import Checkpoint
 from probinfer.errors import ConvergenceWarning
 
 MANY = 10_000_000
+KEY = jax.random.key(2)
 
 
 @pytest.fixture(autouse=True)
@@ -56,26 +58,38 @@ def plain_step(key, state):
     return state + jax.random.normal(key), state
 
 
-def test_an_interrupted_run_continues_to_the_same_draws(tmp_path, monkeypatch):
-    """Ctrl-C after the second chunk, and again while the interrupted run is made again."""
+def test_an_interrupted_run_continues_to_the_same_draws(tmp_path, press_during):
+    """Ctrl-C in the second piece, and again while the interrupted run is made again."""
     call = lambda checkpoint=None: pi.run(  # noqa: E731
         jax.random.key(0), Algorithm(None, plain_step), jnp.zeros(()), 500, checkpoint=checkpoint
     )
     expected = call()
-    where, wait, calls = Checkpoint(tmp_path / "run", every=100), interrupts.wait, []
-
-    def wait_and_press(tree):
-        calls.append(None)
-        if len(calls) in (2, 5):
-            os.kill(os.getpid(), signal.SIGINT)
-        return wait(tree)
-
-    monkeypatch.setattr(interrupts, "wait", wait_and_press)
+    where = Checkpoint(tmp_path / "run", every=100)
+    press_during(2, 5)
     first, second = call(where), call(where)
     assert 0 < first[1].num_steps < second[1].num_steps < 500
     finished = call(where)
     assert finished[1].status == Status.OK
     jax.tree.map(np.testing.assert_array_equal, finished[1].records, expected[1].records)
+
+
+@pytest.fixture
+def press_during(monkeypatch):
+    """Press Ctrl-C while the pieces of these numbers are computed, counted from one."""
+    wait, calls = interrupts.wait, []
+
+    def start(*numbers, when=lambda tree: False):
+        calls.clear()
+
+        def press_and_wait(tree):
+            calls.append(None)
+            if len(calls) in numbers or when(tree):
+                os.kill(os.getpid(), signal.SIGINT)
+            return wait(tree)
+
+        monkeypatch.setattr(interrupts, "wait", press_and_wait)
+
+    return start
 
 
 @jax.jit
@@ -201,3 +215,65 @@ def test_sbc_judges_the_simulations_that_are_finished():
     number = len(report.posteriors.status)
     assert 30 < number < 200
     assert len(report.theta) == len(report.x) == number
+
+
+# Engines
+
+
+def quadratic(values):
+    return -0.5 * jnp.sum(values["x"] ** 2 / jnp.array([1.0, 4.0]))
+
+
+def target():
+    return pi.targets.from_logdensity(quadratic, {"x": jnp.zeros(2)})
+
+
+def part_of(engine):
+    with pytest.warns(ConvergenceWarning, match="Ctrl-C ended the work early"):
+        posterior = pi.infer(KEY, target(), engine)
+    assert int(posterior.info.status) == Status.INTERRUPTED
+    assert np.isfinite(posterior.draws["x"]).all()
+    return posterior
+
+
+NUTS = pi.mcmc.NUTS(num_warmup=200, num_draws=200, num_chains=2, metric="diagonal")
+
+
+def test_nuts_returns_the_draws_so_far(press_during):
+    press_during(when=lambda tree: 0 < int(tree[0].state.remaining) < 200)
+    posterior = part_of(NUTS)
+    assert 1 <= posterior.num_draws < 200
+    press_during()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 draws are few
+        whole = pi.infer(KEY, target(), NUTS)
+    np.testing.assert_array_equal(whole.draws["x"][:, : posterior.num_draws], posterior.draws["x"])
+
+
+def test_a_warm_up_leaves_no_draws(press_during):
+    press_during(1)
+    with pytest.raises(KeyboardInterrupt, match="steps"):
+        pi.infer(KEY, target(), NUTS)
+
+
+def test_particles_are_returned_where_they_are(press_during):
+    press_during(3)
+    posterior = part_of(pi.coin.SVGD(num_particles=8))
+    assert int(posterior.info.num_steps) < 50
+
+
+def test_a_mode_search_returns_the_best_so_far(press_during):
+    press_during(2)
+    posterior = part_of(pi.vi.MAP(num_restarts=2))
+    assert Status.INTERRUPTED in posterior.info.statuses
+    press_during()
+    assert pi.infer(KEY, target(), pi.vi.MAP(num_restarts=2)).info.log_density >= posterior.info.log_density
+
+
+def test_a_fit_of_a_gaussian_process_is_returned_as_far_as_it_came(press_during):
+    X = np.linspace(0, 1, 12)[:, None]
+    press_during(2)
+    with pytest.warns(ConvergenceWarning, match="restarts had ended; Ctrl-C"):
+        fit = pi.gp.fit(jax.random.key(0), pi.gp.Model(pi.kernels.RBF()), X, np.sin(6 * X[:, 0]))
+    assert int(fit.info.status) == Status.INTERRUPTED
+    assert np.isfinite(fit.predict(X)[0]).all()

@@ -161,6 +161,7 @@ def sample_particles(
             collect=_record,
             checkpoint=checkpoint,
         )
+        engine.is_part(history)
         found = _finish(algorithm, state.cloud, key_judge, key_polish, config.polish)
     info = reports.info(target, state, history, found, config)
     reports.refuse(name, info)

@@ -101,6 +101,8 @@ def info(target: Any, state: Watched, history: History, found: Finished, config:
 def _status(made: ParticlesInfo, history: History, config: Any, stopped: bool) -> Status:
     if stopped or int(made.num_nonfinite) or int(history.status) == Status.NON_FINITE:
         return Status.NON_FINITE
+    if int(history.status) == Status.INTERRUPTED:
+        return Status.INTERRUPTED
     if config.polish == "weights":
         return Status.OK if float(made.khat) <= _KHAT else Status.POOR_APPROXIMATION
     if config.polish is None and _width(made):
@@ -121,6 +123,8 @@ def details(made: ParticlesInfo, target: Any) -> str:
     status = int(made.status)
     if status == Status.NON_FINITE:
         return f"{int(made.num_nonfinite)} particles have no finite log density; they have weight zero"
+    if status == Status.INTERRUPTED:
+        return f"{int(made.num_steps)} steps were taken, and direction and virial had not settled"
     if status == Status.MAX_ITERATIONS:
         return f"direction and virial had not settled after {int(made.num_steps)} steps"
     if np.isfinite(made.khat):

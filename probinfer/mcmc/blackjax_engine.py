@@ -66,7 +66,7 @@ class Blackjax:
             NumericalError: no finite starting point, or a chain became non-finite.
 
         Warns:
-            ConvergenceWarning: the chains disagree or have too few effective draws.
+            ConvergenceWarning: the chains disagree or have too few effective draws, or Ctrl-C left a part of them.
         """
         engine.check(key, target, "Blackjax")
         key_target, key_init, key_run = jax.random.split(key, 3)
@@ -87,12 +87,17 @@ class Blackjax:
             collect=_record,
             checkpoint=checkpoint,
         )
-        history.check()
+        count = int(history.num_records) - self.num_discard
+        unfinished = engine.is_part(history) if count > 0 else history.check()
         positions, scalars = jax.tree.map(
-            lambda x: jnp.swapaxes(x[self.num_discard :], 0, 1), history.records
+            lambda x: jnp.swapaxes(x[self.num_discard :], 0, 1), history.filled()
         )
         found = report.convergence(positions)
-        details = report.explain(found, self.num_chains, self.num_draws) if int(found.status) else ""
+        details = report.explain(found, self.num_chains, count) if int(found.status) else ""
+        if unfinished:
+            said = f"{count} of {self.num_draws} draws of a chain were made"
+            status, details = engine.part(said, found.status, details)
+            found = found._replace(status=jnp.int32(status))
         engine.warn(found.status, details, "Blackjax")
         return engine.finish(target, positions, like, report.BlackjaxInfo(scalars, *found))
 

@@ -85,7 +85,7 @@ class NUTS:
 
         Warns:
             ConvergenceWarning: the chains disagree or have too few effective draws, or one transition in a thousand
-                or more diverged.
+                or more diverged; or Ctrl-C left a part of the draws.
         """
         trajectories = Trajectories("nuts", self.max_tree_depth, self.mode)
         return _sample(key, target, self, trajectories, progress, checkpoint)
@@ -188,11 +188,16 @@ def _sample(
                 collect=_record,
                 checkpoint=None if checkpoint is None else checkpoint.child(phase),
             )
-            history.check()
+            unfinished = engine.is_part(history) if draws else history.check()
     positions, info = engine.chains_first(history.filled())
     found = report.with_divergences(report.convergence(positions), info.diverging)
-    if int(found.status) != Status.OK:
-        details = report.explain(found, config.num_chains, config.num_draws, info.diverging)
+    if unfinished or int(found.status) != Status.OK:
+        count = int(history.num_records)
+        details = report.explain(found, config.num_chains, count, info.diverging)
+        if unfinished:
+            said = f"{count} of {config.num_draws} draws of a chain were made"
+            status, details = engine.part(said, found.status, details)
+            found = found._replace(status=jnp.int32(status))
         engine.warn(found.status, details, name)
     return engine.finish(target, positions, like, _info(info, state.warmup, chosen, found))
 

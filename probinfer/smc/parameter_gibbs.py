@@ -149,7 +149,8 @@ class ParticleGibbs:
             NumericalError: no prior draw has a finite density along a path drawn for it, or a chain became non-finite.
 
         Warns:
-            ConvergenceWarning: the chains disagree or have too few effective draws, or a filter failed.
+            ConvergenceWarning: the chains disagree or have too few effective draws, or a filter failed; or Ctrl-C left
+                a part of the draws.
         """
         check_parameters(key, target, "ParticleGibbs")
         check_densities(target)
@@ -245,7 +246,8 @@ def _loop(
         if checkpoint is None
         else checkpoint.child(name.replace(", ", "-").replace(" ", "-")),
     )
-    history.check()
+    if name != "draws" or not engine.is_part(history):
+        history.check()
     return state, history.filled()
 
 
@@ -292,14 +294,18 @@ def _posterior(
     rows = engine.chains_first(rows)
     positions = unflatten(target.like, rows.position)
     judged = report.convergence(positions)
+    count = rows.status.shape[1]
     worst = int(np.max(rows.status))
     status, details = Status(int(judged.status)), ""
     if worst != Status.OK:
         failed = int(np.sum(np.asarray(rows.status) != Status.OK))
         status, details = Status(worst), f"{failed} of {np.size(rows.status)} conditional filters failed"
     elif status != Status.OK:
-        details = report.explain(judged, config.num_chains, config.num_draws)
-    iterations = config.num_chains * (spent + config.num_draws)
+        details = report.explain(judged, config.num_chains, count)
+    if count < config.num_draws:  # Ctrl-C
+        said = f"{count} of {config.num_draws} draws of a chain were made"
+        status, details = engine.part(said, status, details)
+    iterations = config.num_chains * (spent + count)
     info = ParticleGibbsInfo(
         acceptance=jnp.mean(rows.acceptance, axis=1),
         update_rate=update_rate,

@@ -158,7 +158,8 @@ class PMMH:
             NumericalError: the likelihood is zero or undefined at all parameters of the pilot.
 
         Warns:
-            ConvergenceWarning: the chains disagree, have too few effective draws, or one accepted nothing.
+            ConvergenceWarning: the chains disagree, have too few effective draws, or one accepted nothing; or Ctrl-C
+                left a part of the draws.
         """
         check_parameters(key, target, "PMMH")
         Checkpoint.check(checkpoint)
@@ -176,8 +177,10 @@ class PMMH:
                 collect=_record,
                 checkpoint=None if checkpoint is None else checkpoint.child("draws"),
             )
-        history.check()
-        return _posterior(self, target, pilot, state, history.records)
+        if int(history.num_records) <= self.num_warmup:
+            history.check()
+        unfinished = engine.is_part(history)
+        return _posterior(self, target, pilot, state, history.filled(), unfinished)
 
 
 def check_chains(config: Any) -> None:
@@ -298,13 +301,19 @@ def _record(state: _State, row: _Row) -> _Row:
     return row
 
 
-def _posterior(config: PMMH, target: Parameters, pilot: Pilot, state: _State, rows: _Row) -> Posterior:
+def _posterior(
+    config: PMMH, target: Parameters, pilot: Pilot, state: _State, rows: _Row, unfinished: bool
+) -> Posterior:
     undefined = jnp.sum(rows.undefined, dtype=jnp.int32) + pilot.population.num_undefined
     rows = engine.chains_first(jax.tree.map(lambda leaf: leaf[config.num_warmup :], rows))
     positions = unflatten(target.like, rows.position)
     judged = report.convergence(positions)
+    count = rows.accepted.shape[1]
     status, details = _verdict(config, judged, rows)
-    steps = target.num_steps * config.num_chains * (config.num_warmup + config.num_draws + 1)
+    if unfinished:
+        said = f"{count} of {config.num_draws} draws of a chain were made"
+        status, details = engine.part(said, status, details)
+    steps = target.num_steps * config.num_chains * (config.num_warmup + count + 1)
     info = PMMHInfo(
         acceptance=jnp.mean(rows.acceptance, axis=1),
         log_evidences=rows.log_evidence,
@@ -326,4 +335,4 @@ def _verdict(config: PMMH, judged: report.Convergence, rows: _Row) -> tuple[Stat
         return Status.CHAINS_DISAGREE, f"{int(still.sum())} of {len(still)} chains accepted nothing"
     if int(judged.status) == Status.OK:
         return Status.OK, ""
-    return Status(int(judged.status)), report.explain(judged, config.num_chains, config.num_draws)
+    return Status(int(judged.status)), report.explain(judged, config.num_chains, rows.accepted.shape[1])

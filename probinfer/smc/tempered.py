@@ -13,6 +13,7 @@ from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import shortened
+from probinfer.interrupts import Interrupted
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.smc import islands
@@ -163,7 +164,7 @@ class Tempered:
                 the pilot does not reach the target, or no base law could be fitted to a target without a prior.
 
         Warns:
-            ConvergenceWarning: the islands disagree, or one of them died.
+            ConvergenceWarning: the islands disagree, or one of them died; or Ctrl-C left some of them.
         """
         name = type(self).__name__
         engine.check(key, target, name)
@@ -195,7 +196,13 @@ def sample_from(
     pilot = learn_schedule(config, found, keys[0], progress, checkpoint)
     population = Population(config, found.path, progress, checkpoint)
     islands = enumerate(jax.random.split(keys[1], config.num_islands), 1)
-    runs = [population.run(one, pilot.schedule, f"island {i}") for i, one in islands]
+    runs: list = []
+    try:
+        for i, one in islands:
+            runs.append(population.run(one, pilot.schedule, f"island {i}"))
+    except Interrupted:
+        if not runs:
+            raise
     return _posterior(config, target, found, pilot, runs)
 
 
@@ -206,6 +213,9 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
     positions = unflatten(found.path.like, jnp.stack([state.positions for state in states]))
     judged = report.convergence(engine.to_default_dtype(positions))
     status, details = _verdict(config, judged, states, logs)
+    if len(runs) < config.num_islands:  # Ctrl-C
+        said = f"{len(runs)} of {config.num_islands} islands were finished"
+        status, details = engine.part(said, status, details)
     count = int(pilot.schedule.num_levels)
     schedule = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), pilot.schedule[:-1])
     schedule = Schedule(*schedule, num_levels=count)
@@ -258,4 +268,4 @@ def _verdict(
         )
     if int(judged.status) == Status.OK:
         return Status.OK, ""
-    return Status(int(judged.status)), report.explain(judged, config.num_islands, config.num_particles)
+    return Status(int(judged.status)), report.explain(judged, len(states), config.num_particles)

@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import engine, optimize
+from probinfer import engine, interrupts, optimize
 from probinfer import progress as bars
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import NumericalError, advice
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar, field, pytree
+from probinfer.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 
 __all__ = ["MAP", "MAPInfo", "maximize", "point_posterior"]
 
@@ -39,7 +40,7 @@ class MAPInfo(NamedTuple):
     have one entry a restart (the value of a failed one is minus infinity), ``best`` is the index of the one kept.
     ``covariance`` (d, d), if asked for, is that of Laplace's approximation: minus the inverse Hessian with respect to
     the unconstrained position, flattened, NaN where the Hessian is not negative definite. ``status`` is that of the
-    best restart.
+    best restart, ``INTERRUPTED`` where Ctrl-C ended the search.
     """
 
     log_density: Any
@@ -100,9 +101,10 @@ class MAP:
         Raises:
             TypeError: not a key, not a target, or a minibatch target.
             NumericalError: no restart ended at a finite log density.
+            Interrupted: Ctrl-C before there was one; a ``KeyboardInterrupt``.
 
         Warns:
-            ConvergenceWarning: the best restart did not converge.
+            ConvergenceWarning: the best restart did not converge, or Ctrl-C ended the search.
         """
         engine.check(key, target, "MAP")
         jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
@@ -132,11 +134,14 @@ def point_posterior(
 
     Raises:
         NumericalError: no restart ended at a finite value.
+        Interrupted: Ctrl-C before there was one.
     """
     with bars.task(name, None, progress):
         # Compiling a check of the starts costs more than a restart that fails: check only if all of them did.
         climb = functools.partial(maximize, fn, max_steps=settings.max_steps, mode=settings.mode)
         position, info = climb(target.candidates(key, settings.num_restarts))
+        if int(info.status) == Status.INTERRUPTED and not np.isfinite(info.log_density):
+            raise interrupts.Interrupted(f"{name}: no restart had come to a finite log density")
         if int(info.status) == Status.NON_FINITE:
             position, info = climb(target.init(key, settings.num_restarts))
         if int(info.status) == Status.NON_FINITE:
@@ -144,7 +149,14 @@ def point_posterior(
                 f"{name}: no restart ended at a finite log density; {advice(Status.NON_FINITE)}",
                 Status.NON_FINITE,
             )
-    engine.warn(info.status, f"the best of {settings.num_restarts} restarts did not converge", name)
+    ended = int(np.sum(np.asarray(info.statuses) != Status.INTERRUPTED))
+    said = f"the best of {settings.num_restarts} restarts did not converge"
+    said = (
+        said
+        if int(info.status) != Status.INTERRUPTED
+        else f"{ended} of {settings.num_restarts} restarts had ended"
+    )
+    engine.warn(info.status, said, name)
     draws = jax.tree.map(lambda x: x[None, None], position)
     return engine.finish(target, draws, position, info), position
 
@@ -167,22 +179,57 @@ def maximize(
         mode: ``"auto"``, ``"map"`` or ``"vmap"`` over the starts.
 
     Returns:
-        The position and the report, both without failing on non-finite values: the status says so.
+        The position and the report, both without failing on non-finite values: the status says so. After Ctrl-C it is
+        the best that was found so far.
     """
-    return _maximize(as_partial(fn), starts, jnp.asarray(max_steps, jnp.int32), mode)
+    fn, limit = as_partial(fn), jnp.asarray(max_steps, jnp.int32)
+    climbs = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_begin, starts))
+    pace, spent = interrupts.Pace(4), 0
+    with interrupts.deferred() as stop:
+        while True:
+            with pace.measured(pace.size):
+                piece = _climb(fn, starts, climbs, np.int32(spent), np.int32(pace.size), limit, mode)
+                climbs, going, position, info = interrupts.wait(piece)
+            spent += pace.size
+            if not np.any(going) or stop.requested:
+                return position, info if not stop.requested else _interrupted(info, np.asarray(going))
+
+
+def _interrupted(info: MAPInfo, going: np.ndarray) -> MAPInfo:
+    """The report of a search that Ctrl-C ended; restarts that had ended keep their status."""
+    statuses = jnp.where(going, jnp.int32(Status.INTERRUPTED), info.statuses)
+    return info._replace(statuses=statuses, status=jnp.maximum(info.status, jnp.int32(Status.INTERRUPTED)))
+
+
+def _begin(starts: ArrayTree) -> optimize.LBFGSState:
+    # One vector instead of a tree: a third of the operations to compile.
+    vectors = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
+    return jax.vmap(optimize.begin)(vectors)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
-def _maximize(
-    fn: Callable, starts: ArrayTree, max_steps: Int[Array, ""], mode: str
-) -> tuple[ArrayTree, MAPInfo]:
-    # One vector instead of a tree: a third of the operations to compile.
+def _climb(
+    fn: Callable,
+    starts: ArrayTree,
+    climbs: Any,
+    spent: Int[Array, ""],
+    more: Int[Array, ""],
+    max_steps: Int[Array, ""],
+    mode: str,
+) -> tuple[Any, Bool[Array, " restart"], ArrayTree, MAPInfo]:
+    """Climb on, from the starts where nothing was spent, for so many more evaluations of every restart.
+
+    Returns the climbs, which of them are not at their end, and position and report of the best.
+    """
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], starts))
-    vectors = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
     loss = jax.tree_util.Partial(lambda fn, vector: -fn(unravel(vector)), fn)
-    decrease = _NATS * float(jnp.finfo(vectors.dtype).eps) ** 0.5
-    climb = functools.partial(optimize.minimize, loss, max_steps=max_steps, decrease=decrease)
-    results = engine.over(climb, mode, vectors)
+    climbs = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(starts), climbs)
+    decrease = _NATS * float(jnp.finfo(climbs.position.dtype).eps) ** 0.5
+    descend = functools.partial(
+        optimize.descend, loss, max_steps=max_steps, num_evaluations=spent + more, decrease=decrease
+    )
+    climbs, going = engine.over(descend, mode, climbs)
+    results = jax.vmap(optimize.result)(climbs)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
     best = jnp.argmax(values)
     info = MAPInfo(
@@ -194,7 +241,7 @@ def _maximize(
         covariance=None,
         status=results.status[best],
     )
-    return unravel(results.position[best]), info
+    return climbs, going, unravel(results.position[best]), info
 
 
 @jax.jit

@@ -135,7 +135,7 @@ def descend(
             if done:
                 break
             if stop.requested:
-                raise KeyboardInterrupt(f"training ended after {first} of {plan.num_iterations} steps")
+                raise interrupts.Interrupted(f"training ended after {first} of {plan.num_iterations} steps")
     return state[0], Trace(*(leaf[:first] for leaf in trace))
 
 
