@@ -6,12 +6,13 @@ as a ``Status``; facades, which run outside jit, raise ``NumericalError`` on a b
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import reprlib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "close_matches",
     "import_extra",
     "levels_to_caller",
+    "reading",
     "shortened",
     "warn_interrupted",
 ]
@@ -99,6 +101,31 @@ def advice(status: Status | int) -> str:
     status = Status(int(status))
     narrow = jnp.result_type(float) == jnp.float32
     return _ADVICE[status] + (_IN_FLOAT32.get(status, "") if narrow else "")
+
+
+@contextlib.contextmanager
+def reading(path: Any, advice: str) -> Iterator[None]:
+    """Turn whatever goes wrong with the content of a file into one error that names it and says what to do.
+
+    Args:
+        path: the file.
+        advice: what to do, a clause.
+
+    Raises:
+        DamagedFileError: something went wrong that is not said already.
+    """
+    try:
+        yield
+    except (FileNotFoundError, MissingExtraError):
+        raise
+    except BaseException as error:  # libraries in Rust panic with an exception of their own kind
+        foreign = not isinstance(error, Exception) and "Panic" not in type(error).__name__
+        if foreign or (isinstance(error, (ValueError, MemoryError)) and str(path) in str(error)):
+            raise
+        if type(error) is ValueError:
+            raise DamagedFileError(f"{path}: {error}; {advice}") from error
+        said = f"{type(error).__name__}: {shortened(str(error))}"
+        raise DamagedFileError(f"{path} is damaged, or not what it should be ({said}); {advice}") from error
 
 
 def warn_interrupted(details: str) -> None:

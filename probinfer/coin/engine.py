@@ -161,7 +161,8 @@ def sample_particles(
             collect=_record,
             checkpoint=checkpoint,
         )
-        engine.is_part(history)
+        if history.interrupted:
+            engine.is_part(history)  # what lost its density is told apart below
         found = _finish(algorithm, state.cloud, key_judge, key_polish, config.polish)
     info = reports.info(target, state, history, found, config)
     reports.refuse(name, info)

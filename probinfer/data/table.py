@@ -6,6 +6,7 @@ import csv
 import difflib
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,16 +57,20 @@ def read_csv(
 
     Raises:
         TableError: there is no such file, it has no header or no rows, a row is too short or too long, two columns
-            share a name, a column that was asked for is not there, a column is not numeric, or a cell is missing.
+            share a name, a column that was asked for is not there, a column is not numeric, a cell is missing or too
+            long.
     """
     path = Path(path)
     header, rows, lines = _cells(path)
+    known, left_out = set(header), set(drop)
     for name in (*drop, *(columns or ())):
-        _index(path, header, name)
-    kept = tuple(name for name in (header if columns is None else columns) if name not in drop)
+        if name not in known:
+            _index(path, header, name)
+    kept = tuple(name for name in (header if columns is None else columns) if name not in left_out)
     if not kept:
         raise TableError(f"{path}: no column is left")
-    texts = {name: [row[header.index(name)] for row in rows] for name in kept}
+    place = {name: i for i, name in enumerate(header)}
+    texts = {name: [row[place[name]] for row in rows] for name in kept}
     _check_numeric(path, texts, target)
     _check_complete(path, texts, lines, target)
     values = np.array([[float(text) for text in texts[name]] for name in kept], np.float64).T
@@ -97,14 +102,22 @@ def _cells(path):
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TableError(f"{path} is not a text file in UTF-8; save it as CSV (UTF-8)") from error
+    except OSError as error:
+        raise TableError(f"{path} cannot be read ({error.strerror}); see that it may be read") from error
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = max(_DELIMITERS, key=first.count)
     reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    records = [
-        (reader.line_num, [cell.strip() for cell in row])
-        for row in reader
-        if any(cell.strip() for cell in row)
-    ]
+    try:
+        records = [
+            (reader.line_num, [cell.strip() for cell in row])
+            for row in reader
+            if any(cell.strip() for cell in row)
+        ]
+    except csv.Error as error:
+        raise TableError(
+            f"{path}, line {reader.line_num}: {error}; a quote that is not closed, or a cell of more than "
+            f"{csv.field_size_limit()} characters: mend or remove it"
+        ) from error
     if len(records) < 2:
         raise TableError(f"{path} has {'no data rows below its header' if records else 'nothing in it'}")
     header = records[0][1]
@@ -127,7 +140,7 @@ def _check_header(path, header):
         raise TableError(
             f"{path}: column {header.index('') + 1} has no name in the header; give it one{hint}"
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise TableError(f"{path}: more than one column is called {_listed(twice)}; names must differ")
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import json
-import os
+import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from probinfer.errors import reading
+from probinfer.sealed import whole
 
 __all__ = ["load", "save"]
 
@@ -34,15 +39,13 @@ def save(path: Any, fit: Any) -> None:
 
     Raises:
         TypeError: the fit holds an object that cannot be written.
+        OSError: the file cannot be written, such as on a full disk; one that was there is unchanged.
     """
     arrays: dict[str, np.ndarray] = {}
     structure = {"format": _FORMAT, "fit": _encode(fit, arrays, "fit")}
     text = np.frombuffer(json.dumps(structure).encode(), dtype=np.uint8)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez(file, **{"structure": text, **arrays})  # type: ignore[arg-type]
-    os.replace(partial, path)
+    with whole(path) as stream:
+        np.savez(stream, **{"structure": text, **arrays})  # type: ignore[arg-type]
 
 
 def load(path: Any, classes: Any = ()) -> Any:
@@ -56,26 +59,52 @@ def load(path: Any, classes: Any = ()) -> Any:
         The ``Fit``, in the dtype in which it was made.
 
     Raises:
-        ValueError: the file is not a fit, is of another format, holds a class that was not named in ``classes``, or
-            holds float64 numbers while 64-bit mode is off.
+        FileNotFoundError: there is no such file.
+        DamagedFileError: the file is not a fit, is damaged, or is of another format.
+        ValueError: it holds a class that was not named in ``classes``, or float64 numbers while 64-bit mode is off.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+    with reading(
+        path, "it is not a fit written by fit.save, or was damaged: take a copy of it, or fit again"
+    ):
+        arrays = _arrays(Path(path))
         structure = json.loads(arrays.pop("structure").tobytes())
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a fit written by fit.save") from error
-    if structure.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} has format {structure.get('format')}, this version reads {_FORMAT}; fit again"
-        )
-    wide = [name for name, array in arrays.items() if array.dtype == np.float64]
-    if wide and jnp.result_type(float) != jnp.float64:
-        raise ValueError(
-            f"{path} holds float64 numbers; call jax.config.update('jax_enable_x64', True) before any computation"
-        )
-    known = {_qualified(cls): cls for cls in classes}
-    return _decode(structure["fit"], arrays, known)
+        if structure.get("format") != _FORMAT:
+            raise ValueError(f"it has format {structure.get('format')!r}, and this version reads {_FORMAT}")
+        wide = [name for name, array in arrays.items() if array.dtype == np.float64]
+        if wide and jnp.result_type(float) != jnp.float64:
+            raise ValueError(
+                f"{path} holds float64 numbers; call jax.config.update('jax_enable_x64', True) before any computation"
+            )
+        found = _decode(structure["fit"], arrays, {_qualified(cls): cls for cls in classes})
+        if type(found).__qualname__ != "Fit":
+            raise ValueError(f"it holds a {type(found).__name__}")
+        return found
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive; what it says of their sizes is held against the size of the file."""
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it would unpack to more than its own size, which no file of fit.save does")
+        for member in members:
+            arrays[member.filename.removesuffix(".npy")] = _array(io.BytesIO(archive.read(member)))
+    return arrays
+
+
+def _array(stream: io.BytesIO) -> np.ndarray:
+    """One array, whose header must be true of the bytes behind it."""
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(stream)]
+    shape, in_columns, dtype = read_header(stream)
+    raw = stream.read()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(raw):
+        raise ValueError(f"an array of {dtype}{list(shape)} does not fit its {len(raw)} bytes")
+    return np.frombuffer(raw, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
 def _qualified(cls) -> str:
@@ -127,10 +156,9 @@ def _class(name, known):
     if name in known:
         return known[name]
     module, qualname = name.split(":")
-    if module.split(".")[0] != "probinfer" and name not in _FOREIGN:
-        raise ValueError(
-            f"the file uses {name}, which is not part of probinfer; pass gp.load(path, classes=[...])"
-        )
+    parts = module.split(".")
+    if (parts[0] != "probinfer" or parts[-1] == "__main__") and name not in _FOREIGN:
+        raise ValueError(f"it uses {name}, which is not part of probinfer; pass gp.load(path, classes=[...])")
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
         found = getattr(found, part)
@@ -142,6 +170,14 @@ def _class(name, known):
 def _instance(cls, fields):
     if issubclass(cls, tuple):
         return cls(**fields)
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    lacking = [
+        name for name, item in known.items() if name not in fields and item.default is dataclasses.MISSING
+    ]
+    if lacking or set(fields) - set(known):
+        raise ValueError(
+            f"{cls.__name__} has the fields {', '.join(known)}, and the file {', '.join(fields)}"
+        )
     obj = object.__new__(cls)
     for name, value in fields.items():
         object.__setattr__(obj, name, value)

@@ -88,7 +88,9 @@ class Blackjax:
             checkpoint=checkpoint,
         )
         count = int(history.num_records) - self.num_discard
-        unfinished = engine.is_part(history) if count > 0 else history.check()
+        unfinished = count > 0 and engine.is_part(history)
+        if not unfinished:
+            history.check()
         positions, scalars = jax.tree.map(
             lambda x: jnp.swapaxes(x[self.num_discard :], 0, 1), history.filled()
         )

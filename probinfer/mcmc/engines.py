@@ -188,7 +188,9 @@ def _sample(
                 collect=_record,
                 checkpoint=None if checkpoint is None else checkpoint.child(phase),
             )
-            unfinished = engine.is_part(history) if draws else history.check()
+            unfinished = bool(draws) and engine.is_part(history)
+            if not unfinished:
+                history.check()
     positions, info = engine.chains_first(history.filled())
     found = report.with_divergences(report.convergence(positions), info.diverging)
     if unfinished or int(found.status) != Status.OK:

@@ -186,7 +186,7 @@ def test_folder_faults(tmp_path):
         tokens.Tokenizer.from_folder(tmp_path)
     byte_level().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"generation_config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"generation_config\.json: it is not JSON"):
         tokens.Tokenizer.from_folder(tmp_path)
     (tmp_path / "generation_config.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold a JSON object"):

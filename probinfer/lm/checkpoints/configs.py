@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from probinfer.errors import shortened
+from probinfer.errors import reading, shortened
 from probinfer.lm.transformer.config import Config
 from probinfer.lm.transformer.rope import KINDS, Rope
 
 __all__ = ["FAMILIES", "as_folder", "parse_config", "read_config", "read_json"]
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+_AGAIN = "copy it again"
+_LARGEST = 2**28  # bytes of a file of settings; the index of the largest checkpoints has some megabytes
+_MOST = {"num_hidden_layers": 4096}  # of the largest models there are: 126
 
 
 def as_folder(folder: Any) -> Path:
@@ -44,13 +47,16 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"there is no {path.name} in {path.parent}; give the folder of a Hugging Face checkpoint"
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); copy it again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {shortened(found)}")
-    return found
+    with reading(path, _AGAIN):
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"a file of {path.stat().st_size} bytes is none of settings")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"it is not JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"it must hold a JSON object; got {shortened(found)}")
+        return found
 
 
 def read_config(folder: str | Path) -> Config:
@@ -72,7 +78,9 @@ def read_config(folder: str | Path) -> Config:
         raise FileNotFoundError(
             f"there is no folder {folder}; checkpoints are read from disk, never downloaded"
         )
-    return parse_config(read_json(folder / "config.json"))
+    raw = read_json(folder / "config.json")
+    with reading(folder / "config.json", "give the original checkpoint, or copy it again"):
+        return parse_config(raw)
 
 
 def parse_config(raw: dict[str, Any]) -> Config:
@@ -102,7 +110,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
         num_kv_heads=raw.get("num_key_value_heads"),
         head_dim=head_dim,
         max_context=context,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope=rope,
         qkv_bias=family == "qwen2" or has_bias,
         out_bias=family != "qwen2" and has_bias,
@@ -115,6 +123,8 @@ def parse_config(raw: dict[str, Any]) -> Config:
 
 def _family(raw):
     family, names = raw.get("model_type"), raw.get("architectures") or []
+    if not isinstance(names, list):
+        raise ValueError(f"'architectures' must be a list of names; got {shortened(names)}")
     if family not in FAMILIES:
         raise ValueError(
             f"the architecture {family!r} ({', '.join(map(str, names)) or 'unnamed'}) is not known; "
@@ -130,7 +140,9 @@ def _family(raw):
 
 def _refuse(raw):
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "an unnamed method")
+        said = raw["quantization_config"]
+        method = said.get("quant_method") if isinstance(said, dict) else None
+        method = "an unnamed method" if method is None else method
         raise ValueError(
             f"the checkpoint is quantised ({method}) and its weights are no plain numbers; give the original one "
             "in float32, float16 or bfloat16"
@@ -140,22 +152,34 @@ def _refuse(raw):
 
 
 def _integer(raw, name):
-    if not isinstance(raw.get(name), int):
-        raise ValueError(f"config.json needs {name!r}, an integer; got {shortened(raw.get(name))}")
-    return raw[name]
+    value, most = raw.get(name), _MOST.get(name, 2**31 - 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"config.json needs {name!r}, an integer from 1 to {most}; got {shortened(value)}")
+    return value
+
+
+def _number(said, name, default=None):
+    """A finite number, or what stands for a missing one."""
+    value = said.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+        raise ValueError(f"{name!r} must be a number; got {shortened(value)}")
+    return float(value)
 
 
 def _windows(raw, layers):
     """For each layer the width of its window, 0 where it sees everything."""
-    width = raw.get("sliding_window") if raw.get("use_sliding_window", False) else None
+    width = _number(raw, "sliding_window") if raw.get("use_sliding_window", False) else None
     kinds = raw.get("layer_types")
     if kinds is None:
         first = raw.get("max_window_layers", 28)
         kinds = ["sliding_attention" if width and i >= first else "full_attention" for i in range(layers)]
-    strange = sorted(set(kinds) - {"sliding_attention", "full_attention"})
-    if strange or len(kinds) != layers:
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
         raise ValueError(
-            f"layer_types must say 'full_attention' or 'sliding_attention' for each of {layers} layers; got {kinds}"
+            f"layer_types must say 'full_attention' or 'sliding_attention' for each of {layers} layers; got "
+            f"{shortened(kinds)}"
         )
     return tuple(int(width or 0) if kind == "sliding_attention" else 0 for kind in kinds)
 
@@ -163,21 +187,25 @@ def _windows(raw, layers):
 def _rope(raw, context):
     """The rotation, and the positions that it makes possible."""
     said = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(said, dict):
+        raise ValueError(f"a rotation is described by an object; got {shortened(said)}")
     kind = said.get("rope_type", said.get("type", "default"))
     partial = said.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
     if kind not in KINDS or partial != 1.0:
         detail = "" if partial == 1.0 else f" of {partial} of each head"
         raise ValueError(
-            f"the rotation {kind!r}{detail} is not known; there is {', '.join(KINDS)} of whole heads"
+            f"the rotation {shortened(kind)}{detail} is not known; there is {', '.join(KINDS)} of whole heads"
         )
-    theta = float(said.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    original = raw.get("original_max_position_embeddings") or said.get("original_max_position_embeddings")
-    original = int(original or context)
+    theta = _number(said, "rope_theta") or _number(raw, "rope_theta") or 10000.0
+    name = "original_max_position_embeddings"
+    original = int(_number(raw, name) or _number(said, name) or context)
+    if original < 1:
+        raise ValueError(f"{name!r} must be positive; got {original}")
     if kind != "default" and kind != "yarn" and "factor" not in said:
-        raise ValueError(f"the rotation {kind!r} needs a factor; got {said}")
-    factor = float(said.get("factor") or context / original)
+        raise ValueError(f"the rotation {kind!r} needs a factor; got {shortened(said)}")
+    factor = _number(said, "factor") or context / original
     if kind == "llama3":
-        low, high = float(said.get("low_freq_factor", 1.0)), float(said.get("high_freq_factor", 4.0))
+        low, high = _number(said, "low_freq_factor", 1.0), _number(said, "high_freq_factor", 4.0)
         return Rope(kind, theta, factor, original, low, high), context
     if kind == "yarn":
         rope = Rope(
@@ -185,11 +213,11 @@ def _rope(raw, context):
             theta,
             factor,
             original,
-            float(said.get("beta_slow") or 1),
-            float(said.get("beta_fast") or 32),
-            said.get("attention_factor"),
-            said.get("mscale"),
-            said.get("mscale_all_dim"),
+            _number(said, "beta_slow") or 1.0,
+            _number(said, "beta_fast") or 32.0,
+            _number(said, "attention_factor"),
+            _number(said, "mscale"),
+            _number(said, "mscale_all_dim"),
             bool(said.get("truncate", True)),
         )
         return rope, max(context, int(original * factor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra, shortened
+from probinfer.errors import import_extra, reading, shortened
 from probinfer.lm.checkpoints.configs import read_config, read_json
 from probinfer.lm.checkpoints.names import HARMLESS, block, ends, expected
 from probinfer.lm.memory import require
@@ -18,6 +19,7 @@ from probinfer.lm.transformer.network import Transformer
 
 __all__ = ["load"]
 
+_SHARD = re.compile(r"[^/\\\0:]+\.safetensors")
 PLAIN = ("F64", "F32", "F16", "BF16")
 
 
@@ -77,9 +79,17 @@ def _files(folder):
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
+        if not isinstance(shards, dict) or not shards:
             raise ValueError(f"{index} has no weight_map; copy it again")
-        files = sorted({folder / str(name) for name in shards.values()})
+        strange = [
+            name for name in shards.values() if not isinstance(name, str) or not _SHARD.fullmatch(name)
+        ]
+        if strange:
+            raise ValueError(
+                f"{index} names {shortened(strange[0])}, which is no *.safetensors file beside it: files elsewhere are "
+                "not read; copy the index again, or put the files into its folder and their plain names into it"
+            )
+        files = sorted({folder / name for name in shards.values()})
         lacking = [path.name for path in files if not path.is_file()]
         if lacking:
             raise FileNotFoundError(
@@ -100,19 +110,15 @@ def _files(folder):
 
 def _open(path):
     library = import_extra("safetensors", "lm")
-    try:
+    with reading(path, "it was cut off or damaged: copy it again"):
         return library.safe_open(str(path), framework="flax")
-    except Exception as error:  # the library's own class, or OSError
-        raise ValueError(
-            f"{path} is no whole safetensors file ({error}): it was cut off or damaged; copy it again"
-        ) from error
 
 
 def _tensors(files):
     """For each tensor its file, its shape and its kind of number."""
     found = {}
     for path in files:
-        with _open(path) as file:
+        with _open(path) as file, reading(path, "copy it again"):
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 found[name] = (path, tuple(part.get_shape()), part.get_dtype())
@@ -152,7 +158,7 @@ def _stored(where):
 
 
 def _read(path, name):
-    with _open(path) as file:
+    with _open(path) as file, reading(path, "copy it again"):
         return np.asarray(file.get_tensor(name))
 
 

@@ -13,13 +13,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra
+from probinfer.errors import import_extra, reading
 from probinfer.lm.checkpoints import names
 from probinfer.lm.checkpoints.configs import parse_config, read_json
 from probinfer.lm.checkpoints.load import load
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.rewards.model import RewardModel
 from probinfer.lm.transformer import Config, Transformer
+
+_AGAIN = "copy it again, or train it by benchmarks/reasoner_train.py"
 
 __all__ = ["named", "read_model", "read_reward", "write_model", "write_reward"]
 
@@ -67,10 +69,19 @@ def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
         max_tokens: see ``RewardModel``.
     """
     folder = Path(folder) / "reward"
-    config = parse_config(
-        {**read_json(folder / "config.json"), "architectures": None}
-    )  # a trunk without head
-    tensors = import_extra("safetensors.numpy", "lm").load_file(str(folder / "model.safetensors"))
+    with reading(folder / "config.json", _AGAIN):
+        config = parse_config(
+            {**read_json(folder / "config.json"), "architectures": None}
+        )  # a trunk without head
+    with reading(folder / "model.safetensors", _AGAIN):
+        tensors = import_extra("safetensors.numpy", "lm").load_file(str(folder / "model.safetensors"))
+        shapes = {"score.weight": (1, config.hidden_size), "score.bias": (1,)}
+        shapes |= {name: shape for name, shape in names.expected(config).items() if name != "lm_head.weight"}
+        wrong = [name for name, shape in shapes.items() if getattr(tensors.get(name), "shape", None) != shape]
+        if wrong:
+            raise ValueError(
+                f"the tensors {', '.join(wrong[:3])} are not those of a reward model of this size"
+            )
 
     def arrays(group: dict[str, np.ndarray]) -> dict[str, Any]:
         return {name: jnp.asarray(tensor) for name, tensor in group.items()}

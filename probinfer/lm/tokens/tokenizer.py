@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.errors import import_extra, shortened
+from probinfer.errors import import_extra, reading, shortened
 from probinfer.lm.tokens.chat import ChatTemplate
 
 __all__ = ["Tokenizer"]
 
+_MOST_TOKENS = 2**24
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _USUAL_ENDS = (
@@ -73,6 +74,10 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         added = self._tokenizer.get_added_tokens_decoder()
         size = 1 + max([*self._tokenizer.get_vocab(with_added_tokens=True).values(), *added], default=-1)
+        if size > _MOST_TOKENS:
+            raise ValueError(
+                f"the tokenizer has a token of number {size - 1}, which no model has; copy it again"
+            )
         if vocab_size is not None and vocab_size < size:
             raise ValueError(
                 f"the tokenizer has {size} tokens and the model only {vocab_size}: they do not belong together; "
@@ -109,15 +114,24 @@ class Tokenizer:
         ends: list[str | int] = []
         for file in ("generation_config.json", "config.json"):
             found = _json(folder / file).get("eos_token_id")
-            ends += [] if ends or found is None else found if isinstance(found, list) else [found]
+            said = [] if found is None else found if isinstance(found, list) else [found]
+            if not all(isinstance(end, int) for end in said):
+                raise ValueError(
+                    f"{folder / file}: eos_token_id must be a number, or several; got {shortened(found)}"
+                )
+            ends += [] if ends else said
         ends += [names["eos_token"]] if isinstance(names.get("eos_token"), str) else []
         template = folder / "chat_template.jinja"
-        text = (
-            template.read_text(encoding="utf-8")
-            if template.is_file()
-            else _named(settings.get("chat_template"))
-        )
-        return cls(folder / "tokenizer.json", ends or None, text, names, vocab_size)
+        with reading(template if template.is_file() else folder / "tokenizer_config.json", "copy it again"):
+            text = (
+                template.read_text(encoding="utf-8")
+                if template.is_file()
+                else _named(settings.get("chat_template"))
+            )
+            if text is not None:
+                ChatTemplate(text, names)  # which says here, with the name of the file, what is wrong with it
+        with reading(folder / "tokenizer.json", "copy the files of the tokenizer again"):
+            return cls(folder / "tokenizer.json", ends or None, text, names, vocab_size)
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
         """Ids (T,) int32 of a text.
@@ -213,11 +227,11 @@ def _read(source: Any) -> Any:
                 f"there is no {path}; a checkpoint needs the tokenizer.json of its fast tokenizer "
                 "(a tokenizer.model alone is not read: convert it once)"
             )
-        source, name = path.read_text(encoding="utf-8"), str(path)
-    try:
+        name = str(path)
+        with reading(path, "copy it again"):
+            source = path.read_text(encoding="utf-8")
+    with reading(name, f"{name} is no tokenizer.json: copy it again"):
         return library.Tokenizer.from_str(source)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{name} is no tokenizer.json: {error}; copy it again") from error
 
 
 def _end_ids(tokenizer: Any, eos: Any, size: int) -> tuple[int, ...]:
@@ -264,13 +278,14 @@ def _json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {shortened(content)}")
-    return content
+    with reading(path, "copy it again"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"it is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"it must hold a JSON object, got {shortened(content)}")
+        return content
 
 
 def _content(value: Any) -> Any:
@@ -281,6 +296,8 @@ def _content(value: Any) -> Any:
 def _named(template: Any) -> str | None:
     """One template, or the default one of a list of named templates."""
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        return named.get("default")
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"a chat template is a text, got {shortened(template)}")
     return template
