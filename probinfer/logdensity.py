@@ -1,95 +1,199 @@
-"""Functions with arguments bound to them, as pytrees: arrays are data, everything else is static.
+"""Functions with arguments bound to them, as pytrees: arrays are data, everything else is the structure.
 
 A log density is handed to jitted loops as an *argument*. ``LogDensity(fn, X, y)`` is therefore a pytree whose leaves
-are the arrays found in ``fn`` and in its bound arguments; functions, strings, Python numbers and all other leaves are
-part of its structure. Two such objects with the same function and structure share compiled code, whatever their
-data; a new function object is a new structure and traces again.
+are the arrays found in the bound arguments and in what ``fn`` depends on: its closure, the object behind a bound
+method, the globals and the helpers that it reads. All the rest is read when the object is made
+(``probinfer.identity``): two objects share compiled code exactly if their functions compute the same, whatever the
+function objects are, and what is changed later, in place or by rebinding a name, does not reach an object made before.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from probinfer.types import field, pytree, strong_array
+from probinfer.identity import Known, Structure, Walk, structure_of
+from probinfer.identity.recipes import Keep, Make, Recipe, Walking
+from probinfer.types import strong_array
 
-__all__ = ["Bound", "LogDensity", "StochasticLogDensity"]
+__all__ = ["Bound", "Held", "LogDensity", "StochasticLogDensity", "hold"]
 
-
-class Static:
-    """A leaf that belongs to the structure: equal if of one type and identical or, where hashable, equal."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Static) or type(self.value) is not type(other.value):
-            return False
-        return self.value is other.value or (_hashable(self.value) and bool(self.value == other.value))
-
-    def __hash__(self) -> int:
-        return hash((type(self.value), self.value)) if _hashable(self.value) else id(self.value)
-
-    def __repr__(self) -> str:
-        return f"Static({self.value!r})"
+T = TypeVar("T", bound=type)
 
 
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
+class _Calls(threading.local):
+    """How many bound functions call one another, and whether they see values in the place of traced arrays."""
+
+    depth = 0
+    concrete = False
 
 
-def _is_data(leaf: Any) -> bool:
-    """Say whether a leaf is an array; floating NumPy scalars are, Python numbers and integer scalars are not."""
-    if isinstance(leaf, np.ndarray):
-        return leaf.dtype.kind in "biufc"
-    return isinstance(leaf, (jax.Array, np.floating))
+_calls = _Calls()
 
 
-@pytree
-class Bound:
-    """``fn`` with leading and keyword arguments bound: ``bound(*call_args) = fn(*args, *call_args, **kwargs)``.
+def _pytree(cls: T) -> T:
+    """Register a class of ``data`` and ``structure``; what JAX keeps knows the values that the data have now."""
 
-    Array leaves of ``fn`` and of the arguments are the leaves of the object. All other leaves are static, compared by
-    equality where they are hashable and by identity otherwise. Python numbers and NumPy integer scalars are static,
-    so that they may be sizes and flags; a floating number that changes from call to call should be an array.
+    def flatten_with_keys(obj: Any) -> tuple:
+        return ((jax.tree_util.GetAttrKey("data"), obj.data),), obj.structure.with_values(obj.data)
+
+    def flatten(obj: Any) -> tuple:
+        return (obj.data,), obj.structure.with_values(obj.data)
+
+    def unflatten(structure: Structure, children: Any) -> Any:
+        (data,) = children
+        obj: Any = object.__new__(cls)
+        obj._set(data, structure)
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+@_pytree
+class Held(Known):
+    """A value with everything it depends on, as it was when it was handed in.
 
     Attributes:
-        data: the array leaves, in the order of flattening.
-        structure: the tree and its static leaves (``None`` where an array stands).
+        data: the arrays, in the order in which they were met.
+        structure: everything else.
     """
 
+    __slots__ = ("__weakref__", "_made", "data", "structure")
     data: tuple
-    structure: tuple = field(static=True)
+    structure: Structure
+
+    def _set(self, data: Any, structure: Structure) -> None:
+        self.data, self.structure = data, structure
+        self._made: tuple = ()
+
+    def _hand_in(self, label: str, visit: Any) -> None:
+        structure, arrays, kinds = structure_of(visit, label)
+        data = tuple(_as_data(a, *kind) for a, kind in zip(arrays, kinds, strict=True))
+        self._set(data, structure.with_values(data))
+
+    def visited(self, walk: Walking, number: int) -> Recipe:
+        """In another walk it stands for its value: known by its digest, its arrays in slots of their own."""
+        if not walk.slots:
+            return walk.visit(self.value)
+        walk.feed("held", self.structure.digest)
+        parts = self._slots(walk)
+        if not parts:
+            return Keep(self.value)
+        return Make(number, lambda kitchen: self.structure.make([part(kitchen) for part in parts]))
+
+    def _slots(self, walk: Walking) -> list[Recipe]:
+        return [walk.slot(a, kind) for a, kind in zip(self.data, self.structure.kinds, strict=True)]
+
+    @property
+    def value(self) -> Any:
+        """The value, made once for these data; with the values of traced arrays where a function looks at them."""
+        if _calls.concrete:
+            arrays = self.structure.concrete(self.data)
+            if arrays is not None:
+                self.structure.looks_at_values()
+                return self.structure.make(arrays)
+        if not self._made:
+            self._made = (self.structure.make(self.data),)
+        return self._made[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.structure.label}, {len(self.data)} arrays)"
+
+
+def hold(value: Any) -> Held:
+    """Take a value with everything it depends on; bound to a function it stands for itself.
+
+    A value that is bound to several functions is read once.
+    """
+    held = object.__new__(Held)
+    held._hand_in(getattr(value, "__qualname__", type(value).__name__), lambda walk: walk.arguments(value))
+    return held
+
+
+def _as_data(array: Any, place: str, origin: str) -> Any:
+    """A copy of a NumPy array, which may be changed in place later; a strong array of an argument."""
+    if origin == "numpy":
+        if isinstance(array, jax.Array):  # one that was taken from NumPy before
+            return array
+        with jax.ensure_compile_time_eval():
+            return jnp.array(array)
+    return strong_array(array) if place == "argument" else array
+
+
+@_pytree
+class Bound(Held):
+    """``fn`` with leading and keyword arguments bound: ``bound(*call_args) = fn(*args, *call_args, **kwargs)``.
+
+    The leaves of the object are the array leaves of the arguments and the arrays that ``fn`` depends on. Python numbers
+    and NumPy integer scalars are part of the structure, so that they may be sizes and flags; a floating number that
+    changes from call to call should be an array.
+
+    A function that looks at the values of NumPy arrays, or of captured arrays, in Python (``int(g.max()) + 1``,
+    ``np.log(y)``) is given the values, and new values compile again. JAX arrays bound as arguments are traced.
+    """
+
+    __slots__ = ()
 
     def __init__(self, fn: Any, *args: Any, **kwargs: Any):
         if not callable(fn):
             raise TypeError(
                 f"the first argument must be a function, got {type(fn).__name__}; pass data after it"
             )
-        leaves, treedef = jax.tree.flatten((fn, args, kwargs))
-        data = tuple(strong_array(leaf) for leaf in leaves if _is_data(leaf))
-        static = tuple(None if _is_data(leaf) else Static(leaf) for leaf in leaves)
-        object.__setattr__(self, "data", data)
-        object.__setattr__(self, "structure", (treedef, static))
+
+        def visit(walk: Walk) -> Recipe:
+            parts = walk.visit(fn), walk.arguments(args), walk.arguments(kwargs)
+            return Make(next(walk.fresh), lambda kitchen: tuple(part(kitchen) for part in parts))
+
+        self._hand_in(getattr(fn, "__qualname__", type(fn).__name__), visit)
+
+    def visited(self, walk: Walking, number: int) -> Recipe:
+        """In another walk it is a function with slots of its own."""
+        if not walk.slots:
+            return walk.visit(self.value)
+        walk.feed("bound", type(self).__name__, self.structure.digest)
+        parts = self._slots(walk)
+        if not parts:
+            return Keep(self)
+        return Make(number, lambda kitchen: self._with([part(kitchen) for part in parts]))
+
+    def _with(self, arrays: list) -> Bound:
+        other = object.__new__(type(self))
+        other._set(tuple(arrays), self.structure.with_values(self.data))
+        return other
 
     def __call__(self, *call_args: Any) -> Any:
         """Call the function with the bound arguments before ``call_args``."""
-        treedef, static = self.structure
-        data = iter(self.data)
-        leaves = [next(data) if leaf is None else leaf.value for leaf in static]
-        fn, args, kwargs = jax.tree.unflatten(treedef, leaves)
+        try:
+            with _calling():
+                return self._call(call_args)
+        except Exception:
+            if _calls.depth or _calls.concrete or self.structure.concrete(self.data) is None:
+                raise
+        with _calling(concrete=True):
+            return self._call(call_args)
+
+    def _call(self, call_args: tuple) -> Any:
+        fn, args, kwargs = self.value
         return fn(*args, *call_args, **kwargs)
 
 
-@pytree
+@contextlib.contextmanager
+def _calling(concrete: bool = False) -> Iterator[None]:
+    before = _calls.depth, _calls.concrete
+    _calls.depth, _calls.concrete = before[0] + 1, before[1] or concrete
+    try:
+        yield
+    finally:
+        _calls.depth, _calls.concrete = before
+
+
+@_pytree
 class LogDensity(Bound):
     """A log density of a position, with its data bound: ``log_density(position) -> ()``.
 
@@ -102,14 +206,14 @@ class LogDensity(Bound):
         -1.0
     """
 
-    __init__ = Bound.__init__
+    __slots__ = ()
 
 
-@pytree
+@_pytree
 class StochasticLogDensity(Bound):
     """An unbiased estimate of a log density, with its data bound: ``estimate(key, position) -> ()``.
 
     One key a step is shared by all particles or chains of that step.
     """
 
-    __init__ = Bound.__init__
+    __slots__ = ()

@@ -84,7 +84,7 @@ def test_an_algorithm_is_data_around_static_functions():
     assert first.step(None, first.init(3.0))[0].tolist() == [4.0, 4.0]
 
 
-def test_as_partial_is_static_by_identity():
+def test_as_partial_compares_by_content():
     assert jax.tree.structure(as_partial(init_fn)) == jax.tree.structure(as_partial(init_fn))
     assert jax.tree.structure(as_partial(init_fn)) != jax.tree.structure(as_partial(step_fn))
     bound = as_partial(init_fn)

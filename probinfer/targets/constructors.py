@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from numpyro.infer.initialization import init_to_uniform
 
 from probinfer import transforms
-from probinfer.logdensity import Bound, LogDensity
+from probinfer.logdensity import Bound, LogDensity, hold
 from probinfer.targets import numpyro_model, prior_trees
 from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
 from probinfer.targets.base import Prior, Target
@@ -46,8 +46,10 @@ def from_numpyro(
         ValueError: the model has a discrete latent site, a ``param`` site, a subsampling plate, no latent site, a
             fixed seed, or looks at the values of its array arguments; the message says what to do.
     """
-    sites = numpyro_model.inspect_model(model, args, kwargs)
-    given = model, args, kwargs
+    args, kwargs = numpyro_model.read_arguments(args, kwargs)
+    numpyro_model.refuse_seed_handler(model)
+    given = hold(model), hold(args), hold(kwargs)
+    sites = numpyro_model.inspect_model(*given)
     strategy, settings = _strategy(init_strategy)
     prior = Prior(
         sample=Bound(numpyro_model.prior_sample, *given),
@@ -105,6 +107,8 @@ def from_logdensity(
         ValueError: structures, shapes or supports disagree, ``example`` is outside its support or not finite, or a
             function does not return a scalar.
     """
+    logdensity_fn = _taken("logdensity_fn", logdensity_fn)
+    log_likelihood_fn = _taken("log_likelihood_fn", log_likelihood_fn)
     example = checked_example(example)
     is_tree = prior is not None and not isinstance(prior, Prior)
     priors = prior_trees.priors_like(prior, example) if is_tree else None
@@ -143,6 +147,7 @@ def from_prior(priors: Any, log_likelihood_fn: LogDensityFn) -> Target:
         ValueError: a support is discrete or has no bijector, or the log likelihood is not a scalar.
     """
     dtype = jnp.result_type(float)
+    log_likelihood_fn = _taken("log_likelihood_fn", log_likelihood_fn)
     transforms.from_priors(priors)
     priors = transforms.map_leaves(lambda leaf: transforms.with_dtype(leaf, dtype), priors)
     bijectors = transforms.from_priors(priors)
@@ -160,6 +165,15 @@ def from_prior(priors: Any, log_likelihood_fn: LogDensityFn) -> Target:
         prior=_prior_of(priors, bijectors, prior_trees.dtypes_of(values)),
         log_likelihood_fn=likelihood,
     )
+
+
+def _taken(name: str, fn: Any) -> Any:
+    """A function as it is now: bound to several others, it is read once."""
+    if fn is None or isinstance(fn, Bound):
+        return fn
+    if not callable(fn):
+        raise TypeError(f"{name} must be a function of the constrained values, got {type(fn).__name__}")
+    return LogDensity(fn)
 
 
 def _joint_logdensity(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 from numpyro.distributions import Distribution, ImproperUniform, MaskedDistribution, biject_to
 from numpyro.distributions.util import is_identically_one
@@ -37,6 +38,8 @@ __all__ = [
     "logdensity",
     "prior_logdensity",
     "prior_sample",
+    "read_arguments",
+    "refuse_seed_handler",
     "terms",
     "unconstrain",
 ]
@@ -81,7 +84,31 @@ _LOOKED_AT = (
 )
 
 
-def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
+def read_arguments(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Arguments of a model: a list of floating numbers, as in ``y=[0.1, 0.2]``, is an array and no tree of numbers.
+
+    Lists of whole numbers stay lists, because they are sizes as often as data.
+    """
+    return tuple(map(_read, args)), {name: _read(value) for name, value in kwargs.items()}
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, list) or not value:
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return value
+    return array if array.dtype.kind == "f" and _all_numbers(value) else value
+
+
+def _all_numbers(value: Any) -> bool:
+    return all(
+        _all_numbers(item) if isinstance(item, list) else isinstance(item, (int, float)) for item in value
+    )
+
+
+def inspect_model(model: Any, args: Any, kwargs: Any) -> ModelSites:
     """Run a model once on abstract arrays and say what it is made of; nothing is computed.
 
     Args:
@@ -94,9 +121,8 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
 
     Raises:
         ValueError: the model has no latent site, a discrete latent site, a ``param`` site, a plate that subsamples, a
-            support without bijector, a fixed seed, or looks at the values of its array arguments.
+            support without bijector, or looks at the values of JAX arrays among its arguments.
     """
-    _refuse_seed_handler(model)
     found: dict[str, Any] = {}
 
     def record(bound: Bound) -> dict:
@@ -108,8 +134,9 @@ def inspect_model(model: Callable, args: tuple, kwargs: dict) -> ModelSites:
     except _LOOKED_AT as error:
         raise ValueError(
             "the model looks at the values of its array arguments (a size, an index or a branch made from them), but "
-            "these are data and may change without a new trace: compute the number outside and pass it as a Python "
-            f"int, or bind the array with functools.partial(model, ...). The cause: {str(error).splitlines()[0]}"
+            "JAX arrays are data and may change without a new trace: pass np.asarray(array), whose values the model "
+            "may look at (new values compile again), or compute the number outside and pass it as a Python int. The "
+            f"cause: {str(error).splitlines()[0]}"
         ) from error
     except NotImplementedError as error:
         raise ValueError(
@@ -155,7 +182,8 @@ def _is_scaled(site: Mapping) -> bool:
     return site["scale"] is not None and not is_identically_one(site["scale"])
 
 
-def _refuse_seed_handler(model: Any) -> None:
+def refuse_seed_handler(model: Any) -> None:
+    """Refuse a model whose draws are fixed."""
     while isinstance(model, Messenger):
         if isinstance(model, handlers.seed):
             raise ValueError(
