@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from probinfer.identity import Known, Structure, Walk, structure_of
+from probinfer.identity import Known, Structure, Walk, is_settled, structure_of
 from probinfer.identity.recipes import Keep, Make, Recipe, Walking
 from probinfer.types import strong_array
 
-__all__ = ["Bound", "Held", "LogDensity", "StochasticLogDensity", "hold"]
+__all__ = ["Bound", "Frozen", "Held", "LogDensity", "StochasticLogDensity", "frozen", "hold"]
 
 T = TypeVar("T", bound=type)
 
@@ -124,6 +124,56 @@ def _as_data(array: Any, place: str, origin: str) -> Any:
         with jax.ensure_compile_time_eval():
             return jnp.array(array)
     return strong_array(array) if place == "argument" else array
+
+
+class Frozen(Known):
+    """A function that is a static field: equal to another one that depends on the same, captured arrays included."""
+
+    __slots__ = ("__weakref__", "_live", "structure")
+    structure: Structure
+    _live: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function as it was when it was taken; one that runs outside JAX is called itself."""
+        fn = self.structure.make(()) if self._live is None else self._live
+        return fn(*args, **kwargs)
+
+    def visited(self, walk: Walking, number: int) -> Recipe:
+        """In another walk it is known by its digest."""
+        if not walk.slots:
+            return walk.visit(self.structure.make(()) if self._live is None else self._live)
+        walk.feed("frozen", self.structure.digest)
+        return Keep(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frozen) and self.structure == other.structure
+
+    def __hash__(self) -> int:
+        return hash(self.structure)
+
+    def __repr__(self) -> str:
+        return self.structure.label
+
+
+def frozen(fn: Any, *, on_host: bool = False) -> Any:
+    """Take a function that is to be a static field; installed functions stay as they are.
+
+    Args:
+        fn: a callable.
+        on_host: it runs outside JAX: it is identified by what it depends on now, and called itself, because what it
+            holds (a connection, a pool) may not be copied.
+    """
+    if is_settled(fn) or isinstance(fn, Frozen):
+        return fn
+
+    def visit(walk: Walk) -> Recipe:
+        with walk.content():
+            return walk.visit(fn)
+
+    taken = object.__new__(Frozen)
+    taken.structure = structure_of(visit, getattr(fn, "__qualname__", type(fn).__name__))[0]
+    taken._live = fn if on_host else None
+    return taken
 
 
 @_pytree

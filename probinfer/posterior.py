@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import arviz_export, resampling, summary, weights
-from probinfer.base import Status
+from probinfer.base import Status, as_partial
 from probinfer.errors import close_matches
 from probinfer.transforms import leaf_names
 from probinfer.types import Array, ArrayTree, Float, PRNGKey, field, pytree
@@ -204,7 +204,7 @@ def _check_leading(name: str, tree: Any, leading: tuple[int, ...]) -> None:
 
 def _argument(fn: Callable) -> Callable:
     """Make a callable an argument of a jitted function: a registered one passes with its arrays as data."""
-    return jax.tree_util.Partial(fn) if jax.tree_util.all_leaves([fn]) else fn
+    return as_partial(fn)
 
 
 @partial(jax.jit, static_argnames="batch_size")

@@ -98,6 +98,7 @@ def run_many(
     keys = _checked(infer_fn, keys, data, mode)
     host = jax.tree.map(np.asarray, data)
     one = (keys[0], jax.tree.map(lambda leaf: leaf[0], host))
+    infer_fn = infer_fn if _is_stepwise(infer_fn) else as_partial(infer_fn)  # read once
     shapes = _shapes(as_partial(infer_fn), one)
     chosen = _choose(mode, infer_fn, one)
     num_lanes = _count("lanes", lanes, _LANES)

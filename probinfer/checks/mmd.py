@@ -12,6 +12,7 @@ import numpy as np
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.permutation import Pooled, pool, random_labels, standardize
 from probinfer.checks.two_sample import TwoSampleReport, pair_statistics, report
+from probinfer.identity import notice
 from probinfer.kernels import Kernel
 from probinfer.kernels.stationary import squared_distances
 from probinfer.types import Array, PRNGKey
@@ -59,6 +60,7 @@ def mmd(
     References:
         Gretton, Borgwardt, Rasch, Schoelkopf and Smola (2012), "A kernel two-sample test", equation 3.
     """
+    notice(kernel)
     pooled = standardize(pool(*collect_pair(a, b)), scale)
     labels = random_labels(key, pooled, num_permutations)
     if kernel is None:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.identity import notice
 from probinfer.kernels import RBF, InverseMultiquadric
 from probinfer.kernels.stationary import Stationary
 from probinfer.types import Array, Bool, Float, Int, Scalar
@@ -112,6 +113,7 @@ def check_rule(kernel: Any, rule: str) -> None:
         ValueError: the rule is unknown.
         TypeError: the kernel is not a function of a scaled distance.
     """
+    notice(kernel)
     if rule not in RULES:
         raise ValueError(f"bandwidth must be one of {', '.join(RULES)}; got {rule!r}")
     if rule != "fixed" and not isinstance(kernel, Stationary):

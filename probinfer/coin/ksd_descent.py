@@ -23,6 +23,7 @@ from probinfer.base import Algorithm
 from probinfer.coin.descent import descent
 from probinfer.coin.engine import SVGD
 from probinfer.errors import check_floating
+from probinfer.identity import notice
 from probinfer.kernels import InverseMultiquadric
 from probinfer.kernels.base import Kernel
 from probinfer.stein import stein_gram
@@ -151,6 +152,7 @@ def ksd_direction(
     References:
         Korba, Aubin-Frankowski, Majewski and Ablin (2021), "Kernel Stein discrepancy descent", equation 10.
     """
+    notice(kernel)
     check_floating("particles", particles)
     check_floating("scores", scores)
     if particles.shape != scores.shape:

@@ -13,6 +13,7 @@ from probinfer.gp.iterative import EP, VI
 from probinfer.gp.model import Model, cast
 from probinfer.gp.sites import Sites
 from probinfer.gp.validate import check_data, check_outputs
+from probinfer.identity import notice
 from probinfer.types import Array, Float
 
 __all__ = ["Settled", "condition", "default_inference", "log_evidence", "reference_sites", "settle"]
@@ -43,6 +44,7 @@ def condition(
         TypeError: ``X`` or ``y`` is not floating point, or their dtypes differ.
         ValueError: shapes do not fit, an entry is NaN or infinite, or the likelihood cannot give an output.
     """
+    notice(model, inference)
     X, y = check_data(X, y)
     y = check_outputs(model.likelihood, y)
     inference = default_inference(model) if inference is None else inference

@@ -29,6 +29,7 @@ from probinfer.gp.priors import default_prior
 from probinfer.gp.scaling import Scaling, choose_scaling
 from probinfer.gp.storage import save
 from probinfer.gp.validate import check_data, check_inputs, check_outputs
+from probinfer.identity import notice
 from probinfer.infer import infer
 from probinfer.posterior import Posterior
 from probinfer.types import PRNGKey, field, pytree
@@ -234,6 +235,7 @@ def fit(
         raise TypeError(
             f"model must be gp.Model(kernel, likelihood), got {shortened(model)}; wrap a kernel: gp.Model(kernel)"
         )
+    notice(model, inference, prior)
     given = getattr(X, "dtype", None)
     X, y = check_data(X, y)
     y = check_outputs(model.likelihood, y)

@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 from probinfer.gp.hyper_posterior import Free, free_hyperparameters, rebuild
 from probinfer.gp.model import Model, cast
 from probinfer.gp.validate import check_data, check_inputs, check_outputs
+from probinfer.identity import notice
 from probinfer.linalg import safe_cholesky, triangular_solve
 from probinfer.targets import LogDensity, Target, from_prior
 from probinfer.types import Array, Float
@@ -47,6 +48,7 @@ def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[Free, Tar
         TypeError: the data are not floating point, differ in dtype, or a leaf of the prior is of the wrong kind.
         ValueError: shapes, values or priors do not fit.
     """
+    notice(model)
     X, y = check_data(X, y)
     y, model = check_outputs(model.likelihood, y), cast(model, X.dtype)
     free, priors = free_hyperparameters(model, prior)

@@ -7,7 +7,7 @@ of it is read when the function is handed in. Installed code enters with its nam
 
 from probinfer.identity.functions import is_settled
 from probinfer.identity.objects import Known
-from probinfer.identity.structure import Structure, structure_of
+from probinfer.identity.structure import Structure, notice, structure_of
 from probinfer.identity.walk import Walk
 
-__all__ = ["Known", "Structure", "Walk", "is_settled", "structure_of"]
+__all__ = ["Known", "Structure", "Walk", "is_settled", "notice", "structure_of"]

@@ -27,6 +27,7 @@ import jax
 
 from probinfer.identity import objects
 from probinfer.identity.installed import is_installed, resolves, version_of
+from probinfer.identity.modules import visit_import, visit_module
 from probinfer.identity.reads import Reads, reads
 from probinfer.identity.recipes import Keep, Kitchen, Make, Recipe, Walking
 
@@ -160,7 +161,7 @@ def _globals(walk: Walking, fn: FunctionType, found: Reads) -> tuple[dict[str, R
             walk.feed("global", name)
             outside[name] = _outside(walk, name, space[name], chains, found)
     for name, taken in found.imports:
-        is_live |= objects.visit_import(walk, name, taken)
+        is_live |= visit_import(walk, name, taken)
     return outside, is_live or bool(found.rebound & set(space))
 
 
@@ -169,7 +170,7 @@ def _outside(walk: Walking, name: str, value: Any, chains: tuple, found: Reads) 
         walk.feed("written")
         return Keep(value)
     if isinstance(value, ModuleType):
-        return objects.visit_module(walk, value, chains)
+        return visit_module(walk, value, chains)
     if found.assigned & set(getattr(value, "__dict__", ())) and not isinstance(value, type):
         objects.visit_without(walk, value, found.assigned)
         return Keep(value)

@@ -1,4 +1,4 @@
-"""Objects, classes and modules in a walk.
+"""Objects and classes in a walk.
 
 A registered pytree is taken apart and put together as JAX does it; an object that pickles by default is copied with
 its attributes. A user's class is known by what stands in it, and stays itself: its methods read the globals of their
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import enum
-import sys
 from types import (
     BuiltinFunctionType,
     GetSetDescriptorType,
@@ -27,6 +26,7 @@ import numpy as np
 from jax.tree_util import default_registry
 
 from probinfer.identity.installed import is_installed, is_module_constant, resolves, version_of
+from probinfer.identity.modules import visit_module
 from probinfer.identity.reads import reads
 from probinfer.identity.recipes import Keep, Kitchen, Make, Recipe, Walking
 
@@ -274,7 +274,7 @@ def _written_by(kind: type, function: Any, seen: set) -> tuple[set[str], set[str
     return assigned, filled
 
 
-# Classes and modules
+# Classes
 
 
 def _class(walk: Walking, kind: type) -> Recipe:
@@ -301,51 +301,3 @@ def content_of_class(walk: Walking, kind: type) -> None:
         for name in sorted(set(vars(base)) - _NOT_CONTENT):
             walk.feed(name)
             walk.visit(vars(base)[name])
-
-
-def visit_module(walk: Walking, module: ModuleType, chains: tuple) -> Recipe:
-    """An installed module by its name and version; of a user's module the attributes that are asked of it."""
-    walk.feed("module", module.__name__)
-    if is_installed(module.__name__):
-        walk.feed(version_of(module.__name__))
-        return Keep(module, fixed=True)
-    tails: dict[str, list] = {}
-    for chain in chains:
-        if chain:
-            tails.setdefault(chain[0], []).append(chain[1:])
-        else:
-            walk.unseen.append(f"module {module.__name__}, which is handed on as a whole")
-    parts = {}
-    for name in sorted(tails):
-        if not hasattr(module, name):
-            walk.feed("missing", name)
-            continue
-        walk.feed("attribute", name)
-        value = getattr(module, name)
-        is_module = isinstance(value, ModuleType)
-        parts[name] = visit_module(walk, value, tuple(tails[name])) if is_module else walk.visit(value)
-    return Make(next(walk.fresh), lambda _: _View(module), lambda kitchen, made: made.fill(parts, kitchen))
-
-
-class _View(ModuleType):
-    """A module as a function saw it: the attributes that it asked for, and the module itself for all others."""
-
-    def __init__(self, module: ModuleType):
-        super().__init__(module.__name__)
-        self.__dict__["_module"] = module
-
-    def fill(self, parts: dict[str, Recipe], kitchen: Kitchen) -> None:
-        self.__dict__.update((name, part(kitchen)) for name, part in parts.items())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_module"], name)
-
-
-def visit_import(walk: Walking, name: str, taken: tuple[str, ...]) -> bool:
-    """Hash what a function imports from a user's module when it is called; say whether there was anything."""
-    module = sys.modules.get(name)
-    walk.feed("import", name)
-    if module is None or is_installed(name):
-        return False
-    visit_module(walk, module, tuple((item,) for item in taken) or ((),))
-    return True

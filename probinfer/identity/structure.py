@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from probinfer.identity.installed import is_installed
 from probinfer.identity.recipes import Recipe, cook
 from probinfer.identity.walk import Walk
 
-__all__ = ["Structure", "structure_of"]
+__all__ = ["Structure", "notice", "structure_of"]
 
 _LOOKED_AT: set[str] = set()  # digests of structures that were found to look at values
 _SEEN_AS: weakref.WeakKeyDictionary[Any, str] = (
@@ -136,6 +137,29 @@ class Structure:
                     walk.visit(value)
             self._seen = walk.digest
         return self._seen
+
+
+def notice(*trees: Any) -> None:
+    """Look at the user's classes among pytrees that are handed to compiled programs as they are (kernels, rewards).
+
+    Their methods are code of the user's: where one reads something else than when it was last looked at, the caches
+    of JAX are cleared, so that what is computed next follows it.
+    """
+    _forget_traces_of([kind for kind in _classes_of(trees) if not is_installed(kind.__module__)])
+
+
+def _classes_of(tree: Any) -> set[type]:
+    found: set[type] = set()
+
+    def collect(structure: Any) -> None:
+        data = structure.node_data()
+        if data is not None and isinstance(data[0], type):
+            found.add(data[0])
+        for child in structure.children():
+            collect(child)
+
+    collect(jax.tree.structure(tree))
+    return found
 
 
 def structure_of(

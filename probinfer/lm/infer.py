@@ -14,6 +14,7 @@ import numpy as np
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.errors import check_key
+from probinfer.identity import notice
 from probinfer.lm import answers as extractors
 from probinfer.lm import events, notices
 from probinfer.lm.arguments import as_count, check_answer, check_watch
@@ -89,6 +90,7 @@ def infer(
     check_method(method)
     check_watch(watch)
     reader = notices.Reader(check_answer(answer))
+    notice(model, method, reward, proposal)
     limits, proposal = limits_of(max_tokens, max_steps, stop), as_proposal(proposal)
     several = _are_several(prompt, chat)
     prompts = list(prompt) if several else [prompt]

@@ -13,6 +13,7 @@ from probinfer import engine
 from probinfer import progress as bars
 from probinfer.base import algorithm as make_algorithm
 from probinfer.checkpoint import Checkpoint
+from probinfer.logdensity import Held, hold
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.run import run as run_loop
@@ -72,7 +73,7 @@ class Blackjax:
         key_target, key_init, key_run = jax.random.split(key, 3)
         like = target.init(key_target, self.num_chains)
         logdensity_fn = engine.exact_logdensity(target, like)
-        algorithm = make_algorithm(_init, _step, _Chains(self.algorithm, self.mode), logdensity_fn)
+        algorithm = make_algorithm(_init, _step, _Chains(hold(self.algorithm), self.mode), logdensity_fn)
         state = _start(algorithm, key_init, engine.to_default_dtype(like))
         if not hasattr(state, "position"):
             raise TypeError(
@@ -106,13 +107,14 @@ class Blackjax:
 
 @pytree
 class _Chains:
-    algorithm: Any = field(static=True)
+    algorithm: Held  # its arrays are data
     mode: str = field(static=True)
 
 
 def _built(chains: _Chains, logdensity_fn: Callable) -> Any:
-    ready = hasattr(chains.algorithm, "init") and hasattr(chains.algorithm, "step")
-    return chains.algorithm if ready else chains.algorithm(logdensity_fn)
+    algorithm = chains.algorithm.value
+    ready = hasattr(algorithm, "init") and hasattr(algorithm, "step")
+    return algorithm if ready else algorithm(logdensity_fn)
 
 
 @jax.jit

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.base import as_partial
+from probinfer.logdensity import frozen
 from probinfer.resampling.base import ConditionalScheme, Scheme, check
 from probinfer.resampling.pairwise import ssp
 from probinfer.resampling.points import multinomial, residual, stratified, systematic
@@ -151,11 +153,11 @@ def adaptive(scheme: Any = "systematic", trigger: Any = None) -> Adaptive:
         TypeError: ``scheme`` is neither a name nor a function, or the trigger is not callable.
     """
     get(scheme)
+    scheme = scheme if isinstance(scheme, str) else frozen(scheme)
     trigger = ess_below() if trigger is None else trigger
     if not callable(trigger):
         raise TypeError(
             f"a trigger is a function (log_weights, t) -> bool such as ess_below(0.5), got {type(trigger).__name__}"
         )
-    if jax.tree_util.all_leaves([trigger]):
-        trigger = jax.tree_util.Partial(trigger)
+    trigger = as_partial(trigger) if jax.tree_util.all_leaves([trigger]) else trigger
     return Adaptive(scheme=scheme, trigger=trigger)

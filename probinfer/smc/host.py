@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.errors import ConvergenceWarning
+from probinfer.logdensity import frozen
 from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["HostPotential", "host_potential"]
@@ -22,7 +23,7 @@ class HostPotential:
     """A log potential of one particle that calls Python once a step, for all particles together.
 
     Attributes:
-        fn: of NumPy arrays; static.
+        fn: of NumPy arrays; static, compared by what it depends on when it is handed in.
         timeout: seconds a call may take, None: no limit; static.
     """
 
@@ -106,4 +107,4 @@ def host_potential(fn: Any, *, timeout: Any = None) -> HostPotential:
         raise TypeError(f"a host potential is a function (x_previous, x, t) -> (N,), got {type(fn).__name__}")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
-    return HostPotential(fn, timeout)
+    return HostPotential(frozen(fn, on_host=True), timeout)

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 from probinfer.gp.likelihoods.integral import log_integral
 from probinfer.gp.predictive import LatentMixture
+from probinfer.logdensity import frozen
 from probinfer.types import Array, Float, field, pytree, strong_array
 
 __all__ = ["FromLogDensity", "Likelihood"]
@@ -97,8 +98,8 @@ class FromLogDensity(Likelihood):
     """A likelihood from a function ``log_density_fn(y, f, **params)``.
 
     Attributes:
-        log_density_fn: elementwise and differentiable in f; give the same function object again rather than a new
-            lambda, which would be compiled anew.
+        log_density_fn: elementwise and differentiable in f. It is read when the likelihood is made: one that depends
+            on something else (the values of arrays that it captures, too) is compiled anew.
         params: its parameters, numbers or arrays by name, on the whole real line (exponentiate inside where they must
             be positive). They are learned like any hyperparameter.
         concave: log p(y | f) is concave in f.
@@ -111,6 +112,7 @@ class FromLogDensity(Likelihood):
     def __post_init__(self):
         if not callable(self.log_density_fn):
             raise TypeError(f"FromLogDensity needs a function (y, f, **params), got {self.log_density_fn!r}")
+        object.__setattr__(self, "log_density_fn", frozen(self.log_density_fn))
         if not isinstance(self.params, dict):
             raise TypeError(f"FromLogDensity.params must be a dictionary, got {type(self.params).__name__}")
         object.__setattr__(self, "params", {name: strong_array(value) for name, value in self.params.items()})
