@@ -66,8 +66,8 @@ def run(
         num_steps: number of steps.
         progress: a bar (``None``: if the error stream is a terminal); a text names it.
         thin: record every ``thin``-th step.
-        collect: ``collect(state, info) -> record``, a pytree; default ``(state, info)``. A function made anew for each
-            call is traced for each call; bind data to a module-level function by ``jax.tree_util.Partial``.
+        collect: ``collect(state, info) -> record``, a pytree; default ``(state, info)``. It, the step and a
+            stopping rule are compared by what they depend on now: made anew they share the compiled program.
         checkpoint: where to keep checkpoints. The same call made again continues from the last one, to the same draws.
 
     Returns:

@@ -34,8 +34,6 @@ __all__ = [
     "Known",
     "content_of_class",
     "visit",
-    "visit_import",
-    "visit_module",
     "visit_owner",
     "visit_without",
 ]

@@ -32,7 +32,8 @@ _FREEDOM = 5
 class ArtificialPrior:
     r"""What turns the likelihood of the future into a law, and moves its particles backwards.
 
-    Functions are static; bind what they need with ``jax.tree_util.Partial``.
+    Functions are compared by what they depend on; arrays that they capture, or that
+    ``jax.tree_util.Partial`` binds to them, are data.
 
     Attributes:
         log_prior: ``log_prior(x, t) -> ()``, :math:`\log\gamma_t(x)`, t = 0 ... T-1; positive where the smoothing law
