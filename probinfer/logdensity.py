@@ -30,7 +30,7 @@ class _Calls(threading.local):
     """How many bound functions call one another, and whether they see values in the place of traced arrays."""
 
     depth = 0
-    concrete = False
+    looked_at: list | None = None  # structures of which values were given, while they are
 
 
 _calls = _Calls()
@@ -93,10 +93,10 @@ class Held(Known):
     @property
     def value(self) -> Any:
         """The value, made once for these data; with the values of traced arrays where a function looks at them."""
-        if _calls.concrete:
+        if _calls.looked_at is not None:
             arrays = self.structure.concrete(self.data)
             if arrays is not None:
-                self.structure.looks_at_values()
+                _calls.looked_at.append(self.structure)
                 return self.structure.make(arrays)
         if not self._made:
             self._made = (self.structure.make(self.data),)
@@ -134,7 +134,7 @@ class Frozen(Known):
     _live: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function as it was when it was taken; one that runs outside JAX is called itself."""
+        """Call the function as it was when it was taken."""
         fn = self.structure.make(()) if self._live is None else self._live
         return fn(*args, **kwargs)
 
@@ -160,8 +160,7 @@ def frozen(fn: Any, *, on_host: bool = False) -> Any:
 
     Args:
         fn: a callable.
-        on_host: it runs outside JAX: it is identified by what it depends on now, and called itself, because what it
-            holds (a connection, a pool) may not be copied.
+        on_host: it runs outside JAX: one that holds what cannot be copied (a connection, a pool) is called itself.
     """
     if is_settled(fn) or isinstance(fn, Frozen):
         return fn
@@ -172,7 +171,7 @@ def frozen(fn: Any, *, on_host: bool = False) -> Any:
 
     taken = object.__new__(Frozen)
     taken.structure = structure_of(visit, getattr(fn, "__qualname__", type(fn).__name__))[0]
-    taken._live = fn if on_host else None
+    taken._live = fn if on_host and taken.structure.holds_live else None
     return taken
 
 
@@ -220,13 +219,17 @@ class Bound(Held):
     def __call__(self, *call_args: Any) -> Any:
         """Call the function with the bound arguments before ``call_args``."""
         try:
-            with _calling():
+            with _calling(_calls.looked_at):
                 return self._call(call_args)
         except Exception:
-            if _calls.depth or _calls.concrete or self.structure.concrete(self.data) is None:
+            if _calls.depth or self.structure.concrete(self.data) is None:
                 raise
-        with _calling(concrete=True):
-            return self._call(call_args)
+        looked_at: list[Structure] = []
+        with _calling(looked_at):
+            result = self._call(call_args)
+        for structure in looked_at:
+            structure.looks_at_values()
+        return result
 
     def _call(self, call_args: tuple) -> Any:
         fn, args, kwargs = self.value
@@ -234,13 +237,13 @@ class Bound(Held):
 
 
 @contextlib.contextmanager
-def _calling(concrete: bool = False) -> Iterator[None]:
-    before = _calls.depth, _calls.concrete
-    _calls.depth, _calls.concrete = before[0] + 1, before[1] or concrete
+def _calling(looked_at: list | None) -> Iterator[None]:
+    before = _calls.depth, _calls.looked_at
+    _calls.depth, _calls.looked_at = before[0] + 1, looked_at
     try:
         yield
     finally:
-        _calls.depth, _calls.concrete = before
+        _calls.depth, _calls.looked_at = before
 
 
 @_pytree

@@ -51,6 +51,11 @@ class Structure:
         self._values: tuple = ()
         self._seen: str | None = None
 
+    @property
+    def holds_live(self) -> bool:
+        """Whether a part of the value is handed on without copying, although it could change."""
+        return self._check is not None
+
     def __hash__(self) -> int:
         return self._hash
 

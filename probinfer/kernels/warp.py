@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax.tree_util import Partial
 
-from probinfer.base import as_partial
 from probinfer.kernels.base import Kernel, check_inputs
+from probinfer.logdensity import frozen
 from probinfer.types import Array, Float, Scalar, field, pytree
 
 __all__ = ["Warped"]
@@ -32,8 +33,11 @@ class Warped(Kernel):
     def __post_init__(self):
         if not callable(self.fn):
             raise TypeError(f"fn must be callable, got {type(self.fn).__name__}")
-        if jax.tree_util.all_leaves([self.fn]):
-            object.__setattr__(self, "fn", as_partial(self.fn))
+        if isinstance(self.fn, Partial):
+            fn = Partial(frozen(self.fn.func), *self.fn.args, **self.fn.keywords)
+        else:
+            fn = Partial(frozen(self.fn)) if jax.tree_util.all_leaves([self.fn]) else self.fn
+        object.__setattr__(self, "fn", fn)  # what the function captures is fixed: no leaf, no hyperparameter
 
     def evaluate(self, x: Float[Array, " D"], z: Float[Array, " D"]) -> Scalar:
         """``k(fn(x), fn(z))``."""
