@@ -34,6 +34,7 @@ from probinfer import progress as bars
 from probinfer.base import as_partial
 from probinfer.errors import shortened, warn_interrupted
 from probinfer.fingerprint import digest
+from probinfer.identity import notice
 from probinfer.lanes import Stepwise, run_lanes
 from probinfer.many_posteriors import ManyPosteriors, accounts, status_of
 from probinfer.store import Store, opened
@@ -98,6 +99,7 @@ def run_many(
     keys = _checked(infer_fn, keys, data, mode)
     host = jax.tree.map(np.asarray, data)
     one = (keys[0], jax.tree.map(lambda leaf: leaf[0], host))
+    notice(infer_fn)
     infer_fn = infer_fn if _is_stepwise(infer_fn) else as_partial(infer_fn)  # read once
     shapes = _shapes(as_partial(infer_fn), one)
     chosen = _choose(mode, infer_fn, one)

@@ -203,7 +203,12 @@ def made(c):
     return space["fn"]
 
 
-@pytest.mark.parametrize("where", PLACES)
+SLOW = {"Blackjax", "minimize", "state_space"}  # seconds to compile; their kind is among the others
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=[pytest.mark.slow] * (where in SLOW)) for where in PLACES]
+)
 def test_results_follow_the_function(where, count_compiles):
     place, fn = PLACES[where], made(1.5)
     first = jax.device_get(place(fn))

@@ -302,6 +302,7 @@ def test_what_cannot_be_read_is_known_by_its_object_and_said():
     assert fingerprint.digest(one) == fingerprint.digest(other)
     assert fingerprint.unseen(one) == ["an object of _thread.lock, which cannot be read"]
     assert fingerprint.unseen(made("def fn(x): return x")) == []
+    assert fingerprint.unseen(made("def fn(x): return x * globals()['C']")) == ["what fn finds by globals()"]
     about = fingerprint.describe(jax.random.key(0), as_partial(one), jnp.ones(2), 1, 1)
     assert about["not seen"] == fingerprint.unseen(one)
 

@@ -375,6 +375,31 @@ def test_numpy_arrays_may_be_looked_at_and_new_values_are_seen(model):
         )
 
 
+def two_means(y, *, sizes=(1, 2)):
+    a = numpyro.sample("a", dist.Normal(0, 1).expand([sizes[1]]))
+    numpyro.sample("y", dist.Normal(a[0], 1.0), obs=y)
+
+
+def test_a_list_of_floating_numbers_is_an_array_and_one_of_sizes_a_list():
+    position = {"a": jnp.asarray([0.3, -0.2])}
+    for listed, array in (
+        ([0.1, 0.2], np.array([0.1, 0.2])),
+        ([[0.1, 2], [3, 4.0]], np.array([[0.1, 2], [3, 4.0]])),
+    ):
+        listed, array = (targets.from_numpyro(two_means, y=y, sizes=[1, 2]) for y in (listed, array))
+        assert listed.logdensity_fn(position) == array.logdensity_fn(position)
+        assert jax.tree.structure(listed) == jax.tree.structure(array)
+
+
+def test_a_target_is_one_line():
+    target = targets.from_numpyro(two_means, Y)
+    assert repr(target) == "Target(a: log density, prior, likelihood)"
+    many = targets.from_logdensity(
+        lambda v: sum(jnp.sum(x) for x in v.values()), {f"x{i}": 0.0 for i in range(20)}
+    )
+    assert repr(many).endswith("x14, x15, x16, ... (20 in all): log density)")
+
+
 def test_bound_arrays_may_be_looked_at(key):
     target = targets.from_numpyro(functools.partial(sized_by_data, Y))
     assert target.prior.sample(key)["a"].shape == (2,)

@@ -36,6 +36,7 @@ __all__ = ["is_settled", "visit"]
 _JITTED = type(jax.jit(lambda: None))
 _MEMO = type(functools.lru_cache(lambda: None))
 _CONTAINERS = (list, dict, set, deque, bytearray)
+_LOOK_UP = frozenset(("__import__", "eval", "exec", "globals"))
 _EMPTY = object()
 
 
@@ -155,6 +156,8 @@ def _globals(walk: Walking, fn: FunctionType, found: Reads) -> tuple[dict[str, R
     for name, chains in found.names:
         if name not in space:
             walk.feed("builtin" if hasattr(builtins, name) else "missing", name)
+            if name in _LOOK_UP:
+                walk.unseen.append(f"what {fn.__qualname__} finds by {name}()")
         elif name in found.rebound:
             is_live = True
         else:

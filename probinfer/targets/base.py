@@ -58,6 +58,15 @@ class Target:
     start: ArrayTree | None = None
     names: tuple[str, ...] = field(static=True, default=())
 
+    def __repr__(self) -> str:
+        """One line: what is inferred, and what is known of it."""
+        names = ", ".join(self.names[:8]) + (
+            f", ... ({len(self.names)} in all)" if len(self.names) > 8 else ""
+        )
+        known = ["estimated log density" if self.stochastic else "log density"]
+        known += ["prior"] * (self.prior is not None) + ["likelihood"] * (self.log_likelihood_fn is not None)
+        return f"Target({names}: {', '.join(known)})"
+
     @property
     def stochastic(self) -> bool:
         """Whether the log density is a minibatch estimate, which exact engines refuse."""
