@@ -219,3 +219,33 @@ def test_results_follow_the_function(where, count_compiles):
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), first, again))
     assert not jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), first, other))
     assert compiles.count == 0 or where.startswith("gp: a "), "an equal function compiled again"
+
+
+def stored_run(fn, folder):
+    algorithm = Algorithm(None, lambda key, s: (fn(s), ()))
+    return pi.run(KEY, algorithm, Z, 2, checkpoint=pi.Checkpoint(folder, every=1), progress=False)[0]
+
+
+def stored_posteriors(fn, folder):
+    keys = jax.random.split(KEY, 2)
+    data = np.arange(2.0)
+    return pi.run_many(
+        lambda key, x: (fn(x) * jnp.ones(2), None), keys, data, path=folder, progress=False
+    ).draws
+
+
+@pytest.mark.parametrize(
+    ("place", "what"), [(stored_run, "algorithm"), (stored_posteriors, "infer_fn")], ids=["run", "run_many"]
+)
+def test_stores_take_an_equal_function_and_refuse_another(place, what, tmp_path):
+    """Names, globals of helpers, defaults and code: each alone makes another function, and the message says where."""
+    first = place(made(1.5), tmp_path)
+    assert np.array_equal(first, place(made(1.5), tmp_path))
+    others = [made(0.25)]
+    for old, new in (("x * C", "x + C"), ("return h(x)", "return h(h(x))"), ("def fn(x)", "def fn(x, y=1)")):
+        space = {"C": {"c": 1.5}, "__name__": "__main__"}
+        exec(SOURCE.replace(old, new), space)
+        others.append(space["fn"])
+    for other in others:
+        with pytest.raises(ValueError, match=f"different run: {what} is"):
+            place(other, tmp_path)

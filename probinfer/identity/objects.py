@@ -59,6 +59,7 @@ _NOT_CONTENT = frozenset(
         ),
     )
 )
+_NUMBERS = (("flax.ids", "FlaxId"),)  # tell equal objects apart, which is no content
 _OWN_PICKLING = ("__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
@@ -88,6 +89,9 @@ def visit(walk: Walking, value: Any, number: int) -> Recipe:
         return walk.inside(_wrapper, value)
     if isinstance(value, (np.dtype, jax.tree_util.PyTreeDef)):
         return _named(walk, value)
+    if (kind.__module__, kind.__qualname__) in _NUMBERS:
+        walk.feed("number")
+        return Keep(value, fixed=True)
     if isinstance(value, enum.Enum):
         walk.feed("enum", kind.__module__, kind.__qualname__, value.name)
         return Keep(value, fixed=True)
