@@ -6,9 +6,13 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from probinfer.errors import shortened
 
-__all__ = ["as_count", "as_stop", "check_answer", "check_watch"]
+__all__ = ["as_count", "as_stop", "check_answer", "check_watch", "known_number"]
 
 
 def as_count(name: str, value: Any, least: int = 1) -> int:
@@ -28,6 +32,23 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     if number < least:
         raise ValueError(expected)
     return number
+
+
+def known_number(name: str, value: Any) -> float | None:
+    """The value of a number where it is known now, whatever holds it: Python, NumPy or JAX; None of a traced one.
+
+    Raises:
+        TypeError: it is no single number.
+    """
+    kind = getattr(value, "dtype", None)
+    numeric = isinstance(value, (int, float)) if kind is None else _is_real(kind)
+    if isinstance(value, bool) or not numeric or jnp.ndim(value):
+        raise TypeError(f"{name} must be a number, got {shortened(value)}")
+    return None if isinstance(value, jax.core.Tracer) else float(value)
+
+
+def _is_real(kind: Any) -> bool:
+    return bool(jnp.issubdtype(kind, np.floating) or jnp.issubdtype(kind, np.integer))
 
 
 def as_stop(stop: Any) -> tuple[str, ...]:

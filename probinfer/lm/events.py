@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from probinfer.lm.methods.base import Draws
+from probinfer.lm.tokens.texts import continuation
 from probinfer.smc.watched import Seen
 
 __all__ = ["Event", "onlooker", "stream"]
@@ -102,7 +103,7 @@ def _of_draws(tokenizer: Any, iteration: int, draws: Draws) -> Event:
 
 def _decoded(tokenizer: Any, tokens: Any, length: Any) -> list[str]:
     pairs = zip(np.asarray(tokens), np.asarray(length), strict=True)
-    return [tokenizer.decode(row[:size]) for row, size in pairs]
+    return [continuation(tokenizer, row[:size]) for row, size in pairs]
 
 
 def _weights(log_weights: Any) -> np.ndarray:

@@ -26,6 +26,7 @@ from probinfer.lm.model import Model, check_model
 from probinfer.lm.prompts import encode, limits_of, prepare
 from probinfer.lm.proposals import Proposal, as_proposal
 from probinfer.lm.rewards.deferred import bind
+from probinfer.lm.rewards.hosts import detached
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import TokenModel, feynman_kac
 from probinfer.smc.forward import forward
@@ -114,7 +115,7 @@ def evidence_bounds(
     num, most_draws = as_count("num_repeats", num_repeats), as_count("max_draws", max_draws)
     potential = bind(reward, model.tokenizer)
     most = max(methods, key=lambda one: one.num_rows)
-    [token_model] = prepare(model, [encode(model, prompt, chat)], most, potential, proposal, limits)
+    [token_model] = prepare(model, [encode(model, prompt, chat)], most, detached(potential), proposal, limits)
     key_draws, *keys = jax.random.split(key, len(methods) + 1)
     paths, acceptance = exact_paths(key_draws, token_model, num, log_bound, most_draws)
     found = [

@@ -26,9 +26,11 @@ from probinfer.lm.model import Model, check_model
 from probinfer.lm.prompts import encode_all, limits_of, prepare
 from probinfer.lm.proposals import Proposal, as_proposal
 from probinfer.lm.result import Answers, Cost
-from probinfer.lm.rewards.algebra import Potential
+from probinfer.lm.rewards.algebra import Nothing, Potential
 from probinfer.lm.rewards.deferred import bind
+from probinfer.lm.rewards.hosts import detached
 from probinfer.lm.token_model import TokenModel
+from probinfer.lm.tokens.texts import continuation
 from probinfer.types import PRNGKey
 
 __all__ = ["infer", "run_prepared", "stream"]
@@ -41,7 +43,7 @@ def infer(
     reward: Any = None,
     method: Any = None,
     *,
-    answer: Callable[[str], str | None] = extractors.last_boxed,
+    answer: Callable[[str], str | None] | None = None,
     stop: Any = (),
     max_tokens: SupportsIndex = 512,
     max_steps: SupportsIndex | None = 64,
@@ -62,8 +64,8 @@ def infer(
         prompt: a string, token numbers, messages (with ``chat``), or a list of prompts.
         reward: of ``lm.rewards``; None: the model alone. A reward model is taken by its odds.
         method: ``lm.ParticleFilter(...)`` or another; None: a particle filter with 16 particles.
-        answer: text -> answer or None; ``lm.answers.last_boxed``, ``text``, ``last_number``. A text for which it
-            fails has no answer; how many and why is a warning.
+        answer: text -> answer or None; ``lm.answers.last_boxed``, ``text``, ``last_number``. None: that of the model,
+            if it has one, else ``last_boxed``. A text for which it fails has no answer; how many and why is a warning.
         stop: strings that end a text.
         max_tokens: most tokens of a text; longer ones are cut, and are weighed as they are.
         max_steps: most steps of a text, likewise; None: as many as the tokens allow.
@@ -89,6 +91,7 @@ def infer(
     method = ParticleFilter(num_particles=16) if method is None else method
     check_method(method)
     check_watch(watch)
+    answer = (model.answer or extractors.last_boxed) if answer is None else answer
     reader = notices.Reader(check_answer(answer))
     notice(model, method, reward, proposal)
     limits, proposal = limits_of(max_tokens, max_steps, stop), as_proposal(proposal)
@@ -99,7 +102,7 @@ def infer(
     alone = watch is not None or isinstance(method, Adaptive)
     size = 1 if alone else min(_side_by_side(batch), len(tokens))
     started, before = time.perf_counter(), notices.faults_of(potential)
-    models = prepare(model, tokens, method, potential, proposal, limits, size)
+    models = prepare(model, tokens, method, detached(potential), proposal, limits, size)
     keys = list(jax.random.split(key, len(models))) if several else [key]
     runs = _run_all(keys, models, method, model.tokenizer, reader, progress, watch, size)
     seconds = (time.perf_counter() - started) / len(runs)
@@ -194,7 +197,7 @@ def _filled(keys: list, models: list[TokenModel], size: int) -> tuple[list, list
 
 
 def _read(tokenizer: Any, reader: notices.Reader, tokens: np.ndarray) -> str | None:
-    return reader(tokenizer.decode(tokens))
+    return reader(continuation(tokenizer, tokens))
 
 
 def _num_watched(method: Any, model: TokenModel) -> int:
@@ -227,7 +230,7 @@ def _answers(
     num_rounds: int,
 ) -> Answers:
     draws: Any = jax.tree.map(np.asarray, raw)
-    decode = model.tokenizer.decode
+    decode = partial(continuation, model.tokenizer)
     tokens = [row[:length] for row, length in zip(draws.tokens, draws.length, strict=True)]
     texts = [decode(row) for row in tokens]
     log_weights = np.asarray(draws.log_weights, float)
@@ -250,7 +253,7 @@ def _answers(
     )
     law = f"{proposal.words}, times {potential.words}" if potential.words != "nothing" else proposal.words
     return Answers(
-        prompt=decode(prompt),
+        prompt=model.tokenizer.decode(prompt),
         texts=texts,
         extracted=[reader(text) for text in texts],
         log_weights=log_weights - total if np.isfinite(total) else uniform,
@@ -264,7 +267,9 @@ def _answers(
         step_lengths=draws.step_lengths,
         num_steps=int(draws.num_steps),
         status=Status(int(draws.status)),
-        target=method.words.format(target=law, prior=_prior_words(proposal, potential)),
+        target=method.words.format(
+            target=law, prior=_prior_words(proposal, potential), unused=_unused_words(potential)
+        ),
         ledger=cost,
         faults=faults,
         tokens=tokens,
@@ -276,6 +281,15 @@ def _answers(
 def _prior_words(proposal: Proposal, potential: Potential) -> str:
     """What texts are drawn from where the reward does not choose."""
     return f"{proposal.words}, each token by the factors of tokens" if potential.per_token else proposal.words
+
+
+def _unused_words(potential: Potential) -> str:
+    """What a method that asks no reward says of one."""
+    if isinstance(potential, Nothing):
+        return ""
+    return (
+        "; of the reward the factors of tokens alone" if potential.per_token else "; the reward is not used"
+    )
 
 
 def _samples(method: Any) -> int:

@@ -19,6 +19,9 @@ class Model:
         network: a ``LanguageModel``: weights are its leaves.
         tokenizer: ``lm.Tokenizer`` or ``lm.Vocabulary``; static.
         reward: a reward model (a ``Score``), or None.
+        answer: text -> answer or None, as its texts write it; None: ``lm.answers.last_boxed``; static.
+        read_task: text -> prompt, of a model for one kind of task: it reads what the tokenizer refuses, or says in its
+            error what can be asked; static.
 
     Raises:
         TypeError: the network or the tokenizer lacks a function of the protocol.
@@ -28,6 +31,8 @@ class Model:
     network: Any
     tokenizer: Any = field(static=True)
     reward: Any = None
+    answer: Any = field(static=True, default=None)
+    read_task: Any = field(static=True, default=None)
 
     def __post_init__(self):
         if not isinstance(self.network, LanguageModel):

@@ -92,13 +92,17 @@ def warn(results: Sequence[Any], potential: Potential, reader: Reader) -> None:
         potential: the reward.
         reader: has read the answers.
     """
+    whole = " (all prompts together)" if len(results) > 1 else ""
+    faults = f"rewards failed{whole}: {results[0].faults}" if results[0].faults else ""
     messages = []
-    if results[0].faults:
-        whole = " (all prompts together)" if len(results) > 1 else ""
-        messages.append(f"rewards failed{whole}: {results[0].faults}")
     for status in sorted({result.status for result in results} - {Status.OK}):
         which = [i for i, result in enumerate(results) if result.status == status]
-        messages.append(_named(which, len(results)) + _words(status, potential))
+        cause = (
+            f"{faults}\n" if faults and status == Status.DEGENERATE_WEIGHTS else ""
+        )  # one cause, one warning
+        faults = "" if cause else faults
+        messages.append(cause + _named(which, len(results)) + _words(status, potential))
+    messages = [*([faults] if faults else []), *messages]
     messages += _unread(results, reader)
     for message in messages:
         warnings.warn(message, ConvergenceWarning, stacklevel=3)

@@ -21,6 +21,7 @@ from probinfer.lm.stepping import Setting
 from probinfer.lm.texts import Rules
 from probinfer.lm.token_model import TokenModel
 from probinfer.lm.tokens.automaton import build
+from probinfer.lm.tokens.texts import encode_chat
 
 __all__ = ["Limits", "encode", "encode_all", "limits_of", "prepare"]
 
@@ -47,9 +48,9 @@ def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
         ValueError: it is empty, or has tokens that the network does not know.
     """
     if chat:
-        tokens = model.tokenizer.encode(model.tokenizer.render(prompt), special=False)
+        tokens = encode_chat(model.tokenizer, prompt)
     elif isinstance(prompt, str):
-        tokens = model.tokenizer.encode(prompt)
+        tokens = _encode_text(model, prompt)
     elif isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], dict):
         raise TypeError("a list of messages is a chat: pass chat=True")
     elif isinstance(prompt, (list, tuple, np.ndarray, jax.Array)):
@@ -70,6 +71,16 @@ def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
             f"tokens must be in 0 ... {model.network.vocab_size - 1}, got {tokens.min()} ... {tokens.max()}"
         )
     return tokens.astype(np.int32)
+
+
+def _encode_text(model: Model, prompt: str) -> np.ndarray:
+    """Tokens of a text; one that the tokenizer refuses is read as a task of the model, if it has tasks."""
+    try:
+        return model.tokenizer.encode(prompt)
+    except ValueError:
+        if model.read_task is None:
+            raise
+        return model.tokenizer.encode(model.read_task(prompt))
 
 
 def limits_of(max_tokens: Any, max_steps: Any, stop: Any) -> Limits:

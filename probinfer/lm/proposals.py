@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.errors import shortened
+from probinfer.lm.arguments import as_count, known_number
 from probinfer.lm.base import log_softmax
 from probinfer.types import Array, Float, Int, PRNGKey, field, pytree, strong_array
 
@@ -30,33 +31,37 @@ class Proposal:
         top_p: keep the smallest set of likeliest tokens with at least this probability; None: all.
         correct: weigh tokens so that the prior is the model at temperature one; static.
 
+    Raises:
+        TypeError: a setting is no number; a traced temperature is taken as it is, and must not be zero.
+        ValueError: a setting is out of range, or a cut law is to be corrected.
+
     References:
         Holtzman et al. (2020), top-p.
     """
 
     temperature: Any = 1.0
-    top_k: int | None = field(static=True, default=None)
+    top_k: Any = field(static=True, default=None)
     top_p: Any = None
     correct: bool = field(static=True, default=False)
 
     def __post_init__(self):
-        tau, share = self.temperature, self.top_p
-        if isinstance(tau, (int, float)) and not 0 <= tau < float("inf"):
-            raise ValueError(f"temperature must be finite and not negative, got {tau}; 1 is the model itself")
-        if isinstance(share, (int, float)) and not 0 < share <= 1:
-            raise ValueError(f"top_p is a probability, above 0 and at most 1; got {share}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ValueError(f"top_k counts tokens and must be at least 1; got {self.top_k!r}")
-        cuts = self.top_k is not None or share is not None or (isinstance(tau, (int, float)) and tau == 0)
-        if self.correct and cuts:
+        tau = known_number("temperature", self.temperature)
+        share = None if self.top_p is None else known_number("top_p", self.top_p)
+        most = None if self.top_k is None else as_count("top_k (tokens to keep)", self.top_k)
+        if tau is not None and not 0 <= tau < float("inf"):
+            raise ValueError(
+                f"temperature must be finite and not negative, got {tau:g}; 1 is the model itself"
+            )
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"top_p is a probability, above 0 and at most 1; got {share:g}")
+        if self.correct and (most is not None or self.top_p is not None or tau == 0):
             raise ValueError(
                 "correct=True needs a proposal that can draw every token: top_k, top_p and temperature 0 cannot. "
                 "Leave them out, or take the cut law as the prior (correct=False)"
             )
-        greedy = isinstance(tau, (int, float)) and tau == 0
-        object.__setattr__(self, "temperature", strong_array(1.0 if greedy else tau))
-        object.__setattr__(self, "top_k", 1 if greedy else self.top_k)
-        object.__setattr__(self, "top_p", strong_array(share))
+        object.__setattr__(self, "temperature", strong_array(1.0 if tau == 0 else self.temperature))
+        object.__setattr__(self, "top_k", 1 if tau == 0 else most)
+        object.__setattr__(self, "top_p", strong_array(self.top_p))
 
     def log_law(self, logits: Float[Array, "n v"]) -> Float[Array, "n v"]:
         """Log probabilities of the proposal, normalised.

@@ -176,7 +176,9 @@ class Answers:
         dead = bool(failed) and (self.log_evidence is None or not np.isfinite(self.log_evidence))
         lines = [*failed, f"target: {self.target}"]
         lines += [] if dead else [f"  {p:6.1%}  {_in_a_line(a)}" for a, p in self.answers[:8]]
-        if self.log_evidence is not None:
+        if self.status == Status.DEGENERATE_WEIGHTS:
+            lines.append("every weight is zero: effective sample size 0")
+        elif self.log_evidence is not None:
             ess = np.exp(-np.logaddexp.reduce(2 * self.log_weights))
             lines.append(f"log evidence {self.log_evidence:.3f}, effective sample size {ess:.1f}")
         cost = self.ledger

@@ -46,7 +46,7 @@ def run(prompt="a;", reward=None, method=FILTER, model=None, **settings):
             TypeError,
             r"class ParticleFilter itself.*lm\.ParticleFilter\(\.\.\.\)",
         ),
-        ({"answer": None}, TypeError, r"lm\.answers\.last_boxed.*got None"),
+        ({"answer": False}, TypeError, r"lm\.answers\.last_boxed.*got False"),
         ({"answer": "boxed"}, TypeError, r"lm\.answers\.last_boxed.*got 'boxed'"),
         ({"watch": "x"}, TypeError, r"watch is a function of an lm\.Event.*'x'"),
         ({"stop": 3}, TypeError, "stop is a string or several.*got 3"),
@@ -132,6 +132,49 @@ class _Jealous(lm.rewards.Score):
     def step(self, state, view):
         found = jnp.where(state == 1, -jnp.inf, jnp.where(state == 3, jnp.nan, self.value))
         return state, found.astype(view.step_log_prob.dtype)
+
+
+HOLDERS = [float, np.float32, np.float64, np.asarray, jnp.asarray]
+
+
+@pytest.mark.parametrize("hold", HOLDERS)
+def test_numbers_are_judged_by_their_value_whatever_holds_them(hold):
+    assert lm.Proposal(temperature=hold(0.0)).top_k == 1
+    assert float(lm.Proposal(temperature=hold(0.0)).temperature) == 1
+    assert lm.Proposal(temperature=hold(0.5), top_p=hold(0.25)).top_k is None
+    for make, words in (
+        (lambda v: lm.Proposal(temperature=v), "temperature must be finite and not negative, got -1"),
+        (lambda v: lm.Proposal(top_p=v), "top_p is a probability"),
+        (lambda v: lm.rewards.self_certainty() * v, "the power of a reward must be finite and not negative"),
+        (lm.rewards.sharpened, "the power of the prior must be finite and not negative"),
+        (lm.rewards.self_certainty, "temperature must be positive"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make(hold(-1.0))
+        with pytest.raises(ValueError, match=words.partition(", got")[0]):
+            make(hold(float("nan")))
+    with pytest.raises(ValueError, match="correct=True needs a proposal that can draw every token"):
+        lm.Proposal(temperature=hold(0.0), correct=True)
+
+
+@pytest.mark.parametrize("bad", [np.ones(2), True, np.True_, "hot", 1j, None])
+def test_what_is_no_number_is_no_temperature(bad):
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        lm.Proposal(temperature=bad)
+
+
+def test_counts_of_tokens_may_be_integers_of_numpy():
+    assert lm.Proposal(top_k=np.int64(3)).top_k == 3
+    with pytest.raises(TypeError, match="top_k"):
+        lm.Proposal(top_k=2.0)
+    with pytest.raises(ValueError, match="top_k"):
+        lm.Proposal(top_k=0)
+
+
+def test_traced_temperatures_are_taken_as_they_are():
+    logits = jnp.asarray([[0.0, 1.0]])
+    found = jax.jit(lambda tau: lm.Proposal(temperature=tau).log_law(logits))(jnp.asarray(0.5))
+    np.testing.assert_allclose(found, lm.Proposal(temperature=0.5).log_law(logits), rtol=1e-6)
 
 
 def test_warnings_name_their_prompts_once():

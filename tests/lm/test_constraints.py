@@ -13,6 +13,7 @@ import pytest
 from probinfer.lm import tokens
 from probinfer.lm.base import Context
 from probinfer.lm.rewards import constraints
+from probinfer.lm.rewards.allowed_tokens import allowed
 
 WORDS = tokens.Vocabulary(("a", "b", "ab", "ba", "1", "<e>", "é"), eos="<e>")
 END = WORDS.eos_ids[0]
@@ -50,7 +51,7 @@ def test_regular_expressions_over_every_short_prefix(pattern):
     matched = language(pattern, "ab1é", 7)
     beginnings = {text[:n] for text in matched for n in range(len(text) + 1)}
     prefixes = [p for p in all_prefixes(7, 3) if END not in p and len(WORDS.decode(p)) <= 3]
-    found = masks(constraints.regex(pattern, WORDS), prefixes)
+    found = masks(constraints.regex(pattern).follow(WORDS), prefixes)
     for prefix, row in zip(prefixes, found, strict=True):
         text = WORDS.decode(prefix)
         expected = [text + token in beginnings for token in WORDS.tokens]
@@ -72,22 +73,24 @@ def test_characters_that_mean_something_in_grammars():
         (r"a\n", "a\n"),
     ):
         ids = [*letters.encode(text), 6]
-        found = masks(constraints.regex(pattern, letters), [ids[:n] for n in range(len(ids))])
+        found = masks(constraints.regex(pattern).follow(letters), [ids[:n] for n in range(len(ids))])
         assert np.argwhere(found).tolist() == [[n, i] for n, i in enumerate(ids)], pattern
 
 
 def test_options_of_a_grammar_are_kept():
     found = masks(
-        constraints.grammar('%llguidance {"allow_initial_skip": true}\n%ignore "b"\nstart: "a" "a"', WORDS),
+        constraints.grammar('%llguidance {"allow_initial_skip": true}\n%ignore "b"\nstart: "a" "a"').follow(
+            WORDS
+        ),
         [[]],
     )
     assert np.flatnonzero(found).tolist() == [0, 1, 2, 3]
-    strict = masks(constraints.grammar('%ignore "b"\nstart: "a" "a"', WORDS), [[]])
+    strict = masks(constraints.grammar('%ignore "b"\nstart: "a" "a"').follow(WORDS), [[]])
     assert np.flatnonzero(strict).tolist() == [0, 2]
 
 
 def test_prefixes_that_ended_or_died():
-    constraint = constraints.regex("ab?", WORDS)
+    constraint = constraints.regex("ab?").follow(WORDS)
     ended, early, dead, behind, outside = masks(constraint, [[0, END], [1, END], [1], [0, END, 1], [0, 99]])
     assert np.flatnonzero(ended).tolist() == [END], "a text that has ended may only end"
     assert not early.any()
@@ -101,7 +104,7 @@ def test_prefixes_that_ended_or_died():
 
 def test_several_end_tokens_and_tokens_without_bytes():
     words = tokens.Vocabulary(("a", "<e>", "<f>"), eos=("<e>", "<f>"))
-    assert masks(constraints.regex("a", words), [[], [0]]).tolist() == [
+    assert masks(constraints.regex("a").follow(words), [[], [0]]).tolist() == [
         [True, False, False],
         [False, True, True],
     ]
@@ -111,7 +114,7 @@ def test_several_end_tokens_and_tokens_without_bytes():
         eos_ids = (1,)
 
     tokenizer = Padded()
-    assert masks(constraints.regex("a.*", tokenizer), [[], [0], [0, 2]]).tolist() == [
+    assert masks(constraints.regex("a.*").follow(tokenizer), [[], [0], [0, 2]]).tolist() == [
         [True, False, False, False],
         [True, True, False, True],
         [False] * 4,
@@ -123,7 +126,7 @@ def test_a_character_cut_in_bytes():
         token_bytes = ("é".encode()[:1], "é".encode()[1:], b"e", b"")
         eos_ids = (3,)
 
-    constraint = constraints.regex("é+", Bytes())
+    constraint = constraints.regex("é+").follow(Bytes())
     assert masks(constraint, [[], [0], [0, 1]]).tolist() == [
         [True, False, False, False],
         [False, True, False, False],
@@ -132,7 +135,7 @@ def test_a_character_cut_in_bytes():
 
 
 def test_a_context_free_grammar():
-    constraint = constraints.grammar('start: "a" start "b" | "1"', WORDS)
+    constraint = constraints.grammar('start: "a" start "b" | "1"').follow(WORDS)
 
     def beginning(text):
         return any(f"{'a' * n}1{'b' * n}".startswith(text) for n in range(8))
@@ -162,7 +165,7 @@ SCHEMA = {
 
 
 def test_sampled_texts_are_valid_under_the_schema():
-    constraint = constraints.json_schema(json.dumps(SCHEMA), JSON, whitespace=False)
+    constraint = constraints.json_schema(json.dumps(SCHEMA), whitespace=False).follow(JSON)
     rng = np.random.default_rng(5)
     array, length = np.zeros((24, 64), np.int32), np.zeros(24, np.int32)
     for _ in range(64):
@@ -182,7 +185,7 @@ def test_sampled_texts_are_valid_under_the_schema():
 
 @pytest.mark.parametrize("whitespace", [True, False])
 def test_valid_documents_are_allowed(whitespace):
-    constraint = constraints.json_schema(SCHEMA, JSON, whitespace=whitespace)
+    constraint = constraints.json_schema(SCHEMA, whitespace=whitespace).follow(JSON)
     for document in (
         {"name": "x", "age": 0},
         {"name": "yx", "age": 120, "tags": [True]},
@@ -197,7 +200,7 @@ def test_valid_documents_are_allowed(whitespace):
 
 
 def test_a_new_token_is_one_step_and_a_fork_costs_nothing():
-    constraint = constraints.regex("[ab1]{3,40}", WORDS)
+    constraint = constraints.regex("[ab1]{3,40}").follow(WORDS)
     host = constraint.host
     masks(constraint, [[0]] * 5)
     assert host.num_consumed == 1
@@ -212,14 +215,14 @@ def test_a_new_token_is_one_step_and_a_fork_costs_nothing():
 def test_masks_do_not_depend_on_what_is_remembered():
     prefixes = [p for p in all_prefixes(7, 3) if END not in p]
     order = np.random.default_rng(0).permutation(len(prefixes))
-    large, small = (constraints.regex("(ab)*(1|ba)+", WORDS, memory=m) for m in (1000, 2))
+    large, small = (constraints.regex("(ab)*(1|ba)+").follow(WORDS, memory=m) for m in (1000, 2))
     shuffled = masks(small, [prefixes[i] for i in order])
     assert (masks(large, prefixes)[order] == shuffled).all()
     assert len(small.host._nodes) == 2
 
 
 def test_several_prompts_and_no_retrace(count_compiles):
-    constraint = constraints.regex("(ab)+1?", WORDS)
+    constraint = constraints.regex("(ab)+1?").follow(WORDS)
     array = jnp.asarray([[[0, 1], [2, 4]], [[0, 0], [1, 1]], [[2, 2], [4, 4]]], jnp.int32)
     length = jnp.asarray([[2, 1], [1, 0], [2, 1]], jnp.int32)
     single = np.stack([rows(constraint, a, n) for a, n in zip(array, length, strict=True)])
@@ -238,7 +241,7 @@ def test_several_prompts_and_no_retrace(count_compiles):
 def test_tables_follow_their_states():
     table = np.array([[True, True, False], [False, True, True], [False, False, True]])
     following = np.array([[0, 1, 0], [0, 1, 2], [2, 2, 2]])
-    constraint = constraints.allowed(table, following)
+    constraint = allowed(table, following)
 
     @jax.jit
     def run(constraint, array):
@@ -257,7 +260,7 @@ def test_tables_follow_their_states():
             own = own if token < 0 else following[own, token]
         assert state[n] == own
     assert constraint.gather(state, jnp.array([3, 3])).tolist() == [state[3]] * 2
-    once = constraints.allowed(np.array([True, False]))
+    once = allowed(np.array([True, False]))
     assert once.advance(once.init(CONTEXT, 2), jnp.array([0, 0]), jnp.array([True, True])).tolist() == [0, 0]
 
 
@@ -265,43 +268,43 @@ def test_bad_languages_are_refused_in_words():
     with pytest.raises(
         ValueError, match=r"(?s)regular expression '\(ab' cannot be followed: .*unclosed group"
     ):
-        constraints.regex("(ab", WORDS)
+        constraints.regex("(ab")
     with pytest.raises(ValueError, match="look-around"):
-        constraints.regex("(?=a)b", WORDS)
+        constraints.regex("(?=a)b")
     with pytest.raises(ValueError, match=r"the JSON schema cannot be followed: .*Invalid type: nonsense"):
-        constraints.json_schema({"type": "nonsense"}, JSON)
+        constraints.json_schema({"type": "nonsense"})
     with pytest.raises(ValueError, match="the JSON schema is no JSON"):
-        constraints.json_schema("{type", JSON)
+        constraints.json_schema("{type")
     for bad in ({"enum": {1, 2}}, "[1]"):
         with pytest.raises(ValueError, match="the JSON schema is no JSON object"):
-            constraints.json_schema(bad, JSON)
+            constraints.json_schema(bad)
     with pytest.raises(ValueError, match="the grammar cannot be followed"):
-        constraints.grammar('%llguidance {"no_forcing" 1}\nstart: "a"', WORDS)
+        constraints.grammar('%llguidance {"no_forcing" 1}\nstart: "a"')
     with pytest.raises(TypeError, match="a JSON schema is a dictionary or its text"):
-        constraints.json_schema([1], JSON)
+        constraints.json_schema([1])
     with pytest.raises(ValueError, match=r'the grammar cannot be followed: .*unknown name: "foo"'):
-        constraints.grammar("start: foo", WORDS)
+        constraints.grammar("start: foo")
     with pytest.raises(ValueError, match="memory must be at least 1"):
-        constraints.regex("a", WORDS, memory=0)
+        constraints.regex("a").follow(WORDS, memory=0)
 
 
 def test_tokenizers_that_cannot_do_it_are_refused_in_words():
     with pytest.raises(TypeError, match="needs a tokenizer with token_bytes and eos_ids"):
-        constraints.regex("a", "tokenizer")
+        constraints.regex("a").follow("tokenizer")
     with pytest.raises(ValueError, match="no end token"):
-        constraints.regex("a", tokens.Vocabulary("ab"))
+        constraints.regex("a").follow(tokens.Vocabulary("ab"))
     with pytest.raises(ValueError, match="has no bytes"):
-        constraints.regex("a", tokens.Vocabulary("ab", eos=("a", "b")))
+        constraints.regex("a").follow(tokens.Vocabulary("ab", eos=("a", "b")))
 
 
 def test_bad_tables_are_refused_in_words():
     with pytest.raises(TypeError, match="must be boolean, got float64"):
-        constraints.allowed(np.ones((2, 3)))
+        allowed(np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"must be \(states, vocabulary\)"):
-        constraints.allowed(np.ones((2, 3, 1), bool))
+        allowed(np.ones((2, 3, 1), bool))
     with pytest.raises(TypeError, match="transitions must be integers"):
-        constraints.allowed(np.ones((2, 3), bool), np.zeros((2, 3)))
+        allowed(np.ones((2, 3), bool), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"shape \(2, 3\) of the table, got \(3, 2\)"):
-        constraints.allowed(np.ones((2, 3), bool), np.zeros((3, 2), int))
+        allowed(np.ones((2, 3), bool), np.zeros((3, 2), int))
     with pytest.raises(ValueError, match=r"states are 0 \.\.\. 1, got 0 \.\.\. 2"):
-        constraints.allowed(np.ones((2, 3), bool), np.full((2, 3), [0, 1, 2]))
+        allowed(np.ones((2, 3), bool), np.full((2, 3), [0, 1, 2]))

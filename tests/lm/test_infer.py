@@ -66,6 +66,65 @@ def test_a_second_prompt_and_another_reward_of_the_same_form_compile_nothing(cou
     assert compiles.count == 0
 
 
+def test_new_functions_patterns_and_schemas_of_the_same_form_compile_nothing(count_compiles):
+    """A program knows what runs on the host by a number: the second reward is obeyed, and nothing is compiled."""
+    model, method = tables.model(), lm.ParticleFilter(8, step=lm.until(";", max_tokens=2))
+
+    def python(letter):
+        return lm.rewards.from_python(lambda prompt, text: 0.9 if letter in text else 0.0, workers=0)
+
+    for first, second in (
+        (lm.rewards.regex("a+"), lm.rewards.regex(";+")),
+        (python("a"), python(";")),
+        (lm.rewards.regex("a+") + python("a"), lm.rewards.regex("[a;]+") + python(";")),
+    ):
+        run(first, method, model=model)
+        with count_compiles() as compiles:
+            found = run(second, method, model=model)
+        assert compiles.count == 0
+        alive = [text for text, w in zip(found.texts, found.log_weights, strict=True) if np.isfinite(w)]
+        assert alive
+        assert all(";" in text for text in alive)
+
+
+def test_a_program_keeps_no_function_alive():
+    """Compiled programs hold a number: the function and its workers go when the reward goes."""
+    import gc
+    import weakref
+
+    class Judge:
+        def __call__(self, prompt, text):
+            return 0.5
+
+    judge = Judge()
+    gone = weakref.ref(judge)
+    run(lm.rewards.from_python(judge, workers=0))
+    del judge
+    gc.collect()
+    assert gone() is None
+
+
+def test_all_weights_zero_is_an_effective_sample_size_of_zero():
+    reward = lm.rewards.from_python(lambda prompt, text: 1 / 0, workers=0)
+    with pytest.warns(ConvergenceWarning) as caught:
+        found = run(reward)
+    assert found.status == Status.DEGENERATE_WEIGHTS
+    assert "every weight is zero: effective sample size 0" in found.summary()
+    assert float(found.ess[-1]) == 0
+    [warning] = [w for w in caught if w.category is ConvergenceWarning]  # one cause, one warning
+    assert "ZeroDivisionError" in str(warning.message)
+    assert "every particle died" in str(warning.message)
+
+
+def test_methods_that_ask_no_reward_say_what_of_it_counts():
+    vote = lm.MajorityVote(4, step=STEP)
+    assert run(None, vote).target.endswith("one vote each")
+    assert run(tables.reward("odds"), vote).target.endswith("one vote each; the reward is not used")
+    masked = run(lm.rewards.regex("[a;]*"), vote)
+    assert masked.target.endswith("one vote each; of the reward the factors of tokens alone")
+    assert run(None, lm.Greedy(step=STEP)).target == "the text of the likeliest tokens, a choice"
+
+
 def test_reasons_why_texts_end():
     model = tables.model()
     result = run(stop=("aa",), model=model, method=lm.MajorityVote(64, step=STEP))

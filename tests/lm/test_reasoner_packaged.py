@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from probinfer import lm
 from probinfer.lm.reasoner import encoding, files, load, rollouts, task, train_reward
 from probinfer.lm.tokens.tokenizer import Tokenizer
 
@@ -57,6 +58,18 @@ def test_problems_are_those_of_the_arrays():
     rows = task.draw(3, 20, (2, 4))
     assert load.problems(3, 20, (2, 4)) == [task.pick(rows, i) for i in range(20)]
     assert all(task.check(problem, problem.solution).answer for problem in load.problems(1, 20))
+
+
+def test_prompts_and_answers_need_no_settings():
+    """The model reads its own answers, and a task as a person writes it; what is no task is explained."""
+    reasoner = lm.reasoner()
+    settings = {"max_tokens": 40, "progress": False}
+    found = lm.infer(jax.random.key(0), reasoner, "7+5 * 3", None, lm.Greedy(step=lm.until("\n")), **settings)
+    assert found.prompt == lm.reasoner.parse("7 + 5 * 3").prompt
+    assert found.extracted == [lm.reasoner.answer(found.text)]
+    assert found.best is not None
+    with pytest.raises(ValueError, match="the reasoner knows chains such as '7 \\+ 5 \\* 3 - 2'"):
+        lm.infer(jax.random.key(0), reasoner, "What is love?", None, lm.Greedy(), **settings)
 
 
 def test_missing_weights_are_said(monkeypatch, tmp_path):

@@ -96,11 +96,18 @@ def test_deferred_rewards_are_made_once():
         (lambda: lm.rewards.json_schema("{"), ValueError, "no JSON object"),
         (lambda: lm.rewards.json_schema("[1]"), ValueError, "no JSON object"),
         (lambda: lm.rewards.json_schema([1]), TypeError, "a dictionary or its text"),
-        (lambda: lm.rewards.sharpened("x"), TypeError, "power must be a number or an array, got 'x'"),
+        (lambda: lm.rewards.sharpened("x"), TypeError, "power must be a number, got 'x'"),
         (lambda: lm.rewards.sharpened(float("nan")), ValueError, "finite and not negative, got nan"),
         (lambda: lm.rewards.sharpened(-1), ValueError, "finite and not negative"),
         (lambda: lm.rewards.self_certainty("x"), TypeError, "temperature must be a number"),
         (lambda: lm.rewards.self_certainty(float("nan")), ValueError, "temperature must be positive"),
+        (lambda: lm.rewards.regex("[a-"), ValueError, "regular expression '\\[a-' cannot be followed"),
+        (
+            lambda: lm.rewards.json_schema({"type": "nonsense"}),
+            ValueError,
+            "the JSON schema cannot be followed",
+        ),
+        (lambda: lm.rewards.grammar("start: foo"), ValueError, "the grammar cannot be followed"),
     ],
 )
 def test_bad_settings_are_refused_when_they_are_written(make, error, words):

@@ -222,7 +222,7 @@ def test_watched_steps_are_those_of_one_program(dtype):
 
 def test_a_dead_end_of_a_constraint_costs_its_particles_only():
     """Tokens that lead where none may follow: the filter estimates what enumeration says, and none is NaN."""
-    from probinfer.lm.rewards.constraints import allowed
+    from probinfer.lm.rewards.allowed_tokens import allowed
     from probinfer.lm.rewards.masks import TokenMask
 
     table = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]], bool)  # state 2 allows nothing

@@ -156,7 +156,7 @@ class MajorityVote:
         sweep = independent(key, model, self.n, watch)
         return from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
 
-    words = "independent draws from {prior}, one vote each; the reward is not used"
+    words = "independent draws from {prior}, one vote each{unused}"
 
     @property
     def num_rows(self) -> int:
@@ -226,7 +226,7 @@ class Greedy:
         draws = from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
         return draws._replace(log_evidence=jnp.full_like(draws.log_evidence, jnp.nan))
 
-    words = "the text of the likeliest tokens, a choice; the reward is not used"
+    words = "the text of the likeliest tokens, a choice{unused}"
     has_evidence = False
 
     @property

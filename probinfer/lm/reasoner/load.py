@@ -46,14 +46,19 @@ def model() -> Model:
     r"""The bundled model for chained arithmetic, p(solution | problem), with its process reward model as ``reward``.
 
     Returns:
-        The model, in float32; a step of its texts is a line, ``lm.until("\n")``.
+        The model, in float32; a step of its texts is a line, ``lm.until("\n")``. ``lm.infer`` reads its answers by
+        ``lm.reasoner.answer`` unless told otherwise, and a prompt such as ``"7 + 5 * 3"`` by ``lm.reasoner.parse``.
 
     Raises:
         FileNotFoundError: the package was built without the weights.
     """
     where = folder()
     found = load(where, dtype=jnp.float32)
-    return Model(found.network, found.tokenizer, read_reward(where))
+    return Model(found.network, found.tokenizer, read_reward(where), answer=answer, read_task=_read_task)
+
+
+def _read_task(text: str) -> str:
+    return parse(text).prompt
 
 
 def parse(text: str) -> Problem:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.errors import shortened
+from probinfer.lm.arguments import known_number
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import Sized, Summand, View
 from probinfer.types import Array, ArrayTree, pytree, strong_array
@@ -222,15 +223,17 @@ def temper(inner: Potential, power: Any) -> Potential:
 
 
 def check_power(power: Any) -> None:
-    """Refuse what is no power of a factor; arrays and tracers may be any number.
+    """Refuse what is no power of a factor; a traced one may be any number.
 
     Raises:
         TypeError: it is no number.
         ValueError: it is negative or infinite.
     """
-    if isinstance(power, (Potential, bool)) or not (
-        hasattr(power, "dtype") or isinstance(power, (int, float))
-    ):
-        raise TypeError(f"a reward is tempered by a number, got {shortened(power)}; rewards are added with +")
-    if isinstance(power, (int, float)) and not 0 <= power < float("inf"):
-        raise ValueError(f"the power of a reward must be finite and not negative, got {power}")
+    try:
+        known = known_number("the power of a reward", power)
+    except TypeError:
+        raise TypeError(
+            f"a reward is tempered by a number, got {shortened(power)}; rewards are added with +"
+        ) from None
+    if known is not None and not 0 <= known < float("inf"):
+        raise ValueError(f"the power of a reward must be finite and not negative, got {known:g}")

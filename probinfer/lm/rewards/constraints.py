@@ -1,4 +1,4 @@
-"""Which tokens may follow a prefix: regular expressions, JSON schemas, grammars, and tables.
+"""Which tokens may follow a prefix: regular expressions, JSON schemas and grammars.
 
 A constraint is a function of the generated prefix alone: a row of booleans over the vocabulary for each particle. The
 end token is allowed exactly where the text is complete; a prefix that no text of the language begins with has an
@@ -21,82 +21,28 @@ import numpy as np
 
 from probinfer.errors import import_extra, shortened
 from probinfer.lm.base import Context
+from probinfer.lm.rewards import hosts
 from probinfer.lm.rewards.batching import flat
 from probinfer.types import Array, ArrayTree, Bool, Int, field, pytree
 
-__all__ = ["Allowed", "Grammar", "allowed", "grammar", "json_schema", "regex", "schema_text", "text_of"]
+__all__ = ["Grammar", "Language", "grammar", "json_schema", "regex"]
 
 _OPTIONS = re.compile(r"^%llguidance\s*(\{.*\})\s*$", re.MULTILINE)
 
 
 @pytree
-class Allowed:
-    """A constraint that is a finite automaton over tokens, inside JAX.
+class Grammar(hosts.OnHost):
+    """A constraint that ``llguidance`` follows on the host; made by ``Language.follow``.
 
     Attributes:
-        table: (S, V) bool, which tokens may follow in a state; the end token belongs to V.
-        transitions: (S, V) int32, the state after a token.
+        number: of the object that follows texts.
+        owned: that object; static.
+        vocab_size: V; static.
     """
 
-    table: Any
-    transitions: Any
-
-    def init(self, context: Context, num: int) -> Int[Array, " n"]:
-        """State zero for each particle."""
-        return jnp.zeros(num, jnp.int32)
-
-    def mask(
-        self, state: Int[Array, " n"], tokens: Int[Array, "n t"], length: Int[Array, " n"]
-    ) -> Bool[Array, "n v"]:
-        """The rows of the states."""
-        return self.table[state]
-
-    def advance(
-        self, state: Int[Array, " n"], tokens: Int[Array, " n"], active: Bool[Array, " n"]
-    ) -> Int[Array, " n"]:
-        """Follow one token where ``active``."""
-        return jnp.where(active, self.transitions[state, tokens], state)
-
-    def gather(self, state: Int[Array, " n"], ancestors: Int[Array, " m"]) -> Int[Array, " m"]:
-        """Fork the states."""
-        return state[ancestors]
-
-
-def allowed(table: Any, transitions: Any = None) -> Allowed:
-    """A constraint from a table: state s allows token v where ``table[s, v]``, and passes to ``transitions[s, v]``.
-
-    Args:
-        table: (S, V), or (V,) for one state.
-        transitions: (S, V) integers; without them every token leads back to its state.
-
-    Raises:
-        TypeError: the table is not boolean, or transitions are no integers.
-        ValueError: shapes differ, or a state is out of range.
-    """
-    table = np.asarray(table)
-    table = table[None] if table.ndim == 1 else table
-    if table.dtype != bool:
-        raise TypeError(
-            f"a table of allowed tokens must be boolean, got {table.dtype}; write table > 0 for numbers"
-        )
-    if table.ndim != 2 or not table.size:
-        raise ValueError(f"a table of allowed tokens must be (states, vocabulary), got shape {table.shape}")
-    stay = np.broadcast_to(np.arange(len(table))[:, None], table.shape)
-    following = stay if transitions is None else np.asarray(transitions)
-    if not np.issubdtype(following.dtype, np.integer):
-        raise TypeError(f"transitions must be integers, got {following.dtype}")
-    if following.shape != table.shape:
-        raise ValueError(f"transitions must have the shape {table.shape} of the table, got {following.shape}")
-    if following.min() < 0 or following.max() >= len(table):
-        raise ValueError(f"states are 0 ... {len(table) - 1}, got {following.min()} ... {following.max()}")
-    return Allowed(jnp.asarray(table), jnp.asarray(following, jnp.int32))
-
-
-@pytree
-class Grammar:
-    """A constraint that ``llguidance`` follows on the host; made by ``regex``, ``json_schema`` and ``grammar``."""
-
-    host: Any = field(static=True)
+    number: Any
+    owned: Any = field(static=True)
+    vocab_size: int = field(static=True)
 
     @property
     def problem(self) -> str:
@@ -111,8 +57,8 @@ class Grammar:
         self, state: ArrayTree, tokens: Int[Array, "n t"], length: Int[Array, " n"]
     ) -> Bool[Array, "n v"]:
         """What may follow the ``length`` first of ``tokens``."""
-        shape = jax.ShapeDtypeStruct((tokens.shape[0], self.host.vocab_size), jnp.bool_)
-        return jax.pure_callback(self.host.masks, shape, tokens, length, vmap_method="expand_dims")
+        shape = jax.ShapeDtypeStruct((tokens.shape[0], self.vocab_size), jnp.bool_)
+        return hosts.call("masks", shape, self.number, tokens, length)
 
     def advance(self, state: ArrayTree, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> ArrayTree:
         """Nothing to follow."""
@@ -123,48 +69,67 @@ class Grammar:
         return state
 
 
-def regex(pattern: Any, tokenizer: Any, *, memory: int = 4096) -> Grammar:
+class Language(NamedTuple):
+    """A set of texts that the library can follow, whatever the tokenizer.
+
+    Attributes:
+        text: the grammar as the library reads it.
+        name: in words.
+    """
+
+    text: str
+    name: str
+
+    def follow(self, tokenizer: Any, memory: int = 4096) -> Grammar:
+        """The constraint for a tokenizer.
+
+        Args:
+            tokenizer: with ``token_bytes`` and ``eos_ids``.
+            memory: for how many prefixes the state is kept; more than there are particles.
+
+        Raises:
+            TypeError: the tokenizer does not say the bytes of its tokens.
+            ValueError: it has no bytes or no end token, or the grammar cannot be followed with it.
+        """
+        if memory < 1:
+            raise ValueError(f"memory must be at least 1 prefix, got {memory}")
+        vocabulary = _vocabulary(tokenizer)
+        _check(self, vocabulary)
+        host = _Host(_library().LLMatcher(vocabulary, self.text, log_level=0), tokenizer, memory)
+        return Grammar(hosts.enlist(host), host, host.vocab_size)
+
+
+def regex(pattern: Any) -> Language:
     r"""Texts that a regular expression matches from their first to their last character.
 
     Args:
         pattern: in the syntax of Rust's ``regex`` crate: as Python's without look-around and back-references.
-        tokenizer: with ``token_bytes`` and ``eos_ids``.
-        memory: for how many prefixes the state is kept; more than there are particles.
 
     Raises:
         TypeError: the pattern is no string.
-        ValueError: the pattern does not parse; a tokenizer without bytes or without end token.
+        ValueError: the pattern does not parse.
     """
-    pattern = text_of("a regular expression", pattern)
+    pattern = _text_of("a regular expression", pattern)
     made = json.loads(_library().LLMatcher.grammar_from_regex(pattern))
-    lark = made["grammars"][0]["lark_grammar"]
-    return _grammar(lark, f"regular expression {pattern!r}", tokenizer, memory)
+    return _language(made["grammars"][0]["lark_grammar"], f"regular expression {pattern!r}")
 
 
-def json_schema(schema: Any, tokenizer: Any, *, whitespace: bool = True, memory: int = 4096) -> Grammar:
+def json_schema(schema: Any, *, whitespace: bool = True) -> Language:
     """JSON texts that are valid under a schema; properties come in the order of the schema.
 
     Args:
         schema: a dictionary, or its JSON text.
-        tokenizer: with ``token_bytes`` and ``eos_ids``.
         whitespace: allow spaces and line breaks between the parts.
-        memory: for how many prefixes the state is kept; more than there are particles.
 
     Raises:
         TypeError: the schema is neither a dictionary nor a text.
-        ValueError: it is no JSON, no schema, or uses what cannot be followed; a tokenizer without bytes or end token.
+        ValueError: it is no JSON object, no schema, or uses what cannot be followed.
     """
-    text = schema_text(schema, whitespace=whitespace)
-    return _grammar(f"start: %json {text}", "JSON schema", tokenizer, memory)
+    return _language(f"start: %json {_schema_text(schema, whitespace=whitespace)}", "JSON schema")
 
 
-def schema_text(schema: Any, *, whitespace: bool = True) -> str:
-    """A JSON schema as the text that is followed.
-
-    Raises:
-        TypeError: the schema is neither a dictionary nor a text.
-        ValueError: it is no JSON object.
-    """
+def _schema_text(schema: Any, *, whitespace: bool) -> str:
+    """A JSON schema as the text that is followed."""
     if not isinstance(schema, (dict, str)):
         raise TypeError(f"a JSON schema is a dictionary or its text, got {shortened(schema)}")
     try:
@@ -174,26 +139,24 @@ def schema_text(schema: Any, *, whitespace: bool = True) -> str:
         raise ValueError(f"the JSON schema is no JSON object: {error}; got {shortened(schema)}") from error
 
 
-def text_of(what: str, value: Any) -> str:
+def _text_of(what: str, value: Any) -> str:
     """The value itself, if it is a string."""
     if not isinstance(value, str):
         raise TypeError(f"{what} is a string, got {shortened(value)}")
     return value
 
 
-def grammar(lark: Any, tokenizer: Any, *, memory: int = 4096) -> Grammar:
+def grammar(lark: Any) -> Language:
     """Texts of a context-free grammar, written as Lark does, with the rule ``start``.
 
     Args:
         lark: rules and terminals, in the variant that ``llguidance`` documents.
-        tokenizer: with ``token_bytes`` and ``eos_ids``.
-        memory: for how many prefixes the state is kept; more than there are particles.
 
     Raises:
         TypeError: the grammar is no string.
-        ValueError: the grammar does not parse; a tokenizer without bytes or without end token.
+        ValueError: the grammar does not parse.
     """
-    return _grammar(text_of("a grammar", lark), "grammar", tokenizer, memory)
+    return _language(_text_of("a grammar", lark), "grammar")
 
 
 def _library() -> Any:
@@ -210,15 +173,18 @@ def _unforced(lark: str) -> str:
     return f"{_OPTIONS.sub('', lark)}\n%llguidance {json.dumps(options)}\n"
 
 
-def _grammar(lark: str, name: str, tokenizer: Any, memory: int) -> Grammar:
-    """A constraint from a grammar in the library's variant of Lark."""
-    if memory < 1:
-        raise ValueError(f"memory must be at least 1 prefix, got {memory}")
-    vocabulary, text = _vocabulary(tokenizer), _library().LLMatcher.grammar_from_lark(_unforced(lark))
-    complaint = _library().LLMatcher.validate_grammar(text, vocabulary)
+def _language(lark: str, name: str) -> Language:
+    """A set of texts from a grammar in the library's variant of Lark, refused here if it cannot be followed."""
+    language = Language(_library().LLMatcher.grammar_from_lark(_unforced(lark)), name)
+    _check(language, None)
+    return language
+
+
+def _check(language: Language, vocabulary: Any) -> None:
+    """Refuse what the library cannot follow; without a vocabulary only what does not depend on it."""
+    complaint = _library().LLMatcher.validate_grammar(language.text, vocabulary)
     if complaint and not complaint.startswith("WARNING"):
-        raise ValueError(f"the {name} cannot be followed: {complaint.strip()}")
-    return Grammar(_Host(_library().LLMatcher(vocabulary, text, log_level=0), tokenizer, memory))
+        raise ValueError(f"the {language.name} cannot be followed: {complaint.strip()}")
 
 
 class _Words:

@@ -95,7 +95,9 @@ def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: A
     """A Python function ``fn(prompt, text) -> number`` as a reward, called in worker processes.
 
     Args:
-        fn: sees strings; what raises, hangs or returns nonsense gets weight zero and is counted.
+        fn: sees strings and returns a probability, a number from 0 to 1; with ``scale="logit"`` its log odds, any
+            number; with ``scale="log"`` the log of a factor, any number below infinity. What raises, hangs or returns
+            something else gets weight zero and is counted.
         meaning: "twist" (the text's law is prior times the last score), "likelihood" (the product of the scores of its
             steps), "odds" (the product of their odds) or "terminal" (the score of whole texts only).
         **settings: of ``rewards.host.HostScore``: ``takes``, ``scale``, ``timeout``, ``workers``, ``memory``,
@@ -159,15 +161,16 @@ def sharpened(power: Any) -> Potential:
 def regex(pattern: Any) -> Deferred:
     """Only texts that match a regular expression from end to end.
 
+    Args:
+        pattern: in the syntax of Rust's ``regex`` crate: as Python's without look-around and back-references.
+
     Raises:
         TypeError: the pattern is no string.
+        ValueError: it does not parse.
     """
     from probinfer.lm.rewards import constraints
 
-    constraints.text_of("a regular expression", pattern)
-    return Deferred(
-        lambda tok: TokenMask(constraints.regex(pattern, tok), "texts that match"), f"regex({pattern!r})"
-    )
+    return _only(constraints.regex(pattern), "texts that match", f"regex({pattern!r})")
 
 
 def json_schema(schema: Any) -> Deferred:
@@ -175,15 +178,11 @@ def json_schema(schema: Any) -> Deferred:
 
     Raises:
         TypeError: the schema is neither.
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, no schema, or uses what cannot be followed.
     """
     from probinfer.lm.rewards import constraints
 
-    constraints.schema_text(schema)
-    return Deferred(
-        lambda tok: TokenMask(constraints.json_schema(schema, tok), "JSON that follows the schema"),
-        "json_schema(...)",
-    )
+    return _only(constraints.json_schema(schema), "JSON that follows the schema", "json_schema(...)")
 
 
 def grammar(lark: Any) -> Deferred:
@@ -191,13 +190,16 @@ def grammar(lark: Any) -> Deferred:
 
     Raises:
         TypeError: the grammar is no string.
+        ValueError: it does not parse.
     """
     from probinfer.lm.rewards import constraints
 
-    constraints.text_of("a grammar", lark)
-    return Deferred(
-        lambda tok: TokenMask(constraints.grammar(lark, tok), "texts of the grammar"), "grammar(...)"
-    )
+    return _only(constraints.grammar(lark), "texts of the grammar", "grammar(...)")
+
+
+def _only(language: Any, name: str, words: str) -> Deferred:
+    """The texts of a language, of which the tokenizer is to come."""
+    return Deferred(lambda tokenizer: TokenMask(language.follow(tokenizer), name), words)
 
 
 def _check_meaning(meaning: str) -> None:

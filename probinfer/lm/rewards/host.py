@@ -12,7 +12,6 @@ import math
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from threading import Lock
 from typing import Any, NamedTuple
@@ -23,11 +22,13 @@ import numpy as np
 
 from probinfer.errors import import_extra, shortened
 from probinfer.lm.base import Context
+from probinfer.lm.rewards import hosts
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.batching import flat
 from probinfer.lm.rewards.meanings import Score
 from probinfer.lm.rewards.worker import call
 from probinfer.lm.rewards.workers import Pool, Reply
+from probinfer.lm.tokens.texts import continuation
 from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["Faults", "HostScore", "check_settings"]
@@ -72,7 +73,7 @@ class Faults(NamedTuple):
 
 
 @pytree
-class HostScore(Score):
+class HostScore(hosts.OnHost, Score):
     """The score ``fn(prompt, text)`` of a Python function.
 
     The function runs in worker processes: fresh interpreters, to which it is sent by value (functions of notebooks and
@@ -96,7 +97,8 @@ class HostScore(Score):
         ValueError: a setting that is out of range.
     """
 
-    host: Any = field(static=True)
+    number: Any
+    owned: Any = field(static=True)
     scale: str = field(static=True)
     max_steps: int = field(static=True)
 
@@ -119,7 +121,9 @@ class HostScore(Score):
         )
         workers = min(_num_cores(), 4) if workers is None else workers
         pool = Pool(_pickled(fn), workers, None if timeout is None else float(timeout)) if workers else None
-        object.__setattr__(self, "host", _Host(fn, pool, tokenizer, scale, memory))
+        host = _Host(fn, pool, tokenizer, scale, memory)
+        object.__setattr__(self, "number", hosts.enlist(host))
+        object.__setattr__(self, "owned", host)
         object.__setattr__(self, "scale", "log" if scale == "log" else "logit")
         object.__setattr__(self, "max_steps", max_steps if takes == "steps" else 0)
 
@@ -155,8 +159,7 @@ class HostScore(Score):
             state = _note_ends(state, view.length, view.active)
         asked = (*view.context, view.tokens, view.length, view.active, *state)
         shape = jax.ShapeDtypeStruct(view.length.shape, view.step_log_prob.dtype)
-        serve = partial(self.host.serve, shape.dtype)
-        return state, jax.pure_callback(serve, shape, *asked, vmap_method="expand_dims")
+        return state, hosts.call("serve", shape, self.number, *asked)
 
 
 def _note_ends(state: ArrayTree, length: Array, active: Array) -> tuple[Array, Array]:
@@ -188,7 +191,7 @@ class _Host:
         """The counts."""
         return Faults(dict(self._counts), self._first, self._num_scored, self._num_calls)
 
-    def serve(self, dtype: Any, *asked: Any) -> np.ndarray:
+    def serve(self, *asked: Any) -> np.ndarray:
         """Scores (..., N) of what ``HostScore.step`` asks for, where leading axes are those of ``vmap``."""
         lead, (prompts, sizes, tokens, lengths, active, *ends) = flat(asked, _RANKS)
         read = {q: self.tokenizer.decode(prompts[q, : sizes[q]]) for q in np.flatnonzero(active.any(axis=1))}
@@ -201,16 +204,16 @@ class _Host:
             )
         with self._lock:
             replies = self._ask(calls)
-        values = np.zeros(active.shape, dtype)
+        values = np.zeros(active.shape)
         values[active] = [-math.inf if reply.kind else reply.value for reply in replies]
         return values.reshape(*lead, active.shape[1])
 
     def _text(self, tokens: np.ndarray) -> str:
-        return self.tokenizer.decode(tokens)
+        return continuation(self.tokenizer, tokens)
 
     def _steps(self, tokens: np.ndarray, ends: np.ndarray) -> tuple[str, ...]:
         """The text cut where steps ended; what stands together is the text of all tokens."""
-        texts = ["", *(self.tokenizer.decode(tokens[:end]) for end in ends)]
+        texts = ["", *(continuation(self.tokenizer, tokens[:end]) for end in ends)]
         return tuple(text[len(before) :] for before, text in pairwise(texts))
 
     def _ask(self, calls: Sequence[tuple]) -> list[Reply]:

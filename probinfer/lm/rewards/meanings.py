@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.errors import shortened
+from probinfer.lm.arguments import known_number
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import Sized, Summand, View, log_value
@@ -184,8 +184,9 @@ class LogOdds(_Scored):
                 "odds need a score that is a probability (scale 'logit'), this one is any positive number: use "
                 "StepLikelihood, PrefixTwist or Terminal"
             )
-        if _is_python_number("temperature", self.temperature) and not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        tau = known_number("temperature", self.temperature)
+        if tau is not None and not 0 < tau < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {tau:g}")
         object.__setattr__(self, "temperature", strong_array(self.temperature))
 
     def advance(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
@@ -242,9 +243,10 @@ class Sharpened(Potential):
     power: Any
 
     def __post_init__(self):
-        if _is_python_number("power", self.power) and not 0 <= self.power < float("inf"):
+        power = known_number("power", self.power)
+        if power is not None and not 0 <= power < float("inf"):
             raise ValueError(
-                f"the power of the prior must be finite and not negative, got {self.power}; 1 is the prior itself"
+                f"the power of the prior must be finite and not negative, got {power:g}; 1 is the prior itself"
             )
         object.__setattr__(self, "power", strong_array(self.power))
 
@@ -288,13 +290,6 @@ def weigh(score: Score, meaning: str) -> Potential:
     if meaning not in MEANINGS:
         raise ValueError(f"meaning must be one of {', '.join(map(repr, MEANINGS))}, got {meaning!r}")
     return MEANINGS[meaning](score)
-
-
-def _is_python_number(name: str, value: Any) -> bool:
-    """Whether its value is known now; arrays and tracers pass unseen."""
-    if isinstance(value, (bool, str)) or not (hasattr(value, "dtype") or isinstance(value, (int, float))):
-        raise TypeError(f"{name} must be a number or an array, got {shortened(value)}")
-    return isinstance(value, (int, float))
 
 
 def bare(score: Score) -> Potential:

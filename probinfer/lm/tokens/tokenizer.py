@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -137,11 +138,35 @@ class Tokenizer:
         """Ids (T,) int32 of a text.
 
         Args:
-            text: what to encode; names of special tokens inside it become these tokens.
-            special: add what the tokenizer adds at the ends, such as a beginning-of-text token. False for chats, whose
-                template has written it already.
+            text: what to encode; names of special tokens inside it become these tokens (in the messages of a chat,
+                ``tokens.encode_chat``, they do not).
+            special: add what the tokenizer adds at the ends, such as a beginning-of-text token, if the text does not
+                begin with it; a rendered template does.
+
+        Raises:
+            ValueError: no token stands for a character of the text.
         """
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=special).ids, np.int32)
+        try:
+            plain = self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"the text cannot be encoded: {error}. {self._alphabet()}") from error
+        if (lost := _first_lost(text, plain.offsets)) is not None:
+            known = set("".join(self._tokenizer.get_vocab(with_added_tokens=True)))
+            lost = next(
+                (at for at in range(len(text)) if _is_visible(text[at]) and text[at] not in known), lost
+            )
+            raise ValueError(
+                f"no token stands for {text[lost]!r} at position {lost} of the text. {self._alphabet()}"
+            )
+        ids = self._tokenizer.encode(text, add_special_tokens=True).ids if special else plain.ids
+        return np.asarray(ids[_doubled(ids, plain.ids) :], np.int32)
+
+    def _alphabet(self) -> str:
+        """What a text may hold, of a vocabulary that can be listed."""
+        names = sorted(set(self._tokenizer.get_vocab(with_added_tokens=False)) - set(self.special_tokens))
+        if len(names) > 64:
+            return "Leave out such characters, or take the tokenizer of the model"
+        return f"The text may hold nothing but {', '.join(map(repr, names))}"
 
     def decode(self, ids: Any) -> str:
         """The text of ids; special tokens add nothing, and bytes that are no character become ``�``.
@@ -178,15 +203,31 @@ class Tokenizer:
         return [spelled.get(i, b"") for i in range(self.vocab_size)]
 
     def _asked(self, names: Mapping[int, str]) -> dict[str, bytes]:
-        """What each token appends to the text of one plain token, by the decoder."""
-        plain = next((i for i in names if i not in self._added), 0)
-        ids = list(names)
+        """What each token adds between two plain tokens, by the decoder: its last token may be spelled otherwise."""
+        plain, ids = self._neighbor(names), list(names)
         before = self._tokenizer.decode([plain], skip_special_tokens=False)
-        texts = self._tokenizer.decode_batch([[plain, i] for i in ids], skip_special_tokens=False)
+        behind = self._tokenizer.decode([plain, plain], skip_special_tokens=False).removeprefix(before)
+        texts = self._tokenizer.decode_batch([[plain, i, plain] for i in ids], skip_special_tokens=False)
         return {
-            names[i]: (text.removeprefix(before) if text.startswith(before) else names[i]).encode()
+            names[i]: (
+                text[len(before) : len(text) - len(behind)]
+                if text.startswith(before)
+                and text.endswith(behind)
+                and len(text) >= len(before) + len(behind)
+                else names[i]
+            ).encode()
             for i, text in zip(ids, texts, strict=True)
         }
+
+    def _neighbor(self, names: Mapping[int, str]) -> int:
+        """A plain token that brings no space of its own to a seam, if one of the first is such."""
+        some = [i for i in sorted(names) if i not in self._added][:256] or [0]
+        alone = self._tokenizer.decode_batch([[i] for i in some], skip_special_tokens=False)
+        twice = self._tokenizer.decode_batch([[i, i] for i in some], skip_special_tokens=False)
+        seamless = (
+            i for i, one, two in zip(some, alone, twice, strict=True) if one.strip() and two == one + one
+        )
+        return next(seamless, some[0])
 
     def render(
         self,
@@ -232,6 +273,30 @@ def _read(source: Any) -> Any:
             source = path.read_text(encoding="utf-8")
     with reading(name, f"{name} is no tokenizer.json: copy it again"):
         return library.Tokenizer.from_str(source)
+
+
+def _first_lost(text: str, offsets: Any) -> int | None:
+    """The first letter, number, sign or symbol of a text that lies in no token."""
+    reached = 0
+    for start, stop in [*sorted(offsets), (len(text), len(text))]:
+        for at in range(reached, start):
+            if _is_visible(text[at]):
+                return at
+        reached = max(reached, stop)
+    return None
+
+
+def _is_visible(character: str) -> bool:
+    """Whether it is a letter, a number, a sign or a symbol: no space, no accent by itself, nothing that controls."""
+    return unicodedata.category(character)[0] in "LNPS"
+
+
+def _doubled(ids: list[int], plain: list[int]) -> int:
+    """How many tokens the tokenizer has added before a text that begins with them already."""
+    for size in range(1, len(ids) - len(plain) + 1):
+        if ids[size : size + len(plain)] == plain:
+            return size if plain[:size] == ids[:size] else 0
+    return 0
 
 
 def _end_ids(tokenizer: Any, eos: Any, size: int) -> tuple[int, ...]:
