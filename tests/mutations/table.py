@@ -1,0 +1,309 @@
+"""Faults to plant, one at a time: a line of the library, what it becomes, and the tests nearest to it.
+
+A mutant is anchored by its text, which must occur once in its file, and not by its line. Each is an error that somebody
+could make: a sign, a factor, a case left out, an index off by one. `python -m tests.mutations` plants them.
+"""
+
+from typing import NamedTuple
+
+__all__ = ["MUTANTS", "Mutant"]
+
+
+class Mutant(NamedTuple):
+    """A fault.
+
+    Attributes:
+        file: below the package.
+        old: a piece of its text that occurs once.
+        new: what stands there instead.
+        tests: the nearest test files or tests, below ``tests/``.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _of(file, tests, *pairs):
+    return [Mutant(file, old, new, tuple(tests.split())) for old, new in pairs]
+
+
+MUTANTS = [
+    # Faults that once survived their nearest tests.
+    *_of(
+        "mcmc/tuning.py",
+        "test_posterior_sampler.py test_lanes.py",
+        ("number - num_warmup + 1", "number - num_warmup"),
+    ),
+    *_of(
+        "mcmc/nuts_steps.py",
+        "test_posterior_sampler.py test_kernels_joint.py",
+        (
+            "total = jnp.where(first, gain, jnp.logaddexp(log_weight, gain))",
+            "total = jnp.logaddexp(log_weight, gain)",
+        ),
+        ("rho = momentum_sum - (first + last) / 2", "rho = momentum_sum"),
+        ("return ones - closed + 1, ones", "return ones - closed, ones"),
+        ("taken = joined & (jnp.log(uniform) < log_weight - tree.log_weight)", "taken = joined"),
+    ),
+    *_of(
+        "mcmc/hmc_sampler.py",
+        "test_posterior_sampler.py test_kernels_joint.py",
+        ("jnp.log(uniforms[1]) < gain", "jnp.log(uniforms[0]) < gain"),
+        ("(1 + _JITTER * (2 * uniforms[0] - 1))", "(1 + _JITTER * (2 * uniforms[0]))"),
+    ),
+    *_of(
+        "gp/updates.py",
+        "gp/test_approximations.py",
+        ("gain2 = (1 / variance - 1 / q.variance) / power", "gain2 = 1 / variance - 1 / q.variance"),
+    ),
+    *_of(
+        "linalg.py",
+        "test_linalg.py test_linalg.py[f32]",
+        ('jnp.dtype("float32"): (-6, -3)', 'jnp.dtype("float32"): (-5, -3)'),
+        ("return 2.0 * jnp.sum(jnp.log(jnp.diagonal(L)))", "return jnp.sum(jnp.log(jnp.diagonal(L)))"),
+    ),
+    *_of("smc/tempering.py", "smc/test_tempered.py", ("moved.acceptance[1:]", "moved.acceptance")),
+    *_of(
+        "checks/bands.py",
+        "checks/test_bands.py",
+        ("statistic / 2, 1))", "0, 1))"),
+        (
+            "log_total = num_samples * np.log(num_samples) - num_samples",
+            "log_total = num_samples * np.log(num_samples)",
+        ),
+    ),
+    *_of(
+        "checks/evidence.py",
+        "checks/test_evidence.py",
+        ("stats.t.ppf(1 - self.level / 2, len(a) - 1)", "stats.t.ppf(1 - self.level, len(a) - 1)"),
+        ("self.gap < -rounding -", "self.gap < rounding -"),
+    ),
+    # Weights, resampling, importance.
+    *_of(
+        "weights.py",
+        "test_weights.py",
+        ("total * total / jnp.sum(scaled * scaled)", "total / jnp.sum(scaled * scaled)"),
+        ("log_weights - largest - shift, largest + log_total", "log_weights - largest - shift, log_total"),
+        ("remainder = 1 - jnp.sum(jnp.square(weights))", "remainder = jnp.ones_like(jnp.sum(weights))"),
+        (
+            "bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))",
+            "bad = jnp.any(jnp.isnan(log_weights))",
+        ),
+    ),
+    *_of(
+        "resampling/points.py",
+        "resampling/test_laws.py",
+        (
+            "below = ends.whole + (offset < ends.fraction).astype(jnp.int32)",
+            "below = ends.whole + (offset > ends.fraction).astype(jnp.int32)",
+        ),
+        ("fractions = expected - jnp.floor(expected)", "fractions = expected"),
+    ),
+    *_of(
+        "resampling/triggers.py",
+        "resampling/test_adaptive.py",
+        ("return weights.entropic_ess(log_weights) <", "return weights.ess(log_weights) <"),
+    ),
+    *_of(
+        "importance.py",
+        "test_importance.py",
+        ("return min(1 - 1 / math.log10(num_draws), 0.7)", "return 0.7"),
+        ("(size * shape + 10 * 0.5) / (size + 10)", "shape"),
+        ("excess = jnp.maximum(size / ess - 1, 0)", "excess = jnp.maximum(size / ess, 0)"),
+        (
+            ".astype(tail.dtype) + 0.5) / jnp.maximum(count, 1)",
+            ".astype(tail.dtype) + 1.0) / jnp.maximum(count, 1)",
+        ),
+    ),
+    # Kernels and Stein operators.
+    *_of(
+        "stein.py",
+        "test_stein.py",
+        ("ends = 2 * jnp.concatenate([features / scale,", "ends = jnp.concatenate([features / scale,"),
+        ("return total[:, :-1] + total[:, -1:] * pushed", "return total[:, :-1] - total[:, -1:] * pushed"),
+        ("count = jnp.maximum(jnp.sum(keep.astype(dtype)), 1)", "count = keep.shape[0]"),
+    ),
+    *_of(
+        "kernels/stationary.py",
+        "kernels/test_stationary.py kernels/test_laws.py",
+        ("jnp.log1p(squared / (2.0 * alpha))", "jnp.log1p(squared / alpha)"),
+        (
+            "pair = self.features(jnp.stack([x - z, jnp.zeros_like(x)]))",
+            "pair = self.features(jnp.stack([x + z, jnp.zeros_like(x)]))",
+        ),
+    ),
+    # Samplers.
+    *_of(
+        "mcmc/metric.py",
+        "test_mcmc.py",
+        ("curvature = -jnp.sum(moved * bent, axis=1)", "curvature = jnp.sum(moved * bent, axis=1)"),
+        (
+            "((gradients @ metric.U) * (jnp.sqrt(metric.lam) - 1))",
+            "((gradients @ metric.U) * (metric.lam - 1))",
+        ),
+    ),
+    *_of(
+        "vi/gaussian.py",
+        "test_vi.py",
+        ("return log_p - normal + _log_determinant(frame.scale)", "return log_p - normal"),
+        ("jnp.sum(moves.log_diagonal) + entropy)", "entropy)"),
+        (
+            "counts = index * block + jnp.arange(block) < count",
+            "counts = index * block + jnp.arange(block) <= count",
+        ),
+    ),
+    # Particles.
+    *_of(
+        "smc/forward.py",
+        "smc/test_particle_filter.py smc/test_particle_gibbs.py",
+        ("log_weights - log_mean + increments,", "log_weights + increments,"),
+        ("jnp.where(model.done(parents), jnp.zeros_like(increments), increments)", "increments"),
+        (".at[0].set(chosen.astype(jnp.int32)).at[chosen].set(0)", ".at[0].set(chosen.astype(jnp.int32))"),
+        ("log_total = log_weights + log_suffix", "log_total = log_suffix"),
+    ),
+    *_of(
+        "smc/smoothing.py",
+        "smc/test_smoothing.py",
+        (
+            "log_weights, parent = sweep.past_weights[t - 1], sweep.ancestors[t, index]",
+            "log_weights, parent = sweep.past_weights[t], sweep.ancestors[t, index]",
+        ),
+        ("(index, path, jnp.maximum(worst, code)), index != parent", "(index, path, worst), index != parent"),
+    ),
+    *_of(
+        "smc/tempering.py",
+        "smc/test_tempered.py",
+        (
+            "num_moves=CHAIN_LENGTH - 1 if settings.waste_free",
+            "num_moves=CHAIN_LENGTH if settings.waste_free",
+        ),
+        ("num_densities=count + num_particles,", "num_densities=count,"),
+        (
+            "positions, log_ratios = (jnp.swapaxes(x, 0, 1) for x in (moved.positions, moved.log_ratios))",
+            "positions, log_ratios = jnp.swapaxes(moved.positions, 0, 1), moved.log_ratios",
+        ),
+    ),
+    # Coins.
+    *_of(
+        "coin/geometry.py",
+        "coin/test_geometry.py",
+        (
+            "return Metric(metric.centre + metric.factor * mean, metric.factor * spread), (z - mean) / spread",
+            "return Metric(metric.centre + mean, metric.factor * spread), (z - mean) / spread",
+        ),
+        ("return scores @ metric.factor\n", "return scores @ metric.factor.T\n"),
+        ("shrinkage = min(1.0, dims / size)", "shrinkage = 0.0"),
+    ),
+    *_of(
+        "coin/bandwidth.py",
+        "coin/test_bandwidth.py",
+        (
+            "return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)",
+            "return jnp.where(enough, low, middle), jnp.where(enough, middle, high)",
+        ),
+        ("middle / math.log(size + 1)", "middle / math.log(size)"),
+    ),
+    *_of(
+        "betting/coins.py",
+        "test_betting.py",
+        ("jnp.maximum(r + g, 0)", "r + g"),
+        (
+            "share = jnp.maximum(length + top, jnp.asarray(self.alpha, top.dtype) * top)",
+            "share = length + top",
+        ),
+    ),
+    *_of(
+        "betting/units.py",
+        "test_betting.py",
+        ("_SHARE = 0.25", "_SHARE = 1.0"),
+        ("rest = jax.tree.map(jnp.subtract, real, state.bet.displacement)", "rest = real"),
+    ),
+    *_of(
+        "betting/moves.py",
+        "test_betting.py",
+        ("<= _ROUNDING * coarsest * size, bet, shown)", "< 0, bet, shown)"),
+        (
+            "moves = groups.select(norm, usable, moves, groups.zeros(moves))",
+            "moves = groups.select(norm, usable, moves, moves)",
+        ),
+    ),
+    *_of(
+        "betting/krichevsky_trofimov.py",
+        "test_betting.py",
+        ("/ (t + 1), unit, gain, count)", "/ jnp.maximum(t, 1), unit, gain, count)"),
+    ),
+    # Gaussian processes.
+    *_of(
+        "gp/updates.py",
+        "gp/test_approximations.py gp/test_condition.py",
+        (
+            "gain1 = (mean / variance - q.mean / q.variance) / power",
+            "gain1 = mean / variance - q.mean / q.variance",
+        ),
+        ("new = jnp.stack([first - second * q.mean, -second])", "new = jnp.stack([first, -second])"),
+        ("dvariance = -(squared @ delta[1])", "dvariance = squared @ delta[1]"),
+    ),
+    *_of(
+        "gp/objectives.py",
+        "gp/test_approximations.py gp/test_evidence_surface.py",
+        ("0.5 * lam2 * (mean * mean + variance)", "0.5 * lam2 * mean * mean"),
+        ("lam1, lam2, power, nodes) / power", "lam1, lam2, power, nodes)"),
+    ),
+    *_of(
+        "gp/likelihoods/counts.py",
+        "gp/test_likelihoods.py",
+        ("rate + rate**2 * jnp.expm1(variance)\n", "rate + rate * jnp.expm1(variance)\n"),
+        ("rate = _exp(m + 0.5 * v)", "rate = _exp(m)"),
+        ("return gammaincc(y + 1, _exp(f))", "return gammaincc(y, _exp(f))"),
+    ),
+    # Checks.
+    *_of(
+        "checks/ranks.py",
+        "checks/test_ranks.py",
+        ("below + generator(key_ties).integers(ties + 1), -1)", "below, -1)"),
+        ("thin - 1 :: thin]", "::thin]"),
+    ),
+    *_of(
+        "checks/ksd.py",
+        "checks/test_ksd.py",
+        ("null = (np.asarray(sums.forms) + trace) / size**2", "null = np.asarray(sums.forms) / size**2"),
+        ("flip = min(0.5, 1 / (_TIMES * time))", "flip = 0.5"),
+    ),
+    # Language models.
+    *_of(
+        "lm/rewards/meanings.py",
+        "lm/test_weighting.py lm/test_infer.py",
+        ("change = jnp.where(gone, -jnp.inf, value - jnp.where(gone, 0, state.last))", "change = value"),
+        (
+            'return log_value("logit", last * self.temperature.astype(last.dtype))',
+            'return log_value("logit", last)',
+        ),
+        (
+            "(self.power.astype(view.step_log_prob.dtype) - 1) * view.step_log_prob",
+            "self.power.astype(view.step_log_prob.dtype) * view.step_log_prob",
+        ),
+    ),
+    *_of(
+        "lm/stepping.py",
+        "lm/test_weighting.py",
+        ("return log_prior, log_softmax(log_law + factors), factors", "return log_prior, log_law, factors"),
+        ("jnp.where(agrees, log_weight[0], -jnp.inf)", "log_weight[0]"),
+    ),
+    *_of(
+        "lm/transformer/attention.py",
+        "lm/test_transformer.py lm/test_cache.py",
+        ("mask &= q - k < window\n", "mask &= q - k <= window\n"),
+        ("top = jnp.maximum(top, jnp.max(far, axis=-1))", "top = jnp.max(far, axis=-1)"),
+    ),
+    *_of(
+        "lm/transformer/rope.py",
+        "lm/test_transformer.py lm/test_checkpoints.py",
+        (
+            "growth = rope.factor * max(length or 0, context) / context - (rope.factor - 1)",
+            "growth = rope.factor",
+        ),
+        ("first, last = math.floor(first), math.ceil(last)", "first, last = round(first), round(last)"),
+    ),
+]
