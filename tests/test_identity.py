@@ -14,6 +14,7 @@ from jax import lax
 
 from probinfer import fingerprint
 from probinfer.base import as_partial
+from probinfer.identity.digits import keeps_its_digits
 from probinfer.identity.reads import reads
 from probinfer.logdensity import Bound, hold
 
@@ -174,6 +175,35 @@ def test_an_array_looked_at_is_static_by_its_values(count_compiles):
         assert float(_run(as_partial(fns[1]), x)) == 4.0
     assert compiles.count == 0
     assert float(_run(as_partial(fns[2]), x)) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        (np.array([0.1, 0.7, -2.3]), True),
+        (np.array([0.5, 0.5]), True),
+        (np.array([0.1, np.nan, -2.3]), True),
+        (2026.0 + np.array([0.1, 0.2, 0.3]) * 1e-4, False),
+        (np.array([0.1]), False),
+        (np.array([1e300, -1e300]), False),
+        (np.arange(10), True),
+        (np.array([3 * 10**9]), False),
+        (np.array([60_000]), False),
+        (np.array([0.1 + 0.2j]), False),
+        (np.zeros(0), True),
+    ],
+)
+def test_captured_values_that_would_lose_digits_are_constants(values, kept):
+    """With 64-bit numbers on, nothing is lost; Python's own arithmetic with the values is then that of the function."""
+    kept |= jax.config.jax_enable_x64
+    assert keeps_its_digits(values) == kept
+    assert len(Bound(made("def fn(x): return x * C", C=values)).data) == kept
+
+
+def test_years_to_the_hour_keep_their_hours():
+    t = 2026.0 + np.arange(5) / 8766.0
+    fn = made("def fn(x): return jnp.asarray((t - t.mean()) * 8766.0) * x", t=t)
+    np.testing.assert_allclose(_run(as_partial(fn), jnp.asarray(1.0)), np.arange(5) - 2.0, atol=1e-3)
 
 
 # When it is read: at the moment when the function is handed in.

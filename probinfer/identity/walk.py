@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from probinfer.identity import functions, objects
+from probinfer.identity.digits import keeps_its_digits
 from probinfer.identity.recipes import Again, Keep, Make, Recipe, Slot, Walking
 
 __all__ = ["Walk"]
@@ -155,7 +156,7 @@ class Walk(Walking):
         return Slot(len(self.arrays) - 1)
 
     def _is_data(self, value: Any, origin: str) -> bool:
-        """Arrays are; integer scalars may be sizes; captured NumPy values only if JAX keeps them without loss."""
+        """Arrays are; integer scalars may be sizes; captured NumPy values if JAX keeps their digits."""
         if origin == "jax":
             return True
         if isinstance(value, np.generic) and value.dtype.kind not in "fc":
@@ -164,7 +165,7 @@ class Walk(Walking):
             return not self.captured and value.dtype.kind in "biufc"
         if value.dtype.kind not in "biufc":
             return False
-        return not self.captured or jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype
+        return not self.captured or keeps_its_digits(value)
 
     def _array_content(self, value: Any) -> Recipe:
         if isinstance(value, jax.core.Tracer):
