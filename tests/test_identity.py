@@ -255,6 +255,35 @@ def test_what_a_method_writes_is_its_output():
     assert float(_run(as_partial(counter), jnp.asarray(2.0))) == 6.0
 
 
+def test_what_a_function_writes_to_objects_and_to_itself():
+    """An attribute of the same name on an object of its own is no output: what it reads there is seen."""
+    state, settings = types.SimpleNamespace(calls=0, log=[], scale=2.0), types.SimpleNamespace(scale=1.0)
+    source = (
+        "def fn(x):\n fn.calls = getattr(fn, 'calls', 0) + 1\n state.calls += 1\n state.log.append(x.shape)\n"
+        " own = Space()\n own.scale = 5.0\n return x * state.scale * settings.scale"
+    )
+    fn = made(source, state=state, settings=settings, Space=types.SimpleNamespace)
+
+    def closed(x):
+        state.calls += 1
+        state.log.append(x.shape)
+        own = types.SimpleNamespace()
+        own.scale = 5.0
+        return x * state.scale * settings.scale
+
+    for f in (fn, closed):
+        state.calls, state.scale, settings.scale = 0, 2.0, 1.0
+        for _ in range(3):
+            assert float(_run(as_partial(f), jnp.asarray(1.0))) == 2.0
+        assert state.calls == 1
+        settings.scale = 4.0
+        assert float(_run(as_partial(f), jnp.asarray(1.0))) == 8.0
+        state.scale = 3.0
+        assert float(_run(as_partial(f), jnp.asarray(1.0))) == 12.0
+    assert fn.calls == 3
+    assert len(state.log) == 6
+
+
 def test_a_counter_in_a_closure():
     number = 0
 
@@ -349,4 +378,4 @@ def test_reads_of_a_function():
     assert dict(found.imports) == {"os.path": (), "math": ("cos", "sin")}
     assert found.rebound == {"G"}
     assert found.changed == {"calls", "count", "cache"}
-    assert (found.assigned, found.filled) == ({"n"}, {"log"})
+    assert (found.assigned, found.filled) == ({("self", "n")}, {("self", "log")})

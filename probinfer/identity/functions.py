@@ -79,7 +79,7 @@ def _function(walk: Walking, fn: FunctionType, number: int) -> Recipe:
     cells = [_cell(walk, name, cell, found) for name, cell in names]
     outside, is_live = _globals(walk, fn, found)
     attributes = {}
-    for name in sorted(set(vars(fn)) - found.assigned):
+    for name in sorted(set(vars(fn)) - {attribute for _, attribute in found.assigned}):
         walk.feed("attribute", name)
         attributes[name] = walk.visit(vars(fn)[name])
     if is_live:
@@ -127,9 +127,12 @@ def _cell(walk: Walking, name: str, cell: CellType, found: Reads) -> Recipe:
         value = cell.cell_contents
     except ValueError:
         walk.feed("empty")
-    written = name in found.rebound or (name in found.changed and isinstance(value, _CONTAINERS))
-    if written:
+    if name in found.rebound or (name in found.changed and isinstance(value, _CONTAINERS)):
         walk.feed("written", name)
+        return Keep(cell)
+    written = _written(name, value, found)
+    if written:
+        objects.visit_without(walk, value, written)
         return Keep(cell)
     return walk.visit(cell)
 
@@ -174,10 +177,18 @@ def _outside(walk: Walking, name: str, value: Any, chains: tuple, found: Reads) 
         return Keep(value)
     if isinstance(value, ModuleType):
         return visit_module(walk, value, chains)
-    if found.assigned & set(getattr(value, "__dict__", ())) and not isinstance(value, type):
-        objects.visit_without(walk, value, found.assigned)
+    written = _written(name, value, found)
+    if written:
+        objects.visit_without(walk, value, written)
         return Keep(value)
     return walk.visit(value)
+
+
+def _written(name: str, value: Any, found: Reads) -> frozenset[str]:
+    """The attributes that a function sets or changes in place on the object of a name."""
+    return objects.written_to(
+        value, {a for n, a in found.assigned if n == name}, {a for n, a in found.filled if n == name}
+    )
 
 
 @functools.lru_cache(maxsize=4096)

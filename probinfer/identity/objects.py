@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import enum
+from collections import deque
 from types import (
     BuiltinFunctionType,
+    FunctionType,
     GetSetDescriptorType,
     MappingProxyType,
     MemberDescriptorType,
@@ -36,6 +38,7 @@ __all__ = [
     "visit",
     "visit_owner",
     "visit_without",
+    "written_to",
 ]
 
 _TABLES = ("pandas", "polars", "pyarrow", "xarray")  # copied by copy.deepcopy, which shares no numbers
@@ -234,10 +237,18 @@ def _opaque(walk: Walking, value: Any) -> Recipe:
 
 def visit_without(walk: Walking, value: Any, without: frozenset[str]) -> None:
     """Hash an object that the function writes to, without the attributes that it sets; the object itself stays."""
-    if _pickles_by_default(type(value)) and not isinstance(value, type):
+    if isinstance(value, FunctionType):
+        walk.visit(walk.bare.setdefault(id(value), _without_attributes(value)))
+    elif _pickles_by_default(type(value)) or isinstance(value, SimpleNamespace):
         walk.inside(lambda inner, owner: _object(inner, owner, -1, without), value)
     else:
         walk.feed("written")
+
+
+def _without_attributes(fn: FunctionType) -> FunctionType:
+    bare = FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    bare.__kwdefaults__, bare.__qualname__ = fn.__kwdefaults__, fn.__qualname__
+    return bare
 
 
 def visit_owner(walk: Walking, owner: Any, function: Any) -> Recipe:
@@ -251,12 +262,16 @@ def visit_owner(walk: Walking, owner: Any, function: Any) -> Recipe:
 
 def _written_to(owner: Any, function: Any) -> frozenset[str]:
     """Names of the attributes of an object that one of its methods sets or changes in place."""
-    assigned, filled = _written_by(type(owner), function, set())
-    state = getattr(owner, "__dict__", {})
+    return written_to(owner, *_written_by(type(owner), function, set()))
+
+
+def written_to(value: Any, assigned: set[str], filled: set[str]) -> frozenset[str]:
+    """Names of the attributes of an object that are set, and of those that are containers and are filled."""
+    state = getattr(value, "__dict__", None)
+    if state is None or isinstance(value, type):
+        return frozenset()
     return frozenset(
-        name
-        for name in state
-        if name in assigned or (name in filled and isinstance(state[name], (list, dict, set)))
+        assigned | {name for name in filled if isinstance(state.get(name), (list, dict, set, deque))}
     )
 
 
@@ -266,8 +281,9 @@ def _written_by(kind: type, function: Any, seen: set) -> tuple[set[str], set[str
     if code is None or code in seen:
         return set(), set()
     seen.add(code)
-    found = reads(code)
-    assigned, filled = set(found.assigned), set(found.filled)
+    found, this = reads(code), "".join(code.co_varnames[:1])
+    assigned = {attribute for name, attribute in found.assigned if name == this}
+    filled = {attribute for name, attribute in found.filled if name == this}
     for name in code.co_names:
         if name != "__init__":
             more = _written_by(kind, getattr(kind, name, None), seen)

@@ -35,16 +35,16 @@ class Reads(NamedTuple):
         imports: modules imported inside the function, each with the names taken from it.
         rebound: global names and names of an enclosing function that it assigns.
         changed: names whose object it changes in place (an item stored, a method such as ``append`` called).
-        assigned: names of the attributes that it sets, on whatever object.
-        filled: names of the attributes whose object it changes in place.
+        assigned: pairs of a name and an attribute that it sets on the object of that name.
+        filled: pairs of a name and an attribute whose object it changes in place.
     """
 
     names: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
     imports: tuple[tuple[str, tuple[str, ...]], ...]
     rebound: frozenset[str]
     changed: frozenset[str]
-    assigned: frozenset[str]
-    filled: frozenset[str]
+    assigned: frozenset[tuple[str, str]]
+    filled: frozenset[tuple[str, str]]
 
 
 @lru_cache(maxsize=4096)
@@ -55,7 +55,7 @@ def reads(code: CodeType) -> Reads:
     written: dict[str, set] = {kind: set() for kind in ("rebound", "changed", "assigned", "filled")}
     ops = [op for op in dis.get_instructions(code) if op.opname not in ("CACHE", "EXTENDED_ARG", "NOP")]
     for at, op in enumerate(ops):
-        if op.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+        if op.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             names.setdefault(op.argval, set()).add(_chain(ops, at))
         elif op.opname == "IMPORT_NAME":
             imports.setdefault(op.argval, set()).update(_imported(ops, at))
@@ -66,34 +66,45 @@ def reads(code: CodeType) -> Reads:
             names.setdefault(name, set()).update(chains)
         for name, taken in found.imports:
             imports.setdefault(name, set()).update(taken)
-        for kind, collected in written.items():  # what belongs to this function is no one else's
-            collected |= getattr(found, kind) - set(code.co_cellvars)
+        own = {*code.co_cellvars, *inner.co_varnames}  # what belongs to a function is no one else's
+        for kind, collected in written.items():
+            collected |= {w for w in getattr(found, kind) if (w if isinstance(w, str) else w[0]) not in own}
     return Reads(_sorted(names), _sorted(imports), **{kind: frozenset(w) for kind, w in written.items()})
 
 
 def _note_write(written: dict[str, set], code: CodeType, ops: list, at: int) -> None:
     op = ops[at]
     outer = op.opname == "STORE_DEREF" and op.argval in code.co_freevars
+    start: int | None = at
+    chain: tuple[str, ...]
     if outer or op.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
         written["rebound"].add(op.argval)
-    elif op.opname in ("STORE_ATTR", "DELETE_ATTR"):
-        written["assigned"].add(op.argval)
+        return
+    if op.opname in ("STORE_ATTR", "DELETE_ATTR"):
+        start, chain = _base(ops, at, 1), (op.argval,)
     elif op.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-        start = _container(ops, at)
-        if start is not None:
-            _note_change(written, ops[start].argval, _chain(ops, start))
-    elif op.opname in _LOADS:
-        chain = _chain(ops, at)
-        if chain and chain[-1] in _MUTATORS:
-            _note_change(written, op.argval, chain[:-1])
-
-
-def _note_change(written: dict[str, set], name: str, chain: tuple[str, ...]) -> None:
-    """An object changed in place: that of a name, or that of the last attribute asked of it."""
-    if chain:
-        written["filled"].add(chain[-1])
+        start = _base(ops, at, 2)
+        chain = () if start is None else _chain(ops, start)
+    elif op.opname in _LOADS and set(_chain(ops, at)[-1:]) & _MUTATORS:
+        chain = _chain(ops, at)[:-1]
+    else:
+        return
+    if start is None or len(chain) > 1 or not _is_outside(code, ops[start]):
+        return
+    name = ops[start].argval
+    if op.opname in ("STORE_ATTR", "DELETE_ATTR"):
+        written["assigned"].add((name, op.argval))
+    elif chain:
+        written["filled"].add((name, chain[0]))
     else:
         written["changed"].add(name)
+
+
+def _is_outside(code: CodeType, op: dis.Instruction) -> bool:
+    """Whether a name is that of a global, of an enclosing function, or of the object behind a method."""
+    if op.opname.startswith("LOAD_FAST"):
+        return op.argval == "".join(code.co_varnames[:1])
+    return op.argval not in code.co_cellvars
 
 
 def _sorted(found: dict[str, set]) -> tuple:
@@ -120,19 +131,24 @@ def _imported(ops: list, at: int) -> list[str]:
     return names
 
 
-def _container(ops: list, at: int) -> int | None:
-    """Where the object of which ``at`` stores an item is loaded; ``None`` where it is not a plain name.
+def _base(ops: list, at: int, depth: int) -> int | None:
+    """Where the object is loaded to which ``at`` stores; ``None`` where it is not a plain name.
 
-    ``x[k] = v`` loads x, then k; ``x[k] += v`` loads them before the two COPY of the item that it reads first.
+    ``x.a = v`` loads x last (depth 1), ``x[k] = v`` x and then k (depth 2). ``x.a += v`` and ``x[k] += v`` load them
+    before the COPY of what is read first, and SWAP them to the top in the end.
     """
     start = at
-    if ops[at - 1].opname == "SWAP" and ops[at - 2].opname == "SWAP":
-        copies = (i for i in range(at - 1, 1, -1) if ops[i].opname == ops[i - 1].opname == "COPY")
-        start = next(copies, at + 1) - 1
-    wanted = 0
+    if ops[at - 1].opname == "SWAP" and all(op.opname == "SWAP" for op in ops[at - depth : at]):
+        copies = (
+            i
+            for i in range(at - 1, depth - 1, -1)
+            if all(op.opname == "COPY" for op in ops[i - depth + 1 : i + 1])
+        )
+        start = next(copies, at + depth) - depth + 1
+    found = 0
     for index in range(start - 1, -1, -1):
         op = ops[index]
-        wanted += dis.stack_effect(op.opcode, op.arg if op.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
-        if wanted == 2:
+        found += dis.stack_effect(op.opcode, op.arg if op.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
+        if found == depth:
             return index if op.opname in _LOADS else None
     return None

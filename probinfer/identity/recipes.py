@@ -99,6 +99,7 @@ class Walking:
         unseen: what could not be read, in words.
         live: what recipes hand on without copying, although it could change.
         fresh: numbers of new objects that stand for no one value.
+        bare: functions without the attributes that are written to them, by the id of the function.
     """
 
     slots: bool
@@ -106,6 +107,7 @@ class Walking:
     unseen: list[str]
     live: list[Any]
     fresh: count[int]
+    bare: dict[int, Any]
 
     def feed(self, *words: Any) -> None:
         """Let words or bytes enter the hash."""

@@ -62,6 +62,7 @@ class Walk(Walking):
         self._numbers: dict[tuple[int, bool], int] = {}
         self._recipes: dict[int, Recipe] = {}
         self._kept: list[Any] = []  # ids stay unique while what they name is alive
+        self.bare: dict[int, Any] = {}
         self.fresh = itertools.count(-1, -1)  # numbers of new objects that stand for no one value
 
     @property
