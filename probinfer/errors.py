@@ -50,11 +50,11 @@ _ADVICE = {
     "reparametrise, or look for several modes",
     Status.POOR_APPROXIMATION: "the approximation misses too much of the posterior for its draws to be trusted or "
     "mended by importance weights: use mcmc.NUTS(), or a richer approximation (vi.FullRank() after vi.MeanField())",
-    Status.PRECISION_LOST: "some results are smaller than the rounding errors of the numbers that they are differences of, "
-    "so only their order of magnitude is known: bound the hyperparameters by a prior (gp.MAP()), or give the noise a "
+    Status.PRECISION_LOST: "some results are smaller than the rounding of the numbers that they are differences of: "
+    "only their order of magnitude is known. Bound the hyperparameters by a prior (gp.MAP()), or give the noise a "
     "known floor",
-    Status.AT_LIMIT: "a hyperparameter ran to the end of its range, where nothing in the data holds it: give it a prior "
-    "(gp.MAP(), mcmc.NUTS()) or fix it",
+    Status.AT_LIMIT: "a hyperparameter ran to the end of its range, where nothing in the data holds it: give it a "
+    "prior (gp.MAP(), mcmc.NUTS()) or fix it",
     Status.NOTHING_LEARNED: "the data are explained as well without the inputs: check that X belongs to y, start "
     "elsewhere (more restarts), scale the inputs or drop those that carry nothing",
     Status.INTERRUPTED: "Ctrl-C ended the work early and what was finished is returned: for the rest make the same "

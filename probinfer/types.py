@@ -45,22 +45,29 @@ T = TypeVar("T")
 
 
 def field(
-    *, static: bool = False, constraint: Any = None, default: Any = dataclasses.MISSING, **kwargs
+    *,
+    static: bool = False,
+    constraint: Any = None,
+    units: Any = None,
+    default: Any = dataclasses.MISSING,
+    **kwargs,
 ) -> Any:
     """Describe a field of a registered class.
 
     Args:
         static: part of the structure (hashable), not a leaf.
         constraint: a NumPyro constraint on the values of the leaf; ``None`` means unconstrained.
+        units: which powers of the units of inputs and outputs the values have, a pair of numbers, or a function of the
+            object that gives one; ``(0, 0)`` for pure numbers, ``None`` where that is not known.
         default: the default value.
         **kwargs: passed to ``dataclasses.field``.
 
     Returns:
-        The dataclass field, with ``static`` and ``constraint`` in its metadata.
+        The dataclass field, with ``static``, ``constraint`` and ``units`` in its metadata.
     """
     if default is not dataclasses.MISSING:
         kwargs["default"] = default
-    return dataclasses.field(metadata={"static": static, "constraint": constraint}, **kwargs)
+    return dataclasses.field(metadata={"static": static, "constraint": constraint, "units": units}, **kwargs)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field, dataclasses.field))

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "probinfer"
 # Layer of each module or sub-package. A new module needs one line here: choose the lowest layer that can do its work.
 LAYERS = {
     "L0": "types identity logdensity base errors interrupts",
-    "L1": "transforms targets linalg "
+    "L1": "transforms targets linalg semidefinite "
     "quadrature weights resampling importance diagnostics linesearch optimize kernels stein tiles betting",
     "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export "
     "store sealed run_many many_posteriors lanes",

@@ -55,6 +55,22 @@ def test_a_singular_matrix_gets_the_smallest_rung_that_works(dtype):
 
 
 @pytest.mark.f32
+def test_every_rung_of_the_ladder_is_tried_in_turn(dtype):
+    """A mean diagonal of 1 and an eigenvalue between two rungs below zero: the next rung is the first that works."""
+    first, last = (-12, -6) if dtype == jnp.float64 else (-6, -3)
+    factor = jax.jit(linalg.safe_cholesky)
+    for power in range(first, last + 1):
+        below = 0.3 * 10.0**power
+        K = jnp.asarray(np.diag([*[10.0 / 9] * 9, -below]), dtype)
+        _, jitter, status = factor(K)
+        assert status == Status.OK
+        np.testing.assert_allclose(jitter, 10.0**power, rtol=1e-3)
+    assert factor(jnp.asarray(np.diag([*[10.0 / 9] * 9, -3.0 * 10.0**last]), dtype))[2] == (
+        Status.NOT_POSITIVE_DEFINITE
+    )
+
+
+@pytest.mark.f32
 def test_failures_are_a_status_and_nan_never_an_exception(dtype):
     indefinite = jnp.diag(jnp.asarray([1.0, -1.0, 2.0], dtype))
     L, _, status = jax.jit(linalg.safe_cholesky)(indefinite)

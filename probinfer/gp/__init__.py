@@ -8,7 +8,8 @@ from probinfer.gp import calibration, leaves, likelihoods, means
 from probinfer.gp.condition import condition, log_evidence
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.conjugate import Exact
-from probinfer.gp.fit import Fit, fit
+from probinfer.gp.fit import fit
+from probinfer.gp.fitted import Fit
 from probinfer.gp.hyper_posterior import hyper_posterior
 from probinfer.gp.iterative import EP, VI, Hybrid
 from probinfer.gp.joint import joint_posterior, joint_predictive, latent_values

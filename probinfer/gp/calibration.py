@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
+from probinfer.gp.predictive import BernoulliMixture
 from probinfer.types import PRNGKey
 
 __all__ = ["Pit", "Reliability", "pit", "reliability"]
@@ -68,7 +69,7 @@ def reliability(probabilities: Any, labels: Any, num_bins: int = 10, *, level: f
 
     Args:
         probabilities: predicted probabilities of class 1 ``(N,)``.
-        labels: what happened ``(N,)``, 0 or 1.
+        labels: what happened ``(N,)``, 0 or 1 (or −1 and 1), of any dtype.
         num_bins: the most bins.
         level: probability content of the intervals (Wilson's, for a binomial proportion).
 
@@ -127,6 +128,9 @@ def pit(predictive: Any, y: Any, key: PRNGKey | None = None) -> Pit:
     from scipy.stats import kstest
 
     y = jnp.asarray(y)
+    y = y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(float)
+    if isinstance(predictive, BernoulliMixture):
+        y = jnp.where(y == -1, 0, y)  # another name of class 0
     upper = np.asarray(predictive.cdf(y), float)
     if upper.shape != y.shape or y.ndim != 1:
         raise ValueError(f"y must be a vector with one entry a predicted point, got {y.shape}, {upper.shape}")
@@ -152,6 +156,8 @@ def _check(probabilities, labels):
         raise ValueError(
             "probabilities must be within [0, 1]; pass predictive.probability, not a log or a latent mean"
         )
+    if np.isin(y, (-1, 1)).all():
+        y = (y + 1) / 2
     if not np.isin(y, (0, 1)).all():
         raise ValueError("labels must be 0 or 1")
     return p, y

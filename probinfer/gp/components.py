@@ -1,11 +1,12 @@
 """What the components of a fit say: each a model, and the sites that inference found for it.
 
 Components are taken one after another, so that memory does not grow with their number. Known sites make a component
-cheap: one factorisation instead of a search.
+cheap, one factorisation instead of a search; a conditioned component, whose factor was kept, cheaper still.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,77 +14,94 @@ import jax.numpy as jnp
 
 from probinfer.gp.assemble import at_sites
 from probinfer.gp.condition import condition
-from probinfer.linalg import safe_cholesky
-from probinfer.types import Array, Float, Int
+from probinfer.gp.predictive import LatentMoments
+from probinfer.semidefinite import semidefinite_factor
+from probinfer.types import Array, Float, Int, pytree
 
-__all__ = ["functions", "joint", "leave_one_out", "marginals"]
+__all__ = ["Given", "conditioned", "functions", "joint", "leave_one_out", "marginals"]
+
+
+@pytree
+class Given:
+    """Components that are conditioned where they are needed; a stack of conditioned ones may stand in its place.
+
+    Attributes:
+        inference: the inference method.
+        components: a model and its sites (None for exact inference), leaves ``(S, ...)``.
+        X: training inputs ``(N, D)``.
+        y: training outputs ``(N,)``.
+    """
+
+    inference: Any
+    components: Any
+    X: Any
+    y: Any
 
 
 @jax.jit
-def marginals(
-    inference: Any,
-    components: Any,
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"],
-    chunks: Float[Array, "C B D"],
-) -> tuple[Float[Array, "S M"], Float[Array, "S M"]]:
-    """Means and variances of the latent function at M = C B new inputs, given in C chunks.
+def conditioned(inference: Any, components: Any, X: Float[Array, "N D"], y: Float[Array, " N"]) -> Any:
+    """Every component conditioned on the data, with what prediction needs: leaves ``(S, ...)``."""
+    return jax.lax.map(lambda component: _for_prediction(_condition(inference, component, X, y)), components)
+
+
+@jax.jit
+def marginals(given: Any, chunks: Float[Array, "C B D"]) -> LatentMoments:
+    """Moments ``(S, M)`` of the latent function at M = C B new inputs.
 
     Args:
-        inference: the inference method.
-        components: a model and its sites (None for exact inference), leaves ``(S, ...)``.
-        X: training inputs.
-        y: training outputs.
+        given: ``Given``, or a stack of conditioned components.
         chunks: the new inputs.
     """
 
     def one(component):
-        mean, variance = jax.lax.map(_condition(inference, component, X, y).predict, chunks)
-        return mean.ravel(), variance.ravel()
+        found = jax.lax.map(_ready(given, component).predict, chunks)
+        return jax.tree.map(jnp.ravel, found)
 
-    return jax.lax.map(one, components)
+    return jax.lax.map(one, _stack(given))
 
 
 @jax.jit
 def joint(
-    inference: Any, components: Any, X: Float[Array, "N D"], y: Float[Array, " N"], X_new: Float[Array, "M D"]
-) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
-    """Mean and covariance of the latent function at new inputs, over the mixture."""
+    given: Any, X_new: Float[Array, "M D"]
+) -> tuple[Float[Array, " M"], Float[Array, "M M"], Float[Array, " M"]]:
+    """Mean and covariance of the latent function at new inputs over the mixture, and the floor of its variances."""
 
     def add(total, counted):
         count, component = counted
-        mean, covariance = _condition(inference, component, X, y).predict_joint(X_new)
+        ready = _ready(given, component)
+        mean, covariance = ready.predict_joint(X_new)
         # Welford's update: no difference of large second moments.
         delta = mean - total[0]
         center = total[0] + delta / count
-        return (center, total[1] + covariance + jnp.outer(delta, mean - center)), None
+        covariance = total[1] + covariance + jnp.outer(delta, mean - center)
+        return (center, covariance, total[2] + ready.predict(X_new).floor), None
 
+    components = _stack(given)
     num = jax.tree.leaves(components)[0].shape[0]
-    zeros = jnp.zeros(X_new.shape[0], X.dtype)
-    counts = jnp.arange(1, num + 1).astype(X.dtype)
-    (mean, total), _ = jax.lax.scan(add, (zeros, jnp.outer(zeros, zeros)), (counts, components))
-    return mean, total / num
+    zeros = jnp.zeros(X_new.shape[0], X_new.dtype)
+    counts = jnp.arange(1, num + 1).astype(X_new.dtype)
+    (mean, total, floor), _ = jax.lax.scan(add, (zeros, jnp.outer(zeros, zeros), zeros), (counts, components))
+    return mean, total / num, floor / num
 
 
 @jax.jit
 def functions(
-    inference: Any,
-    components: Any,
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"],
-    chosen: Int[Array, " K"],
-    X_new: Float[Array, "M D"],
-    noise: Float[Array, "K M"],
+    given: Any, chosen: Int[Array, " K"], X_new: Float[Array, "M D"], noise: Float[Array, "K M"]
 ) -> Float[Array, "K M"]:
-    """Latent functions at new inputs, each of the chosen component; NaN where a covariance could not be factored."""
+    """Latent functions at new inputs, each of the chosen component; one factorisation a component."""
+    components = _stack(given)
+    if jax.tree.leaves(components)[0].shape[0] > len(chosen):  # only those that were chosen
+        components = jax.tree.map(lambda leaf: leaf[chosen], components)
+        chosen = jnp.arange(len(chosen))
 
-    def one(arguments):
-        index, normal = arguments
-        component = jax.tree.map(lambda leaf: leaf[index], components)
-        mean, covariance = _condition(inference, component, X, y).predict_joint(X_new)
-        return mean + safe_cholesky(covariance)[0] @ normal
+    def draw(drawn, counted):
+        index, component = counted
+        mean, covariance = _ready(given, component).predict_joint(X_new)
+        of_this = mean + noise @ semidefinite_factor(covariance).T
+        return jnp.where(chosen[:, None] == index, of_this, drawn), None
 
-    return jax.lax.map(one, (chosen, noise))
+    num = jax.tree.leaves(components)[0].shape[0]
+    return jax.lax.scan(draw, jnp.zeros_like(noise), (jnp.arange(num), components))[0]
 
 
 @jax.jit
@@ -92,6 +110,19 @@ def leave_one_out(
 ) -> Float[Array, "S N"]:
     """Log densities of each training output given all others, of each component."""
     return jax.lax.map(lambda component: _condition(inference, component, X, y).log_loo, components)
+
+
+def _stack(given):
+    return given.components if isinstance(given, Given) else given
+
+
+def _ready(given, component):
+    return _condition(given.inference, component, given.X, given.y) if isinstance(given, Given) else component
+
+
+def _for_prediction(found):
+    unused = ("mean", "variance", "precision_diagonal", "log_evidence", "log_loo")
+    return dataclasses.replace(found, **dict.fromkeys(unused))
 
 
 def _condition(inference, component, X, y):

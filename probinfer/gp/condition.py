@@ -32,7 +32,7 @@ def condition(
     Args:
         model: kernel, likelihood and mean; its hyperparameters take the dtype of ``X``.
         X: inputs ``(N, D)``, floating point.
-        y: outputs ``(N,)`` of the same dtype.
+        y: outputs ``(N,)`` of the same dtype; classes and counts may be integers or truth values.
         inference: ``gp.Exact()``, ``gp.Laplace()``, ``gp.EP()``, ``gp.VI()`` or ``gp.Hybrid()``. The default is exact
             for a Gaussian likelihood, EP for another log-concave one, and VI for the rest.
         sites: where an iterative method starts.
@@ -45,7 +45,7 @@ def condition(
         ValueError: shapes do not fit, an entry is NaN or infinite, or the likelihood cannot give an output.
     """
     notice(model, inference)
-    X, y = check_data(X, y)
+    X, y = check_data(X, y, model.likelihood)
     y = check_outputs(model.likelihood, y)
     inference = default_inference(model) if inference is None else inference
     return _condition(inference, cast(model, X.dtype), X, y, sites)

@@ -8,14 +8,18 @@ have a negative precision the factor that takes them in (see ``precision``).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from probinfer.base import Status
+from probinfer.gp.predictive import LatentMoments
+from probinfer.gp.rounding import Factored, lower_covariance, resolve
 from probinfer.gp.sites import Sites
 from probinfer.gp.validate import check_inputs
+from probinfer.semidefinite import cleared_of_rounding
 from probinfer.types import Array, Float, pytree
 
 __all__ = ["Conditioned", "failed"]
@@ -61,33 +65,62 @@ class Conditioned:
     log_loo: Any
     negative: Any = None
 
-    def predict(self, X_new: Any) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
-        """Mean and variance of the latent function at new inputs: m + k*ᵀα and k** − |L⁻¹ S k*|².
+    def predict(self, X_new: Any) -> LatentMoments:
+        """Mean m + k*ᵀα and variance k** − |L⁻¹ S k*|² of the latent function at new inputs, as a pair.
+
+        A variance that is lost in the rounding of k** is replaced by the lower bound of ``rounding``, and ``.status``
+        and ``.floor`` of the pair say so.
 
         Raises:
             ValueError: ``X_new`` has another number of columns than the training inputs, or is not finite.
         """
-        mean, half, more = self._project(X_new)
-        prior = self.model.kernel.diag(X_new)
-        # The difference of two numbers of the size of the prior variance: below its rounding level it is zero.
-        return mean, jnp.maximum(prior - jnp.sum(half * half, 0) + jnp.sum(more * more, 0), 0)
+        given = self._project(X_new)
+        prior = self.model.kernel.diag(given.X_new)
+        positive = prior - jnp.sum(given.half * given.half, 0)
+        variance, error = resolve(self._factored(), given.right, prior, positive)
+        return LatentMoments(
+            given.mean, variance + jnp.sum(given.more * given.more, 0), jnp.maximum(error, given.mean_error)
+        )
 
     def predict_joint(self, X_new: Any) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
-        """Mean and covariance matrix of the latent function at new inputs."""
-        mean, half, more = self._project(X_new)
-        return mean, self.model.kernel.gram(X_new) - half.T @ half + more.T @ more
+        """Mean and covariance matrix of the latent function at new inputs; positive semi-definite."""
+        given = self._project(X_new)
+        positive = self.model.kernel.gram(given.X_new) - given.half.T @ given.half
+        covariance = cleared_of_rounding(positive, lower_covariance, self._factored(), given.right)
+        return given.mean, covariance + given.more.T @ given.more
+
+    def _factored(self):
+        lam2 = self.sites.lam2
+        # I for approximations, the noise for exact inference; sites kept off zero have a noise of 1, too.
+        known = lam2 > float(jnp.finfo(lam2.dtype).tiny) ** 0.5
+        noise = jnp.where(known, self.scale**2 / jnp.where(known, lam2, 1), 1)
+        return Factored(self.chol, self.scale, noise, self.model.kernel.diag(self.X))
 
     def _project(self, X_new):
         """The mean, and roots of what the positive sites take from the prior covariance and the negative ones give."""
         X_new = check_inputs(X_new, columns=self.X.shape[1], dtype=self.X.dtype)
         cross = self.model.kernel.gram(self.X, X_new)
         mean = self.model.mean(X_new) + cross.T @ self.alpha
-        half = solve_triangular(self.chol, self.scale[:, None] * cross, lower=True)
+        eps = float(jnp.finfo(cross.dtype).eps)
+        mean_error = jax.lax.stop_gradient(jnp.sum((eps * cross * self.alpha[:, None]) ** 2, 0))
+        right = self.scale[:, None] * cross
+        half = solve_triangular(self.chol, right, lower=True)
         if self.negative is None:
-            return mean, half, jnp.zeros((0, cross.shape[1]), cross.dtype)
+            more = jnp.zeros((0, cross.shape[1]), cross.dtype)
+            return _Projected(X_new, mean, mean_error, right, half, more)
         n, chol = self.negative
         given_positive = solve_triangular(self.chol, half, lower=True, trans=1) / self.scale[:, None]
-        return mean, half, solve_triangular(chol, n[:, None] * given_positive, lower=True)
+        more = solve_triangular(chol, n[:, None] * given_positive, lower=True)
+        return _Projected(X_new, mean, mean_error, right, half, more)
+
+
+class _Projected(NamedTuple):
+    X_new: Any
+    mean: Any
+    mean_error: Any  # squared rounding error of the sum k*ᵀα
+    right: Any  # S k*
+    half: Any  # L⁻¹ S k*
+    more: Any  # what negative sites give back
 
 
 def failed(status: Any) -> Any:

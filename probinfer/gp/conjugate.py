@@ -46,7 +46,7 @@ class Exact:
             X=X,
             sites=Sites(y / total, 1 / total),
             mean=y - total * evidence.alpha,
-            variance=total - total**2 * precision,
+            variance=jnp.maximum(total - total**2 * precision, 0),
             alpha=evidence.alpha,
             chol=evidence.chol,
             scale=jnp.ones_like(y),

@@ -49,7 +49,7 @@ def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[Free, Tar
         ValueError: shapes, values or priors do not fit.
     """
     notice(model)
-    X, y = check_data(X, y)
+    X, y = check_data(X, y, model.likelihood)
     y, model = check_outputs(model.likelihood, y), cast(model, X.dtype)
     free, priors = free_hyperparameters(model, prior)
     whitened = dist.Normal(np.zeros(len(y), X.dtype), np.ones((), X.dtype))
@@ -116,7 +116,9 @@ def _predict_one(model, X, X_new, whitened):
     half = triangular_solve(chol, model.kernel.gram(X, X_new))
     # K* K⁻¹ (f − μ) = (L⁻¹ K*ᵀ)ᵀ ν
     variance = model.kernel.diag(X_new) - jnp.sum(half * half, 0)
-    return model.mean(X_new) + half.T @ whitened, jnp.maximum(variance, 0)
+    # Given f there is no noise, and so no better bound than the rounding of the prior variance.
+    rounding = float(jnp.finfo(variance.dtype).eps) * model.kernel.diag(X_new)
+    return model.mean(X_new) + half.T @ whitened, jnp.maximum(variance, rounding)
 
 
 def _conditionals(free, model, draws, X, X_new):

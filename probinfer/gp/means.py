@@ -29,7 +29,7 @@ class Constant:
         value: c, in units of y.
     """
 
-    value: Any = field(default=0.0, constraint=constraints.real)
+    value: Any = field(default=0.0, constraint=constraints.real, units=(0, 1))
 
     def __post_init__(self):
         object.__setattr__(self, "value", strong_array(self.value))
@@ -48,8 +48,8 @@ class Linear:
         intercept: a, in units of y.
     """
 
-    slope: Any = field(default=0.0, constraint=constraints.real)
-    intercept: Any = field(default=0.0, constraint=constraints.real)
+    slope: Any = field(default=0.0, constraint=constraints.real, units=(-1, 1))
+    intercept: Any = field(default=0.0, constraint=constraints.real, units=(0, 1))
 
     def __post_init__(self):
         object.__setattr__(self, "slope", strong_array(self.slope))

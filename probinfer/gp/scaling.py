@@ -9,13 +9,13 @@ import numpy as np
 
 from probinfer.types import pytree
 
-__all__ = ["Scaling", "choose_scaling", "identity_scaling", "standardization"]
+__all__ = ["Scaling", "choose_scaling", "identity_scaling", "is_near_identity", "standardization"]
 
 _NEAR_UNIT = 0.01  # of a mean from zero and of a standard deviation from one
 _READ_IN_UNITS = (
-    "the data are standardised, so the prior, the fixed values and the values of the model are read in units of "
-    "standard deviations of the data; pass standardize=True if that is meant, or standardize=False to take data, "
-    "prior and model in the units of the data"
+    "the data are standardised, so the distributions of the prior are read in units of standard deviations of the "
+    "data, while the values of the model, fixed ones included, are in the units of the data; pass standardize=True if "
+    "all are in standard deviations, or standardize=False to take data, prior and model in the units of the data"
 )
 
 
@@ -63,19 +63,23 @@ def choose_scaling(standardize: Any, X: Any, y: Any, *, outputs: bool, has_prior
 
     Raises:
         TypeError: ``standardize`` is something else.
-        ValueError: see ``standardization``.
+        ValueError: see ``standardization``; or entries whose squares overflow.
     """
     if standardize is not None and not isinstance(standardize, (bool, np.bool_)):
         raise TypeError(f"standardize must be True, False or None, got {standardize!r}")
+    if outputs:
+        _check_range("y", np.abs(np.asarray(y)).max(), X.dtype)
     if standardize is not None and not standardize:
+        _check_range("X", np.abs(np.asarray(X)).max(), X.dtype)
         return identity_scaling(X.shape[1], X.dtype)
     scaling = standardization(X, y, outputs=outputs)
-    if standardize is None and has_prior and not _is_near_identity(scaling):
+    if standardize is None and has_prior and not is_near_identity(scaling):
         warnings.warn(_READ_IN_UNITS, stacklevel=3)
     return scaling
 
 
-def _is_near_identity(scaling):
+def is_near_identity(scaling: Scaling) -> bool:
+    """Whether standardisation changes next to nothing."""
     means = np.append(scaling.x_mean, scaling.y_mean)
     scales = np.append(scaling.x_scale, scaling.y_scale)
     return bool(np.all(np.abs(means) <= _NEAR_UNIT) and np.all(np.abs(scales - 1) <= _NEAR_UNIT))
@@ -95,12 +99,13 @@ def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
         The maps, in the dtype of the data.
 
     Raises:
-        ValueError: there is only one point, or all outputs are equal, so there is no spread.
+        ValueError: there is only one point, all outputs are equal, so there is no spread, or the spread is one whose
+            square the dtype does not hold.
     """
     X, y = np.asarray(X), np.asarray(y)
     if len(X) < 2:
         raise ValueError("standardisation needs at least 2 points; pass standardize=False for a single one")
-    x_mean, x_scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
+    x_mean, x_scale = _moments(X)
     constant = np.flatnonzero(x_scale <= 1e-12 * np.maximum(np.abs(x_mean), 1e-300))
     if len(constant):
         warnings.warn(
@@ -109,11 +114,37 @@ def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
             stacklevel=4,
         )
         x_scale[constant] = 1.0
-    y_mean, y_scale = (y.mean(dtype=np.float64), y.std(dtype=np.float64)) if outputs else (0.0, 1.0)
+    y_mean, y_scale = _moments(y) if outputs else (0.0, 1.0)
     if y_scale <= 1e-12 * max(abs(float(y_mean)), 1e-300):
         raise ValueError(
             f"y is {float(y_mean):g} at every point, so there is nothing to learn and no spread to standardise by; "
             "check that y is the right column, or pass standardize=False with a prior in the units of y"
         )
+    if outputs:
+        _check_range("y", y_scale, X.dtype, smallest=1.0)
     arrays = (np.asarray(value, X.dtype) for value in (x_mean, x_scale, y_mean, y_scale))
     return Scaling(*arrays)
+
+
+def _moments(values):
+    """Mean and standard deviation over rows, of numbers of any size: nothing overflows."""
+    largest = np.abs(values).max(0).astype(np.float64)
+    unit = np.where(largest > 0, largest, 1.0)
+    scaled = values.astype(np.float64) / unit
+    return scaled.mean(0) * unit, scaled.std(0) * unit
+
+
+def _check_range(name, size, dtype, smallest=0.0):
+    """Variances are squares: refuse numbers whose squares overflow or vanish, or come within ε of that."""
+    limits = np.finfo(dtype)
+    low, high = (
+        np.sqrt(float(limits.tiny) / float(limits.eps)),
+        np.sqrt(float(limits.max) * float(limits.eps)),
+    )
+    if size > high or size < smallest * low:
+        what = "a spread" if smallest else "entries"
+        wider = "" if np.dtype(dtype) == np.float64 else ", or use float64"
+        raise ValueError(
+            f"{name} has {what} of size {size:.3g}; a fit needs squares, which {np.dtype(dtype)} holds for sizes from "
+            f"{low:.0e} to {high:.0e}: change the unit, for example to {name} / {size:.0e}{wider}"
+        )

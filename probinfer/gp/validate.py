@@ -10,24 +10,28 @@ import numpy as np
 
 from probinfer.errors import check_finite, check_floating
 
-__all__ = ["check_data", "check_inputs", "check_outputs"]
+__all__ = ["check_data", "check_inputs", "check_outputs", "is_traced"]
 
 
-def check_data(X: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+def check_data(X: Any, y: Any, likelihood: Any) -> tuple[jax.Array, jax.Array]:
     """Check training data and turn them into arrays.
 
     Args:
         X: inputs ``(N, D)``, floating point.
-        y: outputs ``(N,)``, floating point of the same dtype.
+        y: outputs ``(N,)``, floating point of the same dtype; for classes and counts integers and truth values, too.
+        likelihood: of the outputs; its own check of their values is ``check_outputs``.
 
     Returns:
         ``X`` and ``y`` as arrays.
 
     Raises:
         TypeError: an array is not floating point, or the dtypes differ.
-        ValueError: shapes do not fit, N or D is zero, or an entry is NaN or infinite.
+        ValueError: shapes do not fit, N or D is zero, an entry is NaN or infinite, or an integer is too
+            large for the dtype.
     """
     X = check_inputs(X)
+    if not getattr(likelihood, "outputs_have_unit", False):
+        y = _whole_as_floating(y, X.dtype)
     y = _array("y", y)
     if y.ndim != 1:
         hint = "; use y.ravel()" if y.ndim == 2 and 1 in y.shape else ""
@@ -80,6 +84,24 @@ def check_outputs(likelihood: Any, y: Any) -> Any:
     if isinstance(y, jax.core.Tracer) or not hasattr(likelihood, "check_outputs"):
         return y
     return likelihood.check_outputs(y)
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether an array of a tree has no value yet, because a function that it is an argument of is traced."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _whole_as_floating(y, dtype):
+    """Integers and truth values as numbers of the dtype of the inputs; anything else as it came."""
+    whole: Any = y if isinstance(y, jax.Array) else np.asarray(y)
+    if whole.dtype.kind not in "biu":
+        return y
+    if isinstance(whole, jax.core.Tracer):
+        return whole.astype(dtype)
+    floating = np.asarray(whole).astype(dtype)
+    if (floating != np.asarray(whole)).any():
+        raise ValueError(f"y has integers that {np.dtype(dtype)} does not hold exactly; use float64 data")
+    return floating
 
 
 def _array(name, value):

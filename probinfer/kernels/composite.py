@@ -85,7 +85,7 @@ class Scaled(Kernel):
     """``variance · k(x, z)``, written ``variance * k``."""
 
     kernel: Any = field()
-    variance: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
 
     def __post_init__(self):
         object.__setattr__(self, "variance", parameter("variance", self.variance))

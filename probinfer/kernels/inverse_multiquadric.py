@@ -32,9 +32,9 @@ class InverseMultiquadric(Stationary):
         Gorham and Mackey (2017), Measuring sample quality with kernels, theorem 8.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
-    exponent: Any = field(default=0.5, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
+    exponent: Any = field(default=0.5, constraint=constraints.positive, units=(0, 0))
 
     def __post_init__(self):
         super().__post_init__()

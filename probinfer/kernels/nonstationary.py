@@ -18,7 +18,7 @@ __all__ = ["Constant", "Linear", "Polynomial", "White"]
 class Linear(Kernel):
     """``k(x, z) = Σ_d variance_d x_d z_d``: Bayesian linear regression with no intercept (add ``Constant()``)."""
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(-2, 2))
 
     def __post_init__(self):
         object.__setattr__(self, "variance", parameter("variance", self.variance, max_ndim=1))
@@ -39,12 +39,20 @@ class Linear(Kernel):
         return jnp.sum(cast(self.variance, X) * X * X, axis=1)
 
 
+def _slope_units(kernel):
+    return -2, 2 / kernel.degree
+
+
+def _offset_units(kernel):
+    return 0, 2 / kernel.degree
+
+
 @pytree
 class Polynomial(Kernel):
     """``k(x, z) = (variance · xᵀz + offset)^degree``, all monomials up to a degree."""
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    offset: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=_slope_units)
+    offset: Any = field(default=1.0, constraint=constraints.positive, units=_offset_units)
     degree: int = field(default=2, static=True)
 
     def __post_init__(self):
@@ -74,7 +82,7 @@ class Polynomial(Kernel):
 class Constant(Kernel):
     """``k(x, z) = variance``: an unknown common level."""
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
 
     def __post_init__(self):
         object.__setattr__(self, "variance", parameter("variance", self.variance))
@@ -101,7 +109,7 @@ class White(Kernel):
     are zero.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
 
     def __post_init__(self):
         object.__setattr__(self, "variance", parameter("variance", self.variance))

@@ -89,8 +89,8 @@ class RBF(Stationary):
             units of that column.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
 
     def profile(self, squared: Array) -> Array:
         """``variance · exp(−r²/2)``."""
@@ -107,8 +107,8 @@ class Matern12(Stationary):
             units of that column.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
 
     def profile(self, squared: Array) -> Array:
         """``variance · exp(−r)``."""
@@ -125,8 +125,8 @@ class Matern32(Stationary):
             units of that column.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
 
     def profile(self, squared: Array) -> Array:
         """``variance · (1 + √3 r) exp(−√3 r)``."""
@@ -143,8 +143,8 @@ class Matern52(Stationary):
             units of that column.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
 
     def profile(self, squared: Array) -> Array:
         """``variance · (1 + √5 r + 5 r²/3) exp(−√5 r)``."""
@@ -162,9 +162,9 @@ class RationalQuadratic(Stationary):
         alpha: scalar; small: a wide mixture of lengthscales; large: the squared exponential.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
-    alpha: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
+    alpha: Any = field(default=1.0, constraint=constraints.positive, units=(0, 0))
 
     def __post_init__(self):
         super().__post_init__()
@@ -189,9 +189,9 @@ class Periodic(Stationary):
         MacKay (1998), Introduction to Gaussian processes: a squared exponential on the circle of each input.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
-    lengthscale: Any = field(default=1.0, constraint=constraints.positive)
-    period: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
+    lengthscale: Any = field(default=1.0, constraint=constraints.positive, units=(0, 0))
+    period: Any = field(default=1.0, constraint=constraints.positive, units=(1, 0))
 
     def __post_init__(self):
         super().__post_init__()

@@ -360,6 +360,20 @@ def test_labels_of_minus_one_and_one_are_taken_and_said():
     )
 
 
+@pytest.mark.parametrize(("name", "kind"), [("logit", bool), ("logit", int), ("poisson", np.int32)])
+def test_classes_and_counts_may_be_integers(name, kind):
+    whole = gp.condition(model(LIKELIHOODS[name]), X, OUTPUTS[name].astype(kind), gp.EP(num_nodes=64))
+    np.testing.assert_array_equal(whole.log_evidence, condition(name, OUTPUTS[name]).log_evidence)
+
+
+def test_integers_must_fit_into_the_dtype_and_real_outputs_are_floating():
+    X = np.zeros((2, 1), np.float32)
+    with pytest.raises(ValueError, match="does not hold exactly"):
+        gp.condition(gp.Model(gp.kernels.RBF(), gp.likelihoods.Poisson()), X, np.array([2**24 + 1, 0]))
+    with pytest.raises(TypeError, match="y must be floating point, got dtype int"):
+        gp.condition(gp.Model(gp.kernels.RBF()), X, np.array([1, 0]))
+
+
 def test_one_class_only_is_said():
     with pytest.warns(UserWarning, match="all labels are 1"):
         got = condition("logit", np.ones(5))

@@ -80,7 +80,7 @@ def test_ties_stay_together_and_few_points_suffice():
         (([[0.1]], [[1]]), "vectors of one length"),
         (([1.1], [1]), r"within \[0, 1\]"),
         (([np.nan], [1]), r"within \[0, 1\]"),
-        (([0.5], [-1]), "labels must be 0 or 1"),
+        (([0.5], [2]), "labels must be 0 or 1"),
         (([0.5], [1], 0), "num_bins must be at least 1"),
     ],
 )

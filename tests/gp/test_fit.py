@@ -12,6 +12,7 @@ import pytest
 from scipy import optimize, stats
 
 from probinfer import gp, mcmc, vi
+from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
 from tests.reference import gp_predict as oracle
 
@@ -223,6 +224,63 @@ def test_padding_does_not_show(ml2):
     together = ml2.predict(np.concatenate([X_NEW, X]))
     np.testing.assert_allclose(together[0][:9], ml2.predict(X_NEW)[0], rtol=1e-12)
     np.testing.assert_allclose(together[1][:1], ml2.predict(X_NEW[:1])[1], rtol=1e-9)
+
+
+def test_predictions_under_jit_and_grad(ml2):
+    """The fit closed over and as an argument; slopes by central differences."""
+    mean, variance = ml2.predict(X_NEW)
+    for traced in (jax.jit(ml2.predict)(X_NEW), jax.jit(lambda fit, x: fit.predict(x))(ml2, X_NEW)):
+        np.testing.assert_allclose(traced.mean, mean, rtol=1e-10)
+        np.testing.assert_allclose(traced.variance, variance, rtol=1e-6)
+        assert traced.status == Status.OK
+
+    def height(x):
+        found = ml2.predict(x)
+        return found.mean[0] + found.variance[2]
+
+    slope, step = jax.jit(jax.grad(height))(jnp.asarray(X_NEW)), np.zeros_like(X_NEW)
+    step[[0, 2], 0] = 1e-5
+    rise = (height(X_NEW + step) - height(X_NEW - step)) / 2e-5
+    np.testing.assert_allclose(slope[0, 0] + slope[2, 0], rise, rtol=1e-5)
+    density = jax.jit(lambda x, y: ml2.log_prob(x, y))(X_NEW, np.full(9, 300.0))
+    np.testing.assert_allclose(density, ml2.log_prob(X_NEW, np.full(9, 300.0)), rtol=1e-9)
+
+
+def test_the_factor_is_kept(ml2):
+    """The factor is found once, is no part of the tree or of the file, and is not that of changed models."""
+    fresh = dataclasses.replace(ml2)
+    assert "_kept" not in vars(fresh)
+    wanted = fresh.predict(X_NEW)
+    kept = vars(fresh)["_kept"]
+    np.testing.assert_array_equal(fresh.predict(X_NEW).mean, wanted.mean)
+    assert vars(fresh)["_kept"] is kept
+    assert jax.tree.structure(fresh) == jax.tree.structure(ml2)
+    other = dataclasses.replace(fresh, models=jax.tree.map(lambda leaf: 9 * leaf, fresh.models))
+    assert not np.allclose(other.predict(X_NEW).variance, wanted.variance, rtol=1e-3)
+    anew = jax.jit(lambda fit, x: fit.predict(x))(fresh, X_NEW)  # conditioned where it is needed
+    np.testing.assert_allclose(anew.variance, wanted.variance, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-140, 1e140])
+def test_outputs_of_any_size(unit, ml2):
+    fit = gp.fit(jax.random.key(0), model(), X * 1e-160, Y * unit)
+    np.testing.assert_allclose(fit.predict(X_NEW * 1e-160).mean / unit, ml2.predict(X_NEW).mean, rtol=1e-4)
+    np.testing.assert_allclose(
+        fit.predict(X_NEW * 1e-160).variance / unit / unit, ml2.predict(X_NEW).variance, rtol=1e-2
+    )
+    np.testing.assert_allclose(fit.log_evidence + 40 * np.log(unit), ml2.log_evidence, rtol=1e-4)
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("power", [-200, 200])
+def test_outputs_whose_squares_do_not_exist_are_refused(power, dtype):
+    unit = 10.0 ** (power if dtype == jnp.float64 else power // 8)
+    x, y = X.astype(dtype), (Y * unit).astype(dtype)
+    with pytest.raises(ValueError, match=r"y has .* of size .* change the unit"):
+        gp.fit(jax.random.key(0), model(), x, y)
+    if power > 0:
+        with pytest.raises(ValueError, match=r"X has entries of size .* change the unit"):
+            gp.fit(jax.random.key(0), model(), (X * unit).astype(dtype), Y.astype(dtype), standardize=False)
 
 
 def test_constant_columns_are_reported():

@@ -8,6 +8,7 @@ from scipy import special, stats
 
 from probinfer.gp import likelihoods
 from probinfer.gp.calibration import pit
+from probinfer.gp.predictive import BernoulliMixture
 from tests.reference.likelihoods import LOG_DENSITIES, integrals
 
 MEANS = np.array([[0.5, -2.0, 3.0], [1.0, -1.0, 3.2]])
@@ -67,6 +68,27 @@ def test_classes_in_the_tails(dtype):
         got.log_prob(jnp.zeros(1)), special.logsumexp(components) - np.log(2), rtol=1e-12
     )
     np.testing.assert_allclose(got.variance, np.exp(components).mean(), rtol=1e-9)
+
+
+def test_labels_have_one_meaning(dtype):
+    """−1 is class 0 wherever a label is read; no other number is a label, and truth values are."""
+    log_zeros = jnp.log(jnp.asarray([[0.2, 0.7, 0.4, 0.5]], dtype))
+    predictive = BernoulliMixture(log_zeros, jnp.log1p(-jnp.exp(log_zeros)))
+    wanted = predictive.log_prob(np.array([0.0, 1, 0, 1]))
+    for labels in ([-1, 1, -1, 1], [False, True, False, True], [0, 1, 0, 1]):
+        np.testing.assert_array_equal(predictive.log_prob(np.array(labels)), wanted)
+        values = [pit(predictive, np.array(y), jax.random.key(0)).values for y in (labels, [0, 1, 0, 1])]
+        np.testing.assert_allclose(*values, rtol=1e-6)
+    np.testing.assert_array_equal(predictive.log_prob(np.array([2, 0.5, -2, 3])), -np.inf)
+
+
+def test_what_is_no_count_has_no_mass(tables):
+    predictive = tables["poisson"][0]
+    shape = predictive.means.shape[1:]
+    for wrong in (0.5, -1.0, 3.2):
+        np.testing.assert_array_equal(predictive.log_prob(np.full(shape, wrong)), -np.inf)
+    whole = predictive.log_prob(np.full(shape, 3))
+    np.testing.assert_array_equal(whole, predictive.log_prob(jnp.full(shape, 3.0)))
 
 
 def test_class_samples(key):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probinfer import gp, mcmc, targets, vi
-from probinfer.gp.fit import Fit
+from probinfer.gp.fitted import Fit
 from probinfer.gp.scaling import standardization
 from probinfer.posterior import Posterior
 from probinfer.types import pytree

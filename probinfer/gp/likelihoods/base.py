@@ -76,10 +76,6 @@ class Likelihood:
         refuse_noise(self, noise)
         return LatentMixture(self, mean, variance)
 
-    def rescale(self, factor: Any) -> Any:
-        """The same likelihood for outputs in other units: the parameters are stated in those units already."""
-        return self
-
 
 def refuse_noise(likelihood: Any, noise: Any) -> None:
     """Say that a noise variance at new points makes no sense here.

@@ -115,7 +115,7 @@ class NegativeBinomial(_Counts):
         dispersion: positive; the limit 0 is Poisson.
     """
 
-    dispersion: Any = field(default=0.5, constraint=constraints.positive)
+    dispersion: Any = field(default=0.5, constraint=constraints.positive, units=(0, 0))
 
     def log_density(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:
         """Log p(y | f), elementwise."""

@@ -86,7 +86,7 @@ class Gaussian(_Closed):
         ValueError: the variance is not a scalar; for one value a point use ``KnownNoise``.
     """
 
-    variance: Any = field(default=1.0, constraint=constraints.positive)
+    variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
 
     def __post_init__(self):
         object.__setattr__(self, "variance", strong_array(self.variance))
@@ -135,7 +135,7 @@ class KnownNoise(_Closed):
         ValueError: ``noise`` is not a vector, or has a negative entry.
     """
 
-    noise: Any = field(constraint=constraints.nonnegative)
+    noise: Any = field(constraint=constraints.nonnegative, units=(0, 2))
 
     def __post_init__(self):
         object.__setattr__(self, "noise", strong_array(self.noise))
@@ -178,7 +178,3 @@ class KnownNoise(_Closed):
                 "scalar, or use predict for the noise-free function"
             )
         return NormalMixture(mean, variance + jnp.asarray(noise, mean.dtype))
-
-    def rescale(self, factor: Any) -> KnownNoise:
-        """The same noise for outputs divided by ``factor``."""
-        return KnownNoise(self.noise / factor**2)

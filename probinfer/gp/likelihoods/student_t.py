@@ -32,8 +32,8 @@ class StudentT(Likelihood):
         df: degrees of freedom, positive; the limit ∞ is Gaussian noise.
     """
 
-    scale: Any = field(default=1.0, constraint=constraints.positive)
-    df: Any = field(default=4.0, constraint=constraints.positive)
+    scale: Any = field(default=1.0, constraint=constraints.positive, units=(0, 1))
+    df: Any = field(default=4.0, constraint=constraints.positive, units=(0, 0))
     outputs_have_unit: ClassVar[bool] = True
 
     def log_density(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -7,7 +7,8 @@ function.
 """
 
 from probinfer.gp.predictive.classes import BernoulliMixture
+from probinfer.gp.predictive.function import LatentMoments
 from probinfer.gp.predictive.latent import CountMixture, LatentMixture
 from probinfer.gp.predictive.normal import NormalMixture
 
-__all__ = ["BernoulliMixture", "CountMixture", "LatentMixture", "NormalMixture"]
+__all__ = ["BernoulliMixture", "CountMixture", "LatentMixture", "LatentMoments", "NormalMixture"]

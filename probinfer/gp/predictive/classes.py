@@ -46,14 +46,15 @@ class BernoulliMixture:
         """The standard deviation of y."""
         return jnp.sqrt(self.variance)
 
-    def log_prob(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
-        """Log P(y), pointwise, for labels in {0, 1} (minus infinity elsewhere)."""
+    def log_prob(self, y: Any) -> Float[Array, " M"]:
+        """Log P(y), pointwise, for labels 0 and 1; −1 is another name of class 0, and no other label has any mass."""
+        y = jnp.asarray(y)
         num = jnp.log(jnp.asarray(self.log_ones.shape[0], self.log_ones.dtype))
         zero, one = logsumexp(self.log_zeros, axis=0) - num, logsumexp(self.log_ones, axis=0) - num
-        return jnp.where(y == 1, one, jnp.where(y == 0, zero, -jnp.inf))
+        return jnp.where(y == 1, one, jnp.where((y == 0) | (y == -1), zero, -jnp.inf))
 
     def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
-        """P(Y <= y), pointwise."""
+        """P(Y <= y), pointwise; Y is 0 or 1 here, so it is 0 at −1."""
         zero = jnp.exp(self.log_zeros).mean(0)
         return jnp.where(y < 0, 0.0, jnp.where(y < 1, zero, 1.0)).astype(zero.dtype)
 

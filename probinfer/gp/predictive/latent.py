@@ -50,7 +50,7 @@ class _Mixture:
         """The standard deviation of y."""
         return jnp.sqrt(self.variance)
 
-    def log_prob(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+    def log_prob(self, y: Any) -> Float[Array, " M"]:
         """Log (1/S) Σ_s ∫ p(y | f, s) N(f; ·) df, pointwise."""
         return _log_prob(self, jnp.asarray(y, self.means.dtype))
 
@@ -133,7 +133,7 @@ class LatentMixture(_Mixture):
         """The variance of y; infinite or NaN where it does not exist."""
         return self.scale**2 * super().variance
 
-    def log_prob(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
+    def log_prob(self, y: Any) -> Float[Array, " M"]:
         """Log density of y, pointwise."""
         return super().log_prob((y - self.shift) / self.scale) - jnp.log(jnp.asarray(self.scale, y.dtype))
 
@@ -175,6 +175,12 @@ class CountMixture(_Mixture):
     means: Any
     variances: Any
     discrete: ClassVar[bool] = True
+
+    def log_prob(self, y: Any) -> Float[Array, " M"]:
+        """Log P(y), pointwise; minus infinity where y is no count."""
+        y = jnp.asarray(y, self.means.dtype)
+        is_count = (y >= 0) & (y == jnp.floor(y))
+        return jnp.where(is_count, super().log_prob(jnp.where(is_count, y, 0)), -jnp.inf)
 
     def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
         """P(Y <= y), pointwise; 0 below 0."""
