@@ -43,7 +43,7 @@ _ADVICE = {
     Status.OK: "nothing went wrong",
     Status.MAX_ITERATIONS: "the iteration limit was reached before the stopping rule was met; raise the limit",
     Status.LINE_SEARCH_STALLED: "no step along the search direction improved the objective: it is at its rounding "
-    "level, its gradient is wrong or jumps, or it has no optimum (an improper density)",
+    "level, it has no optimum (an improper density, a parameter that runs to a limit), or its gradient is wrong",
     Status.DIVERGENT_TRANSITIONS: "some trajectories left the posterior by numerical error, so parts of it are visited "
     "too rarely: raise target_acceptance (0.95, 0.99), or reparametrise",
     Status.CHAINS_DISAGREE: "the chains have not mixed (R-hat above 1.01 or too few effective draws): run more draws, "
