@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._requested = self._seen = False
+        self._requested = self._seen = self._twice = False
 
     @property
     def requested(self) -> bool:
@@ -50,8 +50,12 @@ _open: Interruption | None = None  # of the main thread
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Interruption]:
+def deferred(at_second: Callable[[], None] | None = None) -> Iterator[Interruption]:
     """Turn the first Ctrl-C inside into a flag; blocks inside one another share it.
+
+    Args:
+        at_second: called in another thread at the second Ctrl-C, even while the main thread waits for a program that
+            calls Python back (which no ``wait`` can leave): it should end what the program waits for.
 
     Yields:
         The flag.
@@ -69,18 +73,49 @@ def deferred() -> Iterator[Interruption]:
         return
     interruption = _open = Interruption()
     signal.signal(signal.SIGINT, _handler(interruption, previous))
-    try:
-        yield interruption
-    finally:
-        _open = None
-        signal.signal(signal.SIGINT, previous)
+    with contextlib.nullcontext() if at_second is None else _listening(at_second):
+        try:
+            yield interruption
+        except Exception as error:
+            if interruption._twice:  # an error of a program that called Python back, where it was raised
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            _open = None
+            signal.signal(signal.SIGINT, previous)
     if interruption._requested and not interruption._seen:
         previous(signal.SIGINT, None)
+
+
+@contextlib.contextmanager
+def _listening(at_second: Callable[[], None]) -> Iterator[None]:
+    """Hear signals in a thread of its own: the system's handler writes each to a pipe, wherever the main thread is."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        heard = 0
+        while number := os.read(reading, 1):
+            heard += number[0] == signal.SIGINT
+            if heard == 2:
+                at_second()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
 
 
 def _handler(interruption: Interruption, previous: Any) -> Any:
     def handle(number: int, frame: Any) -> None:
         if interruption._requested:
+            interruption._twice = True
             signal.signal(signal.SIGINT, previous)
             previous(number, frame)
             return

@@ -1,5 +1,7 @@
 """Ctrl-C, with real signals: what is finished is returned or kept, and the process stays usable."""
 
+import contextlib
+import gc
 import os
 import signal
 import threading
@@ -16,6 +18,8 @@ from probinfer import checks, interrupts
 from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import ConvergenceWarning
+from probinfer.lm.rewards import workers
+from tests.lm import tables
 
 MANY = 10_000_000
 KEY = jax.random.key(2)
@@ -277,3 +281,92 @@ def test_a_fit_of_a_gaussian_process_is_returned_as_far_as_it_came(press_during)
         fit = pi.gp.fit(jax.random.key(0), pi.gp.Model(pi.kernels.RBF()), X, np.sin(6 * X[:, 0]))
     assert int(fit.info.status) == Status.INTERRUPTED
     assert np.isfinite(fit.predict(X)[0]).all()
+
+
+# Language models
+
+LM_SETTINGS = {"answer": pi.lm.answers.text, "max_tokens": 4, "progress": False}
+
+
+def sample_texts(prompt, reward=None, method=None, **settings):
+    method = pi.lm.ParticleFilter(4, step=pi.lm.every(1)) if method is None else method
+    return pi.lm.infer(KEY, tables.model(), prompt, reward, method, **LM_SETTINGS | settings)
+
+
+def test_prompts_that_were_finished_are_answered(press_during):
+    press_during(2)
+    with pytest.warns(ConvergenceWarning, match="2 of 3 prompts were begun"):
+        found = sample_texts(["a;", "a", "a;a"])
+    assert [answers.status for answers in found] == [Status.OK] * 2
+    press_during(1)
+    with pytest.warns(ConvergenceWarning, match="Ctrl-C ended the work early"):
+        found = sample_texts("a;", method=pi.lm.Adaptive(pi.lm.ParticleFilter(4, step=pi.lm.every(1)), 0.999))
+    assert found.status == Status.INTERRUPTED
+    assert len(found.texts) == 4
+
+
+def test_watched_texts_are_returned_as_far_as_they_came():
+    events = []
+
+    def press(event):
+        events.append(event)
+        if len(events) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.warns(ConvergenceWarning, match="Ctrl-C ended the work early"):
+        found = sample_texts("a;", watch=press)
+    assert found.status == Status.INTERRUPTED
+    assert len(events) == 1
+    assert sample_texts("a;").status == Status.OK
+
+
+def hang(prompt, text):
+    time.sleep(60)
+    return 0.5
+
+
+def test_workers_end_with_an_interrupted_run(monkeypatch):
+    """Both presses come while a function hangs: the run ends at once, its processes too."""
+    reward, before = pi.lm.rewards.from_python(hang, workers=1, timeout=None), children()
+    process, timers, called = workers._Process.call, [], []
+
+    def press_and_call(self, arguments, timeout):
+        if not timers:
+            called.append(time.monotonic())
+            timers.extend(
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.3, 0.6)
+            )
+            for timer in timers:
+                timer.start()
+        return process(self, arguments, timeout)
+
+    monkeypatch.setattr(workers._Process, "call", press_and_call)
+    with pytest.raises(KeyboardInterrupt):
+        sample_texts("a;", reward)
+    assert time.monotonic() - called[0] < 40  # a call would have taken 60 s
+    assert children() <= before
+
+
+def children():
+    """Processes that this one has started."""
+    found = set()
+    for task in os.listdir(f"/proc/{os.getpid()}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{os.getpid()}/task/{task}/children") as file:
+            found |= set(file.read().split())
+    return found
+
+
+def test_new_functions_leave_no_workers_and_no_descriptors():
+    def run(i):
+        reward = pi.lm.rewards.from_python(lambda prompt, text: 0.5 + 0 * i, workers=1)
+        return sample_texts("a;", reward)
+
+    run(0)
+    gc.collect()
+    open_before = len(os.listdir("/proc/self/fd"))
+    running_before = children()
+    for i in range(3):
+        assert run(i).status == Status.OK
+    gc.collect()
+    assert children() <= running_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before

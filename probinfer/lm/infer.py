@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer import interrupts
 from probinfer import progress as bars
 from probinfer.base import Status
-from probinfer.errors import check_key
+from probinfer.errors import check_key, warn_interrupted
 from probinfer.identity import notice
 from probinfer.lm import answers as extractors
 from probinfer.lm import events, notices
@@ -76,9 +77,12 @@ def infer(
         batch: how many prompts run side by side; None: one on a CPU, 8 elsewhere.
 
     Returns:
-        ``Answers``, or a list of them for a list of prompts.
+        ``Answers``, or a list of them for a list of prompts. After Ctrl-C, of the prompts that were finished, the first
+        ones, and where steps are watched (``watch``, or a bar of a single prompt) of the texts so far, with the status
+        ``INTERRUPTED``.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C before there was an answer, or twice.
         TypeError: an argument is of the wrong kind.
         ValueError: an empty prompt, one that does not fit (of several it is named), an unknown setting.
         MemoryError: the caches, of the reward too and of all prompts side by side, would not fit.
@@ -104,12 +108,16 @@ def infer(
     started, before = time.perf_counter(), notices.faults_of(potential)
     models = prepare(model, tokens, method, detached(potential), proposal, limits, size)
     keys = list(jax.random.split(key, len(models))) if several else [key]
-    runs = _run_all(keys, models, method, model.tokenizer, reader, progress, watch, size)
+    notices.let_workers(True, potential)
+    with interrupts.deferred(at_second=partial(notices.let_workers, False, potential)):
+        runs = _run_all(keys, models, method, model.tokenizer, reader, progress, watch, size)
     seconds = (time.perf_counter() - started) / len(runs)
     faults = notices.faults_since(before, potential)
     finish = partial(_answers, model, method, potential, proposal, reader, faults, seconds)
-    found = [finish(one, *run) for one, run in zip(tokens, runs, strict=True)]
+    found = [finish(one, *run) for one, run in zip(tokens, runs)]
     notices.warn(found, potential, reader)
+    if len(found) < len(tokens):
+        warn_interrupted(f"{len(found)} of {len(tokens)} prompts were begun, and their answers are returned")
     return found if several else found[0]
 
 
@@ -176,18 +184,58 @@ def _run_all(
     if isinstance(method, Adaptive):
         with bars.task("batches", method.max_rounds, progress) as line:
             read = partial(_read, tokenizer, reader)
-            return [run_adaptively(k, m, method, read, run_prepared, line) for k, m in pairs]
+            return _until_interrupted(
+                lambda pair, stop: run_adaptively(pair[0], pair[1], method, read, run_prepared, line, stop),
+                pairs,
+            )
     total = _num_watched(method, models[0]) if watched else len(models)
     with bars.task("steps" if watched else "prompts", total, progress) as line:
         if watched:
             looks = [onlooker(tokenizer, watch, line, i) for i in range(len(pairs))]
-            return [(method.run(*pair, watch=look), 1) for pair, look in zip(pairs, looks, strict=True)]
-        found: list[Draws] = []
-        while len(found) < len(models):
-            now = slice(len(found), len(found) + batch)
-            found += _batch(*_filled(keys[now], models[now], batch), method)
-            line.update(min(len(found), len(models)))
-        return [(draws, 1) for draws in found[: len(models)]]
+            return _until_interrupted(partial(_watched, method), list(zip(pairs, looks, strict=True)))
+
+        def several(start: int, stop: Any) -> list[Draws]:
+            now = slice(start, start + batch)
+            draws = _batch(*_filled(keys[now], models[now], batch), method)[: len(models) - start]
+            line.update(start + len(draws))
+            return draws
+
+        parts = _until_interrupted(several, range(0, len(models), batch))
+        return [(draws, 1) for part in parts for draws in part]
+
+
+def _until_interrupted(run: Callable[[Any, Any], Any], tasks: Any) -> list:
+    """What ``run(task, stop)`` returned for each task, of those that were begun before Ctrl-C.
+
+    Raises:
+        Interrupted: there are none.
+    """
+    found: list = []
+    with interrupts.deferred() as stop:
+        for task in tasks:
+            if stop.requested:
+                break
+            found.append(run(task, stop))
+    if not found:
+        raise interrupts.Interrupted("no prompt was begun")
+    return found
+
+
+def _watched(method: Any, task: tuple, stop: interrupts.Interruption) -> tuple[Draws, int]:
+    """Run step by step, until the onlooker or Ctrl-C ends it."""
+    pair, look = task
+    ended = False
+
+    def look_and_listen(seen: Any) -> Any:
+        nonlocal ended
+        enough = look(seen)
+        ended = not enough and stop.requested
+        return enough or ended
+
+    draws = method.run(*pair, watch=look_and_listen)
+    if ended:
+        draws = draws._replace(status=jnp.maximum(draws.status, jnp.int32(Status.INTERRUPTED)))
+    return draws, 1
 
 
 def _filled(keys: list, models: list[TokenModel], size: int) -> tuple[list, list[TokenModel]]:
@@ -206,14 +254,14 @@ def _num_watched(method: Any, model: TokenModel) -> int:
 
 def _batch(keys: list, models: list[TokenModel], method: Any) -> list[Draws]:
     if len(models) == 1:
-        return [jax.block_until_ready(run_prepared(keys[0], models[0], method))]
+        return [interrupts.wait(run_prepared(keys[0], models[0], method))]
     import dataclasses
 
     parts = [(m.setting.prompt, m.setting.context, m.logits) for m in models]
     prompt, context, logits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
     setting = dataclasses.replace(models[0].setting, prompt=prompt, context=context)
     stacked = dataclasses.replace(models[0], setting=setting, logits=logits)
-    draws = jax.block_until_ready(run_prepared(jnp.stack(keys), stacked, method, batched=True))
+    draws = interrupts.wait(run_prepared(jnp.stack(keys), stacked, method, batched=True))
     return [jax.tree.map(lambda leaf, i=i: leaf[i], draws) for i in range(len(models))]
 
 

@@ -13,7 +13,7 @@ from probinfer.errors import ConvergenceWarning, advice, shortened
 from probinfer.lm.rewards.algebra import Nothing, Potential
 from probinfer.lm.rewards.host import Faults, HostScore
 
-__all__ = ["Reader", "faults_of", "faults_since", "warn"]
+__all__ = ["Reader", "faults_of", "faults_since", "let_workers", "warn"]
 
 _DIED = (
     "every particle died: no text that was tried has a positive weight. The texts are those before the last step; use "
@@ -64,6 +64,18 @@ def faults_of(potential: Potential) -> list[Faults]:
     """What went wrong so far in the Python functions of a reward."""
     leaves = jax.tree.leaves(potential, is_leaf=lambda leaf: isinstance(leaf, HostScore))
     return [leaf.faults for leaf in leaves if isinstance(leaf, HostScore)]
+
+
+def let_workers(run: bool, potential: Potential) -> None:
+    """Let the Python functions of a reward run, or end their processes at once, even in a call.
+
+    Args:
+        run: which of the two.
+        potential: the reward.
+    """
+    for leaf in jax.tree.leaves(potential, is_leaf=lambda leaf: isinstance(leaf, HostScore)):
+        if isinstance(leaf, HostScore) and leaf.host.pool is not None:
+            leaf.host.pool.let(run)
 
 
 def faults_since(before: Sequence[Faults], potential: Potential) -> str:

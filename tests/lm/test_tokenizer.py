@@ -358,6 +358,39 @@ def test_templates_of_checkpoints_find_their_helpers():
     assert template.render(chat, thinking=False).endswith("False")
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10**10 }}",
+        "{{ 'a' | center(10**10) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'text' * 9 }}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ 10**(10**10) }}",
+    ],
+)
+def test_templates_are_bounded(template, monkeypatch):
+    from probinfer.lm.tokens import renderer
+
+    monkeypatch.setattr(renderer, "_SECONDS", 3.0)
+    with pytest.raises(ValueError, match="refused these messages: "):
+        tokens.ChatTemplate(template).render("hi")
+    assert tokens.ChatTemplate("{{ messages[0].content }}").render("hi\ud800") == "hi\ud800"
+
+
+def test_templates_that_are_too_much_to_read_are_refused():
+    for source, said in (
+        ("{" * 10 + "%" * 2**20, "characters"),
+        ("{{ " + "(" * 10**5, "nested too deeply|not parse"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tokens.ChatTemplate(source)
+    with pytest.raises(ValueError, match="plain data"):
+        tokens.ChatTemplate("{{ tools }}").render("hi", tools=[lambda: None])
+
+
 def test_failing_templates_say_what_to_do():
     with pytest.raises(ValueError, match=r"does not parse: .*\(line 1\); give another with chat_template"):
         tokens.ChatTemplate("{% for m in %}")

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer import interrupts
+from probinfer.base import Status
 from probinfer.lm import selectors
 from probinfer.lm.methods.base import Draws, check_count, check_method, has_evidence
 from probinfer.lm.token_model import Ledger, TokenModel
@@ -65,7 +67,13 @@ class Adaptive:
 
 
 def run_adaptively(
-    key: Any, model: TokenModel, adaptive: Adaptive, read: Callable[[Any], str | None], run: Any, line: Any
+    key: Any,
+    model: TokenModel,
+    adaptive: Adaptive,
+    read: Callable[[Any], str | None],
+    run: Any,
+    line: Any,
+    stop: interrupts.Interruption,
 ) -> tuple[Draws, int]:
     """Repeat until decided.
 
@@ -76,20 +84,25 @@ def run_adaptively(
         read: tokens -> answer.
         run: ``(key, model, method) -> Draws``, compiled.
         line: a ``progress.Task``.
+        stop: whether Ctrl-C was pressed.
 
     Returns:
-        All batches as one, and how many they were.
+        All batches as one, and how many they were; after Ctrl-C those that there are.
     """
     rounds: list[Draws] = []
     answers: list[str | None] = []
     for i in range(adaptive.max_rounds):
-        draws = jax.block_until_ready(run(jax.random.fold_in(key, i), model, adaptive.method))
+        draws = interrupts.wait(run(jax.random.fold_in(key, i), model, adaptive.method))
         rounds.append(draws)
         tokens, length = np.asarray(draws.tokens), np.asarray(draws.length)
         answers += [read(row[:size]) for row, size in zip(tokens, length, strict=True)]
         line.update(i + 1)
         if selectors.decided(answers, _log_weights(rounds), confidence=adaptive.confidence).stop:
             break
+        if stop.requested and i + 1 < adaptive.max_rounds:
+            pooled = _pooled(rounds)
+            worst = jnp.maximum(pooled.status, jnp.int32(Status.INTERRUPTED))
+            return pooled._replace(status=worst), len(rounds)
     return _pooled(rounds), len(rounds)
 
 

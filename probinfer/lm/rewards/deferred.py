@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -111,9 +112,21 @@ def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: A
         raise TypeError(f"a reward function is called with (prompt, text), got {shortened(fn)}")
     _check_meaning(meaning)
     check_settings(**settings)
-    return Deferred(
-        lambda tokenizer: weigh(HostScore(fn, tokenizer, **settings), meaning), f"from_python({fn})"
-    )
+    made: list[HostScore] = []
+
+    def make(tokenizer: Any) -> Potential:
+        made.append(HostScore(fn, tokenizer, **settings))
+        return weigh(made[-1], meaning)
+
+    reward = Deferred(make, f"from_python({fn})")
+    weakref.finalize(reward, _end_workers, made)  # compiled programs may hold the score for longer
+    return reward
+
+
+def _end_workers(scores: list[HostScore]) -> None:
+    for score in scores:
+        if score.host.pool is not None:
+            score.host.pool.end()
 
 
 def from_model(score: Score, *, meaning: str = "odds") -> Potential:

@@ -232,6 +232,8 @@ class _Host:
 
     def _remember(self, keys: list[bytes], replies: list[Reply]) -> None:
         for key, reply in zip(keys, replies, strict=True):
+            if reply.kind == "interrupted":
+                continue
             self._answers[key] = reply
             self._answers.move_to_end(key)
         while len(self._answers) > self._memory:

@@ -30,7 +30,8 @@ class Reply(NamedTuple):
     """Outcome of one call.
 
     Attributes:
-        kind: of the fault: "exception", "time-out", "crash", "not loaded", "not a number", "NaN"; "" for none.
+        kind: of the fault: "exception", "time-out", "crash", "not loaded", "not a number", "NaN", "interrupted"; "" for
+            none.
         value: the number, NaN where there is none.
         words: the traceback, or what happened; "" without fault.
     """
@@ -38,6 +39,9 @@ class Reply(NamedTuple):
     kind: str
     value: float
     words: str
+
+
+_ENDED = Reply("interrupted", float("nan"), "the run was ended by Ctrl-C")
 
 
 class _Process:
@@ -129,6 +133,7 @@ class Pool:
         self._lock = threading.Lock()
         self._processes: list[_Process | None] = [None] * num
         self._owner = os.getpid()
+        self._stopped = False
         weakref.finalize(self, _end, self._processes, self._owner)
 
     def map(self, calls: list[tuple]) -> list[Reply]:
@@ -150,6 +155,16 @@ class Pool:
                 thread.join()
             return [replies[i] for i in range(len(calls))]
 
+    def let(self, run: bool) -> None:
+        """Take calls, or end the processes now, even in a call, and answer what is still asked by a fault at once."""
+        self._stopped = not run
+        if self._stopped:
+            _end(self._processes, self._owner)
+
+    def end(self) -> None:
+        """End the processes without waiting for a call; the next one starts new ones."""
+        _end(self._processes, self._owner)
+
     def close(self) -> None:
         """End the processes now; the next call starts new ones."""
         with self._lock:
@@ -162,10 +177,16 @@ class Pool:
                 index, arguments = waiting.popleft()
             except IndexError:
                 return
-            try:
-                replies[index] = self._process(slot).call(arguments, self._timeout)
-            except Exception as error:  # no process could be started
-                replies[index] = Reply("not loaded", float("nan"), f"{type(error).__name__}: {error}")
+            reply = _ENDED
+            if not self._stopped:
+                try:
+                    reply = self._process(slot).call(arguments, self._timeout)
+                except Exception as error:  # no process could be started
+                    reply = Reply("not loaded", float("nan"), f"{type(error).__name__}: {error}")
+            if self._stopped:  # even where it was stopped in between
+                _end(self._processes, self._owner)
+                reply = _ENDED
+            replies[index] = reply
 
     def _process(self, slot: int) -> _Process:
         process = self._processes[slot]

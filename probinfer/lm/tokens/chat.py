@@ -1,18 +1,22 @@
 """Chat templates: messages to one prompt, by the template that a checkpoint brings.
 
-A template is a program of somebody else, so it runs in Jinja's immutable sandbox: it can build text and nothing more.
+A template is a program of somebody else, so it runs in Jinja's immutable sandbox, where it can build text and nothing
+more, and in a process of its own, within limits of time and memory (``renderer``).
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from probinfer.errors import import_extra, shortened
+from probinfer.lm.tokens import renderer
+from probinfer.lm.tokens.template import environment
 
 __all__ = ["ChatTemplate", "as_messages"]
+
+_LONGEST = 2**20  # characters of a template; those of checkpoints have some thousand
+_INSTEAD = "give another with chat_template=..., or prompts as plain text"
 
 
 def as_messages(prompt: Any) -> list[dict[str, Any]]:
@@ -36,41 +40,6 @@ def _is_message(message: Any) -> bool:
     return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
 
 
-def _raise_exception(message: str) -> None:
-    raise ValueError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """JSON as it stands: Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _environment() -> Any:
-    """A sandbox with the helpers that templates of checkpoints expect."""
-    sandbox = import_extra("jinja2.sandbox", "lm").ImmutableSandboxedEnvironment
-    extension = import_extra("jinja2.ext", "lm").Extension
-
-    class Generation(extension):
-        """Marks around generated text, which only training uses: the text stays, the marks go."""
-
-        tags = {"generation"}  # noqa: RUF012 (the name and the form that Jinja asks for)
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return environment
-
-
 class ChatTemplate:
     """A Jinja template with the variables of its tokenizer.
 
@@ -85,13 +54,16 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None):
         jinja2 = import_extra("jinja2", "lm")
         self.source, self.variables = source, dict(variables or {})
+        if len(source) > _LONGEST:
+            raise ValueError(f"the chat template has {len(source)} characters; {_INSTEAD}")
         try:
-            self._template = _environment().from_string(source)
+            environment().parse(source)  # compiling would compute what is constant in it
+        except RecursionError as error:
+            raise ValueError(f"the chat template is nested too deeply; {_INSTEAD}") from error
         except jinja2.TemplateError as error:
             line = getattr(error, "lineno", None)
             raise ValueError(
-                f"the chat template does not parse: {error} (line {line}); "
-                "give another with chat_template=..., or prompts as plain text"
+                f"the chat template does not parse: {error} (line {line}); {_INSTEAD}"
             ) from error
 
     def render(
@@ -112,17 +84,16 @@ class ChatTemplate:
 
         Raises:
             TypeError: ``messages`` is neither.
-            ValueError: the template fails on these messages.
+            ValueError: the template fails on these messages, or takes too much time or memory.
         """
         messages = as_messages(messages)
         settings = {"tools": None, "documents": None, **self.variables, **variables}
+        settings |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **settings
-            )
-        except Exception as error:  # whatever a template of somebody else may raise
+            return renderer.render(self.source, settings)
+        except renderer.TemplateError as error:
             raise ValueError(
-                f"the chat template refused these messages: {type(error).__name__}: {error}; roles were "
+                f"the chat template refused these messages: {error}; roles were "
                 f"{[message['role'] for message in messages]}. Many templates want user and assistant in turns and "
                 "know no other role; or pass the prompt as plain text"
             ) from error
