@@ -14,12 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
-__all__ = ["Interrupted", "Interruption", "Pace", "deferred", "wait"]
+__all__ = ["Interrupted", "Interruption", "Pace", "deferred", "each", "wait"]
 
 _SAID = b"\nstopping after the piece of work at hand; Ctrl-C again stops at once\n"
 _SHORTEST, _LONGEST = 5e-5, 2e-2  # seconds between two looks at a program that runs
@@ -144,6 +144,27 @@ def wait(tree: Any) -> Any:
         while not all(array.is_ready() for array in arrays):
             time.sleep(min(max(0.05 * (time.perf_counter() - started), _SHORTEST), _LONGEST))
     return jax.block_until_ready(tree)
+
+
+def each(run: Callable[[Any, Interruption], Any], tasks: Iterable[Any]) -> list:
+    """What ``run(task, interruption)`` returned for each task, of those that were begun before Ctrl-C.
+
+    Args:
+        run: the work on one task; it may look at the flag.
+        tasks: one after another.
+
+    Raises:
+        Interrupted: there are none.
+    """
+    found: list = []
+    with deferred() as stop:
+        for task in tasks:
+            if stop.requested:
+                break
+            found.append(run(task, stop))
+    if not found:
+        raise Interrupted("Ctrl-C before the first piece of work was begun")
+    return found
 
 
 class Pace:

@@ -184,7 +184,7 @@ def _run_all(
     if isinstance(method, Adaptive):
         with bars.task("batches", method.max_rounds, progress) as line:
             read = partial(_read, tokenizer, reader)
-            return _until_interrupted(
+            return interrupts.each(
                 lambda pair, stop: run_adaptively(pair[0], pair[1], method, read, run_prepared, line, stop),
                 pairs,
             )
@@ -192,7 +192,7 @@ def _run_all(
     with bars.task("steps" if watched else "prompts", total, progress) as line:
         if watched:
             looks = [onlooker(tokenizer, watch, line, i) for i in range(len(pairs))]
-            return _until_interrupted(partial(_watched, method), list(zip(pairs, looks, strict=True)))
+            return interrupts.each(partial(_watched, method), list(zip(pairs, looks, strict=True)))
 
         def several(start: int, stop: Any) -> list[Draws]:
             now = slice(start, start + batch)
@@ -200,25 +200,8 @@ def _run_all(
             line.update(start + len(draws))
             return draws
 
-        parts = _until_interrupted(several, range(0, len(models), batch))
+        parts = interrupts.each(several, range(0, len(models), batch))
         return [(draws, 1) for part in parts for draws in part]
-
-
-def _until_interrupted(run: Callable[[Any, Any], Any], tasks: Any) -> list:
-    """What ``run(task, stop)`` returned for each task, of those that were begun before Ctrl-C.
-
-    Raises:
-        Interrupted: there are none.
-    """
-    found: list = []
-    with interrupts.deferred() as stop:
-        for task in tasks:
-            if stop.requested:
-                break
-            found.append(run(task, stop))
-    if not found:
-        raise interrupts.Interrupted("no prompt was begun")
-    return found
 
 
 def _watched(method: Any, task: tuple, stop: interrupts.Interruption) -> tuple[Draws, int]:
