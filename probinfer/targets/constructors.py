@@ -28,12 +28,14 @@ def from_numpyro(
 
     Positions are dictionaries of the unconstrained latent sites; draws add the deterministic sites. The prior is the
     joint density of the latent sites, and the likelihood that of the observed sites with every ``numpyro.factor``;
-    ``prior`` is ``None`` where a latent site is improper, masked or scaled. The log Jacobian is neither masked nor
-    scaled. The model is traced under abstract arrays: arrays among the arguments are data (new data of the same
+    ``prior`` is ``None`` where a latent site is improper, masked or scaled. Around a latent site ``scale`` and ``mask``
+    act on its log Jacobian too, as in NumPyro's samplers. ``numpyro.param`` and mutable sites keep the values of the
+    first run, so random flax and nnx modules and learned reparametrisations run as they do there; a ``Delta`` is its
+    value. The model is traced under abstract arrays: arrays among the arguments are data (new data of the same
     shape compiles nothing), everything else is static.
 
     Args:
-        model: a NumPyro model without discrete latent sites, ``param`` sites and subsampling plates. Handlers
+        model: a NumPyro model without discrete latent sites and subsampling plates. Handlers
             (``condition``, ``reparam``, ``scale``, ``mask``, ``substitute``) may be around it or in it.
         *args: arguments of the model.
         init_strategy: one of ``numpyro.infer.init_to_*``: where ``init`` draws starting points.
@@ -43,13 +45,16 @@ def from_numpyro(
         The target.
 
     Raises:
-        ValueError: the model has a discrete latent site, a ``param`` site, a subsampling plate, no latent site, a
-            fixed seed, or looks at the values of its array arguments; the message says what to do.
+        ValueError: the model has a discrete latent site, a subsampling plate, no latent site, a fixed seed, or looks at
+            the values of JAX arrays among its arguments; the message says what to do.
     """
     args, kwargs = numpyro_model.read_arguments(args, kwargs)
     numpyro_model.refuse_seed_handler(model)
     given = hold(model), hold(args), hold(kwargs)
     sites = numpyro_model.inspect_model(*given)
+    if sites.is_fixed or sites.has_masses:
+        given = hold(numpyro_model.without_fixed_sites(model, args, kwargs, sites)), *given[1:]
+        sites = numpyro_model.inspect_model(*given)
     strategy, settings = _strategy(init_strategy)
     prior = Prior(
         sample=Bound(numpyro_model.prior_sample, *given),

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 from numpyro.distributions import Distribution, ImproperUniform, MaskedDistribution, biject_to
-from numpyro.distributions.util import is_identically_one
+from numpyro.distributions.util import is_identically_one, sum_rightmost
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import compute_log_probs, constrain_fn
-from numpyro.primitives import Messenger
+from numpyro.primitives import Messenger, factor
 
 from probinfer import transforms
 from probinfer.logdensity import Bound
+from probinfer.targets.fixed_sites import PointMasses, fixed_values, is_point_mass
 from probinfer.types import ArrayTree, PRNGKey, Scalar, strong_array
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "refuse_seed_handler",
     "terms",
     "unconstrain",
+    "without_fixed_sites",
 ]
 
 
@@ -52,11 +54,15 @@ class ModelSites(NamedTuple):
         latent: names of the continuous latent sites: the position.
         names: dotted names of the constrained draws, deterministic sites included.
         proper: every latent site has a normalised density and can be sampled.
+        is_fixed: some sites are ``param`` or mutable.
+        has_masses: some latent sites are point masses.
     """
 
     latent: tuple[str, ...]
     names: tuple[str, ...]
     proper: bool
+    is_fixed: bool
+    has_masses: bool
 
 
 class LogTerms(NamedTuple):
@@ -120,8 +126,8 @@ def inspect_model(model: Any, args: Any, kwargs: Any) -> ModelSites:
         The names of its sites.
 
     Raises:
-        ValueError: the model has no latent site, a discrete latent site, a ``param`` site, a plate that subsamples, a
-            support without bijector, or looks at the values of JAX arrays among its arguments.
+        ValueError: the model has no latent site, a discrete latent site, a plate that subsamples, a support without
+            bijector, or looks at the values of JAX arrays among its arguments.
     """
     found: dict[str, Any] = {}
 
@@ -144,6 +150,8 @@ def inspect_model(model: Any, args: Any, kwargs: Any) -> ModelSites:
         ) from error
     for name, site in found.items():
         _refuse_site(name, site)
+    is_fixed = any(site["type"] in ("param", "mutable") for site in found.values())
+    has_masses = any(is_point_mass(site) for site in found.values())
     latent = tuple(name for name, site in found.items() if _is_latent(site))
     if not latent:
         raise ValueError(
@@ -151,7 +159,7 @@ def inspect_model(model: Any, args: Any, kwargs: Any) -> ModelSites:
         )
     proper = all(is_proper(found[name]["fn"]) and not _is_scaled(found[name]) for name in latent)
     proper = proper and _can_sample(Bound(prior_sample, model, args, kwargs))
-    return ModelSites(latent, transforms.leaf_names(draws), proper)
+    return ModelSites(latent, transforms.leaf_names(draws), proper, is_fixed, has_masses)
 
 
 def is_proper(distribution: Distribution) -> bool:
@@ -171,15 +179,22 @@ def _can_sample(sample: Bound) -> bool:
 
 
 def _is_latent(site: Mapping) -> bool:
-    return site["type"] == "sample" and not site["is_observed"]
+    return site["type"] == "sample" and not site["is_observed"] and not is_point_mass(site)
 
 
 def _is_drawn(site: Mapping) -> bool:
-    return _is_latent(site) or site["type"] == "deterministic"
+    return _is_latent(site) or site["type"] == "deterministic" or is_point_mass(site)
 
 
 def _is_scaled(site: Mapping) -> bool:
     return site["scale"] is not None and not is_identically_one(site["scale"])
+
+
+def without_fixed_sites(model: Callable, args: tuple, kwargs: dict, sites: ModelSites) -> Callable:
+    """The model with the values of the sites that are no unknowns; itself where there are none."""
+    if sites.has_masses:
+        model = PointMasses(model)
+    return handlers.substitute(model, data=fixed_values(model, args, kwargs)) if sites.is_fixed else model
 
 
 def refuse_seed_handler(model: Any) -> None:
@@ -193,11 +208,6 @@ def refuse_seed_handler(model: Any) -> None:
 
 
 def _refuse_site(name: str, site: Mapping) -> None:
-    if site["type"] == "param":
-        raise ValueError(
-            f"site '{name}' is a numpyro.param, which has no prior: make it a numpyro.sample site (ImproperUniform for "
-            "a flat prior), or fix it with numpyro.handlers.substitute"
-        )
     if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
         raise ValueError(
             f"plate '{name}' draws a new subsample at every evaluation, so this model has no one log density: use all "
@@ -250,18 +260,37 @@ def _constrain_site(position: ArrayTree, site: dict) -> Any:
     """The constrained value ``T(z)`` of a latent site, ``None`` elsewhere."""
     if site["name"] not in position:
         return None
-    z, distribution = position[site["name"]], site["fn"]
-    to_support = biject_to(distribution.support)
+    return biject_to(site["fn"].support)(_unconstrained_step(position, site))
+
+
+def _unconstrained_step(position: ArrayTree, site: dict) -> Any:
+    """The unconstrained value of a site; inside NumPyro's scan, which asks for one step of the stacked site, of it."""
+    z, to_support = position[site["name"]], biject_to(site["fn"].support)
     step = (site.get("infer") or {}).get("_scan_current_index")
-    if step is not None:  # inside numpyro's scan, which asks for one step of the stacked site
-        extra = to_support.codomain.event_dim - to_support.domain.event_dim
-        z = z[step] if jnp.ndim(z) > len(distribution.shape()) - extra else z
-    return to_support(z)
+    if step is None:
+        return z
+    extra = to_support.codomain.event_dim - to_support.domain.event_dim
+    return z[step] if jnp.ndim(z) > len(site["fn"].shape()) - extra else z
 
 
-def _log_jacobian_at(site: Mapping, z: Any) -> Scalar:
-    """Never scaled nor masked: those act on the density of the constrained value."""
-    return jnp.sum(biject_to(site["fn"].support).log_abs_det_jacobian(z, site["value"]))
+def _constrain_with_factor(position: ArrayTree, site: dict) -> Any:
+    """The constrained value of a latent site, and its log Jacobian as a factor at the same place of the model.
+
+    Handlers there (``scale``, ``mask``, plates) act on the factor as they do on the site, as in NumPyro's samplers.
+    """
+    value = _constrain_site(position, site)
+    if value is None:
+        return None
+    z = _unconstrained_step(position, site)
+    log_det = biject_to(site["fn"].support).log_abs_det_jacobian(z, value)
+    extra = jnp.ndim(log_det) - jnp.ndim(value) + len(site["fn"].event_shape)
+    factor(_jacobian_name(site["name"]), sum_rightmost(log_det, extra))
+    return value
+
+
+def _jacobian_name(name: str) -> str:
+    """The end of the name of the factor: ``handlers.scope`` writes its prefix before it."""
+    return f"|{name}|log_det"
 
 
 def log_terms(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> LogTerms:
@@ -274,15 +303,15 @@ def log_terms(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -
         position: unconstrained values of the latent sites, by name.
 
     Returns:
-        The summands; scales and masks of the model are applied.
+        The summands; scales and masks of the model are applied, to the Jacobians too.
     """
-    substituted = handlers.substitute(model, substitute_fn=partial(_constrain_site, position))
-    log_probs, trace = compute_log_probs(substituted, args, kwargs, {})
-    return LogTerms(
-        prior={name: log_probs[name] for name in position},
-        jacobian={name: _log_jacobian_at(trace[name], z) for name, z in position.items()},
-        likelihood={name: value for name, value in log_probs.items() if name not in position},
-    )
+    substituted = handlers.substitute(model, substitute_fn=partial(_constrain_with_factor, position))
+    log_probs, _ = compute_log_probs(substituted, args, kwargs, {})
+    prior = {name: log_probs.pop(name) for name in position}
+    ends = {_jacobian_name(name): name for name in position}
+    found = {key: key[key.index("|") :] for key in log_probs if "|" in key}
+    jacobian = {ends[end]: log_probs.pop(key) for key, end in found.items() if end in ends}
+    return LogTerms(prior, jacobian, log_probs)
 
 
 def _total(*groups: dict) -> Scalar:
@@ -312,7 +341,7 @@ def log_likelihood(model: Callable, args: tuple, kwargs: dict, position: ArrayTr
 
 
 def log_jacobian(model: Callable, args: tuple, kwargs: dict, position: ArrayTree) -> Scalar:
-    """``log |det d constrained / d unconstrained|`` of the latent sites."""
+    """``log |det d constrained / d unconstrained|`` of the latent sites, scaled and masked where they are."""
     return _total(log_terms(model, args, kwargs, position).jacobian)
 
 
