@@ -9,12 +9,15 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from flax import linen as nn
+from flax import nnx
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
+from numpyro.contrib.module import random_flax_module, random_nnx_module
 from numpyro.distributions import constraints
 from numpyro.infer import init_to_median, init_to_value
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
-from numpyro.infer.util import log_density, potential_energy
+from numpyro.infer.util import initialize_model, log_density, potential_energy
 
 from probinfer import targets, transforms
 from probinfer.errors import NumericalError
@@ -217,16 +220,38 @@ def test_factor_is_likelihood_and_scale_is_applied(dtype):
     )
 
 
-def test_scale_and_mask_of_latent_sites_leave_the_jacobian(dtype):
-    """A power p(theta)^2 is pulled back as such: NumPyro's potential would square the Jacobian as well."""
+def scaled_and_masked(y):
+    with handlers.scale(scale=2.0):
+        rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with numpyro.plate("rows", 3), handlers.mask(mask=jnp.array([True, False, True])):
+        share = numpyro.sample("share", dist.Beta(2.0, rate))
+    with handlers.scope(prefix="in"), handlers.scale(scale=0.5):
+        low = numpyro.sample("low", dist.LogNormal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(rate + share.sum(), low), obs=y)
+
+
+@pytest.mark.f32
+def test_scale_and_mask_act_on_constrained_latents_as_in_numpyro(dtype):
+    z = {
+        "rate": jnp.asarray(0.3, dtype),
+        "share": jnp.asarray([0.1, 0.2, -0.5], dtype),
+        "in/low": jnp.asarray(-0.2, dtype),
+    }
+    target = targets.from_numpyro(scaled_and_masked, Y)
+    expected = -potential_energy(scaled_and_masked, (Y,), {}, z)
+    np.testing.assert_allclose(target.logdensity_fn(z), expected, **close(dtype))
+    np.testing.assert_allclose(sum(jax.tree.leaves(target.terms_fn(z))), target.logdensity_fn(z), rtol=1e-5)
+    assert target.prior is None
+
+
+def test_scale_and_mask_around_a_model_reach_the_jacobian(dtype):
     z = {"low": jnp.asarray(0.3, dtype), "mid": jnp.asarray(-0.4, dtype), "top": jnp.asarray(0.9, dtype)}
     plain = targets.from_numpyro(truncated, Y)
     scaled = targets.from_numpyro(handlers.scale(truncated, 2.0), Y)
     masked = targets.from_numpyro(handlers.mask(truncated, mask=False), Y)
-    jacobian = plain.log_jacobian_fn(z)
-    expected = 2 * (plain.logdensity_fn(z) - jacobian) + jacobian
-    np.testing.assert_allclose(scaled.logdensity_fn(z), expected, rtol=1e-12)
-    np.testing.assert_allclose(masked.logdensity_fn(z), jacobian, rtol=1e-12)
+    np.testing.assert_allclose(scaled.logdensity_fn(z), 2 * plain.logdensity_fn(z), rtol=1e-12)
+    np.testing.assert_allclose(scaled.log_jacobian_fn(z), 2 * plain.log_jacobian_fn(z), rtol=1e-12)
+    assert float(masked.logdensity_fn(z)) == 0
     assert scaled.prior is None
     assert masked.prior is None
 
@@ -321,6 +346,73 @@ def parametric(y):
     numpyro.sample("y", dist.Normal(numpyro.param("loc", 0.0), 1.0), obs=y)
 
 
+def with_param(y):
+    spread = numpyro.param("spread", 1.5, constraint=constraints.positive)
+    m = numpyro.sample("m", dist.Normal(0, spread))
+    numpyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.tanh(nn.Dense(4)(x)))[..., 0]
+
+
+ROWS = np.random.default_rng(0).normal(size=(5, 3))
+
+
+def flax_network(x):
+    net = random_flax_module("net", Net(), prior=dist.Normal(0, 1), input_shape=(3,))
+    numpyro.sample("y", dist.Normal(net(x), 1.0), obs=jnp.sin(x[:, 0]))
+
+
+def nnx_network(x):
+    net = random_nnx_module("net", nnx.Linear(3, 1, rngs=nnx.Rngs(0)), prior=dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(net(x)[..., 0], 1.0), obs=jnp.sin(x[:, 0]))
+
+
+FIXED = {
+    "param": (with_param, (Y,)),
+    "substituted": (handlers.substitute(with_param, {"spread": jnp.asarray(0.7)}), (Y,)),
+    "learned centring": (
+        handlers.reparam(eight_schools, config={"theta": LocScaleReparam()}),
+        (SIGMA, EFFECT),
+    ),
+    "flax": (flax_network, (ROWS,)),
+    "nnx": (nnx_network, (ROWS,)),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_parameters_and_modules_are_what_numpyros_samplers_make_of_them(name):
+    """The same sites, and the same density at the same position: NumPyro's own potential is the oracle."""
+    model, args = FIXED[name]
+    target = targets.from_numpyro(model, *args)
+    theirs = initialize_model(jax.random.key(3), model, model_args=args)
+    position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float) * 0.5, theirs.param_info.z)
+    found = jax.jit(lambda target, at: target.logdensity_fn(at))(target, position)
+    np.testing.assert_allclose(found, -theirs.potential_fn(position), rtol=1e-6)
+    assert set(position) <= set(target.names)
+    assert target.prior is not None
+
+
+def test_a_point_mass_is_its_value():
+    def model(y):
+        x = numpyro.sample("x", dist.Delta(2.0))
+        z = numpyro.sample("z", dist.Delta(jnp.ones(3), log_density=-0.25).to_event(1))
+        m = numpyro.sample("m", dist.Normal(x, 1.0))
+        numpyro.sample("y", dist.Normal(m + z.sum(), 1.0), obs=y)
+
+    target = targets.from_numpyro(model, Y)
+    at = {"m": jnp.asarray(0.3)}
+    expected = dist.Normal(2.0, 1.0).log_prob(0.3) + dist.Normal(3.3, 1.0).log_prob(Y).sum() - 0.75
+    np.testing.assert_allclose(target.logdensity_fn(at), expected, rtol=1e-6)
+    assert target.names == ("m", "x", "z")
+    values = target.constrain(at)
+    assert float(values["x"]) == 2.0
+    np.testing.assert_array_equal(values["z"], 1.0)
+
+
 def observed(y):
     numpyro.sample("y", dist.Normal(0, 1), obs=y)
 
@@ -349,7 +441,7 @@ def unique_rows(y):
     [
         (discrete, "site 'label' is a discrete latent variable.*MixtureSameFamily.*enumerating"),
         (subsampled, "plate 'rows' draws a new subsample.*targets.minibatch"),
-        (parametric, "site 'loc' is a numpyro.param"),
+        (parametric, "no latent site"),
         (observed, "no latent site"),
         (spherical, "spherical sample site 'direction'"),
         (sized_by_data, r"looks at the values of its array arguments.*np\.asarray"),

@@ -16,7 +16,7 @@ from probinfer.checks.sbc import SbcReport, sbc
 from probinfer.errors import check_key, shortened
 from probinfer.logdensity import Bound
 from probinfer.mcmc.sampler import posterior_sampler
-from probinfer.targets import numpyro_model
+from probinfer.targets import model_sites, numpyro_model
 from probinfer.types import ArrayTree, PRNGKey, Scalar
 
 __all__ = ["sbc_numpyro"]
@@ -174,7 +174,7 @@ def _latent_sites(model: Callable, args: tuple, kwargs: dict, names: tuple[str, 
     """Names of the latent sites, all of which can be drawn."""
     sites = _sites(model, args, kwargs)
     data = {name: jnp.zeros(sites[name].value.shape, sites[name].value.dtype) for name in names}
-    found = numpyro_model.inspect_model(handlers.condition(model, data=data), args, kwargs)
+    found = model_sites.inspect_model(handlers.condition(model, data=data), args, kwargs)
     if not found.proper:
         raise ValueError(_IMPROPER)
     return found.latent

@@ -6,9 +6,9 @@ The Feynman-Kac model moves by f and weighs by :math:`G_t(x_{t-1},x_t)=g_t(y_t\m
 likelihood of the data. States and observations are scalars, vectors or trees of them; a tree of distributions is a
 product of independent ones, and so are the batch dimensions of one distribution.
 
-What is missing contributes nothing: an observation that is NaN (an event all of whose coordinates are) or whose row
-``observed`` leaves out has potential one. An event with *some* coordinates NaN has potential NaN: say how to
-marginalise it by writing ``observation`` with batch dimensions, or leave the row out.
+What is missing contributes nothing: an observation that is NaN, or whose row ``observed`` leaves out, has potential
+one. Where *some* coordinates of an event are NaN they are integrated out: of products (``to_event``), of multivariate
+normals and of Student t; other laws refuse such data when the model is made.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 from numpyro.distributions import Distribution
 
 from probinfer import transforms
 from probinfer.base import as_partial
 from probinfer.smc.feynman_kac import FeynmanKac
+from probinfer.smc.missing import can_marginalize, log_seen, partly_missing
 from probinfer.types import Array, ArrayTree, pytree, strong_array
 
-__all__ = ["check_series", "log_seen", "observing", "state_space"]
+__all__ = ["check_series", "observing", "state_space"]
 
 
 @pytree
@@ -59,7 +61,8 @@ def state_space(
     Raises:
         TypeError: a law is no distribution; a function is none; ``observed`` is not boolean.
         ValueError: there are no observations; leaves of ``y`` or ``observed`` differ in length; the laws do not have
-            the shapes of the states or of a row of ``y``.
+            the shapes of the states or of a row of ``y``; a row misses a part of an event that cannot be integrated
+            out (where ``y`` is traced the potential is NaN instead).
 
     References:
         Chopin and Papaspiliopoulos (2020), section 5.1.3 (the bootstrap Feynman-Kac model).
@@ -77,7 +80,7 @@ def state_space(
     y, observed = check_series(y, observed)
     laws = _laws(initial, transition, observation)
     row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), y)
-    _check_laws(laws, row)
+    _check_gaps(_check_laws(laws, row), y, observed)
     return _model(laws, Partial(_weigh_row, laws, y, observed))
 
 
@@ -129,34 +132,6 @@ def check_series(y: ArrayTree, observed: Any) -> tuple[ArrayTree, Array | None]:
             f"observed must have one boolean a row of y: expected {lengths[0]}, got {observed.shape}"
         )
     return y, observed
-
-
-def log_seen(law: Distribution, value: Array, seen: Any = None) -> Array:
-    """Return the log density of what was seen of a value, summed over the batch dimensions of the law.
-
-    Args:
-        law: a distribution of the shape of the value.
-        value: NaN where missing, a whole event at a time.
-        seen: a boolean, or None: everything that is not NaN.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    _check_shape(law, value)
-    floating = jnp.issubdtype(value.dtype, jnp.floating)
-    if seen is None and not floating:
-        return jnp.sum(law.log_prob(value))
-    missing = partly = jnp.zeros(law.batch_shape, bool)
-    if floating:
-        events = tuple(range(len(law.batch_shape), value.ndim))
-        missing, partly = jnp.all(jnp.isnan(value), axis=events), jnp.any(jnp.isnan(value), axis=events)
-    if seen is not None:
-        missing = missing | ~seen
-    # a value in the support in place of NaN: the derivative of what is left out is zero
-    wide = (missing | partly).reshape(missing.shape + (1,) * len(law.event_shape))
-    log_prob = law.log_prob(jnp.where(wide, law.support.feasible_like(value), value))
-    log_prob = jnp.where(missing, jnp.zeros_like(log_prob), log_prob)
-    return jnp.sum(jnp.where(partly & ~missing, jnp.nan, log_prob))
 
 
 def _laws(initial: Any, transition: Any, observation: Any) -> _Laws:
@@ -228,8 +203,13 @@ def _total(fn: Any, laws: Any, values: ArrayTree) -> Array:
     return jnp.sum(jnp.stack(parts)) if len(parts) > 1 else parts[0]
 
 
-def _check_laws(laws: _Laws, row: ArrayTree) -> None:
-    """Hold the shapes of the three laws against one another and against the data, without computing anything."""
+def _check_laws(laws: _Laws, row: ArrayTree) -> list[tuple[str, int, bool]]:
+    """Hold the shapes of the three laws against one another and against the data, without computing anything.
+
+    Returns:
+        Of the law of each observation: its name, its event dimensions, and whether parts of an event may be missing.
+    """
+    found: list[tuple[str, int, bool]] = []
 
     def trial(key: Array, row: ArrayTree) -> None:
         first = laws.initial()
@@ -241,8 +221,30 @@ def _check_laws(laws: _Laws, row: ArrayTree) -> None:
         seen = laws.observation(x, jnp.int32(0))
         _check_members("observation", seen)
         _check_alike("observation", "a row of y", _sample(seen, key), row, dtypes=False)
+        found[:] = [
+            (type(law).__name__, len(law.event_shape), can_marginalize(law))
+            for law in transforms.leaves(seen)
+        ]
 
     jax.eval_shape(trial, jax.random.key(0), row)
+    return found
+
+
+def _check_gaps(found: list[tuple[str, int, bool]], y: ArrayTree, observed: Any) -> None:
+    """Refuse data of which a law would have to be integrated that cannot be."""
+    for (name, num_event_dims, may_miss), leaf in zip(found, jax.tree.leaves(y), strict=True):
+        traced = isinstance(leaf, jax.core.Tracer) or isinstance(observed, jax.core.Tracer)
+        if may_miss or traced or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        rows = partly_missing(np.asarray(leaf), num_event_dims)
+        rows = rows if observed is None else rows & np.asarray(observed)
+        if rows.any():
+            raise ValueError(
+                f"row {int(np.argmax(rows))} of y is NaN in some coordinates of an event and not in others, and the "
+                f"missing ones of a {name} cannot be integrated out: leave the row out (observed=), make all its "
+                "coordinates NaN, or give an observation law that is a product (to_event), a MultivariateNormal or a "
+                "MultivariateStudentT"
+            )
 
 
 def _check_members(name: str, laws: Any) -> None:
@@ -261,11 +263,4 @@ def _check_alike(name: str, what: str, drawn: ArrayTree, given: ArrayTree, dtype
         raise ValueError(
             f"the law that {name} gives must have the structure and shape of {what}: expected {expected}, got "
             f"{found}"
-        )
-
-
-def _check_shape(law: Distribution, value: Array) -> None:
-    if law.shape() != value.shape:
-        raise ValueError(
-            f"the law of an observation has shape {law.shape()}, the observation {value.shape}; they must agree"
         )

@@ -12,7 +12,7 @@ from numpyro.infer.initialization import init_to_uniform
 
 from probinfer import transforms
 from probinfer.logdensity import Bound, LogDensity, hold
-from probinfer.targets import numpyro_model, prior_trees
+from probinfer.targets import model_sites, numpyro_model, prior_trees
 from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
 from probinfer.targets.base import Prior, Target
 from probinfer.transforms import Bijectors
@@ -48,13 +48,13 @@ def from_numpyro(
         ValueError: the model has a discrete latent site, a subsampling plate, no latent site, a fixed seed, or looks at
             the values of JAX arrays among its arguments; the message says what to do.
     """
-    args, kwargs = numpyro_model.read_arguments(args, kwargs)
-    numpyro_model.refuse_seed_handler(model)
+    args, kwargs = model_sites.read_arguments(args, kwargs)
+    model_sites.refuse_seed_handler(model)
     given = hold(model), hold(args), hold(kwargs)
-    sites = numpyro_model.inspect_model(*given)
+    sites = model_sites.inspect_model(*given)
     if sites.is_fixed or sites.has_masses:
-        given = hold(numpyro_model.without_fixed_sites(model, args, kwargs, sites)), *given[1:]
-        sites = numpyro_model.inspect_model(*given)
+        given = hold(model_sites.without_fixed_sites(model, args, kwargs, sites)), *given[1:]
+        sites = model_sites.inspect_model(*given)
     strategy, settings = _strategy(init_strategy)
     prior = Prior(
         sample=Bound(numpyro_model.prior_sample, *given),
@@ -210,7 +210,7 @@ def _likelihood_of(
 
 def _prior_of(priors: Any, bijectors: Bijectors, dtypes: Any) -> Prior | None:
     leaves = transforms.leaves(priors)
-    if not all(map(numpyro_model.is_proper, leaves)):
+    if not all(map(model_sites.is_proper, leaves)):
         return None
     return Prior(
         sample=Bound(prior_trees.sample, priors, bijectors, dtypes),

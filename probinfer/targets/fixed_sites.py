@@ -18,9 +18,14 @@ from numpyro.distributions import Delta, Distribution
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.primitives import Messenger, factor
 
-__all__ = ["PointMasses", "fixed_values", "is_point_mass"]
+__all__ = ["PointMasses", "fixed_values", "is_latent", "is_point_mass"]
 
 _FIXED = ("param", "mutable")
+
+
+def is_latent(site: Mapping) -> bool:
+    """Whether a site is an unknown: a sample site that is neither observed nor a point mass."""
+    return site["type"] == "sample" and not site["is_observed"] and not is_point_mass(site)
 
 
 def is_point_mass(site: Mapping) -> bool:
