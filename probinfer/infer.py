@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
+
+from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.engine import Engine
-from probinfer.errors import shortened
+from probinfer.errors import ConvergenceWarning, NumericalError, shortened
 from probinfer.mcmc import NUTS
 from probinfer.posterior import Posterior
+from probinfer.targets.undefined import advice_on_constraints
 from probinfer.types import PRNGKey
 
 __all__ = ["Engine", "infer"]
@@ -57,4 +62,13 @@ def infer(
             + (f"; call it: {chosen.__name__}()" if isinstance(chosen, type) else "")
         )
     Checkpoint.check(checkpoint)
-    return chosen.sample(key, target, progress=progress, checkpoint=checkpoint)
+    try:
+        posterior = chosen.sample(key, target, progress=progress, checkpoint=checkpoint)
+    except NumericalError as error:
+        if hint := advice_on_constraints(target):
+            raise NumericalError(f"{hint}. {error}", error.status) from error
+        raise
+    status = getattr(posterior.info, "status", Status.OK)
+    if np.max(np.asarray(status)) > int(Status.OK) and (hint := advice_on_constraints(target)):
+        warnings.warn(hint, ConvergenceWarning, stacklevel=2)
+    return posterior

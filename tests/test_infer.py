@@ -4,10 +4,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
 
 import probinfer as pi
 from probinfer import diagnostics, mcmc, targets, vi
 from probinfer.engine import check
+from tests.quick_engine import Cloud
 
 ENGINES = [mcmc.NUTS, mcmc.HMC, vi.MAP, vi.MeanField, vi.FullRank]
 
@@ -105,3 +107,27 @@ def test_numpyro_model_through_the_default_engine_against_quadrature(dtype):
     # two z-tests at 4.5 standard errors: fail by chance 1 time in 70 000
     for name, expected in zip(("mu", "log_tau"), schools_by_quadrature(*SCHOOLS), strict=True):
         assert abs(float(found[name].mean()) - expected) < 4.5 * float(error[name]), name
+
+
+class Failing:
+    """An engine that fails as one does at a log density that is NaN."""
+
+    def sample(self, key, target, *, progress=None, checkpoint=None):
+        raise pi.NumericalError("step 3 made state.warmup.choice.metric.U non-finite", pi.Status.NON_FINITE)
+
+
+def positive_scale(values):
+    return jnp.sum(jnp.log(values["scale"])) - jnp.sum(values["scale"]) - 0.5 * values["loc"] ** 2
+
+
+def test_a_positive_parameter_without_a_constraint_is_named(key):
+    example = {"loc": jnp.zeros(()), "scale": jnp.ones(2)}
+    target = pi.targets.from_logdensity(positive_scale, example)
+    advice = r"NaN where 'scale' is negative: give constraints=\{'scale': constraints.positive\}"
+    with pytest.raises(pi.NumericalError, match=advice + ".*step 3 made"):
+        pi.infer(key, target, Failing())
+    with pytest.warns(pi.ConvergenceWarning, match=advice), pytest.warns(UserWarning, match="prior draws"):
+        pi.infer(key, target, Cloud())
+    told = pi.targets.from_logdensity(positive_scale, example, {"loc": None, "scale": constraints.positive})
+    with pytest.raises(pi.NumericalError, match=r"^step 3 made"):
+        pi.infer(key, told, Failing())
