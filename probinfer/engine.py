@@ -34,6 +34,7 @@ __all__ = [
     "finish",
     "flat_position",
     "is_part",
+    "notice",
     "over",
     "part",
     "to_default_dtype",
@@ -171,18 +172,28 @@ def _constrain(target: Target, positions: ArrayTree) -> ArrayTree:
     return jax.lax.map(jax.vmap(target.constrain), positions)
 
 
-def warn(status: Status | int | Array, details: str, name: str) -> None:
+def warn(status: Status | int | Array, details: str, name: str, advised: str = "") -> None:
     """Warn that a result is not to be trusted; an ``OK`` status says nothing.
 
     Args:
         status: of the result.
         details: what was found, a clause.
         name: of the engine.
+        advised: what to do, in the engine's own settings; empty: the general advice for the status.
     """
     if int(status) != Status.OK:
-        warnings.warn(
-            f"{name}: {details}; {advice(int(status))}", ConvergenceWarning, stacklevel=levels_to_caller()
-        )
+        message = f"{name}: {details}; {advised or advice(int(status))}"
+        warnings.warn(message, ConvergenceWarning, stacklevel=levels_to_caller())
+
+
+def notice(details: str, name: str) -> None:
+    """Say what a user should know of a result that is right.
+
+    Args:
+        details: a sentence.
+        name: of the engine.
+    """
+    warnings.warn(f"{name}: {details}", UserWarning, stacklevel=levels_to_caller())
 
 
 def is_part(history: History) -> bool:

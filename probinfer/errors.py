@@ -46,8 +46,8 @@ _ADVICE = {
     "level, it has no optimum (an improper density, a parameter that runs to a limit), or its gradient is wrong",
     Status.DIVERGENT_TRANSITIONS: "some trajectories left the posterior by numerical error, so parts of it are visited "
     "too rarely: raise target_acceptance (0.95, 0.99), or reparametrise",
-    Status.CHAINS_DISAGREE: "the chains have not mixed (R-hat above 1.01 or too few effective draws): run more draws, "
-    "reparametrise, or look for several modes",
+    Status.CHAINS_DISAGREE: "the chains have not mixed (R-hat above 1.01 or too few effective draws): run more draws "
+    "(num_draws), reparametrise, or look for several modes",
     Status.POOR_APPROXIMATION: "the approximation misses too much of the posterior for its draws to be trusted or "
     "mended by importance weights: use mcmc.NUTS(), or a richer approximation (vi.FullRank() after vi.MeanField())",
     Status.PRECISION_LOST: "some results are smaller than the rounding of the numbers that they are differences of: "
@@ -65,6 +65,8 @@ _ADVICE = {
     "rows, add noise, or bound the lengthscale",
     Status.NON_FINITE: "a value became NaN or infinite: check the data, the scale of the parameters, and that the "
     "density is proper (falls off in every direction, so that its integral is finite)",
+    Status.IMPROPER_DENSITY: "the density has no finite integral, so there is no posterior to draw from: give every "
+    "parameter a proper prior, or data that determine it",
 }
 _IN_FLOAT32 = {
     Status.LINE_SEARCH_STALLED: "; float64 lowers the rounding level",

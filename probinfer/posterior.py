@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import arviz_export, resampling, summary, weights
-from probinfer.base import Status, as_partial
+from probinfer.base import Status, as_partial, with_named_status
 from probinfer.errors import close_matches
 from probinfer.transforms import leaf_names
 from probinfer.types import Array, ArrayTree, Float, PRNGKey, field, pytree
@@ -44,7 +44,8 @@ class Posterior:
     unconstrained: Any = field(default=None)
 
     def __post_init__(self):
-        """Check the leading axes of everything that has them."""
+        """Give the status its name, and check the leading axes of everything that has them."""
+        object.__setattr__(self, "info", with_named_status(self.info))
         leading = _leading_axes(self.draws)
         if leading is None:
             return
@@ -65,11 +66,8 @@ class Posterior:
         more = f", {len(names) - 8} more" if len(names) > 8 else ""
         size = " x ".join(map(str, getattr(leaves[0], "shape", ())[:2])) if leaves else "no"
         weighted = "" if self.log_weights is None else " weighted"
-        status: Any = getattr(self.info, "status", None)
-        known = isinstance(status, int) or (
-            hasattr(status, "shape") and not isinstance(status, jax.core.Tracer)
-        )
-        verdict = f"; {Status(int(status)).name}" if known and jnp.size(status) == 1 else ""
+        status = getattr(with_named_status(self.info), "status", None)
+        verdict = f"; {status}" if isinstance(status, Status) else ""
         return f"Posterior({', '.join(names[:8])}{more}; {size}{weighted} draws{verdict})"
 
     def __getitem__(self, name: str) -> Any:

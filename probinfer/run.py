@@ -91,7 +91,7 @@ def run(
         >>> state.item(), states.tolist(), infos.tolist()
         (16.0, [2.0, 4.0, 8.0, 16.0], [1.0, 2.0, 4.0, 8.0])
     """
-    return _run(key, algorithm, state, None, num_steps, progress, thin, collect, checkpoint)
+    return _run(key, algorithm, state, None, num_steps, progress, thin, collect, checkpoint, None)
 
 
 def run_until(
@@ -105,6 +105,7 @@ def run_until(
     thin: int = 1,
     collect: Callable | None = None,
     checkpoint: Checkpoint | None = None,
+    room: int | None = None,
 ) -> tuple[Any, History]:
     """Iterate like ``run`` until ``stop_fn(state, info)`` holds after a step.
 
@@ -119,6 +120,8 @@ def run_until(
         collect: as in ``run``; there is room for ``max_steps // thin`` records, so use ``record_nothing`` or thin when
             ``max_steps`` is a generous bound.
         checkpoint: as in ``run``.
+        room: steps for whose records there is room, ``max_steps`` or more (the default): calls with the same room share
+            one compiled program, whatever their ``max_steps``.
 
     Returns:
         The last finite state and the ``History``: ``history.num_steps`` steps were taken, ``history.filled()`` are
@@ -128,7 +131,7 @@ def run_until(
         TypeError: as in ``run``; ``stop_fn`` does not return a boolean scalar.
         ValueError: as in ``run``.
     """
-    return _run(key, algorithm, state, stop_fn, max_steps, progress, thin, collect, checkpoint)
+    return _run(key, algorithm, state, stop_fn, max_steps, progress, thin, collect, checkpoint, room)
 
 
 def record_nothing(state: Any, info: Any) -> tuple[()]:
@@ -136,7 +139,7 @@ def record_nothing(state: Any, info: Any) -> tuple[()]:
     return ()
 
 
-def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, checkpoint):
+def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, checkpoint, room):
     """Check, then pass on to the scan (traced arguments), to one call, or to chunks."""
     _check_arguments(key, algorithm, num_steps, thin)
     Checkpoint.check(checkpoint)
@@ -153,7 +156,7 @@ def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, che
     if traced and stop_fn is None:
         cursor, records = scan(problem, key, cursor, empty, num_steps, thin)
     else:
-        buffers = allocate(empty, num_steps // thin)
+        buffers = allocate(empty, (num_steps if room is None else max(room, num_steps)) // thin)
         if traced:
             cursor, records = advance(problem, key, cursor, buffers, np.int32(num_steps), thin)
         else:

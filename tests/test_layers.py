@@ -16,7 +16,7 @@ LAYERS = {
     "quadrature weights resampling importance diagnostics linesearch optimize kernels stein tiles betting",
     "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export "
     "store sealed run_many many_posteriors lanes",
-    "L2b": "engine mcmc vi infer",
+    "L2b": "engine findings tails mcmc vi infer",
     "L2c": "smc coin",
     "L3": "gp lm",
     "L4": "checks",

@@ -283,10 +283,20 @@ def test_warmup_stands_still_once_it_is_over(dtype):
     draws, gradients = normal_draws(np.eye(4), dtype, steps=40)
     for index in range(30):
         assert not bool(warmups.is_over(state)), index
-        state = update(config, state, draws[index], gradients[index], jnp.full(4, 0.9, dtype), jnp.asarray(7))
+        state = update(
+            config,
+            state,
+            draws[index],
+            gradients[index],
+            jnp.zeros(4, dtype),
+            jnp.full(4, 0.9, dtype),
+            jnp.asarray(7),
+        )
     assert bool(warmups.is_over(state))
     assert int(state.num_gradients) == 30 * 7
-    after = update(config, state, draws[31], gradients[31], jnp.full(4, 0.1, dtype), jnp.asarray(7))
+    after = update(
+        config, state, draws[31], gradients[31], jnp.zeros(4, dtype), jnp.full(4, 0.1, dtype), jnp.asarray(7)
+    )
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine
+from probinfer import engine, tails
 from probinfer import progress as bars
 from probinfer.base import Algorithm
 from probinfer.checkpoint import Checkpoint
@@ -26,6 +26,8 @@ from probinfer.targets import Target
 from probinfer.types import Array, PRNGKey, field, pytree
 
 __all__ = ["SVGD", "check_particles", "sample_particles"]
+
+_PLACES = 8  # particles from which the tails are looked at
 
 
 @pytree
@@ -85,7 +87,8 @@ class SVGD:
                 grew without limit.
 
         Warns:
-            ConvergenceWarning: the cloud is too narrow or too wide, had not settled, or particles were lost.
+            ConvergenceWarning: the cloud is too narrow or too wide, had not settled, particles were lost, or the
+                density is improper.
         """
         return sample_particles(self, self._algorithm, key, target, progress, checkpoint)
 
@@ -166,7 +169,13 @@ def sample_particles(
         found = _finish(algorithm, state.cloud, key_judge, key_polish, config.polish)
     info = reports.info(target, state, history, found, config)
     reports.refuse(name, info)
-    engine.warn(info.status, reports.details(info, target), name)
+    said = ""
+    if not target.stochastic:
+        # a cloud may settle on a density that falls too slowly
+        few = jax.tree.map(lambda leaf: leaf[:_PLACES], found.positions)
+        status, said = tails.doubted(info.status, target.logdensity_fn, few, prior=target.prior, always=True)
+        info = info._replace(status=status)
+    engine.warn(info.status, said or reports.details(info, target), name)
     log_weights = found.log_weights[None] if config.polish == "weights" or int(info.num_nonfinite) else None
     final = jax.tree.map(lambda leaf: leaf[None], found.positions)
     return engine.finish(target, final, final, info, log_weights=log_weights)

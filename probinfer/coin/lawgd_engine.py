@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine
+from probinfer import engine, tails
+from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.coin import cloud
 from probinfer.coin.engine import check_particles, sample_particles
 from probinfer.coin.lawgd import algorithm_of, evaluate_spectrum, spectrum_of
 from probinfer.coin.lawgd_spectrum import Spectrum
+from probinfer.errors import NumericalError, advice
 from probinfer.logdensity import Bound
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
@@ -87,9 +89,16 @@ class LAWGD:
         spectrum = spectrum_of(target.logdensity_fn, positions)
         like = jax.tree.map(lambda leaf: leaf[0], positions)
         near = dataclasses.replace(target, draw_fn=Bound(_draw, spectrum, like), start=None)
-        return sample_particles(
-            self, lambda fn: algorithm_of(fn, spectrum, self.bet), key, near, progress, checkpoint
-        )
+        try:
+            return sample_particles(
+                self, lambda fn: algorithm_of(fn, spectrum, self.bet), key, near, progress, checkpoint
+            )
+        except ValueError as error:  # no particle is where the spectrum is known: a ridge without an end
+            said = "" if target.prior is not None else tails.improper(target.logdensity_fn, positions)
+            if not said:
+                raise
+            status = Status.IMPROPER_DENSITY
+            raise NumericalError(f"LAWGD: {said}; {advice(status)}", status) from error
 
 
 def _draw(spectrum: Spectrum, like: ArrayTree, key: PRNGKey, attempt: Array) -> ArrayTree:

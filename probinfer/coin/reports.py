@@ -35,7 +35,7 @@ class ParticlesInfo(NamedTuple):
     counts gradients of the (minibatch) log density. ``acceptance`` and ``khat`` belong to the polish, else NaN.
     ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, or the weights cannot
     be trusted; ``MAX_ITERATIONS`` where it had not settled; ``NON_FINITE`` where some particles have no finite log
-    density.
+    density; ``IMPROPER_DENSITY`` where the density of a target without a prior falls too slowly to be integrated.
     """
 
     virial: Any

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine
+from probinfer import engine, tails
 from probinfer import progress as bars
+from probinfer.base import Status
 from probinfer.base import algorithm as make_algorithm
 from probinfer.checkpoint import Checkpoint
 from probinfer.logdensity import Held, hold
@@ -67,7 +68,8 @@ class Blackjax:
             NumericalError: no finite starting point, or a chain became non-finite.
 
         Warns:
-            ConvergenceWarning: the chains disagree or have too few effective draws, or Ctrl-C left a part of them.
+            ConvergenceWarning: the chains disagree or have too few effective draws, or the density is improper; or
+                Ctrl-C left a part of the draws.
         """
         engine.check(key, target, "Blackjax")
         key_target, key_init, key_run = jax.random.split(key, 3)
@@ -96,11 +98,14 @@ class Blackjax:
             lambda x: jnp.swapaxes(x[self.num_discard :], 0, 1), history.filled()
         )
         found = report.convergence(positions)
-        details = report.explain(found, self.num_chains, count) if int(found.status) else ""
+        last = jax.tree.map(lambda leaf: leaf[:, -1], positions)
+        status, details = tails.doubted(found.status, logdensity_fn, last, prior=target.prior)
+        if status == Status.CHAINS_DISAGREE:
+            details = report.explain(found, self.num_chains, count)
         if unfinished:
             said = f"{count} of {self.num_draws} draws of a chain were made"
-            status, details = engine.part(said, found.status, details)
-            found = found._replace(status=jnp.int32(status))
+            status, details = engine.part(said, status, details)
+        found = found._replace(status=status)
         engine.warn(found.status, details, "Blackjax")
         return engine.finish(target, positions, like, report.BlackjaxInfo(scalars, *found))
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine
+from probinfer import engine, tails
 from probinfer import progress as bars
-from probinfer.base import Status
+from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
+from probinfer.errors import NumericalError, advice
+from probinfer.findings import Finding, combined
+from probinfer.history import History
+from probinfer.mcmc import energies, report, starts
 from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import report, starts
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains, flatten
 from probinfer.posterior import Posterior
@@ -24,6 +27,8 @@ from probinfer.targets.starts import starting_positions
 from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["HMC", "NUTS"]
+
+_LONGEST = 1000  # leapfrogs: where every chain takes so many in one transition, none has turned back
 
 
 @pytree
@@ -81,11 +86,13 @@ class NUTS:
 
         Raises:
             TypeError: not a key, not a target, or a minibatch target.
-            NumericalError: no finite starting point, or a chain became non-finite.
+            NumericalError: no finite starting point, a chain became non-finite, or the density is improper and the
+                warm-up shows it.
 
         Warns:
-            ConvergenceWarning: the chains disagree or have too few effective draws, or one transition in a thousand
-                or more diverged; or Ctrl-C left a part of the draws.
+            ConvergenceWarning: the chains disagree or have too few effective draws, one transition in a thousand or
+                more diverged, E-BFMI is below 0.3, one trajectory in twenty was cut off at ``max_tree_depth``, or the
+                density is improper; or Ctrl-C left a part of the draws.
         """
         trajectories = Trajectories("nuts", self.max_tree_depth, self.mode)
         return _sample(key, target, self, trajectories, progress, checkpoint)
@@ -171,37 +178,107 @@ def _sample(
     like = _candidates(key_init, target, config.num_chains)
     logdensity_fn = engine.exact_logdensity(target, like)
     state, chosen, algorithm = _start(logdensity_fn, engine.to_default_dtype(like), config, trajectories)
-    room = max(config.num_warmup, config.num_draws)
+    loop = _Loop(config, algorithm, progress, checkpoint, None if target.prior is not None else logdensity_fn)
     with bars.task(name, None, bars.label(progress, name)):
-        for phase, phase_key, draws in (("warm-up", key_warmup, 0), ("draws", key_draws, config.num_draws)):
-            if phase == "warm-up" and config.num_warmup == 0:
-                continue
-            # One rule, one record and one length for both phases: they share one compiled program.
-            state = state._replace(remaining=jnp.asarray(draws, jnp.int32))
-            state, history = run_until(
-                phase_key,
-                algorithm,
-                state,
-                _finished,
-                room,
-                progress=bars.label(progress, phase),
-                collect=_record,
-                checkpoint=None if checkpoint is None else checkpoint.child(phase),
-            )
-            unfinished = bool(draws) and engine.is_part(history)
-            if not unfinished:
-                history.check()
+        if config.num_warmup:
+            state = _warm_up(key_warmup, loop, state)
+        state = state._replace(remaining=jnp.asarray(config.num_draws, jnp.int32))
+        state, history = loop.run(key_draws, state, config.num_draws, "draws")
+        unfinished = engine.is_part(history) if history.interrupted else _check(history, state, loop)
     positions, info = engine.chains_first(history.filled())
     found = report.with_divergences(report.convergence(positions), info.diverging)
-    if unfinished or int(found.status) != Status.OK:
-        count = int(history.num_records)
-        details = report.explain(found, config.num_chains, count, info.diverging)
-        if unfinished:
-            said = f"{count} of {config.num_draws} draws of a chain were made"
-            status, details = engine.part(said, found.status, details)
-            found = found._replace(status=jnp.int32(status))
-        engine.warn(found.status, details, name)
+    verdict = _verdict(loop, found, info, state)
+    if unfinished:
+        said = f"{int(history.num_records)} of {config.num_draws} draws of a chain were made"
+        verdict = Finding(*engine.part(said, verdict.status, verdict.details))
+    found = found._replace(status=verdict.status)
+    engine.warn(verdict.status, verdict.details, name, verdict.advised)
     return engine.finish(target, positions, like, _info(info, state.warmup, chosen, found))
+
+
+class _Loop(NamedTuple):
+    """One rule, one record and room for as many in all phases: they share one compiled program.
+
+    ``doubtful`` is the log density, or None where a normalised prior shows that it can be integrated.
+    """
+
+    config: Any
+    algorithm: Algorithm
+    progress: bool | str | None
+    checkpoint: Checkpoint | None
+    doubtful: Any = None
+
+    def run(
+        self, key: PRNGKey, state: ChainsState, num_steps: int, phase: str, *, watched: bool = False
+    ) -> tuple:
+        """Run to the end of a phase, or, where it is watched, to a step in which no chain turned back."""
+        return run_until(
+            key,
+            self.algorithm,
+            state,
+            jax.tree_util.Partial(_finished, jnp.asarray(watched)),
+            num_steps,
+            room=max(self.config.num_warmup, self.config.num_draws),
+            progress=bars.label(self.progress, phase),
+            collect=_record,
+            checkpoint=None if self.checkpoint is None else self.checkpoint.child(phase),
+        )
+
+    def improper(self, state: ChainsState, *, only_far: bool = False) -> str:
+        """Why there is nothing to sample, if that is so."""
+        if self.doubtful is None:
+            return ""
+        return tails.improper(self.doubtful, state.chains.position, only_far=only_far)
+
+
+def _warm_up(key: PRNGKey, loop: _Loop, state: ChainsState) -> ChainsState:
+    """Warm up; where all chains make the longest of trajectories, ask first whether there is anything to find.
+
+    Raises:
+        NumericalError: the density is improper, or a chain became non-finite.
+    """
+    num = loop.config.num_warmup
+    state, history = loop.run(key, state, num, "warm-up", watched=True)
+    _check(history, state, loop)
+    if int(state.warmup.stage) != warmups.OVER:
+        _refuse(loop, loop.improper(state, only_far=True))
+        rest = num - int(state.warmup.index)
+        state, history = loop.run(jax.random.fold_in(key, num), state, rest, "warm-up-2")
+        _check(history, state, loop)
+    return state
+
+
+def _check(history: History, state: ChainsState, loop: _Loop) -> bool:
+    """Raise if the run was stopped, and say so if that is because the density has no integral; else False."""
+    if int(history.status) == Status.NON_FINITE:
+        _refuse(loop, loop.improper(state))
+    history.check()
+    return False
+
+
+def _refuse(loop: _Loop, found: str) -> None:
+    if found:
+        name, status = type(loop.config).__name__, Status.IMPROPER_DENSITY
+        raise NumericalError(f"{name}: {found}; {advice(status)}", status)
+
+
+def _verdict(loop: _Loop, found: report.Convergence, info: ChainsInfo, state: ChainsState) -> Finding:
+    """The worst status, in words what it is about, and what to do."""
+    config = loop.config
+    findings: list[Finding | None] = []
+    if int(found.status) != Status.OK:
+        words = [report.explain(found, config.num_chains, info.diverging.shape[1], info.diverging)]
+        if int(found.status) == Status.CHAINS_DISAGREE and config.num_chains > 1:
+            words.append(energies.lagging_chain(info.energy))
+        findings.append(Finding(Status(int(found.status)), ", ".join(word for word in words if word)))
+    findings.append(energies.slow_energies(info.energy))
+    if isinstance(config, NUTS):
+        findings.append(energies.cut_trajectories(info.tree_depth, info.diverging, config.max_tree_depth))
+    whole = combined(findings)
+    if whole.status >= Status.CHAINS_DISAGREE:
+        said = loop.improper(state)
+        return Finding(Status.IMPROPER_DENSITY, said) if said else whole
+    return whole
 
 
 def _candidates(key: PRNGKey, target: Target, num_chains: int) -> Any:
@@ -238,9 +315,9 @@ def _first_state(
     return state._replace(warmup=state.warmup._replace(num_gradients=found.num_gradients)), chosen
 
 
-def _finished(state: ChainsState, info: ChainsInfo) -> jax.Array:
-    del info
-    return warmups.is_over(state.warmup) & (state.remaining == 0)
+def _finished(watched: jax.Array, state: ChainsState, info: ChainsInfo) -> jax.Array:
+    over = warmups.is_over(state.warmup) & (state.remaining == 0)
+    return over | (watched & jnp.all(info.num_leapfrogs >= _LONGEST))
 
 
 def _record(state: ChainsState, info: ChainsInfo) -> tuple[Any, ChainsInfo]:
@@ -260,5 +337,7 @@ def _info(
         num_warmup_gradients=warmup.num_gradients,
         num_dropped_starts=chosen.num_dropped,
         num_shared_starts=chosen.num_shared,
+        num_restarts=warmup.num_restarts,
+        deficits=warmup.deficits,
         **found._asdict(),
     )

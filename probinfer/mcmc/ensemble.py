@@ -111,9 +111,11 @@ def _step(
         warmup,
         flatten(moved.position),
         flatten(moved.logdensity_grad),
+        moved.logdensity,
         info.acceptance_rate,
         jnp.sum(info.num_leapfrogs, dtype=jnp.int32),
     )
+    moved = jax.tree.map(lambda leaf: leaf[warmup.rows], moved)  # a hopeless chain goes on from another one
     return ChainsState(moved, warmup, state.remaining - (state.remaining > 0)), info
 
 

@@ -4,11 +4,17 @@ Windows of 10, 20, 40, ... steps (400 at most) end with a new metric from the po
 window. Meanwhile the step size follows dual averaging on the mean acceptance rate of the chains. The metric stage
 is over when, on a fresh window, the metric in use is as good as the one the window would choose, the whitened
 target is near normal (Fisher divergence below 1 a dimension) and split R-hat of the whitened coordinates is below
-1.1, or when the steps run out; then the step size alone is tuned for 50 steps.
+1.1, or when the steps run out; then the step size alone is tuned for 50 steps. A rest of fewer than ten draws is no
+window: the metric before it stays.
+
+A chain that a window shows in a region of negligible mass would stay there for the whole run: it goes on from where
+another chain is. Its mean log density must lie below that of the heaviest chain by more than ten and log 3 a dimension,
+and so must its mass, the density times the volume that the chain covered. ``num_restarts`` and ``deficits`` say so.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +24,16 @@ from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_ave
 from probinfer.mcmc import metric as metrics
 from probinfer.types import Array, Bool, Float, field, pytree
 
-__all__ = ["Warmup", "WarmupConfig", "init", "is_over", "update"]
+__all__ = ["OVER", "Warmup", "WarmupConfig", "init", "is_over", "update"]
 
-_FIRST_WINDOW = 10
+_FIRST_WINDOW = 10  # fewer draws teach no metric
 _MIN_WINDOW = 40  # of the draws that may declare the metric good
 _MAX_WINDOW = 400
 _NEAR_NORMAL = 1.0  # Fisher divergence a dimension; a target further from normal gets the whole warm-up
 _FINAL = 50
-_METRIC, _STEP_SIZE, _DONE = 0, 1, 2
+_NEGLIGIBLE = 10.0  # log of how much more mass the heaviest chain has
+_WIDER = math.log(3.0)  # log of how much wider a direction may be than a window of draws showed
+_METRIC, _STEP_SIZE, OVER = 0, 1, 2
 
 
 @pytree
@@ -48,7 +56,9 @@ class WarmupConfig:
 class Warmup(NamedTuple):
     """State of the warm-up: the current choice, the step size, and the window so far.
 
-    ``stage`` is 0 while the metric is learned, 1 while the step size alone is, 2 when all is fixed.
+    ``stage`` is 0 while the metric is learned, 1 while the step size alone is, 2 when all is fixed. ``rows`` (chain,)
+    says which chain each goes on from; ``num_restarts`` (chain,) how often it was another one, and ``deficits``
+    (chain,) by how much its log density lay below the heaviest then.
     """
 
     stage: Any
@@ -58,9 +68,13 @@ class Warmup(NamedTuple):
     dual: DualAveragingAdaptationState
     draws: Any
     gradients: Any
+    logdensities: Any
     count: Any
     length: Any
     rhat: Any
+    rows: Any
+    num_restarts: Any
+    deficits: Any
     num_gradients: Any
 
 
@@ -78,16 +92,20 @@ def init(config: WarmupConfig, chains: int, metric: metrics.LowRankInverseMassMa
     zero = jnp.zeros((), jnp.int32)
     choice = metrics.Choice(metric, zero, jnp.zeros(3, dtype), jnp.ones((), dtype))
     return Warmup(
-        stage=jnp.asarray(_METRIC if config.num_warmup > 0 else _DONE, jnp.int32),
+        stage=jnp.asarray(_METRIC if config.num_warmup > 0 else OVER, jnp.int32),
         index=zero,
         step_size=step_size,
         choice=choice,
         dual=_dual_init(config, step_size),
         draws=window,
         gradients=window,
+        logdensities=window[..., 0],
         count=zero,
         length=jnp.asarray(min(_FIRST_WINDOW, len(window)), jnp.int32),
         rhat=jnp.ones((), dtype),
+        rows=jnp.arange(chains, dtype=jnp.int32),
+        num_restarts=jnp.zeros(chains, jnp.int32),
+        deficits=jnp.zeros(chains, dtype),
         num_gradients=jnp.zeros((), jnp.int32),
     )
 
@@ -97,6 +115,7 @@ def update(
     warmup: Warmup,
     draws: Float[Array, "chain d"],
     gradients: Float[Array, "chain d"],
+    logdensities: Float[Array, " chain"],
     acceptance_rate: Float[Array, " chain"],
     num_gradients: Array,
 ) -> Warmup:
@@ -107,10 +126,11 @@ def update(
         warmup: the state.
         draws: positions after the step.
         gradients: of the log density there.
+        logdensities: there.
         acceptance_rate: of the step.
         num_gradients: evaluations the step took, all chains together.
     """
-    active = warmup.stage < _DONE
+    active = warmup.stage < OVER
     learning = warmup.stage == _METRIC
     row = jnp.where(learning, warmup.count, 0)
     index = warmup.index + active
@@ -119,6 +139,10 @@ def update(
         dual=_dual_update(config, warmup.dual, jnp.mean(acceptance_rate), active),
         draws=warmup.draws.at[row].set(jnp.where(learning, draws, warmup.draws[row])),
         gradients=warmup.gradients.at[row].set(jnp.where(learning, gradients, warmup.gradients[row])),
+        logdensities=warmup.logdensities.at[row].set(
+            jnp.where(learning, logdensities, warmup.logdensities[row])
+        ),
+        rows=jnp.arange(len(warmup.rows), dtype=warmup.rows.dtype),
         count=warmup.count + learning,
         num_gradients=warmup.num_gradients + jnp.where(active, num_gradients, 0),
     )
@@ -132,7 +156,7 @@ def update(
     over = (warmup.stage == _STEP_SIZE) & (warmup.count >= warmup.length)
     over = active & (over | (index >= config.num_warmup))
     return warmup._replace(
-        stage=jnp.where(over, _DONE, warmup.stage),
+        stage=jnp.where(over, OVER, warmup.stage),
         step_size=jnp.where(over, jnp.exp(warmup.dual.log_step_size_avg), warmup.step_size),
         count=warmup.count + (warmup.stage == _STEP_SIZE),
     )
@@ -140,7 +164,7 @@ def update(
 
 def is_over(warmup: Warmup) -> Bool[Array, ""]:
     """Say whether metric and step size are fixed."""
-    return warmup.stage == _DONE
+    return warmup.stage == OVER
 
 
 class _Learned(NamedTuple):
@@ -151,6 +175,9 @@ class _Learned(NamedTuple):
     count: Any
     length: Any
     rhat: Any
+    rows: Any
+    num_restarts: Any
+    deficits: Any
 
 
 def _keep(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
@@ -161,7 +188,7 @@ def _keep(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
 def _end_window(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
     """Choose the metric of the next window, and say whether it is the last one."""
     steps, chains, dimension = warmup.draws.shape
-    choice = metrics.choose(warmup.draws, warmup.gradients, warmup.count, config.candidates, config.rank)
+    choice = _learned_choice(config, warmup)
     valid = jnp.repeat(jnp.arange(steps) < warmup.count, chains)
     flat = (steps * chains, dimension)
     in_use = metrics.divergence(
@@ -173,6 +200,8 @@ def _end_window(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
     finished = last | (good & (rhat < 1.1) & (warmup.length >= _MIN_WINDOW))
     average = jnp.exp(warmup.dual.log_step_size_avg)
     step_size = jnp.maximum(average, jnp.asarray(_normal_step_size(dimension), average.dtype))
+    rows, deficits = _sources(metrics.whiten(choice.metric, warmup.draws), warmup.logdensities, warmup.count)
+    moved = rows != warmup.rows
     return _Learned(
         stage=jnp.where(finished, _STEP_SIZE, _METRIC).astype(jnp.int32),
         choice=choice,
@@ -181,7 +210,31 @@ def _end_window(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
         count=jnp.zeros_like(warmup.count),
         length=jnp.where(finished, _FINAL, jnp.minimum(2 * warmup.length, steps)).astype(jnp.int32),
         rhat=rhat,
+        rows=rows,
+        num_restarts=warmup.num_restarts + moved,
+        deficits=jnp.where(moved, deficits, warmup.deficits),
     )
+
+
+def _sources(
+    whitened: Float[Array, "step chain d"], logdensities: Float[Array, "step chain"], count: Array
+) -> tuple[Array, Array]:
+    """Which chain each goes on from: itself, or one of the others if its own mass is negligible; its deficit."""
+    steps, num_chains, dimension = whitened.shape
+    weights = (jnp.arange(steps) < count).astype(whitened.dtype) / jnp.maximum(count, 1).astype(
+        whitened.dtype
+    )
+    centred = whitened - jnp.einsum("s,scd->cd", weights, whitened)
+    variances = jnp.einsum("s,scd->cd", weights, centred**2)
+    levels = weights @ logdensities
+    masses = levels + 0.5 * jnp.sum(jnp.log(jnp.maximum(variances, jnp.finfo(whitened.dtype).tiny)), axis=1)
+    heaviest = jnp.argmax(jnp.where(jnp.isfinite(masses), masses, -jnp.inf))
+    margin = _NEGLIGIBLE + _WIDER * dimension
+    deficits = levels[heaviest] - levels
+    lost = (deficits > margin) & (masses[heaviest] - masses > margin) & (count >= _MIN_WINDOW)
+    here = jnp.arange(num_chains)
+    others = jnp.argsort(lost, stable=True)[here % jnp.maximum(jnp.sum(~lost), 1)]
+    return jnp.where(lost, others, here).astype(jnp.int32), deficits.astype(whitened.dtype)
 
 
 def _normal_step_size(dimension: int) -> float:
@@ -189,17 +242,29 @@ def _normal_step_size(dimension: int) -> float:
     return 0.5 * dimension**-0.25
 
 
+def _learned_choice(config: WarmupConfig, warmup: Warmup) -> metrics.Choice:
+    """The metric of a full window; that in use where the window is too short, or its draws do not tell a scale."""
+    choice = metrics.choose(warmup.draws, warmup.gradients, warmup.count, config.candidates, config.rank)
+    usable = warmup.count >= _FIRST_WINDOW
+    for leaf in jax.tree.leaves((choice.metric, choice.stretch)):
+        usable &= jnp.all(jnp.isfinite(leaf))
+    return jax.tree.map(lambda new, old: jnp.where(usable, new, old), choice, warmup.choice)
+
+
 def _split_rhat(draws: Float[Array, "step chain d"], count: Array) -> Float[Array, ""]:
-    """Return the largest R-hat over coordinates, every chain split in two."""
+    """Return the largest R-hat over coordinates, every chain split in two; huge where a coordinate does not move."""
     half = jnp.maximum(count // 2, 1)
     index = jnp.arange(draws.shape[0])
     masks = jnp.stack([index < half, (index >= half) & (index < 2 * half)]).astype(draws.dtype)
     size = half.astype(draws.dtype)
+    draws = draws - draws[0, 0]  # squares of large numbers would cancel
     means = jnp.einsum("hs,scd->hcd", masks, draws) / size
     squares = jnp.einsum("hs,scd->hcd", masks, draws**2) / size
     within = jnp.mean(squares - means**2, axis=(0, 1))
     between = jnp.var(means, axis=(0, 1), ddof=1)
-    return jnp.sqrt(jnp.max(1 + between / within))
+    huge = 1 / jnp.finfo(draws.dtype).eps
+    ratio = jnp.where(within > between / huge, between / jnp.where(within > 0, within, 1), huge)
+    return jnp.sqrt(jnp.max(1 + ratio))
 
 
 def _dual_init(config: WarmupConfig, step_size: Array) -> DualAveragingAdaptationState:

@@ -21,6 +21,7 @@ from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import NumericalError, advice
+from probinfer.findings import Finding, combined, undefined
 from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run_until
 from probinfer.smc.annealed_runs import Annealing, Runs, arrived, forward_steps, started
@@ -41,7 +42,7 @@ class AnnealedInfo(NamedTuple):
     ``khat`` their Pareto shape; ``started_from`` as in ``TemperedInfo``; ``num_undefined`` counts the draws of the
     base law with a log ratio of NaN (weight zero); ``num_gradients`` and ``num_densities`` are evaluations with and
     without gradient, of the runs and of the pilot. ``status`` is ``OK``, ``POOR_APPROXIMATION`` (``khat`` too large for
-    the weights to be trusted) or ``DEGENERATE_WEIGHTS``.
+    the weights to be trusted), ``DEGENERATE_WEIGHTS``, or ``NON_FINITE`` if one draw in a hundred is undefined.
     """
 
     log_evidence_error: Any
@@ -192,7 +193,13 @@ def _posterior(target: Target, frozen: Annealing, runs: Runs) -> Posterior:
         )
     poor = float(found.khat) > importance.khat_threshold(num) and float(found.ess) < num / 2
     status = Status(max(int(found.status), int(Status.POOR_APPROXIMATION) if poor else 0))
-    engine.warn(status, f"{float(found.ess):.0f} of {num} runs carry the weight; raise refine", "anneal")
+    carried = None
+    if status != Status.OK:
+        advised = "raise refine, or num_particles" if status == Status.POOR_APPROXIMATION else ""
+        carried = Finding(status, f"{float(found.ess):.0f} of {num} runs carry the weight", advised)
+    draws = f"draws of the {STARTS[int(frozen.started_from)]}"
+    verdict = combined([carried, undefined(runs.num_undefined, num, draws)])
+    engine.warn(verdict.status, verdict.details, "anneal", verdict.advised)
     info = AnnealedInfo(
         log_evidence_error=found.standard_error,
         ess=found.ess,
@@ -201,7 +208,7 @@ def _posterior(target: Target, frozen: Annealing, runs: Runs) -> Posterior:
         num_undefined=runs.num_undefined,
         num_gradients=frozen.num_gradients + runs.num_gradients,
         num_densities=frozen.num_densities + runs.num_densities,
-        status=jnp.int32(int(status)),
+        status=verdict.status,
     )
     return engine.finish(
         target,

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer import tails
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.engine import flat_position, to_default_dtype
+from probinfer.engine import exact_logdensity, flat_position, to_default_dtype
 from probinfer.errors import NumericalError
 from probinfer.mcmc import NUTS
 from probinfer.smc.path import FREEDOM, StudentPath, from_prior
@@ -62,7 +63,12 @@ def find_start(
                 key, target, progress=progress, checkpoint=checkpoint
             )
     except NumericalError as error:
-        raise NumericalError(advice.format(error), Status.NON_FINITE) from error
+        raise NumericalError(advice.format(error), error.status) from error
+    last = jax.tree.map(lambda leaf: leaf[:, -1], to_default_dtype(pilot.unconstrained))
+    logdensity_fn = exact_logdensity(target, pilot.unconstrained)
+    status, found = tails.doubted(pilot.info.status, logdensity_fn, last, always=True)
+    if found:
+        raise NumericalError(advice.format(found), status)
     loc, root, inverse = fit_student(flat_position(to_default_dtype(pilot.unconstrained)))
     if not (np.all(np.isfinite(loc)) and np.all(np.isfinite(inverse))):
         raise NumericalError(advice.format("draws of NUTS do not vary in every direction"), Status.NON_FINITE)

@@ -239,7 +239,8 @@ def _loop(
         algorithm(_no_init, _step, target, _settings(config, num_particles)),
         state,
         _is_over,
-        max(config.num_warmup, config.num_draws),
+        config.num_draws if name == "draws" else config.num_warmup,
+        room=max(config.num_warmup, config.num_draws),
         progress=bars.label(progress, name),
         collect=_record,
         checkpoint=None
@@ -316,5 +317,6 @@ def _posterior(
         num_gradients=jnp.int32(iterations * (NUM_LEAPFROGS + 1)),
         **judged._replace(status=jnp.int32(int(status)))._asdict(),
     )
-    engine.warn(status, details, "ParticleGibbs")
+    more = f"run more draws (num_draws is {config.num_draws})" if status == Status.CHAINS_DISAGREE else ""
+    engine.warn(status, details, "ParticleGibbs", more)
     return engine.finish(target.target, positions, target.like, info)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer import engine
+from probinfer import engine, findings
 from probinfer import progress as bars
 from probinfer.base import Algorithm, Status, algorithm
 from probinfer.checkpoint import Checkpoint
+from probinfer.findings import Finding, combined
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.resampling import systematic
@@ -53,7 +54,7 @@ class PMMHInfo(NamedTuple):
     smoothed path a draw, or None; ``num_undefined`` counts proposals with a log weight of NaN or plus infinity, which
     were rejected; ``num_filter_steps`` counts observations times filters, pilot and warm-up included. ``rhat``,
     ``ess`` and ``ess_tail`` are trees shaped like one unconstrained position. ``status`` is ``OK`` or
-    ``CHAINS_DISAGREE``, also where a chain accepted nothing.
+    ``CHAINS_DISAGREE``, also where a chain accepted nothing, or ``NON_FINITE`` if one filter in a hundred is undefined.
     """
 
     acceptance: Any
@@ -309,10 +310,12 @@ def _posterior(
     positions = unflatten(target.like, rows.position)
     judged = report.convergence(positions)
     count = rows.accepted.shape[1]
-    status, details = _verdict(config, judged, rows)
+    num_proposals = config.num_chains * (config.num_warmup + count)
+    broken = findings.undefined(undefined, num_proposals, "particle filters")
+    verdict = combined([broken, _verdict(config, judged, rows)])
     if unfinished:
         said = f"{count} of {config.num_draws} draws of a chain were made"
-        status, details = engine.part(said, status, details)
+        verdict = Finding(*engine.part(said, verdict.status, verdict.details))
     steps = target.num_steps * config.num_chains * (config.num_warmup + count + 1)
     info = PMMHInfo(
         acceptance=jnp.mean(rows.acceptance, axis=1),
@@ -323,16 +326,18 @@ def _posterior(
         paths=rows.path,
         num_undefined=undefined,
         num_filter_steps=jnp.asarray(steps + pilot.num_filter_steps, pilot.centre.dtype),
-        **judged._replace(status=jnp.int32(int(status)))._asdict(),
+        **judged._replace(status=verdict.status)._asdict(),
     )
-    engine.warn(status, details, "PMMH")
+    engine.warn(verdict.status, verdict.details, "PMMH", verdict.advised)
     return engine.finish(target.target, positions, target.like, info)
 
 
-def _verdict(config: PMMH, judged: report.Convergence, rows: _Row) -> tuple[Status, str]:
+def _verdict(config: PMMH, judged: report.Convergence, rows: _Row) -> Finding | None:
     still = ~np.any(np.asarray(rows.accepted), axis=1)
     if still.any():
-        return Status.CHAINS_DISAGREE, f"{int(still.sum())} of {len(still)} chains accepted nothing"
+        words = f"{int(still.sum())} of {len(still)} chains accepted nothing"
+        return Finding(Status.CHAINS_DISAGREE, words, f"run more draws (num_draws is {config.num_draws})")
     if int(judged.status) == Status.OK:
-        return Status.OK, ""
-    return Status(int(judged.status)), report.explain(judged, config.num_chains, rows.accepted.shape[1])
+        return None
+    words = report.explain(judged, config.num_chains, rows.accepted.shape[1])
+    return Finding(Status(int(judged.status)), words, f"run more draws (num_draws is {config.num_draws})")

@@ -12,6 +12,7 @@ from probinfer import engine
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
+from probinfer.findings import Finding, combined, undefined
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.smc import islands, theta_particles
@@ -36,7 +37,8 @@ class SMC2Info(NamedTuple):
     ``num_undefined`` counts filters with a log weight of NaN or plus infinity: those parameters get no weight.
     ``num_filter_steps`` counts observations times filters, the pilot included. ``rhat``, ``ess`` and ``ess_tail`` are
     trees shaped like one unconstrained position; each island is a chain. ``status`` is ``OK``; ``CHAINS_DISAGREE``:
-    R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all parameters of an island died.
+    R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all parameters of an island died; ``NON_FINITE``:
+    one filter in a hundred is undefined.
     """
 
     num_moves: Any
@@ -146,10 +148,11 @@ def _posterior(config: SMC2, target: Parameters, pilot: Pilot, runs: list) -> Po
     dead = [int(population.status) != Status.OK for population in populations]
     logs = np.asarray([-np.inf if lost else float(step.log_evidence[-1]) for lost, step in zip(dead, steps)])
     positions = unflatten(target.like, jnp.stack([population.positions for population in populations]))
-    judged = report.convergence(positions)
-    status, details = _verdict(config, judged, dead, logs)
+    judged = report.convergence(positions, populations=True)
     spent = pilot.num_filter_steps + sum(float(population.num_filter_steps) for population in populations)
-    everything = (pilot.population, *populations)
+    num_undefined = sum(int(population.num_undefined) for population in (pilot.population, *populations))
+    broken = undefined(num_undefined, spent / target.num_steps, "particle filters")
+    verdict = combined([broken, _verdict(config, judged, dead, logs)])
     info = SMC2Info(
         num_moves=pilot.population.plan.num_moves,
         acceptance=_padded([step.acceptance for step in steps], (target.num_steps, 2), dtype),
@@ -158,11 +161,11 @@ def _posterior(config: SMC2, target: Parameters, pilot: Pilot, runs: list) -> Po
         log_evidence_error=jnp.asarray(islands.log_mean_error(logs), dtype),
         num_particles=jnp.int32(pilot.num_particles),
         log_evidence_variance=pilot.variance,
-        num_undefined=jnp.int32(sum(int(population.num_undefined) for population in everything)),
+        num_undefined=jnp.int32(num_undefined),
         num_filter_steps=jnp.asarray(spent, dtype),
-        **judged._replace(status=jnp.int32(int(status)))._asdict(),
+        **judged._replace(status=verdict.status)._asdict(),
     )
-    engine.warn(status, details, "SMC2")
+    engine.warn(verdict.status, verdict.details, "SMC2", verdict.advised)
     return engine.finish(
         target.target,
         positions,
@@ -180,15 +183,18 @@ def _padded(rows: list, shape: tuple[int, ...], dtype: Any) -> Any:
     return jnp.asarray(full)
 
 
-def _verdict(config: SMC2, judged: report.Convergence, dead: list, logs: np.ndarray) -> tuple[Status, str]:
-    """The worst status, and in words what it is about."""
+def _verdict(config: SMC2, judged: report.Convergence, dead: list, logs: np.ndarray) -> Finding | None:
+    """What is wrong with the islands, if anything is."""
+    more = f"raise num_parameters (it is {config.num_parameters})"
     if any(dead):
-        return Status.DEGENERATE_WEIGHTS, f"all parameters of {sum(dead)} of {len(dead)} islands died"
+        words = f"all parameters of {sum(dead)} of {len(dead)} islands died"
+        return Finding(Status.DEGENERATE_WEIGHTS, words)
     if islands.shares(logs) < len(logs) / 2:
-        return Status.CHAINS_DISAGREE, (
-            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f}): take more "
-            "parameters"
+        words = (
+            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f})"
         )
+        return Finding(Status.CHAINS_DISAGREE, words, more)
     if int(judged.status) == Status.OK:
-        return Status.OK, ""
-    return Status(int(judged.status)), report.explain(judged, config.num_islands, config.num_parameters)
+        return None
+    words = report.explain(judged, config.num_islands, config.num_parameters, plural="islands")
+    return Finding(Status(int(judged.status)), words, more)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine
+from probinfer import engine, findings
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import shortened
+from probinfer.findings import Finding
 from probinfer.interrupts import Interrupted
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
@@ -29,6 +30,12 @@ from probinfer.types import PRNGKey, field, pytree
 __all__ = ["Tempered", "TemperedInfo", "sample_from"]
 
 _LEAST_CHAINS = 4
+_COMPARED = 32  # particles of a population whose densities are compared with the best seen
+_LOST = 10.0  # nats
+_NO_SCALE = (
+    "the prior is not normalised (improper, masked or scaled), so that the log evidence holds its arbitrary constant: "
+    "compare it with no other model; the draws are as they should be"
+)
 
 
 class TemperedInfo(NamedTuple):
@@ -43,8 +50,9 @@ class TemperedInfo(NamedTuple):
     have weight zero. ``num_gradients`` counts evaluations of the density with its gradient, ``num_densities`` those
     without, the pilots included. ``rhat``, ``ess`` and
     ``ess_tail`` are trees shaped like one unconstrained position; each island is a chain, in the order of the moves.
-    ``status`` is ``OK``; ``CHAINS_DISAGREE``: R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all
-    particles of an island died.
+    ``status`` is ``OK``; ``CHAINS_DISAGREE``: R-hat, ESS or evidences of the islands; ``POOR_APPROXIMATION``: on the
+    way a particle had a log density more than 10 + d / 2 above all at the end; ``DEGENERATE_WEIGHTS``: all particles of
+    an island died; ``NON_FINITE``: one draw of the base law in a hundred is undefined.
     """
 
     temperatures: Any
@@ -67,6 +75,16 @@ class TemperedInfo(NamedTuple):
     def start(self) -> str:
         """The base law: "prior" or "student-t"."""
         return STARTS[int(self.started_from)]
+
+    @property
+    def evidence_reason(self) -> str:
+        """What the log evidence is of: one sentence."""
+        if self.start == "prior":
+            return "the log marginal likelihood of the data: the prior is normalised"
+        return (
+            "the log of the integral of the density as it was given: a marginal likelihood only if that contains a "
+            "normalised prior"
+        )
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Between which the log evidence lies with this probability: the hull of two readings (t, lognormal).
@@ -161,10 +179,13 @@ class Tempered:
         Raises:
             TypeError: not a key, not a target, or a minibatch target.
             NumericalError: the log ratio is plus infinity somewhere, all particles of the pilot have likelihood zero,
-                the pilot does not reach the target, or no base law could be fitted to a target without a prior.
+                the pilot does not reach the target, or no base law could be fitted to a target without a prior, for
+                example because its density is improper.
 
         Warns:
-            ConvergenceWarning: the islands disagree, or one of them died; or Ctrl-C left some of them.
+            ConvergenceWarning: the islands disagree, one of them died, a narrow mode was lost on the way, or the log
+                likelihood is undefined at one draw of the base law in a hundred; or Ctrl-C left some of the islands.
+            UserWarning: the prior is not normalised, so the evidence has an arbitrary factor.
         """
         name = type(self).__name__
         engine.check(key, target, name)
@@ -211,11 +232,11 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
     dtype = pilot.positions.dtype
     logs = np.asarray([state.log_evidence for state in states])
     positions = unflatten(found.path.like, jnp.stack([state.positions for state in states]))
-    judged = report.convergence(engine.to_default_dtype(positions))
-    status, details = _verdict(config, judged, states, logs)
+    judged = report.convergence(engine.to_default_dtype(positions), populations=True)
+    verdict = _verdict(config, found, judged, (pilot, *states), logs)
     if len(runs) < config.num_islands:  # Ctrl-C
         said = f"{len(runs)} of {config.num_islands} islands were finished"
-        status, details = engine.part(said, status, details)
+        verdict = Finding(*engine.part(said, verdict.status, verdict.details))
     count = int(pilot.schedule.num_levels)
     schedule = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), pilot.schedule[:-1])
     schedule = Schedule(*schedule, num_levels=count)
@@ -234,9 +255,11 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         rhat=judged.rhat,
         ess=judged.ess,
         ess_tail=judged.ess_tail,
-        status=jnp.int32(int(status)),
+        status=verdict.status,
     )
-    engine.warn(status, details, "Tempered")
+    engine.warn(verdict.status, verdict.details, "Tempered", verdict.advised)
+    if target.prior is None and target.log_likelihood_fn is not None:
+        engine.notice(_NO_SCALE, "Tempered")
     return engine.finish(
         target,
         positions,
@@ -255,17 +278,47 @@ def _padded(rows: list, count: int, dtype: Any) -> Any:
 
 
 def _verdict(
-    config: Tempered, judged: report.Convergence, states: tuple, logs: np.ndarray
-) -> tuple[Status, str]:
-    """The worst status, and in words what it is about."""
-    dead = [i + 1 for i, state in enumerate(states) if int(state.status) != Status.OK]
+    config: Tempered, found: Start, judged: report.Convergence, states: tuple, logs: np.ndarray
+) -> Finding:
+    """The worst status, in words what it is about, and what to do; the first state is that of the pilot."""
+    more = f"raise num_particles (it is {config.num_particles})"
+    num_islands = len(logs)
+    total = config.num_particles * len(states)
+    count = sum(int(state.num_undefined) for state in states)
+    undefined = findings.undefined(count, total, f"draws of the {STARTS[found.kind]}")
+    dead = sum(int(state.status) != Status.OK for state in states[1:])
     if dead:
-        return Status.DEGENERATE_WEIGHTS, f"all particles of {len(dead)} of {len(states)} islands died"
-    if islands.shares(logs) < len(logs) / 2:
-        return Status.CHAINS_DISAGREE, (
-            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f}): take more "
-            "particles"
+        words = f"all particles of {dead} of {num_islands} islands died"
+        gone = Finding(Status.DEGENERATE_WEIGHTS, words)
+        return findings.combined([gone, undefined])._replace(status=gone.status)
+    disagree = None
+    if islands.shares(logs) < num_islands / 2:
+        words = (
+            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f})"
         )
-    if int(judged.status) == Status.OK:
-        return Status.OK, ""
-    return Status(int(judged.status)), report.explain(judged, len(states), config.num_particles)
+        disagree = Finding(Status.CHAINS_DISAGREE, words, more)
+    elif int(judged.status) != Status.OK:
+        words = report.explain(judged, num_islands, config.num_particles, plural="islands")
+        disagree = Finding(Status(int(judged.status)), words, more)
+    return findings.combined([undefined, disagree, _lost_mode(found.path, states, more)])
+
+
+def _lost_mode(path: Any, states: tuple, advised: str) -> Finding | None:
+    """Whether a particle, at some level, had a far higher density than any at the end."""
+    tops = [state.positions[np.argmax(state.log_ratios)] for state in states]
+    every = [state.positions[:: max(len(state.positions) // _COMPARED, 1)] for state in states]
+    kept = _log_joints(path, jnp.concatenate([jnp.stack(tops), *every]))
+    seen = _log_joints(path, jnp.stack([state.best_position for state in states]))
+    above = float(np.max(seen) - np.max(kept))
+    if not above > _LOST + tops[0].shape[0] / 2:
+        return None
+    return Finding(
+        Status.POOR_APPROXIMATION,
+        f"on the way a particle had a log density {above:.3g} nats above all at the end: a narrow mode was lost",
+        advised,
+    )
+
+
+@jax.jit
+def _log_joints(path: Any, positions: Any) -> Any:
+    return jax.lax.map(lambda position: sum(path.terms(position)), positions)

@@ -74,6 +74,8 @@ class TemperedState(NamedTuple):
     num_undefined: Any
     num_gradients: Any
     num_densities: Any
+    best_ratio: Any  # the largest that any particle had so far
+    best_position: Any  # (d,), its place
 
 
 class Level(NamedTuple):
@@ -139,9 +141,11 @@ def _init(path, settings, key, schedule: Schedule, learning, num_particles: int)
     undefined = jnp.isnan(raw)
     dimension, dtype = positions.shape[1], positions.dtype
     zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    log_ratios = jnp.where(undefined, -jnp.inf, raw)
+    best = jnp.argmax(log_ratios)
     return TemperedState(
         positions=positions,
-        log_ratios=jnp.where(undefined, -jnp.inf, raw),
+        log_ratios=log_ratios,
         temperature=zero,
         log_evidence=zero,
         level=count,
@@ -152,6 +156,8 @@ def _init(path, settings, key, schedule: Schedule, learning, num_particles: int)
         num_undefined=jnp.sum(undefined, dtype=jnp.int32),
         num_gradients=count,
         num_densities=count + num_particles,
+        best_ratio=log_ratios[best],
+        best_position=positions[best],
     )
 
 
@@ -176,7 +182,11 @@ def _step(path, settings: Settings, key: PRNGKey, state: TemperedState) -> tuple
     log_evidence = state.log_evidence + weights.log_mean_exp(factors)
     # A ratio of plus infinity makes the evidence NaN, which the loop takes for what it is.
     log_evidence = jnp.where(jnp.any(log_ratios == jnp.inf), jnp.nan, log_evidence)
+    best = jnp.argmax(log_ratios)
+    better = log_ratios[best] > state.best_ratio
     new = state._replace(
+        best_ratio=jnp.where(better, log_ratios[best], state.best_ratio),
+        best_position=jnp.where(better, positions[best], state.best_position),
         positions=positions,
         log_ratios=log_ratios,
         temperature=plan.temperature,

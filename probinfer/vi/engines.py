@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import engine, importance, optimize
+from probinfer import engine, importance, optimize, tails
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
@@ -42,8 +42,8 @@ class VIInfo(NamedTuple):
     p/q: above 0.7 the approximation misses the target too much to be corrected. ``loc`` (d,) and ``scale`` describe
     the Gaussian in unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the
     final size of the fixed sample, ``num_gradients`` the gradients the fit took, its start included. ``status`` is
-    ``POOR_APPROXIMATION`` if ``khat`` is above 0.7, ``MAX_ITERATIONS`` if the gap stayed open at the largest sample,
-    else that of the last optimisation.
+    ``IMPROPER_DENSITY`` if the density is, ``POOR_APPROXIMATION`` if ``khat`` is above 0.7, ``MAX_ITERATIONS`` if the
+    gap stayed open at the largest sample, else that of the last optimisation.
     """
 
     elbo: Any
@@ -172,13 +172,30 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, batch, batch))
         frame, position, spent = _first_frame(logdensity_fn, starting_float, sample, full)
         problem = _Problem(logdensity_fn, position, 1 if mode == "map" else _BLOCK)
-        frame, info = _fit(problem, frame, config.max_samples, seed, key_fresh, bar)
+        try:
+            frame, info = _fit(problem, frame, config.max_samples, seed, key_fresh, bar)
+        except NumericalError as error:
+            if target.prior is None:
+                _refuse_improper(name, logdensity_fn, position, error)
+            raise
     info = info._replace(num_gradients=info.num_gradients + spent)
     draws = gaussian.draw(frame, key_draws, config.num_draws)
     unravel = ravel_pytree(position)[1]
     positions = jax.vmap(jax.vmap(unravel))(draws[None])
-    engine.warn(info.status, _details(info), name)
+    start = jax.tree.map(lambda leaf: leaf[None], position)  # the fit itself may have gone beyond all numbers
+    # k-hat of draws that never went there does not see a tail that is too heavy to integrate
+    status, found = tails.doubted(info.status, logdensity_fn, start, prior=target.prior, always=True)
+    info = info._replace(status=status)
+    engine.warn(status, found or _details(info), name)
     return engine.finish(target, positions, starting, info)
+
+
+def _refuse_improper(name: str, logdensity_fn: Any, position: ArrayTree, error: NumericalError) -> None:
+    """Raise with the better reason, if the density is improper."""
+    found = tails.improper(logdensity_fn, jax.tree.map(lambda leaf: leaf[None], position))
+    if found:
+        status = Status.IMPROPER_DENSITY
+        raise NumericalError(f"{name}: {found}; {advice(status)}", status) from error
 
 
 def _details(info: VIInfo) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import engine, interrupts, optimize
+from probinfer import engine, interrupts, optimize, tails
 from probinfer import progress as bars
 from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ __all__ = ["MAP", "MAPInfo", "maximize", "point_posterior"]
 
 # A gain of so many roots of the machine epsilon does not matter: 1.5e-7 nats in float64, 3e-3 in float32.
 _NATS = 10.0
+_APART = 0.01  # of a unit, or of the position
 
 
 class MAPInfo(NamedTuple):
@@ -39,8 +40,10 @@ class MAPInfo(NamedTuple):
     maximised nothing else (``gp.ML2``), else None; ``values``, ``statuses`` and ``num_evaluations``
     have one entry a restart (the value of a failed one is minus infinity), ``best`` is the index of the one kept.
     ``covariance`` (d, d), if asked for, is that of Laplace's approximation: minus the inverse Hessian with respect to
-    the unconstrained position, flattened, NaN where the Hessian is not negative definite. ``status`` is that of the
-    best restart, ``INTERRUPTED`` where Ctrl-C ended the search.
+    the unconstrained position, flattened, NaN where the Hessian is not negative definite. ``ends`` (restart, d) are
+    where the restarts ended, flattened. ``status`` is that of the best restart; ``IMPROPER_DENSITY`` where another
+    ended elsewhere at the same value and the density does not fall between them and beyond; ``INTERRUPTED`` where
+    Ctrl-C ended the search.
     """
 
     log_density: Any
@@ -51,6 +54,7 @@ class MAPInfo(NamedTuple):
     covariance: Any
     status: Any
     log_likelihood: Any = None
+    ends: Any = None
 
 
 @pytree
@@ -104,12 +108,20 @@ class MAP:
             Interrupted: Ctrl-C before there was one; a ``KeyboardInterrupt``.
 
         Warns:
-            ConvergenceWarning: the best restart did not converge, or Ctrl-C ended the search.
+            ConvergenceWarning: the best restart did not converge, the mode is not unique and the density improper, or
+                Ctrl-C ended the search.
         """
         engine.check(key, target, "MAP")
         jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
         fn = jax.tree_util.Partial(_objective, as_partial(target.logdensity_fn), jacobian)
         posterior, position = point_posterior("MAP", key, target, fn, self, progress)
+        info = posterior.info
+        sound = info.status in (Status.OK, Status.INTERRUPTED)
+        if target.prior is None and (not sound or _is_elsewhere(info)):
+            status, found = tails.doubted(Status.MAX_ITERATIONS, fn, _rows_to_trees(position, info.ends))
+            if found:
+                engine.warn(status, f"the mode is not unique: {found}", "MAP")
+                posterior = dataclasses.replace(posterior, info=info._replace(status=status))
         if self.covariance:
             info = posterior.info._replace(covariance=laplace_covariance(fn, position))
             posterior = dataclasses.replace(posterior, info=info)
@@ -159,6 +171,19 @@ def point_posterior(
     engine.warn(info.status, said, name)
     draws = jax.tree.map(lambda x: x[None, None], position)
     return engine.finish(target, draws, position, info), position
+
+
+def _is_elsewhere(info: MAPInfo) -> bool:
+    """Whether a restart ended at the value of the best one, but not where it did."""
+    values, ends = np.asarray(info.values), np.asarray(info.ends)
+    best = int(info.best)
+    as_good = values >= values[best] - _NATS * float(np.finfo(ends.dtype).eps) ** 0.5
+    apart = np.max(np.abs(ends - ends[best]), axis=1) > _APART * (1 + np.max(np.abs(ends[best])))
+    return bool(np.any(as_good & apart))
+
+
+def _rows_to_trees(position: ArrayTree, rows: Array) -> ArrayTree:
+    return jax.vmap(ravel_pytree(position)[1])(rows)
 
 
 def _objective(logdensity_fn: Callable, jacobian_fn: Callable | None, position: ArrayTree) -> Scalar:
@@ -240,6 +265,7 @@ def _climb(
         best=best.astype(jnp.int32),
         covariance=None,
         status=results.status[best],
+        ends=results.position,
     )
     return climbs, going, unravel(results.position[best]), info
 

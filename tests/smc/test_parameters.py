@@ -56,6 +56,11 @@ def test_posterior_means(name):
     check_means(name)
 
 
+def test_right_islands_are_ok():
+    """One of five may fail: less than 1e-6 at the rate of 1e-4 of the rule."""
+    assert sum(infer("SMC2", seed).info.status == Status.OK for seed in SEEDS) >= 4
+
+
 @pytest.mark.f32
 @pytest.mark.parametrize(
     "name", ["SMC2", *(pytest.param(n, marks=pytest.mark.slow) for n in ENGINES if n != "SMC2")]
@@ -256,9 +261,10 @@ def test_no_likelihood_anywhere_is_an_error(name, words, bad):
 def test_a_chain_that_accepts_nothing_is_said():
     rows = pmmh._Row(None, None, None, None, np.array([[False, False], [True, False]]), None)
     fine = report.Convergence(None, None, None, Status.OK)
-    status, details = pmmh._verdict(ENGINES["PMMH"], fine, rows)
-    assert status == Status.CHAINS_DISAGREE
-    assert "1 of 2 chains accepted nothing" in details
+    found = pmmh._verdict(ENGINES["PMMH"], fine, rows)
+    assert found.status == Status.CHAINS_DISAGREE
+    assert "1 of 2 chains accepted nothing" in found.details
+    assert "num_draws is 700" in found.advised
 
 
 def test_names_and_bijectors(dtype):

@@ -155,7 +155,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 
 def test_undefined_likelihoods_are_zero_and_counted():
     case = cases.NORMAL._replace(cut=1.5, bad=np.nan)
-    posterior = infer(3, cases.target_of(case))
+    with pytest.warns(
+        ConvergenceWarning, match=r"of 2304 draws of the prior have an undefined \(NaN\) log likelihood"
+    ):
+        posterior = pi.infer(jax.random.key(3), cases.target_of(case), ENGINE, progress=False)
+    assert posterior.info.status == Status.NON_FINITE
     low, high = posterior.info.interval(0.999)
     assert low <= cases.log_evidence_below(1.5) <= high  # .001
     assert posterior.info.num_undefined == pytest.approx(9 * 256 * 0.067, rel=0.3)  # P(u_0 > 1.5), 4 errors
@@ -302,7 +306,8 @@ def test_anneal_draws_and_weighs(dtype):
 
 def test_undefined_likelihoods_weigh_nothing_when_annealed():
     case = cases.NORMAL._replace(cut=1.5, bad=np.nan)
-    posterior = annealed(7, case)
+    with pytest.warns(ConvergenceWarning, match=r"draws of the prior have an undefined"):
+        posterior = annealed(7, case)
     dead = posterior.log_weights == -jnp.inf
     assert np.sum(dead) == posterior.info.num_undefined > 0
     log_evidence = cases.log_evidence_below(1.5)

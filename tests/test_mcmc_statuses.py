@@ -1,0 +1,210 @@
+"""What a run of chains says of itself: lost chains, slow energies, cut trajectories, improper densities."""
+
+import warnings
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probinfer as pi
+from probinfer import mcmc, targets, vi
+from probinfer.base import Status
+from probinfer.errors import NumericalError
+from probinfer.mcmc import energies, engines, report
+from probinfer.mcmc import metric as metrics
+from probinfer.mcmc import warmup as warmups
+from probinfer.mcmc.ensemble import ChainsInfo, ChainsState
+from tests.test_mcmc import LOC, SCALE, make_target, two_normals
+
+
+def warmed_up(draws, logdensities, dtype):
+    """The warm-up after draws (step, chain, 2), their gradients those of a normal."""
+    config = warmups.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 200, 2)
+    num_chains = draws.shape[1]
+    state = warmups.init(config, num_chains, metrics.identity(2, 2, dtype))
+    update = jax.jit(warmups.update)
+    moves = []
+    for row, values in zip(jnp.asarray(draws, dtype), jnp.asarray(logdensities, dtype)):
+        state = update(config, state, row, -row, values, jnp.full(num_chains, 0.8, dtype), jnp.int32(7))
+        moves.append(np.asarray(state.rows))
+    return state, np.array(moves)
+
+
+def test_a_chain_in_a_region_without_mass_goes_on_from_another(dtype):
+    """Chain 3 lies lower by 40 nats; chain 2 as well, but it is wide: e^40 in two directions."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(71, 4, 2))
+    draws[:, 1] *= np.exp(20.0)
+    logdensities = np.zeros((71, 4)) - rng.exponential(size=(71, 4)) - [0.0, 40.0, 40.0, 0.0]
+    state, moves = warmed_up(draws, logdensities, dtype)
+    stay = np.arange(4)
+    assert np.all(moves[:-2] == stay)  # windows of ten and twenty draws tell too little
+    assert moves[69].tolist() == [0, 1, 3, 3]
+    assert moves[70].tolist() == stay.tolist()
+    assert state.num_restarts.tolist() == [0, 0, 1, 0]
+    assert float(state.deficits[2]) == pytest.approx(40, abs=1)
+    # within the margin of 10 + 2 log 3 nobody moves
+    state, moves = warmed_up(draws[:, [0, 2]], logdensities[:, [0, 0]] - [0.0, 12.0], dtype)
+    assert np.all(moves == np.arange(2))
+    assert not state.num_restarts.any()
+
+
+def test_a_lost_chain_starts_again_where_the_others_are(dtype):
+    """One of four chains is put into a mode e^40 lower; after the warm-up all are in the other one."""
+    target = make_target(
+        LOC - 30 * SCALE, LOC + 30 * SCALE, np.diag(SCALE**2), dtype, example=LOC, lower=40.0
+    )
+    config = mcmc.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 120, 4)
+    algorithm = mcmc.chains(target.logdensity_fn, mcmc.Trajectories("nuts"), config)
+    places = np.array([LOC - 30 * SCALE] * 4)
+    places[1] = LOC + 30 * SCALE
+    state = jax.jit(algorithm.init)(jnp.asarray(places, dtype))
+    state, _ = pi.run(jax.random.key(0), algorithm, state, 120)
+    assert state.warmup.num_restarts.tolist() == [0, 1, 0, 0]
+    assert np.all(np.asarray(state.chains.position) < LOC)
+    assert float(state.warmup.deficits[1]) == pytest.approx(40, abs=10)
+
+
+def test_restarts_are_told():
+    info = report.MCMCInfo(*[None] * len(report.MCMCInfo._fields))._replace(
+        diverging=np.zeros((4, 1)),
+        metric=metrics.identity(2, 2, float),
+        num_dropped_starts=0,
+        num_shared_starts=0,
+        num_restarts=np.array([0, 0, 1, 0]),
+        deficits=np.array([0.0, 0.0, 41.3, 0.0]),
+    )
+    assert info.starts_reason == (
+        "none of 16 starts dropped; put where another chain was in the warm-up, their mass negligible: chain 3 (41 "
+        "nats below)"
+    )
+
+
+def judged(energy, dtype, *, draws=None, depth=3, diverging=None, num_draws=400):
+    """The verdict of NUTS on draws of four chains, independent if none are given."""
+    rng = np.random.default_rng(1)
+    draws = rng.normal(size=(4, num_draws, 4)) if draws is None else draws
+    found = report.convergence(jnp.asarray(draws, dtype))
+    diverging = jnp.zeros((4, num_draws), bool) if diverging is None else diverging
+    found = report.with_divergences(found, diverging)
+    info = ChainsInfo(
+        diverging=diverging,
+        acceptance_rate=None,
+        num_leapfrogs=None,
+        energy=jnp.asarray(energy, dtype),
+        tree_depth=jnp.asarray(np.broadcast_to(depth, (4, num_draws))),
+    )
+    state = ChainsState(SimpleNamespace(position=jnp.asarray(draws[:, -1], dtype)), None, None)
+    zero, matrix = jnp.zeros(4, dtype), jnp.eye(4, dtype=dtype)
+    logdensity_fn = targets.LogDensity(two_normals, zero, zero, matrix, jnp.zeros((), dtype))
+    loop = engines._Loop(mcmc.NUTS(), None, False, None, logdensity_fn)
+    return engines._verdict(loop, found, info, state)
+
+
+@pytest.fixture
+def energy():
+    """Independent energies of a normal in four dimensions: their E-BFMI is 2, with an error of .25."""
+    return np.random.default_rng(2).gamma(4.0, size=(4, 400))
+
+
+def test_the_chain_that_lies_low_is_named(energy, dtype):
+    draws = np.random.default_rng(1).normal(size=(4, 400, 4))
+    draws[2] += 30.0
+    low = energy + np.array([0.0, 0.0, 40.0, 0.0])[:, None]
+    verdict = judged(low, dtype, draws=draws)
+    assert verdict.status == Status.CHAINS_DISAGREE
+    assert "chain 3 lies 40 nats below chain" in verdict.details
+    assert "run more draws (num_draws)" in verdict.advised
+    # modes of one height, and chains that agree: nobody is named
+    assert "nats below" not in judged(energy, dtype, draws=draws).details
+    assert judged(energy, dtype).status == Status.OK
+
+
+def test_slow_energies_are_told(energy, dtype):
+    walk = np.cumsum(np.random.default_rng(3).normal(size=(4, 400)), axis=1)
+    verdict = judged(np.where(np.arange(4)[:, None] == 1, walk, energy), dtype)
+    assert verdict.status == Status.CHAINS_DISAGREE
+    assert "E-BFMI is 0.0" in verdict.details
+    assert "in chain 2 (below 0.3)" in verdict.details
+    assert "reparametrise" in verdict.advised
+    assert energies.slow_energies(jnp.asarray(walk[:, :50])) is None  # too few to tell
+
+
+def test_cut_trajectories_are_told(energy, dtype):
+    depth = np.where(np.arange(400) < 20, 10, 4)
+    verdict = judged(energy, dtype, depth=depth)
+    assert verdict.status == Status.MAX_ITERATIONS
+    assert verdict.details.startswith("80 of 1600 trajectories were cut off at max_tree_depth=10")
+    assert "raise max_tree_depth" in verdict.advised
+    assert judged(energy, dtype, depth=np.where(np.arange(400) < 19, 10, 4)).status == Status.OK
+    # a trajectory that diverged was not cut
+    diverging = jnp.broadcast_to(jnp.arange(400) < 20, (4, 400))
+    said = judged(energy, dtype, depth=depth, diverging=diverging)
+    assert said.status == Status.DIVERGENT_TRANSITIONS
+    assert "target_acceptance" in said.advised
+
+
+def flat(x):
+    return 0.0 * jnp.sum(x)
+
+
+def sum_is_known(x):
+    return -0.5 * (jnp.sum(x) - 1.0) ** 2
+
+
+def falls_slowly(x):
+    return -jnp.log1p(jnp.sum(x**2))
+
+
+@pytest.mark.parametrize(
+    ("engine", "density"),
+    [
+        (mcmc.NUTS(), flat),
+        (vi.MAP(), flat),
+        (vi.MAP(), sum_is_known),
+        (vi.MeanField(), sum_is_known),
+        (vi.MeanField(), falls_slowly),
+        pytest.param(mcmc.NUTS(), sum_is_known, marks=pytest.mark.slow),
+        pytest.param(mcmc.NUTS(), falls_slowly, marks=pytest.mark.slow),
+        pytest.param(mcmc.HMC(), flat, marks=pytest.mark.slow),
+        pytest.param(mcmc.HMC(), falls_slowly, marks=pytest.mark.slow),
+        pytest.param(vi.FullRank(), flat, marks=pytest.mark.slow),
+        pytest.param(vi.FullRank(), sum_is_known, marks=pytest.mark.slow),
+        pytest.param(vi.MeanField(), flat, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_improper_densities_are_refused_or_reported(engine, density, dtype):
+    target = targets.from_logdensity(density, jnp.zeros(2, dtype))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            status = engine.sample(jax.random.key(0), target, progress=False).info.status
+            text = str(said[-1].message)
+        except NumericalError as error:
+            status, text = error.status, str(error)
+    assert status is Status.IMPROPER_DENSITY
+    assert "away the log density" in text
+    assert "the density has no finite integral" in text
+
+
+class Seen(Exception):
+    pass
+
+
+def test_bars_end_where_the_draws_do(monkeypatch, dtype):
+    """The bar of a phase is as long as the phase, though both phases have room for the longer one."""
+    seen = []
+
+    def watched(key, algorithm, state, stop_fn, num_steps, **settings):
+        seen.append((settings["progress"], num_steps, settings["room"]))
+        raise Seen
+
+    monkeypatch.setattr(engines, "run_until", watched)
+    target = make_target(LOC, LOC, np.diag(SCALE**2), dtype)
+    for num_warmup in (0, 30):
+        with pytest.raises(Seen):
+            mcmc.NUTS(num_warmup=num_warmup, num_draws=10).sample(jax.random.key(0), target, progress="NUTS")
+    assert seen == [("draws", 10, 10), ("warm-up", 30, 30)]

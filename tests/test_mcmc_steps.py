@@ -1,0 +1,128 @@
+"""Single transitions and windows against what they are defined by: no law is estimated, so nothing fails by chance."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+
+from probinfer.mcmc import metric as metrics
+from probinfer.mcmc import warmup as warmups
+from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.leapfrog import Place, energy, leapfrog
+from probinfer.mcmc.nuts_steps import whole
+from probinfer.mcmc.tuning import row_of
+
+MASS = np.array([1.0, 4.0])
+
+
+def log_normal(x):
+    return -0.5 * jnp.sum(x**2 / jnp.asarray(MASS, x.dtype))
+
+
+def place_at(x, dtype):
+    x = jnp.asarray(x, dtype)
+    return Place(x, *jax.value_and_grad(log_normal)(x))
+
+
+def test_every_draw_has_its_row():
+    rows = [int(row_of(jnp.int32(number), 3, 4, 2)) for number in range(3 + 4 * 2)]
+    # three of the warm-up, then every second one is kept: the last transition too
+    assert rows == [4, 4, 4, 4, 0, 4, 1, 4, 2, 4, 3]
+    assert [int(row_of(jnp.int32(number), 0, 2, 1)) for number in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.f32
+def test_a_trajectory_weighs_all_its_states_and_no_other(dtype):
+    """Three doublings without a turn: the weight is that of eight states, found by integrating from end to end."""
+    both, mass = jax.value_and_grad(log_normal), jnp.asarray(MASS, dtype)
+    step_size = jnp.asarray(0.05, dtype)
+    grow = jax.jit(partial(whole, value_and_grad_fn=both, max_depth=3))
+    for seed in range(4):
+        start = place_at([0.3, -1.0], dtype)
+        tree = grow(jax.random.key(seed), start, step_size=step_size, inverse_mass=mass)
+        assert int(tree.depth) == 3
+        assert not bool(tree.turning)
+        place, momentum = tree.first
+        losses, momenta = [], []
+        for _ in range(8):
+            losses.append(float(tree.energy - energy(place.logdensity, momentum, mass)))
+            momenta.append(momentum)
+            place, momentum = leapfrog(both, place, momentum, step_size, mass)
+        tolerance = 1e-3 if dtype == jnp.float32 else 1e-9
+        np.testing.assert_allclose(tree.log_weight, logsumexp(losses), atol=tolerance)
+        np.testing.assert_allclose(tree.momentum_sum, np.sum(momenta, axis=0), atol=tolerance)
+
+
+def test_a_transition_is_accepted_by_its_own_uniform_number(dtype):
+    """By the second; the first is the jitter of the step size, so that neither tells anything of the other."""
+    # from the mode the leapfrog only loses energy: p^2 + (1 - step^2 / 4) x^2 stays
+    start, mass = place_at([0.0, 0.0], dtype), jnp.asarray(MASS, dtype)
+    both = jax.value_and_grad(log_normal)
+    transition = jax.jit(partial(hmc_transition, value_and_grad_fn=both, num_leapfrogs=3))
+
+    def move(jitter, accept):
+        uniforms = jnp.asarray([jitter, accept, 0.9, 0.2], dtype)
+        return transition(uniforms, start, step_size=jnp.asarray(1.3, dtype), inverse_mass=mass)
+
+    for jitter in (0.02, 0.98):
+        _, gain = move(jitter, 0.5)
+        assert gain < -1e-3
+        for factor, accepted in ((0.99, True), (1.01, False)):
+            place, _ = move(jitter, float(jnp.exp(gain)) * factor)
+            assert bool(jnp.any(place.position != start.position)) is accepted
+
+
+def window_of(config, draws, num_chains, dtype):
+    """The warm-up after so many steps of draws (step, chain, d) of a standard normal."""
+    state = warmups.init(config, num_chains, metrics.identity(2, 2, dtype))
+    update = jax.jit(warmups.update)
+    for row in jnp.asarray(draws, dtype):
+        state = update(
+            config,
+            state,
+            row,
+            -row,
+            -jnp.sum(row**2, axis=1) / 2,
+            jnp.full(num_chains, 0.8, dtype),
+            jnp.int32(7),
+        )
+    return state
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize("num_warmup", [1, 3, 16, 17, 46, 106])
+def test_a_rest_of_few_draws_is_no_window(num_warmup, dtype):
+    """The last window of these warm-ups has one to seven steps: its R-hat and scales are of no use."""
+    num_chains = 2
+    config = warmups.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), num_warmup, 2)
+    draws = np.random.default_rng(num_warmup).normal(size=(num_warmup, num_chains, 2))
+    state = window_of(config, draws, num_chains, dtype)
+    assert bool(warmups.is_over(state))
+    assert int(state.index) == num_warmup
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+    if num_warmup < 16:  # nothing was learned
+        np.testing.assert_array_equal(state.choice.metric.sigma, np.ones(2))
+    else:
+        assert np.all(np.abs(np.log(np.asarray(state.choice.metric.sigma))) < 0.1)  # exact for a normal
+
+
+def test_chains_that_stand_still_teach_no_metric(dtype):
+    config = warmups.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 30, 2)
+    state = window_of(config, np.broadcast_to([[1.0, 2.0], [3.0, 2.0]], (20, 2, 2)), 2, dtype)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
+    assert float(state.rhat) > 1e3
+
+
+def test_rhat_of_a_window_is_that_of_its_draws_wherever_they_lie(dtype):
+    draws = np.random.default_rng(0).normal(size=(10, 2, 2))
+    config = warmups.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 60, 2)
+    rhats = [float(window_of(config, draws + shift, 2, dtype).rhat) for shift in (0.0, 1e7)]
+    halves = draws.reshape(2, 5, 2, 2)
+    within = halves.var(axis=1).mean(axis=(0, 1))
+    between = halves.mean(axis=1).reshape(4, 2).var(axis=0, ddof=1)
+    # whitened by the scales that the window teaches: R-hat does not change, up to the rotation of a dense metric
+    assert rhats[0] == pytest.approx(np.sqrt(np.max(1 + between / within)), rel=0.2)
+    assert rhats[1] == pytest.approx(rhats[0], rel=1e-6)
