@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from probinfer.posterior import Posterior
 from probinfer.targets import Target
 from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.vi import gaussian
+from probinfer.vi.report import KHAT, VIInfo, details, refuse_improper
 
 __all__ = ["FullRank", "MeanField", "VIInfo"]
 
@@ -30,31 +31,7 @@ _NATS = 0.01
 _BLOCK = 32
 _MATCHES = 4
 _SHRINKS = 20  # fourfold each
-_KHAT = 0.7  # above: importance weights have no useful mean (Vehtari et al. 2024, section 3)
 _HARMLESS = 0.05  # nats, of the log ratios: so nearly equal weights have no tail that matters
-
-
-class VIInfo(NamedTuple):
-    """Report of a Gaussian approximation.
-
-    ``elbo`` is the evidence bound on 1000 fresh draws, ``elbo_standard_error`` its error, ``gap`` what the bound on
-    the fixed sample exceeds it by (the optimism of the fit). ``khat`` is the Pareto shape of the importance ratios
-    p/q: above 0.7 the approximation misses the target too much to be corrected. ``loc`` (d,) and ``scale`` describe
-    the Gaussian in unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the
-    final size of the fixed sample, ``num_gradients`` the gradients the fit took, its start included. ``status`` is
-    ``IMPROPER_DENSITY`` if the density is, ``POOR_APPROXIMATION`` if ``khat`` is above 0.7, ``MAX_ITERATIONS`` if the
-    gap stayed open at the largest sample, else that of the last optimisation.
-    """
-
-    elbo: Any
-    elbo_standard_error: Any
-    gap: Any
-    khat: Any
-    loc: Any
-    scale: Any
-    num_samples: Any
-    num_gradients: Any
-    status: Any
 
 
 @pytree
@@ -176,7 +153,7 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
             frame, info = _fit(problem, frame, config.max_samples, seed, key_fresh, bar)
         except NumericalError as error:
             if target.prior is None:
-                _refuse_improper(name, logdensity_fn, position, error)
+                refuse_improper(name, logdensity_fn, position, error)
             raise
     info = info._replace(num_gradients=info.num_gradients + spent)
     draws = gaussian.draw(frame, key_draws, config.num_draws)
@@ -186,23 +163,8 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
     # k-hat of draws that never went there does not see a tail that is too heavy to integrate
     status, found = tails.doubted(info.status, logdensity_fn, start, prior=target.prior, always=True)
     info = info._replace(status=status)
-    engine.warn(status, found or _details(info), name)
+    engine.warn(status, found or details(info), name)
     return engine.finish(target, positions, starting, info)
-
-
-def _refuse_improper(name: str, logdensity_fn: Any, position: ArrayTree, error: NumericalError) -> None:
-    """Raise with the better reason, if the density is improper."""
-    found = tails.improper(logdensity_fn, jax.tree.map(lambda leaf: leaf[None], position))
-    if found:
-        status = Status.IMPROPER_DENSITY
-        raise NumericalError(f"{name}: {found}; {advice(status)}", status) from error
-
-
-def _details(info: VIInfo) -> str:
-    """What a warning says was found."""
-    if int(info.status) == Status.POOR_APPROXIMATION:
-        return f"Pareto k-hat is {float(info.khat):.2f}, above {_KHAT}"
-    return f"the fit to {int(info.num_samples)} points exceeds the fresh bound by {float(info.gap):.2g} nats"
 
 
 @pytree
@@ -297,7 +259,7 @@ def _fit(
         num *= 2
     status = result.status if closed else jnp.asarray(int(Status.MAX_ITERATIONS), jnp.int32)
     spread = fresh.elbo_standard_error * float(np.sqrt(_FRESH))
-    poor = (fresh.khat > _KHAT) & (spread > _HARMLESS)
+    poor = (fresh.khat > KHAT) & (spread > _HARMLESS)
     status = jnp.where(poor, jnp.int32(Status.POOR_APPROXIMATION), status)
     return frame, fresh._replace(
         gap=gap,

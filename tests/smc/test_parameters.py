@@ -56,11 +56,6 @@ def test_posterior_means(name):
     check_means(name)
 
 
-def test_right_islands_are_ok():
-    """One of five may fail: less than 1e-6 at the rate of 1e-4 of the rule."""
-    assert sum(infer("SMC2", seed).info.status == Status.OK for seed in SEEDS) >= 4
-
-
 @pytest.mark.f32
 @pytest.mark.parametrize(
     "name", ["SMC2", *(pytest.param(n, marks=pytest.mark.slow) for n in ENGINES if n != "SMC2")]
@@ -111,6 +106,7 @@ def test_the_evidence_lies_in_its_interval():
     posteriors = [infer("SMC2", seed) for seed in SEEDS]
     inside = [low <= exact <= high for low, high in (p.info.interval(0.99) for p in posteriors)]
     assert sum(inside) >= 4  # two misses of five at 99 %: .001, and as fixed keys, once
+    assert sum(p.info.status == Status.OK for p in posteriors) >= 4  # the rule fails once in 10^4
     ratio = np.exp(np.concatenate([p.info.log_evidences for p in posteriors]) - exact)
     assert ratio.std(ddof=1) < 1
     assert abs(z_scores(ratio, 1.0)) < Z_LIMIT  # every island is unbiased
@@ -262,9 +258,7 @@ def test_a_chain_that_accepts_nothing_is_said():
     rows = pmmh._Row(None, None, None, None, np.array([[False, False], [True, False]]), None)
     fine = report.Convergence(None, None, None, Status.OK)
     found = pmmh._verdict(ENGINES["PMMH"], fine, rows)
-    assert found.status == Status.CHAINS_DISAGREE
-    assert "1 of 2 chains accepted nothing" in found.details
-    assert "num_draws is 700" in found.advised
+    assert found[:2] == (Status.CHAINS_DISAGREE, "1 of 2 chains accepted nothing")
 
 
 def test_names_and_bijectors(dtype):
