@@ -191,6 +191,7 @@ def _checked(infer_fn: Any, keys: Any, data: Any, mode: Any) -> Any:
     if num == 0:
         raise ValueError("there are no data sets: keys is empty")
     for name, leaf in zip(leaf_names(data), jax.tree.leaves(data), strict=True):
+        _check_numbers(name, leaf)
         if np.shape(leaf)[:1] != (num,):
             raise ValueError(
                 f"data must have leaves (S, ...) with S = {num}, the number of keys; '{name}' is {np.shape(leaf)}"
@@ -204,6 +205,16 @@ def _checked(infer_fn: Any, keys: Any, data: Any, mode: Any) -> Any:
             f"{shortened(infer_fn)}, for which there are 'map' and 'vmap'"
         )
     return keys
+
+
+def _check_numbers(name: str, leaf: Any) -> None:
+    """Refuse what JAX has no array for: objects, such as data sets of different sizes, and texts."""
+    kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if isinstance(kind, np.dtype) and (kind.kind in "OSUMm" or kind.names):
+        raise TypeError(
+            f"data must be arrays of numbers, '{name}' holds {kind}: stack the data sets into leaves (S, ...); where their "
+            "sizes differ, pad them to one shape and add a mask"
+        )
 
 
 def _count(name: str, value: Any, default: int) -> int:

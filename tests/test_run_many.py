@@ -276,3 +276,17 @@ def test_bad_input(key, change, error, words):
     arguments = {"infer_fn": leapfrog_sampler, "keys": keys, "data": x} | change
     with pytest.raises(error, match=words):
         pi.run_many(arguments.pop("infer_fn"), arguments.pop("keys"), arguments.pop("data"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        np.array([np.zeros(2), np.zeros(3)], dtype=object),
+        np.array(["a", "b"]),
+        np.zeros(2, dtype=[("x", float)]),
+        np.array(["2020-01-01", "2021-01-01"], dtype="datetime64[D]"),
+    ],
+)
+def test_data_that_are_no_numbers_are_refused_in_words(key, leaf):
+    with pytest.raises(TypeError, match=r"data must be arrays of numbers, 'x' holds .*pad them"):
+        pi.run_many(lambda key, x: jnp.zeros(3), jax.random.split(key, 2), {"x": leaf})
