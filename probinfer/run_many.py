@@ -212,8 +212,8 @@ def _check_numbers(name: str, leaf: Any) -> None:
     kind = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     if isinstance(kind, np.dtype) and (kind.kind in "OSUMm" or kind.names):
         raise TypeError(
-            f"data must be arrays of numbers, '{name}' holds {kind}: stack the data sets into leaves (S, ...); where their "
-            "sizes differ, pad them to one shape and add a mask"
+            f"data must be arrays of numbers, '{name}' holds {kind}: stack the data sets into leaves (S, ...); where "
+            "their sizes differ, pad them to one shape and add a mask"
         )
 
 
