@@ -51,21 +51,26 @@ def khat_threshold(num_draws: int) -> float:
     Args:
         num_draws: number of log ratios, at least 2.
 
+    Raises:
+        ValueError: fewer than two.
+
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), "Pareto smoothed importance sampling".
     """
+    if num_draws < 2:
+        raise ValueError(f"num_draws must be at least 2 for a tail to have a shape, got {num_draws}")
     return min(1 - 1 / math.log10(num_draws), 0.7)
 
 
 @partial(jax.jit, static_argnames="relative_ess")
-def psis(log_ratios: Float[Array, " n"], *, relative_ess: float | int = 1.0) -> Smoothed:
+def psis(log_ratios: Float[Array, "..."], *, relative_ess: float | int = 1.0) -> Smoothed:
     r"""Replace the largest ratios by the quantiles of a generalised Pareto distribution fitted to them.
 
     The tail is the largest :math:`\min(n/5, 3\sqrt{n/r})` ratios; those of order j of m become the quantile
     :math:`(j - 1/2)/m` of the fit, truncated at the largest ratio.
 
     Args:
-        log_ratios: log p(x) - log q(x) of draws from q, up to a constant; minus infinity allowed.
+        log_ratios: log p(x) - log q(x) of draws from q, up to a constant, one vector (n,); minus infinity allowed.
         relative_ess: effective sample size of the draws divided by n, below 1 for a Markov chain (static).
 
     Returns:
@@ -73,9 +78,15 @@ def psis(log_ratios: Float[Array, " n"], *, relative_ess: float | int = 1.0) -> 
         smoothed and khat is infinite. A NaN or plus infinity: both are NaN. Every ratio zero: weights of minus
         infinity.
 
+    Raises:
+        ValueError: not one vector, or a ``relative_ess`` that is not positive.
+
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024); Zhang and Stephens (2009) for the fit.
     """
+    weights.vector("log_ratios", log_ratios)
+    if not relative_ess > 0:
+        raise ValueError(f"relative_ess must be positive, got {relative_ess}")
     size = log_ratios.shape[0]
     num_tail = min(math.ceil(min(size / 5, 3 * math.sqrt(size / relative_ess))), size - 1)
     log_normalized, log_sum = weights.normalize(log_ratios)
@@ -94,18 +105,22 @@ def psis(log_ratios: Float[Array, " n"], *, relative_ess: float | int = 1.0) -> 
 
 
 @jax.jit
-def evidence(log_ratios: Float[Array, " n"]) -> Evidence:
+def evidence(log_ratios: Float[Array, "..."]) -> Evidence:
     r"""Estimate :math:`\log Z = \log\int p = \log E_q[p/q]` from independent draws of q.
 
     The standard error is :math:`\sqrt{(n/\mathrm{ESS} - 1)/(n - 1)}`, the relative error of the mean ratio.
 
     Args:
-        log_ratios: log p(x) - log q(x), p unnormalised and q normalised; minus infinity allowed.
+        log_ratios: log p(x) - log q(x), p unnormalised and q normalised, one vector (n,); minus infinity allowed.
 
     Returns:
         Estimate, standard error and diagnostics; all ratios zero: minus infinity with status
         ``DEGENERATE_WEIGHTS`` and a standard error of NaN.
+
+    Raises:
+        ValueError: not one vector.
     """
+    weights.vector("log_ratios", log_ratios)
     size = log_ratios.shape[0]
     ess = weights.ess(log_ratios)
     excess = jnp.maximum(size / ess - 1, 0) / max(size - 1, 1)

@@ -10,7 +10,7 @@ one vector; batches are lifted by ``vmap``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ __all__ = [
     "relative",
     "status",
     "variance",
+    "vector",
 ]
 
 
@@ -66,7 +67,11 @@ def relative(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Scala
     Returns:
         Values between 0 and 1, and the largest log weight; zeros and zero if every weight is zero, NaN if one is NaN
         or infinite.
+
+    Raises:
+        ValueError: not one vector.
     """
+    vector("log_weights", log_weights)
     largest = jax.lax.stop_gradient(jnp.max(log_weights))  # NaN if one is
     largest = jnp.where(largest == jnp.inf, jnp.nan, largest)
     largest = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
@@ -120,7 +125,11 @@ def status(log_weights: Float[Array, " n"]) -> Int[Array, ""]:
 
     Args:
         log_weights: unnormalised log weights.
+
+    Raises:
+        ValueError: not one vector.
     """
+    vector("log_weights", log_weights)
     bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
     empty = jnp.all(log_weights == -jnp.inf)
     code = jnp.where(empty, int(Status.DEGENERATE_WEIGHTS), int(Status.OK))
@@ -190,6 +199,23 @@ def quantile(
     columns = values.reshape(values.shape[0], -1)
     found = jax.vmap(_quantile, in_axes=(None, 1, None), out_axes=1)(weights, columns, probabilities)
     return found.reshape(probabilities.shape + values.shape[1:])
+
+
+def vector(name: str, value: Any) -> None:
+    """Refuse what is not one vector with at least one entry: over a matrix, sums would mix samples.
+
+    Args:
+        name: of the argument, for the message.
+        value: an array.
+
+    Raises:
+        ValueError: another number of axes, or no entries.
+    """
+    if jnp.ndim(value) != 1 or not jnp.size(value):
+        raise ValueError(
+            f"{name} must be one vector (n,) that is not empty, got shape {jnp.shape(value)}: ravel the chains of one "
+            "sample, or lift the function over many samples by jax.vmap"
+        )
 
 
 def _quantile(weights: Array, values: Array, probabilities: Array) -> Array:

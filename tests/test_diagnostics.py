@@ -118,11 +118,15 @@ def test_what_cannot_be_known_is_nan(stacked):
     assert jnp.isnan(diagnostics.rhat(one))
     np.testing.assert_allclose(diagnostics.ess(one), oracle.bulk(np.asarray(one)), rtol=1e-8)
     assert jnp.isnan(diagnostics.ess(one[:, :3]))
-    broken = stacked.at[1, 3, 0].set(jnp.nan)
-    for name in STATISTICS:
-        found = STATISTICS[name][0](broken)
-        assert jnp.isnan(found[0]), name
-        assert jnp.all(jnp.isfinite(found[1:])), name
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        broken = stacked.at[1, 3, 0].set(bad)
+        for name in STATISTICS:
+            found = STATISTICS[name][0](broken)
+            assert jnp.isnan(found[0]), (name, bad)
+            assert jnp.all(jnp.isfinite(found[1:])), (name, bad)
+        found = diagnostics.nested_rhat(broken, 2)
+        assert jnp.isnan(found[0])
+        assert jnp.all(jnp.isfinite(found[1:]))
 
 
 def test_trees_of_any_shape():
@@ -145,8 +149,9 @@ def test_leading_axes_are_asked_for():
 
 def test_levels_of_quantiles_are_checked(stacked):
     for statistic in (diagnostics.ess_quantile, diagnostics.mcse_quantile):
-        with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-            statistic(stacked, 1.5)
+        for level in (1.5, -0.1, 0.0, 1.0, 1):
+            with pytest.raises(ValueError, match=f"between 0 and 1, got {level}"):
+                statistic(stacked, level)
 
 
 def test_no_retrace(stacked, count_compiles):

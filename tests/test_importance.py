@@ -1,3 +1,5 @@
+from functools import partial
+
 import arviz
 import jax
 import jax.numpy as jnp
@@ -137,3 +139,20 @@ def test_no_retrace(count_compiles, dtype):
     with count_compiles() as counter:
         importance.psis(second)
     assert counter.count == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 100), (400, 1), (), (0,)])
+def test_log_ratios_are_one_vector(shape):
+    for function in (importance.psis, importance.evidence, partial(weights.vector, "log_weights")):
+        with pytest.raises(ValueError, match=r"one vector \(n,\).*ravel"):
+            function(jnp.zeros(shape))
+    found = jax.vmap(importance.psis, in_axes=1)(jnp.asarray(np.stack([CASES["heavy"], CASES["light"]], 1)))
+    for column, name in enumerate(("heavy", "light")):
+        np.testing.assert_allclose(found.khat[column], oracle.psis(CASES[name])[1], rtol=1e-3)
+
+
+def test_sizes_without_a_tail_are_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        importance.khat_threshold(1)
+    with pytest.raises(ValueError, match="positive"):
+        importance.psis(jnp.zeros(100), relative_ess=0.0)

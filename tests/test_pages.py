@@ -69,12 +69,12 @@ def test_numbers_are_those_of_the_report(reports):
 
 def test_what_could_have_been_seen(reports):
     seen = {name: pages.could_have_seen(one) for name, one in reports.items()}
-    shift, width = reports["identity"].detectable
-    assert seen["identity"].startswith(f"shift {shift:.2f} sd, variance wrong by {100 * width:.0f}")
-    assert seen["distance"].startswith("squared MMD above ")
+    assert seen["identity"].startswith(f"bias {reports['identity'].power.bias:.2f} sd, width times 0.")
+    assert seen["distance"].startswith(f"bias {reports['distance'].power.bias:.2f} sd, width times ")
     assert seen["no p-value"] == ""
     assert "nats" in seen["bounds"]
-    blind = dataclasses.replace(reports["ranks"], power=reports["ranks"].power._replace(bias=np.inf))
+    nothing = reports["ranks"].power._replace(bias=np.inf)
+    blind = dataclasses.replace(reports["ranks"], yardstick=lambda num, level: (nothing, None))
     assert pages.could_have_seen(blind) == "nothing: too few simulations"
 
 
@@ -120,7 +120,7 @@ def test_check_says_what_it_found(monkeypatch, tmp_path):
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert len(check_page(text).images) == 4
     assert "mine: correlated normal" in text
-    assert "Could have seen: shift" in text
+    assert "Could have seen: bias" in text
     assert "left out by --quick" in text
     bad = run_command(monkeypatch, tmp_path, lambda key, target: normal(key, target, 1.0))
     assert bad.exit_code == 1

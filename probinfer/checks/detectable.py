@@ -14,14 +14,26 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import betaincinv, ndtr, ndtri
 
 from probinfer.checks.bands import ecdf_band, staying_probability
 
-__all__ = ["Detectable", "band_power", "detectable_errors", "simulations_needed"]
+__all__ = [
+    "LARGEST",
+    "Detectable",
+    "band_power",
+    "detectable_errors",
+    "fewest",
+    "in_normal_quantity",
+    "leaving_probability",
+    "of_kernel",
+    "simulations_needed",
+    "smallest",
+]
 
 _NODES = 32  # of the quadrature over V
-_LARGEST = {"bias": 1.0, "too_narrow": 0.5, "too_wide": 2.0}  # a check that misses these cannot tell
+LARGEST = {"bias": 1.0, "too_narrow": 0.5, "too_wide": 2.0}  # a check that misses these cannot tell
 _MAX_SIMULATIONS = 1 << 17
 
 
@@ -34,6 +46,8 @@ class Detectable(NamedTuple):
         too_wide: smallest factor above 1 that is found; infinite if none.
         power: probability of finding each of them.
         level: probability of a false alarm at which they are found.
+        where: what is wrong by that much, in words.
+        largest_bias: a check that misses this one cannot tell.
     """
 
     bias: float
@@ -41,29 +55,28 @@ class Detectable(NamedTuple):
     too_wide: float
     power: float
     level: float
+    where: str = "in a normal quantity"
+    largest_bias: float = LARGEST["bias"]
 
     @property
     def enough(self) -> bool:
-        """Whether a bias of one standard deviation and a width wrong by a factor of two would be found."""
+        """Whether the largest bias that may go unseen and a width wrong by a factor of two would be found."""
         return (
-            self.bias <= _LARGEST["bias"]
-            and self.too_narrow >= _LARGEST["too_narrow"]
-            and self.too_wide <= _LARGEST["too_wide"]
+            self.bias <= self.largest_bias
+            and self.too_narrow >= LARGEST["too_narrow"]
+            and self.too_wide <= LARGEST["too_wide"]
         )
 
     def __str__(self) -> str:
-        if not np.isfinite(self.bias):
-            return "no bias could have been found"
-        parts = [f"a bias of {self.bias:.2f} sd"]
+        parts = [f"a bias of {self.bias:.2f} sd"] if np.isfinite(self.bias) else []
         if self.too_narrow > 0:
             parts.append(f"a width too narrow by the factor {self.too_narrow:.2f}")
         if np.isfinite(self.too_wide):
             parts.append(f"too wide by {self.too_wide:.2f}")
-        return (
-            "could have found "
-            + ", ".join(parts)
-            + f" (each with probability {self.power:g}, in a normal quantity)"
-        )
+        if not parts:
+            return "could have found neither a bias nor a wrong width"
+        text = f"could have found {', '.join(parts)} (each with probability {self.power:g}, {self.where})"
+        return text if np.isfinite(self.bias) else f"{text}, but no bias"
 
 
 def band_power(
@@ -83,8 +96,25 @@ def band_power(
     """
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
+    cumulative = _cumulative(num_cells, bias, scale, ecdf_band(1, num_cells).edges)
+    return leaving_probability(num_samples, num_cells, level, cumulative)
+
+
+def leaving_probability(
+    num_samples: int, num_cells: int, level: float, cumulative: Float[np.ndarray, " K"]
+) -> float:
+    """Return the probability that ranks of a given law leave their band.
+
+    Args:
+        num_samples: number S of simulations.
+        num_cells: L + 1 for L draws.
+        level: probability of a false alarm.
+        cumulative: probability of a rank below each edge of the band.
+
+    Raises:
+        ValueError: as ``ecdf_band``.
+    """
     band = ecdf_band(num_samples, num_cells, level=1 - level)
-    cumulative = _cumulative(num_cells, bias, scale, band.edges)
     mass = np.maximum(np.diff(cumulative, prepend=0.0, append=1.0), 0)
     low, high = (np.rint(num_samples * limit).astype(int) for limit in (band.lower, band.upper))
     return 1 - staying_probability(low, high, mass, num_samples)
@@ -110,9 +140,9 @@ def detectable_errors(num_samples: int, num_cells: int, level: float, *, power: 
         return band_power(num_samples, num_cells, level, bias=bias, scale=float(np.exp(log_scale))) >= power
 
     return Detectable(
-        _smallest(lambda size: found(0.0, size), 8.0),
-        float(np.exp(-_smallest(lambda size: found(-size), 8.0))),
-        float(np.exp(_smallest(found, 8.0))),
+        smallest(lambda size: found(0.0, size), 8.0),
+        float(np.exp(-smallest(lambda size: found(-size), 8.0))),
+        float(np.exp(smallest(found, 8.0))),
         power,
         level,
     )
@@ -130,11 +160,20 @@ def simulations_needed(num_cells: int, level: float, *, power: float = 0.9) -> i
     Raises:
         ValueError: as ``ecdf_band``.
     """
+    errors: tuple[dict[str, float], ...] = (
+        {"bias": LARGEST["bias"]},
+        {"scale": LARGEST["too_narrow"]},
+        {"scale": LARGEST["too_wide"]},
+    )
+    return fewest(lambda num: all(band_power(num, num_cells, level, **error) >= power for error in errors))
 
-    def enough(num: int) -> bool:
-        errors = ({"bias": 1.0}, {"scale": _LARGEST["too_narrow"]}, {"scale": _LARGEST["too_wide"]})
-        return all(band_power(num, num_cells, level, **error) >= power for error in errors)
 
+def fewest(enough: Callable[[int], bool]) -> int | None:
+    """Return the smallest number of simulations that is enough, to 2 %; None if none below 131 072 is.
+
+    Args:
+        enough: whether a number is; true for all larger ones too.
+    """
     high = 8
     while not enough(high):
         high *= 2
@@ -147,8 +186,52 @@ def simulations_needed(num_cells: int, level: float, *, power: float = 0.9) -> i
     return high
 
 
-def _smallest(found: Callable[[float], bool], largest: float) -> float:
-    """Smallest size that is found, to 1 %; infinite if ``largest`` is not."""
+def in_normal_quantity(num_cells: int, num_samples: int, level: float) -> tuple[Detectable, int | None]:
+    """Return what ranks of a normal quantity find, and if too little, how many simulations are enough.
+
+    Args:
+        num_cells: L + 1 for L draws.
+        num_samples: number S of simulations.
+        level: probability of a false alarm of one quantity.
+
+    Raises:
+        ValueError: as ``ecdf_band``.
+    """
+    errors = detectable_errors(num_samples, num_cells, level)
+    return errors, None if errors.enough else simulations_needed(num_cells, level)
+
+
+def of_kernel(
+    num_cells: int, num_samples: int, level: float, *, chain: bool
+) -> tuple[Detectable, int | None]:
+    """Return what the joint test of a kernel finds, and if too little, how many lanes are enough.
+
+    The states stand beside a true value as posterior draws do. The end is ranked itself, among draws of the prior.
+
+    Args:
+        num_cells: L + 1 for L draws.
+        num_samples: number S of lanes.
+        level: probability of a false alarm of one quantity.
+        chain: whether the states along the chain are ranked.
+
+    Raises:
+        ValueError: as ``ecdf_band``.
+    """
+    errors, needed = in_normal_quantity(num_cells, num_samples, level)
+    if chain:
+        return errors._replace(where="in a normal quantity, the sd that of its posterior"), needed
+    narrow, wide = 1 / errors.too_wide, 1 / errors.too_narrow if errors.too_narrow > 0 else float("inf")
+    where = "in a normal quantity, the sd that of its prior, wider than the posterior's"
+    return errors._replace(too_narrow=narrow, too_wide=wide, where=where), needed
+
+
+def smallest(found: Callable[[float], bool], largest: float) -> float:
+    """Return the smallest size that is found, to 1 %; infinite if ``largest`` is not.
+
+    Args:
+        found: whether a size is; true for all larger ones too.
+        largest: where the search ends.
+    """
     low, high = 0.0, 0.125
     while not found(high):
         low, high = high, 2 * high

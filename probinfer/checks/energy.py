@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from probinfer.checks.detectable_distances import detectable_in_pairs
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.permutation import pool, random_labels, standardize
 from probinfer.checks.two_sample import TwoSampleReport, pair_statistics, report
@@ -49,10 +51,12 @@ def energy_distance(
     """
     pooled = standardize(pool(*collect_pair(a, b)), scale)
     labels = random_labels(key, pooled, num_permutations)
-    within_a, within_b, between = pair_statistics(jax.tree_util.Partial(_distances), pooled, labels)
+    block_fn = jax.tree_util.Partial(_distances)
+    within_a, within_b, between = pair_statistics(block_fn, pooled, labels)
     n, m = pooled.sizes
     statistics = 2 * between / (1.0 * n * m) - within_a / (n * (n - 1.0)) - within_b / (m * (m - 1.0))
-    return report("energy distance", statistics, pooled, level)
+    yardstick = partial(detectable_in_pairs, block_fn, -1, pooled)
+    return report("energy distance", statistics, pooled, level, yardstick)
 
 
 def _distances(rows: Array, columns: Array) -> Array:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.base import as_partial
+from probinfer.checks.detectable import of_kernel
 from probinfer.checks.ranks import named_quantities, rank_table, scalar_names
-from probinfer.checks.uniformity import WORDS, UniformityReport, uniformity
+from probinfer.checks.uniformity import WORDS, UniformityReport, judge
 from probinfer.errors import check_key, shortened
 from probinfer.run_many import run_many
 from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
@@ -284,7 +286,9 @@ def joint_test(
     keys = jax.random.split(key_lanes, num_simulations)
     values = run_many(lane, keys, None, mode=mode, chunk=chunk, path=path, progress=progress).draws
     uses = dict(zip((*scalars, *names), (*[False] * len(scalars), *uses_data), strict=True))
-    ranks = uniformity(_ranked(key_ties, values, uses, reverse is not None), level=level)
+    chain = reverse is not None
+    table = _ranked(key_ties, values, uses, chain)
+    ranks = judge(table, level, partial(of_kernel, table.num_draws + 1, chain=chain))
     return JointReport(ranks, *_movement(values, scalars), num_draws * num_steps)
 
 
@@ -325,16 +329,12 @@ def _kinds(tree: ArrayTree) -> tuple:
 def _ranked(key: PRNGKey, values: dict[str, np.ndarray], uses: dict[str, bool], chain: bool) -> Any:
     """Ranks of the start along the chain, and of the end among fresh draws."""
     tests = {"end": ("end", "fresh")} | ({"chain": ("start", "chain")} if chain else {})
-    true = {
-        f"{test}.{name}": values[one][:, 0, q]
-        for test, (one, _) in tests.items()
+    both = {
+        f"{test}.{name}": (values[one][:, 0, q], values[many][:, :, q])
+        for test, (one, many) in tests.items()
         for q, name in enumerate(uses)
     }
-    draws = {
-        f"{test}.{name}": values[all_][:, :, q]
-        for test, (_, all_) in tests.items()
-        for q, name in enumerate(uses)
-    }
+    true, draws = ({name: pair[i] for name, pair in both.items()} for i in (0, 1))
     table = rank_table(key, draws, true, num_projections=0, whiten=None, thin=1)
     return table._replace(uses_data=tuple(uses[name.split(".", 1)[1]] for name in table.names))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.checks.detectable import Detectable
+from probinfer.checks.detectable_distances import ROWS, detectable_of_scores
 from probinfer.checks.draws import Draws, collect, correlation_time, gradients
 from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import pvalue
 from probinfer.kernels import InverseMultiquadric
-from probinfer.stein import stein_sums
+from probinfer.stein import stein_gram, stein_sums
 from probinfer.types import Array, Int, PRNGKey
 
 __all__ = ["KSDReport", "ksd", "wild_signs"]
@@ -39,6 +43,7 @@ class KSDReport:
         contributions: ``(n,)`` mean of the Stein kernels between a draw and the others: large where draws misfit.
         flip: probability that the sign changes from one draw to the next.
         level: of the verdict.
+        yardstick: computes ``power``.
     """
 
     scales: np.ndarray
@@ -50,11 +55,19 @@ class KSDReport:
     contributions: np.ndarray
     flip: float
     level: float
+    yardstick: Callable[[KSDReport], Detectable | None] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def detectable(self) -> float | None:
-        """The smallest statistic that would have been called a misfit at the level."""
+        """The critical value: a larger statistic is called a misfit at the level."""
         return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
+
+    @functools.cached_property
+    def power(self) -> Detectable | None:
+        """Errors of the draws that are found with probability 0.9; None without a p-value."""
+        return None if self.yardstick is None or not len(self.null) else self.yardstick(self)
 
     @property
     def passed(self) -> bool | None:
@@ -70,7 +83,8 @@ class KSDReport:
         elif self.pvalue <= self.level:
             text = f"the draws do not fit the density: {found} (p = {self.pvalue:.2g})"
         else:
-            text = f"no misfit seen: {found} (p = {self.pvalue:.2g}); above {self.detectable:.3g} it would have been"
+            text = f"no misfit seen: {found} (p = {self.pvalue:.2g}, {self.detectable:.3g} is the largest that is none)"
+            text += f"; the check {self.power}" if self.power is not None else ""
         return f"{text}. {_BLIND}."
 
     def plot(self, axes: Any = None) -> Any:
@@ -153,7 +167,31 @@ def ksd(
         contributions=np.asarray(sums.row_sums) / (size - 1.0),
         flip=flip,
         level=float(level),
+        yardstick=partial(_yardstick, found, logdensity_fn, whiten, kernels, trace / size**2),
     )
+
+
+def _yardstick(
+    draws: Draws, logdensity_fn: Any, whiten: Any, kernels: tuple, trace: float, report: KSDReport
+) -> Detectable | None:
+    """What the discrepancy finds, by some draws, shifted and stretched; None where the density has no gradient."""
+
+    def values(rows: Array) -> Array:
+        moved = draws._replace(values=rows[None])
+        return _stein_values(kernels, *_whiten(moved, gradients(logdensity_fn, moved), whiten))
+
+    rows = draws.rows[:: -(-len(draws.rows) // ROWS)]
+    independent = len(draws.rows) * (1.0 if draws.independent else min(1.0, _TIMES * report.flip))
+    critical = float(report.detectable or 0.0) - trace
+    try:
+        return detectable_of_scores(values, rows, independent, report.null - trace, critical, report.level)
+    except ValueError:
+        return None
+
+
+@jax.jit
+def _stein_values(kernels: tuple, points: Array, scores: Array) -> Array:
+    return jnp.sum(jnp.stack([stein_gram(kernel, points, scores) for kernel in kernels]), axis=0)
 
 
 def _flip_probability(draws: Draws, *, needed: bool) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.checks.detectable_distances import detectable_in_pairs
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.permutation import Pooled, pool, random_labels, standardize
 from probinfer.checks.two_sample import TwoSampleReport, pair_statistics, report
@@ -72,7 +74,8 @@ def mmd(
     within_a, within_b, between = pair_statistics(block_fn, pooled, labels)
     n, m = pooled.sizes
     statistics = within_a / (n * (n - 1.0)) + within_b / (m * (m - 1.0)) - 2 * between / (1.0 * n * m)
-    return report("squared MMD", statistics, pooled, level)
+    yardstick = partial(detectable_in_pairs, block_fn, 1, pooled)
+    return report("squared MMD", statistics, pooled, level, yardstick)
 
 
 def _multiscale(lengthscales: Array, rows: Array, columns: Array) -> Array:

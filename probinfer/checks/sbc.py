@@ -54,6 +54,7 @@ class SbcReport:
         x: simulated data, leaves (S, ...).
         references: of the quantity "tarp"; None if there are none.
         has_densities: whether the log joint density was ranked.
+        caveat: what the errors in the verdict are measured against, where that is not the prior and the model.
     """
 
     uniform: UniformityReport
@@ -62,6 +63,7 @@ class SbcReport:
     x: Any
     references: References | None
     has_densities: bool
+    caveat: str = ""
 
     @property
     def ranks(self) -> RankTable:
@@ -104,6 +106,8 @@ class SbcReport:
         parts = [self.uniform.verdict]
         if not self.has_densities:
             parts.append(_WITHOUT_DENSITIES)
+        if self.caveat:
+            parts.append(self.caveat)
         if self.posteriors.failures:
             counts = (f"{num} data sets {reason}" for reason, num in self.posteriors.failures)
             parts.append("the inference reports " + "; ".join(counts))
@@ -198,6 +202,7 @@ def calibrate(
     num_projections: int,
     level: float,
     run: Mapping[str, Any],
+    caveat: str = "",
 ) -> SbcReport:
     """Infer from simulated data and judge the ranks of the true values; the second half of ``sbc``.
 
@@ -213,6 +218,7 @@ def calibrate(
         num_projections: as in ``sbc``.
         level: as in ``sbc``.
         run: settings of ``run_many``.
+        caveat: of the report.
 
     Raises:
         ValueError: draws that do not look like theta.
@@ -238,7 +244,7 @@ def calibrate(
     table = table._replace(uses_data=tuple(uses.get(name, False) for name in table.names))
     report = uniformity(_without_failed(table, posteriors), level=level)
     dense = log_prior_fn is not None and log_likelihood_fn is not None
-    return SbcReport(report, posteriors, jax.device_get(theta), jax.device_get(x), points, dense)
+    return SbcReport(report, posteriors, jax.device_get(theta), jax.device_get(x), points, dense, caveat)
 
 
 class _Function(NamedTuple):

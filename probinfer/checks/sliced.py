@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.checks.detectable_distances import detectable_on_lines
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.permutation import pool, random_labels, standardize
 from probinfer.checks.two_sample import TwoSampleReport, report
@@ -55,9 +56,10 @@ def sliced_wasserstein(
         raise ValueError(f"num_directions must be at least 1, got {num_directions}")
     pooled = standardize(pool(*collect_pair(a, b)), scale)
     labels = random_labels(key, pooled, num_permutations)
-    lines = jnp.asarray(directions(num_directions, pooled.rows.shape[1]), pooled.rows.dtype)
-    statistics = _sliced(pooled.rows, labels, lines, sizes=pooled.sizes)
-    return report("squared sliced Wasserstein distance", statistics, pooled, level)
+    lines = directions(num_directions, pooled.rows.shape[1])
+    statistics = _sliced(pooled.rows, labels, jnp.asarray(lines, pooled.rows.dtype), sizes=pooled.sizes)
+    yardstick = partial(detectable_on_lines, lines, pooled)
+    return report("squared sliced Wasserstein distance", statistics, pooled, level, yardstick)
 
 
 def directions(num: int, dims: int) -> Float[np.ndarray, "num dims"]:

@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.checks.bands import Band
+from probinfer.checks.detectable_balls import balls, detectable_in_balls, some_of
 from probinfer.checks.figure import axes_or_new, draw_band
 from probinfer.checks.ranks import RankTable, check_shapes
 from probinfer.checks.reference_points import reference_points
 from probinfer.checks.references import References, generator
 from probinfer.checks.thinning import LOOKED_AT, needed_thinning
-from probinfer.checks.uniformity import UniformityReport, uniformity
+from probinfer.checks.uniformity import UniformityReport, judge
 from probinfer.checks.whitening import columns, each_simulation
 from probinfer.errors import check_key
 from probinfer.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
@@ -165,7 +166,10 @@ def tarp(
         level: probability of a false alarm.
 
     Returns:
-        The report. A curve that does not leave its band is a pass only if the references depend on the data.
+        The report. A curve that does not leave its band is a pass only if the references depend on the data, and if a
+        bias of one standard deviation in every coordinate at once and widths wrong by a factor of two would have been
+        found with probability 0.9. A bias in one direction of many changes distances little: the verdict says how
+        large it must be; ranks of parameters and projections (``sbc``) see smaller ones.
 
     Raises:
         TypeError: ``key`` is not a key, or ``reference`` is not a function.
@@ -185,7 +189,10 @@ def tarp(
     thin = needed_thinning(_distances(matrix, *(array[:LOOKED_AT] for array in arrays))[:, None, :, None])
     ranks, ties, finite = jax.device_get(_ranks(key_ties, matrix, *arrays, thin))
     table = _table(ranks, ties, finite, np.asarray(true), flat.shape[1] // thin, points, thin)
-    return TarpReport(uniformity(table, level=level), points)
+    good = np.flatnonzero(table.ranks[:, 0] >= 0)
+    some = some_of(good)
+    seen = balls(flat[some, thin - 1 :: thin], true[some], points.points[some], matrix)
+    return TarpReport(judge(table, level, partial(detectable_in_balls, seen)), points)
 
 
 @jax.jit

@@ -8,12 +8,15 @@ whole permutation distribution.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.checks.detectable import Detectable
 from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import Pooled, pvalue
 from probinfer.tiles import pair_sums
@@ -34,6 +37,7 @@ class TwoSampleReport:
         sizes: draws of a and b that were used.
         block: draws that were relabelled together: 1 for independent draws.
         level: of the verdict.
+        yardstick: (null, critical value, level) to ``power``.
     """
 
     name: str
@@ -43,11 +47,21 @@ class TwoSampleReport:
     sizes: tuple[int, int]
     block: int
     level: float
+    yardstick: Callable[[np.ndarray, float, float], Detectable] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def detectable(self) -> float | None:
-        """The smallest statistic that would have been called a difference at the level."""
+        """The critical value: a larger statistic is called a difference at the level."""
         return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
+
+    @functools.cached_property
+    def power(self) -> Detectable | None:
+        """Errors of one set that are found with probability 0.9; None without a p-value."""
+        if self.yardstick is None or self.detectable is None:
+            return None
+        return self.yardstick(self.null, self.detectable, self.level)
 
     @property
     def passed(self) -> bool | None:
@@ -65,7 +79,10 @@ class TwoSampleReport:
             tail += f" of blocks of {self.block} draws"
         if self.pvalue <= self.level:
             return f"the draws differ in law: {found} ({tail})"
-        return f"no difference seen: {found} ({tail}); above {self.detectable:.3g} it would have been"
+        seen = f"; the check {self.power}" if self.power is not None else ""
+        return (
+            f"no difference seen: {found} ({tail}; {self.detectable:.3g} is the largest that is none){seen}"
+        )
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the permutation distribution and the statistic; return the axes.
@@ -82,12 +99,14 @@ class TwoSampleReport:
         return axes
 
 
-def report(name: str, statistics: Array, pooled: Pooled, level: float) -> TwoSampleReport:
+def report(
+    name: str, statistics: Array, pooled: Pooled, level: float, yardstick: Callable[..., Detectable]
+) -> TwoSampleReport:
     """Make the report of statistics whose first is that of the true labels."""
     values = np.asarray(statistics)
     statistic, null = float(values[0]), values[1:]
     return TwoSampleReport(
-        name, statistic, pvalue(statistic, null), null, pooled.sizes, pooled.block, float(level)
+        name, statistic, pvalue(statistic, null), null, pooled.sizes, pooled.block, float(level), yardstick
     )
 
 

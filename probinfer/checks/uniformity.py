@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from probinfer.checks.bands import Band, ecdf_band, ecdf_pvalue
-from probinfer.checks.detectable import Detectable, detectable_errors, simulations_needed
+from probinfer.checks.detectable import Detectable, in_normal_quantity
 from probinfer.checks.figure import axes_or_new, draw_band, draw_ecdf
 from probinfer.checks.ranks import RankTable
 
-__all__ = ["WORDS", "UniformityReport", "holm", "uniformity"]
+__all__ = ["WORDS", "UniformityReport", "Yardstick", "holm", "judge", "uniformity"]
+
+Yardstick = Callable[[int, float], tuple[Detectable, int | None]]
 
 WORDS = {True: "passes", False: "fails", None: "cannot tell"}
 
@@ -45,18 +48,32 @@ class UniformityReport:
         pvalues: by quantity, adjusted by Holm's rule over the quantities; quantities that never vary are left out.
         raw_pvalues: by quantity, unadjusted.
         level: probability of a false alarm of the whole report.
-        power: smallest errors that one quantity of the family would have shown; None where nothing was ranked.
         num_simulations: simulations in which every quantity was ranked.
-        needed: simulations for a verdict, where there were too few; None if no number is enough.
+        yardstick: (simulations, level of one quantity) to ``power`` and ``needed``.
     """
 
     ranks: RankTable
     pvalues: dict[str, float]
     raw_pvalues: dict[str, float]
     level: float
-    power: Detectable | None
     num_simulations: int
-    needed: int | None
+    yardstick: Yardstick = field(repr=False, compare=False)
+
+    @property
+    def power(self) -> Detectable | None:
+        """Smallest errors that one quantity of the family would have shown; None where nothing was ranked."""
+        return self._measured[0]
+
+    @property
+    def needed(self) -> int | None:
+        """Simulations for a verdict, where there were too few; None if no number is enough."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[Detectable | None, int | None]:
+        if not self.pvalues or not self.num_simulations:
+            return None, None
+        return self.yardstick(self.num_simulations, self.level / len(self.pvalues))
 
     @cached_property
     def bands(self) -> Band:
@@ -155,6 +172,21 @@ def uniformity(table: RankTable, *, level: float = 0.05) -> UniformityReport:
     References:
         Säilynoja et al. (2022), section 2. Holm (1979).
     """
+    return judge(table, level, partial(in_normal_quantity, table.num_draws + 1))
+
+
+def judge(table: RankTable, level: float, yardstick: Yardstick) -> UniformityReport:
+    """Test every column of ranks for uniformity; what the test could have found is up to the yardstick.
+
+    Args:
+        table: from ``rank_table``.
+        level: probability of a false alarm over all quantities.
+        yardstick: (simulations, level of one quantity) to what one quantity would have shown, and the number of
+            simulations that are enough where these are not.
+
+    Raises:
+        ValueError: a level not between 0 and 0.5.
+    """
     if not 0 < level < 0.5:
         raise ValueError(f"level is the probability of a false alarm, between 0 and 0.5; got {level}")
     good = table.ranks >= 0
@@ -166,16 +198,11 @@ def uniformity(table: RankTable, *, level: float = 0.05) -> UniformityReport:
     cells, complete = table.num_draws + 1, int(good.all(axis=1).sum())
     raw = np.asarray([ecdf_pvalue(column, cells) for _, column in judged])
     names = [name for name, _ in judged]
-    power = needed = None
-    if judged and complete:
-        power = detectable_errors(complete, cells, level / len(judged))
-        needed = None if power.enough else simulations_needed(cells, level / len(judged))
     return UniformityReport(
         table,
         dict(zip(names, holm(raw).tolist(), strict=True)),
         dict(zip(names, raw.tolist(), strict=True)),
         level,
-        power,
         complete,
-        needed,
+        yardstick,
     )

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, betaincinv, ndtr, ndtri
 
 from probinfer.checks.figure import axes_or_new, ink
 from probinfer.checks.ranks import RankTable, rank_table
@@ -70,7 +70,8 @@ class VsbcReport:
     def verdict(self) -> str:
         """The verdict in words."""
         seen = (
-            f"a bias of {self.bias:.2f} sd is found with probability {_POWER} at least; widths are not tested"
+            f"a bias of {self.bias:.2f} sd of a normal posterior is found with probability {_POWER} at least; widths "
+            "and correlations are not tested"
         )
         if self.bias == np.inf or not self.pvalues:
             seen = "no bias could have been found: run more simulations"
@@ -151,7 +152,7 @@ def vsbc(
         probabilities,
         dict(zip(probabilities, holm(raw).tolist(), strict=True)),
         {name: float(np.mean(values) - 0.5) for name, values in probabilities.items()},
-        _detectable_bias(fewest, critical),
+        _detectable_bias(fewest, critical, table.num_draws),
         critical,
         level,
     )
@@ -200,11 +201,26 @@ def _critical_height(steps: int, level: float) -> int:
     return next((height for height in heights if _excursion_tail(steps, height) <= level), steps + 1)
 
 
-def _detectable_bias(steps: int, critical: int) -> float:
+def _detectable_bias(steps: int, critical: int, num_draws: int) -> float:
     """Bias that the end of the walk alone betrays: its largest excursion is at least as large."""
     if critical > steps:
         return float("inf")
-    share = np.linspace(0.5, 1, 2002)[1:-1]
-    found = 1 - bdtr(np.ceil((steps + critical) / 2) - 1, steps, share)
-    enough = np.flatnonzero(found >= _POWER)
-    return float(ndtri(share[enough[0]])) if len(enough) else float("inf")
+    sizes = np.arange(1, 1001) / 200
+    up = 1 - bdtr(np.ceil((steps + critical) / 2) - 1, steps, _share_above_half(sizes, num_draws))
+    enough = np.flatnonzero(up >= _POWER)
+    return float(sizes[enough[0]]) if len(enough) else float("inf")
+
+
+def _share_above_half(bias: Float[np.ndarray, " B"], num_draws: int) -> Float[np.ndarray, " B"]:
+    """P(p > 1/2) where the draws of a normal posterior lie too low by ``bias`` of its standard deviations."""
+    at, weights = np.polynomial.legendre.leggauss(32)
+    shares = []
+    for edge in (
+        (num_draws + 1) // 2,
+        (num_draws + 2) // 2,
+    ):  # one cell is cut in half if their number is odd
+        lowest = ndtri(
+            betaincinv(edge, num_draws + 1 - edge, (at + 1) / 2)
+        )  # the draw number ``edge``, a normal score
+        shares.append(ndtr(bias[:, None] - lowest) @ weights / 2)
+    return np.mean(shares, axis=0)

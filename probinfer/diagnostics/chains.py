@@ -85,7 +85,7 @@ def ess_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
 
     Args:
         draws: pytree with leaves (chain, draw, ...).
-        probability: level of the quantile, between 0 and 1.
+        probability: level of the quantile, between 0 and 1, neither of them.
 
     Raises:
         ValueError: a leaf lacks the two leading axes, or the level is not between 0 and 1.
@@ -130,7 +130,7 @@ def mcse_quantile(draws: ArrayTree, probability: float | int) -> ArrayTree:
 
     Args:
         draws: pytree with leaves (chain, draw, ...).
-        probability: level p of the quantile, between 0 and 1.
+        probability: level p of the quantile, between 0 and 1, neither of them.
 
     Raises:
         ValueError: a leaf lacks the two leading axes, or the level is not between 0 and 1.
@@ -194,8 +194,11 @@ def _judge(leaves: list[Array], max_rhat: Array | float, min_ess: Array | float 
 
 
 def _level(probability: float | int) -> float:
-    if not 0 <= probability <= 1:
-        raise ValueError(f"the level of a quantile must lie between 0 and 1, got {probability}")
+    if not 0 < probability < 1:
+        raise ValueError(
+            f"the level of a quantile must lie between 0 and 1, got {probability}; the smallest and the largest draw "
+            "estimate no quantile, so they have no Monte Carlo error"
+        )
     return float(probability)
 
 

@@ -19,6 +19,8 @@ _BATCH = 32  # quantities whose Fourier transforms are held at the same time
 def per_quantity(statistic: Callable[[Array], Array], draws: ArrayTree, least_draws: int = 4) -> ArrayTree:
     """Apply a function of one quantity's draws (chain, draw) -> () to every scalar of a tree.
 
+    A quantity with a draw that is NaN or infinite has no statistic: NaN.
+
     Args:
         statistic: the function.
         draws: pytree with leaves (chain, draw, ...).
@@ -49,13 +51,19 @@ def _leaf_statistic(statistic: Callable, leaf: Array, least_draws: int) -> Array
     columns = jnp.moveaxis(leaf.reshape(*leaf.shape[:2], -1), 2, 0)
     num = len(columns)
     batches = -(-num // _BATCH)
+    one = jax.vmap(partial(_of_finite, statistic))
     if batches == 1:
-        return jax.vmap(statistic)(columns).reshape(event)
+        return one(columns).reshape(event)
     # Batches of one size, so that the statistic is compiled once; the last one is filled up.
     size = -(-num // batches)
     filled = jnp.pad(columns, ((0, batches * size - num), (0, 0), (0, 0)), mode="edge")
     stacked = filled.reshape(batches, size, *columns.shape[1:])
-    return jax.lax.map(jax.vmap(statistic), stacked).reshape(-1)[:num].reshape(event)
+    return jax.lax.map(one, stacked).reshape(-1)[:num].reshape(event)
+
+
+def _of_finite(statistic: Callable, draws: Array) -> Array:
+    value = statistic(draws)
+    return jnp.where(jnp.all(jnp.isfinite(draws)), value, jnp.asarray(jnp.nan, value.dtype))
 
 
 def normal_scores(draws: Float[Array, "chain draw"]) -> Float[Array, "chain draw"]:

@@ -113,8 +113,6 @@ def could_have_seen(report: Any) -> str:
     if bound is not None:
         return f"bounds the error: KL both ways below {number(bound, 2)} nats"
     found = getattr(report, "detectable", None)
-    if isinstance(found, tuple):
-        return f"shift {number(found[0], 2)} sd, variance wrong by {number(100 * found[1], 2)} %"
     if found is None:
         return ""
     if hasattr(report, "accuracies"):

@@ -55,7 +55,7 @@ def test_widths_are_not_its_business(key, dtype):
         report = vsbc(key, draws, theta)
         assert draws.dtype == dtype
         assert report.passed  # fixed key; false alarms have probability .05 together at each width
-        assert "widths are not tested" in report.verdict
+        assert "widths and correlations are not tested" in report.verdict
 
 
 @pytest.mark.parametrize(("shift", "word"), [(0.5, "too high"), (-0.5, "too low")])
