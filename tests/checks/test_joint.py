@@ -177,6 +177,7 @@ def test_kernels_that_are_not_reversible(key):
     assert all(name.startswith("end.") for name in report.pvalues)
     wrong = judge(key, lambda key, theta, x: 0.5 * sweep(key, theta, x), reverse=None)
     assert wrong.passed is False
+    assert "the sd that of its prior" in wrong.verdict  # an end is ranked among draws of the prior
 
 
 @pytest.mark.parametrize("kind", ["nuts", "hmc"])

@@ -215,6 +215,7 @@ def observed_draws():
 def test_around_the_data(key, observed_draws):
     densities = {"log_posterior_fn": log_posterior, "log_likelihood_fn": log_likelihood}
     good = checks.posterior_sbc(key, observed_draws, simulate, exact_from_both, **densities)
+    assert "measured against the exact update of the draws that it started from" in good.verdict
     assert good.passed, good.verdict
     assert 300 < len(good.theta) <= 500  # half of the effective sample size
     known = np.asarray(observed_draws).reshape(-1, D)
