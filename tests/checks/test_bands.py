@@ -74,6 +74,14 @@ def test_a_hopeless_sample_has_a_tiny_positive_pvalue():
     assert 0 < ecdf_pvalue(np.zeros(500, int), 101) < 1e-12
 
 
+@pytest.mark.parametrize("cells", [3, 11])
+def test_a_pvalue_is_no_less_than_the_tail_of_one_edge(cells):
+    """All ranks in the first cell: (1/cells)^S. One minus a coverage rounds to zero for many of these S."""
+    for size in range(20, 90):
+        found = ecdf_pvalue(np.zeros(size, int), cells)
+        assert found >= (1 / cells) ** size * (1 - 1e-9) > 0
+
+
 def test_power_by_simulation():
     rng, num, size, draws = np.random.default_rng(3), 400, 100, 40
     for bias, scale in [(0.3, 1.0), (0.0, 0.75), (0.0, 1.4)]:

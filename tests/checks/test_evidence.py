@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from probinfer.checks.evidence import evidence_sandwich
 from tests.reference import annealing
@@ -68,6 +69,19 @@ def test_a_planted_fault_is_a_contradiction():
     found = evidence_sandwich(low, annealing.reverse(rng, Y, S, ladder, 400))
     assert found.contradiction
     assert "contradict" in found.verdict
+
+
+def test_the_interval_of_an_evidence_is_that_of_students_t():
+    forward, reverse = np.array([0.0, 1.0, 2.0, 5.0]), np.array([6.0, 7.0, 9.0])
+    found = evidence_sandwich(forward, reverse, level=0.1)
+    low = 2.0 - stats.t.ppf(0.95, 3) * forward.std(ddof=1) / 2
+    high = 22 / 3 + stats.t.ppf(0.95, 2) * reverse.std(ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(found.interval, (low, high), rtol=1e-12)
+
+
+def test_equal_estimates_are_no_contradiction():
+    assert not evidence_sandwich(np.zeros(5), np.zeros(5)).contradiction
+    assert evidence_sandwich(np.full(5, 1e-3), np.zeros(5)).contradiction
 
 
 def test_functions_of_a_key_traced_or_not(key):

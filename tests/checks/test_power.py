@@ -210,19 +210,3 @@ def test_an_estimator_as_wrong_as_it_says_contradicts_the_other():
     found = sum(runs(1 + seed, claimed).contradiction for seed in range(100))
     assert found >= FEWEST[100]
     assert sum(runs(1 + seed, 0.5).contradiction for seed in range(100)) <= 20  # size .05 at most: rate 1e-7
-
-
-def test_the_interval_of_an_evidence_is_that_of_students_t():
-    forward, reverse = np.array([0.0, 1.0, 2.0, 5.0]), np.array([6.0, 7.0, 9.0])
-    found = checks.evidence_sandwich(forward, reverse, level=0.1)
-    low = 2.0 - stats.t.ppf(0.95, 3) * forward.std(ddof=1) / 2
-    high = 22 / 3 + stats.t.ppf(0.95, 2) * reverse.std(ddof=1) / np.sqrt(3)
-    np.testing.assert_allclose(found.interval, (low, high), rtol=1e-12)
-
-
-@pytest.mark.parametrize("cells", [3, 11])
-def test_a_pvalue_is_no_less_than_the_tail_of_one_edge(cells):
-    """All ranks in the first cell: (1/cells)^S. One minus a coverage rounds to zero for many of these S."""
-    for size in range(20, 90):
-        found = checks.ecdf_pvalue(np.zeros(size, int), cells)
-        assert found >= (1 / cells) ** size * (1 - 1e-9) > 0
