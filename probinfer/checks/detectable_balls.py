@@ -81,10 +81,11 @@ def balls(
     scale = np.where(spread > 0, spread, np.inf)
     centres = middle - np.mean((middle - theta) / scale, axis=0) * spread
     apart = (centres - points) / scale
-    # The true values know the centres to one standard deviation over √S: what is less than that is no offset.
+    # The true values know the centres to one standard deviation over √S: an offset common to all that is not far above
+    # that is taken to be that large, on the side where it hides a bias (both signs of a bias are tried).
     error = np.sqrt((1 + np.var(apart, axis=0)) / len(apart))
     common = np.mean(apart, axis=0)
-    centres = centres - np.where(np.abs(common) < 4 * error, common, 0.0) * spread
+    centres = centres - np.where(np.abs(common) < 4 * error, common - error, 0.0) * spread
     around = draws - middle[:, None]
     offsets = around + (centres - points)[:, None]
     dims = draws.shape[2]

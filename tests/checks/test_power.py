@@ -46,10 +46,10 @@ def test_what_tarp_finds_at_a_normal_posterior(dims):
     bias = optimize.brentq(lambda size: power(size) - 0.9, 0.3, 4)
     wide = optimize.brentq(lambda scale: power(0.0, scale) - 0.9, 1.01, 3)
     narrow = optimize.brentq(lambda scale: power(0.0, scale) - 0.9, 0.3, 0.99)
-    assert found.bias == pytest.approx(bias, rel=0.08)
+    assert 0.95 * bias < found.bias < 1.2 * bias  # an offset of 1/√S of the references is allowed for
     assert np.log(found.too_wide) == pytest.approx(np.log(wide), rel=0.12)
     assert np.log(found.too_narrow) == pytest.approx(np.log(narrow), rel=0.12)
-    assert 0.8 < power(found.bias) < 0.98
+    assert power(found.bias) > 0.85
 
 
 def gaussian_draws(seed, dims, bias=0.0, scale=1.0, size=300, num_draws=49):
