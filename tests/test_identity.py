@@ -177,6 +177,13 @@ def test_an_array_looked_at_is_static_by_its_values(count_compiles):
     assert float(_run(as_partial(fns[2]), x)) == 12.0
 
 
+def test_values_looked_at_are_those_of_the_object_that_is_called():
+    bound = Bound(made("def fn(x): return x * float(np.asarray(Y).max())", Y=np.array([0.5, 1.0])))
+    for factor in (1.0, 3.0):
+        moved = jax.tree.map(lambda array, factor=factor: factor * array, bound)
+        assert float(_run(moved, jnp.asarray(2.0))) == 2.0 * factor
+
+
 @pytest.mark.parametrize(
     ("values", "kept"),
     [
@@ -218,6 +225,16 @@ def test_later_changes_do_not_reach_what_was_handed_in():
     for shape in [(), (2,)]:
         assert float(_run(before, jnp.ones(shape))) == 2.0 * np.prod(shape) + 1.0
         assert float(_run(as_partial(fn), jnp.ones(shape))) == 21.0 * np.prod(shape) + 5.0
+
+
+def test_a_table_that_jax_could_share_is_copied():
+    """`jax.device_put` takes an aligned NumPy array as it is on a CPU, and would see what is written to it later."""
+    room = np.zeros(8 * 16 + 64, np.uint8)
+    table = room[-room.ctypes.data % 64 :][: 8 * 16].view(np.float64)
+    table[:] = 1.0
+    before = as_partial(made("def fn(x): return jnp.sum(x * T)", T=table))
+    table[:] = 7.0
+    assert float(_run(before, jnp.asarray(1.0))) == 16.0
 
 
 def test_what_a_function_writes_is_its_output():

@@ -306,4 +306,29 @@ MUTANTS = [
         ),
         ("first, last = math.floor(first), math.ceil(last)", "first, last = round(first), round(last)"),
     ),
+    *_of(
+        "identity/functions.py",
+        "test_identity.py",
+        ("            code.co_code,\n", ""),
+        ("            code.co_names,\n", ""),
+        ("            tuple(_constant(constant) for constant in code.co_consts),\n", ""),
+        ("walk.visit(fn.__kwdefaults__)", "walk.visit(None)"),
+        (
+            "if name in found.changed and isinstance(value, _CONTAINERS):\n        walk.feed",
+            "if False:\n        walk.feed",
+        ),
+    ),
+    *_of(
+        "identity/structure.py",
+        "test_identity.py",
+        ("self.digest not in _LOOKED_AT or self._same_values(other)", "True"),
+        ("if before not in (None, digest):", "if False:"),
+        ("if self._check is not None and self._check() != self.digest:", "if False:"),
+    ),
+    *_of(
+        "logdensity.py",
+        "test_identity.py",
+        ("return jnp.array(array)", "return jax.device_put(array)"),
+        ("return (obj.data,), obj.structure.with_values(obj.data)", "return (obj.data,), obj.structure"),
+    ),
 ]
