@@ -110,6 +110,8 @@ def _lines(evaluate: Callable, rows: np.ndarray) -> tuple[np.ndarray, list[int],
     without = []
     if len(gradients) >= dimension and np.all(norms > 0):
         without = [row / norms for row in np.linalg.svd(gradients / norms)[2][-2:]]
+        # the axes are followed further by themselves
+        without = [row for row in without if np.sum(np.abs(row) > _SMALL * np.max(np.abs(row))) > 1]
     ways = rows[:_MOST_WAYS] - np.mean(rows, axis=0)
     ways = [*ways[np.any(ways != 0, axis=1)]]
     drawn = [*generator.normal(size=(_RANDOM, dimension))]
