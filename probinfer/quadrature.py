@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 
 from probinfer.types import Array, Float
 
-__all__ = ["expectation", "gauss_hermite", "log_expectation", "resolving_nodes"]
+__all__ = ["expectation", "gauss_hermite", "log_expectation", "resolving_nodes", "sinh_nodes"]
 
 
 @functools.cache
@@ -120,26 +121,56 @@ def resolving_nodes(
     References:
         Trefethen and Weideman (2014), "The exponentially convergent trapezoidal rule".
     """
-    center, half = (mean - bend) / width, reach * stddev / width
-    middle, slope = jnp.arcsinh(center), jnp.sqrt(1 + center * center)
+    offset, log_spacing = sinh_nodes(mean, stddev, bend, width, num, reach, reach)
+    log_weights = log_spacing - 0.5 * offset * offset
+    return offset, log_weights - jax.scipy.special.logsumexp(log_weights, axis=0)
 
-    def end(distance):  # arcsinh(center + distance) - middle, where that does not cancel
+
+def sinh_nodes(
+    middle: Float[Array, "*B"],
+    unit: Float[Array, "*B"],
+    bend: Float[Array, "*B"],
+    width: Float[Array, "*B"],
+    num: int,
+    left: Any,
+    right: Any,
+) -> tuple[Float[Array, "num *B"], Float[Array, "num *B"]]:
+    """Nodes of the trapezoid rule on [middle − left unit, middle + right unit], dense near ``bend``.
+
+    Even in t, f = bend + width sinh t. Where bend is far or the interval is short they are even in f.
+
+    Args:
+        middle: a point of the interval.
+        unit: of the results and of ``left`` and ``right``, positive.
+        bend: where nodes are densest.
+        width: within which they are nearly even, positive.
+        num: number of nodes, at least 2.
+        left: length of the interval on the left of the middle, in units; nonnegative.
+        right: on the right.
+
+    Returns:
+        The offsets (f − middle)/unit, and the logs of the weights of an integral over them; with an axis of nodes in
+        front.
+    """
+    center, scale = (middle - bend) / width, unit / width
+    start, slope = jnp.arcsinh(center), jnp.sqrt(1 + center * center)
+
+    def end(distance):  # arcsinh(center + distance) - start, where that does not cancel
         linear = distance / slope
-        return jnp.where(jnp.abs(linear) < 0.1, linear, jnp.arcsinh(center + distance) - middle)
+        return jnp.where(jnp.abs(linear) < 0.1, linear, jnp.arcsinh(center + distance) - start)
 
-    low, high = end(-half), end(half)
-    fractions = np.linspace(0.0, 1.0, num).reshape(num, *(1,) * mean.ndim)
-    shift = low + (high - low) * jnp.asarray(fractions, mean.dtype)
+    low, high = end(-left * scale), end(right * scale)
+    fractions = np.linspace(0.0, 1.0, num).reshape(num, *(1,) * middle.ndim)
+    shift = low + (high - low) * jnp.asarray(fractions, middle.dtype)
     # Near the middle h = sinh(s/2) by its series, to 1e-17, and sinh(s) = 2 h (1 + h²)^½; elsewhere one exponential.
-    half, growth = 0.5 * shift, jnp.exp(middle + shift)
+    half, growth = 0.5 * shift, jnp.exp(start + shift)
     square = half * half
     series = 1 + square / 42 * (1 + square / 72 * (1 + square / 110))
     half_sinh = half * (1 + square / 6 * (1 + square / 20 * series))
     near = 2 * half_sinh * (center * half_sinh + slope * jnp.sqrt(1 + half_sinh * half_sinh))
     far = 0.5 * (growth - 1 / growth) - center
-    z = jnp.where(jnp.abs(shift) < 0.5, near, far) * (width / stddev)
-    log_weights = jnp.log(0.5 * (growth + 1 / growth)) - 0.5 * z * z
-    return z, log_weights - jax.scipy.special.logsumexp(log_weights, axis=0)
+    offset = jnp.where(jnp.abs(shift) < 0.5, near, far) / scale
+    return offset, jnp.log(0.5 * (growth + 1 / growth) * (high - low) / ((num - 1) * scale))
 
 
 def _points(mean: Array, variance: Array, order: int) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ import pytest
 from probinfer import targets, vi
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
-from probinfer.vi import gaussian
+from probinfer.vi import gaussian, point
 
 LOC = np.array([3.0, -20.0, 500.0])
 ROOT = np.array([[1.0, 0, 0], [6.0, 8.0, 0], [-30.0, 40.0, 70.0]])
@@ -198,6 +198,14 @@ def test_mode_search_reports_failure():
     assert posterior.info.status == Status.MAX_ITERATIONS
     _, info = vi.maximize(two_modes, jnp.full((2, 1), jnp.nan))
     assert info.status == Status.NON_FINITE
+
+
+def test_of_restarts_that_tie_one_that_converged_is_kept():
+    """A search that stalled at rounding distance from one that did not is no reason to distrust the maximum."""
+    values, stalled = jnp.asarray([-184.0, -184.000001, -184.1, -jnp.inf]), Status.LINE_SEARCH_STALLED
+    assert point._best(values, jnp.asarray([stalled, Status.OK, Status.OK, Status.OK]), 1.5e-7) == 1
+    assert point._best(values, jnp.asarray([stalled, stalled, Status.OK, Status.OK]), 1.5e-7) == 0
+    assert point._best(values, jnp.asarray([Status.OK] * 4), 1.5e-7) == 0
 
 
 def test_walls_are_met_with_a_smaller_scale_and_reported():

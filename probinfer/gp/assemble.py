@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from probinfer.base import Status
+from probinfer.gp.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.fixed_point import FixedPoint
 from probinfer.gp.likelihoods.cavity import log_ratio_from_cavity
@@ -45,10 +46,13 @@ def assemble(
     known = precision(K, lam2, signed)
     q = marginals_from(known, model.mean(X), lam1, lam2)
     scale, chol = positive_factor(K, jnp.maximum(lam2, 0))
-    known_evidence = jnp.zeros_like(y[0]) if log_evidence is None else log_evidence
-    finite = jnp.where(jnp.isfinite(known_evidence), int(Status.OK), int(Status.NON_FINITE))
-    status = jnp.maximum(found.status, jnp.where(q.status == Status.OK, finite, q.status))
-    bad = status >= int(Status.NOT_POSITIVE_DEFINITE)
+    status = jnp.maximum(found.status, q.status)
+    if log_evidence is not None:
+        bound = largest_log_evidence(model.likelihood, y, model.mean(X), jnp.diagonal(K))
+        verdict = evidence_status(log_evidence, bound, found)
+        status = jnp.maximum(status, verdict)
+        usable = (status < int(Status.NOT_POSITIVE_DEFINITE)) & (verdict == Status.OK)
+        log_evidence = jnp.where(usable, log_evidence, jnp.nan)
     return Conditioned(
         model=model,
         X=X,
@@ -60,7 +64,7 @@ def assemble(
         scale=scale,
         negative=negative_factor(K, lam2) if signed else None,
         precision_diagonal=jnp.diagonal(known.reduction),
-        log_evidence=None if log_evidence is None else jnp.where(bad, jnp.nan, log_evidence),
+        log_evidence=log_evidence,
         status=status.astype(jnp.int32),
         jitter=jnp.zeros_like(y[0]),
         residual=found.residual,

@@ -12,6 +12,7 @@ from probinfer.gp.conjugate import Exact
 from probinfer.gp.iterative import EP, VI
 from probinfer.gp.model import Model, cast
 from probinfer.gp.sites import Sites
+from probinfer.gp.updates import first_sites
 from probinfer.gp.validate import check_data, check_outputs
 from probinfer.identity import notice
 from probinfer.types import Array, Float
@@ -35,7 +36,7 @@ def condition(
         y: outputs ``(N,)`` of the same dtype; classes and counts may be integers or truth values.
         inference: ``gp.Exact()``, ``gp.Laplace()``, ``gp.EP()``, ``gp.VI()`` or ``gp.Hybrid()``. The default is exact
             for a Gaussian likelihood, EP for another log-concave one, and VI for the rest.
-        sites: where an iterative method starts.
+        sites: where an iterative method starts; by default at the sites of each output alone, under the prior.
 
     Returns:
         The conditioned process; ``.status`` says whether the numbers can be trusted.
@@ -68,7 +69,8 @@ def log_evidence(model: Model, X: Any, y: Any, inference: Any = None) -> Float[A
         inference: as in ``condition``.
 
     Returns:
-        A scalar; NaN when the status is bad (see ``condition(...).status``).
+        A scalar; NaN where there is none: the method failed, did not come near its fixed point, or gave a number that
+        is larger than any evidence (see ``condition(...).status``).
 
     Raises:
         TypeError: ``X`` or ``y`` is not floating point, or their dtypes differ.
@@ -94,13 +96,18 @@ class Settled(NamedTuple):
     sites: Any
     """Sites, leaves ``(S, N)``."""
     log_evidence: Array
-    """``(S,)``; NaN where the status is bad."""
+    """``(S,)``; NaN where there is none (see ``Conditioned``)."""
     status: Array
     """``(S,)`` of ``Status``."""
 
 
 def settle(
-    inference: Any, models: Any, X: Float[Array, "N D"], y: Float[Array, " N"], start: Sites | None = None
+    inference: Any,
+    models: Any,
+    X: Float[Array, "N D"],
+    y: Float[Array, " N"],
+    start: Sites | None = None,
+    fresh: Any = False,
 ) -> Settled:
     """Find the sites at several hyperparameter values, one after another.
 
@@ -109,10 +116,13 @@ def settle(
         models: the model with leaves ``(S, ...)``.
         X: checked inputs.
         y: checked outputs.
-        start: where every search starts; None: at no sites.
+        start: where the searches start; None: at the sites of each output alone.
+        fresh: searches that start at the sites of each output alone all the same, ``(S,)``.
     """
+    num = jax.tree.leaves(models)[0].shape[0]
     none = jnp.zeros_like(y)
-    return _settle(inference, models, X, y, Sites(none, none) if start is None else start)
+    fresh = jnp.full(num, True) if start is None else jnp.broadcast_to(jnp.asarray(fresh), (num,))
+    return _settle(inference, models, X, y, Sites(none, none) if start is None else start, fresh)
 
 
 def reference_sites(model: Model, X: Array, y: Array, inference: Any) -> Sites | None:
@@ -130,9 +140,16 @@ def reference_sites(model: Model, X: Array, y: Array, inference: Any) -> Sites |
 
 
 @jax.jit
-def _settle(inference, models, X, y, start):
-    def one(model):
-        conditioned = inference.condition(model, X, y, start)
-        return Settled(conditioned.sites, conditioned.log_evidence, conditioned.status)
+def _settle(inference, models, X, y, start, fresh):
+    def one(arguments):
+        model, fresh = arguments
+        sites = start
+        if not isinstance(inference, Exact):
+            alone = first_sites(model.likelihood, y, model.mean(X), model.kernel.diag(X), inference.num_nodes)
+            sites = Sites(
+                *(jnp.where(fresh, a, b) for a, b in zip(alone, (start.lam1, start.lam2), strict=True))
+            )
+        found = inference.condition(model, X, y, sites)
+        return Settled(found.sites, found.log_evidence, found.status)
 
-    return jax.lax.map(one, models)
+    return jax.lax.map(one, (models, fresh))

@@ -39,7 +39,8 @@ class Conditioned:
         chol: lower Cholesky factor L, shape ``(N, N)``.
         scale: diagonal of S, shape ``(N,)``.
         precision_diagonal: diag(R), shape ``(N,)``.
-        log_evidence: log p(y | X), or its approximation; NaN when the status is bad.
+        log_evidence: log p(y | X), or its approximation; NaN where there is none: the status is bad, the search ended
+            far from a fixed point, or the number is larger than any evidence can be (``POOR_APPROXIMATION``).
         status: a ``Status``.
         jitter: what was added to the diagonal of the factored matrix, 0 where nothing was needed.
         residual: the largest change of a site that another sweep would make, in posterior standard deviations.

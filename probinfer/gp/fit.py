@@ -27,6 +27,7 @@ from probinfer.gp.scaling import choose_scaling
 from probinfer.gp.units import convert
 from probinfer.gp.validate import check_data, check_outputs
 from probinfer.gp.verdicts import judged
+from probinfer.gp.verified import verified, worse
 from probinfer.identity import notice
 from probinfer.infer import infer
 from probinfer.types import PRNGKey
@@ -110,17 +111,29 @@ def fit(
         raise NumericalError(f"{error}. {_advice_on(inference)}", error.status) from error
     is_point = posterior.num_chains * posterior.num_draws == 1
     draws = posterior.flat() if is_point else posterior.resample(draw_key, _num_components(posterior))
-    models = _stack(rebuild(free, model, draws), jax.tree.leaves(draws)[0].shape[0], model)
-    info = posterior.info
-    log_evidence = getattr(info, "log_likelihood", None) if is_point else posterior.log_evidence
-    sites = None
-    if not isinstance(inference, Exact) or (is_point and log_evidence is None):
+
+    def build(values):
+        return _stack(rebuild(free, model, values), jax.tree.leaves(values)[0].shape[0], model)
+
+    models = build(draws)
+    log_evidence = getattr(posterior.info, "log_likelihood", None) if is_point else posterior.log_evidence
+    sites, info = None, posterior.info
+    if is_point and not isinstance(inference, Exact) and getattr(info, "positions", None) is not None:
+        models, settled, info = verified(
+            info,
+            lambda positions: build(jax.vmap(target.constrain)(positions)),
+            lambda models, fresh: settle(inference, models, X, y, start, fresh),
+        )
+    elif not isinstance(inference, Exact) or (is_point and log_evidence is None):
         settled = settle(inference, models, X, y, start)
-        _check_settled(inference, settled, is_point)
+    else:
+        settled = None
+    if settled is not None:
+        info = worse(info, _check_settled(inference, settled, is_point))
         sites = None if isinstance(inference, Exact) else settled.sites
         log_evidence = settled.log_evidence[0] if is_point else log_evidence
     if is_point:
-        _check_amplitude(models, X)
+        info = worse(info, _check_amplitude(models, X))
         info = judged(info, models, X, y, sites, draws, log_evidence)
     if log_evidence is not None:
         log_evidence = jnp.asarray(np.asarray(log_evidence) - y.shape[0] * np.log(scaling.y_scale), y.dtype)
@@ -150,7 +163,7 @@ def _stack(models, num, model):
 
 
 def _check_settled(inference, settled, is_point):
-    """Say where the approximation did not converge.
+    """Say where the approximation did not converge, and return the worst status.
 
     Raises:
         NumericalError: it failed at a point estimate.
@@ -169,6 +182,7 @@ def _check_settled(inference, settled, is_point):
             ConvergenceWarning,
             stacklevel=3,
         )
+    return int(status.max())
 
 
 def _advice_on(inference):
@@ -180,10 +194,14 @@ def _advice_on(inference):
 
 
 def _check_amplitude(models, X):
-    """Say where a point estimate ran away: outputs that saturate do not bound the kernel's variance."""
+    """Say where a point estimate ran away: outputs that saturate do not bound the kernel's variance.
+
+    Returns:
+        ``OK`` or ``AT_LIMIT``.
+    """
     largest = getattr(models.likelihood, "saturates_at", None)
     if largest is None:
-        return
+        return Status.OK
     stddev = float(np.sqrt(np.mean(jax.vmap(lambda kernel: kernel.diag(X))(models.kernel))))
     if stddev > largest:
         warnings.warn(
@@ -193,3 +211,5 @@ def _check_amplitude(models, X):
             ConvergenceWarning,
             stacklevel=3,
         )
+        return Status.AT_LIMIT
+    return Status.OK

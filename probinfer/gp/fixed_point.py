@@ -5,6 +5,9 @@ and squares the residual near the solution. A step that does not make the residu
 updates λ + ρ(T(λ) − λ) follow before the next is tried. Residuals are measured in posterior standard deviations, so
 that the rules have no unit.
 
+Where the sites that are looked for maximize a merit (the evidence lower bound, whose natural gradient a damped update
+follows), a step that makes it smaller is taken back too, so that the search cannot run away from a bad start.
+
 References:
     Kelley (1995), Iterative Methods for Linear and Nonlinear Equations, chapter 6 (inexact Newton methods).
 """
@@ -25,6 +28,9 @@ __all__ = ["FixedPoint", "Point", "check_settings", "default_tolerance", "find"]
 
 _PATIENCE, _LONGEST_PATIENCE = 3, 12  # damped updates after a Newton step that did not help
 _RECOVERY, _LOWERING, _SMALLEST_DAMPING = 1.3, 0.7, 0.02
+_SHORTEST = 1e-5  # damping after steps that were taken back
+_SLACK = 100.0  # machine epsilons of the merit that are rounding
+_NEAR = 1e-3  # residuals below which the merit, stationary at the solution, says no more
 _FORCING = 0.1  # the linear system is solved to this fraction at first, to the residual later
 
 
@@ -52,6 +58,12 @@ class Point(NamedTuple):
     """``Status``."""
     jacobian: Callable[[Array], Array]
     """δ ↦ ∂T/∂λ δ."""
+    mean: Any
+    """(N,) the marginal means m: a change of (mλ2, λ2) leaves the mean where it is."""
+    complete: Any
+    """Whether every site could be updated: one that could not be has no change, and yet is no solution."""
+    merit: Any
+    """What the solution maximizes; a constant where that is not known."""
 
 
 class _Search(NamedTuple):
@@ -61,6 +73,7 @@ class _Search(NamedTuple):
     change: Any
     size: Any
     residual: Any
+    merit: Any
     damping: Any
     ceiling: Any  # of the damping: falls for good with every update that makes the residual larger
     wait: Any  # damped updates until the next Newton step, and how many there will be after one that fails
@@ -118,6 +131,7 @@ def find(
         change=zero,
         size=infinite,
         residual=infinite,
+        merit=-infinite,
         damping=jnp.ones((), start.dtype),
         ceiling=jnp.ones((), start.dtype),
         wait=count,
@@ -138,22 +152,29 @@ def find(
 
 def _advance(update, project, search: _Search) -> _Search:
     point = update(search.trial)
-    scaled = point.change * point.scale
+    # Around the mean: far from zero λ1 and mλ2 are large and cancel.
+    scaled = point.scale * point.change.at[0].add(-point.mean * point.change[1])
     size, residual = jnp.linalg.norm(scaled), jnp.max(jnp.abs(scaled))
-    valid = (point.status == Status.OK) & jnp.isfinite(size)
+    residual = jnp.where(point.complete, residual, jnp.maximum(residual, 1))
+    valid = (point.status == Status.OK) & jnp.isfinite(size) & jnp.isfinite(point.merit)
+    rounding = _SLACK * float(jnp.finfo(size.dtype).eps) * jnp.abs(search.merit)
+    not_lower = (point.merit >= search.merit - rounding) | jnp.isinf(search.merit)
+    valid &= not_lower | (residual < _NEAR)
     better = valid & (size < search.size)
     accepted = valid & (
         better | ~search.is_newton
     )  # a damped update may make the residual larger for a while
-    moved = search._replace(sites=search.trial, change=point.change, size=size, residual=residual)
+    moved = search._replace(
+        sites=search.trial, change=point.change, size=size, residual=residual, merit=point.merit
+    )
     kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, search)
     failed_newton = search.is_newton & ~accepted
     worse_update = ~search.is_newton & ~better
     # Without a ceiling the damping recovers, fails and recovers again: a cycle.
-    ceiling = jnp.where(worse_update, _LOWERING, 1) * search.ceiling
+    ceiling = jnp.where(worse_update & valid, _LOWERING, 1) * search.ceiling
     ceiling = jnp.maximum(ceiling, _SMALLEST_DAMPING).astype(search.ceiling.dtype)
-    damping = jnp.where(worse_update, 0.5, _RECOVERY) * search.damping
-    damping = jnp.clip(damping, _SMALLEST_DAMPING, ceiling)
+    damping = jnp.where(worse_update, jnp.where(valid, 0.5, 0.25), _RECOVERY) * search.damping
+    damping = jnp.clip(damping, _SHORTEST, ceiling)
     damping = jnp.where(search.is_newton, search.damping, damping)
     patience = jnp.where(failed_newton, jnp.minimum(2 * search.patience, _LONGEST_PATIENCE), search.patience)
     patience = jnp.where(search.is_newton & accepted, _PATIENCE, patience)

@@ -25,9 +25,6 @@ from probinfer.types import Array, Float
 __all__ = ["Free", "free_hyperparameters", "hyper_posterior", "rebuild"]
 
 
-_LARGEST_RESIDUAL = 0.1  # posterior standard deviations
-
-
 @dataclasses.dataclass(frozen=True)
 class Free:
     """Which leaves of a model are learned: hashable, so that jitted functions can take it as static.
@@ -113,7 +110,7 @@ def hyper_posterior(
 
     Its first initial position is the model's own values, further ones are drawn from the prior. Iterative inference
     starts at the sites that belong to the model's own values, so the density is a function of the position alone; where
-    it does not come near its fixed point, the density is NaN.
+    that finds no evidence (see ``admissible``), the density is NaN.
 
     Args:
         model: the model; fixed leaves keep its values.
@@ -137,9 +134,8 @@ def hyper_posterior(
 
 
 def _log_evidence_at(free, inference, model, X, y, sites, values):
-    found = condition(rebuild(free, model, values), X, y, inference, sites=sites)
-    # An energy far from its fixed point is no evidence: it may be larger than any, and learning would end there.
-    return jnp.where(found.residual <= _LARGEST_RESIDUAL, found.log_evidence, jnp.nan)
+    # NaN where there is none: energies far from a fixed point may be larger than any evidence, and would be chosen.
+    return condition(rebuild(free, model, values), X, y, inference, sites=sites).log_evidence
 
 
 def _check_prior(model, name, prior):

@@ -13,7 +13,7 @@ from probinfer.gp.fixed_point import check_settings, default_tolerance
 from probinfer.gp.model import Model
 from probinfer.gp.objectives import Objective, energy, stationary_energy
 from probinfer.gp.sites import Sites
-from probinfer.gp.updates import converged_sites
+from probinfer.gp.updates import converged_sites, first_sites
 from probinfer.types import Array, Float, field, pytree
 
 __all__ = ["EP", "VI", "Hybrid"]
@@ -53,7 +53,7 @@ class EP:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before, from ``sites`` or from none."""
+        """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
         objective = Objective(self.power, self.num_nodes)
         found = _solve(self, objective, model, X, y, sites)
         return assemble(
@@ -88,7 +88,7 @@ class VI:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before, from ``sites`` or from none."""
+        """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
         objective = Objective(0.0, self.num_nodes)
         found = _solve(self, objective, model, X, y, sites)
         return assemble(
@@ -128,7 +128,7 @@ class Hybrid:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before, from ``sites`` or from none."""
+        """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
         found = _solve(self, Objective(0.0, self.num_nodes), model, X, y, sites)
         at = found.sites if self.gradient == "total" else jax.lax.stop_gradient(found.sites)
         value = energy(Objective(1.0, self.num_nodes), model, X, y, at)
@@ -136,14 +136,18 @@ class Hybrid:
 
 
 def _solve(settings, objective, model, X, y, sites):
-    start = jnp.zeros((2, X.shape[0]), X.dtype) if sites is None else _stacked(sites)
+    K, prior_mean = model.kernel.gram(X), model.mean(X)
+    if sites is None:
+        start = first_sites(model.likelihood, y, prior_mean, jnp.diagonal(K), settings.num_nodes)
+    else:
+        start = _stacked(sites)
     tolerance = default_tolerance(X.dtype) if settings.tolerance is None else settings.tolerance
     return converged_sites(
         objective,
         model.likelihood,
         y,
-        model.kernel.gram(X),
-        model.mean(X),
+        K,
+        prior_mean,
         jax.lax.stop_gradient(start),
         tolerance=tolerance,
         max_updates=settings.max_updates,

@@ -21,6 +21,7 @@ from probinfer.gp.likelihoods.moments import derivatives
 from probinfer.gp.marginals import marginals
 from probinfer.gp.model import Model
 from probinfer.gp.precision import precision
+from probinfer.gp.updates import first_sites
 from probinfer.types import Array, Float, field, pytree
 
 __all__ = ["Laplace"]
@@ -55,13 +56,15 @@ class Laplace:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before; the search starts at the mean that ``sites`` have."""
+        """Condition on data that were checked before, from the mean that ``sites`` have, or those of each output."""
         K, prior_mean = model.kernel.gram(X), model.mean(X)
         signed = not model.likelihood.log_concave
-        start = prior_mean
-        if sites is not None:
-            q = marginals(K, prior_mean, sites.lam1, sites.lam2, signed)
-            start = jnp.where(q.status == Status.OK, q.mean, prior_mean)
+        if sites is None:
+            lam1, lam2 = first_sites(model.likelihood, y, prior_mean, jnp.diagonal(K), self.num_nodes)
+        else:
+            lam1, lam2 = sites.lam1, sites.lam2
+        q = marginals(K, prior_mean, lam1, lam2, signed)
+        start = jnp.where((q.status == Status.OK) & jnp.isfinite(q.mean).all(), q.mean, prior_mean)
         tolerance = default_tolerance(X.dtype) if self.tolerance is None else self.tolerance
         settings = self.max_updates, tolerance
         f, residual, num_updates, status = _mode(

@@ -38,7 +38,8 @@ class MAPInfo(NamedTuple):
 
     ``log_density`` is that of the mode in the chosen coordinates, ``log_likelihood`` that of the mode where the engine
     maximised nothing else (``gp.ML2``), else None; ``values``, ``statuses`` and ``num_evaluations``
-    have one entry a restart (the value of a failed one is minus infinity), ``best`` is the index of the one kept.
+    have one entry a restart (the value of a failed one is minus infinity), ``best`` is the index of the one kept,
+    ``positions`` has the unconstrained end of every restart.
     ``covariance`` (d, d), if asked for, is that of Laplace's approximation: minus the inverse Hessian with respect to
     the unconstrained position, flattened, NaN where the Hessian is not negative definite. ``ends`` (restart, d) are
     where the restarts ended, flattened. ``status`` is that of the best restart; ``IMPROPER_DENSITY`` where another
@@ -55,6 +56,7 @@ class MAPInfo(NamedTuple):
     status: Any
     log_likelihood: Any = None
     ends: Any = None
+    positions: Any = None
 
 
 @pytree
@@ -256,7 +258,7 @@ def _climb(
     climbs, going = engine.over(descend, mode, climbs)
     results = jax.vmap(optimize.result)(climbs)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
-    best = jnp.argmax(values)
+    best = _best(values, results.status, decrease)
     info = MAPInfo(
         log_density=values[best],
         values=values,
@@ -266,8 +268,17 @@ def _climb(
         covariance=None,
         status=results.status[best],
         ends=results.position,
+        positions=jax.vmap(unravel)(results.position),
     )
     return climbs, going, unravel(results.position[best]), info
+
+
+def _best(values: Array, statuses: Array, gain: float) -> Array:
+    """The index of the highest value; of those that differ by no gain that matters, of one whose search converged."""
+    highest = jnp.max(values)
+    tied = values >= highest - gain * (1 + jnp.abs(highest))
+    converged = tied & (statuses == Status.OK)
+    return jnp.argmax(jnp.where(jnp.where(converged.any(), converged, tied), values, -jnp.inf))
 
 
 @jax.jit

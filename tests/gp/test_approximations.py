@@ -10,6 +10,10 @@ import pytest
 
 from probinfer import gp
 from probinfer.base import Status
+from probinfer.gp.marginals import Marginals
+from probinfer.gp.objectives import Objective
+from probinfer.gp.sites import Sites
+from probinfer.gp.updates import first_sites, updated_sites
 from tests.gp.approximate_cases import (
     LIKELIHOODS,
     METHODS,
@@ -25,6 +29,7 @@ from tests.gp.approximate_cases import (
     problem,
 )
 from tests.reference import gp_sites as oracle
+from tests.reference.likelihoods import LOG_DENSITIES
 
 # Uneven inputs, a prior mean, other hyperparameters than the golden rows.
 X_UNEVEN = np.array([0.1, 0.25, 1.9, 2.0, 4.4])[:, None]
@@ -70,6 +75,46 @@ def test_everything_matches_the_slow_oracle(method, name):
     shift, new = oracle.predict(np.array([[2.3]]), cross, *slow[:2], lam1, lam2)
     np.testing.assert_allclose(new_mean, 0.4 + shift, **close)
     np.testing.assert_allclose(new_variance, np.diag(new), **close)
+
+
+BIG = np.array([0.0, 10_000, 3, 120, 9_000])
+
+
+@pytest.mark.parametrize("method", ["EP", "VI", "total"])
+def test_counts_far_from_the_prior(method):
+    """Rates 9 prior standard deviations away, marginals of width .01: site equations and evidence hold."""
+    at, arrays = model(LIKELIHOODS["poisson"]), (jnp.asarray(BIG), jnp.zeros(5), jnp.full(5, 1.7))
+    alone = first_sites(at.likelihood, *arrays, 256)
+    conditioned = evaluate(METHODS[method], at, BIG, sites=Sites(*alone))[0]
+    slow, sites = (
+        problem("poisson", y=BIG),
+        (np.asarray(conditioned.sites.lam1), np.asarray(conditioned.sites.lam2)),
+    )
+    site = oracle.ep_site(1.0) if method == "EP" else oracle.vi_site
+    assert (
+        conditioned.residual < 1e-9
+    )  # the tolerance of these cases, 1e-12, is below the rounding of such counts
+    assert oracle.site_residual(slow, site, *sites) < 1e-7
+    wanted = oracle.energy(slow, *sites, 0.0 if method == "VI" else 1.0, oracle.condition_without_inverse)
+    np.testing.assert_allclose(conditioned.log_evidence, wanted, rtol=1e-9)
+    assert wanted < 0
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+def test_one_update_is_that_of_the_oracle(power):
+    """At a fixed point the change is zero whatever its factor, so one update away from it is looked at."""
+    m, v = np.array([0.3, -1.4, 2.0]), np.array([0.5, 1.2, 0.3])
+    lam1, lam2, y = np.array([0.1, 0.4, -0.3]), np.array([0.3, 0.2, 0.05]), np.array([2.0, 0, 11])
+    none = jnp.zeros(())
+    q = Marginals(jnp.asarray(m), jnp.asarray(v), none, none, none)
+    sites = jnp.asarray([lam1, lam2])
+    new = jit(updated_sites, static_argnums=0)(
+        Objective(power, 128), LIKELIHOODS["poisson"], jnp.asarray(y), q, sites
+    )
+    site = oracle.ep_site(power) if power else oracle.vi_site
+    for i in range(3):
+        wanted = site(lambda f, i=i: LOG_DENSITIES["poisson"](y[i], f), m[i], v[i], lam1[i], lam2[i])
+        np.testing.assert_allclose(new[:, i], wanted, rtol=1e-7)
 
 
 @pytest.mark.slow
@@ -322,12 +367,13 @@ def test_an_outlier_far_away_under_ep():
 def test_too_few_updates_have_a_status(inference):
     def report(X, y):
         found = inference.condition(model(LIKELIHOODS["poisson"]), X, y)
-        return found.status, found.num_iterations, found.log_evidence
+        return found.status, found.num_iterations, found.residual, found.log_evidence
 
-    status, num_updates, value = jit(report)(jnp.asarray(X), jnp.asarray(OUTPUTS["poisson"]))
+    status, num_updates, residual, value = jit(report)(jnp.asarray(X), jnp.asarray(OUTPUTS["poisson"]))
     assert status == Status.MAX_ITERATIONS
     assert num_updates == 1
-    assert np.isfinite(value)
+    assert residual > 1e-2
+    assert np.isnan(value)  # an energy, not an evidence
 
 
 # Bad input

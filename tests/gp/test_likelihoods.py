@@ -136,6 +136,47 @@ def test_ratio_and_tilted_moments_by_quadrature(name, dtype):
             np.testing.assert_allclose([value[i] for value in got], wanted, **tolerance)
 
 
+def poisson_log_density(y, f):
+    return y * f - jnp.exp(f) - jax.scipy.special.gammaln(y + 1)
+
+
+FAR = {  # likelihood, the reference's name and parameters, outputs
+    "poisson": (likelihoods.Poisson(), "poisson", (), [1e4, 0, 3, 500]),
+    "own, concave": (
+        likelihoods.FromLogDensity(poisson_log_density, concave=True),
+        "poisson",
+        (),
+        [1e4, 0, 3, 500],
+    ),
+    "own": (likelihoods.FromLogDensity(poisson_log_density), "poisson", (), [1e4, 0, 3, 500]),
+    "negative binomial": (likelihoods.NegativeBinomial(1e-4), "negative binomial", (1e-4,), [1e4, 0, 3, 500]),
+    "student": (likelihoods.StudentT(0.005, 4.0), "student", (0.005, 4.0), [5.0, 0.1, -1.0, 1.3]),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_tilted_moments_far_from_the_marginal_and_narrower(name):
+    """A count of 10 000 under the prior N(0, 1): 9 standard deviations away, of width .01; 48 nodes as in inference."""
+    likelihood, reference, params, y = FAR[name]
+    m, v, zero = arrays(jnp.float64, [0.0, 0.0, 0.5, 1.0], [1.0, 4.0, 0.2, 1.0], [0.0] * 4)
+
+    def both(*args):
+        ratio = moments.log_ratio(likelihood, *args, 1.0, 48)
+        return ratio, *moments.tilted_moments(likelihood, *args, 1.0, 48)
+
+    got = np.asarray(jax.jit(both)(jnp.asarray(y), m, v, zero, zero))
+    for i in range(4):
+        log_total, first, second = integrals(
+            lambda f, i=i: LOG_DENSITIES[reference](y[i], f, *params),
+            float(m[i]),
+            float(v[i]),
+            [lambda f: f, lambda f: f**2],
+        )
+        np.testing.assert_allclose(got[:2, i], [log_total, first], rtol=1e-6, atol=1e-6, err_msg=f"{i}")
+        # the reference squares first moments, which cancel
+        np.testing.assert_allclose(got[2, i], second - first**2, rtol=1e-5, atol=1e-11 * first**2)
+
+
 @pytest.mark.f32
 @pytest.mark.parametrize("name", CASES)
 def test_expected_log_density_by_quadrature(name, dtype):
@@ -365,10 +406,10 @@ def test_gaussian_sites_are_the_likelihood():
     for likelihood in (likelihoods.Gaussian(0.3), likelihoods.KnownNoise(np.array([0.1, 0.2, 0.3, 1e-4]))):
         noise = likelihood.noise_variance(4)
         for power in (1.0, 0.5):
-            ratio = moments.log_ratio(likelihood, y, m, v, y / noise, 1 / noise, power, 20)
+            ratio = moments.log_ratio(likelihood, y, m, v, y / noise, 1 / noise, power, 32)
             constant = -0.5 * (jnp.log(2 * jnp.pi * noise) + y**2 / noise)
             np.testing.assert_allclose(ratio, power * constant, rtol=1e-12)
-            got = moments.tilted_moments(likelihood, y, m, v, y / noise, 1 / noise, power, 20)
+            got = moments.tilted_moments(likelihood, y, m, v, y / noise, 1 / noise, power, 32)
             np.testing.assert_allclose(got, (m, v), rtol=1e-12)
 
 

@@ -24,6 +24,16 @@ def condition(K, prior_mean, lam1, lam2):
     return mean, covariance, log_z
 
 
+def condition_without_inverse(K, prior_mean, lam1, lam2):
+    """The same where K is singular to working precision: Σ = (I + KΛ)⁻¹K."""
+    scaled = np.eye(len(K)) + K * lam2
+    covariance = np.linalg.solve(scaled, K)
+    natural = lam1 - lam2 * prior_mean
+    mean = prior_mean + covariance @ natural
+    log_z = lam1 @ prior_mean - 0.5 * lam2 @ prior_mean**2 + 0.5 * natural @ covariance @ natural
+    return mean, covariance, log_z - 0.5 * np.linalg.slogdet(scaled)[1]
+
+
 def predict(kernel_new, cross, K, prior_mean, lam1, lam2):
     """Mean and covariance of f at new points where the prior mean is zero."""
     mean, covariance, _ = condition(K, prior_mean, lam1, lam2)
@@ -36,7 +46,7 @@ def _ratio_terms(log_density, m, v, lam1, lam2, power):
     return f, LOG_WEIGHTS + power * (log_density(f) - lam1 * f + 0.5 * lam2 * f**2)
 
 
-def energy(problem, lam1, lam2, power):
+def energy(problem, lam1, lam2, power, condition=condition):
     """log Z + Σ (1/η) log E_q[(p/t)^η]; for η = 0 the evidence lower bound."""
     K, prior_mean, log_densities = problem
     mean, covariance, total = condition(K, prior_mean, lam1, lam2)
@@ -49,8 +59,8 @@ def energy(problem, lam1, lam2, power):
     return total
 
 
-def ep(problem, power=1.0, damping=0.7, tolerance=1e-11):
-    """Sites of (power) EP: one at a time, the posterior inverted anew before each."""
+def ep_site(power):
+    """The site of (power) EP as a function of the log density, the marginal and the old site."""
 
     def site(log_density, m, v, lam1, lam2):
         f, terms = _ratio_terms(log_density, m, v, lam1, lam2, power)
@@ -59,19 +69,38 @@ def ep(problem, power=1.0, damping=0.7, tolerance=1e-11):
         variance = weights @ (f - mean) ** 2
         return lam1 + (mean / variance - m / v) / power, lam2 + (1 / variance - 1 / v) / power
 
-    return _iterate(problem, site, damping, tolerance)
+    return site
+
+
+def vi_site(log_density, m, v, lam1, lam2):
+    """The site of variational inference, λ2 = −E[ℓ″], λ1 = E[ℓ′] + λ2 m, with derivatives by Stein's identity."""
+    weighted = np.exp(LOG_WEIGHTS) * log_density(m + np.sqrt(v) * Z)
+    first = weighted @ Z / np.sqrt(v)
+    second = weighted @ (Z**2 - 1) / v
+    return first - second * m, -second
+
+
+def ep(problem, power=1.0, damping=0.7, tolerance=1e-11):
+    """Sites of (power) EP: one at a time, the posterior inverted anew before each."""
+    return _iterate(problem, ep_site(power), damping, tolerance)
 
 
 def vi(problem, damping=0.5, tolerance=1e-11):
-    """Sites of variational inference, λ2 = −E[ℓ″], λ1 = E[ℓ′] + λ2 m, with derivatives by Stein's identity."""
+    """Sites of variational inference."""
+    return _iterate(problem, vi_site, damping, tolerance)
 
-    def site(log_density, m, v, lam1, lam2):
-        weighted = np.exp(LOG_WEIGHTS) * log_density(m + np.sqrt(v) * Z)
-        first = weighted @ Z / np.sqrt(v)
-        second = weighted @ (Z**2 - 1) / v
-        return first - second * m, -second
 
-    return _iterate(problem, site, damping, tolerance)
+def site_residual(problem, site, lam1, lam2):
+    """The largest change of a site by one more update, around the mean and in posterior standard deviations."""
+    K, prior_mean, log_densities = problem
+    mean, covariance, _ = condition_without_inverse(K, prior_mean, lam1, lam2)
+    worst = 0.0
+    for i, log_density in enumerate(log_densities):
+        m, v = mean[i], covariance[i, i]
+        new1, new2 = site(log_density, m, v, lam1[i], lam2[i])
+        change1, change2 = new1 - lam1[i], new2 - lam2[i]
+        worst = max(worst, abs(np.sqrt(v) * (change1 - m * change2)), abs(v * change2))
+    return worst
 
 
 def _iterate(problem, site, damping, tolerance):

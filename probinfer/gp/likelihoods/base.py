@@ -38,10 +38,12 @@ class Likelihood:
 
     Attributes:
         log_concave: log p(y | f) is concave in f for every y. Inference and quadrature rely on it where it is said.
+        discrete: p(y | f) is a probability mass, as of counts and classes: no evidence is above 1.
         outputs_have_unit: y may be shifted and scaled (``gp.fit`` then standardises it).
     """
 
     log_concave: ClassVar[bool] = False
+    discrete: ClassVar[bool] = False
     outputs_have_unit: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -98,12 +100,15 @@ class FromLogDensity(Likelihood):
             on something else (the values of arrays that it captures, too) is compiled anew.
         params: its parameters, numbers or arrays by name, on the whole real line (exponentiate inside where they must
             be positive). They are learned like any hyperparameter.
-        concave: log p(y | f) is concave in f.
+        concave: log p(y | f) is concave in f. Inference then knows where its integrals are and how large an evidence
+            can be, so say it where it is so.
+        discrete: p(y | f) is a probability mass, as of counts and classes: an evidence above 1 is refused.
     """
 
     log_density_fn: Any = field(static=True)
     params: Any = field(default_factory=dict)
     concave: bool = field(static=True, default=False)
+    discrete: bool = field(static=True, default=False)  # type: ignore[misc]
 
     def __post_init__(self):
         if not callable(self.log_density_fn):

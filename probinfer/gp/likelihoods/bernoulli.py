@@ -36,6 +36,7 @@ class Bernoulli(Likelihood):
 
     link: str = field(static=True, default="probit")
     log_concave: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
     saturates_at: ClassVar[float] = 100.0  # latent standard deviations: probabilities are 0 and 1
 
     def __post_init__(self):

@@ -27,6 +27,7 @@ _REACH = 7.0  # of the grid in u: sinh(7) = 550 widths
 
 class _Counts(Likelihood):
     log_concave: ClassVar[bool] = True
+    discrete: ClassVar[bool] = True
     cdf_given: Callable  # P(Y <= y | f) for whole y >= 0
 
     def cdf(
@@ -90,6 +91,10 @@ class Poisson(_Counts):
         """Expectations of the log density and of its first two derivatives, by E exp(f) = exp(m + v/2)."""
         rate = _exp(m + 0.5 * v)
         return y * m - rate - gammaln(y + 1), y - rate, -rate
+
+    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Where the rate is y + 1: log p falls exponentially on the right of it."""
+        return jnp.log(y + 1), jnp.full_like(y, 4.0)
 
     def output_moments(
         self, mean: Float[Array, "..."], variance: Float[Array, "..."]

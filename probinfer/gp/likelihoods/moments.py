@@ -1,26 +1,33 @@
 """Expectations of a likelihood under Gaussian marginals: all that inference asks of it.
 
 Each function is elementwise over N points with marginals q(f_i) = N(m_i, v_i) and sites
-t_i(f) = exp(lam1_i f − ½ lam2_i f²). It takes the likelihood's closed form where there is one, else quadrature centred
-at q, which at the same cost is orders of magnitude more accurate than quadrature at the cavity: Gauss-Hermite, or where
-the likelihood says where it bends, nodes that resolve the bend whatever the variance of q. All are differentiable in
-every argument, to any order.
+t_i(f) = exp(lam1_i f − ½ lam2_i f²). It takes the likelihood's closed form where there is one, else quadrature where
+the integrand is: expectations under q at q, by Gauss-Hermite or, where the likelihood says where it bends, by nodes
+that resolve the bend whatever the variance of q; tilted densities, which may lie far from q, on the interval that holds
+them (see ``support``). All are differentiable in every argument, to any order.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from probinfer.quadrature import gauss_hermite, resolving_nodes
+from probinfer.gp.likelihoods.support import automatic_bend, concave_interval
+from probinfer.quadrature import gauss_hermite, resolving_nodes, sinh_nodes
 from probinfer.types import Array, Float
 
-__all__ = ["derivatives", "expected_log_density", "log_ratio", "tilted_moments"]
+__all__ = ["derivatives", "expected_log_density", "log_ratio", "tilted_moments", "tilted_nodes"]
 
 Vector = Float[Array, " N"]
+_HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
+_NO_BEND = 1e4  # standard deviations: even nodes
+_REACH = 12.0  # standard deviations of a cavity; twice as many where nothing is known of the likelihood
+_SMALLEST_REST = 1e-6  # of 1 − η λ2 v
+_MORE = 3  # times as many nodes where the tilted density may have two modes
 
 
 def derivatives(
@@ -71,7 +78,7 @@ def expected_log_density(
     closed = _closed(likelihood, "expected_log_density", y, m, v)
     if closed is not None:
         return closed
-    z, log_weights = _nodes(likelihood, y, m, v, num_nodes, 8.0)
+    z, log_weights = _marginal_nodes(likelihood, y, m, v, num_nodes)
     values = derivatives(likelihood, y, m + jnp.sqrt(v) * z)[:3]
     log_p, d1, d2 = (jnp.sum(jnp.exp(log_weights) * value, axis=0) for value in values)
     return log_p, d1, d2
@@ -100,13 +107,13 @@ def log_ratio(
         num_nodes: quadrature nodes.
 
     Returns:
-        ``(N,)``; NaN from a closed form where the cavity does not exist (power · lam2 · v ≥ 1).
+        ``(N,)``; NaN where the cavity does not exist (power · lam2 · v ≥ 1).
     """
     closed = _closed(likelihood, "log_ratio", y, m, v, lam1, lam2, power)
     if closed is not None:
         return closed
     terms, _ = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes)
-    return logsumexp(terms, axis=0)
+    return jnp.where(power * lam2 * v < 1, logsumexp(terms, axis=0), jnp.nan)
 
 
 def tilted_moments(
@@ -118,6 +125,7 @@ def tilted_moments(
     lam2: Vector,
     power: float,
     num_nodes: int,
+    nodes: Any = None,
 ) -> tuple[Vector, Vector]:
     """Mean and variance of the density ∝ N(f; m, v) (p(y | f) / t(f))^power.
 
@@ -130,6 +138,7 @@ def tilted_moments(
         lam2: second natural parameters ``(N,)``, of any sign.
         power: the power, positive.
         num_nodes: quadrature nodes.
+        nodes: what ``tilted_nodes`` found, to find them once for several calls.
 
     Returns:
         ``(mean, variance)``, each ``(N,)``; NaN from the closed form of the probit where the cavity does not exist.
@@ -137,10 +146,19 @@ def tilted_moments(
     closed = _closed(likelihood, "tilted_moments", y, m, v, lam1, lam2, power)
     if closed is not None:
         return closed
-    terms, z = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes)
+    terms, z = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes, nodes)
     weights = jax.nn.softmax(terms, axis=0)
     center = jnp.sum(weights * z, axis=0)
     return m + jnp.sqrt(v) * center, v * jnp.sum(weights * (z - center) ** 2, axis=0)
+
+
+def tilted_nodes(
+    likelihood: Any, y: Vector, m: Vector, v: Vector, lam1: Vector, lam2: Vector, power: float, num_nodes: int
+) -> Any:
+    """The nodes that ``tilted_moments`` takes; None where it has a closed form. Arguments as there."""
+    if _closed(likelihood, "tilted_moments", y, m, v, lam1, lam2, power) is not None:
+        return None
+    return jax.lax.stop_gradient(_open_nodes(likelihood, y, m, jnp.sqrt(v), lam1, lam2, power, num_nodes))
 
 
 def _closed(likelihood, name, *arguments):
@@ -148,18 +166,51 @@ def _closed(likelihood, name, *arguments):
     return None if method is None else method(*arguments)
 
 
-def _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes):
-    z, log_weights = _nodes(likelihood, y, m, v, num_nodes, 12.0)
-    f = m + jnp.sqrt(v) * z
-    return log_weights + power * (likelihood.log_density(y, f) - (lam1 - 0.5 * lam2 * f) * f), z
+def _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes, nodes=None):
+    """Logs of the terms of ∫ N(z; 0, 1) (p/t)^power dz, f = m + √v z, and the nodes z."""
+    stddev = jnp.sqrt(v)
+    if nodes is None:
+        nodes = _open_nodes(likelihood, y, m, stddev, lam1, lam2, power, num_nodes)
+    z, log_weights = jax.lax.stop_gradient(nodes)
+    f = m + stddev * z
+    exponent = power * (likelihood.log_density(y, f) - (lam1 - 0.5 * lam2 * f) * f)
+    return log_weights - 0.5 * z * z - _HALF_LOG_TAU + exponent, z
 
 
-def _nodes(likelihood, y, m, v, num_nodes, reach):
+def _open_nodes(likelihood, y, m, stddev, lam1, lam2, power, num_nodes):
+    """Nodes in standard deviations of q where the tilted density is; their place has no bearing on derivatives."""
+    if likelihood.log_concave:
+        peak, left, right = concave_interval(likelihood, y, m, stddev * stddev, lam1, lam2, power)
+        where, width = _bend(likelihood, y) or (m + stddev * peak, stddev * _NO_BEND)
+    else:
+        # It may be wide or have two modes: the whole cavity.
+        rest = jnp.maximum(1 - power * lam2 * stddev * stddev, _SMALLEST_REST)
+        peak = stddev * power * (lam2 * m - lam1) / rest
+        bend, reach = _bend(likelihood, y), _REACH
+        if bend is None:
+            bend = automatic_bend(likelihood, y, m + stddev * peak, stddev / jnp.sqrt(rest))
+            reach = 2 * _REACH
+        (where, width), num_nodes = bend, _MORE * num_nodes
+        left = right = reach / jnp.sqrt(rest)
+    offset, log_weights = sinh_nodes(m + stddev * peak, stddev, where, width, num_nodes, left, right)
+    return peak + offset, log_weights
+
+
+def _bend(likelihood, y):
+    """Where the likelihood says that it bends; None where it does not say."""
+    if not hasattr(likelihood, "bend"):
+        return None
+    where, width = likelihood.bend(y)
+    return jnp.broadcast_to(where, y.shape), jnp.broadcast_to(width, y.shape)
+
+
+def _marginal_nodes(likelihood, y, m, v, num_nodes):
     """Nodes in standard deviations of q and their log weights; where they lie has no bearing on derivatives."""
-    bend = getattr(likelihood, "bend", None)
+    bend = _bend(likelihood, y)
     if bend is None:
         shape = (num_nodes, *(1,) * m.ndim)
         nodes, log_weights = gauss_hermite(num_nodes)
         return jnp.asarray(nodes.reshape(shape), m.dtype), jnp.asarray(log_weights.reshape(shape), m.dtype)
-    where, width = (jnp.broadcast_to(value, m.shape) for value in bend(y))
-    return jax.lax.stop_gradient(resolving_nodes(m, jnp.sqrt(v), where, width, num_nodes, reach))
+    where, width = (jnp.broadcast_to(value, m.shape) for value in bend)
+    more = 1 if likelihood.log_concave else _MORE
+    return jax.lax.stop_gradient(resolving_nodes(m, jnp.sqrt(v), where, width, more * num_nodes, 8.0))

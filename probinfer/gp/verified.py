@@ -1,0 +1,97 @@
+"""Point estimates are verified before the best is chosen.
+
+A search that climbs an approximate evidence ends where the approximation is best or where it fails worst. So the end of
+every restart is conditioned anew, from scratch and from where the search started: an end counts where both converged,
+agree, and the number is one that an evidence can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from probinfer.base import Status
+from probinfer.gp.condition import Settled
+from probinfer.types import Array
+
+__all__ = ["Verified", "verified", "worse"]
+
+_ROOTS = 10.0
+
+
+class Verified(NamedTuple):
+    """The best end of all restarts."""
+
+    models: Any
+    """The model there, leaves ``(1, ...)``."""
+    settled: Settled
+    """What inference found there, leaves ``(1, ...)``."""
+    info: Any
+    """The report of the search with the statuses, values and the choice after verification."""
+
+
+def verified(info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, Any], Settled]) -> Verified:
+    """Condition at the end of every restart and choose the best that can be trusted.
+
+    Args:
+        info: the ``MAPInfo`` of R restarts.
+        build: unconstrained positions, leaves ``(R, ...)``, to models.
+        settle_at: what inference finds at models with 2 R rows, and which of the searches are to start from scratch.
+
+    Returns:
+        The best verified end, or where there is none the best of the rest with its status.
+    """
+    models, num = build(info.positions), len(info.values)
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), models)
+    both = settle_at(twice, jnp.arange(2 * num) < num)
+    fresh, warm = (jax.tree.map(lambda leaf, i=i: leaf[i * num : (i + 1) * num], both) for i in (0, 1))
+    verdicts = _verdicts(fresh, warm)
+    values = np.where(np.isfinite(warm.log_evidence), np.asarray(info.values), -np.inf)
+    statuses = np.maximum(verdicts, info.statuses)
+    best = _best(values, verdicts == Status.OK, statuses)
+    interrupted = int(info.status) == Status.INTERRUPTED
+    status = max(int(statuses[best]), int(Status.INTERRUPTED) if interrupted else 0)
+    chosen = jax.tree.map(lambda leaf: leaf[best][None], (models, warm))
+    return Verified(
+        *chosen,
+        info._replace(
+            log_density=info.values[best],
+            log_likelihood=None if info.log_likelihood is None else info.values[best],
+            values=jnp.asarray(values, info.values.dtype),
+            statuses=jnp.asarray(statuses, jnp.int32),
+            best=jnp.int32(best),
+            status=jnp.int32(status),
+        ),
+    )
+
+
+def _verdicts(fresh: Settled, warm: Settled) -> np.ndarray:
+    """A status for each end: the worse of both conditionings, and whether these agree."""
+    gap = np.abs(np.asarray(fresh.log_evidence - warm.log_evidence, float))
+    apart = np.isfinite(gap) & (gap > _tolerance(warm.log_evidence))
+    worst = np.maximum(fresh.status, warm.status)
+    return np.maximum(worst, np.where(apart, int(Status.POOR_APPROXIMATION), int(Status.OK)))
+
+
+def _best(values: np.ndarray, verified: np.ndarray, statuses: np.ndarray) -> int:
+    """The highest of the verified ends, or of all where none is; of those that tie, one whose search converged."""
+    among = verified if verified.any() else np.ones_like(verified)
+    highest = np.max(values[among])
+    tied = among & (values >= highest - _tolerance(highest))
+    return int(min(np.flatnonzero(tied), key=lambda i: (statuses[i] != Status.OK, -values[i])))
+
+
+def _tolerance(values: Any) -> Any:
+    """Differences of evidences that do not matter: 10 roots of the machine epsilon."""
+    size = np.abs(np.asarray(values, float))
+    size = np.where(np.isfinite(size), size, 0)
+    return _ROOTS * float(jnp.finfo(jnp.asarray(values).dtype).eps) ** 0.5 * (1 + size)
+
+
+def worse(info: Any, status: Status | int | Array) -> Any:
+    """The report with a status that is at least as bad as another one."""
+    return info._replace(status=jnp.maximum(jnp.asarray(info.status), int(status)).astype(jnp.int32))

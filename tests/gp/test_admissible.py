@@ -1,0 +1,163 @@
+"""What an evidence can be, and which end of a search is trusted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from probinfer import gp
+from probinfer.base import Status
+from probinfer.gp.admissible import evidence_status, largest_log_evidence
+from probinfer.gp.condition import Settled
+from probinfer.gp.fixed_point import FixedPoint
+from probinfer.gp.verified import verified
+from probinfer.vi import MAPInfo
+from tests.reference.likelihoods import LOG_DENSITIES
+
+COUNTS = np.array([0.0, 1, 17, 10_000])
+
+
+def known_exposure(y, f, log_exposure):
+    f = f + log_exposure
+    return y * f - jnp.exp(f) - jax.scipy.special.gammaln(y + 1)
+
+
+def own(**said):
+    return gp.likelihoods.FromLogDensity(
+        known_exposure, {"log_exposure": np.log([1.0, 10, 100, 1000])}, **said
+    )
+
+
+def bound(likelihood, y):
+    y = jnp.asarray(y)
+    return float(jax.jit(largest_log_evidence)(likelihood, y, jnp.zeros_like(y), jnp.ones_like(y)))
+
+
+def test_no_evidence_is_above_the_largest_density():
+    """The mean of Π p(y | f) over f is not above Π sup p; of a concave density the supremum is known, of masses 0."""
+    positive = COUNTS[1:]
+    wanted = np.sum(positive * np.log(positive) - positive - special.gammaln(positive + 1))
+    np.testing.assert_allclose(bound(own(concave=True), COUNTS), wanted, rtol=1e-9)
+    np.testing.assert_allclose(
+        bound(gp.likelihoods.Gaussian(0.3), [5.0, -40.0]), -np.log(2 * np.pi * 0.3), rtol=1e-9
+    )
+    for likelihood in (gp.likelihoods.Poisson(), gp.likelihoods.NegativeBinomial(), own(discrete=True)):
+        assert bound(likelihood, COUNTS) == 0
+    assert bound(gp.likelihoods.Bernoulli("logit"), COUNTS[:2]) == 0
+    assert bound(gp.likelihoods.StudentT(), COUNTS) == np.inf
+    assert bound(own(), COUNTS) == np.inf
+
+
+@pytest.mark.f32
+@pytest.mark.parametrize(
+    ("energy", "limit", "residual", "status"),
+    [
+        (-3.0, 0.0, 1e-9, Status.OK),
+        (-3.0, np.inf, 1e-9, Status.OK),
+        (-3.0, 0.0, 0.3, Status.MAX_ITERATIONS),
+        (2.6e30, 0.0, 1e-9, Status.POOR_APPROXIMATION),
+        (1e-3, 0.0, 1e-9, Status.POOR_APPROXIMATION),
+        (-246.0, -300.0, 1e-9, Status.POOR_APPROXIMATION),
+        (1e-14, 0.0, 1e-9, Status.OK),
+        (np.nan, 0.0, 1e-9, Status.NON_FINITE),
+        (-3.0, 0.0, np.inf, Status.MAX_ITERATIONS),
+    ],
+)
+def test_which_energies_are_evidences(energy, limit, residual, status, dtype):
+    if dtype == jnp.float32 and energy == 1e-3:
+        energy = 0.1
+    energy, limit, residual = (jnp.asarray(value, dtype) for value in (energy, limit, residual))
+    found = FixedPoint(None, residual, None, None)
+    assert evidence_status(energy, limit, found) == status
+
+
+def test_an_energy_above_every_evidence_is_none():
+    """Masses that are none: the same counts with a density 10 nats too large each, said to be discrete."""
+
+    def too_large(y, f):
+        return y * f - jnp.exp(f) - jax.scipy.special.gammaln(y + 1) + 10.0
+
+    X, y = np.linspace(-1, 1, 4)[:, None], np.array([2.0, 0, 3, 1])
+    likelihood = gp.likelihoods.FromLogDensity(too_large, concave=True, discrete=True)
+    found = gp.condition(gp.Model(gp.kernels.RBF(), likelihood), X, y, gp.Laplace())
+    assert found.status == Status.POOR_APPROXIMATION
+    assert np.isnan(found.log_evidence)
+    assert np.isfinite(found.mean).all()
+
+
+OK, MISSED, OFF, STALLED = (
+    Status.OK,
+    Status.MAX_ITERATIONS,
+    Status.POOR_APPROXIMATION,
+    Status.LINE_SEARCH_STALLED,
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "searches", "fresh", "warm", "best", "status"),
+    [
+        # the highest verified end
+        ([-3.0, -2.0, -9.0], [OK] * 3, ([-3.0, -2.0, -9.0], [OK] * 3), ([-3.0, -2.0, -9.0], [OK] * 3), 1, OK),
+        # far above all others, but not converged where it started, or from scratch
+        ([9e57, -2.0, -9.0], [OK] * 3, ([np.nan, -2.0, -9.0], [MISSED, OK, OK]), ([9e57, -2.0, -9.0], [OK] * 3), 1, OK),
+        ([9e57, -2.0, -9.0], [OK] * 3, ([9e57, -2.0, -9.0], [OK] * 3), ([np.nan, -2.0, -9.0], [MISSED, OK, OK]), 1, OK),
+        # two fixed points
+        ([-1.0, -2.0, -9.0], [OK] * 3, ([-1.5, -2.0, -9.0], [OK] * 3), ([-1.0, -2.0, -9.0], [OK] * 3), 1, OK),
+        # no end is verified: the best with its status
+        ([-1.0, -2.0, -9.0], [OK] * 3, ([-1.5, -2.1, -9.1], [OK] * 3), ([-1.0, -2.0, -9.0], [OK] * 3), 0, OFF),
+        # a search that did not end is not hidden behind a lower one that did, unless they tie
+        ([-1.0, -2.0, -9.0], [STALLED, OK, OK], ([-1.0, -2.0, -9.0], [OK] * 3), ([-1.0, -2, -9], [OK] * 3), 0, STALLED),
+        ([-2.0, -2.0, -9.0], [STALLED, OK, OK], ([-2.0, -2.0, -9.0], [OK] * 3), ([-2.0, -2.0, -9.0], [OK] * 3), 1, OK),
+    ],
+)  # fmt: skip
+def test_the_best_end_is_one_that_was_verified(values, searches, fresh, warm, best, status):
+    both = [jnp.asarray(np.concatenate(pair)) for pair in zip(fresh, warm, strict=True)]
+    settled = Settled(jnp.arange(6.0), both[0], both[1].astype(jnp.int32))
+    values = jnp.asarray(values)
+    info = MAPInfo(
+        values[0], values, jnp.asarray(searches), None, 0, None, 0, values[0], positions=jnp.arange(3.0)
+    )
+    got = verified(info, lambda positions: 10 * positions, lambda models, fresh: settled)
+    assert int(got.info.best) == best
+    assert Status(int(got.info.status)) == status
+    assert got.models == 10.0 * best
+    assert got.settled.sites == 3.0 + best  # those that learning started from
+    assert got.info.log_density == values[best] == got.info.log_likelihood
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "inference", [gp.Laplace(), gp.EP(), gp.VI(), gp.Hybrid()], ids=lambda i: type(i).__name__
+)
+def test_unmodelled_exposures_end_at_an_evidence(inference):
+    """Forty counts up to 223 with exposures of which the model knows nothing: once an evidence of 4e50, called OK."""
+    rng = np.random.default_rng(0)
+    x = np.linspace(0, 10, 40)[:, None]
+    y = 1.0 * rng.poisson(rng.uniform(1, 100, 40) * np.exp(np.sin(x[:, 0])))
+    model = gp.Model(gp.kernels.RBF(), gp.likelihoods.Poisson())
+    fit = gp.fit(jax.random.key(0), model, x, y, inference=inference, progress=False)
+    np.testing.assert_allclose(fit.log_evidence, -246.7, atol=0.3)
+    found = gp.condition(fit.model, fit.X, fit.y, inference)
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.log_evidence, fit.log_evidence, rtol=1e-6)
+    np.testing.assert_allclose(fit.predict_y(x).mean, y, rtol=0.25, atol=2)
+
+
+@pytest.mark.slow
+def test_exposures_of_an_own_likelihood():
+    """Exposures from 1 to 1000 in a log density of one's own: an evidence, where it once was 2.6e120."""
+    rng = np.random.default_rng(1)
+    x = np.linspace(0, 10, 24)[:, None]
+    exposure = 10 ** rng.uniform(0, 3, 24)
+    y = 1.0 * rng.poisson(exposure * np.exp(np.sin(x[:, 0])))
+    likelihood = gp.likelihoods.FromLogDensity(
+        known_exposure, {"log_exposure": np.log(exposure)}, concave=True, discrete=True
+    )
+    model = gp.Model(gp.kernels.RBF(), likelihood)
+    prior = gp.replace(gp.default_prior(model, x), {"likelihood.params.log_exposure": gp.fixed})
+    fit = gp.fit(jax.random.key(0), model, x, y, prior=prior, standardize=True, progress=False)
+    assert fit.info.status == Status.OK
+    poisson = LOG_DENSITIES["poisson"]
+    assert fit.log_evidence < sum(poisson(n, np.log(max(n, 1e-9))) for n in y)
+    np.testing.assert_allclose(fit.predict(x)[0], np.sin(x[:, 0]), atol=0.5)
