@@ -1,10 +1,12 @@
 # Every target does its own set-up: a virtual environment with the versions of constraints.txt, made again when they change.
-# PYTHON=python3.12 picks the interpreter, WORKERS=8 the test processes, BENCH=name one benchmark.
+# PYTHON=python3.12 picks the interpreter, WORKERS=8 the test processes, BENCH=name one benchmark, OFFSET=2000 the other
+# keys of the shifted run in test-all.
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 BENCH ?=
+OFFSET ?= 1000
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -54,9 +56,10 @@ test: $(INSTALLED)  ## the fast tests, with and without 64-bit floats
 	JAX_ENABLE_X64=1 $(PYTEST) -m "not slow"
 	JAX_ENABLE_X64=0 $(PYTEST) -m "f32 and not slow"
 
-test-all: $(PEERS)  ## the slow tests too, with the peers installed
+test-all: $(PEERS)  ## the slow tests too, with the peers installed, and the stochastic ones with other keys
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=1 $(PYTEST)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 JAX_ENABLE_X64=0 $(PYTEST) -m "f32"
+	JAX_ENABLE_X64=1 $(PYTEST) -m "not slow" --only-stochastic --key-offset $(OFFSET)
 
 lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff check .

@@ -17,14 +17,39 @@ import jax.numpy as jnp
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests import keys
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--key-offset",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N to the seed of every key that a test makes",
+    )
+    parser.addoption("--only-stochastic", action="store_true", help="run only what depends on such keys")
+
+
+def pytest_configure(config):
+    if offset := config.getoption("--key-offset"):
+        keys.shift(offset)
+
 
 def pytest_collection_modifyitems(config, items):
     """Without 64-bit mode only the tests marked ``f32`` are meant to run."""
     if not jax.config.jax_enable_x64:
-        deselected = [item for item in items if "f32" not in item.keywords]
-        config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if "f32" in item.keywords]
+        keep(config, items, lambda item: "f32" in item.keywords)
+    if config.getoption("--only-stochastic"):
+        keep(config, items, keys.depends_on_keys)
     items.sort(key=lambda item: item.path.stem != "test_notebooks")  # they take longest
+
+
+def keep(config, items, is_meant):
+    """Deselect the items that are not meant to run."""
+    meant = [item for item in items if is_meant(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not is_meant(item)])
+    items[:] = meant
 
 
 class FilesToWorkers(LoadScopeScheduling):
