@@ -36,6 +36,17 @@ def test_hopeless_starts_are_dropped_and_others_keep_their_order(dtype):
     assert chosen_starts(dtype, 100.0, high_low) == ([-1, -1], 5, 1)
 
 
+def test_climbs_go_on_until_none_is_hopeless_that_could_rise(dtype):
+    """A climb that stopped early in the mode with all the mass is overtaken by one that climbed on in the other."""
+    apart = 30 * SCALE
+    target = make_target(LOC - apart, LOC + apart, np.diag(SCALE**2), dtype, LOC, 100.0)
+    candidates = LOC + np.random.default_rng(0).uniform(-2, 2, size=(12, 16, 4))
+    choose = jax.jit(lambda some: jax.lax.map(lambda one: starts.choose(target.logdensity_fn, one, 4), some))
+    found = choose(jnp.asarray(candidates, dtype))
+    assert np.all(found.climb.positions < LOC)
+    assert np.all((found.num_dropped > 0) & (found.num_dropped < 16))
+
+
 def test_a_start_is_hopeless_by_density_and_by_mass(dtype):
     def judge(values, log_volumes):
         return starts.hopeless(jnp.asarray(values, dtype), jnp.asarray(log_volumes, dtype), 2).tolist()

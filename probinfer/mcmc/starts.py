@@ -6,12 +6,12 @@ there, short of the mode: chains from different points stay apart, as R-hat need
 does no harm.
 
 A climb may end in a local mode with no mass to speak of, or be lost in a region too steep to leave, and a chain would
-stay there for the whole run. So four candidates are climbed for every chain, those that lag hopelessly behind climb on
-as far as their gradients reach, and those that still do are dropped: their region would have to be a hundred times as
-wide as that of the best in every direction to hold e^-10 of its mass, and the scales that L-BFGS saw do not say so. The
-chains start from the first candidates that are left, in the order they were drawn, not from the best: modes that may
-matter keep the chains they were dealt, and R-hat can tell. Where fewer candidates are left than chains, several chains
-share one and part at their first momenta.
+stay there for the whole run. So four candidates are climbed for every chain, those that lag hopelessly behind the best
+so far climb on as far as their gradients reach, again and again as the best rises, and those that still do are dropped:
+their region would have to be a hundred times as wide as that of the best in every direction to hold e^-10 of its mass,
+and the scales that L-BFGS saw do not say so. The chains start from the first candidates that are left, in the order
+they were drawn, not from the best: modes that may matter keep the chains they were dealt, and R-hat can tell. Where
+fewer candidates are left than chains, several chains share one and part at their first momenta.
 """
 
 from __future__ import annotations
@@ -114,22 +114,24 @@ def choose(
     algorithm, dimension = _algorithm(logdensity_fn, candidates)
     states = over(algorithm.init, mode, candidates)
 
-    def climb_on(carry, _):
-        states, floors = carry
-        states = over(
+    def climb_on(carry):
+        states, floors, *_ = carry
+        higher = over(
             lambda state, floor: _climb(algorithm, state, floor, dimension, max_evaluations),
             mode,
             states,
             floors,
         )
-        found = hopeless(-states.value, _log_volumes(states.memory), dimension)
-        best = jnp.max(jnp.where(found, -jnp.inf, -states.value))
-        return (states, jnp.where(found, best - margin(dimension), -jnp.inf)), found
+        dropped = hopeless(-higher.value, _log_volumes(higher.memory), dimension)
+        best = jnp.max(jnp.where(dropped, -jnp.inf, -higher.value))
+        unfinished = jnp.isneginf(floors) | (higher.num_evaluations > states.num_evaluations)
+        floors = jnp.where(dropped, best - margin(dimension), -jnp.inf)
+        return higher, floors, dropped, jnp.any(dropped & unfinished)
 
     anywhere = jnp.full_like(states.value, -jnp.inf)
-    # twice: all, then those that lag behind; a scan, so that the climb is compiled once
-    (states, _), found = jax.lax.scan(climb_on, (states, anywhere), length=2)
-    dropped = found[-1]
+    start = states, anywhere, jnp.isnan(anywhere), jnp.asarray(True)
+    # As long as any that lag behind climb on: one that stopped early may be overtaken by those that climbed on since.
+    states, _, dropped, _ = jax.lax.while_loop(lambda carry: carry[-1], climb_on, start)
     num_kept = jnp.sum(~dropped)
     rows = jnp.argsort(dropped, stable=True)[jnp.arange(num_chains) % jnp.maximum(num_kept, 1)]
     kept = _ended(jax.tree.map(lambda leaf: leaf[rows], states))
