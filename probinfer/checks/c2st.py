@@ -29,12 +29,17 @@ _CLASSIFIERS = {"linear": (), "network": (32, 32)}
 
 
 class Classifier(nnx.Module):
-    """Logits of a perceptron with ``tanh`` layers; without hidden layers, logistic regression."""
+    """Logits of a perceptron with ``tanh`` layers; without hidden layers, logistic regression.
+
+    The last layer starts at zero: what a random one calls the draws stays visible after few steps, as an accuracy far
+    below one half.
+    """
 
     def __init__(self, dims: int, hidden: tuple[int, ...], rngs: nnx.Rngs):
         sizes = (dims, *hidden, 1)
         pairs = itertools.pairwise(sizes)
         self.layers = nnx.List([nnx.Linear(m, n, rngs=rngs) for m, n in pairs])
+        self.layers[-1].kernel[...] = jnp.zeros_like(self.layers[-1].kernel[...])
 
     def __call__(self, x: Array) -> Array:
         """``(n, d)`` draws to ``(n,)`` logits of belonging to b."""
