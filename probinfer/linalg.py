@@ -319,7 +319,8 @@ def _cholesky_tangent(L: Array, dA: Array) -> Array:
 
 def _inverse_by_solve(L: Array) -> Array:
     W = triangular_solve(L, jnp.eye(L.shape[0], dtype=L.dtype))
-    return W.T @ W
+    product = W.T @ W
+    return 0.5 * (product + product.T)  # a product's blocks round its two triangles differently
 
 
 def _inverse_by_bordering(L: Array) -> Array:
