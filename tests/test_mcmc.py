@@ -1,6 +1,8 @@
 """One density function serves most tests, so that most of them share compiled programs: its arrays are data."""
 
+import re
 import shutil
+import warnings
 
 import blackjax
 import jax
@@ -54,7 +56,7 @@ def hmc(normal_target):
 
 
 def assert_moments(posterior, loc, covariance):
-    """z-tests of 4 means and 10 second moments at 4.5 standard errors: fails by chance 1 time in 10 000."""
+    """z-tests of 4 means and 10 second moments at 5 standard errors: a rate of 1e-5 (standard errors are estimated)."""
     from probinfer import diagnostics
 
     draws = posterior.draws
@@ -66,7 +68,7 @@ def assert_moments(posterior, loc, covariance):
     error = np.asarray(diagnostics.mcse_mean(jnp.asarray(quantities)), float)
     # the rounding of float32 positions is worth a few of its epsilons in units of the narrowest direction
     slack = 0.0 if draws.dtype == jnp.float64 else 0.02
-    assert np.all(np.abs(quantities.mean((0, 1)) - expected) < 4.5 * error + slack)
+    assert np.all(np.abs(quantities.mean((0, 1)) - expected) < 5 * error + slack)
 
 
 @pytest.mark.parametrize("sampler", [pytest.param("nuts", marks=pytest.mark.f32), "hmc"])
@@ -144,15 +146,24 @@ def test_resumed_run_makes_the_same_draws(nuts, normal_target, tmp_path):
 def test_chains_in_different_modes_are_reported(dtype):
     target = make_target(LOC - 30 * SCALE, LOC + 30 * SCALE, np.diag(SCALE**2), dtype, example=LOC)
     said = r"disagree most on value\[\d\] \(R-hat .*fewest effective draws .*look for several modes"
-    with pytest.warns(ConvergenceWarning, match=said):
-        posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
-    assert posterior.info.status == Status.CHAINS_DISAGREE
+    for seed in range(6):  # all four chains are in one mode at a rate of 1 in 8, six times over of 4e-6
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            posterior = mcmc.NUTS().sample(jax.random.key(seed), target, progress=False)
+        differ = np.ptp(np.sign(posterior.draws[:, -1, 0] - LOC[0])) > 0
+        assert posterior.info.status == (Status.CHAINS_DISAGREE if differ else Status.OK)
+        if differ:
+            break
+    assert re.search(said, str(caught[-1].message))
     assert float(jnp.max(posterior.info.rhat)) > 1.5
     assert posterior.info.num_dropped_starts == 0
 
 
 def test_no_chain_starts_in_a_mode_without_mass(dtype):
-    """The target of the test above, one mode e^100 times lower: a chain there would stay for the whole run."""
+    """The target of the test above, one mode e^100 times lower: a chain there would stay for the whole run.
+
+    All 16 starts are in one mode at a rate of 3e-5.
+    """
     apart = 30 * SCALE
     target = make_target(LOC - apart, LOC + apart, np.diag(SCALE**2), dtype, example=LOC, lower=100.0)
     posterior = mcmc.NUTS().sample(jax.random.key(0), target, progress=False)
@@ -214,18 +225,31 @@ def test_too_few_draws_are_not_judged():
     assert report.explain(still, 2, 50) == "the draws of mu do not move, or are too few to judge"
 
 
-def test_a_funnel_is_reported(dtype):
-    """The neck of a funnel is too narrow for any one step size: a tenth of 1000 transitions diverges."""
-    target = targets.from_logdensity(funnel, {"width": jnp.zeros((), dtype), "x": jnp.zeros(9, dtype)})
+def test_a_funnel_and_a_cliff_are_reported(dtype):
+    """The neck of a funnel is too narrow for any one step size: chains of 500 draws do not agree on its width.
+
+    Over keys R-hat is 1.03 to 2.4 (limit 1.01) and the effective size 3 to 43 (limit 100 a chain), while transitions
+    diverge rarely (0 to 2 of 1000). What diverges is a trajectory that falls off a cliff: here most of them.
+    """
     engine = mcmc.NUTS(num_warmup=200, num_draws=500, num_chains=2)
-    with pytest.warns(ConvergenceWarning, match=r"of 1000 transitions diverged.*target_acceptance"):
-        posterior = engine.sample(jax.random.key(0), target, progress=False)
-    assert posterior.info.status >= Status.DIVERGENT_TRANSITIONS
+    for edge, said in (
+        (jnp.inf, "the chains disagree"),
+        (1.0, "of 1000 transitions diverged.*target_acceptance"),
+    ):
+        target = targets.from_logdensity(
+            targets.LogDensity(funnel, jnp.asarray(edge, dtype)),
+            {"width": jnp.zeros((), dtype), "x": jnp.zeros(9, dtype)},
+        )
+        with pytest.warns(ConvergenceWarning, match=said):
+            posterior = engine.sample(jax.random.key(0), target, progress=False)
+        assert posterior.info.status >= Status.DIVERGENT_TRANSITIONS
 
 
-def funnel(values):
+def funnel(edge, values):
+    """Neal's funnel, 5000 nats lower where the width is beyond the edge."""
     width = values["width"]
-    return -0.5 * (width / 3) ** 2 - 0.5 * jnp.sum(values["x"] ** 2) * jnp.exp(-width) - 4.5 * width
+    log_p = -0.5 * (width / 3) ** 2 - 0.5 * jnp.sum(values["x"] ** 2) * jnp.exp(-width) - 4.5 * width
+    return log_p - jnp.where(jnp.abs(width) > edge, 5000, 0)
 
 
 def normal_draws(root, dtype, steps=30):

@@ -68,7 +68,7 @@ def test_trajectories_run_at_the_end_and_are_counted(key):
     moved = pi.infer(key, normal(), coin.SVGD(num_particles=8, polish="hmc"), progress=False)
     assert 0.5 < float(moved.info.acceptance) <= 1
     assert moved.info.num_gradients == plain.info.num_gradients + 8 * 41
-    np.testing.assert_array_equal(moved.info.virial["x"], plain.info.virial["x"])
+    np.testing.assert_allclose(moved.info.virial["x"], plain.info.virial["x"], rtol=1e-9)
     assert np.max(abs(moved.draws["x"] - plain.draws["x"])) > 0.1
     assert int(moved.info.status) != Status.POOR_APPROXIMATION
 
@@ -90,8 +90,9 @@ def test_a_run_that_is_too_short_says_so(key):
 
 
 def test_particles_that_lost_their_density_have_weight_zero(key):
+    """Over keys 18 to 34 of 40 get over an edge 1.5 sd from the mean (mean 26.6, sd 3.3): 4 sd from none and all."""
     with pytest.warns(ConvergenceWarning, match="have no finite log density"):
-        found = pi.infer(key, normal(edge=2.0), coin.SVGD(num_particles=40), progress=False)
+        found = pi.infer(key, normal(edge=4.5), coin.SVGD(num_particles=40), progress=False)
     lost = int(found.info.num_nonfinite)
     assert 0 < lost < 40
     assert int(np.sum(np.isneginf(found.log_weights))) == lost

@@ -43,16 +43,22 @@ def test_particles_that_are_not_kept_stay_and_weigh_nothing(key, way):
 
 
 def test_weighted_draws_mend_a_cloud_that_is_too_narrow(key):
-    """Self-normalised weights of 400 draws, ESS above 100: standard error of the sd about 0.07; 5 of them."""
-    found = polish.with_weights(key, BOTH, jnp.asarray(0.85 * (EXACT - MEAN) + MEAN), jnp.ones(400, bool))
+    """Means over 11 runs of 400 draws: over keys one run has sd 0.04 in the mean, 0.052 and a bias of -0.028 in the sd.
+
+    So the limits are 6 and 5 standard errors. The shape of 60 tail weights is above 0.7 in 7 % of the runs (7 of 11:
+    rate 2e-6), the effective size below 100 in 0.2 %.
+    """
+    z = jnp.asarray(0.85 * (EXACT - MEAN) + MEAN)  # the sd is 0.15 too small
+    run = jax.jit(jax.vmap(lambda key: polish.with_weights(key, BOTH, z, jnp.ones(400, bool))))
+    found = run(jax.random.split(key, 11))
     weights = np.exp(found.log_weights)
-    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-9)
-    assert 1 / np.sum(weights**2) > 100
-    assert float(found.khat) < 0.7
-    mean = weights @ np.asarray(found.z)
-    spread = np.sqrt(np.mean(weights @ (np.asarray(found.z) - mean) ** 2))
-    assert abs(np.mean(mean) - MEAN) < 0.3
-    assert abs(spread - SD) < 0.35
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-9)
+    assert np.median(1 / np.sum(weights**2, axis=1)) > 100
+    assert np.sum(found.khat > 0.7) < 7
+    means = np.einsum("rn,rnd->rd", weights, found.z)
+    spreads = np.sqrt(np.einsum("rn,rnd->rd", weights, (np.asarray(found.z) - means[:, None]) ** 2).mean(1))
+    assert abs(np.mean(means) - MEAN) < 0.075
+    assert abs(np.mean(spreads) - SD) < 0.11
 
 
 def test_the_mixture_that_is_drawn_from_is_the_one_in_the_weights(key):

@@ -55,9 +55,10 @@ def test_shared_storage_gives_the_same_draws_and_identity_copies_nothing(key, dt
     )
     expected = smc.particle_filter(key, plain, 12, 30, resampling=often)
     found = smc.particle_filter(key, paged(plain), 12, 30, resampling=often)
-    assert np.array_equal(found.paths, expected.paths)
-    assert np.array_equal(found.log_weights, expected.log_weights)
-    assert np.array_equal(found.ess, expected.ess)
+    rounding = 40 * float(jnp.finfo(dtype).eps)  # of programs that are compiled apart
+    for name in ("paths", "log_weights", "ess"):
+        one, other = getattr(found, name), getattr(expected, name)
+        np.testing.assert_allclose(one, other, rtol=rounding, atol=rounding, err_msg=name)
     moved = (found.ancestors != np.arange(30)).sum()
     assert found.particles.copies == moved > 0
     still = smc.particle_filter(key, paged(plain), 12, 30, resampling=never)
@@ -138,9 +139,12 @@ def test_a_model_with_a_cache_stops_at_the_failed_step(key, dtype):
     assert large.num_steps == 4
     assert small.stopped_at == large.stopped_at == 3
     assert small.log_evidence == large.log_evidence == -np.inf
-    for name in ("log_weights", "ess", "ancestors", "log_evidences"):
-        assert np.array_equal(getattr(small, name), getattr(large, name)), name
-    assert np.array_equal(small.paths[:, :3], large.paths[:, :3])
+    assert np.array_equal(small.ancestors, large.ancestors)
+    rounding = 40 * float(jnp.finfo(dtype).eps)  # of programs that are compiled apart
+    for name in ("log_weights", "ess", "log_evidences"):
+        one, other = getattr(small, name), getattr(large, name)
+        np.testing.assert_allclose(one, other, rtol=rounding, atol=rounding, err_msg=name)
+    np.testing.assert_allclose(small.paths[:, :3], large.paths[:, :3], rtol=rounding, atol=rounding)
     assert np.array_equal(small.particles, small.paths[:, 2])
 
 

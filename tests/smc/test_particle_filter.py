@@ -99,7 +99,8 @@ def test_paths_are_those_of_the_ancestors(key, dtype):
     result = smc.particle_filter(key, models.linear(y), 8, 16)
     stored = smc.particle_filter(key, models.linear(y), 8, 16, store="ancestors")
     assert np.array_equal(result.paths[:, -1], result.particles)
-    assert np.array_equal(result.particles, stored.particles)
+    rounding = 40 * float(jnp.finfo(dtype).eps)  # of programs that are compiled apart
+    np.testing.assert_allclose(result.particles, stored.particles, rtol=rounding, atol=rounding)
     assert np.array_equal(result.ancestors, stored.ancestors)
     assert stored.paths is None
     assert 0 < result.resampled.sum() < 7
