@@ -74,7 +74,7 @@ def test_size_of_the_verdict(key):
 def test_the_prior_passes_marginals_and_fails_the_joint_density(key):
     theta, x, _, noise = conjugate(key)
     marginal = judge(key, noise, theta)
-    assert marginal.passed  # fixed key; a false alarm has probability .05
+    assert min(marginal.pvalues.values()) > 1e-4  # the rate of false alarms
     assert "ignores the data is not seen" in marginal.verdict
     joint = judge(key, noise, theta, x)
     assert joint.passed is False
@@ -144,9 +144,9 @@ def test_autocorrelated_draws_are_thinned(key):
     start = jax.random.normal(keys[1], (S, D))
     _, path = jax.lax.scan(lambda c, e: (0.95 * c + e,) * 2, start, innovations)
     draws = x[:, None] / 2 + np.sqrt(0.5) * jnp.moveaxis(path, 1, 0)
-    report = uniformity(rank_table(key, draws, theta, num_projections=0))
+    report = uniformity(rank_table(key, draws, theta, num_projections=0), level=1e-4)  # false alarms
     assert 40 <= report.ranks.thin <= 160  # twice the autocorrelation time of 39
-    assert report.passed is not False  # fixed key; a false alarm has probability .05
+    assert report.passed is not False
     assert "th draw was used" in report.verdict
     assert judge(key, draws, theta).passed is False
 

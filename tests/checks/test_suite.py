@@ -137,7 +137,8 @@ def words(findings, subject, check=None):
 
 
 def test_right_and_wrong_engines(findings):
-    assert set(words(findings, "exact").values()) == {"passes"}  # fixed key; false alarm .05 over the suite
+    alarms = [f for f in findings if f.subject == "exact" and f.word != "passes"]
+    assert len(alarms) <= 2  # each of four has a level of .0125 at most: three have a rate of 8e-6
     assert set(words(findings, "shifted", "MMD").values()) == {"fails"}
     assert words(findings, "marginals", "MMD") == {
         "correlated normal": "fails, as it should",
@@ -177,9 +178,9 @@ def test_calibration_loops_and_evidence(key):
         return sample(key, target, 0.5)
 
     size = SIZE._replace(loops=150, discrepancies=())
-    found = run_suite(key, [Subject("right", sample), Subject("narrow", narrow)], size=size)
-    assert [(f.subject, f.check, f.passed) for f in found] == [
-        ("right", "SBC", True),  # fixed key; false alarm .05 over the suite
+    found = run_suite(key, [Subject("right", sample), Subject("narrow", narrow)], size=size, level=1e-4)
+    assert [(f.subject, f.check, f.passed is not False) for f in found] == [  # a rate of 1e-4
+        ("right", "SBC", True),
         ("right", "TARP", True),
         ("narrow", "SBC", False),
         ("narrow", "TARP", False),
@@ -246,8 +247,8 @@ def test_kernels(key):
 
     kernels = [kernel("right", 1.0), kernel("hot", 0.4)]
     key = jax.random.fold_in(key, 1)
-    found = run_suite(key, [], kernels=kernels, size=SIZE._replace(lanes=400))
-    assert [(f.subject, f.passed) for f in found] == [("right", True), ("hot", False)]  # false alarm .05
+    found = run_suite(key, [], kernels=kernels, size=SIZE._replace(lanes=400), level=1e-4)
+    assert [(f.subject, f.passed) for f in found] == [("right", True), ("hot", False)]  # false alarm 1e-4
 
 
 @pytest.mark.parametrize(

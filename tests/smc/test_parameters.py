@@ -105,7 +105,7 @@ def test_the_evidence_lies_in_its_interval():
     exact = cases.truth(0).log_evidence
     posteriors = [infer("SMC2", seed) for seed in SEEDS]
     inside = [low <= exact <= high for low, high in (p.info.interval(0.99) for p in posteriors)]
-    assert sum(inside) >= 4  # two misses of five at 99 %: .001, and as fixed keys, once
+    assert sum(inside) >= 3  # three misses of five at 99 %: 1e-5
     assert sum(p.info.status == Status.OK for p in posteriors) >= 4  # the rule fails once in 10^4
     ratio = np.exp(np.concatenate([p.info.log_evidences for p in posteriors]) - exact)
     assert ratio.std(ddof=1) < 1
