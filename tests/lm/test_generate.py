@@ -78,7 +78,7 @@ def test_the_numbers_are_those_of_infer(folder, monkeypatch):
     assert result.exit_code == 0, result.output
     record = json.loads((folder / "found.json").read_text())
     ((key, arguments, settings, found),) = calls
-    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(5)))
+    assert jax.random.key_data(key).tolist() == [0, 5]  # the key of the command, which no offset shifts
     assert arguments[1] == "hello"
     assert (settings["max_tokens"], settings["answer"]) == (6, lm.answers.text)
     expected = np.array([0.5 ** text.count("e") for text in found.texts])
