@@ -170,15 +170,22 @@ class Posterior:
         """Return a table with a row for every scalar: mean, sd, quantiles, Monte Carlo error, ESS, R-hat."""
         return summary.summarize(self.draws, self.log_weights)
 
-    def to_arviz(self) -> Any:
+    def to_arviz(self, key: PRNGKey | None = None) -> Any:
         """Return the draws as ArviZ data: InferenceData (ArviZ below 1.0) or a DataTree (1.0 and above).
 
-        Log weights and the per-draw fields of ``info`` are in the group ``sample_stats``.
+        ArviZ takes all draws for equally weighted. So weighted ones are resampled systematically: as many, in their
+        order, copies side by side; the attribute ``resampled`` of the group ``posterior`` says so. The per-draw fields
+        of ``info`` are in the group ``sample_stats``.
+
+        Args:
+            key: random key of the resampling; None: evenly spaced points, the same at every call.
 
         Raises:
             MissingExtraError: ArviZ is not installed.
+            ValueError: every weight is zero, or one is not a number.
         """
-        return arviz_export.export(self.draws, self.log_weights, self.info, self.log_evidence)
+        offset = 0.5 if key is None else float(jax.random.uniform(key))
+        return arviz_export.export(self.draws, self.log_weights, self.info, self.log_evidence, offset=offset)
 
 
 def _leading_axes(draws: Any) -> tuple[int, ...] | None:

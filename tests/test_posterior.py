@@ -270,7 +270,8 @@ def test_long_summaries_are_cut_in_print_only(dtype):
 
 @pytest.fixture
 def reported(draws, log_weights):
-    info = Info(jnp.asarray(0), jnp.zeros((CHAINS, DRAWS), bool), jnp.ones((CHAINS, DRAWS)), jnp.ones(CHAINS))
+    energy = jnp.arange(CHAINS * DRAWS, dtype=float).reshape(CHAINS, DRAWS)
+    info = Info(jnp.asarray(0), jnp.zeros((CHAINS, DRAWS), bool), energy, jnp.ones(CHAINS))
     return Posterior({**draws, "scope/x": draws["count"]}, log_weights, jnp.asarray(-3.5), info)
 
 
@@ -279,16 +280,43 @@ def check_groups(data, posterior):
     assert data["posterior"]["label"].dtype == bool
     assert "scope.x" in data["posterior"]
     assert data["posterior"].attrs["log_evidence"] == -3.5
-    assert set(data["sample_stats"].data_vars) == {"log_weights", "diverging", "energy"}
-    np.testing.assert_array_equal(data["sample_stats"]["log_weights"].values, posterior.log_weights)
+    assert set(data["sample_stats"].data_vars) == {"diverging", "energy"}
+    check_equal_weights(data, posterior)
 
 
-def test_arviz_of_the_installed_version(reported, equal):
+def check_equal_weights(data, posterior):
+    """Every draw as often as its weight asks for, up to one, with its own statistics beside it, in order."""
+    rows = np.asarray(data["sample_stats"]["energy"].values, int)
+    flat = np.ravel(posterior.draws["kernel"].variance)
+    np.testing.assert_array_equal(data["posterior"]["kernel.variance"].values, flat[rows])
+    assert np.all(np.diff(np.ravel(rows)) >= 0)
+    expected = rows.size * np.exp(np.asarray(posterior.flat_log_weights(), float))
+    counts = np.bincount(np.ravel(rows), minlength=rows.size)
+    assert np.all(np.abs(counts - expected) < 1 + 1e-3)
+    assert np.all(counts[expected == 0] == 0)
+    worth = 1 / np.sum((expected / rows.size) ** 2)
+    assert f"worth {worth:.1f} of {rows.size} draws" in data["posterior"].attrs["resampled"]
+
+
+@pytest.mark.f32
+def test_arviz_of_the_installed_version(reported, equal, key):
     data = reported.to_arviz()
     check_groups(data, reported)
-    theirs = arviz.ess(data, var_names=["kernel.variance"])["kernel.variance"].values
-    np.testing.assert_allclose(theirs, diagnostics.ess(reported.draws["kernel"].variance), rtol=1e-9)
-    assert not hasattr(equal.to_arviz(), "sample_stats")
+    np.testing.assert_array_equal(data["posterior"]["count"], reported.to_arviz()["posterior"]["count"])
+    other = reported.to_arviz(key)
+    check_equal_weights(other, reported)
+    assert np.any(other["posterior"]["kernel.variance"].values != data["posterior"]["kernel.variance"].values)
+    plain = equal.to_arviz()
+    assert not hasattr(plain, "sample_stats")
+    assert "resampled" not in plain["posterior"].attrs
+    theirs = arviz.ess(plain, var_names=["kernel.variance"])["kernel.variance"].values
+    np.testing.assert_allclose(theirs, diagnostics.ess(equal.draws["kernel"].variance), rtol=1e-4)
+
+
+def test_arviz_gets_no_draws_without_weight(draws):
+    lost = Posterior(draws, jnp.full((CHAINS, DRAWS), -jnp.inf))
+    with pytest.raises(ValueError, match="every weight is zero"):
+        lost.to_arviz()
 
 
 class OlderArviz:

@@ -118,7 +118,7 @@ class Repeats:
     """Returns the reference's own draws."""
 
     def sample(self, key, target, *, progress):
-        info = vi.VIInfo(*[jnp.float64(0.25)] * 9)._replace(status=Status.OK, num_gradients=7)
+        info = vi.VIInfo(*[jnp.float64(0.25)] * 10)._replace(status=Status.OK, num_gradients=7)
         return Posterior(STORED, info=info, unconstrained=jax.tree.map(jnp.asarray, STORED))
 
 

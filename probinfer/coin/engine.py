@@ -13,11 +13,12 @@ from probinfer import engine, tails
 from probinfer import progress as bars
 from probinfer.base import Algorithm
 from probinfer.checkpoint import Checkpoint
-from probinfer.coin import diagnostics, reports
+from probinfer.coin import cloud, diagnostics, reports
 from probinfer.coin import polish as polishing
 from probinfer.coin.descent import CloudInfo, CloudState
 from probinfer.coin.stopping import Watched, has_settled, watched
 from probinfer.coin.svgd import svgd
+from probinfer.coin.trajectories import blank, tried
 from probinfer.coin.views import judged, logdensity_in_cloud, positions_of
 from probinfer.errors import check_key, shortened
 from probinfer.posterior import Posterior
@@ -34,8 +35,11 @@ _PLACES = 8  # particles from which the tails are looked at
 class SVGD:
     """Stein variational gradient descent without a learning rate.
 
-    The run ends where an epoch (steps 64 to 128, 128 to 256, ...) changed neither the direction nor the virial. It
-    takes minibatch targets too: one batch a step for all particles.
+    The run ends where an epoch (steps 64 to 128, 128 to 256, ...) changed neither the direction nor the virial. Then
+    short trajectories from the particles tell whether the cloud stands for its density: its status and its warning say
+    by how much they move it. A mode that no particle of the run ever visited is not seen, and modes far apart keep the
+    shares of particles that came to them, which need not be theirs. Minibatch targets run too: one batch a step for all
+    particles, without trajectories.
 
     Args:
         num_particles: None: enough to keep 95 % of the standard deviation in as many dimensions, 100 to 2000.
@@ -87,8 +91,8 @@ class SVGD:
                 grew without limit.
 
         Warns:
-            ConvergenceWarning: the cloud is too narrow or too wide, had not settled, particles were lost, or the
-                density is improper.
+            ConvergenceWarning: the cloud is too narrow or too wide, trajectories move it, had not settled, particles
+                were lost, or the density is improper.
         """
         return sample_particles(self, self._algorithm, key, target, progress, checkpoint)
 
@@ -166,7 +170,8 @@ def sample_particles(
         )
         if history.interrupted:
             engine.is_part(history)  # what lost its density is told apart below
-        found = _finish(algorithm, state.cloud, key_judge, key_polish, config.polish)
+        early = (cloud.ravel(positions), state.watch.early)
+        found = _finish(algorithm, state.cloud, key_judge, key_polish, early, config.polish)
     info = reports.info(target, state, history, found, config)
     reports.refuse(name, info)
     said = ""
@@ -175,7 +180,7 @@ def sample_particles(
         few = jax.tree.map(lambda leaf: leaf[:_PLACES], found.positions)
         status, said = tails.doubted(info.status, target.logdensity_fn, few, prior=target.prior, always=True)
         info = info._replace(status=status)
-    engine.warn(info.status, said or reports.details(info, target), name)
+    engine.warn(info.status, said or reports.details(info, found.trial, target), name)
     log_weights = found.log_weights[None] if config.polish == "weights" or int(info.num_nonfinite) else None
     final = jax.tree.map(lambda leaf: leaf[None], found.positions)
     return engine.finish(target, final, final, info, log_weights=log_weights)
@@ -195,25 +200,39 @@ def _record(state: Watched, info: CloudInfo) -> tuple[Array, Array, Array]:
 
 @partial(jax.jit, static_argnames="polish")
 def _finish(
-    algorithm: Algorithm, state: CloudState, key_judge: PRNGKey, key_polish: PRNGKey, polish: str | None
+    algorithm: Algorithm,
+    state: CloudState,
+    key_judge: PRNGKey,
+    key_polish: PRNGKey,
+    early: tuple[Array, Array],
+    polish: str | None,
 ) -> reports.Finished:
-    """Judge the cloud, then polish it."""
+    """Judge the cloud, polish it, and try what came out by trajectories."""
+    key_judge, key_try = jax.random.split(key_judge)
     verdict, seen, spent = judged(algorithm, key_judge, state)
     valid = seen.scores.valid
     if polish is None:
         none = jnp.full((), jnp.nan, state.z.dtype)
         log_weights = jnp.where(valid, 0, -jnp.inf).astype(state.z.dtype)
+        trial = blank(state.z.shape[1], state.z.dtype)
+        if not algorithm.step.args[0].stochastic:  # type: ignore[attr-defined]
+            trial = tried(key_try, algorithm, state, state.z, valid, early)
+        num = spent * len(valid) + trial.num_gradients
         return reports.Finished(
-            verdict, state.positions, log_weights, none, none, jnp.sum(~valid), spent * len(valid)
+            verdict, trial, state.positions, log_weights, none, none, jnp.sum(~valid), num
         )
     both = jax.value_and_grad(jax.tree_util.Partial(logdensity_in_cloud, algorithm, state))
     done = polishing.WAYS[polish](key_polish, both, state.z, valid)
+    trial = blank(state.z.shape[1], state.z.dtype)
+    if polish != "weights":
+        trial = tried(key_try, algorithm, state, done.z, valid, early)
     return reports.Finished(
         verdict,
+        trial,
         positions_of(algorithm, state, done.z),
         done.log_weights,
         done.acceptance,
         done.khat,
         jnp.sum(~valid),
-        len(valid) + done.num_gradients,
+        len(valid) + done.num_gradients + trial.num_gradients,
     )

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.base import Status
-from probinfer.coin import cloud
+from probinfer.coin import cloud, trajectories
 from probinfer.coin.diagnostics import Judgement, complaint, predicted_sd
 from probinfer.coin.stopping import Watched
+from probinfer.coin.trajectories import Trial
+from probinfer.engine import coordinate_names
 from probinfer.errors import NumericalError, advice
 from probinfer.history import History
 from probinfer.types import Array, ArrayTree
@@ -19,6 +21,10 @@ from probinfer.types import Array, ArrayTree
 __all__ = ["Finished", "ParticlesInfo", "details", "info", "refuse"]
 
 _KHAT = 0.7
+_NETWORK = (
+    "; with more parameters than particles on minibatches, as in neural networks, Adam with a tuned rate is ahead by "
+    "far (benchmarks/coin_minibatch.py): compare with it before these particles are used"
+)
 
 
 class ParticlesInfo(NamedTuple):
@@ -33,9 +39,19 @@ class ParticlesInfo(NamedTuple):
     direction (root mean square) and the mean virial, step by step: curves that should be level at the end.
     ``num_nonfinite`` counts particles without a finite log density at the end: they have weight zero. ``num_gradients``
     counts gradients of the (minibatch) log density. ``acceptance`` and ``khat`` belong to the polish, else NaN.
-    ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, or the weights cannot
-    be trusted; ``MAX_ITERATIONS`` where it had not settled; ``NON_FINITE`` where some particles have no finite log
-    density; ``IMPROPER_DENSITY`` where the density of a target without a prior falls too slowly to be integrated.
+
+    ``shift``, ``growth``, ``num_lost`` and ``num_forsaken`` say what 16 short trajectories from the final particles
+    did (``coin.trajectories``; NaN and 0 for minibatch targets and weights): trees of what they moved the mean by in
+    standard deviations (0 is right) and of the factor by which the mean distance from the mean grew (1 is right); how
+    many particles rest where the density is hopelessly low; how many of the first and of step 32 stood in a mode that
+    has no particle now. A mode that no particle ever visited is not seen, and the shares of modes far apart are those
+    of the starts.
+
+    ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, where trajectories
+    move it beyond noise, where particles are lost or a mode is forsaken, or the weights cannot be trusted;
+    ``MAX_ITERATIONS`` where it had not settled and trajectories did not find it right (no shift above 0.3, no growth
+    above 1.3); ``NON_FINITE`` where some particles have no finite log density; ``IMPROPER_DENSITY`` where the density
+    of a target without a prior falls too slowly to be integrated.
     """
 
     virial: Any
@@ -50,6 +66,10 @@ class ParticlesInfo(NamedTuple):
     num_nonfinite: Any
     acceptance: Any
     khat: Any
+    shift: Any
+    growth: Any
+    num_lost: Any
+    num_forsaken: Any
     status: Any
 
 
@@ -57,6 +77,7 @@ class Finished(NamedTuple):
     """The verdict on a cloud, its final positions and weights, and what its polish reports."""
 
     judged: Judgement
+    trial: Trial
     positions: ArrayTree
     log_weights: Array
     acceptance: Array
@@ -92,13 +113,17 @@ def info(target: Any, state: Watched, history: History, found: Finished, config:
         num_nonfinite=found.num_nonfinite.astype(jnp.int32),
         acceptance=found.acceptance,
         khat=found.khat,
+        shift=cloud.unravel(like, found.trial.shift),
+        growth=cloud.unravel(like, found.trial.growth),
+        num_lost=found.trial.num_lost,
+        num_forsaken=found.trial.num_forsaken,
         status=jnp.int32(0),
     )
     stopped = bool(steps and statuses[-1] != Status.OK)
-    return made._replace(status=jnp.int32(int(_status(made, history, config, stopped))))
+    return made._replace(status=jnp.int32(int(_status(made, found.trial, history, config, stopped))))
 
 
-def _status(made: ParticlesInfo, history: History, config: Any, stopped: bool) -> Status:
+def _status(made: ParticlesInfo, trial: Trial, history: History, config: Any, stopped: bool) -> Status:
     if stopped or int(made.num_nonfinite) or int(history.status) == Status.NON_FINITE:
         return Status.NON_FINITE
     if int(history.status) == Status.INTERRUPTED:
@@ -107,7 +132,13 @@ def _status(made: ParticlesInfo, history: History, config: Any, stopped: bool) -
         return Status.OK if float(made.khat) <= _KHAT else Status.POOR_APPROXIMATION
     if config.polish is None and _width(made):
         return Status.POOR_APPROXIMATION
-    return Status(int(history.status))
+    if trajectories.complaint(trial, _names(made)):
+        return Status.POOR_APPROXIMATION
+    return Status.OK if trajectories.vouches(trial) else Status(int(history.status))
+
+
+def _names(made: ParticlesInfo) -> list[str]:
+    return coordinate_names(made.shift)
 
 
 def _width(made: ParticlesInfo, *, exact: bool = True) -> str:
@@ -118,18 +149,32 @@ def _width(made: ParticlesInfo, *, exact: bool = True) -> str:
     return complaint(virial, int(made.num_particles), location, exact=exact)
 
 
-def details(made: ParticlesInfo, target: Any) -> str:
-    """Say in a clause what a warning is about; a target of minibatches gets advice that it can follow."""
+def details(made: ParticlesInfo, trial: Trial, target: Any) -> str:
+    """Say in a clause what a warning is about; a target of minibatches gets advice that it can follow.
+
+    Args:
+        made: the report.
+        trial: what trajectories from the particles did.
+        target: whether its density is stochastic.
+    """
+    said = _details(made, trial, target)
+    many = len(_names(made)) >= int(made.num_particles)
+    return said + (_NETWORK if target.stochastic and many else "")
+
+
+def _details(made: ParticlesInfo, trial: Trial, target: Any) -> str:
     status = int(made.status)
     if status == Status.NON_FINITE:
         return f"{int(made.num_nonfinite)} particles have no finite log density; they have weight zero"
     if status == Status.INTERRUPTED:
         return f"{int(made.num_steps)} steps were taken, and direction and virial had not settled"
     if status == Status.MAX_ITERATIONS:
-        return f"direction and virial had not settled after {int(made.num_steps)} steps"
+        found = trajectories.findings(trial)
+        return f"direction and virial had not settled after {int(made.num_steps)} steps" + found
     if np.isfinite(made.khat):
         return f"Pareto k-hat of the weights is {float(made.khat):.2f}, above {_KHAT}"
-    return _width(made, exact=not target.stochastic)
+    moved = trajectories.complaint(trial, _names(made))
+    return _width(made, exact=not target.stochastic) or moved
 
 
 def refuse(name: str, made: ParticlesInfo) -> None:

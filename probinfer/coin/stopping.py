@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from probinfer.base import Algorithm, algorithm
+from probinfer.coin import cloud
 from probinfer.coin.descent import CloudInfo, CloudState
 from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Watch", "Watched", "has_settled", "watched"]
 
+_EARLY = 32
 _FIRST = 128  # the first step that may be the last
 _VIRIAL = 0.02
 _SMALL = 0.01
@@ -26,7 +28,10 @@ _AGE = 64
 
 
 class Watch(NamedTuple):
-    """Sums over the running epoch and its length, means over the last, and whether the cloud has settled."""
+    """Sums over the running epoch and its length, means over the last, and whether the cloud has settled.
+
+    ``early`` (N, d) is the cloud after step 32, when its particles have climbed one by one and not yet spread out.
+    """
 
     virial: Array
     norm: Array
@@ -34,6 +39,7 @@ class Watch(NamedTuple):
     last_virial: Array
     last_norm: Array
     settled: Array
+    early: Array
 
 
 class Watched(NamedTuple):
@@ -61,7 +67,8 @@ def _init(inner: Algorithm, positions: ArrayTree) -> Watched:
     state = inner.init(positions)
     zeros, none = jnp.zeros_like(state.spread), jnp.zeros((), state.z.dtype)
     far = jnp.full_like(none, jnp.inf)
-    return Watched(state, Watch(zeros, none, none, zeros + jnp.inf, far, jnp.zeros((), bool)))
+    table = cloud.ravel(positions)
+    return Watched(state, Watch(zeros, none, none, zeros + jnp.inf, far, jnp.zeros((), bool), table))
 
 
 def _step(inner: Algorithm, key: PRNGKey, state: Watched) -> tuple[Watched, CloudInfo]:
@@ -87,5 +94,6 @@ def _step(inner: Algorithm, key: PRNGKey, state: Watched) -> tuple[Watched, Clou
         at_end(mean_virial, old.last_virial),
         at_end(mean_norm, old.last_norm),
         settled,
+        jnp.where(step == _EARLY, cloud.ravel(moved.positions), old.early),
     )
     return Watched(moved, watch), info

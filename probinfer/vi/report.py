@@ -20,18 +20,27 @@ class VIInfo(NamedTuple):
     """Report of a Gaussian approximation.
 
     ``elbo`` is the evidence bound on 1000 fresh draws, ``elbo_standard_error`` its error, ``gap`` what the bound on
-    the fixed sample exceeds it by (the optimism of the fit). ``khat`` is the Pareto shape of the importance ratios
-    p/q: above 0.7 the approximation misses the target too much to be corrected. ``loc`` (d,) and ``scale`` describe
-    the Gaussian in unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the
-    final size of the fixed sample, ``num_gradients`` the gradients the fit took, its start included. ``status`` is
-    ``IMPROPER_DENSITY`` if the density is, ``POOR_APPROXIMATION`` if ``khat`` is above 0.7, ``MAX_ITERATIONS`` if the
-    gap stayed open at the largest sample, else that of the last optimisation.
+    the fixed sample exceeds it by (the optimism of the fit). ``loc`` (d,) and ``scale`` describe the Gaussian in
+    unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the final size of the
+    fixed sample, ``num_gradients`` the gradients the fit took, its start included.
+
+    ``khat`` is the Pareto shape of the importance ratios of the draws. It is a promise of the *weights*, not of the
+    Gaussian: up to 0.7 weighted means can be trusted within their Monte Carlo error, while the mean and the standard
+    deviations of the Gaussian may be off by tenths of a standard deviation. It is estimated from few large ratios, so
+    ``identity`` holds the promise against the gradients: by how much :math:`-E[z_j g_k]` differs from 1 (j = k) or 0,
+    beyond two standard errors, at most (z, g: weighted draws and gradients, whitened by the weighted covariance). Both
+    are blind to what the draws never visit, such as a second mode.
+
+    ``status`` is ``IMPROPER_DENSITY`` if the density is. It is ``POOR_APPROXIMATION`` where weights mend nothing:
+    ``khat`` above 0.7 and weights worth less than a quarter of the draws, or ``identity`` above 0.2; then there are none. It is ``MAX_ITERATIONS`` if the gap stayed
+    open at the largest sample, else that of the last optimisation.
     """
 
     elbo: Any
     elbo_standard_error: Any
     gap: Any
     khat: Any
+    identity: Any
     loc: Any
     scale: Any
     num_samples: Any
@@ -42,7 +51,12 @@ class VIInfo(NamedTuple):
 def details(info: VIInfo) -> str:
     """Say what a warning is about."""
     if int(info.status) == Status.POOR_APPROXIMATION:
-        return f"Pareto k-hat is {float(info.khat):.2f}, above {KHAT}"
+        if not float(info.khat) <= KHAT:
+            return f"Pareto k-hat is {float(info.khat):.2f}, above {KHAT}"
+        return (
+            f"weighted draws miss the identity -E[z g] = 1 by {float(info.identity):.2f} beyond their errors (k-hat "
+            f"{float(info.khat):.2f})"
+        )
     return f"the fit to {int(info.num_samples)} points exceeds the fresh bound by {float(info.gap):.2g} nats"
 
 
