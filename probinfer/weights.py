@@ -20,6 +20,7 @@ from probinfer.types import Array, Float, Int, Scalar, Shaped
 
 __all__ = [
     "Normalized",
+    "add",
     "covariance",
     "entropic_ess",
     "ess",
@@ -89,6 +90,25 @@ def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
     """
     size = jnp.asarray(log_weights.shape[0], log_weights.dtype)
     return normalize(log_weights).log_sum - jnp.log(size)
+
+
+def add(total: Array, rest: Array, term: Array) -> tuple[Array, Array]:
+    """Add to a compensated sum: in float32 a log evidence of many steps keeps its digits.
+
+    Args:
+        total: the sum so far.
+        rest: what its rounding lost; the sum is ``total + rest``.
+        term: to be added.
+
+    Returns:
+        The new total and what it lost.
+
+    References:
+        Kahan (1965), "Further remarks on reducing truncation errors".
+    """
+    term = term + rest
+    new = total + term
+    return new, term - (new - total)
 
 
 def ess(log_weights: Float[Array, " n"]) -> Scalar:

@@ -64,8 +64,10 @@ def collect(name: str, draws: Any, *, least: int = 20) -> Draws:
             never changes, draws called independent that are autocorrelated.
     """
     if isinstance(draws, Posterior):
+        equal = "posterior.draws or posterior.unconstrained"
+        weighted = "posterior.resample(key, num), as its draws are weighted"
         raise TypeError(
-            f"{name} must be draws, got a Posterior; pass posterior.draws or posterior.unconstrained"
+            f"{name} must be draws, got a Posterior; pass {equal if draws.log_weights is None else weighted}"
         )
     leaves = jax.tree.leaves(draws)
     if not leaves:

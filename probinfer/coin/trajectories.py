@@ -113,7 +113,8 @@ def complaint(trial: Trial, names: list[str]) -> str:
         parts.append(
             f"{int(trial.num_forsaken)} early particles stood in a mode that has none now (smc.Tempered() weighs modes)"
         )
-    return "; ".join(parts) + ("; mcmc.NUTS(), or polish='nuts', which may mend it" if parts else "")
+    mend = ", or polish='nuts', which may mend it" if said else ""
+    return "; ".join(parts) + (f"; compare with mcmc.NUTS(){mend}" if parts else "")
 
 
 def findings(trial: Trial) -> str:
@@ -233,11 +234,11 @@ def _trajectories(
 def _drift(before: Array, centre: Array, moved: _Moved, keep: Array) -> tuple[Array, Array, Array, Array]:
     """Shift and growth with their standard errors, particle by particle, and the growth of all coordinates."""
     number = _MOVES - _MOVES // 2
-    count = jnp.sqrt(jnp.maximum(jnp.sum(keep.astype(before.dtype)), 1))
+    count = jnp.maximum(jnp.sum(keep.astype(before.dtype)), 1)
     mean = partial(cloud.masked_mean, keep)
 
-    def error(values):
-        return jnp.sqrt(mean((values - mean(values)) ** 2)) / count
+    def error(values):  # of few particles it is itself uncertain
+        return jnp.sqrt(mean((values - mean(values)) ** 2) / count) * (1 + 8 / count)
 
     near, after = before - centre, moved.place / number
     shift = mean(after)

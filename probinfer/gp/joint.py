@@ -66,7 +66,8 @@ def latent_values(
     Args:
         free: from ``joint_posterior``.
         model: the model given there.
-        draws: values by name with one leading axis, from ``posterior.flat()``.
+        draws: values by name with one leading axis, from ``posterior.flat()``; weighted ones from
+            ``posterior.resample(key, num)``.
         X: the training inputs.
     """
     return jax.lax.map(lambda values: _latent(free, model, X, values), draws)
@@ -78,7 +79,7 @@ def joint_predictive(free: Free, model: Model, draws: dict[str, Array], X: Any, 
     Args:
         free: from ``joint_posterior``.
         model: the model given there.
-        draws: values by name with one leading axis, from ``posterior.flat()``; a few hundred are enough.
+        draws: values by name with one leading axis, from ``posterior.resample(key, num)``; a few hundred are enough.
         X: training inputs ``(N, D)``.
         X_new: new inputs ``(M, D)``.
 

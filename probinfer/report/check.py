@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from probinfer import mcmc, smc
@@ -25,6 +24,7 @@ from probinfer.report.pages import could_have_seen, numbers, picture
 from probinfer.report.provenance import provenance
 from probinfer.report.state_spaces import state_space_subjects
 from probinfer.report.tables import Table, seconds, to_rich
+from probinfer.vi import gaussian
 
 __all__ = ["FULL", "KERNELS", "QUICK", "Effort", "findings_page", "run_check", "subjects", "tables_of"]
 
@@ -62,7 +62,7 @@ FULL = Effort(
 
 _REASONS = {
     known.NOT_NORMAL: "fits a normal",
-    known.CORRELATED: "ignores correlations",
+    known.CORRELATED: "ignores correlations, which weights mend only where they are weak",
 }
 
 # The transitions of the chains of mcmc.NUTS and mcmc.HMC, with a step size that is given.
@@ -98,14 +98,13 @@ def subjects(entries: Sequence[Entry], effort: Effort, target: known.Known | Non
         fits = entry.any_target or target is not None
         if entry.is_point or not fits or not (entry.in_demo or effort.everything):
             continue
-        fits_normal = bool(entry.cannot) and not entry.because
         found.append(
             Subject(
                 entry.label,
                 functools.partial(_quiet, entry.make(effort.draws)),
                 {feature: entry.because or _REASONS[feature] for feature in entry.cannot},
-                _normal_density if fits_normal else None,
-                (fits_normal or effort.everything) and not entry.keeps_apart,
+                _normal_density if entry.fits_normal else None,
+                (entry.fits_normal or effort.everything) and not entry.keeps_apart,
                 functools.partial(_annealed, effort.draws) if entry.gives_evidence else None,
                 target,
             )
@@ -118,15 +117,10 @@ def _quiet(engine: Any, key: Any, target: Any) -> Any:
 
 
 def _normal_density(posterior: Any) -> Any:
-    """Log density of the normal that variational inference found."""
-    loc, scale = posterior.info.loc, posterior.info.scale
-    root = scale if scale.ndim == 2 else jnp.diag(scale)
-
-    def log_q(u):
-        z = jax.scipy.linalg.solve_triangular(root, u - loc, lower=True)
-        return -0.5 * z @ z - jnp.sum(jnp.log(jnp.diag(root))) - 0.5 * len(loc) * float(np.log(2 * np.pi))
-
-    return log_q
+    """Log density of the law that variational inference drew from: its normal, widened where the draws have weights."""
+    frame = gaussian.Frame(posterior.info.loc, posterior.info.scale)
+    log_q = gaussian.log_density if posterior.log_weights is None else gaussian.log_widened
+    return lambda u: log_q(frame, u[None])[0]
 
 
 def _annealed(num: int, key: Any, posterior: Any, target: Any, exact: Any) -> tuple:

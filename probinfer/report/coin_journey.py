@@ -122,7 +122,9 @@ def _two(pair: Array, state: Any, info: Any) -> Array:
 def _moments(posterior: Any) -> tuple[np.ndarray, np.ndarray]:
     draws = np.asarray(posterior.draws, float)
     draws = draws.reshape(-1, draws.shape[-1])
-    return draws.mean(axis=0), draws.std(axis=0)
+    shares = np.exp(np.asarray(posterior.flat_log_weights(), float))  # a lost particle has weight zero
+    mean = shares @ draws
+    return mean, np.sqrt(shares @ (draws - mean) ** 2)
 
 
 def _distance(found: Carried) -> tuple[float, float]:

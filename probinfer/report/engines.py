@@ -37,6 +37,7 @@ class Entry(NamedTuple):
         gives_evidence: its log evidence is an estimate, with independent ones of its islands in ``info.log_evidences``.
         cannot: what its posterior cannot be, by the names in ``checks.known``: there it should fail its checks.
         because: why, where it is not that it fits a normal.
+        fits_normal: its draws are those of a normal, widened and weighted where that helps: their density is known.
         keeps_apart: its particles repel each other: better spread than independent draws, so ranks do not judge them.
     """
 
@@ -50,6 +51,7 @@ class Entry(NamedTuple):
     gives_evidence: bool = False
     cannot: tuple[str, ...] = ()
     because: str = ""
+    fits_normal: bool = False
     keeps_apart: bool = False
 
     @property
@@ -79,15 +81,16 @@ ENGINES = (
         "full-rank",
         "full-rank VI",
         lambda draws: vi.FullRank(num_draws=4 * draws),
-        "fits one correlated normal to them",
-        cannot=(NOT_NORMAL,),
+        "fits one correlated normal to them, and weighs its draws",
+        fits_normal=True,
     ),
     Entry(
         "mean-field",
         "mean-field VI",
         lambda draws: vi.MeanField(num_draws=4 * draws),
-        "fits one normal without correlations",
-        cannot=(NOT_NORMAL, CORRELATED),
+        "fits one normal without correlations, and weighs its draws",
+        cannot=(CORRELATED,),
+        fits_normal=True,
     ),
     Entry("map", "MAP", lambda draws: vi.MAP(), "takes the single most probable setting", is_point=True),
     Entry(

@@ -124,12 +124,16 @@ class Adaptive:
             )
         fires = jnp.asarray(self.trigger(log_weights, t), bool)
         scheme = get(self.scheme)
-        ancestors, resampled = jax.lax.cond(
-            fires,
-            lambda: scheme(key, log_weights, num),
-            lambda: (jnp.arange(num, dtype=jnp.int32), log_weights),
-        )
-        return ancestors, resampled, fires
+        nothing = _nothing_of(key, log_weights)
+
+        def resampled() -> tuple[Array, Array]:
+            ancestors, equal = scheme(key, log_weights, num)
+            return ancestors + nothing, equal + nothing.astype(equal.dtype)
+
+        def kept() -> tuple[Array, Array]:
+            return jnp.arange(num, dtype=jnp.int32) + nothing, log_weights + nothing.astype(log_weights.dtype)
+
+        return *jax.lax.cond(fires, resampled, kept), fires
 
     def conditional(self) -> Adaptive:
         """Return the same with the conditional form of the scheme.
@@ -138,6 +142,12 @@ class Adaptive:
             ValueError: no conditional form of the scheme is known.
         """
         return adaptive(conditional(self.scheme), self.trigger)
+
+
+def _nothing_of(key: Array, log_weights: Array) -> Array:
+    """Zero, that varies over the axes of a ``shard_map`` as key and weights do: branches of a ``cond`` must agree."""
+    empty = jnp.ravel(jax.random.key_data(key))[:0].astype(jnp.int32), log_weights[:0].astype(jnp.int32)
+    return jnp.sum(empty[0], dtype=jnp.int32) + jnp.sum(empty[1], dtype=jnp.int32)
 
 
 def adaptive(scheme: Any = "systematic", trigger: Any = None) -> Adaptive:

@@ -46,6 +46,7 @@ class State(NamedTuple):
     particles: ArrayTree
     log_weights: Array  # centred: the true ones are larger by log_factor
     log_factor: Array
+    log_rest: Array  # what the rounding of log_factor lost
     status: Array
     stopped_at: Array
 
@@ -115,7 +116,8 @@ def first_step(key: Array, model: BatchedFeynmanKac, num: int, reference: ArrayT
     log_weights = _check_weights("init", log_weights, num)
     code = weights.status(log_weights)
     stopped_at = jnp.where(code == int(Status.OK), -1, 0).astype(jnp.int32)
-    return State(particles, log_weights, jnp.zeros((), log_weights.dtype), code, stopped_at)
+    zero = jnp.sum(log_weights[:0])  # varies over the axes of a ``shard_map`` as the weights do
+    return State(particles, log_weights, zero, zero, code, stopped_at)
 
 
 def next_step(
@@ -153,10 +155,12 @@ def next_step(
     increments = _check_weights("extend", increments, log_weights.shape[0], log_weights.dtype)
     if model.done is not None:
         increments = jnp.where(model.done(parents), jnp.zeros_like(increments), increments)
+    log_factor, log_rest = weights.add(state.log_factor, state.log_rest, log_mean)
     following = State(
         particles,
         log_weights - log_mean + increments,
-        state.log_factor + log_mean,
+        log_factor,
+        log_rest,
         state.status,
         state.stopped_at,
     )
@@ -164,7 +168,7 @@ def next_step(
     identity = jnp.arange(ancestors.shape[0], dtype=jnp.int32)
     row = _Row(
         ess,
-        state.log_factor + log_mean,
+        log_factor,
         resampled & ~failed,
         None if keep == "none" else jnp.where(failed, identity, ancestors),
         model.records(following.particles) if keep in ("paths", "history") else None,
@@ -228,6 +232,7 @@ def _hold(model: BatchedFeynmanKac, state: State, following: State, t: Array) ->
         particles,
         keep_old(following.log_weights, state.log_weights),
         keep_old(following.log_factor, state.log_factor),
+        keep_old(following.log_rest, state.log_rest),
         jnp.where(failed_before, state.status, code),
         jnp.where(failed & ~failed_before, t, state.stopped_at),
     )
@@ -272,7 +277,7 @@ def _run_until_done(step: Any, model: BatchedFeynmanKac, state: State, keys: Arr
 
 def to_sweep(state: State, rows: _Row, ran: Array, first_records: Any, first_weights: Any) -> Sweep:
     """What a pass leaves, from its last state and the rows of its steps, of which ``ran`` - 1 count."""
-    final = state.log_factor + weights.log_mean_exp(state.log_weights)
+    final = state.log_factor + (state.log_rest + weights.log_mean_exp(state.log_weights))
     steps = jnp.arange(rows.ess.shape[0] + 1)
     failed = (state.status != int(Status.OK)) & (steps >= state.stopped_at)
     lost = jnp.where(state.status == int(Status.DEGENERATE_WEIGHTS), -jnp.inf, jnp.nan).astype(final.dtype)

@@ -124,7 +124,9 @@ def extend(key: PRNGKey, target: Parameters, position: Float[Array, " d"], state
 
 def value(state: Any) -> tuple[Scalar, Array]:
     """Return the log evidence of a filter's state, minus infinity where it failed, and whether it is undefined."""
-    return _defined(state.log_factor + weights.log_mean_exp(state.log_weights), state.status)
+    return _defined(
+        state.log_factor + (state.log_rest + weights.log_mean_exp(state.log_weights)), state.status
+    )
 
 
 def _advance(model: Any, state: Any, t: Array, key: Array) -> Any:

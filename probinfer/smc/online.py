@@ -163,10 +163,10 @@ def _step(
     check_key(key)
     model = as_batched(config.model_fn(observation))
     zero = jnp.zeros((), state.log_weights.dtype)
-    before = State(state.particles, state.log_weights, zero, state.status, state.stopped_at)
+    before = State(state.particles, state.log_weights, zero, zero, state.status, state.stopped_at)
     after, row = next_step(model, config.adaptive, None, False, "ancestors", before, state.t, key)
     failed = after.status != int(Status.OK)
-    log_past = _add(state.log_past, after.log_factor)
+    log_past = jnp.stack(weights.add(*state.log_past, after.log_factor))
     log_predictive = weights.log_mean_exp(after.log_weights)
     log_evidence = _or_lost(after.status, log_past[0] + (log_past[1] + log_predictive))
     ess = weights.ess(after.log_weights)
@@ -192,13 +192,6 @@ def _step(
         status=after.status,
     )
     return new, info
-
-
-def _add(total: Array, term: Array) -> Array:
-    """Compensated sum (Kahan 1965): the total, and what its rounding lost."""
-    term = term + total[1]
-    new = total[0] + term
-    return jnp.stack([new, term - (new - total[0])])
 
 
 def _or_lost(status: Array, value: Array) -> Array:

@@ -104,8 +104,7 @@ def to_result(sweep: Sweep) -> Result:
     """Trace the paths of a pass that kept records."""
     paths = None
     if sweep.records is not None:
-        index = jnp.arange(sweep.log_weights.shape[0], dtype=jnp.int32)
-        paths = _all_paths(sweep.ancestors, sweep.records, index)
+        paths = _all_paths(sweep.ancestors, sweep.records, sweep.ancestors[0])  # row 0 is 0 ... N-1
     fields = {name: getattr(sweep, name) for name in Result._fields if name != "paths"}
     return Result(paths=paths, **fields)
 

@@ -85,7 +85,7 @@ def watched(
 
 
 def _seen(t: int, state: State, ancestors: Array, resampled: Array) -> Seen:
-    log_evidence = state.log_factor + weights.log_mean_exp(state.log_weights)
+    log_evidence = state.log_factor + (state.log_rest + weights.log_mean_exp(state.log_weights))
     log_weights = state.log_weights + state.log_factor
     return Seen(
         t, state.particles, log_weights, log_evidence, weights.ess(state.log_weights), ancestors, resampled

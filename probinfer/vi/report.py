@@ -25,15 +25,15 @@ class VIInfo(NamedTuple):
     fixed sample, ``num_gradients`` the gradients the fit took, its start included.
 
     ``khat`` is the Pareto shape of the importance ratios of the draws. It is a promise of the *weights*, not of the
-    Gaussian: up to 0.7 weighted means can be trusted within their Monte Carlo error, while the mean and the standard
-    deviations of the Gaussian may be off by tenths of a standard deviation. It is estimated from few large ratios, so
-    ``identity`` holds the promise against the gradients: by how much :math:`-E[z_j g_k]` differs from 1 (j = k) or 0,
-    beyond two standard errors, at most (z, g: weighted draws and gradients, whitened by the weighted covariance). Both
-    are blind to what the draws never visit, such as a second mode.
+    Gaussian: up to 0.7 weighted means can be trusted to a few of their Monte Carlo errors, while the mean and the
+    standard deviations of the Gaussian may be off by tenths of a standard deviation. It is estimated from few large
+    ratios, so ``identity`` holds the promise against the gradients: by how much :math:`-E[z_j g_k]` differs from 1
+    (j = k) or 0, beyond 2.5 standard errors, at most (z, g: weighted draws and gradients, whitened by the weighted
+    covariance). Both are blind to what the draws never visit, such as a second mode.
 
     ``status`` is ``IMPROPER_DENSITY`` if the density is. It is ``POOR_APPROXIMATION`` where weights mend nothing:
-    ``khat`` above 0.7 and weights worth less than a quarter of the draws, or ``identity`` above 0.2; then there are none. It is ``MAX_ITERATIONS`` if the gap stayed
-    open at the largest sample, else that of the last optimisation.
+    ``khat`` above 0.7 and weights worth less than a quarter of the draws, or ``identity`` above 0.1; then there are
+    none. It is ``MAX_ITERATIONS`` if the gap stayed open at the largest sample, else that of the last optimisation.
     """
 
     elbo: Any

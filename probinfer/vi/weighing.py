@@ -19,7 +19,7 @@ __all__ = ["FEWEST", "IDENTITY", "Weighted", "weighted_draws"]
 
 IDENTITY = 0.2
 FEWEST = 1000
-_ERRORS = 2.0  # standard errors that the identity is not blamed for
+_ERRORS = 2.5  # standard errors that the identity is not blamed for
 
 
 class Weighted(NamedTuple):

@@ -11,6 +11,8 @@ import probinfer as pi
 from probinfer import coin, targets
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
+from probinfer.coin import reports
+from probinfer.coin.trajectories import blank
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.logdensity import LogDensity
 
@@ -48,7 +50,7 @@ def test_particles_of_a_normal_have_its_moments(key, dtype):
     assert int(info.status) == Status.OK
     assert 128 <= int(info.num_steps) < 2048
     assert len(info.virials) == len(info.direction_norms) == int(info.num_steps)
-    assert info.num_gradients == 40 * (int(info.num_steps) + 1)
+    assert info.num_gradients == 40 * (int(info.num_steps) + 1 + 129)  # 16 trajectories of 8, at the end
     np.testing.assert_allclose(info.virial["x"], -(0.96**2), atol=0.06)
     np.testing.assert_allclose(info.location["y"], 0, atol=0.05)
     assert 0 < float(info.ksd) < 0.1
@@ -70,7 +72,6 @@ def test_trajectories_run_at_the_end_and_are_counted(key):
     assert moved.info.num_gradients == plain.info.num_gradients + 8 * 41
     np.testing.assert_allclose(moved.info.virial["x"], plain.info.virial["x"], rtol=1e-9)
     assert np.max(abs(moved.draws["x"] - plain.draws["x"])) > 0.1
-    assert int(moved.info.status) != Status.POOR_APPROXIMATION
 
 
 def test_weights_come_with_their_pareto_shape(key):
@@ -83,10 +84,15 @@ def test_weights_come_with_their_pareto_shape(key):
     assert abs(mean - 3) < 5 / 40**0.5  # five standard errors of 40 equal draws: rate 6e-7
 
 
-def test_a_run_that_is_too_short_says_so(key):
-    with pytest.warns(ConvergenceWarning, match="had not settled after 30 steps"):
-        found = pi.infer(key, normal(np.ones(3)), coin.SVGD(num_particles=40, max_steps=30), progress=False)
-    assert int(found.info.status) == Status.MAX_ITERATIONS
+def test_a_run_that_is_too_short_says_what_is_wrong(key):
+    """After three steps the mean of y is still 3 of its standard deviations away."""
+    with pytest.warns(ConvergenceWarning, match="not where its density is"):
+        found = pi.infer(key, normal(np.ones(3)), coin.SVGD(num_particles=40, max_steps=3), progress=False)
+    assert int(found.info.status) == Status.POOR_APPROXIMATION
+    assert float(found.info.shift["y"]) > 0.3
+    nothing = blank(4, found.info.ksd.dtype)
+    untried = found.info._replace(status=Status.MAX_ITERATIONS)
+    assert reports.details(untried, nothing, normal()) == "direction and virial had not settled after 3 steps"
 
 
 def test_particles_that_lost_their_density_have_weight_zero(key):
@@ -131,6 +137,13 @@ def test_minibatch_targets_run_and_are_not_polished(key):
     assert np.all(abs(np.std(draws, axis=0) * 8 - 1) < 0.3)
     with pytest.raises(TypeError, match="needs the exact log density"):
         coin.SVGD(polish="hmc").sample(key, target)
+    # no trajectories there; with as many parameters as particles, as in networks, the words name what is ahead
+    assert np.all(np.isnan(found.info.shift))
+    nothing = blank(2, found.info.ksd.dtype)
+    short = found.info._replace(status=Status.MAX_ITERATIONS)
+    assert reports.details(short, nothing, target).endswith(f"after {int(short.num_steps)} steps")
+    network = short._replace(num_particles=2)
+    assert "Adam with a tuned rate is ahead" in reports.details(network, nothing, target)
 
 
 def test_the_noise_of_batches_is_no_complaint(key):

@@ -1,0 +1,152 @@
+"""Trajectories from a cloud: exact draws stay, clouds that are wrong are moved, lost particles and modes are seen.
+
+One density, a mixture of two normals in three dimensions, serves all tests: its numbers are data.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probinfer as pi
+from probinfer import coin, targets
+from probinfer.base import Status
+from probinfer.coin.trajectories import blank, complaint, findings, tried, vouches
+from probinfer.errors import ConvergenceWarning
+from probinfer.logdensity import LogDensity
+
+NAMES = ["a", "b", "c"]
+N, DIMS = 100, 3
+SCALE = np.array([0.1, 1.0, 50.0])
+FAR = 30.0  # of the second mode, in standard deviations along the first coordinate
+
+
+def log_two_normals(scale, far, log_share, x):
+    z = x / scale
+    away = z.at[0].add(-far)
+    return jnp.logaddexp(-0.5 * jnp.sum(z**2), log_share - 0.5 * jnp.sum(away**2))
+
+
+def density(log_share=-np.inf, dtype=float):
+    return LogDensity(
+        log_two_normals, jnp.asarray(SCALE, dtype), jnp.asarray(FAR, dtype), jnp.asarray(log_share, dtype)
+    )
+
+
+@jax.jit
+def try_cloud(key, algorithm, state, early):
+    keep = jnp.ones(len(state.z), bool)
+    return tried(key, algorithm, state, state.z, keep, (early,))
+
+
+def trial_of(key, table, early=None, log_share=-np.inf, dtype=float):
+    algorithm = coin.svgd(density(log_share, dtype))
+    state = algorithm.init(jnp.asarray(table, dtype))
+    return try_cloud(key, algorithm, state, jnp.asarray(table if early is None else early, dtype))
+
+
+def draws(seed=0):
+    return np.random.default_rng(seed).normal(size=(N, DIMS)) * SCALE
+
+
+@pytest.mark.f32
+def test_exact_draws_stay(dtype):
+    """Independent draws are noisier than particles, so the noise that is allowed is that of both.
+
+    Shift and growth of a coordinate are at 4 or more of their errors before there is a word: fewer than 1 in 10 000 for
+    ten clouds.
+    """
+    for seed in range(10):
+        trial = trial_of(jax.random.key(seed), draws(seed), dtype=dtype)
+        assert complaint(trial, NAMES) == ""
+        assert 0.4 < float(trial.acceptance) <= 1
+        assert int(trial.num_lost) == int(trial.num_forsaken) == 0
+        assert int(trial.num_gradients) == N * 129
+    assert trial.shift.dtype == dtype
+
+
+def test_a_steady_cloud_is_vouched_for(key):
+    """A grid of quantiles is nearer to the normal than draws: no shift above 0.3 nor growth above 1.3."""
+    normal = np.random.default_rng(1).normal(size=(N, DIMS))
+    ranks = np.argsort(np.argsort(normal, axis=0), axis=0)
+    grid = np.asarray(jax.scipy.special.ndtri((ranks + 0.5) / N)) * SCALE
+    assert vouches(trial_of(key, grid))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda x: x + np.array([0, 1.0, 0]), r"the mean of b by -"),
+        (lambda x: x * [1, 1, 0.5], r"the spread of c by a factor of (1\.[5-9]|2)"),
+        (lambda x: x * [2.5, 1, 1], r"the spread of a by a factor of 0\.[3-6]"),
+        (lambda x: 0.7 * x, r"the spread of (all coordinates|[abc]) by a factor of 1\."),
+    ],
+)
+def test_wrong_clouds_are_moved_back(key, wrong, words, match):
+    """Errors of a half to two standard deviations, at more than six errors of the trial: 1e-6 to miss one."""
+    trial = trial_of(key, wrong(draws()))
+    said = complaint(trial, NAMES)
+    match(words, said)
+    assert "does not stand for its density" in said
+    assert "polish='nuts'" in said
+    assert not vouches(trial)
+    assert "move by" in findings(trial)
+
+
+@pytest.fixture
+def match():
+    import re
+
+    def check(pattern, text):
+        assert re.search(pattern, text), text
+
+    return check
+
+
+def test_a_particle_in_a_mode_without_mass_is_lost(key):
+    table = draws()
+    table[7] = SCALE * [FAR, 0, 0]
+    lost = trial_of(key, table, log_share=-60.0)
+    assert int(lost.num_lost) == 1
+    np.testing.assert_allclose(lost.depth, 60, atol=6)
+    assert "1 of the particles rest where the density is e^-" in complaint(lost, NAMES)
+    # the same place is none of negligible mass where the mode has a share
+    assert int(trial_of(key, table, log_share=0.0).num_lost) == 0
+
+
+def test_a_mode_that_only_early_particles_saw_is_forsaken(key):
+    early = draws(1)
+    early[:5] += SCALE * [FAR, 0, 0]
+    found = trial_of(key, draws(), early, log_share=0.0)
+    assert int(found.num_forsaken) == 5
+    assert "5 early particles stood in a mode that has none now" in complaint(found, NAMES)
+    # its tails, a mode of e^-60 of the mass, and a mode that has a particle are nothing to speak of
+    assert int(trial_of(key, draws(), early, log_share=-60.0).num_forsaken) == 0
+    both = draws()
+    both[:50] += SCALE * [FAR, 0, 0]
+    assert int(trial_of(key, both, early, log_share=0.0).num_forsaken) == 0
+
+
+def test_no_trial_says_nothing():
+    trial = blank(DIMS, jnp.float32)
+    assert complaint(trial, NAMES) == findings(trial) == ""
+    assert not vouches(trial)
+
+
+def log_funnel(x):
+    return -0.5 * (x[0] / 1.5) ** 2 - 0.5 * jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) - 0.5 * x[0] * (len(x) - 1)
+
+
+@pytest.mark.slow
+def test_a_funnel_is_not_called_right():
+    """Ten dimensions: the mean of the log scale is off by 0.6 of its standard deviation, where scores see nothing.
+
+    Four keys of four, by a growth at four or more of its errors each time.
+    """
+    target = targets.from_logdensity(log_funnel, jnp.zeros(10))
+    for seed in range(4):
+        with pytest.warns(ConvergenceWarning, match=r"trajectories from the particles move .*mcmc\.NUTS"):
+            found = pi.infer(jax.random.key(seed), target, coin.SVGD(), progress=False)
+        assert abs(float(np.mean(found.draws[0, :, 0]))) / 1.5 > 0.3
+        assert int(found.info.status) == Status.POOR_APPROXIMATION
+        assert float(found.info.growth.max()) > 1.3
