@@ -166,7 +166,7 @@ def _step(
     before = State(state.particles, state.log_weights, zero, zero, state.status, state.stopped_at)
     after, row = next_step(model, config.adaptive, None, False, "ancestors", before, state.t, key)
     failed = after.status != int(Status.OK)
-    log_past = jnp.stack(weights.add(*state.log_past, after.log_factor))
+    log_past = jnp.stack(weights.add(state.log_past[0], state.log_past[1], after.log_factor))
     log_predictive = weights.log_mean_exp(after.log_weights)
     log_evidence = _or_lost(after.status, log_past[0] + (log_past[1] + log_predictive))
     ess = weights.ess(after.log_weights)

@@ -147,7 +147,7 @@ MUTANTS = [
     *_of(
         "vi/gaussian.py",
         "test_vi.py",
-        ("return log_p - normal + _log_determinant(frame.scale)", "return log_p - normal"),
+        ("return normal - _log_determinant(frame.scale)", "return normal"),
         ("jnp.sum(moves.log_diagonal) + entropy)", "entropy)"),
         (
             "counts = index * block + jnp.arange(block) < count",
