@@ -17,7 +17,7 @@ from probinfer.vi.report import KHAT
 
 __all__ = ["FEWEST", "IDENTITY", "Weighted", "weighted_draws"]
 
-IDENTITY = 0.2
+IDENTITY = 0.1
 FEWEST = 1000
 _ERRORS = 2.5  # standard errors that the identity is not blamed for
 
