@@ -12,6 +12,11 @@ RNG = np.random.default_rng(0)
 CHAINS = RNG.normal(size=(2, 500, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, -1.0]
 
 
+def posterior(draws, info):
+    num = draws.shape[0] * draws.shape[1]
+    return SimpleNamespace(draws=draws, info=info, flat_log_weights=lambda: np.full(num, -np.log(num)))
+
+
 def carried(shift, factor):
     """Particles that are the draws of the chains, moved by standard deviations and stretched."""
     flat = CHAINS.reshape(-1, 3)
@@ -26,8 +31,8 @@ def carried(shift, factor):
     )
     chains = SimpleNamespace(num_warmup_gradients=np.array(100), num_leapfrogs=np.array([[300], [600]]))
     return Carried(
-        SimpleNamespace(draws=draws, info=info),
-        SimpleNamespace(draws=CHAINS, info=chains),
+        posterior(draws, info),
+        posterior(CHAINS, chains),
         (1.0, 2.0),
         RNG.normal(size=(5, 4, 2)),
         (0, 2),

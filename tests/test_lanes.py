@@ -110,7 +110,7 @@ def test_killed_and_resumed_is_the_same(key, walk, tmp_path):
         walk, keys, x, mode="queue", chunk=4, lanes=lanes, path=path
     )
     whole = call(tmp_path)
-    sorted(tmp_path.glob("chunk_*.npz"))[1].unlink()
+    sorted(tmp_path.glob("chunk_*.part"))[1].unlink()
     resumed = call(tmp_path)
     assert_same_bits((whole.draws, whole.info), (resumed.draws, resumed.info))
     with pytest.raises(ValueError, match=r"different run: .*lanes is"):

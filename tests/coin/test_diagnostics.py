@@ -49,6 +49,7 @@ def test_complaints(ratio, size, dims, words):
 class Cloud(NamedTuple):
     """As much of a cloud as the watch looks at."""
 
+    positions: Any
     z: Any
     spread: Any
     step: Any
@@ -64,7 +65,7 @@ class Script(NamedTuple):
 
 
 def script_init(script, positions):
-    return Cloud(jnp.zeros((2, 1)), jnp.zeros(1), jnp.int32(0), jnp.int32(0))
+    return Cloud(positions, positions, jnp.zeros(1), jnp.int32(0), jnp.int32(0))
 
 
 def script_step(script, key, state):
@@ -77,7 +78,7 @@ def script_step(script, key, state):
 def steps_until_settled(virials, norms, stale=-1):
     script = Script(jnp.asarray(virials), jnp.asarray(norms), jnp.int32(stale))
     loop = stopping.watched(algorithm(script_init, script_step, script))
-    state = loop.init(None)
+    state = loop.init(jnp.zeros((2, 1)))
     for t in range(len(norms)):
         state, info = loop.step(jax.random.key(0), state)
         if bool(stopping.has_settled(state, info)):

@@ -333,7 +333,7 @@ def test_duplicate_rows_need_no_jitter():
 
 @pytest.mark.parametrize("method", ["Laplace", "EP", "VI", "total"])
 def test_separable_labels_under_a_huge_kernel_variance(method):
-    """A step of labels: every method ends, says whether it converged, and its evidence stays below log 1."""
+    """A step of labels: every method ends, says whether it converged, and gives no evidence above log 1."""
     y = np.array([0.0, 0, 0, 1, 1])
     for variance in (1e2, 1e3, 1e6):
         at = model(LIKELIHOODS["probit"], (variance, 1.0))
@@ -343,7 +343,10 @@ def test_separable_labels_under_a_huge_kernel_variance(method):
         )
         assert np.isfinite([*mean, *spread]).all()
         assert (np.sign(conditioned.mean) == 2 * y - 1).all()
-        assert conditioned.log_evidence < 0
+        if conditioned.status == Status.OK:
+            assert conditioned.log_evidence < 0
+        else:  # far from a fixed point there is none to give
+            assert not conditioned.log_evidence >= 0
 
 
 def test_an_outlier_far_away_under_ep():

@@ -227,11 +227,9 @@ def test_a_resumed_annealing_is_the_uninterrupted_one(tmp_path):
 
     plain, checkpoint = run(), pi.Checkpoint(tmp_path / "run", every=3)
     whole = run(checkpoint)
-    steps = sorted((tmp_path / "run" / "runs").glob("step_*"))
+    steps = sorted((tmp_path / "run" / "runs").glob("step_*.part"))
     assert len(steps) > 1
-    for file in sorted(steps[-1].rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    steps[-1].rmdir()
+    steps[-1].unlink()
     again = run(checkpoint)
     for one in (whole, again):
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):

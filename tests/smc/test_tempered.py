@@ -142,11 +142,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     checkpoint = pi.Checkpoint(tmp_path / "run", every=1)
     whole = infer(5, target, checkpoint=checkpoint)
     for name in ("pilot", "island-2", "island-3"):  # as if killed after the first steps of the second island
-        last = sorted((tmp_path / "run" / name).glob("step_*"))[-1]
-        assert len(list((tmp_path / "run" / name).glob("step_*"))) > 1
-        for file in sorted(last.rglob("*"), reverse=True):
-            file.rmdir() if file.is_dir() else file.unlink()
-        last.rmdir()
+        parts = sorted((tmp_path / "run" / name).glob("step_*.part"))
+        assert len(parts) > 1
+        parts[-1].unlink()
     again = infer(5, target, checkpoint=checkpoint)
     for one in (whole, again):
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
