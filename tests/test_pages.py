@@ -151,7 +151,7 @@ def test_every_engine_with_a_posterior_is_judged():
     by_name = {subject.name: subject for subject in checking.subjects(ENGINES, checking.QUICK)}
     assert "HMC" not in by_name
     assert by_name["NUTS"].cannot == {}
-    assert by_name["mean-field VI"].cannot[suite.known.CORRELATED] .startswith("ignores correlations")
+    assert by_name["mean-field VI"].cannot[suite.known.CORRELATED].startswith("ignores correlations")
     assert not by_name["NUTS"].quick
     assert by_name["full-rank VI"].bounds_fn is not None
     tempered = next(one for one in checking.subjects(ENGINES, checking.FULL) if one.name == "tempered SMC")
