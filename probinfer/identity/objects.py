@@ -7,6 +7,7 @@ module as they are when they are traced. Objects with a pickling of their own ar
 
 from __future__ import annotations
 
+import abc
 import copy
 import enum
 from collections import deque
@@ -71,9 +72,9 @@ class Known:
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def visited(self, walk: Walking, number: int) -> Recipe:
         """Feed the walk and return the recipe."""
-        raise NotImplementedError
 
 
 def visit(walk: Walking, value: Any, number: int) -> Recipe:

@@ -6,6 +6,7 @@ empty and filled afterwards, so that every cycle finds the one new object.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import count
@@ -90,7 +91,7 @@ class Make:
 Recipe = Keep | Slot | Again | Make
 
 
-class Walking:
+class Walking(abc.ABC):
     """What the visitors of functions and objects ask of the walk, which is ``walk.Walk``.
 
     Attributes:
@@ -109,29 +110,29 @@ class Walking:
     fresh: count[int]
     bare: dict[int, Any]
 
+    @abc.abstractmethod
     def feed(self, *words: Any) -> None:
         """Let words or bytes enter the hash."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def visit(self, value: Any) -> Recipe:
         """Hash a value and return the recipe for it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def inside(self, visit: Any, value: Any) -> Recipe:
         """Visit a value with everything in it captured."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def slot(self, array: Any, kind: tuple[str, str]) -> Recipe:
         """A slot for an array of this kind."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def content(self) -> AbstractContextManager[None]:
         """Within: arrays are hashed with their bytes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def class_digest(self, kind: type) -> str:
         """The digest of a user's class by itself."""
-        raise NotImplementedError
 
 
 def cook(recipe: Recipe, arrays: Sequence[Any]) -> Any:
