@@ -40,7 +40,8 @@ def _nodes(objective, likelihood, y, q, sites):
     """Quadrature nodes of an update, for the update and its derivatives: finding them costs more than either."""
     if objective.power == 0:
         return None
-    return tilted_nodes(likelihood, y, q.mean, q.variance, *sites, objective.power, objective.num_nodes)
+    (lam1, lam2), power, num_nodes = sites, objective.power, objective.num_nodes
+    return tilted_nodes(likelihood, y, q.mean, q.variance, lam1, lam2, power, num_nodes)
 
 
 def _full_update(objective, likelihood, y, q, sites, nodes=None):

@@ -55,9 +55,10 @@ def verified(info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, A
     best = _best(values, verdicts == Status.OK, statuses)
     interrupted = int(info.status) == Status.INTERRUPTED
     status = max(int(statuses[best]), int(Status.INTERRUPTED) if interrupted else 0)
-    chosen = jax.tree.map(lambda leaf: leaf[best][None], (models, warm))
+    model, settled = jax.tree.map(lambda leaf: leaf[best][None], (models, warm))
     return Verified(
-        *chosen,
+        model,
+        settled,
         info._replace(
             log_density=info.values[best],
             log_likelihood=None if info.log_likelihood is None else info.values[best],
