@@ -150,7 +150,7 @@ def each(run: Callable[[Any, Interruption], Any], tasks: Iterable[Any]) -> list:
     """What ``run(task, interruption)`` returned for each task, of those that were begun before Ctrl-C.
 
     Args:
-        run: the work on one task; it may look at the flag.
+        run: the work on one task; it may look at the flag, and raise ``Interrupted`` where it had to leave nothing.
         tasks: one after another.
 
     Raises:
@@ -161,7 +161,12 @@ def each(run: Callable[[Any, Interruption], Any], tasks: Iterable[Any]) -> list:
         for task in tasks:
             if stop.requested:
                 break
-            found.append(run(task, stop))
+            try:
+                found.append(run(task, stop))
+            except Interrupted:
+                if not found:
+                    raise
+                break
     if not found:
         raise Interrupted("Ctrl-C before the first piece of work was begun")
     return found

@@ -164,6 +164,7 @@ def descend(
     *,
     max_steps: int | Int[Array, ""],
     num_evaluations: int | Int[Array, ""],
+    tolerance: float | Scalar | None = None,
     decrease: float | Scalar | None = None,
     memory_size: int = 10,
 ) -> tuple[LBFGSState, Bool[Array, ""]]:
@@ -174,13 +175,14 @@ def descend(
         state: of ``begin`` or of another piece.
         max_steps: the most accepted steps, all in all.
         num_evaluations: where the piece ends.
+        tolerance: as in ``minimize``.
         decrease: as in ``minimize``.
         memory_size: past steps that shape the metric.
 
     Returns:
         The state, and whether there is more to do.
     """
-    config, fn = _config(_result_type(state.position), None, decrease, memory_size), as_partial(fn)
+    config, fn = _config(_result_type(state.position), tolerance, decrease, memory_size), as_partial(fn)
     state = jax.lax.while_loop(
         lambda state: _unfinished(state, max_steps) & (state.num_evaluations < num_evaluations),
         lambda state: _advance(config, fn, state),

@@ -1,6 +1,7 @@
 """One process, one precision: JAX_ENABLE_X64 decides; shapes in signatures are executed, so they are true."""
 
 import os
+import signal
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from probinfer import interrupts
 from tests import keys
 
 
@@ -113,3 +115,40 @@ class CompileCounter:
 
     def __exit__(self, *_):
         jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+@pytest.fixture
+def press_during(monkeypatch):
+    """Press Ctrl-C while the pieces of these numbers are computed, counted from one."""
+    wait, calls = interrupts.wait, []
+
+    def start(*numbers, when=lambda tree: False):
+        calls.clear()
+
+        def press_and_wait(tree):
+            calls.append(None)
+            if len(calls) in numbers or when(tree):
+                os.kill(os.getpid(), signal.SIGINT)
+            return wait(tree)
+
+        monkeypatch.setattr(interrupts, "wait", press_and_wait)
+
+    return start
+
+
+@pytest.fixture
+def press_before(monkeypatch):
+    """Press Ctrl-C before the call of this number, counted from one, of a function in a module or class."""
+
+    def start(where, name, number):
+        fn, calls = getattr(where, name), []
+
+        def press_and_call(*args, **options):
+            calls.append(None)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGINT)
+            return fn(*args, **options)
+
+        monkeypatch.setattr(where, name, press_and_call)
+
+    return start

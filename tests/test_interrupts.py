@@ -77,25 +77,6 @@ def test_an_interrupted_run_continues_to_the_same_draws(tmp_path, press_during):
     jax.tree.map(np.testing.assert_array_equal, finished[1].records, expected[1].records)
 
 
-@pytest.fixture
-def press_during(monkeypatch):
-    """Press Ctrl-C while the pieces of these numbers are computed, counted from one."""
-    wait, calls = interrupts.wait, []
-
-    def start(*numbers, when=lambda tree: False):
-        calls.clear()
-
-        def press_and_wait(tree):
-            calls.append(None)
-            if len(calls) in numbers or when(tree):
-                os.kill(os.getpid(), signal.SIGINT)
-            return wait(tree)
-
-        monkeypatch.setattr(interrupts, "wait", press_and_wait)
-
-    return start
-
-
 @jax.jit
 def slow(number):
     """A second or so of work in one piece."""
@@ -281,6 +262,17 @@ def test_a_mode_search_returns_the_best_so_far(press_during):
     whole = pi.infer(KEY, valley, pi.vi.MAP(num_restarts=2))
     assert whole.info.status == Status.OK
     assert whole.info.log_density > posterior.info.log_density
+
+
+def test_a_variational_search_returns_the_gaussian_where_it_was(press_during):
+    """Piece 1 makes the first frame; the search stops in the second, whose Gaussian the weights still mend."""
+    engine = pi.vi.FullRank(num_draws=100)
+    whole = pi.infer(KEY, target(), engine)
+    press_during(2)
+    posterior = part_of(engine)
+    assert posterior.info.num_gradients <= whole.info.num_gradients
+    assert posterior.draws["x"].shape == (1, 100, 2)
+    np.testing.assert_allclose(posterior.expectation(lambda x: x["x"] ** 2), [1, 4], rtol=0.9)  # 6 errors
 
 
 def test_a_fit_of_a_gaussian_process_is_returned_as_far_as_it_came(press_during):

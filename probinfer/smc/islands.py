@@ -18,12 +18,12 @@ def log_mean(log_evidences: np.ndarray) -> float:
 
 
 def log_mean_error(log_evidences: np.ndarray) -> float:
-    """Return the standard error of the log of the mean, by the delta method; NaN where all are dead.
+    """Return the standard error of the log of the mean, by the delta method; NaN where all are dead, or of one.
 
     Args:
         log_evidences: (R,).
     """
-    if not np.any(np.isfinite(log_evidences)):
+    if not np.any(np.isfinite(log_evidences)) or len(log_evidences) == 1:
         return float("nan")
     relative = np.exp(log_evidences - log_mean(log_evidences))
     return float(np.std(relative, ddof=1) / np.sqrt(len(relative)))
@@ -44,7 +44,7 @@ def interval(log_evidences: np.ndarray, level: float) -> tuple[float, float]:
     The first is Student's t with R - 1 degrees of freedom around the log of the mean. Evidences of particle methods
     are nearly lognormal, and where their logs spread by more than a half the mean of a few is mostly too low and its
     error too small. So the second reads them as lognormal: the log of the mean is :math:`m + s^2/2`, its variance
-    :math:`s^2/R + s^4/(2(R-1))`. Where the spread is small they are the same.
+    :math:`s^2/R + s^4/(2(R-1))`. Where the spread is small they are the same. One island has no interval: NaN.
 
     Args:
         log_evidences: (R,).
@@ -55,6 +55,8 @@ def interval(log_evidences: np.ndarray, level: float) -> tuple[float, float]:
         normalizing constants"; Zhou and Gao (1997), Cox's method for the mean of a lognormal, equation 6.
     """
     num = len(log_evidences)
+    if num == 1:
+        return float("nan"), float("nan")
     quantile = float(stats.t.ppf((1 + level) / 2, num - 1))
     middle, half = log_mean(log_evidences), quantile * log_mean_error(log_evidences)
     if not np.all(np.isfinite(log_evidences)):  # an island died

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine
+from probinfer import engine, interrupts
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
@@ -123,15 +123,17 @@ class SMC2:
             NumericalError: the likelihood is zero or undefined at all parameters of the pilot.
 
         Warns:
-            ConvergenceWarning: the islands disagree, or one of them died.
+            ConvergenceWarning: the islands disagree, or one of them died; or Ctrl-C left some of the islands.
         """
         check_parameters(key, target, "SMC2")
         Checkpoint.check(checkpoint)
         key_pilot, key_islands = jax.random.split(key)
         with bars.task("SMC2", None, bars.label(progress, "SMC2")):
             pilot = learn_pilot(key_pilot, target, self.num_parameters, progress, checkpoint)
-            keys = jax.random.split(key_islands, self.num_islands)
-            runs = [_island(self, one, target, pilot, i, progress, checkpoint) for i, one in enumerate(keys)]
+            keys = enumerate(jax.random.split(key_islands, self.num_islands))
+            runs = interrupts.each(
+                lambda one, _: _island(self, one[1], target, pilot, one[0], progress, checkpoint), keys
+            )
         return _posterior(self, target, pilot, runs)
 
 
@@ -153,6 +155,9 @@ def _posterior(config: SMC2, target: Parameters, pilot: Pilot, runs: list) -> Po
     num_undefined = sum(int(population.num_undefined) for population in (pilot.population, *populations))
     broken = undefined(num_undefined, spent / target.num_steps, "particle filters")
     verdict = combined([broken, _verdict(config, judged, dead, logs)])
+    if len(runs) < config.num_islands:  # Ctrl-C
+        said = f"{len(runs)} of {config.num_islands} islands were finished"
+        verdict = Finding(*engine.part(said, verdict.status, verdict.details))
     info = SMC2Info(
         num_moves=pilot.population.plan.num_moves,
         acceptance=_padded([step.acceptance for step in steps], (target.num_steps, 2), dtype),
@@ -196,5 +201,5 @@ def _verdict(config: SMC2, judged: report.Convergence, dead: list, logs: np.ndar
         return Finding(Status.CHAINS_DISAGREE, words, more)
     if int(judged.status) == Status.OK:
         return None
-    words = report.explain(judged, config.num_islands, config.num_parameters, plural="islands")
+    words = report.explain(judged, len(logs), config.num_parameters, plural="islands")
     return Finding(Status(int(judged.status)), words, more)

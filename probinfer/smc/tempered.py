@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine, findings
+from probinfer import engine, findings, interrupts
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.errors import shortened
 from probinfer.findings import Finding
-from probinfer.interrupts import Interrupted
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.smc import islands
@@ -216,14 +215,10 @@ def sample_from(
     """
     pilot = learn_schedule(config, found, keys[0], progress, checkpoint)
     population = Population(config, found.path, progress, checkpoint)
-    islands = enumerate(jax.random.split(keys[1], config.num_islands), 1)
-    runs: list = []
-    try:
-        for i, one in islands:
-            runs.append(population.run(one, pilot.schedule, f"island {i}"))
-    except Interrupted:
-        if not runs:
-            raise
+    numbered = enumerate(jax.random.split(keys[1], config.num_islands), 1)
+    runs = interrupts.each(
+        lambda one, _: population.run(one[1], pilot.schedule, f"island {one[0]}"), numbered
+    )
     return _posterior(config, target, found, pilot, runs)
 
 

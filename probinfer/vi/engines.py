@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, tails
+from probinfer import engine, interrupts, tails
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
@@ -77,7 +77,8 @@ class MeanField:
             NumericalError: the log density is not finite around the starting point.
 
         Warns:
-            ConvergenceWarning: the gap did not close, the optimiser stalled, or weights cannot mend the approximation.
+            ConvergenceWarning: the gap did not close, the optimiser stalled, or weights cannot mend the approximation;
+                or Ctrl-C ended the search early.
         """
         return _sample(key, target, self, False, progress)
 
@@ -139,21 +140,22 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
     starting = target.init(key_init, 1)
     logdensity_fn = engine.exact_logdensity(target, starting)
     mode = "map" if config.mode == "auto" and jax.default_backend() == "cpu" else config.mode
-    with bars.task(name, None, progress) as bar:
+    with bars.task(name, None, progress) as bar, interrupts.deferred() as stop:
         seed = int(jax.random.bits(key_base))
         starting_float = engine.to_default_dtype(starting)
         dimension = sum(leaf.size for leaf in jax.tree.leaves(starting))
         batch = power_of_two(max(16, 4 * dimension)) if full else 2
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, batch, batch))
-        frame, position, spent = first_frame(logdensity_fn, starting_float, sample, full)
+        frame, position, spent = interrupts.wait(first_frame(logdensity_fn, starting_float, sample, full))
         problem = Problem(logdensity_fn, position, 1 if mode == "map" else _BLOCK)
         try:
-            frame, info = fit(problem, frame, config.max_samples, seed, key_fresh, bar)
+            frame, info = fit(problem, frame, config.max_samples, seed, key_fresh, bar, stop)
         except NumericalError as error:
             if target.prior is None:
                 refuse_improper(name, logdensity_fn, position, error)
             raise
-    drawn = weighted_draws(problem, frame, key_draws, config.num_draws)
+        drawn = interrupts.wait(weighted_draws(problem, frame, key_draws, config.num_draws))
+        early = stop.requested
     poor = bool(drawn.poor)
     status = jnp.int32(Status.POOR_APPROXIMATION) if poor else info.status
     spent = spent + info.num_gradients + max(config.num_draws, FEWEST)
@@ -161,7 +163,11 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
     # k-hat of draws that never went there does not see a tail that is too heavy to integrate
     status, found = tails.doubted(status, logdensity_fn, start, prior=target.prior, always=True)
     info = info._replace(khat=drawn.khat, identity=drawn.identity, num_gradients=spent, status=status)
-    engine.warn(status, found or details(info), name)
+    said = found or (details(info) if int(status) != Status.OK else "")
+    if early:
+        status, said = engine.part("the Gaussian is that of a search that had not ended", status, said)
+        info = info._replace(status=jnp.int32(status))
+    engine.warn(status, said, name)
     if poor:
         return engine.finish(target, drawn.gaussian, starting, info)
     return engine.finish(target, drawn.positions, starting, info, log_weights=drawn.log_weights)

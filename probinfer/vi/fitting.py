@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import optimize
+from probinfer import interrupts, optimize
 from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.errors import NumericalError, advice
@@ -23,7 +23,7 @@ from probinfer.vi.report import VIInfo
 __all__ = ["Problem", "first_frame", "fit", "power_of_two"]
 
 _FRESH = 1000
-_TOLERANCE = 1e-6
+_TOLERANCE, _MAX_STEPS = 1e-6, 1000
 _NATS = 0.01
 _MATCHES = 4
 _SHRINKS = 20  # fourfold each
@@ -107,8 +107,11 @@ def fit(
     seed: int,
     key_fresh: PRNGKey,
     bar: bars.Task,
+    stop: interrupts.Interruption,
 ) -> tuple[gaussian.Frame, VIInfo]:
     """Double the fixed sample until the fit to it holds on fresh draws; ``khat`` and ``identity`` are left open.
+
+    After Ctrl-C it is the Gaussian where the search was.
 
     Args:
         problem: the target.
@@ -117,6 +120,7 @@ def fit(
         seed: of the fixed samples.
         key_fresh: random key of the fresh draws.
         bar: told of every round.
+        stop: whether Ctrl-C was pressed.
 
     Returns:
         The fitted Gaussian at rest, and the report.
@@ -131,14 +135,16 @@ def fit(
     num_gradients = round_number = 0
     while True:
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, num, room), frame.centre.dtype)
-        frame, result = _optimize_from(problem, frame, sample, num)
+        frame, result = _optimize_from(problem, frame, sample, num, stop)
         num_gradients += num * int(result.num_evaluations)
-        elbo, error = _check_fresh(problem, frame, jax.random.fold_in(key_fresh, round_number))
+        elbo, error = interrupts.wait(
+            _check_fresh(problem, frame, jax.random.fold_in(key_fresh, round_number))
+        )
         gap = -result.value - elbo
         round_number += 1
         bar.update(round_number, f"{num} points, bound {float(elbo):.2f}, gap {float(gap):.2g}")
         closed = bool(gap <= jnp.maximum(2 * error, _NATS * dimension))
-        if closed or num >= room:
+        if closed or num >= room or stop.requested:
             break
         num *= 2
     return frame, VIInfo(
@@ -161,7 +167,7 @@ def power_of_two(num: int) -> int:
 
 
 def _optimize_from(
-    problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int
+    problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int, stop: interrupts.Interruption
 ) -> tuple[gaussian.Frame, optimize.OptimizeResult]:
     """Optimise; where a point of the sample falls where the density is not finite, start with a smaller scale.
 
@@ -169,7 +175,7 @@ def _optimize_from(
         NumericalError: no scale helps.
     """
     for _ in range(_SHRINKS):
-        fitted, result = _optimize(problem, frame, sample, jnp.asarray(num, jnp.int32))
+        fitted, result = _optimize(problem, frame, sample, num, stop)
         if int(result.status) != Status.NON_FINITE:
             return fitted, result
         frame = frame._replace(scale=frame.scale / 4)
@@ -179,13 +185,39 @@ def _optimize_from(
     )
 
 
-@jax.jit
 def _optimize(
-    problem: Problem, frame: gaussian.Frame, sample, num
+    problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int, stop: interrupts.Interruption
 ) -> tuple[gaussian.Frame, optimize.OptimizeResult]:
+    """Optimise in pieces, until it is done or Ctrl-C was pressed."""
+    search = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_begin, frame))
+    pace, spent = interrupts.Pace(8), 0
+    while True:
+        with pace.measured(pace.size):
+            piece = _descend(
+                problem, frame, sample, np.int32(num), search, np.int32(spent), np.int32(pace.size)
+            )
+            search, going, fitted, result = interrupts.wait(piece)
+        spent += pace.size
+        if not going or stop.requested:
+            return fitted, result
+
+
+def _begin(frame: gaussian.Frame) -> optimize.LBFGSState:
+    return optimize.begin(gaussian.still(frame))
+
+
+@jax.jit
+def _descend(
+    problem: Problem, frame: gaussian.Frame, sample: Array, num: Array, search: Any, spent: Array, more: Array
+) -> tuple[Any, Array, gaussian.Frame, optimize.OptimizeResult]:
+    """Go on for so many evaluations, from the start where nothing was spent; with what was found and whether it ends."""
     loss = jax.tree_util.Partial(_negative_bound, problem, frame, sample, num)
-    result = optimize.minimize(loss, gaussian.still(frame), tolerance=_TOLERANCE)
-    return gaussian.recentre(frame, result.position), result
+    search = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(frame), search)
+    search, going = optimize.descend(
+        loss, search, max_steps=_MAX_STEPS, num_evaluations=spent + more, tolerance=_TOLERANCE
+    )
+    result = optimize.result(search)
+    return search, going, gaussian.recentre(frame, result.position), result
 
 
 def _negative_bound(problem: Problem, frame, sample, num, moves) -> jax.Array:

@@ -15,7 +15,7 @@ from probinfer import mcmc, smc
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.mcmc import report
-from probinfer.smc import likelihood, parameters, pmmh, theta_particles, theta_pilot
+from probinfer.smc import likelihood, parameters, pmmh, smc2, theta_particles, theta_pilot
 from tests.reference import kalman
 from tests.smc import parameter_cases as cases
 from tests.smc.models import Z_LIMIT, z_scores
@@ -120,6 +120,15 @@ def test_new_data_and_keys_compile_nothing(count_compiles):
         with count_compiles() as counter:
             infer(name, 1, 1)
         assert counter.count == 0, name
+
+
+def test_islands_that_were_finished_before_ctrl_c_are_returned(press_before):
+    whole, target = infer("SMC2"), cases.target(cases.observations(0))
+    press_before(smc2, "_island", 4)
+    with pytest.warns(ConvergenceWarning, match="3 of 4 islands were finished"):
+        posterior = pi.infer(jax.random.key(0), target, ENGINES["SMC2"], progress=False)
+    assert posterior.info.status == Status.INTERRUPTED
+    np.testing.assert_array_equal(posterior.info.log_evidences, whole.info.log_evidences[:3])
 
 
 def test_estimates_of_the_likelihood_are_unbiased(dtype):

@@ -76,6 +76,23 @@ def test_evidence_and_moments(name, dtype):
     )
 
 
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_before):
+    target = cases.target_of(cases.NORMAL)
+    call = partial(pi.infer, jax.random.key(0), target, ENGINE, progress=False)
+    press_before(population.Population, "run", finished + 2)  # the first is the pilot
+    if not finished:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        return
+    with pytest.warns(ConvergenceWarning, match=f"{finished} of 8 islands were finished"):
+        posterior = call()
+    assert posterior.info.status == Status.INTERRUPTED
+    np.testing.assert_array_equal(posterior.info.log_evidences, infer(0, target).info.log_evidences[:finished])
+    # one island has an evidence without an error
+    assert np.all(np.isfinite([posterior.info.log_evidence_error, *posterior.info.interval()]) == (finished > 1))
+
+
 @pytest.mark.slow
 def test_without_a_prior_the_normaliser_is_estimated():
     exact = cases.truth(cases.BIMODAL)
