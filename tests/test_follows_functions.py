@@ -14,11 +14,14 @@ import pytest
 from jax.tree_util import Partial
 
 import probinfer as pi
-from probinfer import coin, gp, kernels, mcmc, optimize, resampling, smc, targets
+from probinfer import coin, gp, kernels, lm, mcmc, optimize, resampling, smc, targets
 from probinfer.base import Algorithm
 from probinfer.checks import ranks
+from probinfer.lm.rewards import meanings
 from probinfer.posterior import Posterior
+from probinfer.smc import likelihood
 from probinfer.types import pytree
+from tests.lm import tables
 
 KEY = jax.random.key(0)
 Z = jnp.asarray([0.5, -1.0])
@@ -149,6 +152,90 @@ def in_run_many(fn):
     return pi.run_many(lambda key, x: (fn(x) * jnp.ones(2), None), keys, np.arange(3.0), progress=False).draws
 
 
+def sbc(**kinds):
+    """Simulations of which one part is the function; ranks of the draws themselves."""
+
+    def place(fn):
+        def prior(key):
+            return kinds.get("prior", lambda fn: lambda z: z)(fn)(jax.random.normal(key))
+
+        def simulate(key, theta):
+            return kinds.get("simulate", lambda fn: lambda z: z)(fn)(theta + jax.random.normal(key))
+
+        def infer(key, x):
+            return kinds.get("infer", lambda fn: lambda z: z)(fn)(x / 2 + jax.random.normal(key, (7,)))
+
+        report = pi.checks.sbc(KEY, prior, simulate, infer, num_simulations=8, mode="vmap", progress=False)
+        return report.theta, report.x, report.posteriors.draws
+
+    return place
+
+
+def posterior_sbc(fn):
+    report = pi.checks.posterior_sbc(
+        KEY,
+        jax.random.normal(KEY, (2, 16)),
+        lambda key, theta: fn(theta + jax.random.normal(key)),
+        lambda key, x: fn(x / 2 + jax.random.normal(key, (7,))),
+        num_simulations=8,
+        mode="vmap",
+        progress=False,
+    )
+    return report.x, report.posteriors.draws
+
+
+def particles(algorithm, *more):
+    start = jnp.asarray([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5]])
+    state = _value(algorithm.init, start, *more)
+    return _value(algorithm.step, KEY, state)[0].positions
+
+
+def em(fn):
+    algorithm = coin.em(lambda z, parameters: -jnp.sum((fn(z) - parameters) ** 2), geometry=coin.Identity())
+    return particles(algorithm, jnp.zeros(()))
+
+
+def mied(fn):
+    return particles(coin.mied(lambda z: -jnp.sum(fn(z) ** 2), lambda z: z[0] - 3.0))
+
+
+def mied_inside(fn):
+    return particles(coin.mied(lambda z: -jnp.sum(z**2), lambda z: fn(z)[0] - 0.4))
+
+
+def scores(fn):
+    diffusion = smc.VarianceExploding(0.1, 10.0)
+    return smc.sample_composed(KEY, diffusion, [lambda x, t: -fn(x) / (1 + t**2)], [1.0], (2,), 3, 4).particles
+
+
+def parameters_of(fn):
+    def model(theta):
+        return smc.FeynmanKac(_normal, _stay, lambda before, x, t: fn(x) * theta["a"])
+
+    made = smc.Parameters({"a": dist.Normal(0.0, 1.0)}, model, 2)
+    return likelihood.estimate(KEY, made, jnp.ones(1), 4).log_evidence
+
+
+@pytree
+class Read(meanings.Score):
+    """A user's reward, which reads the function from its module."""
+
+    scale = "logit"
+
+    def step(self, state, view):
+        return state, FUNCTIONS[0](0.1 * view.length)
+
+
+def rewarded(fn):
+    FUNCTIONS[0] = fn
+    reward = lm.rewards.from_score(Read(), meaning="likelihood")
+    method = lm.ParticleFilter(4, step=lm.every(1))
+    found = lm.infer(
+        KEY, tables.model(), "a;", reward, method, answer=lm.answers.text, max_tokens=4, progress=False
+    )
+    return found.log_evidence, found.log_weights
+
+
 PLACES = {
     "run: step": of_run(step=lambda fn: lambda key, s: (fn(s), ())),
     "run: collect": of_run(collect=lambda fn: lambda s, info: fn(s)),
@@ -178,6 +265,16 @@ PLACES = {
         smc.FeynmanKac(_normal, _stay, smc.host_potential(lambda before, x, t: np.asarray(fn(x))))
     ),
     "a resampling scheme": scheme,
+    "Parameters": parameters_of,
+    "scores": scores,
+    "em": em,
+    "mied": mied,
+    "mied: a constraint": mied_inside,
+    "sbc: the prior": sbc(prior=lambda fn: fn),
+    "sbc: the simulator": sbc(simulate=lambda fn: fn),
+    "sbc: the inference": sbc(infer=lambda fn: fn),
+    "posterior_sbc": posterior_sbc,
+    "lm: a reward": rewarded,
     "ranks": table_of,
     "gp: a kernel": lambda fn: of_gp(fn, lambda fn: gp.Model(Scaled())),
     "gp: a mean": lambda fn: of_gp(fn, lambda fn: gp.Model(kernels.RBF(), mean=Shifted())),
@@ -203,7 +300,8 @@ def made(c):
     return space["fn"]
 
 
-SLOW = {"Blackjax", "minimize", "state_space"}  # seconds to compile; their kind is among the others
+SLOW = {"Blackjax", "minimize", "state_space", "em", "mied", "mied: a constraint", "scores", "posterior_sbc"}
+SLOW |= {"lm: a reward", "sbc: the prior", "sbc: the simulator"}  # seconds to compile; others are of their kind
 
 
 @pytest.mark.parametrize(
@@ -218,7 +316,7 @@ def test_results_follow_the_function(where, count_compiles):
         again = jax.device_get(place(made(1.5)))
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), first, again))
     assert not jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), first, other))
-    assert compiles.count == 0 or where.startswith("gp: a "), "an equal function compiled again"
+    assert compiles.count == 0 or where.startswith(("gp: a ", "lm: a ")), "an equal function compiled again"
 
 
 def stored_run(fn, folder):

@@ -45,6 +45,8 @@ class FixedPoint(NamedTuple):
     """Updates computed."""
     status: Array
     """``Status``: ``OK``, ``MAX_ITERATIONS``, or that of the first update where it failed."""
+    nodes: Any = None
+    """What the update at the sites used, so that it need not be found again."""
 
 
 class Point(NamedTuple):
@@ -64,6 +66,8 @@ class Point(NamedTuple):
     """Whether every site could be updated: one that could not be has no change, and yet is no solution."""
     merit: Any
     """What the solution maximizes; a constant where that is not known."""
+    nodes: Any
+    """Quadrature nodes of the update, without derivative; None where it has none."""
 
 
 class _Search(NamedTuple):
@@ -74,6 +78,7 @@ class _Search(NamedTuple):
     size: Any
     residual: Any
     merit: Any
+    nodes: Any
     damping: Any
     ceiling: Any  # of the damping: falls for good with every update that makes the residual larger
     wait: Any  # damped updates until the next Newton step, and how many there will be after one that fails
@@ -105,6 +110,7 @@ def default_tolerance(dtype: Any) -> float:
 def find(
     update: Callable[[Array], Point],
     start: Float[Array, "2 N"],
+    nodes: Any,
     *,
     project: Callable[[Array], Array],
     tolerance: float,
@@ -115,6 +121,7 @@ def find(
     Args:
         update: the update at given sites.
         start: the first sites.
+        nodes: of any update: for their shapes.
         project: sites to the nearest allowed ones.
         tolerance: for the residual.
         max_updates: the most updates.
@@ -132,6 +139,7 @@ def find(
         size=infinite,
         residual=infinite,
         merit=-infinite,
+        nodes=nodes,
         damping=jnp.ones((), start.dtype),
         ceiling=jnp.ones((), start.dtype),
         wait=count,
@@ -147,7 +155,7 @@ def find(
     search = jax.lax.while_loop(unfinished, lambda search: _advance(update, project, search), search)
     stuck = jnp.where(search.residual > tolerance, int(Status.MAX_ITERATIONS), int(Status.OK))
     status = jnp.where(search.status == Status.OK, stuck, search.status).astype(jnp.int32)
-    return FixedPoint(search.sites, search.residual, search.num_updates, status)
+    return FixedPoint(search.sites, search.residual, search.num_updates, status, search.nodes)
 
 
 def _advance(update, project, search: _Search) -> _Search:
@@ -165,7 +173,12 @@ def _advance(update, project, search: _Search) -> _Search:
         better | ~search.is_newton
     )  # a damped update may make the residual larger for a while
     moved = search._replace(
-        sites=search.trial, change=point.change, size=size, residual=residual, merit=point.merit
+        sites=search.trial,
+        change=point.change,
+        size=size,
+        residual=residual,
+        merit=point.merit,
+        nodes=point.nodes,
     )
     kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, search)
     failed_newton = search.is_newton & ~accepted

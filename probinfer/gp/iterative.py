@@ -56,9 +56,8 @@ class EP:
         """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
         objective = Objective(self.power, self.num_nodes)
         found = _solve(self, objective, model, X, y, sites)
-        return assemble(
-            model, X, y, found, stationary_energy(objective, model, X, y, found.sites), self.num_nodes
-        )
+        evidence = stationary_energy(objective, model, X, y, found.sites, found.nodes)
+        return assemble(model, X, y, found, evidence, self.num_nodes)
 
 
 @pytree
@@ -91,9 +90,8 @@ class VI:
         """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
         objective = Objective(0.0, self.num_nodes)
         found = _solve(self, objective, model, X, y, sites)
-        return assemble(
-            model, X, y, found, stationary_energy(objective, model, X, y, found.sites), self.num_nodes
-        )
+        evidence = stationary_energy(objective, model, X, y, found.sites, found.nodes)
+        return assemble(model, X, y, found, evidence, self.num_nodes)
 
 
 @pytree

@@ -51,13 +51,14 @@ def site_terms(
     variance: Float[Array, " N"],
     lam1: Float[Array, " N"],
     lam2: Float[Array, " N"],
+    nodes: Any = None,
 ) -> Float[Array, " N"]:
     """(1/η) log E_q[(p / t)^η] of each point, or E_q[log p / t] for η = 0."""
-    power, nodes = objective.power, objective.num_nodes
+    power, num_nodes = objective.power, objective.num_nodes
     if power == 0:
-        expected, _, _ = expected_log_density(likelihood, y, mean, variance, nodes)
+        expected, _, _ = expected_log_density(likelihood, y, mean, variance, num_nodes)
         return expected - lam1 * mean + 0.5 * lam2 * (mean * mean + variance)
-    return log_ratio(likelihood, y, mean, variance, lam1, lam2, power, nodes) / power
+    return log_ratio(likelihood, y, mean, variance, lam1, lam2, power, num_nodes, nodes) / power
 
 
 def energy(
@@ -66,11 +67,13 @@ def energy(
     X: Float[Array, "N D"],
     y: Float[Array, " N"],
     sites: Float[Array, "2 N"],
+    nodes: Any = None,
 ) -> Float[Array, ""]:
-    """E_η at any sites, differentiable in the model, the data and the sites."""
+    """E_η at any sites, differentiable in the model, the data and the sites; ``nodes`` as in ``moments``."""
     lam1, lam2 = sites
     q = marginals(model.kernel.gram(X), model.mean(X), lam1, lam2, not model.likelihood.log_concave)
-    return q.log_z + jnp.sum(site_terms(objective, model.likelihood, y, q.mean, q.variance, lam1, lam2))
+    terms = site_terms(objective, model.likelihood, y, q.mean, q.variance, lam1, lam2, nodes)
+    return q.log_z + jnp.sum(terms)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -80,24 +83,27 @@ def stationary_energy(
     X: Float[Array, "N D"],
     y: Float[Array, " N"],
     sites: Float[Array, "2 N"],
+    nodes: Any = None,
 ) -> Float[Array, ""]:
     """E_η at its own fixed point, where its derivative with respect to the sites, and so to (m, v), is zero.
 
     The gradient then is ½ αᵀ dK α − ½ tr(R dK) and that of the likelihood at fixed q: one inverse, whatever the number
     of hyperparameters. The derivative of this gradient is right, too, if ``sites`` carry theirs.
     """
-    return energy(objective, model, X, y, sites)
+    return energy(objective, model, X, y, sites, nodes)
 
 
 @stationary_energy.defjvp
 def _stationary_rule(objective, primals, tangents):
-    model, X, y, (lam1, lam2) = primals
-    dmodel, dX, dy, _ = tangents
+    model, X, y, (lam1, lam2), nodes = primals
+    dmodel, dX, dy, *_ = tangents
     known = precision(model.kernel.gram(X), lam2, not model.likelihood.log_concave)
     prior_mean, dprior_mean = jax.jvp(lambda mean, X: mean(X), (model.mean, X), (dmodel.mean, dX))
     q = marginals_from(known, prior_mean, lam1, lam2)
     terms, dterms = jax.jvp(
-        lambda likelihood, y: jnp.sum(site_terms(objective, likelihood, y, q.mean, q.variance, lam1, lam2)),
+        lambda likelihood, y: jnp.sum(
+            site_terms(objective, likelihood, y, q.mean, q.variance, lam1, lam2, nodes)
+        ),
         (model.likelihood, y),
         (dmodel.likelihood, dy),
     )

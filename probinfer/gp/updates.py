@@ -114,8 +114,7 @@ def converged_sites(
         The fixed point; all but ``sites`` has no derivative.
     """
     settings = objective, tolerance, max_updates
-    sites, residual, num_updates, status = _converged(settings, likelihood, y, K, prior_mean, start)
-    return FixedPoint(sites, residual, num_updates, status)
+    return FixedPoint(*_converged(settings, likelihood, y, K, prior_mean, start))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -131,20 +130,25 @@ def _converged(settings, likelihood, y, K, prior_mean, start):
         if objective.power == 0:  # the evidence lower bound, in a form where nothing cancels
             half = jnp.dot(q.mean - prior_mean, q.alpha) - jnp.dot(sites[1], q.variance) + known.log_det
             merit = expected - 0.5 * half
-        return Point(new - sites, site_scale(q.variance), q.status, jacobian, q.mean, moved.all(), merit)
+        change, scale = new - sites, site_scale(q.variance)
+        return Point(change, scale, q.status, jacobian, q.mean, moved.all(), merit, nodes)
 
+    shapes = jax.eval_shape(
+        lambda: _nodes(objective, likelihood, y, Marginals(prior_mean, prior_mean, *[None] * 3), start)
+    )
+    nodes = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), shapes)
     project = functools.partial(_allowed, likelihood)
-    return tuple(find(update, start, project=project, tolerance=tolerance, max_updates=max_updates))
+    found = find(update, start, nodes, project=project, tolerance=tolerance, max_updates=max_updates)
+    return tuple(found)
 
 
 @_converged.defjvp
 def _converged_jvp(settings, primals, tangents):
     likelihood, y, K, prior_mean, _ = primals
-    sites, residual, num_updates, status = _converged(settings, *primals)
+    sites, residual, num_updates, status, nodes = _converged(settings, *primals)
     objective, signed = settings[0], not likelihood.log_concave
 
     known, q = _at(likelihood, K, prior_mean, sites)
-    nodes = _nodes(objective, likelihood, y, q, sites)
 
     def at_sites(likelihood, y, K, prior_mean):
         q = marginals(K, prior_mean, *sites, signed)
@@ -159,7 +163,9 @@ def _converged_jvp(settings, primals, tangents):
 
     dsites = jax.lax.custom_linear_solve(operator, scale * by_others, _solve, _solve) / scale
     none = np.zeros((), jax.dtypes.float0)
-    return (sites, residual, num_updates, status), (dsites, jnp.zeros_like(residual), none, none)
+    dnodes = jax.tree.map(jnp.zeros_like, nodes)
+    found = sites, residual, num_updates, status, nodes
+    return found, (dsites, jnp.zeros_like(residual), none, none, dnodes)
 
 
 def _at(likelihood, K, prior_mean, sites):

@@ -9,11 +9,14 @@ them (see ``support``). All are differentiable in every argument, to any order.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import logsumexp
 
 from probinfer.gp.likelihoods.support import automatic_bend, concave_interval
@@ -93,6 +96,7 @@ def log_ratio(
     lam2: Vector,
     power: float,
     num_nodes: int,
+    nodes: Any = None,
 ) -> Vector:
     """Log E_q[(p(y | f) / t(f))^power].
 
@@ -105,6 +109,7 @@ def log_ratio(
         lam2: second natural parameters ``(N,)``, of any sign.
         power: the power, positive.
         num_nodes: quadrature nodes.
+        nodes: as in ``tilted_moments``.
 
     Returns:
         ``(N,)``; NaN where the cavity does not exist (power · lam2 · v ≥ 1).
@@ -112,7 +117,7 @@ def log_ratio(
     closed = _closed(likelihood, "log_ratio", y, m, v, lam1, lam2, power)
     if closed is not None:
         return closed
-    terms, _ = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes)
+    terms, _ = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes, nodes)
     return jnp.where(power * lam2 * v < 1, logsumexp(terms, axis=0), jnp.nan)
 
 
@@ -146,10 +151,64 @@ def tilted_moments(
     closed = _closed(likelihood, "tilted_moments", y, m, v, lam1, lam2, power)
     if closed is not None:
         return closed
-    terms, z = _log_terms(likelihood, y, m, v, lam1, lam2, power, num_nodes, nodes)
+    if nodes is None:
+        nodes = tilted_nodes(likelihood, y, m, v, lam1, lam2, power, num_nodes)
+    return _moments(power, likelihood, y, m, v, lam1, lam2, nodes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _moments(power, likelihood, y, m, v, lam1, lam2, nodes):
+    mean, variance, _, _ = _central_moments(power, likelihood, y, m, v, lam1, lam2, nodes)
+    return mean, variance
+
+
+def _central_moments(power, likelihood, y, m, v, lam1, lam2, nodes):
+    """The mean and three central moments."""
+    stddev = jnp.sqrt(v)
+    terms, z = _log_terms(likelihood, y, m, v, lam1, lam2, power, len(nodes[0]), nodes)
     weights = jax.nn.softmax(terms, axis=0)
     center = jnp.sum(weights * z, axis=0)
-    return m + jnp.sqrt(v) * center, v * jnp.sum(weights * (z - center) ** 2, axis=0)
+    offset = z - center
+    first = weights * offset
+    second, third, fourth = (jnp.sum(first * offset**k, axis=0) for k in (1, 2, 3))
+    return m + stddev * center, v * second, v * stddev * third, v * v * fourth
+
+
+def _moments_rule(power, primals, tangents):
+    """In m, v and the site the density is an exponential family: derivatives are moments, and cost no evaluation.
+
+    It is ∝ p^η exp(θ1 f − ½ θ2 f²), θ1 = m/v − η λ1, θ2 = 1/v − η λ2.
+    """
+    likelihood, y, m, v, lam1, lam2, nodes = primals
+    at = mean, variance, third, fourth = _central_moments(power, *primals)
+    dm, dv, dlam1, dlam2 = (_zeros_if_symbolic(tangent) for tangent in tangents[2:6])
+    # Around the mean, where θ1 and μ θ2 do not cancel.
+    dslope = (dm - (m - mean) / v * dv) / v - power * (dlam1 - mean * dlam2)
+    dprecision = -dv / (v * v) - power * dlam2
+    dmean = variance * dslope - 0.5 * third * dprecision
+    dvariance = third * dslope - 0.5 * (fourth - variance * variance) * dprecision
+    if any(not _is_zero(leaf) for leaf in jax.tree.leaves(tangents[:2])):
+
+        def by_density(likelihood, y):
+            return _central_moments(power, likelihood, y, m, v, lam1, lam2, nodes)[:2]
+
+        of_density = jax.tree.map(_zeros_if_symbolic, tangents[:2])
+        _, (dmean_by, dvariance_by) = jax.jvp(by_density, (likelihood, y), of_density)
+        dmean, dvariance = dmean + dmean_by, dvariance + dvariance_by
+    return at[:2], (dmean, dvariance)
+
+
+_moments.defjvp(_moments_rule, symbolic_zeros=True)
+
+
+def _is_zero(tangent):
+    return isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
+
+
+def _zeros_if_symbolic(tangent):
+    if not isinstance(tangent, SymbolicZero):
+        return tangent
+    return (np if tangent.dtype == jax.dtypes.float0 else jnp).zeros(tangent.shape, tangent.dtype)
 
 
 def tilted_nodes(

@@ -7,6 +7,7 @@ moments that it gives are noise.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ __all__ = ["Interval", "automatic_bend", "concave_interval", "largest_log_densit
 _DROP = 40.0  # exp(-40) = 4e-18
 _FARTHEST = 15.0  # the maximum is looked for within sinh(15) = 1.6e6 standard deviations
 _SMALLEST_CAVITY = 1e-6  # of c = 1 − η λ2 v, which is not positive where there is no cavity
-_PARTS, _PEAK_STEPS, _END_STEPS = 16, 7, 3
+_PARTS, _PEAK_STEPS, _END_STEPS = 16, 7, 2
+_NEAR = 1.0  # nats below the maximum where its search ends
 _SHORTEST = 20.0  # distances from the maximum down to exp(-20) of the longest
 _GRID = np.sinh(np.linspace(-4.0, 4.0, 129))  # 27 standard deviations on each side
 
@@ -42,7 +44,7 @@ def concave_interval(
     lam2: Float[Array, "..."],
     power: float,
 ) -> Interval:
-    """Beyond it a log-concave tilted density is below exp(−40) of its maximum. Without derivatives.
+    """Beyond it a log-concave tilted density is below exp(−40) of its maximum, which is known to a nat. No derivatives.
 
     Args:
         likelihood: log-concave.
@@ -61,25 +63,25 @@ def concave_interval(
     def log_p(z):
         return likelihood.log_density(y, m + stddev * z)
 
-    def up(u):
-        z = jnp.sinh(u)
-        return power * jax.jvp(log_p, (z,), (jnp.ones_like(z),))[1] + pull > rest * z
+    def slope(z):
+        return power * jax.jvp(log_p, (z,), (jnp.ones_like(z),))[1] + pull - rest * z
 
-    farthest = jnp.full_like(m, _FARTHEST)
-    peak = jnp.sinh(_last(up, -farthest, farthest, _PEAK_STEPS))
+    peak = _near_maximum(slope, m)
 
     def height(z):  # log_density first: constants of y cancel
         return power * (log_p(z) - log_p(peak)) + pull * (z - peak) - 0.5 * rest * (z - peak) * (z + peak)
 
     sign = jnp.asarray([-1.0, 1.0], m.dtype).reshape(2, *(1,) * m.ndim)
-    longest = jnp.broadcast_to(0.5 * jnp.log(2 * _DROP / rest), (2, *m.shape))  # the cavity alone
-    ends = _last(
-        lambda log_distance: height(peak + sign * jnp.exp(log_distance)) > -_DROP,
-        longest - _SHORTEST,
-        longest,
-        _END_STEPS,
-    )
-    left, right = jnp.exp(ends + _SHORTEST * float(_PARTS) ** -_END_STEPS)  # just beyond
+    longest = jnp.broadcast_to(jnp.sqrt(2 * _DROP / rest), (2, *m.shape))  # the cavity alone
+
+    def narrow(_, bracket):
+        distance, step = bracket  # the logarithm of the distance is searched, in steps that are the same for all
+        inside = height(peak + sign * distance * jnp.exp(step * _inner(distance))) > -_DROP
+        return distance * jnp.exp(step * jnp.sum(inside, axis=0, dtype=m.dtype)), step / _PARTS
+
+    step = jnp.asarray(_SHORTEST / _PARTS, m.dtype)
+    distance, step = jax.lax.fori_loop(0, _END_STEPS, narrow, (longest * math.exp(-_SHORTEST), step))
+    left, right = distance * jnp.exp(_PARTS * step)  # just beyond
     return Interval(peak, left, right)
 
 
@@ -126,13 +128,51 @@ def automatic_bend(
     return center + stddev * peak, 3 * stddev * jax.lax.rsqrt(jnp.clip(curvature, 1e-2, 1e12))
 
 
+class _Bracket(NamedTuple):
+    low: Array  # in u, z = sinh u
+    step: Array
+    left: Array  # slopes at both ends
+    right: Array
+    num_steps: Array
+
+
+def _near_maximum(slope, like):
+    """Where a concave function is within a nat of its maximum, from its slope: it falls by no more than the slopes say."""
+
+    def narrow(bracket):
+        # sinh of sums, by functions of the summands alone: the step is the same for all
+        apart = bracket.step * _inner(bracket.low)
+        slopes = slope(jnp.sinh(bracket.low) * jnp.cosh(apart) + jnp.cosh(bracket.low) * jnp.sinh(apart))
+        up = slopes > 0
+        low = bracket.low + bracket.step * jnp.sum(up, axis=0, dtype=bracket.low.dtype)
+        left = jnp.min(jnp.where(up, slopes, bracket.left), axis=0)
+        right = jnp.max(jnp.where(slopes <= 0, slopes, bracket.right), axis=0)
+        return _Bracket(low, bracket.step / _PARTS, left, right, bracket.num_steps + 1)
+
+    def wide(bracket):
+        length = jnp.sinh(bracket.low + _PARTS * bracket.step) - jnp.sinh(bracket.low)
+        near = (bracket.left - bracket.right) * length <= _NEAR
+        return ~jnp.all(near) & (bracket.num_steps < _PEAK_STEPS)
+
+    ends = jnp.full_like(like, _FARTHEST)
+    infinite = jnp.full_like(like, jnp.inf)
+    step = jnp.asarray(2 * _FARTHEST / _PARTS, like.dtype)
+    start = _Bracket(-ends, step, infinite, -infinite, jnp.zeros((), jnp.int32))
+    found = jax.lax.while_loop(wide, narrow, start)
+    return jnp.sinh(found.low + 0.5 * _PARTS * found.step)
+
+
+def _inner(like):
+    """1 ... 15 with as many axes behind."""
+    return jnp.arange(1.0, _PARTS, dtype=like.dtype).reshape(-1, *(1,) * like.ndim)
+
+
 def _last(up, low, high, num_steps):
     """The last place in an interval where ``up`` holds, which does so up to there: 4 binary digits a step."""
 
     def narrow(_, bracket):
         low, step = bracket
-        grid = low + step * jnp.arange(1.0, _PARTS, dtype=low.dtype).reshape(-1, *(1,) * low.ndim)
-        count = jnp.sum(up(grid), axis=0, dtype=low.dtype)
+        count = jnp.sum(up(low + step * _inner(low)), axis=0, dtype=low.dtype)
         return low + step * count, step / _PARTS
 
     low, step = jax.lax.fori_loop(0, num_steps, narrow, (low, (high - low) / _PARTS))
