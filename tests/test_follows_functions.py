@@ -205,7 +205,9 @@ def mied_inside(fn):
 
 def scores(fn):
     diffusion = smc.VarianceExploding(0.1, 10.0)
-    return smc.sample_composed(KEY, diffusion, [lambda x, t: -fn(x) / (1 + t**2)], [1.0], (2,), 3, 4).particles
+    return smc.sample_composed(
+        KEY, diffusion, [lambda x, t: -fn(x) / (1 + t**2)], [1.0], (2,), 3, 4
+    ).particles
 
 
 def parameters_of(fn):
@@ -301,7 +303,11 @@ def made(c):
 
 
 SLOW = {"Blackjax", "minimize", "state_space", "em", "mied", "mied: a constraint", "scores", "posterior_sbc"}
-SLOW |= {"lm: a reward", "sbc: the prior", "sbc: the simulator"}  # seconds to compile; others are of their kind
+SLOW |= {
+    "lm: a reward",
+    "sbc: the prior",
+    "sbc: the simulator",
+}  # seconds to compile; others are of their kind
 
 
 @pytest.mark.parametrize(

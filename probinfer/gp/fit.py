@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer import engine
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
-from probinfer.gp.condition import default_inference, reference_sites, settle
+from probinfer.gp.condition import Settled, default_inference, reference_sites, settle
 from probinfer.gp.conditioned import failed
 from probinfer.gp.conjugate import Exact
 from probinfer.gp.fitted import Fit
@@ -27,7 +28,7 @@ from probinfer.gp.scaling import choose_scaling
 from probinfer.gp.units import convert
 from probinfer.gp.validate import check_data, check_outputs
 from probinfer.gp.verdicts import judged
-from probinfer.gp.verified import verified, worse
+from probinfer.gp.verified import held_warnings, release, verified, worse
 from probinfer.identity import notice
 from probinfer.infer import infer
 from probinfer.types import PRNGKey
@@ -104,7 +105,8 @@ def fit(
     free, target = hyper_posterior(model, prior, X, y, inference, sites=start)
     learn_key, draw_key = jax.random.split(key)
     try:
-        posterior = infer(learn_key, target, ML2() if learn is None else learn, progress=progress)
+        with held_warnings() as caught:
+            posterior = infer(learn_key, target, ML2() if learn is None else learn, progress=progress)
     except NumericalError as error:
         if isinstance(inference, Exact):
             raise
@@ -118,16 +120,21 @@ def fit(
     models = build(draws)
     log_evidence = getattr(posterior.info, "log_likelihood", None) if is_point else posterior.log_evidence
     sites, info = None, posterior.info
-    if is_point and not isinstance(inference, Exact) and getattr(info, "positions", None) is not None:
-        models, settled, info = verified(
+    verify = is_point and not isinstance(inference, Exact) and getattr(info, "positions", None) is not None
+    if verify:
+        models, found, info = verified(
             info,
             lambda positions: build(jax.vmap(target.constrain)(positions)),
             lambda models, fresh: settle(inference, models, X, y, start, fresh),
         )
-    elif not isinstance(inference, Exact) or (is_point and log_evidence is None):
-        settled = settle(inference, models, X, y, start)
+        settled: Settled | None = found
+        release(caught, info.status)
+        if int(info.status) != Status.OK and not caught:
+            engine.warn(info.status, "the best end of the search did not stand the verification", "gp.fit")
     else:
-        settled = None
+        release(caught)
+        known = isinstance(inference, Exact) and not (is_point and log_evidence is None)
+        settled = None if known else settle(inference, models, X, y, start)
     if settled is not None:
         info = worse(info, _check_settled(inference, settled, is_point))
         sites = None if isinstance(inference, Exact) else settled.sites

@@ -36,12 +36,12 @@ def updated_sites(
     return _full_update(objective, likelihood, y, q, sites, nodes)[0]
 
 
-def _nodes(objective, likelihood, y, q, sites):
+def _nodes(objective, likelihood, y, mean, variance, sites):
     """Quadrature nodes of an update, for the update and its derivatives: finding them costs more than either."""
     if objective.power == 0:
         return None
     (lam1, lam2), power, num_nodes = sites, objective.power, objective.num_nodes
-    return tilted_nodes(likelihood, y, q.mean, q.variance, lam1, lam2, power, num_nodes)
+    return tilted_nodes(likelihood, y, mean, variance, lam1, lam2, power, num_nodes)
 
 
 def _full_update(objective, likelihood, y, q, sites, nodes=None):
@@ -123,7 +123,7 @@ def _converged(settings, likelihood, y, K, prior_mean, start):
 
     def update(sites):
         known, q = _at(likelihood, K, prior_mean, sites)
-        nodes = _nodes(objective, likelihood, y, q, sites)
+        nodes = _nodes(objective, likelihood, y, q.mean, q.variance, sites)
         new, moved, expected = _full_update(objective, likelihood, y, q, sites, nodes)
         jacobian = _jacobian(objective, likelihood, y, known, q, sites, nodes)
         merit = jnp.zeros_like(q.log_z)
@@ -133,9 +133,7 @@ def _converged(settings, likelihood, y, K, prior_mean, start):
         change, scale = new - sites, site_scale(q.variance)
         return Point(change, scale, q.status, jacobian, q.mean, moved.all(), merit, nodes)
 
-    shapes = jax.eval_shape(
-        lambda: _nodes(objective, likelihood, y, Marginals(prior_mean, prior_mean, *[None] * 3), start)
-    )
+    shapes = jax.eval_shape(lambda: _nodes(objective, likelihood, y, prior_mean, prior_mean, start))
     nodes = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), shapes)
     project = functools.partial(_allowed, likelihood)
     found = find(update, start, nodes, project=project, tolerance=tolerance, max_updates=max_updates)

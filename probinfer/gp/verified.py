@@ -7,7 +7,9 @@ agree, and the number is one that an evidence can be.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.base import Status
+from probinfer.errors import ConvergenceWarning
 from probinfer.gp.condition import Settled
 from probinfer.types import Array
 
-__all__ = ["Verified", "verified", "worse"]
+__all__ = ["Verified", "held_warnings", "release", "verified", "worse"]
 
 _ROOTS = 10.0
 
@@ -91,6 +94,35 @@ def _tolerance(values: Any) -> Any:
     size = np.abs(np.asarray(values, float))
     size = np.where(np.isfinite(size), size, 0)
     return _ROOTS * float(jnp.finfo(jnp.asarray(values).dtype).eps) ** 0.5 * (1 + size)
+
+
+@contextlib.contextmanager
+def held_warnings() -> Iterator[list]:
+    """Keep the warnings of a search back: what it says of its best end is settled by the verification.
+
+    Yields:
+        Where they are kept, for ``release``; after an error they are released.
+    """
+    caught: list = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield caught
+    except BaseException:
+        release(caught)
+        raise
+
+
+def release(caught: list, status: Status | int | Array = Status.NON_FINITE) -> None:
+    """Warn of what was kept back, at the lines that it was about.
+
+    Args:
+        caught: of ``held_warnings``.
+        status: of the verified result; what is ``OK`` has converged.
+    """
+    for one in caught:
+        if int(status) != Status.OK or not issubclass(one.category, ConvergenceWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def worse(info: Any, status: Status | int | Array) -> Any:

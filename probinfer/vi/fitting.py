@@ -210,7 +210,7 @@ def _begin(frame: gaussian.Frame) -> optimize.LBFGSState:
 def _descend(
     problem: Problem, frame: gaussian.Frame, sample: Array, num: Array, search: Any, spent: Array, more: Array
 ) -> tuple[Any, Array, gaussian.Frame, optimize.OptimizeResult]:
-    """Go on for so many evaluations, from the start where nothing was spent; with what was found and whether it ends."""
+    """Go on for so many evaluations, from the start where nothing was spent; with whether there is more to do."""
     loss = jax.tree_util.Partial(_negative_bound, problem, frame, sample, num)
     search = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(frame), search)
     search, going = optimize.descend(

@@ -15,6 +15,7 @@ from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.gp.condition import reference_sites
 from probinfer.gp.hyper_posterior import hyper_posterior
+from probinfer.gp.verified import held_warnings, release
 from tests.gp.approximate_cases import jit
 from tests.reference import gp_sites as oracle
 from tests.reference.likelihoods import LOG_DENSITIES
@@ -155,6 +156,32 @@ def test_a_method_that_did_not_converge_is_said():
     assert any("EP did not converge" in text and "max_updates" in text for text in words)
     assert np.isfinite(fit.log_evidence)
     assert fit.info.status == Status.MAX_ITERATIONS
+
+
+def test_what_a_search_says_of_its_end_is_held_against_the_verification():
+    """A search that stopped early is not warned of where another end, which converged, was chosen."""
+
+    def search():
+        with held_warnings() as caught:
+            warnings.warn("the best did not converge", ConvergenceWarning, stacklevel=1)
+            warnings.warn("in float32", UserWarning, stacklevel=1)
+        return caught
+
+    for status, kept in ((Status.OK, {"in float32"}), (Status.MAX_ITERATIONS, None)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            release(search(), status)
+        words = {str(one.message) for one in said}
+        assert words == (kept or {"in float32", "the best did not converge"})
+        assert {one.filename for one in said} == {__file__}
+
+    def broken():
+        with held_warnings():
+            warnings.warn("before", ConvergenceWarning, stacklevel=1)
+            raise RuntimeError
+
+    with pytest.warns(ConvergenceWarning, match="before"), pytest.raises(RuntimeError):
+        broken()
 
 
 @pytest.mark.slow

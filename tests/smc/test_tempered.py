@@ -88,9 +88,13 @@ def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_b
     with pytest.warns(ConvergenceWarning, match=f"{finished} of 8 islands were finished"):
         posterior = call()
     assert posterior.info.status == Status.INTERRUPTED
-    np.testing.assert_array_equal(posterior.info.log_evidences, infer(0, target).info.log_evidences[:finished])
+    np.testing.assert_array_equal(
+        posterior.info.log_evidences, infer(0, target).info.log_evidences[:finished]
+    )
     # one island has an evidence without an error
-    assert np.all(np.isfinite([posterior.info.log_evidence_error, *posterior.info.interval()]) == (finished > 1))
+    assert np.all(
+        np.isfinite([posterior.info.log_evidence_error, *posterior.info.interval()]) == (finished > 1)
+    )
 
 
 @pytest.mark.slow

@@ -75,7 +75,9 @@ def concave_interval(
     longest = jnp.broadcast_to(jnp.sqrt(2 * _DROP / rest), (2, *m.shape))  # the cavity alone
 
     def narrow(_, bracket):
-        distance, step = bracket  # the logarithm of the distance is searched, in steps that are the same for all
+        distance, step = (
+            bracket  # the logarithm of the distance is searched, in steps that are the same for all
+        )
         inside = height(peak + sign * distance * jnp.exp(step * _inner(distance))) > -_DROP
         return distance * jnp.exp(step * jnp.sum(inside, axis=0, dtype=m.dtype)), step / _PARTS
 
@@ -137,7 +139,7 @@ class _Bracket(NamedTuple):
 
 
 def _near_maximum(slope, like):
-    """Where a concave function is within a nat of its maximum, from its slope: it falls by no more than the slopes say."""
+    """Where a concave function is within a nat of its maximum: it falls by no more than its slopes say."""
 
     def narrow(bracket):
         # sinh of sums, by functions of the summands alone: the step is the same for all
