@@ -31,11 +31,11 @@ def pytest_addoption(parser):
         help="add N to the seed of every key that a test makes",
     )
     parser.addoption("--only-stochastic", action="store_true", help="run only what depends on such keys")
+    parser.addoption("--keep-programs", action="store_true", help="keep compiled programs after a file")
 
 
 def pytest_configure(config):
-    if offset := config.getoption("--key-offset"):
-        keys.shift(offset)
+    keys.shift(config.getoption("--key-offset"))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -67,10 +67,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_compiled_programs():
+def forget_compiled_programs(request):
     """Some thousand compiled programs take gigabytes, and in a process that large the compiler may crash."""
     yield
-    jax.clear_caches()
+    if not request.config.getoption("--keep-programs"):
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 
 TESTS = Path(__file__).parent
-MAKERS = {"key", "PRNGKey"}
+MAKERS = {name: getattr(jax.random, name) for name in ("key", "PRNGKey")}
 
 
 def shift(offset):
     """Add the offset to the seed of every key that a file of the tests makes from here on."""
-    for name in MAKERS:
-        setattr(jax.random, name, _shifted(getattr(jax.random, name), offset))
+    for name, make in MAKERS.items():
+        setattr(jax.random, name, _shifted(make, offset))
 
 
 def _shifted(make, offset):

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.mutations.table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
@@ -139,8 +141,11 @@ def _tested(mutant: Mutant, copy: Path) -> tuple[str, str]:
         if done.returncode == 1:
             failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             return "killed", failed[0].split(" - ")[0] if failed else "a failure"
-        if done.returncode:
-            return "killed", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "no test ran"
+        last = done.stdout.strip().splitlines()[-1:] or ["nothing was printed"]
+        if done.returncode in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            return "no test", last[0]
+        if done.returncode:  # it could not even be imported
+            return "killed", last[0]
     return "survived", ""
 
 
