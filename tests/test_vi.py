@@ -118,9 +118,9 @@ def test_weights_mend_what_the_normal_misses(engine):
     info = found.info
     assert info.status == Status.OK
     assert float(info.khat) < 0.7
-    scale = np.asarray(info.scale)
-    assert abs(float(info.loc[0]) - LOC[0] - mean) > 0.05 * sd
-    assert np.ravel(scale)[0] < 0.9 * sd
+    # What the Gaussian itself would be wrong by: 0.07 or more over 200 keys, five of the errors below.
+    off, narrow = (float(info.loc[0]) - LOC[0] - mean) / sd, float(np.ravel(info.scale)[0]) / sd
+    assert max(abs(off), abs(narrow**2 + off**2 - 1)) > 0.04
     weights = np.exp(np.asarray(found.flat_log_weights(), float))
     z = (np.asarray(found.draws[0, :, 0], float) - LOC[0] - mean) / sd
     for value in (z, z**2 - 1):

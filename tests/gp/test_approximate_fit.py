@@ -192,17 +192,22 @@ def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
     assert np.isnan(gp.log_evidence(model(), *arrays, inference))
     _, target = hyper_posterior(model(), prior(), *arrays, inference)
     assert np.isnan(target.logdensity_fn(target.start))
-    with pytest.raises(NumericalError, match=r"far from its fixed point.*max_updates=1"):
-        gp.fit(
-            jax.random.key(0),
-            model(),
-            X,
-            Y,
-            prior=prior(),
-            inference=inference,
-            learn=gp.ML2(num_restarts=1, max_steps=3),
-            standardize=False,
-        )
+    try:
+        with pytest.warns(ConvergenceWarning, match="EP did not converge at the learned hyperparameters"):
+            fit = gp.fit(
+                jax.random.key(0),
+                model(),
+                X,
+                Y,
+                prior=prior(),
+                inference=inference,
+                learn=gp.ML2(num_restarts=1, max_steps=3),
+                standardize=False,
+            )
+    except NumericalError as error:  # or there was none anywhere
+        assert "max_updates=1" in str(error)
+    else:
+        assert fit.info.status != Status.OK
 
 
 def test_separable_labels_are_bounded_by_the_prior():
