@@ -15,11 +15,14 @@ from probinfer.cli import app
 from probinfer.lm.reasoner import load as reasoner_load
 from probinfer.report import demo as demos
 from probinfer.report import engines, regression
+from probinfer.report.html import Section
 from probinfer.report.regression import choose_engine
+from probinfer.report.tables import Table
 from tests.lm import folders
 from tests.quick_engine import Cloud, CloudInfo
 
 runner = CliRunner()
+TABLE = Table("left out", ("name", "value"), ())
 
 
 def run(*arguments):
@@ -257,10 +260,19 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
     fails("bench", match="there is no folder benchmarks/ here")
 
 
-def test_demo_end_to_end(tmp_path, monkeypatch):
-    """All journeys with a quick engine on few rows and weights that know nothing; the full one is what people run."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_demo_end_to_end(whole, tmp_path, monkeypatch):
+    """All journeys with a quick engine on few rows and weights that know nothing; the full one is what people run.
+
+    Those with a test of their own (``test_kernel_choice``, ``test_coin_journey``, ``test_lm_journey``) are left out of
+    the quick one.
+    """
     stored = folders.reasoner(tmp_path / "weights")
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
+    if not whole:
+        monkeypatch.setattr(demos, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
+        monkeypatch.setattr(demos, "_particles", lambda *_: (Section("Particles", ()), TABLE))
+        monkeypatch.setattr(demos, "_language", lambda *_: (Section("Language", ()), []))
     monkeypatch.setattr(
         demos,
         "SMALL",
@@ -288,10 +300,10 @@ def test_demo_end_to_end(tmp_path, monkeypatch):
         assert "ML-II" in text
         assert "Breast cancer" in text
         assert "Laplace" in text
-        assert "squared exponential" in text
+        assert ("squared exponential" in text) == whole
         assert "smallest error that it could have" in " ".join(text.split())
         assert "these are prior draws" in text
-        assert "particle filter, 16" in text
-    assert "Who descends from whom" in page
+        assert ("particle filter, 16" in text) == whole
+    assert ("Who descends from whom" in page) == whole
     assert f"jax {jax.__version__}" in page
     assert "Keeling and Whorf" in page

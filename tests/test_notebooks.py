@@ -7,13 +7,17 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+SLOW = {"which_approximation", "is_it_right", "coin"}  # their parts are in the demo, which the tests run too
 
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in NOTEBOOKS],
+)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("PROBINFER_NOTEBOOK_SIZE", "small")
     notebook = nbformat.read(path, as_version=4)

@@ -165,6 +165,7 @@ def test_what_is_unexpected(findings):
     assert unexpected([blind, blind._replace(check="MMD", passed=False)]) == []
 
 
+@pytest.mark.slow
 def test_calibration_loops_and_evidence(key):
     """An engine for the conjugate model: its exact posterior, once with a log density, once half as wide."""
     design = jnp.asarray([[2.0, 2, 0], [2, 1.5, 0.5], [1.5, 2, 1], [2, 2.5, -1], [2, 2, 0.5]])

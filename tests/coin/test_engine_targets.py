@@ -58,6 +58,7 @@ def test_a_numpyro_model(key, polish):
         assert 0.6 < float(found.info.acceptance) < 0.99
 
 
+@pytest.mark.slow
 def test_hyperparameters_of_a_gaussian_process(key):
     x = np.linspace(-2, 2, 20)[:, None]
     y = np.sin(2 * x[:, 0]) + 0.3 * np.random.default_rng(3).normal(size=20)

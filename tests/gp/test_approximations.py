@@ -171,7 +171,13 @@ def test_gradient_in_the_dispersion():
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), [("EP", "logit"), ("VI", "poisson"), ("Laplace", "student"), ("total", "poisson")]
+    ("method", "name"),
+    [
+        ("EP", "logit"),
+        ("VI", "poisson"),
+        ("Laplace", "student"),
+        pytest.param("total", "poisson", marks=pytest.mark.slow),
+    ],
 )
 def test_hessians_match_differences_of_gradients(method, name):
     def build(theta):
@@ -331,7 +337,9 @@ def test_duplicate_rows_need_no_jitter():
     assert np.isfinite(gradient.kernel.terms[0].variance)
 
 
-@pytest.mark.parametrize("method", ["Laplace", "EP", "VI", "total"])
+@pytest.mark.parametrize(
+    "method", ["Laplace", "EP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("VI", "total"))]
+)
 def test_separable_labels_under_a_huge_kernel_variance(method):
     """A step of labels: every method ends, says whether it converged, and gives no evidence above log 1."""
     y = np.array([0.0, 0, 0, 1, 1])

@@ -164,8 +164,8 @@ def test_posterior_draws_are_named_and_stacked(nuts):
     [
         gp.MAP(),
         vi.MeanField(num_draws=100),
-        vi.FullRank(num_draws=100),
-        mcmc.HMC(num_warmup=100, num_draws=50, num_chains=2),
+        pytest.param(vi.FullRank(num_draws=100), marks=pytest.mark.slow),
+        pytest.param(mcmc.HMC(num_warmup=100, num_draws=50, num_chains=2), marks=pytest.mark.slow),
     ],
 )
 def test_every_engine_learns_hyperparameters(engine, ml2):

@@ -104,14 +104,30 @@ def check(conditioned, gradient, at, wanted, atol=1e-9):
         np.testing.assert_allclose(log_gradient(gradient, at), wanted[1:], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("method", ["Laplace", "EP", "PEP .5", "VI", "total"])
+# Every method and every likelihood, not every pair: a pair costs seconds to compile, and the others are behind ``slow``.
+QUICK = {
+    ("Laplace", "probit"),
+    ("EP", "poisson"),
+    ("PEP .5", "logit"),
+    ("VI", "student"),
+    ("total", "poisson"),
+}
+PAIRS = [(method, name) for method in ("Laplace", "EP", "PEP .5", "VI", "total") for name in GOLDEN]
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in QUICK)) for pair in PAIRS],
+)
 def test_values_and_gradients(method, name):
     conditioned, _, gradient, _ = case(method, name)
     check(conditioned, gradient, model(LIKELIHOODS[name]), GOLDEN[name][method])
 
 
-@pytest.mark.parametrize("method", ["Laplace", "EP", "PEP .5", "VI", "total"])
+@pytest.mark.parametrize(
+    "method",
+    ["EP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Laplace", "PEP .5", "VI", "total"))],
+)
 def test_a_kernel_variance_of_forty(method):
     at = model(LIKELIHOODS["probit"], SETTING_B)
     conditioned, _, gradient, _ = evaluate(METHODS[method], at, LABELS_B)
@@ -254,7 +270,10 @@ def test_normaliser_and_determinant_at_any_sites(fixed_sites):
     np.testing.assert_allclose([known.log_det, log_z], [3.0235353788, -1.0886738051], rtol=0, atol=DIGITS)
 
 
-@pytest.mark.parametrize("method", ["Exact", "Laplace", "EP", "VI", "total"])
+@pytest.mark.parametrize(
+    "method",
+    ["Exact", "EP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Laplace", "VI", "total"))],
+)
 def test_gaussian_noise_is_exact_under_every_method(method):
     at = model(LIKELIHOODS["gaussian"])
     inference = gp.Exact() if method == "Exact" else METHODS[method]

@@ -74,9 +74,9 @@ def test_a_fit_that_learned_nothing_says_why(kernel, words):
 @pytest.mark.parametrize(
     ("likelihood", "inference"),
     [
-        (gp.likelihoods.Bernoulli(), gp.Laplace()),
         (gp.likelihoods.Poisson(), gp.EP()),
-        (gp.likelihoods.StudentT(0.5), gp.VI()),
+        pytest.param(gp.likelihoods.Bernoulli(), gp.Laplace(), marks=pytest.mark.slow),
+        pytest.param(gp.likelihoods.StudentT(0.5), gp.VI(), marks=pytest.mark.slow),
     ],
 )
 def test_approximations_are_judged_by_their_evidence(likelihood, inference):

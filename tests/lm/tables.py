@@ -117,10 +117,10 @@ def oracle_of(meaning, step):
 
 
 def pairs(methods, meanings, name):
-    """Every method with every meaning, every other pair in the slow tests: each method and each meaning is in both."""
+    """Every method with every meaning, two of three pairs in the slow tests: each method and each meaning is in both."""
     return [
         pytest.param(
-            method, meaning, id=f"{name(method)}-{meaning}", marks=[pytest.mark.slow] * ((i + j) % 2)
+            method, meaning, id=f"{name(method)}-{meaning}", marks=[pytest.mark.slow] * ((i + j) % 3 > 0)
         )
         for i, method in enumerate(methods)
         for j, meaning in enumerate(meanings)

@@ -147,7 +147,8 @@ def judge(ways, fault, seed):
     )
 
 
-@pytest.mark.parametrize("ways", [pytest.param("genealogy", marks=pytest.mark.slow), "ancestor"])
+@pytest.mark.slow
+@pytest.mark.parametrize("ways", ["genealogy", "ancestor"])
 def test_particle_gibbs_over_texts(ways):
     right = judge(ways, 0.0, 1)
     assert right.passed, right.verdict  # a false alarm has probability 1e-4

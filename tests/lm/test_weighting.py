@@ -223,6 +223,7 @@ def test_all_prompts_in_one_program_are_those_one_by_one():
         assert a.ledger.generated == b.ledger.generated
 
 
+@pytest.mark.slow
 @pytest.mark.f32
 def test_watched_steps_are_those_of_one_program(dtype):
     own, seen = tables.model(), []

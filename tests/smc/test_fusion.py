@@ -106,7 +106,7 @@ def disagreeing():
 
 
 @pytest.mark.parametrize(
-    "made", [*(pytest.param(made, marks=pytest.mark.slow) for made in (normals, bimodals)), disagreeing]
+    "made", [pytest.param(made, marks=pytest.mark.slow) for made in (normals, bimodals, disagreeing)]
 )
 def test_the_product_of_mixtures(made):
     shards, edges = made(), np.array([0.0])
