@@ -104,7 +104,7 @@ def check(conditioned, gradient, at, wanted, atol=1e-9):
         np.testing.assert_allclose(log_gradient(gradient, at), wanted[1:], rtol=0, atol=atol)
 
 
-# Every method and every likelihood, not every pair: a pair costs seconds to compile, and the others are behind ``slow``.
+# Every method and every likelihood, not every pair: a pair costs seconds to compile. The others are behind ``slow``.
 QUICK = {
     ("Laplace", "probit"),
     ("EP", "poisson"),

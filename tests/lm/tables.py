@@ -117,7 +117,7 @@ def oracle_of(meaning, step):
 
 
 def pairs(methods, meanings, name):
-    """Every method with every meaning, two of three pairs in the slow tests: each method and each meaning is in both."""
+    """Every method with every meaning, two of three pairs in the slow tests: each method and meaning is in both."""
     return [
         pytest.param(
             method, meaning, id=f"{name(method)}-{meaning}", marks=[pytest.mark.slow] * ((i + j) % 3 > 0)
