@@ -210,7 +210,7 @@ CHECKS = {
     "evidence_sandwich": by_evidence,
     "c2st": by_classifier,
 }
-SLOW = {"c2st": 4, "joint_test": 2, "joint_test, reverse=None": 2}  # by how much fewer repetitions
+SLOW = {"c2st": 4}  # by how much fewer repetitions
 
 
 def claim(report) -> Detectable:
