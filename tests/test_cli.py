@@ -104,6 +104,7 @@ def test_gp_score_is_that_of_the_folds(finished):
     assert cell in (folder / "out/index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_gp_draws_a_posterior(tmp_path, monkeypatch):
     quick = engines.find_engine("nuts")._replace(make=lambda draws: Cloud())
     monkeypatch.setattr(regression, "find_engine", lambda name: quick)

@@ -70,7 +70,9 @@ def assert_moments(posterior, loc, covariance):
     assert np.all(np.abs(quantities.mean((0, 1)) - expected) < 5 * error + slack)
 
 
-@pytest.mark.parametrize("sampler", [pytest.param("nuts", marks=pytest.mark.f32), "hmc"])
+@pytest.mark.parametrize(
+    "sampler", [pytest.param("nuts", marks=pytest.mark.f32), pytest.param("hmc", marks=pytest.mark.slow)]
+)
 def test_moments_of_a_badly_scaled_correlated_normal(sampler, request):
     posterior = request.getfixturevalue(sampler)
     assert_moments(posterior, LOC, COVARIANCE)

@@ -3,13 +3,14 @@
 import warnings
 from types import SimpleNamespace
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import probinfer as pi
-from probinfer import mcmc, targets, vi
+from probinfer import coin, mcmc, smc, targets, vi
 from probinfer.base import Status
 from probinfer.errors import NumericalError
 from probinfer.mcmc import energies, engines, report
@@ -158,6 +159,9 @@ def falls_slowly(x):
     return -jnp.log1p(jnp.sum(x**2))
 
 
+BLACKJAX = mcmc.Blackjax(lambda fn: blackjax.nuts(fn, 0.5, jnp.ones(2)), num_draws=500)
+
+
 @pytest.mark.parametrize(
     ("engine", "density"),
     [
@@ -173,6 +177,16 @@ def falls_slowly(x):
         pytest.param(vi.FullRank(), flat, marks=pytest.mark.slow),
         pytest.param(vi.FullRank(), sum_is_known, marks=pytest.mark.slow),
         pytest.param(vi.MeanField(), flat, marks=pytest.mark.slow),
+        *(
+            pytest.param(engine, density, marks=pytest.mark.slow)
+            for engine in (
+                coin.SVGD(num_particles=32),
+                coin.LAWGD(),
+                smc.Tempered(num_particles=64),
+                BLACKJAX,
+            )
+            for density in (flat, sum_is_known, falls_slowly)
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )

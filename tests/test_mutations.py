@@ -22,9 +22,11 @@ PROCEDURES = (*NULLS, *APPROXIMATIONS, *FAULTS)
         ("prior as posterior", "ranks", {"SBC, all", "TARP"}, {"SBC, parameters", "TARP, x-free"}),
         ("wrong correlation", "ranks", {"SBC, all"}, {"SBC, parameters", "VSBC"}),
         ("too wide", "ranks", {"SBC, parameters", "SBC, all", "TARP"}, {"VSBC"}),
-        ("missing Jacobian", "ranks", {"SBC, parameters", "SBC, all"}, set()),
+        pytest.param(
+            "missing Jacobian", "ranks", {"SBC, parameters", "SBC, all"}, set(), marks=pytest.mark.slow
+        ),
         ("too wide", "distances", {"KSD", "Stein identity", "MMD"}, set()),
-        ("HMC without accept", "joint", {"joint, chain"}, set()),
+        pytest.param("HMC without accept", "joint", {"joint, chain"}, set(), marks=pytest.mark.slow),
     ],
 )
 def test_faults_are_caught(key, name, group, caught, blind):

@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-SLOW = {"which_approximation", "is_it_right", "coin"}  # their parts are in the demo, which the tests run too
+QUICK = {"particles", "local_checkpoint"}
 
 
 def test_there_are_notebooks():
@@ -16,7 +16,10 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW)) for path in NOTEBOOKS],
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in QUICK))
+        for path in NOTEBOOKS
+    ],
 )
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("PROBINFER_NOTEBOOK_SIZE", "small")

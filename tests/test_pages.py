@@ -37,6 +37,7 @@ def reports():
     }
 
 
+@pytest.mark.slow
 def test_page_of_any_reports(tmp_path, reports):
     path = report.check_page(reports, tmp_path / "sub" / "checks.html", title="Mine", facts={"seed": "7"})
     assert path == tmp_path / "sub" / "checks.html"

@@ -46,7 +46,12 @@ def test_what_is_offered_is_described(name):
             assert is_described(obj), f"{name}.{entry} has no docstring"
 
 
-@pytest.mark.parametrize("name", MODULES)
+SLOW = {"probinfer.smc.fusion", "probinfer.checks.sbc_numpyro", "probinfer.betting"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODULES]
+)
 def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0

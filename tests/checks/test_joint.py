@@ -134,6 +134,7 @@ def test_a_right_kernel_passes(key):
     assert "prior sd or more" in report.verdict
 
 
+@pytest.mark.slow
 def test_size(key):
     # 30 tests at level .05: 9 false alarms or more have probability 3e-5.
     alarms = sum(bool(judge(k, walk, 60, num_steps=1).rejected) for k in jax.random.split(key, 30))

@@ -86,6 +86,7 @@ def autoregression(seed, coefficient=0.5, shape=(4, 250)):
     return jnp.asarray([1.0, -3.0] + SD * x)
 
 
+@pytest.mark.slow
 def test_signs_that_last_keep_the_size_for_chains(key):
     """Correlation time 3. Of 30 true chains more than 8 are rejected at rate 5e-4 if the size is .08."""
     rejected = sum(

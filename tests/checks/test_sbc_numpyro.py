@@ -105,6 +105,7 @@ def test_a_wrong_sampler_fails(key):
     assert checks.sbc_numpyro(key, model, NOISE, y=np.zeros(3), **settings).passed is False
 
 
+@pytest.mark.slow
 def test_observed_by_name_or_by_value(key):
     settings = {"sampler": short, "num_simulations": 12, "num_projections": 0}
     named = checks.sbc_numpyro(key, model, NOISE, observed=["y"], **settings)

@@ -86,6 +86,7 @@ def steps_until_settled(virials, norms, stale=-1):
     return None
 
 
+@pytest.mark.slow
 def test_a_run_ends_where_an_epoch_changed_nothing():
     t = np.arange(1, 300)
     level, falling = np.full(299, 1.0), 10.0 / t**2

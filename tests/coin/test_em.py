@@ -79,6 +79,7 @@ def log_joint_with_scale(latent, parameters):
     return prior - 0.5 * jnp.sum((FOUR - latent) ** 2)
 
 
+@pytest.mark.slow
 def test_a_variance_is_found_with_enough_particles(key):
     """tau² = var(x) - 1, from particles whose spread is nearly that of the posterior: 100 in 4 dimensions."""
     algorithm = coin.em(log_joint_with_scale)

@@ -146,6 +146,7 @@ def test_minibatch_targets_run_and_are_not_polished(key):
     assert "Adam with a tuned rate is ahead" in reports.details(network, nothing, target)
 
 
+@pytest.mark.slow
 def test_the_noise_of_batches_is_no_complaint(key):
     """A mean by batches of 20 of 200: the noise of one batch's score is three times the threshold."""
     y = np.random.default_rng(0).normal(3.0, 1.0, size=200)

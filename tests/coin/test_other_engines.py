@@ -31,6 +31,7 @@ def normal(scale):
     return targets.from_logdensity(LogDensity(log_normal, jnp.asarray(scale)), {"x": jnp.zeros(len(scale))})
 
 
+@pytest.mark.slow
 @pytest.mark.f32
 def test_lawgd_divides_the_particles_among_the_modes_in_proportion(key, dtype):
     """From a start of U(-2, 2), 15 000 standard deviations away; a quarter of 40 particles, to one."""

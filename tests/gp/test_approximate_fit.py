@@ -93,6 +93,7 @@ def test_loo_is_that_of_the_oracles_cavities(ml2):
     np.testing.assert_allclose(ml2.loo(), oracle.cavities(slow, *oracle.ep(slow, tolerance=1e-7)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nuts_mixes_probabilities_over_draws(nuts):
     assert set(nuts.posterior.draws) == {"kernel.variance", "kernel.lengthscale"}
     assert nuts.posterior.draws["kernel.variance"].shape == (2, 20)
@@ -107,7 +108,7 @@ def test_nuts_mixes_probabilities_over_draws(nuts):
     assert np.isfinite(nuts.loo()).all()
 
 
-@pytest.mark.parametrize("which", ["ml2", "nuts"])
+@pytest.mark.parametrize("which", ["ml2", pytest.param("nuts", marks=pytest.mark.slow)])
 def test_files(which, request, tmp_path):
     fit = request.getfixturevalue(which)
     fit.save(tmp_path / "fit.npz")

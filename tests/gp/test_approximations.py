@@ -204,7 +204,9 @@ def test_hessians_match_differences_of_gradients(method, name):
 # Limits and laws
 
 
-@pytest.mark.parametrize("method", ["Laplace", "EP", "VI", "total"])
+@pytest.mark.parametrize(
+    "method", ["EP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Laplace", "VI", "total"))]
+)
 def test_gaussian_noise_is_exact(method):
     at = model(LIKELIHOODS["gaussian"], UNEVEN, mean=0.4)
     exact = evaluate(gp.Exact(), at, OUTPUTS["gaussian"], X_UNEVEN)
@@ -293,7 +295,7 @@ def engine(method, dtype):
         ("Laplace", "student", -9.5149733331),
         ("EP", "probit", -4.2304234483),
         ("VI", "poisson", -10.0397449777),
-        ("total", "logit", -3.8404493175),
+        pytest.param("total", "logit", -3.8404493175, marks=pytest.mark.slow),
     ],
 )
 def test_both_precisions(method, name, value, dtype):

@@ -163,7 +163,7 @@ def test_posterior_draws_are_named_and_stacked(nuts):
     "engine",
     [
         gp.MAP(),
-        vi.MeanField(num_draws=100),
+        pytest.param(vi.MeanField(num_draws=100), marks=pytest.mark.slow),
         pytest.param(vi.FullRank(num_draws=100), marks=pytest.mark.slow),
         pytest.param(mcmc.HMC(num_warmup=100, num_draws=50, num_chains=2), marks=pytest.mark.slow),
     ],
@@ -197,6 +197,7 @@ def test_known_noise_in_the_users_units():
         fit.predict_y(X_NEW)
 
 
+@pytest.mark.slow
 @pytest.mark.f32
 def test_float32_data_give_a_float32_fit():
     x, y = X.astype(np.float32), Y.astype(np.float32)

@@ -134,6 +134,7 @@ def test_a_kernel_variance_of_forty(method):
     check(conditioned, gradient, at, GOLDEN_B[method], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_partial_gradient_of_the_hybrid():
     conditioned, _, gradient, _ = case("partial", "student")
     check(conditioned, gradient, model(LIKELIHOODS["student"]), GOLDEN["student"]["partial"])
@@ -162,8 +163,8 @@ def test_gradient_in_the_scale_of_student_t(method):
     ("method", "wanted"),
     [
         ("VI", (-7.3879756520, 0.7564661663, -0.9113973619)),
-        ("EP", (-7.3674752476,)),
-        ("total", (-7.3675451408, 0.7370730660, -0.8985535807)),
+        pytest.param("EP", (-7.3674752476,), marks=pytest.mark.slow),
+        pytest.param("total", (-7.3675451408, 0.7370730660, -0.8985535807), marks=pytest.mark.slow),
     ],
 )
 def test_student_t_without_outliers(method, wanted):

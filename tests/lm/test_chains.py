@@ -63,6 +63,7 @@ def test_particle_gibbs_leaves_the_posterior_as_it_is(method, meaning):
     assert abs(tables.z_scores(inverse, 1.0)) < tables.Z_LIMIT  # E[1 / Zhat] = 1 / Z
 
 
+@pytest.mark.slow
 def test_tempered_chains_leave_their_posteriors_as_they_are():
     """Passes and exchanges, from exact draws of each power."""
     num, powers = 2000, (1.0, 0.3)

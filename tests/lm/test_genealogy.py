@@ -75,6 +75,7 @@ def test_lines_do_not_cross_and_steps_make_the_texts(seen):
         assert "".join(steps[t, n] for t, n in enumerate(path)) == text
 
 
+@pytest.mark.slow
 def test_particle_gibbs_shows_its_last_pass():
     method = lm.ParticleGibbs(4, 3, ancestor_sampling=False, step=lm.every(3))
     found = run(method, watch=None)[0]

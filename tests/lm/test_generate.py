@@ -106,6 +106,7 @@ def test_dead_particles_are_said_and_exit_with_one():
     assert "Answers" not in result.output
 
 
+@pytest.mark.slow
 def test_the_reasoner_needs_no_options(tmp_path, monkeypatch):
     stored = folders.reasoner(tmp_path)
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)

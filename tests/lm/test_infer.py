@@ -116,6 +116,7 @@ def test_all_weights_zero_is_an_effective_sample_size_of_zero():
     assert "every particle died" in str(warning.message)
 
 
+@pytest.mark.slow
 def test_methods_that_ask_no_reward_say_what_of_it_counts():
     vote = lm.MajorityVote(4, step=STEP)
     assert run(None, vote).target.endswith("one vote each")

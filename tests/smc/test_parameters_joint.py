@@ -106,6 +106,7 @@ def chi_squared(shares, paths):
     return stats.chisquare(counts, expected).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps", [partial(four_walks, renewed=False), four_alternations], ids=["PMMH", "Gibbs"]
 )

@@ -270,6 +270,7 @@ def test_a_long_log_evidence_loses_no_digits(dtype):
     np.testing.assert_allclose(found.log_evidences, exact, rtol=4 * eps)
 
 
+@pytest.mark.slow
 def test_filters_run_under_shard_map_with_its_default_check(dtype):
     """One filter a device, with and without paths; and a scheme with a trigger where only keys or only weights vary."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("devices",))

@@ -70,6 +70,7 @@ def test_evidence_and_smoothing_are_unbiased_wherever_the_filters_meet(dtype):
     assert np.all((status == 0) <= np.all(evidence > 0, axis=1))
 
 
+@pytest.mark.slow
 def test_a_wrong_artificial_prior_is_seen(dtype):
     # moves that are not what log_propagate says
     right = artificial(dtype)
