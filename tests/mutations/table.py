@@ -249,7 +249,7 @@ MUTANTS = [
         "gp/objectives.py",
         "gp/test_approximations.py gp/test_evidence_surface.py",
         ("0.5 * lam2 * (mean * mean + variance)", "0.5 * lam2 * mean * mean"),
-        ("lam1, lam2, power, nodes) / power", "lam1, lam2, power, nodes)"),
+        ("lam1, lam2, power, num_nodes, nodes) / power", "lam1, lam2, power, num_nodes, nodes)"),
     ),
     *_of(
         "gp/likelihoods/counts.py",
