@@ -33,12 +33,12 @@ MUTANTS = [
     # Faults that once survived their nearest tests.
     *_of(
         "mcmc/tuning.py",
-        "test_posterior_sampler.py test_lanes.py",
+        "test_mcmc_steps.py test_posterior_sampler.py test_lanes.py",
         ("number - num_warmup + 1", "number - num_warmup"),
     ),
     *_of(
         "mcmc/nuts_steps.py",
-        "test_posterior_sampler.py test_kernels_joint.py",
+        "test_mcmc_steps.py test_posterior_sampler.py test_kernels_joint.py",
         (
             "total = jnp.where(first, gain, jnp.logaddexp(log_weight, gain))",
             "total = jnp.logaddexp(log_weight, gain)",
@@ -49,7 +49,7 @@ MUTANTS = [
     ),
     *_of(
         "mcmc/hmc_sampler.py",
-        "test_posterior_sampler.py test_kernels_joint.py",
+        "test_mcmc_steps.py test_posterior_sampler.py test_kernels_joint.py",
         ("jnp.log(uniforms[1]) < gain", "jnp.log(uniforms[0]) < gain"),
         ("(1 + _JITTER * (2 * uniforms[0] - 1))", "(1 + _JITTER * (2 * uniforms[0]))"),
     ),
