@@ -12,7 +12,7 @@ from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.hmc_sampler import hmc_transition
 from probinfer.mcmc.leapfrog import Place, energy, leapfrog
-from probinfer.mcmc.nuts_steps import whole
+from probinfer.mcmc.nuts_steps import begin, grow, whole
 from probinfer.mcmc.tuning import row_of
 
 MASS = np.array([1.0, 4.0])
@@ -39,10 +39,10 @@ def test_a_trajectory_weighs_all_its_states_and_no_other(dtype):
     """Three doublings without a turn: the weight is that of eight states, found by integrating from end to end."""
     both, mass = jax.value_and_grad(log_normal), jnp.asarray(MASS, dtype)
     step_size = jnp.asarray(0.05, dtype)
-    grow = jax.jit(partial(whole, value_and_grad_fn=both, max_depth=3))
+    grown = jax.jit(partial(whole, value_and_grad_fn=both, max_depth=3))
     for seed in range(4):
         start = place_at([0.3, -1.0], dtype)
-        tree = grow(jax.random.key(seed), start, step_size=step_size, inverse_mass=mass)
+        tree = grown(jax.random.key(seed), start, step_size=step_size, inverse_mass=mass)
         assert int(tree.depth) == 3
         assert not bool(tree.turning)
         place, momentum = tree.first
@@ -54,6 +54,62 @@ def test_a_trajectory_weighs_all_its_states_and_no_other(dtype):
         tolerance = 1e-3 if dtype == jnp.float32 else 1e-9
         np.testing.assert_allclose(tree.log_weight, logsumexp(losses), atol=tolerance)
         np.testing.assert_allclose(tree.momentum_sum, np.sum(momenta, axis=0), atol=tolerance)
+
+
+def turns(momenta, mass, ends=0.5):
+    """The criterion of Betancourt (2017), A.4.2, by its definition; half of both ends is left out of the sum."""
+    rho = np.sum(momenta, axis=0) - ends * (momenta[0] + momenta[-1])
+    return momenta[0] @ (mass * rho) <= 0 or momenta[-1] @ (mass * rho) <= 0
+
+
+def test_a_trajectory_grows_until_a_subtree_turns():
+    """No part that a doubling made turns, but the last whole may, and then the growth ends."""
+    both, mass = jax.value_and_grad(log_normal), jnp.ones(2)
+    grown = jax.jit(partial(whole, value_and_grad_fn=both, max_depth=6))
+    move = jax.jit(partial(leapfrog, both))
+    by_ends = 0
+    starts = np.random.default_rng(0).normal(size=(300, 2)) * np.sqrt(MASS)
+    for seed, at in enumerate(starts):
+        step_size, start = 0.1 + 0.004 * seed, place_at(at, jnp.float64)
+        tree = grown(jax.random.key(seed), start, step_size=jnp.asarray(step_size), inverse_mass=mass)
+        place, momentum = tree.first
+        states = []
+        for _ in range(int(tree.num_leapfrogs) + 1):
+            states.append(np.asarray(momentum))
+            place, momentum = move(place, momentum, step_size, mass)
+        size, leaf = 2 ** int(tree.depth), int(tree.leaf)
+        forward = leaf == 0 or (int(tree.directions) >> int(tree.depth)) & 1
+        momenta, half = (states[:size], states[size:]) if forward else (states[leaf:], states[:leaf][::-1])
+        np.testing.assert_allclose(tree.momentum_sum, np.sum(momenta, axis=0), atol=1e-9)
+        for length in 2 ** np.arange(1, int(tree.depth)):
+            parts = [momenta[i : i + length] for i in range(0, size, length)]
+            assert not any(turns(part, mass) for part in parts)
+        if half:  # given up where a part of it turned
+            parts = [half[-length:] for length in (2, 4, 8, 16, 32) if leaf % length == 0]
+            assert any(turns(part, mass) for part in parts)
+            by_ends += not any(turns(part, mass, ends=0.0) for part in parts)
+        elif turns(momenta, mass):
+            by_ends += not turns(momenta, mass, ends=0.0)
+        else:
+            assert int(tree.depth) == 6
+    # 11 or so of 300: none has a probability of 2e-5
+    assert by_ends, "the half of the ends decided nothing"
+
+
+def test_a_half_is_taken_by_its_weight_beside_that_of_the_rest(dtype):
+    """The first doubling is one state: it is taken with the probability of its weight beside the start, 1 at most."""
+    start, mass = (
+        place_at([0.0, 0.0], dtype),
+        jnp.asarray(MASS, dtype),
+    )  # the leapfrog only loses energy from the mode
+    tree = begin(jnp.asarray([0.7, 0.9, 0.2], dtype), start, mass, 4)
+    step = partial(grow, value_and_grad_fn=jax.value_and_grad(log_normal), inverse_mass=mass)
+    step = jax.jit(partial(step, step_size=jnp.asarray(1.3, dtype)))
+    gain = step(jnp.full(2, 0.5, dtype), tree).half[1]
+    assert gain < -1e-3
+    for factor, taken in ((0.99, True), (1.01, False)):
+        after = step(jnp.asarray([0.5, float(jnp.exp(gain)) * factor], dtype), tree)
+        assert bool(jnp.any(after.chosen.position != start.position)) is taken
 
 
 def test_a_transition_is_accepted_by_its_own_uniform_number(dtype):
