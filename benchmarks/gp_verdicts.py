@@ -147,11 +147,14 @@ def problem(fit) -> tuple:
     return K, np.zeros(len(x)), log_densities(fit.model.likelihood, np.asarray(fit.y))
 
 
-def laplace_reference(slow, mean) -> tuple[float, float]:
-    """Evidence of Laplace's approximation at a mode, and how far the mode is from where its equation leads."""
+def laplace_reference(slow, mean, unit) -> tuple[float, float]:
+    """Evidence of Laplace's approximation at a mode, and how far the mode is from where its equation leads.
+
+    Derivatives are differences, whose steps must be short beside ``unit``, on which the log densities bend.
+    """
     K, prior_mean, fns = slow
     steps = [
-        1e-3 / (1 + np.sqrt(abs(oracle.slope_and_curvature(fn, x)[1])))
+        min(1e-3 / (1 + np.sqrt(abs(oracle.slope_and_curvature(fn, x, 2e-3 * unit)[1]))), 2e-3 * unit)
         for fn, x in zip(fns, mean, strict=True)
     ]
     found = [oracle.slope_and_curvature(fn, x, step) for fn, x, step in zip(fns, mean, steps, strict=True)]
@@ -169,7 +172,8 @@ def judge(fit, method: str) -> dict:
     lam1, lam2 = np.asarray(sites.lam1[0]), np.asarray(sites.lam2[0])
     mean = oracle.condition_without_inverse(*slow[:2], lam1, lam2)[0]
     if method == "Laplace":
-        energy, residual = laplace_reference(slow, mean)
+        unit = min(float(getattr(fit.model.likelihood, "scale", 1.0)), 1.0)
+        energy, residual = laplace_reference(slow, mean, unit)
     else:
         power = POWERS[method]
         energy = oracle.energy(slow, lam1, lam2, power, oracle.condition_without_inverse)

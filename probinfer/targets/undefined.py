@@ -27,18 +27,22 @@ def undefined_below(target: Target) -> tuple[str, ...]:
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
     leaves, structure = jax.tree.flatten(one)
     names = transforms.leaf_names(one)
-    evaluate = jax.jit(lambda fn, position: fn(position))
 
     def at(size: float, negative: int | None) -> float:
         values = [
             jnp.full(leaf.shape, -size if i == negative else size, leaf.dtype)
             for i, leaf in enumerate(leaves)
         ]
-        return float(evaluate(target.logdensity_fn, jax.tree.unflatten(structure, values)))
+        return float(_evaluate(target.logdensity_fn, jax.tree.unflatten(structure, values)))
 
     if not all(np.isfinite(at(size, None)) for size in _TRIED):
         return ()
     return tuple(name for i, name in enumerate(names) if all(np.isnan(at(size, i)) for size in _TRIED))
+
+
+@jax.jit
+def _evaluate(fn: Any, position: Any) -> Any:
+    return fn(position)
 
 
 def advice_on_constraints(target: Any) -> str:
