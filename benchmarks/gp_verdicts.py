@@ -263,7 +263,8 @@ def run(name: str, method: str, seed: int, nuts: bool) -> dict:
         if "did not converge" in str(w.message) or "classes" in str(w.message)
     ]
     found = judge(fit, method) | {"CPU seconds": seconds, "status": status.name}
-    if status in _OF_DATA and found["verdict"] == "right":
+    converged = not any("did not converge" in text for text in said)
+    if status in _OF_DATA and found["verdict"] == "right" and converged:
         found["said"] = status.name
     elif status != Status.OK:
         found |= {
@@ -271,7 +272,7 @@ def run(name: str, method: str, seed: int, nuts: bool) -> dict:
             "verdict": "refused",
             "cause": f"{status.name} {'; '.join(said)}",
         }
-    elif any("did not converge" in text for text in said):
+    elif not converged:
         found["verdict"] = "wrong"  # a warning beside OK
     elif nuts:
         found["NUTS"] = beside_nuts(fit)

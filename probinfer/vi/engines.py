@@ -165,7 +165,7 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
     info = info._replace(khat=drawn.khat, identity=drawn.identity, num_gradients=spent, status=status)
     said = found or (details(info) if int(status) != Status.OK else "")
     if early:
-        status, said = engine.part("the Gaussian is that of a search that had not ended", status, said)
+        status, said = engine.part("the Gaussian may be that of a search that had not ended", status, said)
         info = info._replace(status=jnp.int32(status))
     engine.warn(status, said, name)
     if poor:

@@ -75,9 +75,8 @@ def concave_interval(
     longest = jnp.broadcast_to(jnp.sqrt(2 * _DROP / rest), (2, *m.shape))  # the cavity alone
 
     def narrow(_, bracket):
-        distance, step = (
-            bracket  # the logarithm of the distance is searched, in steps that are the same for all
-        )
+        # The logarithm of the distance is searched, in steps that are the same for all.
+        distance, step = bracket
         inside = height(peak + sign * distance * jnp.exp(step * _inner(distance))) > -_DROP
         return distance * jnp.exp(step * jnp.sum(inside, axis=0, dtype=m.dtype)), step / _PARTS
 
