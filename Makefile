@@ -26,6 +26,8 @@ install_peers = $(1)/python -m pip install -qq $(TORCH) \
 PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python keeps what it compiled, whatever the shell says: reading the tests anew takes each process 20 s more.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo test test-all lint format bench clean
 

@@ -38,6 +38,17 @@ def pytest_configure(config):
     keys.shift(config.getoption("--key-offset"))
 
 
+def pytest_ignore_collect(collection_path):
+    """Without 64-bit mode a file that marks nothing ``f32`` has nothing to run and need not be imported."""
+    if (
+        collection_path.suffix == ".py"
+        and not jax.config.jax_enable_x64
+        and b"mark.f32" not in collection_path.read_bytes()
+    ):
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """Without 64-bit mode only the tests marked ``f32`` are meant to run."""
     if not jax.config.jax_enable_x64:
