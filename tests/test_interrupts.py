@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,6 +234,19 @@ def test_nuts_returns_the_draws_so_far(press_during):
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 draws are few
         whole = pi.infer(KEY, target(), NUTS)
     np.testing.assert_array_equal(whole.draws["x"][:, : posterior.num_draws], posterior.draws["x"])
+
+
+def test_a_blackjax_algorithm_returns_the_draws_so_far(press_during):
+    """Its first piece is one step; what was to be discarded is."""
+    engine = pi.mcmc.Blackjax(
+        lambda fn: blackjax.nuts(fn, 0.5, jnp.ones(2)), num_discard=3, num_draws=5000, num_chains=2
+    )
+    press_during(3)
+    posterior = part_of(engine)
+    assert 1 <= posterior.num_draws < 5000
+    press_during(1)
+    with pytest.raises(KeyboardInterrupt):
+        pi.infer(KEY, target(), engine)
 
 
 def test_a_warm_up_leaves_no_draws(press_during):

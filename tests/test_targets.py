@@ -18,6 +18,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import init_to_median, init_to_value
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import initialize_model, log_density, potential_energy
+from numpyro.primitives import mutable
 
 from probinfer import targets, transforms
 from probinfer.errors import NumericalError
@@ -371,7 +372,31 @@ def nnx_network(x):
     numpyro.sample("y", dist.Normal(net(x)[..., 0], 1.0), obs=jnp.sin(x[:, 0]))
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=False)(nn.Dense(4)(x))
+        return nn.Dense(1)(nn.tanh(x))[..., 0]
+
+
+def normed_network(x):
+    """Batch statistics are a mutable site."""
+    prior, shape = dist.Normal(0, 1), (5, 3)
+    net = random_flax_module("net", Normed(), prior=prior, input_shape=shape, mutable=["batch_stats"])
+    numpyro.sample("y", dist.Normal(net(x), 1.0), obs=jnp.sin(x[:, 0]))
+
+
+def counts_its_runs(y):
+    """The state of the first run stays, however often the density is computed."""
+    state = mutable("state", {"runs": jnp.asarray(0.5)})
+    state["runs"] = state["runs"] + 1
+    m = numpyro.sample("m", dist.Normal(state["runs"], 1.0))
+    numpyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+
 FIXED = {
+    "batch norm": (normed_network, (ROWS,)),
+    "mutable": (counts_its_runs, (Y,)),
     "param": (with_param, (Y,)),
     "substituted": (handlers.substitute(with_param, {"spread": jnp.asarray(0.7)}), (Y,)),
     "learned centring": (
@@ -390,8 +415,9 @@ def test_parameters_and_modules_are_what_numpyros_samplers_make_of_them(name):
     target = targets.from_numpyro(model, *args)
     theirs = initialize_model(jax.random.key(3), model, model_args=args)
     position = jax.tree.map(lambda leaf: jnp.asarray(leaf, float) * 0.5, theirs.param_info.z)
-    found = jax.jit(lambda target, at: target.logdensity_fn(at))(target, position)
-    np.testing.assert_allclose(found, -theirs.potential_fn(position), rtol=1e-6)
+    density = jax.jit(lambda target, at: target.logdensity_fn(at))
+    np.testing.assert_allclose(density(target, position), -theirs.potential_fn(position), rtol=1e-6)
+    np.testing.assert_allclose(target.logdensity_fn(position), -theirs.potential_fn(position), rtol=1e-6)
     assert set(position) <= set(target.names)
     assert target.prior is not None
 

@@ -14,7 +14,7 @@ from probinfer.gp.marginals import marginals_from
 from probinfer.gp.model import Model
 from probinfer.gp.precision import negative_factor, positive_factor, precision
 from probinfer.gp.sites import Sites
-from probinfer.types import Array, Float
+from probinfer.types import Array, Bool, Float
 
 __all__ = ["assemble", "at_sites"]
 
@@ -26,6 +26,7 @@ def assemble(
     found: FixedPoint,
     log_evidence: Float[Array, ""] | None,
     num_nodes: int,
+    is_local: Bool[Array, ""] | bool = True,
 ) -> Conditioned:
     """A conditioned process from its sites; what is not used is compiled away.
 
@@ -36,6 +37,7 @@ def assemble(
         found: the sites.
         log_evidence: at these sites; None where it is not asked for.
         num_nodes: quadrature nodes for leave-one-out densities.
+        is_local: whether the expansion behind the evidence holds where it is used.
 
     The leave-one-out density of a point is the normaliser of its likelihood under its cavity, q divided by its site,
     whatever the method that found the sites.
@@ -50,6 +52,7 @@ def assemble(
     if log_evidence is not None:
         bound = largest_log_evidence(model.likelihood, y, model.mean(X), jnp.diagonal(K))
         verdict = evidence_status(log_evidence, bound, found)
+        verdict = jnp.where(is_local, verdict, jnp.maximum(verdict, int(Status.POOR_APPROXIMATION)))
         status = jnp.maximum(status, verdict)
         usable = (status < int(Status.NOT_POSITIVE_DEFINITE)) & (verdict == Status.OK)
         log_evidence = jnp.where(usable, log_evidence, jnp.nan)

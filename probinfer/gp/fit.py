@@ -21,6 +21,7 @@ from probinfer.gp.conditioned import failed
 from probinfer.gp.conjugate import Exact
 from probinfer.gp.fitted import Fit
 from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
+from probinfer.gp.laplace import Laplace
 from probinfer.gp.learn import ML2
 from probinfer.gp.model import Model, cast
 from probinfer.gp.priors import default_prior
@@ -131,6 +132,7 @@ def fit(
         release(caught, info.status)
         if int(info.status) != Status.OK and not caught:
             engine.warn(info.status, "the best end of the search did not stand the verification", "gp.fit")
+        _check_modes(model, inference, info.status)
     else:
         release(caught)
         known = isinstance(inference, Exact) and not (is_point and log_evidence is None)
@@ -198,6 +200,19 @@ def _advice_on(inference):
         f"Where {method} is far from its fixed point there is no evidence: raise gp.{method}(max_updates={most}), "
         "start the model at plausible hyperparameters, or take another method"
     )
+
+
+def _check_modes(model, inference, status):
+    """Say why a search failed, where the reason is the approximation and not the search."""
+    stopped = int(status) in (Status.LINE_SEARCH_STALLED, Status.POOR_APPROXIMATION, Status.NON_FINITE)
+    if stopped and isinstance(inference, Laplace) and not model.likelihood.log_concave:
+        warnings.warn(
+            f"Laplace's evidence under {type(model.likelihood).__name__} jumps from one mode of the latent function to "
+            "another and grows without bound where a mode vanishes, so it may have no maximum: take gp.VI(), whose "
+            "evidence is a bound",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def _check_amplitude(models, X):

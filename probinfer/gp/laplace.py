@@ -20,18 +20,28 @@ from probinfer.gp.fixed_point import FixedPoint, check_settings, default_toleran
 from probinfer.gp.likelihoods.moments import derivatives
 from probinfer.gp.marginals import marginals
 from probinfer.gp.model import Model
-from probinfer.gp.precision import precision
+from probinfer.gp.precision import Precision, precision
 from probinfer.gp.updates import first_sites
 from probinfer.types import Array, Float, field, pytree
 
 __all__ = ["Laplace"]
 
 _STEPS = 0.5 ** np.arange(12)  # the Newton step and its halves
+_WIDEST = (
+    4.0  # posterior variances beside those without the convex parts: twice as wide is no local expansion
+)
 
 
 @pytree
 class Laplace:
     """Laplace's approximation.
+
+    Where the likelihood is log-concave there is one mode. Elsewhere (Student-t noise) there may be several, which come
+    and go with the hyperparameters: the evidence jumps from one to another, and where a mode vanishes, the curvature of
+    the posterior falls to zero there and the expansion gives any evidence, however large. An evidence is NaN and the
+    status ``POOR_APPROXIMATION`` where outputs whose log density is convex at the mode widen a marginal to more than
+    twice its standard deviation without them. What is left may have no maximum at all: ``gp.fit`` then says so, and
+    ``gp.VI`` (a bound) and ``gp.EP`` have none of this.
 
     Attributes:
         num_nodes: quadrature nodes for leave-one-out densities without a closed form.
@@ -71,10 +81,18 @@ class Laplace:
             settings, model.likelihood, y, K, prior_mean, jax.lax.stop_gradient(start)
         )
         log_p, slope, curvature, _ = derivatives(model.likelihood, y, f)
-        log_det = precision(K, -curvature, signed).log_det
-        log_evidence = jnp.sum(log_p) - 0.5 * jnp.dot(f - prior_mean, slope) - 0.5 * log_det
+        known = precision(K, -curvature, signed)
+        is_local = _is_local(K, curvature, known) if signed else True
+        log_evidence = jnp.sum(log_p) - 0.5 * jnp.dot(f - prior_mean, slope) - 0.5 * known.log_det
         found = FixedPoint(jnp.stack([slope - curvature * f, -curvature]), residual, num_updates, status)
-        return assemble(model, X, y, found, log_evidence, self.num_nodes)
+        return assemble(model, X, y, found, log_evidence, self.num_nodes, is_local)
+
+
+def _is_local(K: Array, curvature: Array, known: Precision) -> Array:
+    """Whether the posterior is not much wider for the outputs whose log density is convex at the mode."""
+    K, curvature, covariance = jax.lax.stop_gradient((K, curvature, known.covariance))
+    without = precision(K, jnp.maximum(-curvature, 0), False).covariance
+    return jnp.all(jnp.diagonal(covariance) <= _WIDEST * jnp.diagonal(without))
 
 
 class _Search(NamedTuple):

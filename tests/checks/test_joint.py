@@ -165,11 +165,11 @@ def test_a_kernel_that_ignores_the_data(key):
 
 
 def test_a_kernel_that_stands_still_is_told(key):
-    report = judge(key, identity)
+    report = judge(key, identity, level=RARE)
     assert report.passed is None
     assert report.still == ("value[0]", "value[1]")
     assert "hardly moves value[0]: it changed in 0.0% of the lanes" in report.verdict
-    half = judge(key, lambda key, theta, x: conditional(key, theta, x, 0))
+    half = judge(key, lambda key, theta, x: conditional(key, theta, x, 0), level=RARE)
     assert half.passed is None
     assert half.still == ("value[1]",)
 
@@ -233,7 +233,7 @@ def test_trees_counts_and_user_quantities(key):
 def test_lanes_that_fail_and_too_few_of_them(key):
     report = judge(key, lambda key, theta, x: walk(key, theta, x) + jnp.where(theta[0] > 2, jnp.nan, 0.0))
     assert "lanes failed: a draw is NaN or infinite" in report.verdict
-    few = judge(key, walk, 10)
+    few = judge(key, walk, 10, level=RARE)
     assert few.passed is None
     assert "simulations are needed" in few.verdict
 

@@ -252,7 +252,13 @@ def test_bad_draws(key, observed_draws):
 
 def test_few_draws_are_taken_as_they_are(key, observed_draws):
     report = checks.posterior_sbc(
-        key, observed_draws[:, :3], simulate, exact_from_both, num_simulations=12, num_projections=0
+        key,
+        observed_draws[:, :3],
+        simulate,
+        exact_from_both,
+        num_simulations=12,
+        num_projections=0,
+        level=RARE,
     )
     assert report.passed is None  # twelve simulations cannot tell
     assert sorted(report.theta[:, 0]) == sorted(np.asarray(observed_draws[:, :3, 0]).ravel())

@@ -48,6 +48,12 @@ def in_a_loop(y):
     scan(walk, jnp.zeros(()), y)
 
 
+def with_param(y=None):
+    spread = numpyro.param("spread", 1.5, constraint=dist.constraints.positive)
+    mean = numpyro.sample("mean", dist.Normal(0.0, spread))
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
 short = functools.partial(mcmc.posterior_sampler, num_warmup=100, num_draws=100, num_leapfrogs=8)
 
 
@@ -103,6 +109,17 @@ def test_a_wrong_sampler_fails(key):
     """Standard deviations too small by the factor 0.7: passes with probability below 1e-6."""
     settings = {"sampler": overconfident, "num_simulations": 400, "num_projections": 0}
     assert checks.sbc_numpyro(key, model, NOISE, y=np.zeros(3), **settings).passed is False
+
+
+@pytest.mark.slow
+def test_parameters_keep_their_values(key):
+    """Simulated and sampled with the spread 1.5: a false alarm of the three statements has probability 3e-4."""
+    settings = {"sampler": short, "num_simulations": 300, "num_projections": 0, "level": 1e-4}
+    found = checks.sbc_numpyro(key, with_param, observed="y", **settings)
+    assert found.passed, found.verdict
+    assert set(found.theta) == {"mean"}
+    assert stats.kstest(found.theta["mean"], stats.norm(0, 1.5).cdf).pvalue > 1e-4
+    assert stats.kstest(found.x["y"], stats.norm(0, np.hypot(1.5, 1)).cdf).pvalue > 1e-4
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_the_default_sees_a_posterior_that_ignores_the_data(key):
     assert report.references.uses_data
     assert 0.2 < report.references.explained < 0.7  # one half
     assert report.passed is False
-    blind = tarp(key, noise, theta, x, reference=x_free)
+    blind = tarp(key, noise, theta, x, reference=x_free, level=1e-4)  # the rate of false alarms
     assert blind.passed is None
     assert "no claim of accuracy" in blind.verdict
 
@@ -175,10 +175,10 @@ def test_a_right_posterior_passes_and_says_what_could_have_been_seen(key, dtype)
 
 def test_data_without_information_allow_no_claim(key):
     theta, _, noise = conjugate(key)
-    report = tarp(key, noise, theta, jax.random.normal(jax.random.key(5), (S, 2)))
+    report = tarp(key, noise, theta, jax.random.normal(jax.random.key(5), (S, 2)), level=1e-4)
     assert report.passed is None
     assert "found nothing about theta in x" in report.verdict
-    assert tarp(key, noise, theta, None).passed is None
+    assert tarp(key, noise, theta, None, level=1e-4).passed is None
 
 
 def test_a_scale_that_no_linear_regression_sees(key):

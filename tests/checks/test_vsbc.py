@@ -76,13 +76,13 @@ def test_size(key):
 
 def test_cannot_tell(key):
     draws, theta = simulations(key)
-    few = vsbc(key, draws[:6], theta[:6])
+    few = vsbc(key, draws[:6], theta[:6], level=1e-4)  # the rate of false alarms, here and below
     assert few.passed is None
     assert "run more simulations" in few.verdict
-    failed = vsbc(key, draws.at[:200].set(jnp.nan), theta)
+    failed = vsbc(key, draws.at[:200].set(jnp.nan), theta, level=1e-4)
     assert failed.passed is None
     assert "200 simulations failed" in failed.verdict
-    still = vsbc(key, jnp.broadcast_to(theta[:, None], draws.shape), theta)
+    still = vsbc(key, jnp.broadcast_to(theta[:, None], draws.shape), theta, level=1e-4)
     assert still.passed is None
     assert "cannot tell about value[0]" in still.verdict
 

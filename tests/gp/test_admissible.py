@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
+from scipy import integrate, optimize, special, stats
 
 from probinfer import gp
 from probinfer.base import Status
+from probinfer.errors import ConvergenceWarning
 from probinfer.gp.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.condition import Settled
 from probinfer.gp.fixed_point import FixedPoint
@@ -161,3 +162,57 @@ def test_exposures_of_an_own_likelihood():
     poisson = LOG_DENSITIES["poisson"]
     assert fit.log_evidence < sum(poisson(n, np.log(max(n, 1e-9))) for n in y)
     np.testing.assert_allclose(fit.predict(x)[0], np.sin(x[:, 0]), atol=0.5)
+
+
+def test_laplaces_evidence_has_no_bound_where_a_mode_vanishes():
+    """One output 6 under Student-t noise: by the mode m the kernel's variance is v = m (ν s² + r²) / ((ν + 1) r).
+
+    dv/dm = 0 is where the mode vanishes; there the curvature 1/v + W is zero, the formula's evidence infinite.
+    """
+    y, scale, df = 6.0, 0.5, 4.0
+
+    def at(m):
+        r = y - m
+        variance = m * (df * scale**2 + r**2) / ((df + 1) * r)
+        shrunk = 1 + variance * (df + 1) * (df * scale**2 - r**2) / (df * scale**2 + r**2) ** 2
+        density = stats.t.logpdf(r / scale, df) - np.log(scale)
+        return variance, shrunk, density - m * m / (2 * variance) - 0.5 * np.log(np.abs(shrunk))
+
+    def exact(variance):
+        def joint(f):
+            return stats.t.pdf((y - f) / scale, df) / scale * stats.norm.pdf(f, 0, variance**0.5)
+
+        return np.log(integrate.quad(joint, -40, 40, points=[0, y], limit=400)[0])
+
+    fold = optimize.brentq(lambda m: at(m)[1], 1.0, 3.9, xtol=1e-13)
+    assert at(fold - 1e-9)[2] > exact(at(fold)[0]) + 8  # nats, and as many more as one likes
+    X, outputs, verdicts = jnp.zeros((1, 1)), jnp.array([y]), []
+    for mode in (0.5, 1.5, 2.0, fold - 0.3, fold - 0.01, fold - 1e-4):
+        variance, shrunk, formula = at(mode)
+        model = gp.Model(gp.kernels.RBF(variance=variance), gp.likelihoods.StudentT(scale, df))
+        found = gp.condition(model, X, outputs, gp.Laplace())
+        np.testing.assert_allclose(found.mean[0], mode, rtol=1e-4)
+        verdicts.append(int(found.status))
+        if shrunk > 0.25:
+            np.testing.assert_allclose(found.log_evidence, formula, rtol=1e-7)
+            assert found.status == Status.OK
+            assert formula < exact(variance) + np.log(2)
+        else:
+            assert np.isnan(found.log_evidence)
+            assert found.status == Status.POOR_APPROXIMATION
+    assert len(set(verdicts)) == 2
+
+
+@pytest.mark.slow
+def test_a_search_that_modes_stop_says_so():
+    """Three outliers at a thousand noise scales: every search of Laplace's evidence stalls, and the reason is named."""
+    rng = np.random.default_rng([1, 3])
+    X = np.linspace(0, 10, 24)[:, None]
+    K = np.exp(-0.5 * ((X - X.T) / rng.uniform(1, 3)) ** 2)
+    y = np.linalg.cholesky(K + 1e-8 * np.eye(24)) @ rng.normal(size=24) + 0.1 * rng.standard_t(4, 24)
+    where = rng.choice(24, 3, replace=False)
+    y[where] += rng.choice([-1, 1], 3) * 100 * rng.uniform(0.5, 2, 3)
+    model = gp.Model(gp.kernels.RBF(), gp.likelihoods.StudentT())
+    with pytest.warns(ConvergenceWarning, match=r"jumps from one mode.*take gp\.VI\(\)"):
+        fit = gp.fit(jax.random.key(1), model, X, y, inference=gp.Laplace())
+    assert fit.info.status != Status.OK

@@ -1,5 +1,6 @@
 """Engines for parameters of state-space models, killed and resumed."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import smc
+from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
 from tests.smc import parameter_cases as cases
 
@@ -43,3 +45,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
     for one in (whole, run(checkpoint)):
         for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["PMMH", "ParticleGibbs"])
+def test_what_was_drawn_before_ctrl_c_is_returned(name, press_during):
+    """The draws are the first of those that the whole run makes."""
+    target = cases.target(cases.observations(0))
+    engine = dataclasses.replace(SHORT[name], num_draws=100)
+
+    def run(press):
+        press_during(**({"when": press} if press else {}))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            found = engine.sample(jax.random.key(5), target, progress=False)
+        return found, " ".join(str(one.message) for one in caught)
+
+    whole, _ = run(None)
+    after, total = engine.num_warmup, engine.num_warmup + engine.num_draws
+    part, said = run(lambda tree: isinstance(tree, tuple) and after < getattr(tree[0], "step", 0) < total)
+    assert "Ctrl-C ended the work early" in said
+    assert part.info.status == Status.INTERRUPTED
+    assert 1 <= part.num_draws < whole.num_draws
+    for name, leaf in part.draws.items():
+        np.testing.assert_array_equal(leaf, whole.draws[name][:, : part.num_draws])
