@@ -53,7 +53,6 @@ $(BENCH_INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## all journeys on bundled data, with a report in probinfer-report/
 	$(BIN)/probinfer demo
 
-test: export XLA_FLAGS += --xla_cpu_use_fusion_emitters=false
 test: $(INSTALLED)  ## the fast tests, with and without 64-bit floats
 	JAX_ENABLE_X64=1 $(PYTEST) -m "not slow"
 	JAX_ENABLE_X64=0 $(PYTEST) -m "f32 and not slow"

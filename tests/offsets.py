@@ -73,11 +73,7 @@ def _run(file: str, wide: bool, options: argparse.Namespace, report: dict) -> No
     missing = [offset for offset in options.offsets if str(offset) not in known["offsets"]]
     if not missing:
         return
-    settings = {
-        "JAX_ENABLE_X64": str(int(wide)),
-        "OPENBLAS_NUM_THREADS": "1",
-        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
-    }
+    settings = {"JAX_ENABLE_X64": str(int(wide)), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.offsets", "--one", file, "--offsets", *map(str, missing)]
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)

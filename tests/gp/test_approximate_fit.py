@@ -118,6 +118,7 @@ def test_files(which, request, tmp_path):
     np.testing.assert_array_equal(back.loo(), fit.loo())
 
 
+@pytest.mark.slow
 def test_the_density_is_a_function_of_the_position_alone():
     """The same bits whatever was evaluated before: every search starts at the stored sites."""
     arrays = jnp.asarray(X), jnp.asarray(Y)
@@ -212,6 +213,7 @@ def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
     assert "OK" not in refused
 
 
+@pytest.mark.slow
 def test_separable_labels_are_bounded_by_the_prior():
     """Maximum likelihood runs away with the variance and says so; the posterior mode stays where the prior has mass."""
     labels = (X[:, 0] > 0).astype(float)

@@ -46,13 +46,13 @@ ORACLES = {
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ("Laplace", "probit"),
+        pytest.param("Laplace", "probit", marks=pytest.mark.slow),
         ("Laplace", "student"),
         ("EP", "probit"),
-        ("EP", "poisson"),
+        pytest.param("EP", "poisson", marks=pytest.mark.slow),
         ("PEP .5", "student"),
         ("VI", "logit"),
-        ("VI", "student"),
+        pytest.param("VI", "student", marks=pytest.mark.slow),
         ("total", "poisson"),
     ],
 )
@@ -143,7 +143,9 @@ def difference(fn, step=3e-3):
     return (-fn(2 * step) + 8 * fn(step) - 8 * fn(-step) + fn(-2 * step)) / (12 * step)
 
 
-@pytest.mark.parametrize("method", ["Laplace", "EP", "VI", "total"])
+@pytest.mark.parametrize(
+    "method", ["Laplace", "EP", *(pytest.param(name, marks=pytest.mark.slow) for name in ("VI", "total"))]
+)
 def test_gradients_in_likelihood_mean_and_inputs(method):
     def value(scale=0.5, df=4.0, mean=0.1, x=X):
         at = model(gp.likelihoods.StudentT(scale, df), mean=mean)
@@ -162,6 +164,7 @@ def test_gradients_in_likelihood_mean_and_inputs(method):
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradient_in_the_dispersion():
     def value(dispersion):
         return evaluate(METHODS["EP"], model(gp.likelihoods.NegativeBinomial(dispersion)), OUTPUTS["poisson"])
@@ -173,7 +176,7 @@ def test_gradient_in_the_dispersion():
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ("EP", "logit"),
+        pytest.param("EP", "logit", marks=pytest.mark.slow),
         ("VI", "poisson"),
         ("Laplace", "student"),
         pytest.param("total", "poisson", marks=pytest.mark.slow),
@@ -222,6 +225,7 @@ def test_gaussian_noise_is_exact(method):
     assert got[0].num_iterations <= 3
 
 
+@pytest.mark.slow
 def test_power_ep_tends_to_vi():
     """Gaps of first order in the power: about 1e-4 at 0.01."""
     small = evaluate(gp.EP(0.01, num_nodes=64), model(LIKELIHOODS["logit"]), OUTPUTS["logit"])[0]
@@ -376,7 +380,14 @@ def test_an_outlier_far_away_under_ep():
     assert abs(float(far.mean[3])) < 1.5  # the outlier is not followed
 
 
-@pytest.mark.parametrize("inference", [gp.EP(max_updates=1), gp.VI(max_updates=1), gp.Laplace(max_updates=1)])
+@pytest.mark.parametrize(
+    "inference",
+    [
+        pytest.param(gp.EP(max_updates=1), marks=pytest.mark.slow),
+        gp.VI(max_updates=1),
+        gp.Laplace(max_updates=1),
+    ],
+)
 def test_too_few_updates_have_a_status(inference):
     def report(X, y):
         found = inference.condition(model(LIKELIHOODS["poisson"]), X, y)
@@ -419,7 +430,10 @@ def test_labels_of_minus_one_and_one_are_taken_and_said():
     )
 
 
-@pytest.mark.parametrize(("name", "kind"), [("logit", bool), ("logit", int), ("poisson", np.int32)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("logit", bool), ("logit", int), pytest.param("poisson", np.int32, marks=pytest.mark.slow)],
+)
 def test_classes_and_counts_may_be_integers(name, kind):
     whole = gp.condition(model(LIKELIHOODS[name]), X, OUTPUTS[name].astype(kind), gp.EP(num_nodes=64))
     np.testing.assert_array_equal(whole.log_evidence, condition(name, OUTPUTS[name]).log_evidence)

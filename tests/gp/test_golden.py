@@ -112,13 +112,14 @@ QUICK = {
     ("VI", "student"),
     ("total", "poisson"),
 }
-PAIRS = [(method, name) for method in ("Laplace", "EP", "PEP .5", "VI", "total") for name in GOLDEN]
 
 
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in QUICK)) for pair in PAIRS],
-)
+def pairs(methods, names):
+    chosen = [(method, name) for method in methods for name in names]
+    return [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in QUICK)) for pair in chosen]
+
+
+@pytest.mark.parametrize(("method", "name"), pairs(("Laplace", "EP", "PEP .5", "VI", "total"), GOLDEN))
 def test_values_and_gradients(method, name):
     conditioned, _, gradient, _ = case(method, name)
     check(conditioned, gradient, model(LIKELIHOODS[name]), GOLDEN[name][method])
@@ -140,7 +141,10 @@ def test_partial_gradient_of_the_hybrid():
     check(conditioned, gradient, model(LIKELIHOODS["student"]), GOLDEN["student"]["partial"])
 
 
-@pytest.mark.parametrize("name", ["probit", "logit", "poisson", "probit B"])
+@pytest.mark.parametrize(
+    "name",
+    ["poisson", *(pytest.param(name, marks=pytest.mark.slow) for name in ("probit", "logit", "probit B"))],
+)
 def test_partial_gradients_are_those_at_fixed_sites(name):
     """Every likelihood through the energy alone, which compiles in a second."""
     is_b, name = name == "probit B", name.removesuffix(" B")
@@ -153,7 +157,10 @@ def test_partial_gradients_are_those_at_fixed_sites(name):
     np.testing.assert_allclose(log_gradient(gradient, at), wanted[1:], rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", SCALE_GRADIENT)
+@pytest.mark.parametrize(
+    "method",
+    ["VI", "total", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Laplace", "EP", "partial"))],
+)
 def test_gradient_in_the_scale_of_student_t(method):
     _, _, gradient, _ = case(method, "student")
     np.testing.assert_allclose(0.5 * gradient.likelihood.scale, SCALE_GRADIENT[method], rtol=0, atol=1e-9)
@@ -177,7 +184,7 @@ def test_student_t_without_outliers(method, wanted):
     ("method", "wanted"),
     [
         ("VI", (-15.9716766769, -0.1427870446, -0.7678552849)),
-        ("partial", (-15.8854379991, -0.1279049331, -0.7444614661)),
+        pytest.param("partial", (-15.8854379991, -0.1279049331, -0.7444614661), marks=pytest.mark.slow),
         ("total", (-15.8854379991, -0.1307666286, -0.7435769298)),
     ],
 )
@@ -189,8 +196,7 @@ def test_an_outlier_has_a_site_of_negative_precision(method, wanted):
     np.testing.assert_allclose(conditioned.sites.lam2, lam2, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", MATERN)
-@pytest.mark.parametrize("method", ["Laplace", "VI", "EP", "total"])
+@pytest.mark.parametrize(("method", "name"), pairs(("Laplace", "VI", "EP", "total"), MATERN))
 def test_matern_five_halves(method, name):
     conditioned, _, _, _ = evaluate(METHODS[method], model(LIKELIHOODS[name], matern=True), OUTPUTS[name])
     wanted = MATERN[name][["Laplace", "VI", "EP", "total"].index(method)]
