@@ -34,22 +34,24 @@ def _shifted(make, offset):
 
 def depends_on_keys(item):
     """Whether names that a test, its parameters and its fixtures use lead to code of the tests that makes a key."""
-    return item.originalname in _leading_to_keys(item.path)
+    return item.originalname in leading_to_keys(item.path)
 
 
 @cache
-def _leading_to_keys(file):
-    """Top-level names of a file, its helpers and the fixtures for all from which the making of a key is reached.
+def leading_to_keys(file):
+    """Top-level names of a file and its helpers from which the making of a key is reached, fixtures for all included.
 
     Names are all that is looked at, strings included (they may name fixtures): this counts too many, not too few.
     """
+    conftest = TESTS / "conftest.py"
+    fixtures = set() if file == conftest else leading_to_keys(conftest)
     uses, makes = defaultdict(set), set()
-    for statement in _statements(file) + _statements(TESTS / "conftest.py"):
+    for statement in _statements(file):
         nodes = list(ast.walk(statement))
         names = set().union(*map(_names, nodes))
         for name in _defined(statement):
             uses[name] |= names
-            if any(map(_makes_key, nodes)):
+            if any(map(_makes_key, nodes)) or _asks_for(statement) & fixtures:
                 makes.add(name)
     while more := {name for name, names in uses.items() if names & makes} - makes:
         makes |= more
@@ -67,7 +69,24 @@ def _statements(file):
 def _imported(node):
     module = TESTS.parent.joinpath(*(node.module or "").split("."))
     files = [module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)]
-    return [file for file in files if TESTS in file.parents and file.exists()]
+    return [file for file in files if TESTS in file.parents and file.exists() and file != Path(__file__)]
+
+
+def makes_no_key(file):
+    """Whether neither a file of the tests nor one that it imports makes a key."""
+    return not any(_makes_key(node) for statement in _statements(file) for node in ast.walk(statement))
+
+
+def _asks_for(statement):
+    """Fixtures that a test or another fixture asks for; the arguments of other functions are no fixtures."""
+    if not isinstance(statement, ast.FunctionDef):
+        return set()
+    is_fixture = any(
+        "fixture" in _names(node) for mark in statement.decorator_list for node in ast.walk(mark)
+    )
+    if not (is_fixture or statement.name.startswith("test")):
+        return set()
+    return {argument.arg for argument in statement.args.args}
 
 
 def _defined(statement):

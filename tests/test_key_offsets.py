@@ -34,8 +34,13 @@ def test_what_leads_to_a_key_is_found(tmp_path):
     file.write_text(
         "import jax\ndef draw(): return jax.random.normal(jax.random.key(0))\n"
         "def test_a(): assert draw() < 9\ndef test_b(key): pass\ndef test_c(): assert jax.random\n"
+        "@pytest.fixture\ndef drawn(key): return key\ndef test_d(drawn): pass\n"
+        "def of(key): return key\ndef test_e(): assert of(1) and sorted([1], key=of)\n"
     )
-    assert keys._leading_to_keys(file) & {"test_a", "test_b", "test_c"} == {"test_a", "test_b"}
+    found = {name for name in keys.leading_to_keys(file) if name.startswith("test")}
+    assert found == {"test_a", "test_b", "test_d"}
+    assert not keys.makes_no_key(file)
+    assert keys.makes_no_key(keys.TESTS / "reference" / "stein.py")
 
 
 def test_what_failed_is_told(capsys):
