@@ -38,7 +38,7 @@ def main() -> int:
             print(f"{mutant.file}: {mutant.old!r} -> {mutant.new!r}  [{' '.join(mutant.tests)}]")
         return 0
     report = json.loads(options.report.read_text()) if options.report.is_file() else {}
-    todo = [m for m in chosen if report.get(_name(m), {}).get("digest") != _digest(m)]
+    todo = [m for m in chosen if not _is_known(m, report)]
     print(f"{len(chosen)} mutants, {len(chosen) - len(todo)} known already", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -52,6 +52,11 @@ def main() -> int:
                 flush=True,
             )
     return _conclude(chosen, report)
+
+
+def _is_known(mutant: Mutant, report: dict) -> bool:
+    found = report.get(_name(mutant), {})
+    return found.get("digest") == _digest(mutant) and found["outcome"] in ("killed", "survived")
 
 
 def _options() -> argparse.Namespace:
