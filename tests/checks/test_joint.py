@@ -184,7 +184,7 @@ def test_kernels_that_are_not_reversible(key):
     assert "the sd that of its prior" in wrong.verdict  # an end is ranked among draws of the prior
 
 
-@pytest.mark.parametrize("kind", ["nuts", "hmc"])
+@pytest.mark.parametrize("kind", [pytest.param("nuts", marks=pytest.mark.slow), "hmc"])
 def test_the_transitions_of_this_library(key, kind):
     config = mcmc.WarmupConfig(jnp.asarray([True, False, False]), jnp.asarray(0.8), 0, 1)
     trajectories = mcmc.Trajectories(kind, max_tree_depth=4, mode="vmap")

@@ -141,6 +141,7 @@ def test_the_same_model_compiles_once(key, count_compiles):
     assert counter.count == 0
 
 
+@pytest.mark.slow
 def test_data_inside_a_loop(key):
     """A random walk by numpyro's scan: its data are simulated anew, its likelihood is that of the increments."""
     report = checks.sbc_numpyro(

@@ -73,6 +73,7 @@ def chains(seed, coefficient=0.6, shape=(4, 512)):
     return jnp.asarray(x)
 
 
+@pytest.mark.slow
 def test_blocks_keep_the_size_for_chains(key):
     """Of 20 pairs of chains, correlation time 4, more than 5 are rejected at rate 1e-3 if the size is .07."""
     reports = [

@@ -38,7 +38,7 @@ def location_and_scale(y):
     numpyro.sample("y", dist.Normal(mu, sigma), obs=y)
 
 
-@pytest.mark.parametrize("polish", [pytest.param(None, marks=pytest.mark.slow), "nuts"])
+@pytest.mark.parametrize("polish", [None, pytest.param("nuts", marks=pytest.mark.slow)])
 def test_a_numpyro_model(key, polish):
     grid = np.linspace(0, 4, 301), np.linspace(-2, 2, 301)
     mu, log_sigma = np.meshgrid(*grid, indexing="ij")

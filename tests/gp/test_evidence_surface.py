@@ -120,6 +120,7 @@ def surface(X, y, points):
     return jax.lax.map(one, points)
 
 
+@pytest.mark.slow
 def test_ep_beside_the_evidence():
     """30 points, four settings: within 0.1 nats of the interval of four standard errors, with the correction 0.01."""
     rng = np.random.default_rng(5)
