@@ -30,12 +30,15 @@ _ROUNDING = 1e3  # machine epsilons of the bound
 def largest_log_evidence(
     likelihood: Any, y: Float[Array, " N"], prior_mean: Float[Array, " N"], prior_variance: Float[Array, " N"]
 ) -> Float[Array, ""]:
-    """An upper bound on log p(y): 0 for masses, else the sum of the largest log densities where these are concave.
+    """An upper bound on log p(y): 0 for masses, else the sum of the largest log densities.
 
-    Infinite where neither is known.
+    These are known where the likelihood has a ``peak`` or is log-concave; the bound is infinite elsewhere.
     """
     if likelihood.discrete:
         return jnp.zeros((), y.dtype)
+    peak = getattr(likelihood, "peak", None)
+    if peak is not None:
+        return jax.lax.stop_gradient(jnp.sum(likelihood.log_density(y, peak(y))))
     if likelihood.log_concave:
         largest = largest_log_density(likelihood, y, prior_mean, jnp.sqrt(prior_variance))
         return jax.lax.stop_gradient(jnp.sum(largest))

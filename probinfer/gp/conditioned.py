@@ -69,8 +69,8 @@ class Conditioned:
     def predict(self, X_new: Any) -> LatentMoments:
         """Mean m + k*ᵀα and variance k** − |L⁻¹ S k*|² of the latent function at new inputs, as a pair.
 
-        A variance that is lost in the rounding of k** is replaced by the lower bound of ``rounding``, and ``.status``
-        and ``.floor`` of the pair say so.
+        A variance that is lost in the rounding of k** is replaced by the lower bound of ``rounding``; ``.status`` and
+        ``.floor`` of the pair say so, and where a jitter makes most of a variance.
 
         Raises:
             ValueError: ``X_new`` has another number of columns than the training inputs, or is not finite.
@@ -95,7 +95,9 @@ class Conditioned:
         # I for approximations, the noise for exact inference; sites kept off zero have a noise of 1, too.
         known = lam2 > float(jnp.finfo(lam2.dtype).tiny) ** 0.5
         noise = jnp.where(known, self.scale**2 / jnp.where(known, lam2, 1), 1)
-        return Factored(self.chol, self.scale, noise, self.model.kernel.diag(self.X))
+        return Factored(
+            self.chol, self.scale, noise, self.model.kernel.diag(self.X), jnp.asarray(self.jitter, lam2.dtype)
+        )
 
     def _project(self, X_new):
         """The mean, and roots of what the positive sites take from the prior covariance and the negative ones give."""

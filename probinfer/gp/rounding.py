@@ -7,6 +7,10 @@ is not much larger, it is bounded from below by a form without cancellation, the
 ridge of the size of the rounding: for any ridge the form is a lower bound, and without one the weights would be
 rounding themselves.
 
+Where the matrix could only be factored with a jitter, the variance is that under so much noise. A variance is concave
+in the noise, so it owes to the jitter at least what another jitter adds to it: one that this adds much to is that of
+the jitter, and not of the model.
+
 References:
     Bucy and Joseph (1968), Filtering for Stochastic Processes with Applications to Guidance, chapter 16.
 """
@@ -18,12 +22,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.linalg import add_to_diagonal, cholesky_solve
+from probinfer.linalg import add_to_diagonal, cholesky_solve, triangular_solve
 from probinfer.types import Array, Float
 
 __all__ = ["Factored", "lower_covariance", "resolve"]
 
 _ERROR = 8.0  # ε(k** + Σ w² K) is the size of the rounding error of a variance: this multiple bounds it
+_SENSITIVE = 10.0  # variances below this multiple of what another jitter adds are lost
 _RIDGE = 64.0  # ε times the prior variance: small against any noise that can be told from zero
 
 
@@ -38,6 +43,8 @@ class Factored(NamedTuple):
     """(N,)."""
     prior: Array
     """diag K (N,)."""
+    jitter: Array
+    """What was added to the diagonal of the factored matrix, which is no noise of the model."""
 
 
 def resolve(
@@ -53,18 +60,27 @@ def resolve(
 
     Returns:
         The variance, where it is at the level of rounding not less than its lower bound and ε k**, with the derivative
-        of the one given; and its rounding error.
+        of the one given; and its rounding error, or what a jitter brought in.
     """
     factored, right, prior, given = jax.lax.stop_gradient((factored, right, prior, variance))
     eps = float(jnp.finfo(prior.dtype).eps)
     size = factored.scale**2 * factored.prior
-    doubtful = jnp.any(given < 4 * _ERROR * eps * prior) | jnp.any(
-        factored.noise < _RIDGE * eps * jnp.max(size)
-    )
+    doubtful = jnp.any(given < 4 * _ERROR * eps * prior)
+    doubtful |= jnp.any(factored.noise < _RIDGE * eps * jnp.max(size))
     least, weight = jax.lax.cond(doubtful, _bound, _no_bound, factored, right, given)
+    raised = jax.lax.cond(
+        factored.jitter > 0,
+        _raised,
+        lambda factored, right, prior, given: given,
+        factored,
+        right,
+        prior,
+        given,
+    )
     resolved = jnp.maximum(jnp.maximum(given, least), eps * prior)
     resolved = jnp.where(doubtful, resolved, given)
-    return variance + (resolved - given), _ERROR * eps * (prior + weight)
+    error = jnp.maximum(_ERROR * eps * (prior + weight), _SENSITIVE * (raised - given))
+    return variance + (resolved - given), error
 
 
 def lower_covariance(factored: Factored, right: Float[Array, "N M"]) -> Float[Array, "M M"]:
@@ -83,6 +99,13 @@ def _no_bound(factored, right, given):
     # The variance is at least Σ noise u², w = S u: so Σ w² K is not more than this, and their ratio is below 1 / ε.
     size = factored.scale**2 * factored.prior
     return jnp.zeros_like(given), jnp.max(size) / jnp.min(factored.noise) * given
+
+
+def _raised(factored, right, prior, given):
+    """The variances under twice the jitter."""
+    chol = jnp.tril(factored.chol)
+    twice = jax.lax.linalg.cholesky(add_to_diagonal(chol @ chol.T, factored.jitter), symmetrize_input=False)
+    return prior - jnp.sum(triangular_solve(twice, right) ** 2, 0)
 
 
 def _weights(factored, right):

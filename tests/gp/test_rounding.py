@@ -24,14 +24,14 @@ def conditioned(variance, lengthscale, noise, dtype):
     return gp.condition(model, jnp.asarray(X, dtype), jnp.asarray(Y, dtype))
 
 
-def true_variances(given, dtype):
+def true_variances(given, dtype, jitter=True):
     kernel = given.model.kernel
     x, new = np.asarray(X, dtype), np.asarray(X_NEW, dtype)
     grams = [
         oracle.rbf_long_double(a, b, float(kernel.variance), kernel.lengthscale)
         for a, b in ((x, x), (x, new))
     ]
-    noise = np.full(30, float(given.model.likelihood.variance) + float(given.jitter))
+    noise = np.full(30, float(given.model.likelihood.variance) + jitter * float(given.jitter))
     return oracle.variance_long_double(*grams, np.longdouble(float(kernel.variance)), noise)
 
 
@@ -48,6 +48,8 @@ def test_a_variance_is_right_to_its_floor(variance, lengthscale, noise, dtype):
     assert (found.variance > 0).all()
     kept = ~np.asarray(found.lost)
     np.testing.assert_allclose(found.variance[kept], true[kept], rtol=1)
+    if given.jitter > 0:  # what is not called lost is no work of the jitter
+        np.testing.assert_allclose(found.variance[kept], true_variances(given, dtype, False)[kept], rtol=1)
     assert found.status == (Status.OK if kept.all() else Status.PRECISION_LOST)
 
 
@@ -131,3 +133,17 @@ def test_derivatives_pass_the_bound():
     ]
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     assert np.isfinite(slope(2.4e6, 2000.0, 7e-9)[0]).all()
+
+
+def test_a_variance_that_is_the_jitters_is_lost():
+    """Duplicate columns and no noise to speak of: the variances are those of the jitter."""
+    x = np.linspace(0, 3, 40)[:, None] * np.ones(2)
+    model = gp.Model(gp.kernels.RBF(2.2, jnp.full(2, 2.9)), gp.likelihoods.Gaussian(1e-24))
+    given = gp.condition(model, jnp.asarray(x), jnp.sin(jnp.asarray(x[:, 0])))
+    found = given.predict(jnp.linspace(0.03, 2.97, 50)[:, None] * jnp.ones(2))
+    assert given.jitter > 0
+    assert found.status == Status.PRECISION_LOST
+    assert np.asarray(found.lost).all()
+    far = given.predict(jnp.full((1, 2), 30.0))
+    assert far.status == Status.OK
+    np.testing.assert_allclose(far.variance, 2.2, rtol=1e-9)

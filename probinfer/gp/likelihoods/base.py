@@ -17,6 +17,7 @@ Optional members speed things up, sharpen the quadrature or add to the predictiv
 ``closed_expected_log_density(y, m, v)``, ``closed_log_ratio(y, m, v, lam1, lam2, power)``, ``closed_tilted_moments``
 and ``closed_derivatives(y, f)`` (closed forms of the functions of ``moments``; they return None where there is none),
 ``bend(y)`` (where in f the log density is least like a parabola, and about three times the scale on which it bends),
+``peak(y)`` (where in f a density that is not log-concave is largest: with it there is a bound for the evidence),
 ``output_moments(mean, variance)``, ``cdf(y, mean, variance)`` and ``sample(key, f)``.
 """
 

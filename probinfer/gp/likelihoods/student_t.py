@@ -43,6 +43,10 @@ class StudentT(Likelihood):
         square = ((y - f) / self.scale) ** 2
         return log_norm - jnp.log(self.scale) - (half + 0.5) * jnp.log1p(square / self.df)
 
+    def peak(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Where in f the density is largest: at the output."""
+        return y
+
     def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Around the output, over some scales: log p has its singularities at y ± i √df scale."""
         return y, jnp.broadcast_to(2 * self.scale * jnp.sqrt(self.df), y.shape)
