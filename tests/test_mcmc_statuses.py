@@ -168,7 +168,7 @@ BLACKJAX = mcmc.Blackjax(lambda fn: blackjax.nuts(fn, 0.5, jnp.ones(2)), num_dra
         (mcmc.NUTS(), flat),
         (vi.MAP(), flat),
         (vi.MAP(), sum_is_known),
-        (vi.MeanField(), falls_slowly),
+        pytest.param(vi.MeanField(), falls_slowly, marks=pytest.mark.slow),
         pytest.param(vi.MeanField(), sum_is_known, marks=pytest.mark.slow),
         pytest.param(mcmc.NUTS(), sum_is_known, marks=pytest.mark.slow),
         pytest.param(mcmc.NUTS(), falls_slowly, marks=pytest.mark.slow),

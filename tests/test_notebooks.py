@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-QUICK = {"particles", "local_checkpoint"}
+QUICK = {"local_checkpoint"}
 
 
 def test_there_are_notebooks():

@@ -75,6 +75,7 @@ def test_constrained_thinned_and_broken(key):
     np.testing.assert_array_equal(many.work, np.full(3, (30 + 30) * 4))
 
 
+@pytest.mark.slow
 def test_nuts_in_a_queue(key):
     keys, x = data_sets(key)
     nuts = mcmc.posterior_sampler(

@@ -395,7 +395,6 @@ def counts_its_runs(y):
 
 
 FIXED = {
-    "batch norm": (normed_network, (ROWS,)),
     "mutable": (counts_its_runs, (Y,)),
     "param": (with_param, (Y,)),
     "substituted": (handlers.substitute(with_param, {"spread": jnp.asarray(0.7)}), (Y,)),
@@ -408,7 +407,12 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize("name", FIXED)
+FIXED["batch norm"] = (normed_network, (ROWS,))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "batch norm")) for name in FIXED]
+)
 def test_parameters_and_modules_are_what_numpyros_samplers_make_of_them(name):
     """The same sites, and the same density at the same position: NumPyro's own potential is the oracle."""
     model, args = FIXED[name]

@@ -233,6 +233,7 @@ def test_an_evidence_is_bounded_by_what_the_engine_gives(key, below, above, righ
     assert Subject("s", exact_draws).bounds_fn is None
 
 
+@pytest.mark.slow
 def test_kernels(key):
     """A walk with a state of its own, right and with the wrong ratio."""
 

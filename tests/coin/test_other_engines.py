@@ -44,6 +44,7 @@ def test_lawgd_divides_the_particles_among_the_modes_in_proportion(key, dtype):
     np.testing.assert_allclose(np.std(z[z < 3]), 1, atol=0.1)
 
 
+@pytest.mark.slow
 def test_ksd_descent_finds_the_moments_of_a_normal(key):
     scale = np.array([0.1, 10.0])
     found = pi.infer(key, normal(scale), coin.KSDDescent(num_particles=30), progress=False)

@@ -140,6 +140,7 @@ def test_the_density_is_a_function_of_the_position_alone():
     assert reference_sites(model(), *arrays, gp.Exact()) is None
 
 
+@pytest.mark.slow
 def test_a_method_that_did_not_converge_is_said():
     """A tolerance that rounding does not allow: the evidence is good, and yet the status is not OK."""
     with warnings.catch_warnings(record=True) as caught:

@@ -235,7 +235,13 @@ def test_power_ep_tends_to_vi():
     np.testing.assert_allclose(small.sites.lam2, vi.sites.lam2, atol=5e-4)
 
 
-WARM = [("Laplace", "student"), ("EP", "probit"), ("EP", "student"), ("VI", "poisson"), ("total", "student")]
+WARM = [
+    ("Laplace", "student"),
+    ("EP", "probit"),
+    pytest.param("EP", "student", marks=pytest.mark.slow),
+    ("VI", "poisson"),
+    pytest.param("total", "student", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("method", "name"), WARM)

@@ -64,7 +64,9 @@ def normal_density(values):
         pytest.param(
             mcmc.NUTS(num_warmup=20, num_draws=8, num_chains=1, metric="low-rank"), marks=pytest.mark.slow
         ),
-        mcmc.NUTS(num_warmup=20, num_draws=8, num_chains=1, metric="diagonal"),
+        pytest.param(
+            mcmc.NUTS(num_warmup=20, num_draws=8, num_chains=1, metric="diagonal"), marks=pytest.mark.slow
+        ),
         pytest.param(vi.FullRank(num_draws=20, max_samples=16), marks=pytest.mark.slow),
         vi.MeanField(num_draws=20, max_samples=16),
         gp.MAP(num_restarts=1),

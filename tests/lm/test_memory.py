@@ -152,6 +152,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(
     assert "smaller reward model" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_reward_and_the_prompts_side_by_side_decide(monkeypatch):
     """Memory for the text alone: refused with a reward model; for two prompts: refused with three, not with one."""
     own, method, settings = (

@@ -204,6 +204,7 @@ def test_trees_vote_with_their_scores():
     assert "each voting with its score" in voted.target
 
 
+@pytest.mark.slow
 def test_all_prompts_in_one_program_are_those_one_by_one():
     """The masked loops of several prompts, of different lengths, change nothing."""
     own = tables.model()

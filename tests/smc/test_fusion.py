@@ -134,6 +134,7 @@ def test_normal_shards_give_the_closed_form():
     np.testing.assert_allclose(exact.covariance, spread, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_bad_draws_change_the_start_and_not_the_law():
     shards = normals()
     exact = reference.law(shards.laws, [1.0] * 4, np.array([0.0]))

@@ -99,11 +99,7 @@ def judge_gibbs(ways, fault, seed):
 
 @pytest.mark.parametrize(
     "ways",
-    [
-        pytest.param("genealogy", marks=pytest.mark.slow),
-        "ancestor",
-        pytest.param("backward", marks=pytest.mark.slow),
-    ],
+    [pytest.param(ways, marks=pytest.mark.slow) for ways in ("genealogy", "ancestor", "backward")],
 )
 def test_particle_gibbs(ways):
     right = judge_gibbs(ways, 0.0, 1)

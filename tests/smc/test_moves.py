@@ -170,6 +170,7 @@ def stairs(u):
     return jax.pure_callback(counted, shape, u, vmap_method="expand_dims")
 
 
+@pytest.mark.slow
 def test_a_likelihood_without_gradient():
     target = targets.from_prior(dist.Normal(jnp.zeros(2), 2.0), stairs)
     edges = np.arange(-20, 21)

@@ -51,7 +51,9 @@ def test_quadrature_is_fine_enough():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "ParticleGibbs")) for name in ENGINES]
+)
 def test_posterior_means(name):
     check_means(name)
 

@@ -119,6 +119,7 @@ def test_chains_started_at_the_posterior_stay_there(steps, dtype):
     assert chi_squared(moved, new_paths) > P_LIMIT
 
 
+@pytest.mark.slow
 def test_a_chain_that_draws_its_estimate_anew_is_seen(dtype):
     keys, start = jax.random.split(jax.random.key(3), CHAINS), exact_start(dtype)
     assert chi_squared(*four_walks(keys, *start, renewed=True)) < P_LIMIT

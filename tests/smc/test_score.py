@@ -109,7 +109,9 @@ def test_drift_and_rate_solve_the_fokker_planck_equation(name):
     assert largest > 0.05  # the rate is no trifle there
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "power")) for name in CASES]
+)
 def test_the_law_of_the_particles_is_the_product(name):
     laws, exponents = CASES[name]
     exact = reference.law(laws, exponents, EDGES, EXPLODING[0])

@@ -18,7 +18,7 @@ SCHEMES = ["multinomial", "systematic", "killing"]
 RUNS = 10_000
 
 
-@pytest.fixture(params=[True, False], ids=["all", "some"])
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["all", "some"])
 def way(request, monkeypatch):
     """Among all particles, or among some of them: two candidates beside the parent, which nearly always matters."""
     monkeypatch.setattr(smoothing, "EXACT", 10**9 if request.param else 1)

@@ -143,7 +143,11 @@ def test_a_linear_gaussian_model_sets_everything_itself(dtype):
 
 @pytest.mark.parametrize(
     ("value", "status"),
-    [(-np.inf, Status.DEGENERATE_WEIGHTS), (np.nan, Status.NON_FINITE), (np.inf, Status.NON_FINITE)],
+    [
+        (-np.inf, Status.DEGENERATE_WEIGHTS),
+        (np.nan, Status.NON_FINITE),
+        pytest.param(np.inf, Status.NON_FINITE, marks=pytest.mark.slow),
+    ],
 )
 def test_failures_are_told(value, status, dtype):
     log_potential = MODEL.log_potential.copy()
