@@ -182,3 +182,14 @@ def test_rhat_of_a_window_is_that_of_its_draws_wherever_they_lie(dtype):
     # whitened by the scales that the window teaches: R-hat does not change, up to the rotation of a dense metric
     assert rhats[0] == pytest.approx(np.sqrt(np.max(1 + between / within)), rel=0.2)
     assert rhats[1] == pytest.approx(rhats[0], rel=1e-6)
+
+
+def test_a_climb_teaches_the_scales_of_a_normal_and_nothing_where_it_bends_the_wrong_way():
+    """Displacements dx and gradient changes -P dx give the scales 1 / sqrt(P); those of the other sign do not count."""
+    precision = jnp.array([4.0, 1 / 9, 1.0])
+    moved = jnp.concatenate([jnp.diag(jnp.array([0.3, 2.0, 0.7])), -jnp.diag(jnp.array([0.1, 5.0, 0.2]))])
+    candidates = jnp.array([True, False, False])
+    found = metrics.from_secants(moved, -moved * precision, candidates, 2)
+    np.testing.assert_allclose(found.sigma, 1 / np.sqrt(precision), rtol=1e-4)
+    upside_down = metrics.from_secants(moved, moved * precision, candidates, 2)
+    np.testing.assert_array_equal(upside_down.sigma, np.ones(3))

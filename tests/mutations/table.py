@@ -137,7 +137,7 @@ MUTANTS = [
     # Samplers.
     *_of(
         "mcmc/metric.py",
-        "test_mcmc.py",
+        "test_mcmc_steps.py test_mcmc.py",
         ("curvature = -jnp.sum(moved * bent, axis=1)", "curvature = jnp.sum(moved * bent, axis=1)"),
         (
             "((gradients @ metric.U) * (jnp.sqrt(metric.lam) - 1))",
