@@ -13,7 +13,6 @@ import concurrent.futures
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -72,7 +71,7 @@ def _name(file: str, wide: bool) -> str:
 
 def _run(file: str, wide: bool, options: argparse.Namespace, report: dict) -> None:
     """Take a file through the offsets that are missing, in a process of its own."""
-    name, digest = _name(file, wide), _digest((ROOT / file).read_text())
+    name, digest = _name(file, wide), hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16]
     if not wide and "mark.f32" not in (ROOT / file).read_text():
         return
     known = report.get(name, {})
@@ -97,12 +96,6 @@ def _run(file: str, wide: bool, options: argparse.Namespace, report: dict) -> No
         failed = sorted({test for result in results for test in result["failed"]})
         tests = max(result["passed"] + len(result["failed"]) for result in results)
         print(f"{time.perf_counter() - started:6.0f} s {tests:4} tests {name} {failed or ''}", flush=True)
-
-
-def _digest(text: str) -> str:
-    """Of what a file tests: a mark that moves a test to the slow ones changes no result."""
-    text = re.sub(r"@pytest\.mark\.slow\n|pytest\.mark\.slow|, marks=\[?\]?", "", text)
-    return hashlib.sha256("".join(text.split()).encode()).hexdigest()[:16]
 
 
 class _Outcomes:

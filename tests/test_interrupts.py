@@ -237,7 +237,7 @@ def test_nuts_returns_the_draws_so_far(press_during):
 
 
 def test_a_blackjax_algorithm_returns_the_draws_so_far(press_during):
-    """Its first piece is one step; what was to be discarded is."""
+    """Its first piece is one step; the first draws are discarded here too."""
     engine = pi.mcmc.Blackjax(
         lambda fn: blackjax.nuts(fn, 0.5, jnp.ones(2)), num_discard=3, num_draws=5000, num_chains=2
     )

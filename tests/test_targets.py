@@ -403,11 +403,9 @@ FIXED = {
         (SIGMA, EFFECT),
     ),
     "flax": (flax_network, (ROWS,)),
+    "batch norm": (normed_network, (ROWS,)),
     "nnx": (nnx_network, (ROWS,)),
 }
-
-
-FIXED["batch norm"] = (normed_network, (ROWS,))
 
 
 @pytest.mark.parametrize(

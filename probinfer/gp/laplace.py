@@ -27,9 +27,8 @@ from probinfer.types import Array, Float, field, pytree
 __all__ = ["Laplace"]
 
 _STEPS = 0.5 ** np.arange(12)  # the Newton step and its halves
-_WIDEST = (
-    4.0  # posterior variances beside those without the convex parts: twice as wide is no local expansion
-)
+# Posterior variances beside those without the convex parts: twice as wide is no local expansion.
+_WIDEST = 4.0
 
 
 @pytree
@@ -40,8 +39,8 @@ class Laplace:
     and go with the hyperparameters: the evidence jumps from one to another, and where a mode vanishes, the curvature of
     the posterior falls to zero there and the expansion gives any evidence, however large. An evidence is NaN and the
     status ``POOR_APPROXIMATION`` where outputs whose log density is convex at the mode widen a marginal to more than
-    twice its standard deviation without them. What is left may have no maximum at all: ``gp.fit`` then says so, and
-    ``gp.VI`` (a bound) and ``gp.EP`` have none of this.
+    twice its standard deviation without them. What is left may have no maximum at all, and ``gp.fit`` then says so: the
+    evidence of ``gp.VI`` is a bound and has one.
 
     Attributes:
         num_nodes: quadrature nodes for leave-one-out densities without a closed form.

@@ -61,9 +61,10 @@ def test_whitened_it_is_the_same_in_all_linear_coordinates():
 
 
 def test_size_and_power(key):
-    """Of 60 true sets more than 12 are rejected at rate 1e-4 if the size is .06. Wrong are 40 draws
+    """Of 60 true sets more than 12 are rejected at rate 1e-4 if the size is .06.
 
-    that are off by 1 sd or a quarter as wide: 0 of 200 keys and sets above .02. (Four times as wide: some above .05.)
+    The wrong sets, 1 sd off and a quarter as wide, gave p-values of at most .02 for 200 keys and sets; sets that are
+    four times too wide gave some above .05.
     """
     rejected = sum(
         ksd(draws(s), target(), key=jax.random.fold_in(key, s), num_bootstrap=99).pvalue <= 0.05

@@ -107,9 +107,9 @@ def test_pit_of_real_outputs():
 
 @pytest.mark.parametrize("name", ["counts", "classes"])
 def test_pit_of_discrete_outputs(name, key):
-    """Uniform when right (one of 10^4 keys fails), and inside the jump; a mean off by 0.8 is seen (largest of 200 keys:
+    """Uniform when right (one of 10^4 keys fails), and inside the jump; wrong predictions are seen.
 
-    p = 1e-17; at 0.5 two of 200 came above 1e-6 for classes).
+    With means off by 0.8 the largest p-value of 200 keys was 1e-17; with 0.5, two of 200 were above 1e-6 for classes.
     """
     draw_key, pit_key = jax.random.split(key)
     likelihood = likelihoods.Poisson() if name == "counts" else likelihoods.Bernoulli()
