@@ -5,10 +5,12 @@
     python -m tests.offsets --list                           what failed so far
 
 One process takes one file through all offsets: only data change, so a further offset costs a fraction of the first. It
-resumes: a file is run again at the offsets that are not in the report, and at all of them when it has changed.
+resumes: a file is run again at the offsets that are not in the report, and at all of them when it has changed. That a
+test became slow is no change, that one is slow no longer is.
 """
 
 import argparse
+import ast
 import concurrent.futures
 import hashlib
 import json
@@ -71,11 +73,13 @@ def _name(file: str, wide: bool) -> str:
 
 def _run(file: str, wide: bool, options: argparse.Namespace, report: dict) -> None:
     """Take a file through the offsets that are missing, in a process of its own."""
-    name, digest = _name(file, wide), hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16]
-    if not wide and "mark.f32" not in (ROOT / file).read_text():
+    source = (ROOT / file).read_text()
+    if not wide and "mark.f32" not in source:
         return
+    name, (digest, slow) = _name(file, wide), _digest(source)
     known = report.get(name, {})
-    known = known if known.get("digest") == digest else {"digest": digest, "offsets": {}}
+    if known.get("digest") != digest or not slow >= set(known["slow"]):
+        known = {"digest": digest, "slow": sorted(slow), "offsets": {}}
     missing = [offset for offset in options.offsets if str(offset) not in known["offsets"]]
     if not missing:
         return
@@ -96,6 +100,37 @@ def _run(file: str, wide: bool, options: argparse.Namespace, report: dict) -> No
         failed = sorted({test for result in results for test in result["failed"]})
         tests = max(result["passed"] + len(result["failed"]) for result in results)
         print(f"{time.perf_counter() - started:6.0f} s {tests:4} tests {name} {failed or ''}", flush=True)
+
+
+def _digest(source: str) -> tuple[str, set[str]]:
+    """A digest of the code without the marks of slow tests, and what they are on."""
+    marks = _SlowMarks()
+    code = ast.unparse(marks.visit(ast.parse(source)))
+    return hashlib.sha256(code.encode()).hexdigest()[:16], marks.on
+
+
+class _SlowMarks(ast.NodeTransformer):
+    """Take the marks of functions and of single parameters away."""
+
+    def __init__(self) -> None:
+        self.on: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        kept = [mark for mark in node.decorator_list if ast.unparse(mark) != "pytest.mark.slow"]
+        if len(kept) < len(node.decorator_list):
+            self.on.add(node.name)
+        node.decorator_list = kept
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.func) != "pytest.param" or len(node.keywords) != 1:
+            return node
+        if ast.unparse(node.keywords[0]) != "marks=pytest.mark.slow":
+            return node
+        value = node.args[0] if len(node.args) == 1 else ast.Tuple(node.args, ast.Load())
+        self.on.add(ast.unparse(value))
+        return value
 
 
 class _Outcomes:

@@ -60,3 +60,27 @@ def test_files_of_a_folder_and_by_name():
     assert "tests/resampling/test_laws.py" in found
     assert "tests/test_vi.py" in found
     assert not [file for file in offsets._files([root]) if "notebooks" in file]
+
+
+MARKED = '''
+@pytest.mark.parametrize("case", ["a", pytest.param("b", 2, marks=pytest.mark.slow), "c"])
+@pytest.mark.slow
+def test_one(case):
+    ...
+'''
+
+
+@pytest.mark.parametrize(
+    ("change", "is_the_same_code"),
+    [
+        (("@pytest.mark.slow\n", ""), True),
+        (('pytest.param("b", 2, marks=pytest.mark.slow)', '("b", 2)'), True),
+        (('"a"', '"z"'), False),
+        (("marks=pytest.mark.slow", "id='x'"), False),
+    ],
+)
+def test_that_a_test_became_slow_is_no_change(change, is_the_same_code):
+    (before, on), (after, still_on) = (offsets._digest(source) for source in (MARKED, MARKED.replace(*change)))
+    assert (before == after) == is_the_same_code
+    assert on == {"test_one", "('b', 2)"}
+    assert still_on < on or not is_the_same_code
