@@ -62,12 +62,12 @@ def test_files_of_a_folder_and_by_name():
     assert not [file for file in offsets._files([root]) if "notebooks" in file]
 
 
-MARKED = '''
+MARKED = """
 @pytest.mark.parametrize("case", ["a", pytest.param("b", 2, marks=pytest.mark.slow), "c"])
 @pytest.mark.slow
 def test_one(case):
     ...
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,9 @@ def test_one(case):
     ],
 )
 def test_that_a_test_became_slow_is_no_change(change, is_the_same_code):
-    (before, on), (after, still_on) = (offsets._digest(source) for source in (MARKED, MARKED.replace(*change)))
+    (before, on), (after, still_on) = (
+        offsets._digest(source) for source in (MARKED, MARKED.replace(*change))
+    )
     assert (before == after) == is_the_same_code
     assert on == {"test_one", "('b', 2)"}
     assert still_on < on or not is_the_same_code
