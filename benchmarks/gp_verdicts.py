@@ -11,7 +11,7 @@ binomial counts.
 A result is refused where ``fit`` raises ``NumericalError`` or its status is not ``OK``. Two statuses are no refusal but
 a verdict on the data, ``AT_LIMIT`` and ``NOTHING_LEARNED`` (counts under exposures that the model does not know look
 like noise): they are counted by themselves, and the numbers are judged all the same. A result is right where, with the
-slow reference (NumPy, solves instead of inverses, integrals by sums over 2401 points and more) at the learned hyperparameters:
+slow reference (NumPy, solves instead of inverses, integrals by sums over 2401 points) at the learned hyperparameters:
 the site equations hold to 1e-5; the energy is that of ``fit`` to 1e-6 of its size (or of 1); the evidence of a mass is
 at most 0; and no other restart that converged is better. The rest are wrong. Allowed are no wrong result, and 1 of 20
 refused for each pair, 5 for Student-t noise and classes.

@@ -1,8 +1,8 @@
 """Approximate inference the slow way: NumPy inverses, one site at a time, integrals by sums over grids.
 
 A problem is (K, prior_mean, log_densities), log_densities[i](f) = log p(y_i | f) over an array of f. Expectations under
-q = N(m, v) are trapezoid sums in z = (f − m)/√v, which converge exponentially for smooth integrands; those over cavities,
-which can be a hundred times as wide as q, reach as far as their integrand does.
+q = N(m, v) are trapezoid sums in z = (f − m)/√v, which converge exponentially for smooth integrands. Cavities can be a
+hundred times as wide as q: sums over them reach as far as their integrand does.
 """
 
 import numpy as np
