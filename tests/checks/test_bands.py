@@ -17,7 +17,9 @@ def inside(band, ranks):
     return np.all((below >= band.lower - 1e-12) & (below <= band.upper + 1e-12), axis=1)
 
 
-@pytest.mark.parametrize(("num_samples", "num_cells"), [(4, 3), (6, 4), (3, 8)])
+@pytest.mark.parametrize(
+    ("num_samples", "num_cells"), [(4, 3), pytest.param(6, 4, marks=pytest.mark.slow), (3, 8)]
+)
 def test_pvalue_and_band_by_enumeration(num_samples, num_cells):
     every = np.array(list(itertools.product(range(num_cells), repeat=num_samples)))
     every = every[:, ::-1]

@@ -149,6 +149,7 @@ def test_faults_are_caught(key, kernel):
     assert "does not leave the posterior alone" in report.verdict
 
 
+@pytest.mark.slow
 def test_a_stale_gradient_is_caught_in_the_state(key):
     right = judge(key, cached_step, init_fn=cached_init, level=RARE)
     assert right.passed
@@ -174,6 +175,7 @@ def test_a_kernel_that_stands_still_is_told(key):
     assert half.still == ("value[1]",)
 
 
+@pytest.mark.slow
 def test_kernels_that_are_not_reversible(key):
     for reverse in (sweep_back, None):
         report = judge(key, sweep, reverse=reverse, num_steps=1, level=RARE)

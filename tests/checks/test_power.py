@@ -12,6 +12,7 @@ from probinfer.checks.detectable import leaving_probability
 from probinfer.checks.detectable_balls import balls, detectable_in_balls
 from probinfer.checks.vsbc import _share_above_half
 from probinfer.logdensity import LogDensity
+from tests.params import quick
 from tests.reference import ball_ranks
 
 # A claim of .9 is held to .8 at least: of R repetitions this many must reject, missed at .8 with probability 1e-5.
@@ -173,7 +174,7 @@ def compared(name, seed, bias=0.0, scale=1.0, num=60):
 STANDARD = LogDensity(quadratic, jnp.eye(2))
 
 
-@pytest.mark.parametrize("name", [*DISTANCES, "ksd"])
+@pytest.mark.parametrize("name", quick([*DISTANCES, "ksd"], "mmd", "energy"))
 def test_distances_find_what_they_say(name):
     claimed = compared(name, 0).power
     for wrong in ({"bias": claimed.bias}, {"scale": claimed.too_narrow}, {"scale": claimed.too_wide}):

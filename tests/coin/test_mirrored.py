@@ -151,6 +151,7 @@ def test_a_dirichlet_gets_its_moments(key, dtype, make, count_compiles):
         assert compiles.count == 0
 
 
+@pytest.mark.slow
 def test_an_ill_scaled_box_is_filled(key):
     """A uniform law on [0, 1e-3] x [-1e3, 1e3] from a corner: no unit of length is set anywhere."""
     box = coin.Box(jnp.array([0.0, -1e3]), jnp.array([1e-3, 1e3]))

@@ -84,6 +84,7 @@ def go_published(log_density, x, steps):
 # What it computes
 
 
+@pytest.mark.slow
 def test_the_default_rule_is_that_of_the_loops():
     """Both bets, restarts on schedule and stale ones; rounding grows with the steps."""
     wanted, settled = oracle.default(start(), score, 130)

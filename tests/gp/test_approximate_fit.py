@@ -58,6 +58,7 @@ def nuts():
         return gp.fit(jax.random.key(1), model(), X, Y, prior=prior(), learn=engine, standardize=False)
 
 
+@pytest.mark.slow
 def test_default_inference_is_ep_and_its_evidence_is_maximal(ml2):
     """The slow oracle at the learned hyperparameters and around them."""
     assert isinstance(ml2.inference, gp.EP)

@@ -99,6 +99,7 @@ def test_evidence_does_not_depend_on_standardisation():
     )
 
 
+@pytest.mark.slow
 def test_mixture_over_draws_is_the_mean_of_densities(nuts):
     """Pointwise: log of the mean over hyperparameter draws, by hand from the stacked models."""
     y_new = np.linspace(250, 350, 9)

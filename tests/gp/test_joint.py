@@ -57,6 +57,7 @@ def integrals():
     return moments / total
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_the_integrals(sampled, integrals):
     free, _, posterior = sampled
     draws = posterior.flat()

@@ -99,8 +99,8 @@ def test_functions_are_drawn_on_dense_grids_and_duplicates(variance, noise, dtyp
     ("likelihood", "inference"),
     [
         (gp.likelihoods.Bernoulli(), gp.EP()),
-        (gp.likelihoods.StudentT(0.1), gp.Laplace()),
-        (gp.likelihoods.Poisson(), gp.VI()),
+        pytest.param(gp.likelihoods.StudentT(0.1), gp.Laplace(), marks=pytest.mark.slow),
+        pytest.param(gp.likelihoods.Poisson(), gp.VI(), marks=pytest.mark.slow),
     ],
 )
 def test_approximations_have_semidefinite_covariances(likelihood, inference):

@@ -341,6 +341,7 @@ def test_adaptive_votes_stop_when_they_are_decided():
     assert sum(p for _, p in pooled.answers) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_evidence_bounds_hold_the_truth_and_close_with_particles():
     """The means of 200 log estimates: below and above to 6.5 standard errors; the gap shrinks from N = 2 to N = 16."""
     model, reward = tables.model(), tables.reward("likelihood")

@@ -111,6 +111,7 @@ def test_training_stops_at_the_target(trained, tmp_path):
         np.testing.assert_array_equal(trace.loss, trained[1].loss[:4])
 
 
+@pytest.mark.slow
 def test_the_reward_model_learns_and_resumes(trained, rewarded, tmp_path, monkeypatch):
     from probinfer.lm.reasoner import optimise
 

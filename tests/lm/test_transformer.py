@@ -13,6 +13,7 @@ from probinfer.lm.base import LanguageModel, bucket, decode
 from probinfer.lm.transformer import Config, Rope, Transformer
 from probinfer.lm.transformer.attention import BLOCK, Part, attend, causal
 from probinfer.lm.transformer.rope import frequencies
+from tests.params import quick
 
 SMALL = Config(23, 16, 20, 3, 4, 2, max_context=64)
 VARIANTS = {
@@ -214,7 +215,7 @@ def test_a_fork_continues_its_ancestor(dtype):
             close(logits[row], want, dtype)
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", quick([False, True], True))
 def test_a_token_loop_writes_in_place(scanned, dtype, optimised):
     """The temporary memory of a loop is that of one layer at most: no cache is copied for each token."""
     config = Config(16, 8, 8, 8, 2, 1, head_dim=16, max_context=4096)

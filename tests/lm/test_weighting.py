@@ -16,6 +16,7 @@ from probinfer.base import Status
 from probinfer.lm.infer import run_prepared
 from probinfer.lm.methods import search
 from tests.lm import tables
+from tests.params import quick
 
 MEANINGS = ("none", "likelihood", "twist", "odds", "terminal")
 
@@ -94,7 +95,7 @@ def _unbiased(draws, ratio, posterior):
     assert np.std(ratio) > 0.01  # the estimates do vary: the test can fail
 
 
-@pytest.mark.parametrize("meaning", ["likelihood", "odds"])
+@pytest.mark.parametrize("meaning", quick(["likelihood", "odds"], "odds"))
 def test_corrected_proposals_leave_the_prior_alone(meaning):
     """Tokens from another temperature, weighed by p / q: the evidence is that of the model itself."""
     method = lm.ParticleFilter(8, step=lm.every(1))
@@ -155,7 +156,7 @@ def test_greedy_takes_the_likeliest_tokens():
     assert int(draws.length[0]) == len(text)
 
 
-@pytest.mark.parametrize("kind", [lm.BeamSearch, lm.DVTS])
+@pytest.mark.parametrize("kind", quick([lm.BeamSearch, lm.DVTS], lm.DVTS))
 def test_searches_keep_the_best(kind):
     """With many candidates of few tokens, all alike, every step takes the best prefix that goes on from the last.
 

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from probinfer import resampling
+from tests.params import quick
 
 REPEATS = 60_000
 NUM = 4
@@ -74,7 +75,7 @@ def forced(scheme, key, log_weights, t):
 LIMIT = stats.chi2.isf(1e-6, len(PATHS) - 1)
 
 
-@pytest.mark.parametrize("name", list(resampling.CONDITIONAL))
+@pytest.mark.parametrize("name", quick(resampling.CONDITIONAL, "multinomial"))
 def test_particle_gibbs_started_at_the_posterior_stays_there(name):
     # about two of three times the trigger fires: with and without resampling
     adaptive = resampling.adaptive(name, resampling.ess_below(0.9)).conditional()

@@ -166,6 +166,7 @@ def gammas():
     return made, thetas, counts.sum(0) + 1, rates.sum(0)
 
 
+@pytest.mark.slow
 @pytest.mark.f32
 def test_skewed_shards_of_a_positive_rate(dtype):
     made, thetas, shape, rate = gammas()

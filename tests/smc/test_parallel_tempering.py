@@ -33,6 +33,7 @@ def test_every_chain_stays_at_its_own_law(dtype):
     assert models.chi_squared(tempered(1.0), result.paths[:, -1, 2]) < P_LIMIT
 
 
+@pytest.mark.slow
 def test_paths_are_started_by_filters_and_one_chain_is_particle_gibbs(key, dtype):
     fk = models.finite(MODEL, dtype)
     result = smc.parallel_tempering(key, fk, 4, 3, 5, inverse_temperatures=[1.0])

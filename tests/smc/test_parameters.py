@@ -16,6 +16,7 @@ from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.mcmc import report
 from probinfer.smc import likelihood, parameters, pmmh, smc2, theta_particles, theta_pilot
+from tests.params import quick
 from tests.reference import kalman
 from tests.smc import parameter_cases as cases
 from tests.smc.models import Z_LIMIT, z_scores
@@ -51,9 +52,7 @@ def test_quadrature_is_fine_enough():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "ParticleGibbs")) for name in ENGINES]
-)
+@pytest.mark.parametrize("name", quick(ENGINES, "SMC2"))
 def test_posterior_means(name):
     check_means(name)
 

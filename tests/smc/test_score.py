@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from probinfer import smc
 from probinfer.base import Status
 from probinfer.smc import score
+from tests.params import quick
 from tests.reference import mixtures as reference
 
 EXPLODING = (0.02, 200.0)
@@ -109,9 +110,7 @@ def test_drift_and_rate_solve_the_fokker_planck_equation(name):
     assert largest > 0.05  # the rate is no trifle there
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "power")) for name in CASES]
-)
+@pytest.mark.parametrize("name", quick(CASES, "product"))
 def test_the_law_of_the_particles_is_the_product(name):
     laws, exponents = CASES[name]
     exact = reference.law(laws, exponents, EDGES, EXPLODING[0])
@@ -137,6 +136,7 @@ def test_without_weights_the_modes_are_wrong():
     assert left.mean() - exact_left > 10 * error
 
 
+@pytest.mark.slow
 def test_powers_of_a_normal_law_are_normal():
     loc, covariance = np.array([1.0, -2.0]), np.array([[1.0, 0.6], [0.6, 0.8]])
     one = reference.mixture([0.5, 0.5], [loc] * 2, [covariance] * 2)

@@ -15,6 +15,7 @@ from probinfer.checks import evidence_sandwich
 from probinfer.errors import ConvergenceWarning, NumericalError
 from probinfer.run import record_nothing, run_until
 from probinfer.smc import base_law, population, spread, tempering
+from tests.params import quick
 from tests.smc import tempered_cases as cases
 
 SEEDS = 10
@@ -44,7 +45,7 @@ def test_the_reference_is_right():
 
 
 @pytest.mark.f32
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, "normal", "bimodal"))
 def test_evidence_and_moments(name, dtype):
     exact, target = cases.truth(CASES[name]), cases.target_of(CASES[name])
     posteriors = [infer(seed, target) for seed in range(SEEDS)]
@@ -119,7 +120,8 @@ def log_evidences(algorithm, schedule, keys, *, num):
     return jax.lax.map(one, keys)
 
 
-@pytest.mark.parametrize("waste_free", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("waste_free", [True, False])
 def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     config = smc.Tempered(num_particles=32, waste_free=waste_free)
     found = base_law.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)

@@ -141,6 +141,7 @@ def test_a_linear_gaussian_model_sets_everything_itself(dtype):
     assert result.log_weights.dtype == result.particles["a"].dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "status"),
     [
