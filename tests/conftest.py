@@ -59,6 +59,9 @@ def pytest_collection_modifyitems(config, items):
     """Without 64-bit mode only the tests marked ``f32`` are meant to run."""
     if not jax.config.jax_enable_x64:
         keep(config, items, lambda item: "f32" in item.keywords)
+        for item in items:
+            if item.get_closest_marker("f32").kwargs.get("slow"):
+                item.add_marker(pytest.mark.slow)
     if config.getoption("--only-stochastic"):
         keep(config, items, keys.depends_on_keys)
     items.sort(key=lambda item: item.path.stem != "test_notebooks")  # they take longest

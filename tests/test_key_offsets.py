@@ -65,6 +65,7 @@ def test_files_of_a_folder_and_by_name():
 MARKED = """
 @pytest.mark.parametrize("case", ["a", pytest.param("b", 2, marks=pytest.mark.slow), "c"])
 @pytest.mark.slow
+@pytest.mark.f32(slow=True)
 def test_one(case):
     ...
 """
@@ -75,6 +76,7 @@ def test_one(case):
     [
         (("@pytest.mark.slow\n", ""), True),
         (('pytest.param("b", 2, marks=pytest.mark.slow)', '("b", 2)'), True),
+        (("(slow=True)", ""), True),
         (('"a"', '"z"'), False),
         (("marks=pytest.mark.slow", "id='x'"), False),
     ],
@@ -84,5 +86,5 @@ def test_that_a_test_became_slow_is_no_change(change, is_the_same_code):
         offsets._digest(source) for source in (MARKED, MARKED.replace(*change))
     )
     assert (before == after) == is_the_same_code
-    assert on == {"test_one", "('b', 2)"}
+    assert on == {"test_one pytest.mark.slow", "test_one pytest.mark.f32(slow=True)", "('b', 2)"}
     assert still_on < on or not is_the_same_code

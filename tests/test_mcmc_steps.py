@@ -14,6 +14,7 @@ from probinfer.mcmc.hmc_sampler import hmc_transition
 from probinfer.mcmc.leapfrog import Place, energy, leapfrog
 from probinfer.mcmc.nuts_steps import begin, grow, whole
 from probinfer.mcmc.tuning import row_of
+from tests.params import quick
 
 MASS = np.array([1.0, 4.0])
 
@@ -149,7 +150,7 @@ def window_of(config, draws, num_chains, dtype):
 
 
 @pytest.mark.f32
-@pytest.mark.parametrize("num_warmup", [1, 3, 16, 17, 46, 106])
+@pytest.mark.parametrize("num_warmup", quick([1, 3, 16, 17, 46, 106], 1, 17))
 def test_a_rest_of_few_draws_is_no_window(num_warmup, dtype):
     """The last window of these warm-ups has one to seven steps: its R-hat and scales are of no use."""
     num_chains = 2

@@ -32,7 +32,7 @@ def data_sets(key, num=20):
     return jax.random.split(key_runs, num), x.astype(jnp.result_type(float))
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_moments(key, sampler, dtype):
     keys, x = data_sets(key)
     many = pi.run_many(sampler, keys, x)

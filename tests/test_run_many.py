@@ -107,7 +107,7 @@ def test_a_python_loop_is_the_oracle(key, dtype):
     assert many.failures == ()
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_chunks_do_not_change_a_bit(key):
     keys, x = data_sets(key)
     whole = pi.run_many(leapfrog_sampler, keys, x, mode="map")

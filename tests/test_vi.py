@@ -129,7 +129,7 @@ def test_weights_mend_what_the_normal_misses(engine):
     np.testing.assert_allclose(table["mean"], LOC[0] + mean, atol=0.1 * sd)
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 @pytest.mark.parametrize("full", [False, True])
 def test_the_widened_law_is_that_of_its_draws(full, dtype):
     """The density is that of the formula, r is at least q/2, and E_r[q/r] = 1 for 4000 draws at 4.5 standard errors."""

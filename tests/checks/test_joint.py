@@ -119,7 +119,7 @@ def judge(key, kernel, num_simulations=300, **kwargs):
     )
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_a_right_kernel_passes(key):
     report = judge(key, walk, level=RARE)
     assert report.passed

@@ -217,7 +217,7 @@ def observed_draws():
     return jnp.asarray(X_OBSERVED, noise.dtype) / 2 + np.sqrt(0.5).astype(noise.dtype) * noise
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_around_the_data(key, observed_draws):
     densities = {"log_posterior_fn": log_posterior, "log_likelihood_fn": log_likelihood}
     good = checks.posterior_sbc(key, observed_draws, simulate, exact_from_both, level=RARE, **densities)

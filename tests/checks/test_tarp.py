@@ -164,7 +164,7 @@ def test_wrong_widths_fail_whatever_the_references(key, factor):
         assert tarp(key, posterior(x, noise, factor), theta, x, reference=reference).passed is False
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_a_right_posterior_passes_and_says_what_could_have_been_seen(key, dtype):
     theta, x, noise = conjugate(key)
     report = tarp(key, posterior(x, noise), theta, x, level=1e-4)  # the rate of false alarms

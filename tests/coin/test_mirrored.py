@@ -128,7 +128,7 @@ def dirichlet(concentration, position):
 CONCENTRATION = np.array([8.0, 2.0, 1.0, 4.0])
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 @pytest.mark.parametrize("make", [coin.mirrored_svgd, coin.mirrored_svmd])
 def test_a_dirichlet_gets_its_moments(key, dtype, make, count_compiles):
     """40 particles from far off, 300 steps; quadrature by particles errs far less than draws: a tenth of an sd."""

@@ -301,7 +301,7 @@ def engine(method, dtype):
     [
         ("Laplace", "student", -9.5149733331),
         ("EP", "probit", -4.2304234483),
-        ("VI", "poisson", -10.0397449777),
+        pytest.param("VI", "poisson", -10.0397449777, marks=pytest.mark.slow),
         pytest.param("total", "logit", -3.8404493175, marks=pytest.mark.slow),
     ],
 )

@@ -65,7 +65,7 @@ SHORT = (
 )
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_the_numbers_are_those_of_infer(folder, monkeypatch):
     calls = []
 

@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     return folders.lettered(tmp_path_factory.mktemp("checkpoint") / "llama")
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 def test_greedy_texts_are_those_that_transformers_wrote(folder):
     model = lm.load(folder, dtype=jnp.float32)
     text = np.load(folder / "recorded.npz")["text0"]

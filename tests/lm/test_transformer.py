@@ -98,7 +98,7 @@ def run(model, prompt, length, tokens, start, cache, more, more_start):
 
 @pytest.mark.f32
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", quick([False, True], True))
 def test_against_numpy_with_ragged_rows(name, scanned, dtype):
     """Rows of unequal lengths, padding behind the prompt, garbage in the cache and in tokens that are overwritten."""
     model, plain = made(name, dtype, scanned), made(name, dtype)

@@ -57,7 +57,7 @@ def test_posterior_means(name):
     check_means(name)
 
 
-@pytest.mark.f32
+@pytest.mark.f32(slow=True)
 @pytest.mark.parametrize(
     "name", ["SMC2", *(pytest.param(n, marks=pytest.mark.slow) for n in ENGINES if n != "SMC2")]
 )
