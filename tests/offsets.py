@@ -109,6 +109,9 @@ def _digest(source: str) -> tuple[str, set[str]]:
     return hashlib.sha256(code.encode()).hexdigest()[:16], marks.on
 
 
+_SLOW = ("pytest.mark.slow", "pytest.mark.f32(slow=True)")
+
+
 class _SlowMarks(ast.NodeTransformer):
     """Take the marks of functions and of single parameters away."""
 
@@ -117,12 +120,12 @@ class _SlowMarks(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         marks = list(map(ast.unparse, node.decorator_list))
-        self.on |= {f"{node.name} {mark}" for mark in marks if "slow" in mark}
+        self.on |= {f"{node.name} {mark}" for mark in marks if mark in _SLOW}
         narrow = ast.parse("pytest.mark.f32", mode="eval").body
         node.decorator_list = [
-            narrow if mark == "pytest.mark.f32(slow=True)" else decorator
+            narrow if mark == _SLOW[1] else decorator
             for mark, decorator in zip(marks, node.decorator_list, strict=True)
-            if mark != "pytest.mark.slow"
+            if mark != _SLOW[0]
         ]
         return self.generic_visit(node)
 
