@@ -140,7 +140,10 @@ class CompileCounter:
 
 @pytest.fixture
 def press_during(monkeypatch):
-    """Press Ctrl-C while the pieces of these numbers are computed, counted from one."""
+    """Press Ctrl-C while the pieces of these numbers are computed, counted from one.
+
+    Raised in this thread: a signal that is sent to a process may reach another of its threads, a little later.
+    """
     wait, calls = interrupts.wait, []
 
     def start(*numbers, when=lambda tree: False):
@@ -149,7 +152,7 @@ def press_during(monkeypatch):
         def press_and_wait(tree):
             calls.append(None)
             if len(calls) in numbers or when(tree):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return wait(tree)
 
         monkeypatch.setattr(interrupts, "wait", press_and_wait)
@@ -167,7 +170,7 @@ def press_before(monkeypatch):
         def press_and_call(*args, **options):
             calls.append(None)
             if len(calls) == number:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return fn(*args, **options)
 
         monkeypatch.setattr(where, name, press_and_call)

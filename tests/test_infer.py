@@ -92,6 +92,7 @@ def schools_by_quadrature(y, sd):
     return (p * mu).sum(), (p * log_tau).sum()
 
 
+@pytest.mark.slow
 def test_numpyro_model_through_the_default_engine_against_quadrature(dtype):
     y, sd = (jnp.asarray(x, dtype) for x in SCHOOLS)
     target = targets.from_numpyro(eight_schools, sd, y=y)

@@ -38,7 +38,7 @@ def press_at(number, at):
 
     def look(number):
         if number == at:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     jax.debug.callback(look, number)
 
@@ -126,7 +126,7 @@ def test_a_second_one_stops_at_once(tmp_path, monkeypatch):
 
 
 def press_and_look(flag):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     time.sleep(0.01)  # the handler runs between two bytecodes
     return flag is not None and flag.requested
 
@@ -278,6 +278,7 @@ def test_a_mode_search_returns_the_best_so_far(press_during):
     assert whole.info.log_density > posterior.info.log_density
 
 
+@pytest.mark.slow
 def test_a_variational_search_returns_the_gaussian_where_it_was(press_during):
     """Piece 1 makes the first frame; the search stops in the second, whose Gaussian the weights still mend."""
     engine = pi.vi.FullRank(num_draws=100)
@@ -326,7 +327,7 @@ def test_watched_texts_are_returned_as_far_as_they_came():
     def press(event):
         events.append(event)
         if len(events) == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.warns(ConvergenceWarning, match="Ctrl-C ended the work early"):
         found = sample_texts("a;", watch=press)

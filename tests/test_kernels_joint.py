@@ -56,9 +56,15 @@ def judged(kernel, seed):
     "kernel",
     [
         KERNELS["NUTS"](),
-        KERNELS["HMC"](),
-        trials.Kernel("HMC, many data sets", place, hmc, lambda state: state.position),
-        trials.Kernel("NUTS by leapfrogs", place, nuts, lambda state: state.position),
+        pytest.param(KERNELS["HMC"](), marks=pytest.mark.slow),
+        pytest.param(
+            trials.Kernel("HMC, many data sets", place, hmc, lambda state: state.position),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            trials.Kernel("NUTS by leapfrogs", place, nuts, lambda state: state.position),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda kernel: kernel.name,
 )
@@ -68,7 +74,9 @@ def test_a_kernel_leaves_the_joint_law(kernel):
     assert min(report.moved.values()) > 0.9
 
 
-@pytest.mark.parametrize("step", [hmc_without_accept, nuts_that_moves_on])
+@pytest.mark.parametrize(
+    "step", [pytest.param(hmc_without_accept, marks=pytest.mark.slow), nuts_that_moves_on]
+)
 def test_a_broken_kernel_is_caught(step):
     _, passed, verdict = judged(trials.Kernel("broken", place, step, lambda state: state.position), 2)
     assert passed is False, verdict  # over keys p is below 1e-100

@@ -111,6 +111,7 @@ def test_the_chosen_metric_is_the_covariance(nuts):
     assert values.max() / values.min() < 2.1
 
 
+@pytest.mark.slow
 def test_hmc_lengths_are_jittered_and_end_before_the_cap(hmc):
     steps = np.unique(hmc.info.num_leapfrogs)
     assert len(steps) >= 3
@@ -226,6 +227,7 @@ def test_too_few_draws_are_not_judged():
     assert report.explain(still, 2, 50) == "the draws of mu do not move, or are too few to judge"
 
 
+@pytest.mark.slow
 def test_a_funnel_and_a_cliff_are_reported(dtype):
     """The neck of a funnel is too narrow for any one step size: chains of 500 draws do not agree on its width.
 

@@ -229,6 +229,7 @@ class Seen(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_bars_end_where_the_draws_do(monkeypatch, dtype):
     """The bar of a phase is as long as the phase, though both phases have room for the longer one."""
     seen = []

@@ -25,7 +25,9 @@ PROCEDURES = (*NULLS, *APPROXIMATIONS, *FAULTS)
         pytest.param(
             "missing Jacobian", "ranks", {"SBC, parameters", "SBC, all"}, set(), marks=pytest.mark.slow
         ),
-        ("too wide", "distances", {"KSD", "Stein identity", "MMD"}, set()),
+        pytest.param(
+            "too wide", "distances", {"KSD", "Stein identity", "MMD"}, set(), marks=pytest.mark.slow
+        ),
         pytest.param("HMC without accept", "joint", {"joint, chain"}, set(), marks=pytest.mark.slow),
     ],
 )

@@ -7,6 +7,7 @@ import scipy.optimize
 from probinfer import optimize
 from probinfer.base import Status
 from probinfer.run import run_until
+from tests.params import quick
 
 
 def shifted_rosenbrock(offset, x):
@@ -198,7 +199,7 @@ def is_done(state, info):
     return state.done
 
 
-@pytest.mark.parametrize("name", ["rosenbrock", "barrier"])
+@pytest.mark.parametrize("name", quick(["rosenbrock", "barrier"], "barrier"))
 def test_as_an_algorithm_in_the_run_loop_it_takes_the_same_path(name, dtype):
     # infinite trial values are no reason for the loop to stop: they never enter the state
     fn, start = problems(dtype)[name]

@@ -114,6 +114,7 @@ def run_command(monkeypatch, tmp_path, sample_fn):
     return CliRunner().invoke(app, ["check", "--quick", "--out", str(tmp_path)], env={"COLUMNS": "120"})
 
 
+@pytest.mark.slow
 def test_check_says_what_it_found(monkeypatch, tmp_path):
     good = run_command(monkeypatch, tmp_path, normal)
     assert good.exit_code == 0, good.output

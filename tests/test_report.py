@@ -85,6 +85,7 @@ def found(problem):
     return result
 
 
+@pytest.mark.slow
 def test_methods_table_holds_the_scores(problem, found):
     nuts, point, broken = found
     table = methods.methods_table(problem, found, title="t")
