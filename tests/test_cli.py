@@ -265,12 +265,14 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
 def test_demo_end_to_end(whole, tmp_path, monkeypatch):
     """All journeys with a quick engine on few rows and weights that know nothing; the full one is what people run.
 
-    Those with a test of their own (``test_kernel_choice``, ``test_coin_journey``, ``test_lm_journey``) are left out of
-    the quick one.
+    The quick one is left with a classification: there are tests of three journeys (``test_kernel_choice``,
+    ``test_coin_journey``, ``test_lm_journey``) and of the command ``gp``, which shares the sections on regression.
     """
     stored = folders.reasoner(tmp_path / "weights")
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
     if not whole:
+        monkeypatch.setattr(demos, "_regressions", dict)
+        monkeypatch.setattr(demos, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
         monkeypatch.setattr(demos, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
         monkeypatch.setattr(demos, "_particles", lambda *_: (Section("Particles", ()), TABLE))
         monkeypatch.setattr(demos, "_language", lambda *_: (Section("Language", ()), []))
@@ -296,15 +298,15 @@ def test_demo_end_to_end(whole, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     for text in (result.output, page):
-        assert "Diabetes" in text
-        assert "CO2" in text
-        assert "ML-II" in text
+        assert ("Diabetes" in text) == whole
+        assert ("CO2" in text) == whole
         assert "Breast cancer" in text
         assert "Laplace" in text
         assert ("squared exponential" in text) == whole
-        assert "smallest error that it could have" in " ".join(text.split())
-        assert "these are prior draws" in text
+        assert ("smallest error that it could have" in " ".join(text.split())) == whole
+        assert ("these are prior draws" in text) == whole
         assert ("particle filter, 16" in text) == whole
+    assert ("ML-II" in result.output) == whole
     assert ("Who descends from whom" in page) == whole
     assert f"jax {jax.__version__}" in page
-    assert "Keeling and Whorf" in page
+    assert ("Keeling and Whorf" in page) == whole

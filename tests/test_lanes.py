@@ -91,6 +91,7 @@ def test_one_after_another_is_the_oracle(key, walk, dtype):
     np.testing.assert_allclose(many.draws, batched.draws, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.f32(slow=True)
 def test_chunks_do_not_change_a_bit_and_lanes_only_rounding(key, walk, dtype):
     keys, x = data_sets(key)

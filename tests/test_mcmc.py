@@ -179,6 +179,7 @@ def test_no_chain_starts_in_a_mode_without_mass(dtype):
     assert shared.starts_reason.endswith("; 1 of 4 chains start where another one does")
 
 
+@pytest.mark.slow
 def test_without_warmup_the_chains_are_blackjax_chains(dtype):
     precision = jnp.asarray(np.linalg.inv(np.diag([1.0, 4.0, 9.0, 16.0])), dtype)
     logdensity_fn = targets.LogDensity(

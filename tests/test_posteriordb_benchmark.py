@@ -163,6 +163,7 @@ def test_one_draw_has_no_discrepancy(key):
     assert benchmark.discrepancy(key, point, REFERENCE) == {}
 
 
+@pytest.mark.slow
 def test_discrepancy_of_weighted_draws(key):
     """Draws that are far off weigh nothing; were they counted, the squared MMD would exceed 0.2."""
     both = {name: jnp.concatenate([value, value + 70], axis=1) for name, value in STORED.items()}

@@ -13,6 +13,7 @@ import pytest
 import probinfer as pi
 from probinfer.base import algorithm
 from probinfer.types import pytree
+from tests.params import quick
 
 NUM_STEPS = 6
 SCALES = jnp.array([1.0, 30.0])  # badly scaled
@@ -69,7 +70,7 @@ def position(dtype):
     return jnp.array([0.5, -20.0], dtype)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", quick(ALGORITHMS, *OURS, "blackjax.hmc"))
 def test_both_loops_make_the_same_draws(name, key, position, count_compiles):
     alg = ALGORITHMS[name](Target(SCALES))
     state = alg.init(position)

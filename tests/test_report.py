@@ -201,6 +201,7 @@ def test_page_is_whole(tmp_path, problem, found):
         assert ElementTree.fromstring(base64.b64decode(body)).tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_series_and_error_pictures(problem, found):
     one = problem._replace(data=problem.data._replace(X=problem.data.X[:, :1], feature_names=("time",)))
     model = gp.Model(gp.kernels.RBF(), gp.likelihoods.Gaussian(0.1))

@@ -13,6 +13,7 @@ from probinfer import targets, vi
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning
 from probinfer.vi import gaussian, point
+from tests.params import quick
 
 LOC = np.array([3.0, -20.0, 500.0])
 ROOT = np.array([[1.0, 0, 0], [6.0, 8.0, 0], [-30.0, 40.0, 70.0]])
@@ -106,7 +107,7 @@ def first_moments(bend, precision):
     return mean, np.sqrt(mass @ (grid - mean) ** 2)
 
 
-@pytest.mark.parametrize("engine", [vi.MeanField, vi.FullRank])
+@pytest.mark.parametrize("engine", quick([vi.MeanField, vi.FullRank], vi.FullRank))
 def test_weights_mend_what_the_normal_misses(engine):
     """A tail longer than the normal's: mean off by 0.1 and scale by a quarter of a standard deviation.
 
@@ -129,6 +130,7 @@ def test_weights_mend_what_the_normal_misses(engine):
     np.testing.assert_allclose(table["mean"], LOC[0] + mean, atol=0.1 * sd)
 
 
+@pytest.mark.slow
 @pytest.mark.f32(slow=True)
 @pytest.mark.parametrize("full", [False, True])
 def test_the_widened_law_is_that_of_its_draws(full, dtype):

@@ -84,6 +84,7 @@ def test_a_pvalue_is_no_less_than_the_tail_of_one_edge(cells):
         assert found >= (1 / cells) ** size * (1 - 1e-9) > 0
 
 
+@pytest.mark.slow
 def test_power_by_simulation():
     rng, num, size, draws = np.random.default_rng(3), 400, 100, 40
     for bias, scale in [(0.3, 1.0), (0.0, 0.75), (0.0, 1.4)]:

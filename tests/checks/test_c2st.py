@@ -14,6 +14,7 @@ def draws(seed, n=200):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(n, 2)))
 
 
+@pytest.mark.slow
 def test_size(key):
     """At most .05 (Bonferroni): of 12 pairs more than 4 are rejected at rate 2e-4."""
     pvalues = [

@@ -158,6 +158,7 @@ def test_a_stale_gradient_is_caught_in_the_state(key):
     assert min(stale.pvalues.values()) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_kernel_that_ignores_the_data(key):
     blind = judge(key, ignores_data, log_prior_fn=None, log_likelihood_fn=None, level=RARE)
     assert blind.passed  # parameters alone cannot see it, and the report says so

@@ -60,6 +60,7 @@ def test_whitened_it_is_the_same_in_all_linear_coordinates():
     np.testing.assert_allclose(moved.v_statistics, ksd(x, target()).v_statistics, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_size_and_power(key):
     """Of 60 true sets more than 12 are rejected at rate 1e-4 if the size is .06.
 

@@ -63,6 +63,7 @@ def test_trees_chains_and_user_quantities(key):
     np.testing.assert_array_equal(table.ranks[:, 2], np.sum(draws.sum(-1) < theta.sum(-1)[:, None], axis=1))
 
 
+@pytest.mark.slow
 def test_size_of_the_verdict(key):
     # 60 data sets at level .05: 11 false alarms or more have probability 1e-4 if the level is kept.
     alarms = 0

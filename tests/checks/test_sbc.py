@@ -217,6 +217,7 @@ def observed_draws():
     return jnp.asarray(X_OBSERVED, noise.dtype) / 2 + np.sqrt(0.5).astype(noise.dtype) * noise
 
 
+@pytest.mark.slow
 @pytest.mark.f32(slow=True)
 def test_around_the_data(key, observed_draws):
     densities = {"log_posterior_fn": log_posterior, "log_likelihood_fn": log_likelihood}
@@ -250,6 +251,7 @@ def test_bad_draws(key, observed_draws):
         checks.posterior_sbc(key, observed_draws, None, exact_from_both)
 
 
+@pytest.mark.slow
 def test_few_draws_are_taken_as_they_are(key, observed_draws):
     report = checks.posterior_sbc(
         key,

@@ -68,6 +68,7 @@ def report():
     return checks.sbc_numpyro(jax.random.key(2), model, NOISE, observed="y", sampler=short, **settings)
 
 
+@pytest.mark.slow
 def test_a_right_sampler_passes(report):
     """A false alarm has probability 1e-4."""
     assert report.passed, report.verdict

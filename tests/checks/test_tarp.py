@@ -134,6 +134,7 @@ def test_defect_10_a_bootstrap_computes_no_distance(key, monkeypatch):
     assert report.bootstrap(key, 100).shape[0] == 100
 
 
+@pytest.mark.slow
 def test_defect_11_pvalues_are_uniform_if_the_posterior_is_right(key):
     pvalues = []
     for k in jax.random.split(key, 80):

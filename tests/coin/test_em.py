@@ -45,6 +45,7 @@ def test_the_best_mean_of_a_hierarchical_model(key, dtype, maximise_fn, count_co
     assert compiles.count == 0
 
 
+@pytest.mark.slow
 def test_parameters_of_another_scale(key):
     """The same model in units of 1e-3 for z and x, and theta in units of 1e3: no unit is set."""
 
@@ -57,6 +58,7 @@ def test_parameters_of_another_scale(key):
     assert 1e-3 * float(state.parameters["mean"]) == pytest.approx(DATA.mean(), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maximise_fn", [None, mean_latent])
 def test_few_particles_in_many_dimensions_far_away(key, maximise_fn):
     """Single coordinates leave the metric all the time there; when each stopped all others, 1000 steps were too few."""

@@ -100,6 +100,7 @@ def nothing(x):
     return 0.0 * jnp.sum(x)
 
 
+@pytest.mark.slow
 def test_a_start_outside_a_box_is_brought_in(key, count_compiles):
     """A badly scaled box: three quarters start outside, none is outside after 60 steps, and the box is filled."""
     low, high = jnp.array([-1e-3, -1e3]), jnp.array([1e-3, 1e3])

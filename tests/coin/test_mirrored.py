@@ -164,6 +164,7 @@ def test_an_ill_scaled_box_is_filled(key):
     np.testing.assert_allclose(np.std(filled, axis=0), 12**-0.5, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_bijector_serves_as_a_mirror(key):
     """A tree of a positive number and a simplex, the supports taken from distributions."""
     prior = {"scale": dist.Gamma(4.0, 2.0), "share": dist.Dirichlet(jnp.array([5.0, 2.0, 3.0]))}
@@ -188,6 +189,7 @@ def shifted(rate, position):
     return jnp.where(position[0] > 3, jnp.nan, -rate * jnp.sum(position))
 
 
+@pytest.mark.slow
 def test_particles_without_a_score_stand_still_and_are_counted(key):
     algorithm = coin.mirrored_svgd(LogDensity(shifted, jnp.ones(())), coin.Orthant(), on="dual")
     start = jnp.linspace(0.1, 2.0, 10)[:, None].at[4].set(50.0)

@@ -117,6 +117,7 @@ def test_approximations_have_semidefinite_covariances(likelihood, inference):
     np.testing.assert_allclose(drawn[:, :12], drawn[:, 12:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_pass_the_bound():
     """d variance / d x at points whose variance was replaced: finite, and that of the formula where it was not."""
     x = jnp.asarray(X_NEW[6])

@@ -58,6 +58,7 @@ def normal_density(values):
     return -0.5 * jnp.sum((values["kernel.variance"] - 1) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     [

@@ -71,6 +71,7 @@ def test_a_fit_that_learned_nothing_says_why(kernel, words):
         assert verdict(kernel, X, y, gp.likelihoods.Gaussian(0.5)) == Status.NOTHING_LEARNED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("likelihood", "inference"),
     [

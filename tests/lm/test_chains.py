@@ -104,6 +104,7 @@ def test_a_whole_chain_samples_the_posterior():
     assert np.all(np.abs(tables.z_scores(estimates, np.array(list(known.values())))) < tables.Z_LIMIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ancestor_sampling", quick([True, False], True))
 def test_particle_gibbs_counts_what_it_reads_again(ancestor_sampling):
     """Before step t the rest of the reference is read after all N particles, and their reward asked about it."""

@@ -236,6 +236,7 @@ def test_a_token_loop_writes_in_place(scanned, dtype, optimised):
     assert compiled.memory_analysis().temp_size_in_bytes < 0.4 * shapes.cache_bytes(4, 4096)
 
 
+@pytest.mark.slow
 def test_gradients_of_both_layouts_agree(dtype):
     tokens = jax.random.randint(jax.random.key(0), (2, 6), 0, 23)
 

@@ -253,6 +253,7 @@ def test_the_start_is_the_product_of_normal_laws(dtype):
     np.testing.assert_allclose(one[1] ** 2, jnp.diag(other[1] @ other[1].T), rtol=tight)
 
 
+@pytest.mark.slow
 def test_new_data_compile_nothing_and_a_resumed_run_is_the_same(count_compiles, tmp_path):
     shards, other = normals(), normals(shift=2.0)
     checkpoint = Checkpoint(tmp_path / "run", every=2)

@@ -35,6 +35,7 @@ def test_interval_of_dead_islands():
         assert np.isnan(islands.interval(np.array([-np.inf, -np.inf]), 0.95)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", quick([0.1, 0.6, 0.9], 0.9))
 def test_interval_holds_the_truth_of_lognormal_evidences(spread):
     logs = np.random.default_rng(0).normal(-(spread**2) / 2, spread, (4000, 8))

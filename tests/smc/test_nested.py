@@ -29,6 +29,7 @@ def test_nested_steps_are_unbiased_and_less_variable(dtype):
     assert np.std(lookahead[0]) < 0.75 * np.std(plain[0])  # 0.5 expected of four candidates, error 0.01
 
 
+@pytest.mark.slow
 def test_particle_gibbs_with_nested_steps_stays_at_the_posterior(dtype):
     model = smc.nested(models.finite(MODEL, dtype), 2)
 

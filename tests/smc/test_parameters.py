@@ -74,7 +74,7 @@ def check_means(name):
     assert float(max(posterior.info.rhat.values())) < 1.2
 
 
-@pytest.mark.parametrize("name", ["PMMH", "ParticleGibbs"])
+@pytest.mark.parametrize("name", quick(["PMMH", "ParticleGibbs"], "PMMH"))
 def test_paths_are_smoothed(name):
     paths = np.asarray(infer(name).info.paths, float)
     assert paths.shape == (4, ENGINES[name].num_draws, cases.NUM_STEPS)

@@ -70,6 +70,7 @@ def test_a_forgotten_correction_is_seen(dtype):
     assert abs(z_scores(evidence, hmm.marginals(MODEL)[0].sum())) > 2 * Z_LIMIT
 
 
+@pytest.mark.slow
 def test_particle_gibbs_on_a_guided_auxiliary_model_stays_at_the_posterior(dtype):
     adaptive = resampling.adaptive("systematic", resampling.ess_below(0.7))
     run = lambda key, path: smc.particle_gibbs(key, both(dtype), 4, 3, 4, reference=path, resampling=adaptive)  # noqa: E731

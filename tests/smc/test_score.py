@@ -125,6 +125,7 @@ def test_the_law_of_the_particles_is_the_product(name):
     assert evidences.std() < 0.5 * z  # so that the test can fail
 
 
+@pytest.mark.slow
 def test_without_weights_the_modes_are_wrong():
     laws, exponents = CASES["power"]
     exact = reference.law(laws, exponents, EDGES, EXPLODING[0])

@@ -77,7 +77,7 @@ def test_evidence_and_moments(name, dtype):
     )
 
 
-@pytest.mark.parametrize("finished", [0, 1, 3])
+@pytest.mark.parametrize("finished", quick([0, 1, 3], 0, 1))
 def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_before):
     target = cases.target_of(cases.NORMAL)
     call = partial(pi.infer, jax.random.key(0), target, ENGINE, progress=False)
@@ -287,6 +287,7 @@ def exact_draws(num):
     return jnp.asarray(draws, jnp.result_type(float))
 
 
+@pytest.mark.slow
 def test_the_sandwich_holds_the_evidence(frozen):
     log_evidence = cases.conjugate()[0]
     forward = np.asarray(frozen.forward_all(jax.random.key(2), RUNS), float)
