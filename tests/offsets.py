@@ -4,7 +4,8 @@
     python -m tests.offsets --files tests/smc --offsets 7    some of them
     python -m tests.offsets --list                           what failed so far
 
-One process takes one file through all offsets: only data change, so a further offset costs a fraction of the first. It
+One process takes one file through all offsets: only data change, so a further offset costs a fraction of the first
+(programs are kept on disk meanwhile, since a test that is imported again makes functions of its own). It
 resumes: a file is run again at the offsets that are not in the report, and at all of them when it has changed. That a
 test became slow is no change, that one is slow no longer is.
 """
@@ -17,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -84,9 +86,12 @@ def _run(file: str, wide: bool, options: argparse.Namespace, report: dict) -> No
     if not missing:
         return
     settings = {"JAX_ENABLE_X64": str(int(wide)), "OPENBLAS_NUM_THREADS": "1"}
+    settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     command = [sys.executable, "-m", "tests.offsets", "--one", file, "--offsets", *map(str, missing)]
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as programs:
+        settings["JAX_COMPILATION_CACHE_DIR"] = programs
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
     try:
         results = json.loads(done.stdout.strip().splitlines()[-1])
     except (json.JSONDecodeError, IndexError):
