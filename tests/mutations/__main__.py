@@ -131,6 +131,8 @@ def _tested(mutant: Mutant, copy: Path) -> tuple[str, str]:
             "JAX_ENABLE_X64": "1" if wide else "0",
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONPATH": str(copy),
+            "JAX_COMPILATION_CACHE_DIR": str(copy / "programs"),  # most are those of the mutant before
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
         try:
             done = subprocess.run(
