@@ -159,9 +159,13 @@ MUTANTS = [
         "smc/forward.py",
         "smc/test_particle_filter.py smc/test_particle_gibbs.py",
         ("log_weights - log_mean + increments,", "log_weights + increments,"),
-        ("jnp.where(model.done(parents), jnp.zeros_like(increments), increments)", "increments"),
         (".at[0].set(chosen.astype(jnp.int32)).at[chosen].set(0)", ".at[0].set(chosen.astype(jnp.int32))"),
         ("log_total = log_weights + log_suffix", "log_total = log_suffix"),
+    ),
+    *_of(
+        "smc/forward.py",
+        "smc/test_feynman_kac.py smc/test_nested.py",
+        ("jnp.where(model.done(parents), jnp.zeros_like(increments), increments)", "increments"),
     ),
     *_of(
         "smc/smoothing.py",
@@ -199,10 +203,7 @@ MUTANTS = [
     *_of(
         "coin/bandwidth.py",
         "coin/test_bandwidth.py",
-        (
-            "return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)",
-            "return jnp.where(enough, low, middle), jnp.where(enough, middle, high)",
-        ),
+        ("(bits <= middle) & keep) >= wanted", "(bits <= middle) & keep) > wanted"),
         ("middle / math.log(size + 1)", "middle / math.log(size)"),
     ),
     *_of(
