@@ -20,6 +20,9 @@ from probinfer.types import Array, Float
 __all__ = ["Settled", "condition", "default_inference", "log_evidence", "reference_sites", "settle"]
 
 
+_FEW = 16  # hyperparameter values that are not worth a program of their own: compiling takes longer than all of them
+
+
 def condition(
     model: Model,
     X: Any,
@@ -109,7 +112,7 @@ def settle(
     start: Sites | None = None,
     fresh: Any = False,
 ) -> Settled:
-    """Find the sites at several hyperparameter values, one after another.
+    """Find the sites at several hyperparameter values, one after another; a few, as of restarts, by the program of one.
 
     Args:
         inference: an approximation.
@@ -122,7 +125,12 @@ def settle(
     num = jax.tree.leaves(models)[0].shape[0]
     none = jnp.zeros_like(y)
     fresh = jnp.full(num, True) if start is None else jnp.broadcast_to(jnp.asarray(fresh), (num,))
-    return _settle(inference, models, X, y, Sites(none, none) if start is None else start, fresh)
+    start = Sites(none, none) if start is None else start
+    if num > _FEW:
+        return _settle(inference, models, X, y, start, fresh)
+    one_by_one = [jax.tree.map(lambda leaf, s=s: leaf[s : s + 1], models) for s in range(num)]
+    found = [_settle(inference, one, X, y, start, fresh[s : s + 1]) for s, one in enumerate(one_by_one)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
 
 
 def reference_sites(model: Model, X: Array, y: Array, inference: Any) -> Sites | None:

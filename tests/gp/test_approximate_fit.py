@@ -13,7 +13,7 @@ import pytest
 from probinfer import gp, mcmc
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError
-from probinfer.gp.condition import reference_sites
+from probinfer.gp.condition import _settle, reference_sites, settle
 from probinfer.gp.hyper_posterior import hyper_posterior
 from probinfer.gp.verified import held_warnings, release
 from tests.gp.approximate_cases import jit
@@ -74,6 +74,18 @@ def test_default_inference_is_ep_and_its_evidence_is_maximal(ml2):
     np.testing.assert_allclose(ml2.log_evidence, here, atol=1e-4)  # the oracle adds 1e-7 and inverts
     for step in ([0.2, 0], [-0.2, 0], [0, 0.2], [0, -0.2]):
         assert value(*(best + step)) < here
+
+
+def test_the_start_and_the_verification_of_restarts_share_a_program(ml2):
+    before = _settle._cache_size()
+    warm, found = ml2.models, ml2.sites
+    models = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf, 1.5 * leaf]), warm)
+    start = jax.tree.map(lambda leaf: leaf[0], found)
+    settled = settle(ml2.inference, models, ml2.X, ml2.y, start, jnp.arange(3) < 1)
+    assert _settle._cache_size() == before
+    np.testing.assert_allclose(settled.log_evidence[1], settled.log_evidence[0], rtol=1e-9)
+    assert settled.sites.lam1.shape == (3, 16)
+    assert settled.log_evidence[2] < settled.log_evidence[1]  # the maximum was learned
 
 
 def test_class_probabilities(ml2):
