@@ -107,6 +107,7 @@ def check(conditioned, gradient, at, wanted, atol=1e-9):
 
 # Every method and every likelihood, not every pair: a pair costs seconds to compile. The others are behind ``slow``.
 QUICK = {
+    ("PEP .5", "logit"),
     ("VI", "student"),
     ("total", "poisson"),
 }

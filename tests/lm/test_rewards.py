@@ -11,6 +11,7 @@ from probinfer.lm.rewards.algebra import Product, Tempered
 from probinfer.lm.rewards.deferred import Deferred, bind
 from probinfer.lm.rewards.degraded import degrade
 from probinfer.lm.rewards.host import Faults
+from probinfer.lm.rewards.meanings import LogOdds
 from probinfer.lm.rewards.model import RewardModel
 from tests.lm import tables
 
@@ -148,3 +149,12 @@ def test_faults_begin_with_their_cause_where_nothing_is_left():
     assert str(every).startswith(
         "ValueError: no key: 8 of 8 scores lost: 6 by exception, 2 by NaN; the first:"
     )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_what_odds_at_a_temperature_show_is_the_score(temperature):
+    """The last step multiplied by (r / (1 - r))^(1 / tau); its score is r."""
+    odds = LogOdds(score(), temperature=temperature)
+    r = jnp.asarray([0.2, 0.9])
+    last = jnp.log(r / (1 - r)) / temperature
+    np.testing.assert_allclose(odds.log_score(last, last), jnp.log(r), rtol=1e-12)

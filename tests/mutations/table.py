@@ -248,13 +248,13 @@ MUTANTS = [
     ),
     *_of(
         "gp/objectives.py",
-        "gp/test_approximations.py gp/test_evidence_surface.py",
+        "gp/test_approximations.py gp/test_evidence_surface.py gp/test_golden.py",
         ("0.5 * lam2 * (mean * mean + variance)", "0.5 * lam2 * mean * mean"),
         ("lam1, lam2, power, num_nodes, nodes) / power", "lam1, lam2, power, num_nodes, nodes)"),
     ),
     *_of(
         "gp/likelihoods/counts.py",
-        "gp/test_likelihoods.py",
+        "gp/test_likelihoods.py gp/test_predictive_outputs.py",
         ("rate + rate**2 * jnp.expm1(variance)\n", "rate + rate * jnp.expm1(variance)\n"),
         ("rate = _exp(m + 0.5 * v)", "rate = _exp(m)"),
         ("return gammaincc(y + 1, _exp(f))", "return gammaincc(y, _exp(f))"),
@@ -275,7 +275,7 @@ MUTANTS = [
     # Language models.
     *_of(
         "lm/rewards/meanings.py",
-        "lm/test_weighting.py lm/test_infer.py",
+        "lm/test_rewards.py lm/test_weighting.py lm/test_infer.py",
         ("change = jnp.where(gone, -jnp.inf, value - jnp.where(gone, 0, state.last))", "change = value"),
         (
             'return log_value("logit", last * self.temperature.astype(last.dtype))',
@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     *_of(
         "lm/stepping.py",
-        "lm/test_weighting.py",
+        "lm/test_stepping.py lm/test_weighting.py",
         ("return log_prior, log_softmax(log_law + factors), factors", "return log_prior, log_law, factors"),
         ("jnp.where(agrees, log_weight[0], -jnp.inf)", "log_weight[0]"),
     ),

@@ -1,0 +1,42 @@
+"""One step by its definition: the law of a token under factors, and a step that is forced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from probinfer import lm
+from probinfer.lm.rewards.deferred import bind
+from probinfer.lm.stepping import laws
+from probinfer.lm.texts import Record
+from probinfer.lm.token_model import empty, step
+from tests.lm import tables
+
+METHOD = lm.ParticleFilter(3, step=lm.until(";", max_tokens=3))
+
+
+def test_the_law_of_a_token_is_the_models_times_its_factors_normalised():
+    constraint = bind(lm.rewards.regex("a+"), tables.model().tokenizer)
+    own = tables.token_model(METHOD, "none", potential=constraint)
+    start = empty(own, 3)
+    log_prior, log_law, factors = laws(
+        own.setting, start.text.logits, start.state, start.text.tokens, start.text.length
+    )
+    assert np.isneginf(np.asarray(factors)).any()
+    product = np.exp(np.asarray(log_prior)) * np.exp(np.asarray(factors))
+    np.testing.assert_allclose(np.exp(log_law), product / product.sum(1, keepdims=True), rtol=1e-12, atol=0)
+    np.testing.assert_allclose(log_prior, jax.nn.log_softmax(own.logits)[None] * np.ones((3, 1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "possible"), [([0, 1, 0], 2, True), ([0, 1, 0], 3, False), ([0, 0, 0], 3, True)]
+)
+def test_a_forced_step_is_taken_or_has_weight_zero(key, tokens, length, possible):
+    """A step ends with ";", token 1: no step goes on behind it. The other particles are free."""
+    own = tables.token_model(METHOD, "none")
+    forced = Record(jnp.asarray(tokens, jnp.int32), jnp.int32(length))
+    particles, log_weights = step(own, key, empty(own, 3), forced)
+    np.testing.assert_array_equal(np.asarray(log_weights), [0.0 if possible else -np.inf, 0, 0])
+    if possible:
+        np.testing.assert_array_equal(particles.step.tokens[0, :length], tokens[:length])
+        assert particles.step.length[0] == length
