@@ -41,6 +41,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # begun in the background of a script: Ctrl-C is tested
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     keys.shift(config.getoption("--key-offset"))
 
 
