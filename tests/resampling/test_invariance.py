@@ -83,4 +83,5 @@ def test_particle_gibbs_started_at_the_posterior_stays_there(name):
 
 
 def test_an_overwritten_ancestor_is_noticed():
-    assert deviation(partial(forced, resampling.systematic)) > 2 * LIMIT
+    # over 24 keys 109 on average, as a noncentral chi-squared with 102: below the limit, 41, at a rate of 3e-5
+    assert deviation(partial(forced, resampling.systematic)) > LIMIT
