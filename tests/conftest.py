@@ -41,9 +41,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # begun in the background of a script: Ctrl-C is tested
+    # A process that a script begins in the background ignores Ctrl-C, and the tests of Ctrl-C would never end.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     keys.shift(config.getoption("--key-offset"))
 
@@ -144,10 +143,7 @@ class CompileCounter:
 
 @pytest.fixture
 def press_during(monkeypatch):
-    """Press Ctrl-C while the pieces of these numbers are computed, counted from one.
-
-    Raised in this thread: a signal that is sent to a process may reach another of its threads, a little later.
-    """
+    """Press Ctrl-C while the pieces of these numbers are computed, counted from one."""
     wait, calls = interrupts.wait, []
 
     def start(*numbers, when=lambda tree: False):

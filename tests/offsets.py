@@ -4,10 +4,11 @@
     python -m tests.offsets --files tests/smc --offsets 7    some of them
     python -m tests.offsets --list                           what failed so far
 
-One process takes one file through all offsets: only data change, so a further offset costs a fraction of the first
-(programs are kept on disk meanwhile, since a test that is imported again makes functions of its own). It
-resumes: a file is run again at the offsets that are not in the report, and at all of them when it has changed. That a
-test became slow is no change, that one is slow no longer is.
+One process takes one file through all offsets: only data change, so a further offset costs a fraction of the first.
+Compiled programs are kept on disk meanwhile, because a test that is imported again makes functions of its own.
+
+It resumes: a file is run again at the offsets that are not in the report, and at all of them when it has changed. It is
+no change that a test became slow, but it is one that a test is no longer slow.
 """
 
 import argparse

@@ -271,7 +271,7 @@ def test_demo_end_to_end(whole, tmp_path, monkeypatch):
     stored = folders.reasoner(tmp_path / "weights")
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
     if not whole:
-        monkeypatch.setattr(demos, "_regressions", dict)
+        monkeypatch.setattr(demos, "_regressions", lambda *_: {})
         monkeypatch.setattr(demos, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
         monkeypatch.setattr(demos, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
         monkeypatch.setattr(demos, "_particles", lambda *_: (Section("Particles", ()), TABLE))

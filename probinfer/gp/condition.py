@@ -19,8 +19,7 @@ from probinfer.types import Array, Float
 
 __all__ = ["Settled", "condition", "default_inference", "log_evidence", "reference_sites", "settle"]
 
-
-_FEW = 16  # hyperparameter values that are not worth a program of their own: compiling takes longer than all of them
+_FEW = 16  # up to so many hyperparameter values share the program of one, and no other has to be compiled
 
 
 def condition(
@@ -112,7 +111,7 @@ def settle(
     start: Sites | None = None,
     fresh: Any = False,
 ) -> Settled:
-    """Find the sites at several hyperparameter values, one after another; a few, as of restarts, by the program of one.
+    """Find the sites at several hyperparameter values, one after another.
 
     Args:
         inference: an approximation.
@@ -128,8 +127,8 @@ def settle(
     start = Sites(none, none) if start is None else start
     if num > _FEW:
         return _settle(inference, models, X, y, start, fresh)
-    one_by_one = [jax.tree.map(lambda leaf, s=s: leaf[s : s + 1], models) for s in range(num)]
-    found = [_settle(inference, one, X, y, start, fresh[s : s + 1]) for s, one in enumerate(one_by_one)]
+    rows = [jax.tree.map(lambda leaf, s=s: leaf[s : s + 1], (models, fresh)) for s in range(num)]
+    found = [_settle(inference, model, X, y, start, is_fresh) for model, is_fresh in rows]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
 
 
