@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, TypeVar
 
 import jax
@@ -127,7 +128,10 @@ def _as_data(array: Any, place: str, origin: str) -> Any:
 
 
 class Frozen(Known):
-    """A function that is a static field: equal to another one that depends on the same, captured arrays included."""
+    """A function that is a static field: equal to another one that depends on the same, captured arrays included.
+
+    One on the host that holds what cannot be copied is called itself, so it is equal to itself alone.
+    """
 
     __slots__ = ("__weakref__", "_live", "structure")
     structure: Structure
@@ -142,17 +146,24 @@ class Frozen(Known):
         """In another walk it is known by its digest."""
         if not walk.slots:
             return walk.visit(self.structure.make(()) if self._live is None else self._live)
-        walk.feed("frozen", self.structure.digest)
+        walk.feed("frozen", self.structure.digest if self._live is None else _as_object(self._live))
         return Keep(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Frozen) and self.structure == other.structure
+        if not isinstance(other, Frozen) or self._live is not None or other._live is not None:
+            return isinstance(other, Frozen) and _as_object(self._live) == _as_object(other._live)
+        return self.structure == other.structure
 
     def __hash__(self) -> int:
-        return hash(self.structure)
+        return hash(self.structure) if self._live is None else hash(_as_object(self._live))
 
     def __repr__(self) -> str:
         return self.structure.label
+
+
+def _as_object(fn: Any) -> Any:
+    """The objects of a callable: bound methods are made anew whenever they are looked up."""
+    return (id(fn.__self__), id(fn.__func__)) if isinstance(fn, MethodType) else id(fn)
 
 
 def frozen(fn: Any, *, on_host: bool = False) -> Any:

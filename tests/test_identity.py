@@ -301,6 +301,65 @@ def test_what_a_function_writes_to_objects_and_to_itself():
     assert len(state.log) == 6
 
 
+OUTPUTS = {
+    "a list": ("calls = []\ndef fn(x):\n calls.append(1)\n return x", lambda space: len(space["calls"])),
+    "a global": ("n = 0\ndef fn(x):\n global n\n n += 1\n return x", lambda space: space["n"]),
+    "itself": ("def fn(x):\n fn.n += 1\n return x\nfn.n = 0", lambda space: space["fn"].n),
+    "an object": ("class S: n = 0\ns = S()\ndef fn(x):\n s.n += 1\n return x", lambda space: space["s"].n),
+    "its owner": (
+        "class S:\n n = 0\n def f(s, x):\n  s.n += 1\n  return x\ns = S()\nfn = s.f",
+        lambda space: space["s"].n,
+    ),
+    "the object called": (
+        "class S:\n n = 0\n def __call__(s, x):\n  s.n += 1\n  return x\nfn = S()",
+        lambda space: space["fn"].n,
+    ),
+    "a closure": (
+        "def outer():\n calls = []\n def fn(x):\n  calls.append(1)\n  return x\n return fn, calls\nfn, calls = outer()",
+        lambda space: len(space["calls"]),
+    ),
+    "a rebound closure": (
+        "def outer():\n n = 0\n def fn(x):\n  nonlocal n\n  n += 1\n  return x\n"
+        " return fn, lambda: n\nfn, read = outer()",
+        lambda space: space["read"](),
+    ),
+}
+
+
+@pytest.mark.parametrize("where", OUTPUTS)
+def test_a_function_that_is_defined_again_writes_to_what_is_its_own(where):
+    """A notebook cell that is run twice: the same code with a list or a counter of its own, called from the device."""
+    source, written = OUTPUTS[where]
+    for _ in range(2):
+        space = {"__name__": "__main__"}
+        exec(source, space)
+        fn = space["fn"]
+
+        def calls_python(x, fn=fn):
+            return jax.pure_callback(fn, jax.ShapeDtypeStruct((), x.dtype), x)
+
+        for runs in (1, 2):
+            assert float(_run(as_partial(calls_python), jnp.asarray(2.0))) == 2.0
+            assert written(space) == runs
+
+
+@pytest.mark.parametrize("draws", [np.random.default_rng, np.random.RandomState])
+def test_a_generator_that_is_made_again_starts_anew(draws):
+    """Not where an older one in the same state has come to since: a cell that is run twice gives the same numbers."""
+
+    def first_draw():
+        rng = draws(0)
+
+        def fn(x):
+            return x + jax.pure_callback(
+                lambda x: rng.normal() * np.ones_like(x), jax.ShapeDtypeStruct((), x.dtype), x
+            )
+
+        return float(_run(as_partial(fn), jnp.asarray(0.0)))
+
+    assert first_draw() == first_draw()
+
+
 def test_a_counter_in_a_closure():
     number = 0
 

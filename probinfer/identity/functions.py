@@ -3,7 +3,8 @@
 A user's function is made anew with a dictionary of its own in place of its globals and with cells of its own in its
 closure, and so are the helpers it calls, the functions inside ``functools.partial``, ``jax.jit``, ``jax.custom_jvp``
 and bound methods. What a function itself rebinds or changes in place (a counter, a memo) is its output: shared with
-the original, and no part of its identity.
+the original, and known by its object and not by what stands in it. A function that is defined again, with a list of its
+own to write to, is therefore another one, although its code is the same.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def _cell(walk: Walking, name: str, cell: CellType, found: Reads) -> Recipe:
         walk.feed("empty")
     if name in found.rebound or (name in found.changed and isinstance(value, _CONTAINERS)):
         walk.feed("written", name)
+        walk.itself(cell)
         return Keep(cell)
     written = _written(name, value, found)
     if written:
@@ -162,6 +164,7 @@ def _globals(walk: Walking, fn: FunctionType, found: Reads) -> tuple[dict[str, R
             if name in _LOOK_UP:
                 walk.unseen.append(f"what {fn.__qualname__} finds by {name}()")
         elif name in found.rebound:
+            walk.itself(space)
             is_live = True
         else:
             walk.feed("global", name)
@@ -174,6 +177,7 @@ def _globals(walk: Walking, fn: FunctionType, found: Reads) -> tuple[dict[str, R
 def _outside(walk: Walking, name: str, value: Any, chains: tuple, found: Reads) -> Recipe:
     if name in found.changed and isinstance(value, _CONTAINERS):
         walk.feed("written")
+        walk.itself(value)
         return Keep(value)
     if isinstance(value, ModuleType):
         return visit_module(walk, value, chains)

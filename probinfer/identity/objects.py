@@ -10,7 +10,9 @@ from __future__ import annotations
 import abc
 import copy
 import enum
+import random
 from collections import deque
+from collections.abc import Iterator
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -64,6 +66,7 @@ _NOT_CONTENT = frozenset(
     )
 )
 _NUMBERS = (("flax.ids", "FlaxId"),)  # tell equal objects apart, which is no content
+_USED_UP = (np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random, Iterator)
 _OWN_PICKLING = ("__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 
 
@@ -208,7 +211,12 @@ def _pickles_by_default(kind: type) -> bool:
 
 
 def _by_pickling(walk: Walking, value: Any) -> Recipe:
-    """An object with its own pickling: by what it would pickle, which is read and not copied."""
+    """An object with its own pickling: by what it would pickle, which is read and not copied.
+
+    One that changes by being used is known by itself too: another in the state that it had is not the same later.
+    """
+    if isinstance(value, _USED_UP):
+        walk.itself(value)
     try:
         reduced = value.__reduce_ex__(4)
     except Exception:  # whatever a foreign object raises, it cannot be read
@@ -238,6 +246,7 @@ def _opaque(walk: Walking, value: Any) -> Recipe:
 
 def visit_without(walk: Walking, value: Any, without: frozenset[str]) -> None:
     """Hash an object that the function writes to, without the attributes that it sets; the object itself stays."""
+    walk.itself(value)
     if isinstance(value, FunctionType):
         walk.visit(walk.bare.setdefault(id(value), _without_attributes(value)))
     elif _pickles_by_default(type(value)) or isinstance(value, SimpleNamespace):

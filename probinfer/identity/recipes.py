@@ -115,6 +115,10 @@ class Walking(abc.ABC):
         """Let words or bytes enter the hash."""
 
     @abc.abstractmethod
+    def itself(self, value: Any) -> None:
+        """Let an object enter by itself, because it is written to; for a store it is nothing."""
+
+    @abc.abstractmethod
     def visit(self, value: Any) -> Recipe:
         """Hash a value and return the recipe for it."""
 

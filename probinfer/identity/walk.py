@@ -79,6 +79,11 @@ class Walk(Walking):
             self._hash.update(b"%d:" % len(data))
             self._hash.update(data)
 
+    def itself(self, value: Any) -> None:
+        """Let an object enter by itself, because it is written to; for a store it is nothing."""
+        if self.slots:
+            self.feed(id(value))
+
     @contextlib.contextmanager
     def content(self) -> Iterator[None]:
         """Within: arrays are hashed with their bytes, because nothing can be made with others in their place."""

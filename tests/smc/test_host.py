@@ -44,6 +44,30 @@ def test_python_weighs_as_jax_does_and_is_called_once_a_step(key, dtype):
     assert calls == [(t, np.ndarray, (SIZE,), (SIZE,)) for t in range(STEPS)]
 
 
+@pytest.mark.parametrize("kind", ["generator", "verifier"])
+def test_a_function_that_is_defined_again_is_another_one(key, kind):
+    """A cell that is run twice starts its generator anew and counts in its own verifier, and calls no older one."""
+
+    class Verifier:
+        def __init__(self):
+            self.calls, self.rng = 0, np.random.default_rng(0)
+
+        def __call__(self, before, now, t):
+            self.calls += 1
+            return self.rng.normal(size=now["x"].shape)
+
+    def made():
+        verifier = Verifier()
+        rng = verifier.rng
+        draws = (lambda before, now, t: rng.normal(size=now["x"].shape)) if kind == "generator" else verifier
+        return verifier, smc.host_potential(draws)
+
+    (first, potential), (second, again) = made(), made()
+    found = [run(key, each).log_evidence for each in (potential, again, again)]
+    assert found[0] == found[1] != found[2]
+    assert (first.calls, second.calls) == ((0, 0) if kind == "generator" else (STEPS, 2 * STEPS))
+
+
 def test_one_particle_and_batches_of_runs(key):
     potential = smc.host_potential(weigh)
     single = potential({"x": jnp.asarray(1.0)}, {"x": jnp.asarray(2.5)}, 1)

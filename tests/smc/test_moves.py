@@ -152,7 +152,8 @@ def test_the_pilot_chooses_by_what_it_measured():
     cloud = jnp.asarray(np.random.default_rng(2).normal(size=(256, 2)))
     root = spread.root_of(jnp.zeros(256), cloud)
     plan = Plan(jnp.zeros(()), jnp.mean(cloud, axis=0), root, jnp.asarray(0.5), jnp.zeros((), jnp.int32))
-    moved, after = learned(jax.random.key(1), plan, cloud[::8])
+    # short steps: a trajectory takes many, an independent proposal one; 1 or 2 proposals for each of 1000 keys
+    moved, after = learned(jax.random.key(1), plan._replace(step_size=jnp.asarray(0.05)), cloud[::8])
     assert 1 <= after.tries <= 3
     assert moved.num_densities == 32 * (1 + 7)  # one proposal a move while learning
     assert moved.num_gradients > 32 * 7
