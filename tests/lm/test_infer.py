@@ -78,6 +78,7 @@ def test_new_functions_patterns_and_schemas_of_the_same_form_compile_nothing(cou
 
     for first, second in (
         (lm.rewards.regex("a+"), lm.rewards.regex(";+")),
+        (lm.rewards.regex("a+"), lm.rewards.grammar('start: ";" ";"*')),
         (python("a"), python(";")),
         (lm.rewards.regex("a+") + python("a"), lm.rewards.regex("[a;]+") + python(";")),
     ):

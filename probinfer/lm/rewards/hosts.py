@@ -78,9 +78,9 @@ class OnHost:
 
 
 def detached(tree: Any) -> Any:
-    """The tree, every ``OnHost`` in it detached; the caller keeps the original until the run has ended."""
+    """The tree, everything in it detached that can be; the caller keeps the original until the run has ended."""
 
     def is_one(leaf: Any) -> bool:
-        return isinstance(leaf, OnHost)
+        return hasattr(leaf, "detached")
 
     return jax.tree.map(lambda leaf: leaf.detached() if is_one(leaf) else leaf, tree, is_leaf=is_one)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import View
+from probinfer.lm.rewards.hosts import detached
 from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["TokenMask"]
@@ -56,6 +57,10 @@ class TokenMask(Potential):
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
         """Of the constraint."""
         return self.constraint.gather(state, ancestors)
+
+    def detached(self) -> TokenMask:
+        """The same without its words and what is on the host: a pattern runs the program of a schema."""
+        return TokenMask(detached(self.constraint), whole=self.whole)
 
     @property
     def words(self) -> str:
