@@ -2,8 +2,9 @@ r"""What could a distance between laws have seen? The smallest bias and error of
 
 Near the null a statistic that sums a function of pairs is :math:`T = T_0 + T_1 + E`: what it is if the laws are one,
 of which relabelled or randomly signed draws are a sample; a mean-zero normal sum over single draws; and the distance
-of the laws itself. So its power is the mean of :math:`\Phi((E + T_0 - c)/\mathrm{sd}\,T_1)` over the null
+of the laws itself. So its power is the mean of :math:`\Phi((E + g(T_0 - c))/\mathrm{sd}\,T_1)` over the null
 distribution, c the critical value. E and the standard deviation are those of the draws at hand, shifted or stretched.
+Both sets together are then wider than before, and so are relabelled draws: by the factor g.
 
 References:
     Hoeffding (1948), "A class of statistics with asymptotically normal distribution", for the projection on single
@@ -49,10 +50,12 @@ class Alternative(NamedTuple):
     Attributes:
         mean: how much larger it is on average.
         deviation: standard deviation of what single draws add to it.
+        growth: factor on what relabelled draws give.
     """
 
     mean: float
     deviation: float
+    growth: float = 1.0
 
 
 def power_against(one: Alternative, null: Float[np.ndarray, " m"], critical: float) -> float:
@@ -64,7 +67,7 @@ def power_against(one: Alternative, null: Float[np.ndarray, " m"], critical: flo
         critical: the largest statistic that is no difference.
     """
     deviation = max(one.deviation, 1e-12 * abs(critical), 1e-300)
-    return float(np.mean(ndtr((one.mean + null - critical) / deviation)))
+    return float(np.mean(ndtr((one.mean + one.growth * (null - critical)) / deviation)))
 
 
 def errors_found(
@@ -120,8 +123,11 @@ def detectable_in_pairs(
 
     def against(moved: Array) -> Alternative:
         mean, of_a, of_b = map(float, _projected(block_fn, rows, moved))
-        return Alternative(sign * mean, float(np.sqrt(of_a / sizes[0] + of_b / sizes[1])))
+        growth = float(_spread_of_pairs(block_fn, jnp.where(half, moved, rows))) / apart
+        return Alternative(sign * mean, float(np.sqrt(of_a / sizes[0] + of_b / sizes[1])), growth)
 
+    half = jnp.arange(len(rows))[:, None] % 2 == 0
+    apart = max(float(_spread_of_pairs(block_fn, rows)), 1e-300)
     spread = jnp.std(rows, axis=0)
 
     def biased(size: float, axis: int) -> Alternative:
@@ -144,6 +150,16 @@ def _projected(block_fn: Any, b: Array, a: Array) -> tuple[Array, Array, Array]:
     return (jnp.mean(of_a) + jnp.mean(of_b)) / 2, jnp.var(of_a), jnp.var(of_b)
 
 
+@jax.jit
+def _spread_of_pairs(block_fn: Any, rows: Array) -> Array:
+    """Root mean square of the values of pairs less the means of either draw: how far relabelled draws spread."""
+    values, count = _off_diagonal(block_fn, rows, rows), len(rows)
+    means = jnp.sum(values, axis=1) / (count - 1.0)
+    alone = values - means[:, None] - means[None, :] + jnp.mean(means)
+    square = jnp.sum(jnp.where(jnp.eye(count, dtype=bool), 0, alone) ** 2)
+    return jnp.sqrt(square / (count * (count - 1.0)))
+
+
 def _off_diagonal(block_fn: Any, rows: Array, columns: Array) -> Array:
     """Values of different draws; a draw and its own copy are not independent."""
     values = jnp.sum(block_fn(rows, columns), axis=0)
@@ -161,6 +177,7 @@ def detectable_on_lines(
 
     A shift :math:`\delta` of one set adds :math:`2 w^\top\delta\, w^\top(\bar a - \bar b) + (w^\top\delta)^2` along w,
     a factor s on its widths about :math:`(s - 1)\, w^\top(S_a - S_b) w + (s - 1)^2\, w^\top S w` with covariances S.
+    What relabelled draws give grows with the covariance of both sets together.
 
     Args:
         lines: unit vectors w.
@@ -173,17 +190,21 @@ def detectable_on_lines(
     covariance = np.atleast_2d(np.cov(rows.T))
     second = lines.T @ lines / len(lines)
     inverse = sum(1 / size for size in _independent(pooled))
+    share = pooled.sizes[0] / sum(pooled.sizes)
     spread = np.sqrt(np.diag(covariance))
     across = np.sqrt(inverse * np.einsum("ij,jk,ki->i", second, covariance, second))
     squares = np.einsum("np,np->n", rows - rows.mean(axis=0), (rows - rows.mean(axis=0)) @ second)
 
     def biased(size: float, axis: int) -> Alternative:
         shift = size * spread[axis]
-        return Alternative(float(shift**2 * second[axis, axis]), float(2 * shift * across[axis]))
+        more = shift**2 * second[axis, axis]
+        growth = 1 + more * share * (1 - share) / squares.mean()
+        return Alternative(float(more), float(2 * shift * across[axis]), float(growth))
 
     def stretched(factor: float) -> Alternative:
         deviation = abs(factor - 1) * np.sqrt(inverse * squares.var())
-        return Alternative(float((factor - 1) ** 2 * squares.mean()), float(deviation))
+        growth = 1 + share * (factor**2 - 1)
+        return Alternative(float((factor - 1) ** 2 * squares.mean()), float(deviation), float(growth))
 
     worst = min(_axes(len(spread)), key=lambda axis: biased(0.5, axis).mean)
     return errors_found(partial(biased, axis=worst), stretched, null, critical, level)

@@ -233,7 +233,8 @@ def _posterior(config: Tempered, target: Target, found: Start, pilot: TemperedSt
         said = f"{len(runs)} of {config.num_islands} islands were finished"
         verdict = Finding(*engine.part(said, verdict.status, verdict.details))
     count = int(pilot.schedule.num_levels)
-    schedule = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), pilot.schedule[:-1])
+    # device_put: how many levels there are depends on the data, and asarray compiles a program for every new shape
+    schedule = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[:count]), pilot.schedule[:-1])
     schedule = Schedule(*schedule, num_levels=count)
     info = TemperedInfo(
         temperatures=schedule.temperatures,
@@ -269,7 +270,7 @@ def _padded(rows: list, count: int, dtype: Any) -> Any:
     full = np.full((len(rows), count), np.nan, dtype)
     for row, values in zip(full, rows):
         row[: len(values)] = values
-    return jnp.asarray(full)
+    return jax.device_put(full)
 
 
 def _verdict(
