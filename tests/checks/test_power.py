@@ -7,6 +7,7 @@ import pytest
 from scipy import optimize, stats
 
 from probinfer import checks
+from probinfer.checks import detectable_distances
 from probinfer.checks.bands import ecdf_band
 from probinfer.checks.detectable import leaving_probability
 from probinfer.checks.detectable_balls import balls, detectable_in_balls
@@ -183,6 +184,29 @@ def test_distances_find_what_they_say(name):
     assert 0.2 < claimed.bias < 1.5
     assert claimed.too_narrow > 0.3
     assert claimed.too_wide < 3
+
+
+@pytest.mark.parametrize(("name", "power"), [("energy", 0.5), ("sliced", 1.0)])
+def test_how_far_relabelled_draws_spread_where_one_set_is_wider(name, power, monkeypatch):
+    """The factor on the null of two sets, one twice as wide, against that null: 400 permutations tell it to a tenth.
+
+    Both sets are first divided by their common widths, whose squares the wider one makes 2.5 times as large.
+    """
+    kept, plain = {}, detectable_distances.errors_found
+
+    def keep(biased, stretched, null, critical, level, **_):
+        kept.update(stretched=stretched, null=null)
+        return plain(biased, stretched, null, critical, level)
+
+    monkeypatch.setattr(detectable_distances, "errors_found", keep)
+    rng = np.random.default_rng(5)
+    a, b = jnp.asarray(rng.normal(size=(2, 200, 2)))
+    options = {"key": jax.random.key(1), "num_permutations": 400}
+    assert DISTANCES[name](a, b, **options).power is not None
+    wide = DISTANCES[name](2 * a, b, **options)
+    found = 2.5**power * np.std(wide.null) / np.std(kept["null"])
+    assert kept["stretched"](2.0).growth == pytest.approx(found, rel=0.3)
+    assert kept["stretched"](1.0).growth == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.slow
