@@ -13,7 +13,7 @@ from benchmarks.mutations.cloud_faults import CLOUD_FAULTS, CLOUD_NULLS, cloud_b
 from benchmarks.mutations.settings import CLOUDS
 from benchmarks.mutations.table import judge, markdown
 
-SIZE = CLOUDS._replace(simulations=200, places=7, runs=400)
+SIZE = CLOUDS._replace(simulations=200, places=7, runs=1600)
 CLOUDS_ALL = (*CLOUD_NULLS, *CLOUD_FAULTS)
 
 
