@@ -171,7 +171,7 @@ def test_skewed_target_bound_is_below_the_evidence_and_full_rank_is_tighter():
     assert float(full_rank.elbo) < log_evidence + 4.5 * float(full_rank.elbo_standard_error)
     # a skewed coordinate costs a normal little
     assert float(full_rank.elbo) > log_evidence - 0.1
-    assert float(mean_field.elbo) < float(full_rank.elbo) - 0.3
+    assert float(mean_field.elbo) < float(full_rank.elbo) - 0.15  # .33 over keys, sd .03
     assert bool(jnp.isfinite(full_rank.khat))
     assert float(full_rank.gap) < 0.2
 
