@@ -22,6 +22,7 @@ from coin_targets import DRAWS, TARGETS, Case, exact, log_mixture, random, rows
 
 from probinfer import coin, targets
 from probinfer.base import Status
+from probinfer.errors import NumericalError
 
 NAME = "coin_statuses"
 SEEDS = 4
@@ -82,7 +83,19 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = coin.SVGD().sample(jax.random.key(seed), target, progress=False)
+        try:
+            found = coin.SVGD().sample(jax.random.key(seed), target, progress=False)
+        except NumericalError as error:
+            spent = time.process_time() - start
+            return {
+                "status": "refused",
+                "why": str(error),
+                "wrong": True,
+                "shift": np.nan,
+                "width": np.nan,
+                "steps": 0,
+                "seconds": spent,
+            }
     table = rows(found.unconstrained, 2)[0]
     shift = np.abs(table.mean(0) - case.draws.mean(0)) / case.draws.std(0)
     far = [np.mean(np.abs(x - x.mean(0)), axis=0) for x in (table, case.draws)]

@@ -11,6 +11,9 @@ where data determine a sum and not its terms; followed as far as rounding allows
 
 Where the far end overflows (an exponential of a log scale) it says nothing, and the density is improper only if it did
 not fall at all over the last factor of eight before.
+
+A far end that lies e^-60 below the points is no reason for anything that went wrong: transforms that clip what
+underflows end in such a floor.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ _MOST_AXES = 16
 _MOST_WAYS = 4
 _RANDOM = 2
 _BATCH = 32
+_DEEP = 60.0  # nats below the points at which a far end does not matter, and what the limits fall by besides
 _SLACK = 0.02  # of the slope
 _SMALL = 0.05  # of the largest entry of a direction: not named
 
@@ -62,6 +66,8 @@ def improper(logdensity_fn: Callable, positions: ArrayTree, *, only_far: bool = 
         return ""
     evaluate = _evaluator(logdensity_fn, one, rows.dtype)
     base, (lines, reaches, dimensions) = rows[0], _lines(evaluate, rows)
+    seen = evaluate(rows[:_BATCH])[0]
+    top = float(np.max(np.where(np.isnan(seen), -np.inf, seen)))
     lengths = np.maximum(1, np.maximum(np.abs(lines @ base), np.max(np.abs((rows - base) @ lines.T), axis=0)))
     steps = (
         lengths[:, None, None] * np.array([1, -1])[:, None] * _FACTOR ** np.arange(_RUNGS)
@@ -73,7 +79,7 @@ def improper(logdensity_fn: Callable, positions: ArrayTree, *, only_far: bool = 
         for sign, column in zip((1, -1), both):
             if only_far and reach < _RUNGS:
                 continue
-            found = _verdict(column[:reach], distances, dimension, only_far)
+            found = _verdict(column[:reach], top, distances, dimension, only_far)
             if found:
                 return f"{found} along {_named(one, sign * line)}"
     return ""
@@ -145,7 +151,7 @@ def _values(fn: Callable, one: ArrayTree, points: Any) -> tuple[Any, Any]:
     return jax.lax.map(jax.value_and_grad(lambda flat: fn(unravel(flat))), points)
 
 
-def _verdict(values: np.ndarray, distances: np.ndarray, dimension: int, only_far: bool) -> str:
+def _verdict(values: np.ndarray, top: float, distances: np.ndarray, dimension: int, only_far: bool) -> str:
     """What the log density does along half a line, if it cannot be integrated."""
     finite = np.isfinite(values)
     count = len(values) if finite.all() else int(np.argmin(finite))
@@ -159,7 +165,10 @@ def _verdict(values: np.ndarray, distances: np.ndarray, dimension: int, only_far
         fall = float(values[count - 1]) - float(values[count - 2])
         limit = -64 * float(np.finfo(values.dtype).eps) * float(np.max(np.abs(values[:count])))
         ends = distances[count - 2], distances[count - 1]
-    if fall < limit:
+    power = max(-fall, 0.0) / np.log(
+        ends[1] / ends[0]
+    )  # what a tail of this power falls by on the way is allowed
+    if fall < limit or values[count - 1] < top - _DEEP - power * np.log(ends[1]):
         return ""
     changes = f"changes by only {fall:.3g}" if fall <= 0 else f"grows by {fall:.3g}"
     return f"from {ends[0]:.2g} to {ends[1]:.2g} away the log density {changes}"

@@ -54,6 +54,7 @@ PROPER = {
     "half-Cauchy scale": half_cauchy_scale,
     "vague inverse gamma": partial(inverse_gamma, shape=0.001),
     "separable, with a prior": partial(separable, penalty=1e-3),
+    "a floor where a transform clips": lambda x: jnp.maximum(-jnp.sum(jnp.abs(x)), -87.0),
 }
 
 IMPROPER = {
@@ -65,6 +66,7 @@ IMPROPER = {
     "periodic": lambda x: jnp.cos(x[0]) + normal(x[1:]),
     "flat log scale": lambda x: normal(x[1:]) - 1e-3 * jnp.exp(-2 * x[0]),
     "separable, without a prior": partial(separable, penalty=0.0),
+    "a floor that matters": lambda x: jnp.maximum(-jnp.sum(jnp.abs(x)), -40.0),
     "growing": lambda x: x[0] + normal(x[1:]),
 }
 

@@ -37,9 +37,9 @@ class SVGD:
 
     The run ends where an epoch (steps 64 to 128, 128 to 256, ...) changed neither the direction nor the virial. Then
     short trajectories from the particles tell whether the cloud stands for its density: its status and its warning say
-    by how much they move it. A mode that no particle of the run ever visited is not seen, and modes far apart keep the
-    shares of particles that came to them, which need not be theirs. Minibatch targets run too: one batch a step for all
-    particles, without trajectories.
+    by how much they move it. A mode that no particle of the run ever visited is not seen. Modes far apart keep the
+    shares of particles that came to them; the status says where these are not theirs by a factor of 1.5. Minibatch
+    targets run too: one batch a step for all particles, without trajectories.
 
     Args:
         num_particles: None: enough to keep 95 % of the standard deviation in as many dimensions, 100 to 2000.

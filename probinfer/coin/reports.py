@@ -44,11 +44,13 @@ class ParticlesInfo(NamedTuple):
     did (``coin.trajectories``; NaN and 0 for minibatch targets and weights): trees of what they moved the mean by in
     standard deviations (0 is right) and of the factor by which the mean distance from the mean grew (1 is right); how
     many particles rest where the density is hopelessly low; how many of the first and of step 32 stood in a mode that
-    has no particle now. A mode that no particle ever visited is not seen, and the shares of modes far apart are those
-    of the starts.
+    has no particle now. ``mode_shares`` (4,) are the parts of the particles in modes that a gorge of 1.5 nats
+    separates, the highest first, ``mode_masses`` (4,) what their densities ask for, were each normal (``coin.modes``;
+    0: fewer modes, or too few particles to tell). A mode that no particle ever visited is not seen.
 
     ``status`` is ``POOR_APPROXIMATION`` where the cloud is out of place, too narrow or too wide, where trajectories
-    move it beyond noise, where particles are lost or a mode is forsaken, or the weights cannot be trusted;
+    move it beyond noise, where particles are lost or a mode is forsaken, where the shares of two modes are wrong by
+    more than a factor of 1.5, or the weights cannot be trusted;
     ``MAX_ITERATIONS`` where it had not settled and trajectories did not find it right (no shift above 0.3, no growth
     above 1.3); ``NON_FINITE`` where some particles have no finite log density; ``IMPROPER_DENSITY`` where the density
     of a target without a prior falls too slowly to be integrated.
@@ -70,6 +72,8 @@ class ParticlesInfo(NamedTuple):
     growth: Any
     num_lost: Any
     num_forsaken: Any
+    mode_shares: Any
+    mode_masses: Any
     status: Any
 
 
@@ -117,6 +121,8 @@ def info(target: Any, state: Watched, history: History, found: Finished, config:
         growth=cloud.unravel(like, found.trial.growth),
         num_lost=found.trial.num_lost,
         num_forsaken=found.trial.num_forsaken,
+        mode_shares=found.trial.shares.found,
+        mode_masses=found.trial.shares.asked,
         status=jnp.int32(0),
     )
     stopped = bool(steps and statuses[-1] != Status.OK)
@@ -189,6 +195,7 @@ def refuse(name: str, made: ParticlesInfo) -> None:
     what = (
         "no particle has a finite log density and gradient"
         if lost
-        else "the cloud grew nine orders of magnitude and the density does not hold it: it is flat, or improper"
+        else "the cloud grew nine orders of magnitude: the density is flat or improper, or its scales are so unlike "
+        "that the particles overshot it (standardise the data, start nearer, or use mcmc.NUTS())"
     )
     raise NumericalError(f"{name}: {what}; {advice(Status.NON_FINITE)}", Status.NON_FINITE)

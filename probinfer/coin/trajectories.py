@@ -8,7 +8,7 @@ densities whose scales vary. The second half counts.
 
 Trajectories do not find another mode. Two more questions are cheap: whether some particles rest where the density is
 hopelessly low beside the others, and whether an early particle stood where density is high, with a gorge between it and
-all particles that there are.
+all particles that there are. Whether the modes that the particles are in hold the right shares is asked by ``modes``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from probinfer.base import Algorithm
 from probinfer.coin import cloud
 from probinfer.coin.descent import CloudState, geometry_of
+from probinfer.coin.modes import Shares, shares_of_modes, unseen
 from probinfer.coin.views import logdensity_in_cloud
 from probinfer.mcmc.hmc_sampler import hmc_transition
 from probinfer.mcmc.leapfrog import Place
@@ -42,6 +43,7 @@ _CLOSE, _STEADY, _ACCEPTED = (
     0.3,
 )  # the largest shift and growth, the least acceptance, that vouch for a cloud
 _NEAR, _POINTS, _GORGE = 4, 7, 10.0  # final particles that an early one is joined to, places on the way, nats
+_FACTOR = 1.5  # by which the shares of two modes may be off, beside
 _AS_HIGH = 5.0  # nats below the median of the cloud
 
 
@@ -57,6 +59,7 @@ class Trial(NamedTuple):
         num_lost: particles that rest where the density is e^-(10 + 2 d) of the others' at most.
         depth: nats that the highest of them lies below the median; 0 without them.
         num_forsaken: early particles that saw high density where no particle is.
+        shares: what the modes hold and what they should.
         num_gradients: spent.
     """
 
@@ -68,6 +71,7 @@ class Trial(NamedTuple):
     num_lost: Int[Array, ""]
     depth: Scalar
     num_forsaken: Int[Array, ""]
+    shares: Shares
     num_gradients: Int[Array, ""]
 
 
@@ -76,7 +80,18 @@ def blank(dims: int, dtype: Any) -> Trial:
     nothing, none = jnp.full(dims, jnp.nan, dtype), jnp.zeros((), jnp.int32)
     zero = jnp.zeros((), dtype)
     twice = jnp.stack([nothing, nothing])
-    return Trial(nothing, nothing, twice, zero + jnp.full(2, jnp.nan), zero + jnp.nan, none, zero, none, none)
+    return Trial(
+        nothing,
+        nothing,
+        twice,
+        zero + jnp.full(2, jnp.nan),
+        zero + jnp.nan,
+        none,
+        zero,
+        none,
+        unseen(dtype),
+        none,
+    )
 
 
 def complaint(trial: Trial, names: list[str]) -> str:
@@ -113,8 +128,26 @@ def complaint(trial: Trial, names: list[str]) -> str:
         parts.append(
             f"{int(trial.num_forsaken)} early particles stood in a mode that has none now (smc.Tempered() weighs modes)"
         )
+    parts += _misplaced(trial.shares)
     mend = ", or polish='nuts', which may mend it" if said else ""
     return "; ".join(parts) + (f"; compare with mcmc.NUTS(){mend}" if parts else "")
+
+
+def _misplaced(shares: Shares) -> list[str]:
+    """Say which mode holds a share of the particles that its density does not ask for."""
+    found, asked, error = (np.asarray(a, float) for a in shares)
+    told = asked > 0
+    if np.sum(told) < 2:
+        return []
+    off = np.where(told, np.log(np.where(told, found, 1) / np.where(told, asked, 1)), 0)
+    wide = np.abs(off[:, None] - off) - error[:, None] - error
+    if not np.max(wide[np.ix_(told, told)]) > math.log(_FACTOR):
+        return []
+    worst = int(np.argmax(np.abs(off)))
+    return [
+        f"particles stand in {int(np.sum(found > 0))} modes apart, and one of these holds {found[worst]:.0%} of them "
+        f"where its density asks for about {asked[worst]:.0%} (smc.Tempered() weighs modes)"
+    ]
 
 
 def findings(trial: Trial) -> str:
@@ -175,12 +208,14 @@ def tried(
     def density(row):
         return logdensity_fn(cloud.unravel(like, row)).astype(row.dtype)
 
+    finite = keep & jnp.isfinite(first)
     return Trial(
         *_drift(before, centre, moved, keep),
         acceptance=moved.rate,
         num_lost=jnp.sum(lost, dtype=jnp.int32),
         depth=jnp.where(jnp.any(lost), middle - jnp.max(jnp.where(lost, moved.best, -jnp.inf)), 0),
         num_forsaken=_forsaken(density, jnp.concatenate(early), before, keep, first, middle),
+        shares=shares_of_modes(density, before, finite, jnp.where(finite, first, 0)),
         num_gradients=jnp.int32(len(z) * (1 + _MOVES * _LEAPFROGS)),
     )
 

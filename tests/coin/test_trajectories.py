@@ -127,6 +127,19 @@ def test_a_mode_that_only_early_particles_saw_is_forsaken(key):
     assert int(trial_of(key, both, early, log_share=0.0).num_forsaken) == 0
 
 
+@pytest.mark.parametrize(("log_share", "wrong"), [(0.0, False), (-0.3, False), (-2.0, True), (3.0, True)])
+def test_modes_that_hold_the_wrong_share_are_named(key, log_share, wrong):
+    """Half of the particles in each of two modes; 1 to e^share is what their density asks for."""
+    both = draws()
+    both[::2] += SCALE * [FAR, 0, 0]
+    found = trial_of(key, both, log_share=log_share)
+    np.testing.assert_allclose(found.shares.found, [0.5, 0.5, 0, 0], atol=1e-6)
+    asked = np.exp(log_share) / (1 + np.exp(log_share))
+    np.testing.assert_allclose(np.sort(found.shares.asked[:2]), np.sort([asked, 1 - asked]), atol=0.06)
+    said = complaint(found, NAMES)
+    assert ("particles stand in 2 modes apart, and one of these holds 50% of them" in said) == wrong
+
+
 def test_no_trial_says_nothing():
     trial = blank(DIMS, jnp.float32)
     assert complaint(trial, NAMES) == findings(trial) == ""
