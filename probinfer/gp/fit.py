@@ -19,6 +19,7 @@ from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_k
 from probinfer.gp.condition import Settled, default_inference, reference_sites, settle
 from probinfer.gp.conditioned import failed
 from probinfer.gp.conjugate import Exact
+from probinfer.gp.continued import continued
 from probinfer.gp.fitted import Fit
 from probinfer.gp.hyper_posterior import hyper_posterior, rebuild
 from probinfer.gp.laplace import Laplace
@@ -33,6 +34,7 @@ from probinfer.gp.verified import held_warnings, release, verified, worse
 from probinfer.identity import notice
 from probinfer.infer import infer
 from probinfer.types import PRNGKey
+from probinfer.vi.point import maximize
 
 __all__ = ["fit"]
 
@@ -123,11 +125,23 @@ def fit(
     sites, info = None, posterior.info
     verify = is_point and not isinstance(inference, Exact) and getattr(info, "positions", None) is not None
     if verify:
-        models, found, info = verified(
-            info,
-            lambda positions: build(jax.vmap(target.constrain)(positions)),
-            lambda models, fresh: settle(inference, models, X, y, start, fresh),
-        )
+
+        def ends(target, info, start):
+            return verified(
+                info,
+                lambda positions: build(jax.vmap(target.constrain)(positions)),
+                lambda models, fresh: settle(inference, models, X, y, start, fresh),
+            )
+
+        def search_from(sites, starts):
+            again = hyper_posterior(model, prior, X, y, inference, sites=sites)[1]
+            learner = ML2() if learn is None else learn
+            _, found = maximize(
+                learner.objective(again), starts, max_steps=learner.max_steps, mode=learner.mode
+            )
+            return ends(again, found, sites)
+
+        models, found, info = continued(ends(target, info, start), search_from, learn_key)
         settled: Settled | None = found
         release(caught, info.status)
         if int(info.status) != Status.OK and not caught:

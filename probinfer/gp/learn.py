@@ -7,6 +7,8 @@ a posterior with a single draw.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import cast
 
 from probinfer import engine
 from probinfer.base import as_partial
@@ -39,6 +41,14 @@ class ML2:
     max_steps: int = field(static=True, default=1000)
     mode: str = field(static=True, default="auto")
 
+    def objective(self, target: Target) -> Callable:
+        """What is maximised: a ``Partial`` of the unconstrained position.
+
+        Args:
+            target: an exact target whose log likelihood is known.
+        """
+        return as_partial(cast(Callable, target.log_likelihood_fn))
+
     def sample(
         self,
         key: PRNGKey,
@@ -67,7 +77,6 @@ class ML2:
             raise TypeError(
                 "ML2 needs a target whose log likelihood is known apart from the prior; use vi.MAP()"
             )
-        fn = as_partial(target.log_likelihood_fn)
-        posterior, _ = point_posterior("ML-II", key, target, fn, self, progress)
+        posterior, _ = point_posterior("ML-II", key, target, self.objective(target), self, progress)
         info = posterior.info._replace(log_likelihood=posterior.info.log_density)
         return dataclasses.replace(posterior, info=info)

@@ -1,8 +1,8 @@
 """Point estimates are verified before the best is chosen.
 
 A search that climbs an approximate evidence ends where the approximation is best or where it fails worst. So the end of
-every restart is conditioned anew, from scratch and from where the search started: an end counts where both converged,
-agree, and the number is one that an evidence can be.
+every restart is conditioned anew, from where the search started and from scratch: an end counts where the first
+converged, the number is one that an evidence can be, and the second has not converged to another.
 """
 
 from __future__ import annotations
@@ -74,11 +74,10 @@ def verified(info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, A
 
 
 def _verdicts(fresh: Settled, warm: Settled) -> np.ndarray:
-    """A status for each end: the worse of both conditionings, and whether these agree."""
+    """A status for each end: that of the conditioning, and whether the one from scratch agrees where it converged."""
     gap = np.abs(np.asarray(fresh.log_evidence - warm.log_evidence, float))
     apart = np.isfinite(gap) & (gap > _tolerance(warm.log_evidence))
-    worst = np.maximum(fresh.status, warm.status)
-    return np.maximum(worst, np.where(apart, int(Status.POOR_APPROXIMATION), int(Status.OK)))
+    return np.maximum(warm.status, np.where(apart, int(Status.POOR_APPROXIMATION), int(Status.OK)))
 
 
 def _best(values: np.ndarray, verified: np.ndarray, statuses: np.ndarray) -> int:

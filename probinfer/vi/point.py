@@ -85,6 +85,15 @@ class MAP:
                 f"expected num_restarts >= 1 and max_steps >= 1, got {self.num_restarts} and {self.max_steps}"
             )
 
+    def objective(self, target: Target) -> Callable:
+        """What is maximised: a ``Partial`` of the unconstrained position.
+
+        Args:
+            target: an exact target.
+        """
+        jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
+        return jax.tree_util.Partial(_objective, as_partial(target.logdensity_fn), jacobian)
+
     def sample(
         self,
         key: PRNGKey,
@@ -114,8 +123,7 @@ class MAP:
                 Ctrl-C ended the search.
         """
         engine.check(key, target, "MAP")
-        jacobian = None if self.jacobian else as_partial(target.log_jacobian_fn)
-        fn = jax.tree_util.Partial(_objective, as_partial(target.logdensity_fn), jacobian)
+        fn = self.objective(target)
         posterior, position = point_posterior("MAP", key, target, fn, self, progress)
         info = posterior.info
         sound = info.status in (Status.OK, Status.INTERRUPTED)
