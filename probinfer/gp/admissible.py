@@ -19,7 +19,7 @@ from probinfer.gp.fixed_point import FixedPoint
 from probinfer.gp.likelihoods.support import largest_log_density
 from probinfer.types import Array, Float, Int
 
-__all__ = ["evidence_status", "largest_log_evidence"]
+__all__ = ["evidence_status", "has_bound", "largest_log_evidence"]
 
 _LARGEST_RESIDUAL = (
     1e-2  # posterior standard deviations; the energies of EP and VI then are off by some 1e-4 a point
@@ -43,6 +43,11 @@ def largest_log_evidence(
         largest = largest_log_density(likelihood, y, prior_mean, jnp.sqrt(prior_variance))
         return jax.lax.stop_gradient(jnp.sum(largest))
     return jnp.full((), jnp.inf, y.dtype)
+
+
+def has_bound(likelihood: Any) -> bool:
+    """Whether ``largest_log_evidence`` is known: masses, densities with a ``peak``, and log-concave ones."""
+    return likelihood.discrete or getattr(likelihood, "peak", None) is not None or likelihood.log_concave
 
 
 def evidence_status(

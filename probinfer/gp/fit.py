@@ -16,6 +16,7 @@ import numpy as np
 from probinfer import engine
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
+from probinfer.gp.admissible import has_bound
 from probinfer.gp.condition import Settled, default_inference, reference_sites, settle
 from probinfer.gp.conditioned import failed
 from probinfer.gp.conjugate import Exact
@@ -131,6 +132,7 @@ def fit(
                 info,
                 lambda positions: build(jax.vmap(target.constrain)(positions)),
                 lambda models, fresh: settle(inference, models, X, y, start, fresh),
+                bounded=has_bound(model.likelihood),
             )
 
         def search_from(sites, starts):

@@ -2,7 +2,8 @@
 
 A search that climbs an approximate evidence ends where the approximation is best or where it fails worst. So the end of
 every restart is conditioned anew, from where the search started and from scratch: an end counts where the first
-converged, the number is one that an evidence can be, and the second has not converged to another.
+converged, the number is one that an evidence can be, and the second does not contradict it. Where evidences have a
+bound the second need not converge: from afar EP may miss a fixed point that it holds to nearby.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ class Verified(NamedTuple):
     """The report of the search with the statuses, values and the choice after verification."""
 
 
-def verified(info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, Any], Settled]) -> Verified:
+def verified(
+    info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, Any], Settled], *, bounded: bool = False
+) -> Verified:
     """Condition at the end of every restart and choose the best that can be trusted.
 
     Args:
         info: the ``MAPInfo`` of R restarts.
         build: unconstrained positions, leaves ``(R, ...)``, to models.
         settle_at: what inference finds at models with 2 R rows, and which of the searches are to start from scratch.
+        bounded: whether every evidence is known to be below a bound, which ``settle_at`` has looked at.
 
     Returns:
         The best verified end, or where there is none the best of the rest with its status.
@@ -52,7 +56,7 @@ def verified(info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, A
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), models)
     both = settle_at(twice, jnp.arange(2 * num) < num)
     fresh, warm = (jax.tree.map(lambda leaf, i=i: leaf[i * num : (i + 1) * num], both) for i in (0, 1))
-    verdicts = _verdicts(fresh, warm)
+    verdicts = _verdicts(fresh, warm, bounded)
     values = np.where(np.isfinite(warm.log_evidence), np.asarray(info.values), -np.inf)
     statuses = np.maximum(verdicts, info.statuses)
     best = _best(values, verdicts == Status.OK, statuses)
@@ -73,11 +77,12 @@ def verified(info: Any, build: Callable[[Any], Any], settle_at: Callable[[Any, A
     )
 
 
-def _verdicts(fresh: Settled, warm: Settled) -> np.ndarray:
-    """A status for each end: that of the conditioning, and whether the one from scratch agrees where it converged."""
+def _verdicts(fresh: Settled, warm: Settled, bounded: bool) -> np.ndarray:
+    """A status for each end: that of the conditioning, and what the one from scratch has against it."""
     gap = np.abs(np.asarray(fresh.log_evidence - warm.log_evidence, float))
     apart = np.isfinite(gap) & (gap > _tolerance(warm.log_evidence))
-    return np.maximum(warm.status, np.where(apart, int(Status.POOR_APPROXIMATION), int(Status.OK)))
+    worst = warm.status if bounded else np.maximum(fresh.status, warm.status)
+    return np.maximum(worst, np.where(apart, int(Status.POOR_APPROXIMATION), int(Status.OK)))
 
 
 def _best(values: np.ndarray, verified: np.ndarray, statuses: np.ndarray) -> int:

@@ -128,6 +128,21 @@ def test_the_best_end_is_one_that_was_verified(values, searches, fresh, warm, be
     assert got.info.log_density == values[best] == got.info.log_likelihood
 
 
+def test_an_end_that_is_missed_from_scratch_counts_where_evidences_are_bounded():
+    fresh, warm = [np.nan, -2.0, -9.0], [-1.0, -2.0, -9.0]
+    for bounded, seen, best in ((True, fresh, 0), (False, fresh, 1), (True, [-1.5, -2.0, -9.0], 1)):
+        missed = [MISSED if np.isnan(value) else OK for value in seen]
+        statuses = jnp.asarray([*missed, OK, OK, OK], jnp.int32)
+        settled = Settled(jnp.arange(6.0), jnp.asarray([*seen, *warm]), statuses)
+        values = jnp.asarray(warm)
+        info = MAPInfo(
+            values[0], values, jnp.zeros(3, jnp.int32), None, 0, None, 0, positions=jnp.arange(3.0)
+        )
+        got = verified(info, lambda positions: positions, lambda m, f, s=settled: s, bounded=bounded)
+        assert int(got.info.best) == best
+        assert int(got.info.status) == OK
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "inference", [gp.Laplace(), gp.EP(), gp.VI(), gp.Hybrid()], ids=lambda i: type(i).__name__
