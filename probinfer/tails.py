@@ -165,9 +165,8 @@ def _verdict(values: np.ndarray, top: float, distances: np.ndarray, dimension: i
         fall = float(values[count - 1]) - float(values[count - 2])
         limit = -64 * float(np.finfo(values.dtype).eps) * float(np.max(np.abs(values[:count])))
         ends = distances[count - 2], distances[count - 1]
-    power = max(-fall, 0.0) / np.log(
-        ends[1] / ends[0]
-    )  # what a tail of this power falls by on the way is allowed
+    # what a tail of this power falls by on the way is allowed
+    power = max(-fall, 0.0) / np.log(ends[1] / ends[0])
     if fall < limit or values[count - 1] < top - _DEEP - power * np.log(ends[1]):
         return ""
     changes = f"changes by only {fall:.3g}" if fall <= 0 else f"grows by {fall:.3g}"

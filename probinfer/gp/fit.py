@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import engine
+from probinfer import progress as bars
 from probinfer.base import Status
 from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
 from probinfer.gp.admissible import has_bound
@@ -35,7 +36,7 @@ from probinfer.gp.verified import held_warnings, release, verified, worse
 from probinfer.identity import notice
 from probinfer.infer import infer
 from probinfer.types import PRNGKey
-from probinfer.vi.point import maximize
+from probinfer.vi.point import laplace_covariance, maximize
 
 __all__ = ["fit"]
 
@@ -138,9 +139,13 @@ def fit(
         def search_from(sites, starts):
             again = hyper_posterior(model, prior, X, y, inference, sites=sites)[1]
             learner = ML2() if learn is None else learn
-            _, found = maximize(
-                learner.objective(again), starts, max_steps=learner.max_steps, mode=learner.mode
-            )
+            fn = learner.objective(again)
+            with bars.task("the search goes on", None, progress):
+                position, found = maximize(fn, starts, max_steps=learner.max_steps, mode=learner.mode)
+            if info.log_likelihood is not None:
+                found = found._replace(log_likelihood=found.log_density)
+            if info.covariance is not None:
+                found = found._replace(covariance=laplace_covariance(fn, position))
             return ends(again, found, sites)
 
         models, found, info = continued(ends(target, info, start), search_from, learn_key)

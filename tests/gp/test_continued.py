@@ -87,6 +87,7 @@ def test_a_search_that_the_sites_of_its_start_end_goes_on():
     fit = gp.fit(jax.random.key(19), model, X, y, inference=gp.EP(), progress=False)
     assert fit.info.status == OK
     np.testing.assert_allclose(fit.info.log_density, 52.1890084, atol=1e-5)
+    assert fit.info.log_likelihood == fit.info.log_density
     found = gp.condition(
         fit.model, fit.X, fit.y, gp.EP(), sites=jax.tree.map(lambda leaf: leaf[0], fit.sites)
     )
