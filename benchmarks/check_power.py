@@ -28,7 +28,7 @@ from scipy import stats
 
 from probinfer import checks, diagnostics, importance
 from probinfer.checks import Detectable
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 LEVEL, CORRELATION = 0.05, 0.5
 SIMULATIONS, DRAWS, PLACES, SAMPLE, RUNS = 200, 39, 15, 200, 100

@@ -33,8 +33,8 @@ import numpyro.distributions as dist
 
 import probinfer as pi
 from probinfer import betting, coin, mcmc
+from probinfer.core.binding import LogDensity
 from probinfer.data.measurements import measurement_path
-from probinfer.logdensity import LogDensity
 
 NAME = "coin_constrained"
 SEEDS, PARTICLES, STEPS = 10, 50, (100, 500, 1000)

@@ -28,8 +28,8 @@ import numpy as np
 import optax
 
 from probinfer import betting, coin
+from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.data.measurements import measurement_path
-from probinfer.logdensity import LogDensity, StochasticLogDensity
 
 NAME = "coin_em"
 SEEDS, PARTICLES, STEPS = 10, 10, 1000

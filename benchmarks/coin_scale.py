@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import betting, coin
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 NAME = "coin_scale"
 SEEDS, PARTICLES = 10, 100

@@ -30,7 +30,7 @@ import optax
 
 import probinfer as pi
 from probinfer import coin
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 from probinfer.run import record_nothing
 
 NAME = "coin_speed"

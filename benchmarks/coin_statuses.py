@@ -21,8 +21,8 @@ import numpy as np
 from coin_targets import DRAWS, TARGETS, Case, exact, log_mixture, random, rows
 
 from probinfer import coin, targets
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 
 NAME = "coin_statuses"
 SEEDS = 4

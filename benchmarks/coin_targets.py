@@ -20,7 +20,7 @@ from posteriordb_models import PORTS, Port
 
 import probinfer as pi
 from probinfer import data, mcmc
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 __all__ = ["TARGETS", "Case", "rows"]
 

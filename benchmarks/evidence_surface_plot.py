@@ -5,7 +5,7 @@ from __future__ import annotations
 import common
 import numpy as np
 
-from probinfer.base import Status
+from probinfer.core.status import Status
 
 __all__ = ["place", "plot"]
 

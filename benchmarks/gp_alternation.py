@@ -178,7 +178,7 @@ def run_ours(inference, fold: Fold, is_first: bool) -> dict:
 
 
 def gp_status(status) -> str:
-    from probinfer.base import Status
+    from probinfer.core.status import Status
 
     return Status(int(status)).name
 

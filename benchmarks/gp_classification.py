@@ -29,8 +29,8 @@ from li2023 import DATA, PUBLISHED, Fold, folds, start_model
 from scipy import optimize
 
 from probinfer import gp, mcmc
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 from probinfer.gp.assemble import assemble
 from probinfer.gp.fixed_point import FixedPoint
 from probinfer.gp.marginals import marginals

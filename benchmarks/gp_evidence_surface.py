@@ -42,7 +42,7 @@ from li2023 import Fold, folds, start_model
 from scipy import special
 
 from probinfer import gp
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.objectives import Objective, energy
 from tests.reference import ais
 from tests.reference.ep_correction import ep_correction

@@ -53,8 +53,8 @@ from tails_and_counts import (
 from tails_and_counts_plot import curves, plot, shown_data
 
 from probinfer import gp, infer, mcmc
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 
 NODES = 64  # Student-t noise is narrow beside the marginals that the search starts from
 INFERENCE = {

@@ -37,9 +37,9 @@ import numpy as np
 from jax.scipy.special import gammaln
 
 from probinfer import gp, infer, mcmc, targets
-from probinfer.base import Status
-from probinfer.errors import NumericalError
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.reference import gp_sites as oracle

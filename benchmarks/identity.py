@@ -1,6 +1,6 @@
 """What does it cost to read what a function depends on? CPU milliseconds, for a program and for a store.
 
-A function is read each time it is handed in (``probinfer.identity``), so the price is paid at every call of the
+A function is read each time it is handed in (``probinfer.core.identity``), so the price is paid at every call of the
 library, compiled or not. Each row is the median of ten readings of the same function.
 """
 
@@ -19,7 +19,7 @@ import numpyro.distributions as dist
 import pandas as pd
 
 from probinfer import fingerprint, targets
-from probinfer.logdensity import Bound
+from probinfer.core.binding import Bound
 
 __all__ = ["main"]
 

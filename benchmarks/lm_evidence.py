@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from probinfer import lm
+from probinfer.core.types import pytree
 from probinfer.progress import task
-from probinfer.types import pytree
 
 NAME = "lm_evidence"
 LADDER = (2, 8, 32)

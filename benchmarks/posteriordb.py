@@ -38,8 +38,8 @@ from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
 from probinfer import checks, diagnostics
-from probinfer.base import Status
 from probinfer.checks.trials import equally_weighted
+from probinfer.core.status import Status
 from probinfer.posterior import Posterior
 from probinfer.report.engines import Entry, find_engine, gradients_spent, target_engines
 

@@ -32,7 +32,7 @@ from scipy.special import logsumexp
 
 import probinfer as pi
 from probinfer import mcmc, smc, targets
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 NAME = "smc_corrections"
 ROWS, COLUMNS, SCALE, NOISE = 800, 5, 2.5, 1.5

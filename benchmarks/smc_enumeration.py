@@ -42,7 +42,7 @@ from smc_enumeration_models import (
 )
 
 from probinfer import resampling, smc
-from probinfer.types import field, pytree
+from probinfer.core.types import field, pytree
 
 NAME = "smc_enumeration"
 SIZES = ((3, 6), (4, 5), (5, 4), (6, 6))  # states, steps

@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 from probinfer import data, gp
 from probinfer import targets as ours
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 __all__ = ["TARGETS", "Case"]
 

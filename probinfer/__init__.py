@@ -4,9 +4,10 @@ import importlib
 from typing import Any
 
 from probinfer import targets
-from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning, MissingExtraError, NumericalError
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.errors import ConvergenceWarning, MissingExtraError, NumericalError
+from probinfer.core.status import Status
 from probinfer.history import History
 from probinfer.infer import infer
 from probinfer.posterior import Posterior

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
+from probinfer.core.types import ArrayTree
 from probinfer.transforms import leaf_names
-from probinfer.types import ArrayTree
 
 __all__ = ["export"]
 

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 from probinfer.history import History
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
 from probinfer.transforms import leaf_names
-from probinfer.types import Array, ArrayTree, Float, PRNGKey
 
 __all__ = [
     "Engine",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from probinfer.base import Status
-from probinfer.errors import advice
+from probinfer.core.errors import advice
+from probinfer.core.status import Status
 
 __all__ = ["Finding", "combined", "undefined"]
 

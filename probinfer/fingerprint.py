@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from probinfer.identity import Walk
-from probinfer.logdensity import Bound
+from probinfer.core.binding import Bound
+from probinfer.core.identity import Walk
 
 __all__ = ["describe", "digest", "unseen"]
 
@@ -46,7 +46,7 @@ def describe(key: Any, functions: Any, state: Any, num_steps: int, thin: int) ->
 def digest(tree: Any) -> str:
     """A short hash of the functions, settings and arrays of a pytree, the same in every process.
 
-    Functions enter with all that they depend on (``probinfer.identity``), the values of captured arrays and tables
+    Functions enter with all that they depend on (``probinfer.core.identity``), the values of captured arrays and tables
     included. What cannot be read enters with its type only; ``unseen`` names it.
     """
     walk = Walk(slots=False)

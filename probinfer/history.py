@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from probinfer.base import Status
-from probinfer.errors import NumericalError, advice
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import field, pytree
 from probinfer.interrupts import Interrupted
-from probinfer.types import field, pytree
 
 __all__ = ["History"]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import weights
-from probinfer.types import Array, Float, Int, Scalar
+from probinfer.core.types import Array, Float, Int, Scalar
 
 __all__ = ["Evidence", "Smoothed", "evidence", "khat_threshold", "psis"]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
+from probinfer.core.errors import ConvergenceWarning, NumericalError, shortened
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.engine import Engine
-from probinfer.errors import ConvergenceWarning, NumericalError, shortened
 from probinfer.mcmc import NUTS
 from probinfer.posterior import Posterior
 from probinfer.targets.undefined import advice_on_constraints
-from probinfer.types import PRNGKey
 
 __all__ = ["Engine", "infer"]
 

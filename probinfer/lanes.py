@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.types import Array, ArrayTree, PRNGKey
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Stepwise", "run_alone", "run_lanes"]
 
@@ -28,9 +28,9 @@ __all__ = ["Stepwise", "run_alone", "run_lanes"]
 class Stepwise(Protocol):
     """Inference that can be run in steps: an ``infer_fn`` for ``run_many`` with ``mode="queue"``.
 
-    A registered class (``probinfer.types.pytree``) with these pure methods. The state is any tree of arrays of fixed
-    shapes, and holds the key and the data where steps need them. Steps should be small and of equal cost: no loop of
-    unknown length. A state that is done may be stepped once more; what comes of it is not used.
+    A registered class (``probinfer.core.types.pytree``) with these pure methods. The state is any tree of arrays of
+    fixed shapes, and holds the key and the data where steps need them. Steps should be small and of equal cost: no loop
+    of unknown length. A state that is done may be stepped once more; what comes of it is not used.
     """
 
     def init(self, key: PRNGKey, x: ArrayTree) -> Any:

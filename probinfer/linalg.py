@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer.base import Status
-from probinfer.types import Array, Float, Int, Scalar
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, Int, Scalar
 
 __all__ = [
     "LogdetQuad",

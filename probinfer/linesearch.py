@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.types import Array, Bool, Scalar
+from probinfer.core.types import Array, Bool, Scalar
 
 __all__ = ["MAX_TRIALS", "LineSearch", "Point", "judge", "rounding", "search", "start"]
 

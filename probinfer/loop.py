@@ -21,7 +21,7 @@ from jax import lax
 from probinfer import checkpoint as checkpoints
 from probinfer import interrupts
 from probinfer import progress as bars
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.fingerprint import describe
 
 __all__ = [

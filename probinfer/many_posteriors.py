@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status
-from probinfer.errors import advice
+from probinfer.core.errors import advice
+from probinfer.core.status import Status
 
 __all__ = ["ManyPosteriors", "accounts", "status_of"]
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import linesearch
-from probinfer.base import Algorithm, Status, algorithm, as_partial
-from probinfer.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
+from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
 
 __all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "begin", "descend", "lbfgs", "minimize", "result"]
 

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import arviz_export, resampling, summary, weights
-from probinfer.base import Status, as_partial, with_named_status
-from probinfer.errors import close_matches
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import close_matches
+from probinfer.core.status import Status, with_named_status
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 from probinfer.transforms import leaf_names
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 
 __all__ = ["Posterior"]
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["expectation", "gauss_hermite", "log_expectation", "resolving_nodes", "sinh_nodes"]
 

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import check_key, shortened
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.history import History
 from probinfer.loop import (
     Cursor,
@@ -31,7 +33,6 @@ from probinfer.loop import (
     scan,
     shape_of_record,
 )
-from probinfer.types import PRNGKey
 
 __all__ = ["record_nothing", "run", "run_until"]
 
@@ -83,7 +84,7 @@ def run(
 
     Examples:
         >>> import jax
-        >>> from probinfer.base import Algorithm
+        >>> from probinfer.core.algorithm import Algorithm
         >>> def double(key, state):
         ...     return 2 * state, state
         >>> state, history = run(jax.random.key(0), Algorithm(init=None, step=double), 1.0, num_steps=4)

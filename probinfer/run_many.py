@@ -31,15 +31,15 @@ from jax import lax
 
 from probinfer import interrupts
 from probinfer import progress as bars
-from probinfer.base import as_partial
-from probinfer.errors import shortened, warn_interrupted
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import shortened, warn_interrupted
+from probinfer.core.identity import notice
+from probinfer.core.types import ArrayTree
 from probinfer.fingerprint import digest
-from probinfer.identity import notice
 from probinfer.lanes import Stepwise, run_lanes
 from probinfer.many_posteriors import ManyPosteriors, accounts, status_of
 from probinfer.store import Store, opened
 from probinfer.transforms import leaf_names
-from probinfer.types import ArrayTree
 
 __all__ = ["ManyPosteriors", "batches_well", "run_many"]
 

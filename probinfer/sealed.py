@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from probinfer.errors import DamagedFileError
+from probinfer.core.errors import DamagedFileError
 
 __all__ = [
     "Leaf",

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["cleared_of_rounding", "semidefinite_factor"]
 

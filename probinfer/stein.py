@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.errors import check_floating
+from probinfer.core.errors import check_floating
+from probinfer.core.types import Array, Bool, Float, Shaped
 from probinfer.kernels.base import Kernel, cast
 from probinfer.kernels.stationary import RBF, Stationary, squared_distances
 from probinfer.tiles import PairSums, pair_sums
-from probinfer.types import Array, Bool, Float, Shaped
 
 __all__ = ["stein_direction", "stein_gram", "stein_sums"]
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import diagnostics, weights
+from probinfer.core.types import Array, ArrayTree, Float
 from probinfer.transforms import leaf_names
-from probinfer.types import Array, ArrayTree, Float
 
 __all__ = ["Summary", "summarize"]
 

@@ -27,8 +27,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from probinfer import engine
-from probinfer.base import Status, as_partial
-from probinfer.types import ArrayTree
+from probinfer.core.algorithm import as_partial
+from probinfer.core.status import Status
+from probinfer.core.types import ArrayTree
 
 __all__ = ["doubted", "improper"]
 

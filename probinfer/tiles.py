@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import as_partial
-from probinfer.types import Array, ArrayTree, Float, Shaped
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, Float, Shaped
 
 __all__ = ["PairSums", "pair_sums"]
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Status
-from probinfer.types import Array, Float, Int, Scalar, Shaped
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, Int, Scalar, Shaped
 
 __all__ = [
     "Normalized",

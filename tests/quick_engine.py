@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.posterior import Posterior
 
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import errors
-from probinfer.base import Status, algorithm, as_partial
-from probinfer.types import field, pytree, strong_array
+from probinfer.core import errors
+from probinfer.core.algorithm import algorithm, as_partial
+from probinfer.core.status import Status
+from probinfer.core.types import field, pytree, strong_array
 
 pytestmark = pytest.mark.f32
 

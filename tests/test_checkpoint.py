@@ -13,8 +13,9 @@ import pytest
 
 import probinfer as pi
 from probinfer import checkpoint, fingerprint
-from probinfer.base import Algorithm, Status, algorithm
 from probinfer.checkpoint import Checkpoint
+from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.status import Status
 
 
 def same(a, b) -> bool:

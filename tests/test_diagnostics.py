@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from probinfer import diagnostics
-from probinfer.base import Status
+from probinfer.core.status import Status
 from tests.reference import chains as oracle
 
 

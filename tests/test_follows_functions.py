@@ -15,12 +15,12 @@ from jax.tree_util import Partial
 
 import probinfer as pi
 from probinfer import coin, gp, kernels, lm, mcmc, optimize, resampling, smc, targets
-from probinfer.base import Algorithm
 from probinfer.checks import ranks
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.types import pytree
 from probinfer.lm.rewards import meanings
 from probinfer.posterior import Posterior
 from probinfer.smc import likelihood
-from probinfer.types import pytree
 from tests.lm import tables
 
 KEY = jax.random.key(0)

@@ -13,10 +13,10 @@ import pytest
 from jax import lax
 
 from probinfer import fingerprint
-from probinfer.base import as_partial
-from probinfer.identity.digits import keeps_its_digits
-from probinfer.identity.reads import reads
-from probinfer.logdensity import Bound, hold
+from probinfer.core.algorithm import as_partial
+from probinfer.core.binding import Bound, hold
+from probinfer.core.identity.digits import keeps_its_digits
+from probinfer.core.identity.reads import reads
 
 pytestmark = pytest.mark.f32
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from probinfer import importance, weights
-from probinfer.base import Status
+from probinfer.core.status import Status
 from tests.reference import pareto as oracle
 
 _RNG = np.random.default_rng(7)

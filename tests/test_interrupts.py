@@ -16,9 +16,10 @@ import pytest
 
 import probinfer as pi
 from probinfer import checks, interrupts
-from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from probinfer.lm.rewards import workers
 from tests.lm import tables
 

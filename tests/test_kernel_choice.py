@@ -11,8 +11,8 @@ import pytest
 from scipy import special
 
 from probinfer import data, gp
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 from probinfer.posterior import Posterior
 from probinfer.report import html, kernel_choice
 from probinfer.report.kernel_choice import Candidate, Weighed

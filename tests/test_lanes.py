@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import probinfer as pi
+from probinfer.core.types import field, pytree
 from probinfer.lanes import Stepwise, run_alone
-from probinfer.types import field, pytree
 
 S, L = 11, 3
 STEPS = np.array([30, 1, 2, 1, 0, 3, 7, 1, 1, 2, 5])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import linalg
-from probinfer.base import Status
+from probinfer.core.status import Status
 
 
 def spd(n, dtype, seed=0, condition=1e3):

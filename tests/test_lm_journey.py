@@ -10,7 +10,7 @@ import rich.console
 from scipy import stats
 
 from probinfer import lm
-from probinfer.errors import MissingExtraError
+from probinfer.core.errors import MissingExtraError
 from probinfer.report import demo, lm_journey
 from probinfer.report.live import is_right
 from probinfer.report.lm_journey import Method, Solved, lm_section, lm_table, solve

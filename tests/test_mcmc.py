@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from probinfer import mcmc, targets
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import ConvergenceWarning, advice
+from probinfer.core.errors import ConvergenceWarning, advice
+from probinfer.core.status import Status
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import report
 from probinfer.mcmc import warmup as warmups
@@ -354,7 +354,7 @@ def test_float32_target_in_a_float64_process():
 
 
 def test_blackjax_states_need_a_position(normal_target):
-    from probinfer.base import Algorithm
+    from probinfer.core.algorithm import Algorithm
 
     engine = mcmc.Blackjax(Algorithm(lambda position: (position,), lambda key, state: (state, None)))
     with pytest.raises(TypeError, match="position"):

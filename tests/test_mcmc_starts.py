@@ -7,7 +7,7 @@ import pytest
 from blackjax.mcmc.metrics import gaussian_euclidean_low_rank
 
 from probinfer import mcmc, targets
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
 from tests.test_mcmc import LOC, ROOT, SCALE, make_target, two_normals

@@ -11,8 +11,8 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, mcmc, smc, targets, vi
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 from probinfer.mcmc import energies, engines, report
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import warmup as warmups

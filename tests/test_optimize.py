@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 
 from probinfer import optimize
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.run import run_until
 from tests.params import quick
 

@@ -9,10 +9,10 @@ import xarray
 
 import probinfer
 from probinfer import arviz_export, diagnostics
-from probinfer.errors import MissingExtraError
+from probinfer.core.errors import MissingExtraError
+from probinfer.core.types import field, pytree
 from probinfer.posterior import Posterior
 from probinfer.summary import summarize
-from probinfer.types import field, pytree
 from tests.reference import weighted as oracle
 
 CHAINS, DRAWS = 4, 50

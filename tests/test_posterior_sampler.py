@@ -7,7 +7,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import mcmc
-from probinfer.base import Status
+from probinfer.core.status import Status
 
 SCALE = np.array([1.0, 20.0])  # of prior and noise: the posterior is N(x / 2, SCALE^2 / 2)
 

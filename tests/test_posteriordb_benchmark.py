@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from probinfer import vi
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.posterior import Posterior
 from probinfer.report.engines import find_engine
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 import probinfer as pi
-from probinfer.base import algorithm
-from probinfer.types import pytree
+from probinfer.core.algorithm import algorithm
+from probinfer.core.types import pytree
 from tests.params import quick
 
 NUM_STEPS = 6

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from probinfer import gp, lm
+from probinfer.core.errors import DamagedFileError
 from probinfer.data import table
-from probinfer.errors import DamagedFileError
 from probinfer.gp.fit import Fit
 from probinfer.gp.scaling import standardization
 from probinfer.lm import checkpoints

@@ -14,8 +14,8 @@ import pytest
 from scipy.stats import norm
 
 from probinfer import data, gp
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 from probinfer.report import engines, html, methods, plots, sections, tables, theme, units
 from probinfer.report import scores as scoring
 from tests.quick_engine import Cloud

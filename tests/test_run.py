@@ -9,8 +9,9 @@ import pytest
 
 import probinfer as pi
 from probinfer import loop, progress
-from probinfer.base import Algorithm, Status, algorithm
-from probinfer.types import pytree
+from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.status import Status
+from probinfer.core.types import pytree
 
 
 @pytree

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import probinfer as pi
-from probinfer.base import Status
+from probinfer.core.status import Status
 
 S, L = 7, 5
 

@@ -14,7 +14,7 @@ import pytest
 
 from probinfer import checkpoint, sealed, store
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import DamagedFileError
+from probinfer.core.errors import DamagedFileError
 
 TREE = {"a": np.arange(3.0), "b": (np.zeros((0, 2), np.int32), np.array(True)), "key": jax.random.key(3)}
 ABOUT = {"what": "a test", "numbers": [1, 2]}

@@ -21,8 +21,8 @@ from numpyro.infer.util import initialize_model, log_density, potential_energy
 from numpyro.primitives import mutable
 
 from probinfer import targets, transforms
-from probinfer.errors import NumericalError
-from probinfer.logdensity import Bound, LogDensity, StochasticLogDensity
+from probinfer.core.binding import Bound, LogDensity, StochasticLogDensity
+from probinfer.core.errors import NumericalError
 from probinfer.targets.assembly import check_scalar
 from probinfer.targets.minibatch import stratified_rows
 from probinfer.targets.prior_trees import same_support

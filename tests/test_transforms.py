@@ -9,7 +9,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ExpTransform
 
 from probinfer import transforms
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 # name: constraint, shape of the unconstrained leaf, coordinates that chart the constrained set
 UPPER = np.triu_indices(3, 1)

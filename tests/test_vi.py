@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from probinfer import targets, vi
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from probinfer.vi import gaussian, point
 from tests.params import quick
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probinfer import weights
-from probinfer.base import Status
+from probinfer.core.status import Status
 from tests.reference import weighted as oracle
 
 CASES = {

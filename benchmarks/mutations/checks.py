@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import checks
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 from .faults import Procedure
 from .settings import Settings

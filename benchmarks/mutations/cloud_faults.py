@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import resampling, smc, weights
+from probinfer.core.types import pytree
 from probinfer.smc.path import PriorPath
-from probinfer.types import pytree
 
 from .clouds import Cloud, by_filter, by_gibbs, by_tempering
 from .state_space import WINDOW

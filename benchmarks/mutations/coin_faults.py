@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from probinfer import coin
 from probinfer.coin.descent import descent
 from probinfer.coin.svgd import svgd_direction
+from probinfer.core.binding import LogDensity
+from probinfer.core.types import pytree
 from probinfer.kernels import RBF
-from probinfer.logdensity import LogDensity
-from probinfer.types import pytree
 
 from .faults import Procedure
 from .models import COUNTS, GAUSSIAN, Model

@@ -11,7 +11,7 @@ import optax
 from probinfer.betting import groups
 from probinfer.betting.groups import Norm
 from probinfer.betting.units import checked_number, transformation
-from probinfer.types import Array, ArrayTree, field, pytree
+from probinfer.core.types import Array, ArrayTree, field, pytree
 
 __all__ = ["Coin", "CoinState", "coin"]
 

@@ -10,7 +10,7 @@ import optax
 
 from probinfer.betting import groups, moves
 from probinfer.betting.units import check_unit
-from probinfer.types import Array, ArrayTree, field, pytree
+from probinfer.core.types import Array, ArrayTree, field, pytree
 
 __all__ = ["FuseState", "fuse"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.errors import check_floating
-from probinfer.types import Array, ArrayTree, Int
+from probinfer.core.errors import check_floating
+from probinfer.core.types import Array, ArrayTree, Int
 
 __all__ = [
     "Norm",

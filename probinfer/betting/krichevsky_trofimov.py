@@ -11,7 +11,7 @@ import optax
 from probinfer.betting import groups
 from probinfer.betting.groups import Norm
 from probinfer.betting.units import transformation
-from probinfer.types import ArrayTree, field, pytree
+from probinfer.core.types import ArrayTree, field, pytree
 
 __all__ = ["KT", "KTState", "kt"]
 

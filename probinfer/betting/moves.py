@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from probinfer.betting import groups
 from probinfer.betting.groups import Norm
-from probinfer.types import Array, ArrayTree
+from probinfer.core.types import Array, ArrayTree
 
 __all__ = ["displacements", "emitted"]
 

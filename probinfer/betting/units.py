@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from probinfer.betting import groups, moves
-from probinfer.errors import shortened
-from probinfer.types import Array, ArrayTree, pytree, strong_array
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = ["RestartState", "check_unit", "checked_number", "transformation"]
 

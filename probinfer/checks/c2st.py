@@ -19,8 +19,8 @@ from probinfer.checks.detectable import Detectable, smallest
 from probinfer.checks.draws import Draws, collect_pair
 from probinfer.checks.figure import axes_or_new, ink
 from probinfer.checks.permutation import Pooled, pool, pvalue, random_labels
-from probinfer.errors import check_key
-from probinfer.types import Array, PRNGKey
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, PRNGKey
 
 __all__ = ["C2STReport", "Classifier", "c2st"]
 

@@ -24,7 +24,7 @@ from scipy.special import ndtr
 
 from probinfer.checks.detectable import Detectable, smallest
 from probinfer.checks.permutation import Pooled
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = [
     "ROWS",

@@ -17,10 +17,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from probinfer import diagnostics
-from probinfer.base import as_partial
-from probinfer.errors import check_finite, check_floating, shortened
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_finite, check_floating, shortened
+from probinfer.core.types import Array, Float
 from probinfer.posterior import Posterior
-from probinfer.types import Array, Float
 
 __all__ = ["Draws", "collect", "collect_pair", "correlation_time", "gradients"]
 

@@ -12,8 +12,8 @@ from probinfer.checks.detectable_distances import detectable_in_pairs
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.permutation import pool, random_labels, standardize
 from probinfer.checks.two_sample import TwoSampleReport, pair_statistics, report
+from probinfer.core.types import Array, PRNGKey
 from probinfer.kernels.stationary import squared_distances
-from probinfer.types import Array, PRNGKey
 
 __all__ = ["energy_distance"]
 

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import special, stats
 
 from probinfer.checks.figure import axes_or_new
-from probinfer.errors import check_key, shortened
-from probinfer.types import PRNGKey
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.types import PRNGKey
 
 __all__ = ["EvidenceSandwich", "evidence_sandwich"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from probinfer.checks.bands import Band
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
 
 __all__ = ["axes_or_new", "draw_band", "draw_ecdf", "ink", "shade"]
 

@@ -20,7 +20,7 @@ from probinfer import diagnostics
 from probinfer.checks.detectable import Detectable
 from probinfer.checks.draws import collect, gradients
 from probinfer.checks.figure import axes_or_new, shade
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["SteinIdentityReport", "skewed_pvalue", "stein_identity"]
 

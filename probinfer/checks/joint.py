@@ -30,13 +30,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import as_partial
 from probinfer.checks.detectable import of_kernel
 from probinfer.checks.ranks import named_quantities, rank_table, scalar_names
 from probinfer.checks.uniformity import WORDS, UniformityReport, judge
-from probinfer.errors import check_key, shortened
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.run_many import run_many
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 
 __all__ = ["JointReport", "joint_test"]
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
 from probinfer.targets import Target, from_logdensity
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar
 
 __all__ = [
     "CORRELATED",

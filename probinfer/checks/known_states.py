@@ -22,9 +22,9 @@ from jax import lax
 from scipy.optimize import minimize
 
 from probinfer.checks.known import CORRELATED, NOT_NORMAL, Known
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
 from probinfer.targets import from_logdensity
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar
 
 __all__ = ["StateSpace", "noisy_autoregression"]
 

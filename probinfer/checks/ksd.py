@@ -18,9 +18,9 @@ from probinfer.checks.detectable_distances import ROWS, detectable_of_scores
 from probinfer.checks.draws import Draws, collect, correlation_time, gradients
 from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import pvalue
+from probinfer.core.types import Array, Int, PRNGKey
 from probinfer.kernels import InverseMultiquadric
 from probinfer.stein import stein_gram, stein_sums
-from probinfer.types import Array, Int, PRNGKey
 
 __all__ = ["KSDReport", "ksd", "wild_signs"]
 

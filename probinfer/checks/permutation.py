@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.checks.draws import Draws, correlation_time
-from probinfer.types import Array, Bool, Float, PRNGKey
+from probinfer.core.types import Array, Bool, Float, PRNGKey
 
 __all__ = ["Pooled", "pool", "pvalue", "random_labels", "standardize"]
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import diagnostics
-from probinfer.base import as_partial
 from probinfer.checks.sbc import SbcReport, calibrate, check_functions, check_number
-from probinfer.errors import check_key
-from probinfer.types import ArrayTree, PRNGKey
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key
+from probinfer.core.types import ArrayTree, PRNGKey
 
 __all__ = ["posterior_sbc"]
 

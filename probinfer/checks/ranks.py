@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import as_partial
 from probinfer.checks.references import generator
 from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.whitening import columns, whitening_matrix
-from probinfer.errors import check_key
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.transforms import leaf_names, structure
-from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["RankTable", "check_shapes", "named_quantities", "rank_table", "scalar_names"]
 

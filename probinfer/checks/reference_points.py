@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import as_partial
 from probinfer.checks.references import References, generator, regression_references
 from probinfer.checks.whitening import columns, whitening_matrix
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 from probinfer.transforms import structure
-from probinfer.types import Array, ArrayTree, Float, PRNGKey
 
 __all__ = ["reference_points"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probinfer.checks.whitening import columns
-from probinfer.types import ArrayTree, PRNGKey
+from probinfer.core.types import ArrayTree, PRNGKey
 
 __all__ = ["References", "generator", "regression_references"]
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import as_partial
 from probinfer.checks.bands import Band
 from probinfer.checks.detectable import Detectable
 from probinfer.checks.ranks import RankTable, check_shapes, named_quantities, rank_table
@@ -30,10 +29,11 @@ from probinfer.checks.reference_points import reference_points
 from probinfer.checks.references import References
 from probinfer.checks.uniformity import UniformityReport, uniformity
 from probinfer.checks.whitening import columns
-from probinfer.errors import check_key, shortened
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 from probinfer.run_many import ManyPosteriors, run_many
 from probinfer.transforms import structure
-from probinfer.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 
 __all__ = ["SbcReport", "calibrate", "sbc"]
 

@@ -13,11 +13,11 @@ from numpyro.distributions import Unit
 from numpyro.infer.util import compute_log_probs
 
 from probinfer.checks.sbc import SbcReport, sbc
-from probinfer.errors import check_key, shortened
-from probinfer.logdensity import Bound
+from probinfer.core.binding import Bound
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.types import ArrayTree, PRNGKey, Scalar
 from probinfer.mcmc.sampler import posterior_sampler
 from probinfer.targets import model_sites, numpyro_model
-from probinfer.types import ArrayTree, PRNGKey, Scalar
 
 __all__ = ["sbc_numpyro"]
 

@@ -13,7 +13,7 @@ from probinfer.checks.detectable_distances import detectable_on_lines
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.permutation import pool, random_labels, standardize
 from probinfer.checks.two_sample import TwoSampleReport, report
-from probinfer.types import Array, Float, PRNGKey
+from probinfer.core.types import Array, Float, PRNGKey
 
 __all__ = ["directions", "sliced_wasserstein"]
 

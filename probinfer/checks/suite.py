@@ -23,8 +23,8 @@ import jax
 from probinfer.checks import known, trials
 from probinfer.checks.trials import Kernel, Sampler, Subject
 from probinfer.checks.uniformity import WORDS
-from probinfer.errors import NumericalError, check_key
-from probinfer.types import PRNGKey
+from probinfer.core.errors import NumericalError, check_key
+from probinfer.core.types import PRNGKey
 
 __all__ = ["Finding", "Kernel", "Sampler", "Size", "Subject", "run_suite", "unexpected"]
 

@@ -31,8 +31,8 @@ from probinfer.checks.references import References, generator
 from probinfer.checks.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.uniformity import UniformityReport, judge
 from probinfer.checks.whitening import columns, each_simulation
-from probinfer.errors import check_key
-from probinfer.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
 
 __all__ = ["TarpReport", "tarp"]
 

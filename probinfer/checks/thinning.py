@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from probinfer import diagnostics
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["LOOKED_AT", "effective_sizes", "needed_thinning"]
 

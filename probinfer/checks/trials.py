@@ -29,9 +29,9 @@ from probinfer.checks.sbc import sbc
 from probinfer.checks.sliced import sliced_wasserstein
 from probinfer.checks.tarp import tarp
 from probinfer.checks.uniformity import uniformity
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.posterior import Posterior
-from probinfer.types import ArrayTree, PRNGKey
 
 __all__ = [
     "Drawn",

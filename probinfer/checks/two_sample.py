@@ -19,8 +19,8 @@ import numpy as np
 from probinfer.checks.detectable import Detectable
 from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import Pooled, pvalue
+from probinfer.core.types import Array, Bool
 from probinfer.tiles import pair_sums
-from probinfer.types import Array, Bool
 
 __all__ = ["TwoSampleReport", "pair_statistics", "report"]
 

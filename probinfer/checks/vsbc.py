@@ -23,7 +23,7 @@ from scipy.special import bdtr, betaincinv, ndtr, ndtri
 from probinfer.checks.figure import axes_or_new, ink
 from probinfer.checks.ranks import RankTable, rank_table
 from probinfer.checks.uniformity import WORDS, holm
-from probinfer.types import ArrayTree, PRNGKey
+from probinfer.core.types import ArrayTree, PRNGKey
 
 __all__ = ["VsbcReport", "symmetry_pvalue", "vsbc"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.types import Array, ArrayTree, Float
+from probinfer.core.types import Array, ArrayTree, Float
 
 __all__ = ["columns", "each_simulation", "whitening_matrix"]
 

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.identity import notice
+from probinfer.core.identity import notice
+from probinfer.core.types import Array, Bool, Float, Int, Scalar
 from probinfer.kernels import RBF, InverseMultiquadric
 from probinfer.kernels.stationary import Stationary
-from probinfer.types import Array, Bool, Float, Int, Scalar
 
 __all__ = ["RULES", "check_rule", "masked_quantile", "pair_sample", "scaled_kernel", "squared_bandwidth"]
 

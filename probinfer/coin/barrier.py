@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["nearest_move"]
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import check_finite, check_floating
+from probinfer.core.errors import check_finite, check_floating
+from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey
 from probinfer.transforms import leaf_names
-from probinfer.types import Array, ArrayTree, Bool, Float, PRNGKey
 
 __all__ = [
     "Scores",

@@ -21,15 +21,16 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
 from probinfer.coin.geometry import Diagonal, Full, Metric
 from probinfer.coin.low_rank import LowRank
-from probinfer.errors import shortened
-from probinfer.logdensity import StochasticLogDensity
-from probinfer.types import Array, ArrayTree, Bool, PRNGKey, field, pytree
+from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.binding import StochasticLogDensity
+from probinfer.core.errors import shortened
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Bool, PRNGKey, field, pytree
 
 __all__ = [
     "CloudInfo",

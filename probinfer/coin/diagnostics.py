@@ -16,9 +16,9 @@ import numpy as np
 
 from probinfer.coin.bandwidth import squared_bandwidth
 from probinfer.coin.cloud import masked_mean
+from probinfer.core.types import Array, Bool, Float
 from probinfer.kernels import InverseMultiquadric
 from probinfer.stein import stein_sums
-from probinfer.types import Array, Bool, Float
 
 __all__ = ["Judgement", "complaint", "judge", "particles_for", "predicted_sd"]
 

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import cloud
 from probinfer.coin.descent import CloudInfo, CloudState, choose_geometry
 from probinfer.coin.geometry import Diagonal
 from probinfer.coin.svgd import svgd
-from probinfer.errors import shortened
-from probinfer.logdensity import LogDensity, StochasticLogDensity
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.binding import LogDensity, StochasticLogDensity
+from probinfer.core.errors import shortened
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 
 __all__ = ["EMInfo", "EMState", "em"]
 

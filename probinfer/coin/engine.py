@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from probinfer import engine, tails
 from probinfer import progress as bars
-from probinfer.base import Algorithm
 from probinfer.checkpoint import Checkpoint
 from probinfer.coin import cloud, diagnostics, reports
 from probinfer.coin import polish as polishing
@@ -20,11 +19,12 @@ from probinfer.coin.stopping import Watched, has_settled, watched
 from probinfer.coin.svgd import svgd
 from probinfer.coin.trajectories import blank, tried
 from probinfer.coin.views import judged, logdensity_in_cloud, positions_of
-from probinfer.errors import check_key, shortened
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.posterior import Posterior
 from probinfer.run import run_until
 from probinfer.targets import Target
-from probinfer.types import Array, PRNGKey, field, pytree
 
 __all__ = ["SVGD", "check_particles", "sample_particles"]
 

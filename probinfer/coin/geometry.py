@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.coin.cloud import masked_mean
-from probinfer.types import Array, Bool, Float, Int, pytree
+from probinfer.core.types import Array, Bool, Float, Int, pytree
 
 __all__ = ["Diagonal", "Full", "Identity", "Metric", "is_due", "is_stale", "moments"]
 

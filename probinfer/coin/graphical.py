@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.coin.bandwidth import scaled_kernel, squared_bandwidth
+from probinfer.core.types import Array, Bool, Float, Int
 from probinfer.stein import stein_direction
-from probinfer.types import Array, Bool, Float, Int
 
 __all__ = ["graphical_direction", "neighbourhoods"]
 

@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from probinfer.base import Algorithm
 from probinfer.coin.descent import descent
 from probinfer.coin.engine import SVGD
-from probinfer.errors import check_floating
-from probinfer.identity import notice
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.errors import check_floating
+from probinfer.core.identity import notice
+from probinfer.core.types import Array, Bool, Float, Shaped, pytree
 from probinfer.kernels import InverseMultiquadric
 from probinfer.kernels.base import Kernel
 from probinfer.stein import stein_gram
-from probinfer.types import Array, Bool, Float, Shaped, pytree
 
 __all__ = ["KSDDescent", "hessian_products", "ksd_descent", "ksd_direction"]
 

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.base import Algorithm, as_partial
 from probinfer.coin import cloud
 from probinfer.coin.descent import descent
 from probinfer.coin.geometry import Diagonal, Metric
 from probinfer.coin.lawgd_spectrum import Spectrum, find_spectrum
-from probinfer.errors import shortened
-from probinfer.logdensity import StochasticLogDensity
-from probinfer.types import Array, ArrayTree, Bool, Float, pytree
+from probinfer.core.algorithm import Algorithm, as_partial
+from probinfer.core.binding import StochasticLogDensity
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, ArrayTree, Bool, Float, pytree
 
 __all__ = ["algorithm_of", "evaluate_spectrum", "lawgd", "lawgd_direction", "spectrum_of"]
 

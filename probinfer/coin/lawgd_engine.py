@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import engine, tails
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
 from probinfer.coin import cloud
 from probinfer.coin.engine import check_particles, sample_particles
 from probinfer.coin.lawgd import algorithm_of, evaluate_spectrum, spectrum_of
 from probinfer.coin.lawgd_spectrum import Spectrum
-from probinfer.errors import NumericalError, advice
-from probinfer.logdensity import Bound
+from probinfer.core.binding import Bound
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 
 __all__ = ["LAWGD"]
 

@@ -23,9 +23,9 @@ import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
 
-from probinfer.base import Status
-from probinfer.errors import NumericalError
-from probinfer.types import Array, Float, Shaped
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, Shaped
 
 __all__ = ["Spectrum", "decompose", "find_spectrum"]
 

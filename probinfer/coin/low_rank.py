@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from probinfer.coin.geometry import Metric, moments
-from probinfer.types import Array, Bool, Float, pytree
+from probinfer.core.types import Array, Bool, Float, pytree
 
 __all__ = ["LowRank", "Spikes", "spikes"]
 

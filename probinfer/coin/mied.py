@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.base import Algorithm, Status, algorithm, as_partial
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
 from probinfer.coin.barrier import nearest_move
 from probinfer.coin.geometry import Diagonal, Metric
-from probinfer.errors import shortened
+from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.errors import shortened
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey, pytree
 from probinfer.kernels.stationary import squared_distances
-from probinfer.types import Array, ArrayTree, Bool, Float, PRNGKey, pytree
 
 __all__ = ["MIEDInfo", "MIEDState", "mied", "riesz_direction"]
 

@@ -11,14 +11,14 @@ from typing import Any
 import optax
 
 from probinfer import betting
-from probinfer.base import Algorithm, algorithm, as_partial
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin.geometry import Diagonal, Identity
 from probinfer.coin.mirrored_step import MirroredInfo, MirroredState, Rule, init, step
-from probinfer.errors import shortened
+from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.binding import StochasticLogDensity
+from probinfer.core.errors import shortened
+from probinfer.core.types import strong_array
 from probinfer.kernels import InverseMultiquadric
-from probinfer.logdensity import StochasticLogDensity
-from probinfer.types import strong_array
 
 __all__ = ["MirroredInfo", "MirroredState", "mirrored_svgd", "mirrored_svmd"]
 

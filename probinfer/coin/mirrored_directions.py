@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Bool, Float
 from probinfer.kernels.stationary import squared_distances
-from probinfer.types import Array, Bool, Float
 
 __all__ = ["adapted_direction", "mirrored_direction"]
 

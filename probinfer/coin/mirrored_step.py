@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from probinfer.base import Status
 from probinfer.coin import bandwidth as bandwidths
 from probinfer.coin import cloud
 from probinfer.coin import geometry as geometries
 from probinfer.coin.descent import choose_geometry
 from probinfer.coin.geometry import Metric
 from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.stein import stein_direction
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 
 __all__ = ["MirroredInfo", "MirroredState", "Rule", "init", "step"]
 

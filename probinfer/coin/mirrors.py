@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from probinfer import transforms
-from probinfer.types import Array, ArrayTree, Bool, Float, Scalar, pytree, strong_array
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Scalar, pytree, strong_array
 
 __all__ = ["BijectorMirror", "Box", "Orthant", "Simplex", "mirror_from_bijector"]
 

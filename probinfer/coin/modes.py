@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.coin import cloud
-from probinfer.types import Array, Bool, Float, Int
+from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = ["MODES", "Shares", "shares_of_modes", "unseen"]
 

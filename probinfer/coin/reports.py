@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status
 from probinfer.coin import cloud, trajectories
 from probinfer.coin.diagnostics import Judgement, complaint, predicted_sd
 from probinfer.coin.stopping import Watched
 from probinfer.coin.trajectories import Trial
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree
 from probinfer.engine import coordinate_names
-from probinfer.errors import NumericalError, advice
 from probinfer.history import History
-from probinfer.types import Array, ArrayTree
 
 __all__ = ["Finished", "ParticlesInfo", "details", "info", "refuse"]
 

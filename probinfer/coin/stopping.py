@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from probinfer.base import Algorithm, algorithm
 from probinfer.coin import cloud
 from probinfer.coin.descent import CloudInfo, CloudState
-from probinfer.types import Array, ArrayTree, PRNGKey
+from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Watch", "Watched", "has_settled", "watched"]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from probinfer.base import Algorithm
 from probinfer.coin.bandwidth import check_rule
 from probinfer.coin.descent import descent
 from probinfer.coin.geometry import Diagonal, Identity
 from probinfer.coin.graphical import graphical_direction, neighbourhoods
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.types import Array
 from probinfer.kernels import RBF
 from probinfer.stein import stein_direction
-from probinfer.types import Array
 
 __all__ = ["svgd", "svgd_direction"]
 

@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Algorithm
 from probinfer.coin import cloud
 from probinfer.coin.descent import CloudState, geometry_of
 from probinfer.coin.modes import Shares, shares_of_modes, unseen
 from probinfer.coin.views import logdensity_in_cloud
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
 from probinfer.mcmc.hmc_sampler import hmc_transition
 from probinfer.mcmc.leapfrog import Place
-from probinfer.types import Array, Bool, Float, Int, PRNGKey, Scalar
 
 __all__ = ["Trial", "blank", "complaint", "findings", "tried", "vouches"]
 

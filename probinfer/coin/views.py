@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Algorithm
 from probinfer.coin import cloud
 from probinfer.coin.descent import CloudState, geometry_of
 from probinfer.coin.diagnostics import Judgement, judge
-from probinfer.types import Array, ArrayTree, PRNGKey
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Look", "judged", "logdensity_in_cloud", "look", "positions_of"]
 

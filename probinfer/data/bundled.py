@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from probinfer.core.errors import import_extra
 from probinfer.data.dataset import Dataset
-from probinfer.errors import import_extra
 
 __all__ = ["breast_cancer", "co2", "diabetes", "nile", "sunspots"]
 

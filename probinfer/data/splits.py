@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from probinfer.types import Int
+from probinfer.core.types import Int
 
 __all__ = ["kfold", "ordered_split", "random_split"]
 

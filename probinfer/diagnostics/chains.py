@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Float, Int
 from probinfer.diagnostics.quantity import normal_scores, per_quantity
-from probinfer.types import Array, ArrayTree, Float, Int
 
 __all__ = [
     "convergence_status",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import as_partial
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, Float, field, pytree
 from probinfer.diagnostics.quantity import normal_scores, per_quantity
-from probinfer.types import Array, ArrayTree, Float, field, pytree
 
 __all__ = ["nested_rhat"]
 

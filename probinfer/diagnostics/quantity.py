@@ -8,8 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import as_partial
-from probinfer.types import Array, ArrayTree, Float
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, Float
 
 __all__ = ["normal_scores", "per_quantity"]
 

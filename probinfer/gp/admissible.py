@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, Int
 from probinfer.gp.fixed_point import FixedPoint
 from probinfer.gp.likelihoods.support import largest_log_density
-from probinfer.types import Array, Float, Int
 
 __all__ = ["evidence_status", "has_bound", "largest_log_evidence"]
 

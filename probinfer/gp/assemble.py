@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Bool, Float
 from probinfer.gp.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.fixed_point import FixedPoint
@@ -14,7 +15,6 @@ from probinfer.gp.marginals import marginals_from
 from probinfer.gp.model import Model
 from probinfer.gp.precision import negative_factor, positive_factor, precision
 from probinfer.gp.sites import Sites
-from probinfer.types import Array, Bool, Float
 
 __all__ = ["assemble", "at_sites"]
 

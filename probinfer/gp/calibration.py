@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
+from probinfer.core.types import PRNGKey
 from probinfer.gp.predictive import BernoulliMixture
-from probinfer.types import PRNGKey
 
 __all__ = ["Pit", "Reliability", "pit", "reliability"]
 

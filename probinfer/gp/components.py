@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, Int, pytree
 from probinfer.gp.assemble import at_sites
 from probinfer.gp.condition import condition
 from probinfer.gp.predictive import LatentMoments
 from probinfer.semidefinite import semidefinite_factor
-from probinfer.types import Array, Float, Int, pytree
 
 __all__ = ["Given", "conditioned", "functions", "joint", "leave_one_out", "marginals"]
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.identity import notice
+from probinfer.core.types import Array, Float
 from probinfer.gp.conditioned import Conditioned, failed
 from probinfer.gp.conjugate import Exact
 from probinfer.gp.iterative import EP, VI
@@ -14,8 +16,6 @@ from probinfer.gp.model import Model, cast
 from probinfer.gp.sites import Sites
 from probinfer.gp.updates import first_sites
 from probinfer.gp.validate import check_data, check_outputs
-from probinfer.identity import notice
-from probinfer.types import Array, Float
 
 __all__ = ["Settled", "condition", "default_inference", "log_evidence", "reference_sites", "settle"]
 

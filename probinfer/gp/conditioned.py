@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, pytree
 from probinfer.gp.predictive import LatentMoments
 from probinfer.gp.rounding import Factored, lower_covariance, resolve
 from probinfer.gp.sites import Sites
 from probinfer.gp.validate import check_inputs
 from probinfer.semidefinite import cleared_of_rounding
-from probinfer.types import Array, Float, pytree
 
 __all__ = ["Conditioned", "failed"]
 

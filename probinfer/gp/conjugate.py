@@ -6,13 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, pytree
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.exact import gaussian_evidence
 from probinfer.gp.likelihoods import gaussian_log_prob
 from probinfer.gp.model import Model
 from probinfer.gp.sites import Sites
 from probinfer.linalg import inverse_from_cholesky
-from probinfer.types import Array, Float, pytree
 
 __all__ = ["Exact"]
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.gp.verified import Verified
-from probinfer.types import PRNGKey
 
 __all__ = ["continued"]
 

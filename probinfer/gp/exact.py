@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float
 from probinfer.kernels.base import Kernel
 from probinfer.linalg import (
     SpdInverse,
@@ -25,7 +26,6 @@ from probinfer.linalg import (
     spd_inverse_tangent,
     triangular_solve,
 )
-from probinfer.types import Array, Float
 
 __all__ = ["Evidence", "gaussian_evidence", "inner"]
 

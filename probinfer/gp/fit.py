@@ -15,8 +15,10 @@ import numpy as np
 
 from probinfer import engine
 from probinfer import progress as bars
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
+from probinfer.core.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
+from probinfer.core.identity import notice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.gp.admissible import has_bound
 from probinfer.gp.condition import Settled, default_inference, reference_sites, settle
 from probinfer.gp.conditioned import failed
@@ -33,9 +35,7 @@ from probinfer.gp.units import convert
 from probinfer.gp.validate import check_data, check_outputs
 from probinfer.gp.verdicts import judged
 from probinfer.gp.verified import held_warnings, release, verified, worse
-from probinfer.identity import notice
 from probinfer.infer import infer
-from probinfer.types import PRNGKey
 from probinfer.vi.point import laplace_covariance, maximize
 
 __all__ = ["fit"]

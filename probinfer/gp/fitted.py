@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from probinfer.base import Status
-from probinfer.errors import NumericalError, advice
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.gp import components
 from probinfer.gp.model import Model
 from probinfer.gp.predictive import LatentMoments, NormalMixture
@@ -24,7 +25,6 @@ from probinfer.gp.storage import save
 from probinfer.gp.validate import check_data, check_inputs, check_outputs, is_traced
 from probinfer.gp.verdicts import warn_lost
 from probinfer.posterior import Posterior
-from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["Fit"]
 

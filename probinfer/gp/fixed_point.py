@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import bicgstab
 
-from probinfer.base import Status
-from probinfer.types import Array, Float
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float
 
 __all__ = ["FixedPoint", "Point", "check_settings", "default_tolerance", "find"]
 

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import Distribution
 
+from probinfer.core.types import Array, Float
 from probinfer.gp.condition import condition, reference_sites
 from probinfer.gp.leaves import constraint_of, get_leaf, leaf_names, map_named
 from probinfer.gp.model import Model
 from probinfer.gp.priors import Tied, fixed
 from probinfer.gp.sites import Sites
 from probinfer.targets import LogDensity, Target, from_prior
-from probinfer.types import Array, Float
 
 __all__ = ["Free", "free_hyperparameters", "hyper_posterior", "rebuild"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, field, pytree
 from probinfer.gp.assemble import assemble
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.fixed_point import check_settings, default_tolerance
@@ -14,7 +15,6 @@ from probinfer.gp.model import Model
 from probinfer.gp.objectives import Objective, energy, stationary_energy
 from probinfer.gp.sites import Sites
 from probinfer.gp.updates import converged_sites, first_sites
-from probinfer.types import Array, Float, field, pytree
 
 __all__ = ["EP", "VI", "Hybrid"]
 

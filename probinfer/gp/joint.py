@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from probinfer.core.identity import notice
+from probinfer.core.types import Array, Float
 from probinfer.gp.hyper_posterior import Free, free_hyperparameters, rebuild
 from probinfer.gp.model import Model, cast
 from probinfer.gp.validate import check_data, check_inputs, check_outputs
-from probinfer.identity import notice
 from probinfer.linalg import safe_cholesky, triangular_solve
 from probinfer.targets import LogDensity, Target, from_prior
-from probinfer.types import Array, Float
 
 __all__ = ["LATENT", "joint_posterior", "joint_predictive", "latent_values"]
 

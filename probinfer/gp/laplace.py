@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, field, pytree
 from probinfer.gp.assemble import assemble
 from probinfer.gp.conditioned import Conditioned
 from probinfer.gp.fixed_point import FixedPoint, check_settings, default_tolerance
@@ -22,7 +23,6 @@ from probinfer.gp.marginals import marginals
 from probinfer.gp.model import Model
 from probinfer.gp.precision import Precision, precision
 from probinfer.gp.updates import first_sites
-from probinfer.types import Array, Float, field, pytree
 
 __all__ = ["Laplace"]
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import cast
 
 from probinfer import engine
-from probinfer.base import as_partial
 from probinfer.checkpoint import Checkpoint
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.types import PRNGKey, field, pytree
 from probinfer.vi import MAP
 from probinfer.vi.point import point_posterior
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from probinfer.core.types import Array, Float
 from probinfer.gp.precision import Precision, precision
-from probinfer.types import Array, Float
 
 __all__ = ["Marginals", "marginals", "marginals_from"]
 

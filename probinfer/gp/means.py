@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
-from probinfer.types import Array, Float, field, pytree, strong_array
+from probinfer.core.types import Array, Float, field, pytree, strong_array
 
 __all__ = ["Constant", "Linear", "Zero"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import field, pytree
 from probinfer.gp.likelihoods import Gaussian
 from probinfer.gp.means import Zero
-from probinfer.types import field, pytree
 
 __all__ = ["Model", "cast"]
 

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float
 from probinfer.gp.exact import inner
 from probinfer.gp.likelihoods.moments import expected_log_density, log_ratio
 from probinfer.gp.marginals import marginals, marginals_from
 from probinfer.gp.precision import precision
-from probinfer.types import Array, Float
 
 __all__ = ["Objective", "energy", "site_terms", "stationary_energy"]
 

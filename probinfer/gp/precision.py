@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float
 from probinfer.linalg import add_to_diagonal, inverse_from_cholesky, log_det_from_cholesky
-from probinfer.types import Array, Float
 
 __all__ = ["Precision", "negative_factor", "positive_factor", "precision"]
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float
 from probinfer.linalg import add_to_diagonal, cholesky_solve, triangular_solve
-from probinfer.types import Array, Float
 
 __all__ = ["Factored", "lower_covariance", "resolve"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.types import pytree
+from probinfer.core.types import pytree
 
 __all__ = ["Scaling", "choose_scaling", "identity_scaling", "is_near_identity", "standardization"]
 

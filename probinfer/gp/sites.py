@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from probinfer.types import pytree
+from probinfer.core.types import pytree
 
 __all__ = ["Sites"]
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import reading
+from probinfer.core.errors import reading
 from probinfer.sealed import whole
 
 __all__ = ["load", "save"]
@@ -134,7 +134,7 @@ def _encode(value, arrays, where):
         return {"class": _qualified(type(value)), "fields": fields}
     raise TypeError(
         f"{where} is a {type(value).__name__}, which cannot be written without pickle; make it a registered class "
-        "(probinfer.types.pytree) of arrays and plain values"
+        "(probinfer.core.types.pytree) of arrays and plain values"
     )
 
 

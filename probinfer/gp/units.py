@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from probinfer.core.types import strong_array
 from probinfer.gp import means
 from probinfer.gp.leaves import get_leaf, leaf_names, replace
 from probinfer.gp.model import Model
 from probinfer.gp.priors import fixed as fixed_mark
 from probinfer.gp.scaling import Scaling, is_near_identity
 from probinfer.kernels import ActiveDims, Linear, Polynomial, Product, Scaled, Sum, Warped
-from probinfer.types import strong_array
 
 __all__ = ["convert", "in_model_units"]
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import gmres
 
+from probinfer.core.types import Array, Float
 from probinfer.gp.fixed_point import FixedPoint, Point, find
 from probinfer.gp.likelihoods.moments import expected_log_density, tilted_moments, tilted_nodes
 from probinfer.gp.marginals import Marginals, marginals, marginals_from
 from probinfer.gp.objectives import Objective
 from probinfer.gp.precision import precision
-from probinfer.types import Array, Float
 
 __all__ = ["converged_sites", "first_sites", "site_scale", "updated_sites"]
 

@@ -16,8 +16,8 @@ import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp
 
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, advice
+from probinfer.core.errors import ConvergenceWarning, advice
+from probinfer.core.status import Status
 from probinfer.gp.validate import is_traced
 
 __all__ = ["judged", "warn_lost"]

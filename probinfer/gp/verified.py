@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
+from probinfer.core.types import Array
 from probinfer.gp.condition import Settled
-from probinfer.types import Array
 
 __all__ = ["Verified", "held_warnings", "release", "verified", "worse"]
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, Float, Scalar, field, pytree
 from probinfer.kernels.base import COMPOSITES, Kernel, cast, check_inputs, parameter
-from probinfer.types import Array, Float, Scalar, field, pytree
 
 __all__ = ["ActiveDims", "Product", "Scaled", "Sum"]
 

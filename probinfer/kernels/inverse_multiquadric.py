@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, field, pytree
 from probinfer.kernels.base import cast, parameter
 from probinfer.kernels.stationary import Stationary
-from probinfer.types import Array, field, pytree
 
 __all__ = ["InverseMultiquadric"]
 

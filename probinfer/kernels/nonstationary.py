@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, Float, Scalar, field, pytree
 from probinfer.kernels.base import Kernel, cast, check_inputs, parameter
-from probinfer.types import Array, Float, Scalar, field, pytree
 
 __all__ = ["Constant", "Linear", "Polynomial", "White"]
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, Float, Scalar, field, pytree
 from probinfer.kernels.base import Kernel, cast, check_inputs, parameter
-from probinfer.types import Array, Float, Scalar, field, pytree
 
 __all__ = [
     "RBF",

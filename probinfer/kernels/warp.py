@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from jax.tree_util import Partial
 
+from probinfer.core.binding import frozen
+from probinfer.core.types import Array, Float, Scalar, field, pytree
 from probinfer.kernels.base import Kernel, check_inputs
-from probinfer.logdensity import frozen
-from probinfer.types import Array, Float, Scalar, field, pytree
 
 __all__ = ["Warped"]
 

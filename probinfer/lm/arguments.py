@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
 
 __all__ = ["as_count", "as_stop", "check_answer", "check_watch", "known_number"]
 

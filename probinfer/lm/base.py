@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from probinfer.types import Array, ArrayTree, Float, Int, Shaped
+from probinfer.core.types import Array, ArrayTree, Float, Int, Shaped
 
 __all__ = ["Context", "LanguageModel", "bucket", "decode", "log_softmax", "pad"]
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.errors import close_matches
-from probinfer.types import Array, Bool, Int, Shaped, pytree
+from probinfer.core.errors import close_matches
+from probinfer.core.types import Array, Bool, Int, Shaped, pytree
 
 __all__ = ["WAYS", "Cache", "fork", "moves", "write"]
 

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import check_key
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.lm.arguments import as_count
 from probinfer.lm.methods.base import check_method
 from probinfer.lm.methods.filters import ParticleFilter, independent, scheme_of
@@ -31,7 +32,6 @@ from probinfer.lm.texts import Record
 from probinfer.lm.token_model import TokenModel, feynman_kac
 from probinfer.smc.forward import forward
 from probinfer.smc.particle_filter import to_result
-from probinfer.types import Array, Float, PRNGKey
 
 __all__ = ["EvidenceBounds", "evidence_bounds", "exact_paths", "forward_estimates", "reverse_estimates"]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
 from probinfer.lm.events import Event
 
 __all__ = ["Genealogy", "genealogy"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
 from probinfer.lm.genealogy import Genealogy
 
 __all__ = ["COLORS", "Look", "axes_for", "draw", "size_for"]

@@ -13,9 +13,10 @@ import numpy as np
 
 from probinfer import interrupts
 from probinfer import progress as bars
-from probinfer.base import Status
-from probinfer.errors import check_key, warn_interrupted
-from probinfer.identity import notice
+from probinfer.core.errors import check_key, warn_interrupted
+from probinfer.core.identity import notice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.lm import answers as extractors
 from probinfer.lm import events, notices
 from probinfer.lm.arguments import as_count, check_answer, check_watch
@@ -32,7 +33,6 @@ from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.hosts import detached
 from probinfer.lm.token_model import TokenModel
 from probinfer.lm.tokens.texts import continuation
-from probinfer.types import PRNGKey
 
 __all__ = ["infer", "run_prepared", "stream"]
 

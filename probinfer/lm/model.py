@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import field, pytree
 from probinfer.lm.base import LanguageModel
-from probinfer.types import field, pytree
 
 __all__ = ["Model", "check_model"]
 

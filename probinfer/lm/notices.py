@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, advice, shortened
+from probinfer.core.errors import ConvergenceWarning, advice, shortened
+from probinfer.core.status import Status
 from probinfer.lm.rewards.algebra import Nothing, Potential
 from probinfer.lm.rewards.host import Faults, HostScore
 

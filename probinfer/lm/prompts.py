@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
 from probinfer.lm.arguments import as_count, as_stop
 from probinfer.lm.base import Context, bucket
 from probinfer.lm.memory import check_memory

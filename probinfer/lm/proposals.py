@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, Float, Int, PRNGKey, field, pytree, strong_array
 from probinfer.lm.arguments import as_count, known_number
 from probinfer.lm.base import log_softmax
-from probinfer.types import Array, Float, Int, PRNGKey, field, pytree, strong_array
 
 __all__ = ["Proposal", "as_proposal", "draw"]
 

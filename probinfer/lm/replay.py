@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.types import Array
 from probinfer.lm import texts
 from probinfer.lm.stepping import Setting, Taken, _ending, _step_over, _step_start, laws
 from probinfer.lm.texts import End, Record, Text
-from probinfer.types import Array
 
 __all__ = ["replay_step"]
 

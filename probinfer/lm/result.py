@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.base import Status
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.lm import genealogy_picture as picture
 from probinfer.lm import selectors
 from probinfer.lm.genealogy import genealogy
 from probinfer.lm.texts import End
-from probinfer.types import PRNGKey
 
 __all__ = ["Answers", "Cost"]
 

@@ -24,8 +24,8 @@ import jax
 import numpy as np
 from scipy import special
 
-from probinfer.errors import check_key, shortened
-from probinfer.types import PRNGKey
+from probinfer.core.errors import check_key, shortened
+from probinfer.core.types import PRNGKey
 
 __all__ = [
     "Choice",

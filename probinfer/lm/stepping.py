@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.types import Array, pytree
 from probinfer.lm import texts
 from probinfer.lm.base import decode, log_softmax
 from probinfer.lm.proposals import draw
 from probinfer.lm.texts import End, Record, Text
-from probinfer.types import Array, pytree
 
 __all__ = ["Setting", "Taken", "laws", "take_step"]
 

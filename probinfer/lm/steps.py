@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import field, pytree
 from probinfer.lm.arguments import as_count
 from probinfer.lm.tokens.automaton import build
-from probinfer.types import field, pytree
 
 __all__ = ["Rule", "Step", "every", "until"]
 

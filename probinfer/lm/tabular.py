@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import shortened
-from probinfer.types import Array, Float, Int, PRNGKey, Shaped, field, pytree
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, Float, Int, PRNGKey, Shaped, field, pytree
 
 __all__ = ["Tabular"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from probinfer.types import Array, Int
+from probinfer.core.types import Array, Int
 
 __all__ = ["End", "Record", "Rules", "Text", "append", "fork", "start", "stop_hit"]
 

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from probinfer.core.types import Array, field, pytree
 from probinfer.lm import texts
 from probinfer.lm.replay import replay_step
 from probinfer.lm.rewards.base import View
 from probinfer.lm.stepping import Setting, Taken, take_step
 from probinfer.lm.texts import End, Record, Text
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
-from probinfer.types import Array, field, pytree
 
 __all__ = ["Ledger", "Particles", "TokenModel", "feynman_kac", "log_target"]
 

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 
 from probinfer import engine, tails
 from probinfer import progress as bars
-from probinfer.base import Status
-from probinfer.base import algorithm as make_algorithm
 from probinfer.checkpoint import Checkpoint
-from probinfer.logdensity import Held, hold
+from probinfer.core.algorithm import algorithm as make_algorithm
+from probinfer.core.binding import Held, hold
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
 from probinfer.run import run as run_loop
 from probinfer.targets import Target
-from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["Blackjax"]
 

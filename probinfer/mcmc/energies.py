@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from probinfer import diagnostics
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float
 from probinfer.findings import Finding
-from probinfer.types import Array, Float
 
 __all__ = ["cut_trajectories", "lagging_chain", "slow_energies"]
 

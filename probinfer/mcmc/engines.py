@@ -11,9 +11,11 @@ import numpy as np
 
 from probinfer import engine, tails
 from probinfer import progress as bars
-from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.findings import Finding, combined
 from probinfer.history import History
 from probinfer.mcmc import energies, report, starts
@@ -24,7 +26,6 @@ from probinfer.posterior import Posterior
 from probinfer.run import run_until
 from probinfer.targets import Target
 from probinfer.targets.starts import starting_positions
-from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["HMC", "NUTS"]
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from blackjax.mcmc import hmc, nuts
 
-from probinfer.base import Algorithm, algorithm, as_partial
+from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.types import Array, Float, PRNGKey, PyTree, field, pytree
 from probinfer.engine import over
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.metric import euclidean, identity
-from probinfer.types import Array, Float, PRNGKey, PyTree, field, pytree
 
 __all__ = ["ChainsInfo", "ChainsState", "Trajectories", "chains", "flatten"]
 

@@ -21,7 +21,7 @@ from blackjax.adaptation.metric_estimators import fisher_score_low_rank
 from blackjax.mcmc.metrics import LowRankInverseMassMatrix, Metric, gaussian_euclidean_low_rank
 from jax.flatten_util import ravel_pytree
 
-from probinfer.types import Array, Float, Int
+from probinfer.core.types import Array, Float, Int
 
 __all__ = [
     "NAMES",

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Bool, Float, PRNGKey
 from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
-from probinfer.types import Array, Bool, Float, PRNGKey
 
 __all__ = ["DEEPEST", "Trajectory", "begin", "grow", "is_over", "whole"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from scipy import stats
 
 from probinfer import diagnostics, engine
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Float
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
-from probinfer.types import Array, ArrayTree, Float
 
 __all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain", "with_divergences"]
 

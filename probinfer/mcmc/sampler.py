@@ -12,8 +12,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import as_partial
-from probinfer.errors import shortened
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import shortened
 from probinfer.mcmc.hmc_sampler import HmcPosteriorSampler
 from probinfer.mcmc.nuts_sampler import NutsPosteriorSampler
 from probinfer.mcmc.nuts_steps import DEEPEST

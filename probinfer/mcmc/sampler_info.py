@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from probinfer import diagnostics
-from probinfer.base import Status
-from probinfer.types import Array, Float
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float
 
 __all__ = ["SamplerInfo", "sampler_info"]
 

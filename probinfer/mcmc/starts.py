@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import optimize
-from probinfer.base import as_partial
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, Bool, Float, PyTree
 from probinfer.engine import over
 from probinfer.mcmc.ensemble import flatten
-from probinfer.types import Array, Bool, Float, PyTree
 
 __all__ = ["CANDIDATES", "Climb", "Starts", "choose", "climb", "hopeless", "margin"]
 

@@ -13,7 +13,7 @@ from blackjax.adaptation.mass_matrix import mass_matrix_adaptation
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from blackjax.adaptation.window_adaptation import build_schedule
 
-from probinfer.types import Array, Bool, Float, Int
+from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = ["Tuning", "first_tuning", "learn", "row_of", "sound"]
 

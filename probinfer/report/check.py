@@ -17,7 +17,7 @@ from probinfer import progress as bars
 from probinfer.checks import known
 from probinfer.checks.known_states import noisy_autoregression
 from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
 from probinfer.report.engines import ENGINES, PLANE_ENGINES, STATE_SPACE_ENGINES, Entry
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
 from probinfer.report.pages import could_have_seen, numbers, picture

@@ -12,14 +12,14 @@ import numpy as np
 import numpyro.distributions as dist
 
 from probinfer import coin, data, mcmc, targets
+from probinfer.core.binding import LogDensity
+from probinfer.core.types import Array, Float, PRNGKey, Scalar
 from probinfer.data import Dataset
-from probinfer.logdensity import LogDensity
 from probinfer.report.engines import gradients_spent
 from probinfer.report.html import Gallery, Section, Text
 from probinfer.report.tables import Table, seconds
 from probinfer.report.theme import Picture, draw
 from probinfer.run import run
-from probinfer.types import Array, Float, PRNGKey, Scalar
 
 __all__ = ["Carried", "carry", "coin_section", "coin_table"]
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from probinfer import data, gp, lm
-from probinfer.errors import MissingExtraError, import_extra
+from probinfer.core.errors import MissingExtraError, import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.calibration import calibration_section, calibration_table, judge_learning
 from probinfer.report.classification import METHODS as WAYS

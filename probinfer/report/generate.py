@@ -19,7 +19,7 @@ import rich.table
 import rich.text
 
 from probinfer import lm
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.lm import infer
 from probinfer.lm.reasoner.task import TRAINED_STEPS
 from probinfer.report.live import Screen, bar, is_right

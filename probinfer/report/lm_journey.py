@@ -13,6 +13,7 @@ from rich.console import Console
 from scipy import stats
 
 from probinfer import lm
+from probinfer.core.types import PRNGKey
 from probinfer.lm import selectors
 from probinfer.lm.genealogy_picture import Look, draw, size_for
 from probinfer.lm.reasoner import Problem
@@ -21,7 +22,6 @@ from probinfer.report.live import Screen, is_right
 from probinfer.report.tables import Table, seconds
 from probinfer.report.theme import Picture
 from probinfer.report.theme import draw as draw_twice
-from probinfer.types import PRNGKey
 
 __all__ = ["Method", "Solved", "lm_section", "lm_table", "solve"]
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from probinfer import gp
-from probinfer.base import Status
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
-from probinfer.errors import NumericalError, advice
 from probinfer.report.engines import Entry
 from probinfer.report.scores import difference, normal_baseline, predictions, scores
 from probinfer.report.tables import Table, seconds, with_error
-from probinfer.types import PRNGKey
 
 __all__ = ["Method", "Problem", "chains_table", "evidence", "methods_table", "run_methods"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from probinfer.checks.uniformity import WORDS
-from probinfer.errors import import_extra, shortened
+from probinfer.core.errors import import_extra, shortened
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
 from probinfer.report.tables import Table, number
 from probinfer.report.theme import Picture, draw

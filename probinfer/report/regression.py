@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from probinfer import data, gp
 from probinfer import progress as bars
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.engines import Entry, find_engine
 from probinfer.report.files import write_files

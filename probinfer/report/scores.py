@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
-from probinfer.types import Float
+from probinfer.core.types import Float
 
 __all__ = [
     "Estimate",

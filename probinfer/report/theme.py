@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
 
 __all__ = ["DARK", "LIGHT", "Picture", "Theme", "draw"]
 

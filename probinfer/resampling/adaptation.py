@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import as_partial
-from probinfer.logdensity import frozen
+from probinfer.core.algorithm import as_partial
+from probinfer.core.binding import frozen
+from probinfer.core.types import Array, field, pytree
 from probinfer.resampling.base import ConditionalScheme, Scheme, check
 from probinfer.resampling.pairwise import ssp
 from probinfer.resampling.points import multinomial, residual, stratified, systematic
@@ -22,7 +23,6 @@ from probinfer.resampling.reference import (
 from probinfer.resampling.survival import conditional_killing, killing
 from probinfer.resampling.thinning import optimal
 from probinfer.resampling.triggers import ess_below
-from probinfer.types import Array, field, pytree
 
 __all__ = ["CONDITIONAL", "SCHEMES", "Adaptive", "adaptive", "conditional", "get"]
 

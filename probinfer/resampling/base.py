@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from probinfer import weights
-from probinfer.types import Array
+from probinfer.core.types import Array
 
 __all__ = ["ConditionalScheme", "Scheme", "check", "share", "share_with_reference"]
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import weights
+from probinfer.core.types import Array, Int
 from probinfer.resampling.sums import running_count, running_sum
-from probinfer.types import Array, Int
 
 __all__ = [
     "Cumulative",

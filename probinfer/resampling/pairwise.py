@@ -13,9 +13,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.resampling.base import check, share
 from probinfer.resampling.counts import ancestors_of, bounds_of, expected_offspring, relative_weights
-from probinfer.types import Array, Float, Int, PRNGKey
 
 __all__ = ["ssp", "ssp_bounds"]
 

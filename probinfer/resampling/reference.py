@@ -20,6 +20,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.resampling.base import check, share_with_reference
 from probinfer.resampling.counts import (
     ancestors_of,
@@ -31,7 +32,6 @@ from probinfer.resampling.counts import (
 )
 from probinfer.resampling.pairwise import ssp_bounds
 from probinfer.resampling.points import systematic_bounds
-from probinfer.types import Array, Float, Int, PRNGKey
 
 __all__ = [
     "conditional_multinomial",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.types import Array
+from probinfer.core.types import Array
 
 __all__ = ["running_count", "running_sum"]
 

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.resampling.base import check, share, share_with_reference
 from probinfer.resampling.counts import (
     ancestors_of,
@@ -16,7 +17,6 @@ from probinfer.resampling.counts import (
     relative_weights,
     uniform_points_below,
 )
-from probinfer.types import Array, Float, Int, PRNGKey
 
 __all__ = ["conditional_killing", "killing"]
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import weights
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.resampling.base import check
 from probinfer.resampling.counts import ancestors_of
 from probinfer.resampling.points import systematic_bounds
-from probinfer.types import Array, Float, Int, PRNGKey
 
 __all__ = ["optimal"]
 

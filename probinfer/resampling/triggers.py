@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from probinfer import weights
-from probinfer.types import Array, strong_array
+from probinfer.core.types import Array, strong_array
 
 __all__ = ["always", "entropic_below", "ess_below", "every"]
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from probinfer import engine, importance
 from probinfer import progress as bars
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.findings import Finding, combined, undefined
 from probinfer.posterior import Posterior
 from probinfer.run import record_nothing, run_until
@@ -30,7 +31,6 @@ from probinfer.smc.path import unflatten
 from probinfer.smc.population import MAX_LEVELS, learn_schedule
 from probinfer.smc.tempered import Tempered
 from probinfer.targets import Target
-from probinfer.types import PRNGKey
 
 __all__ = ["AnnealedInfo", "Annealing", "anneal", "annealing"]
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import engine
-from probinfer.base import Algorithm, algorithm
+from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 from probinfer.smc.choice import move_all
 from probinfer.smc.path import flatten_one
 from probinfer.smc.schedule import Schedule, row
 from probinfer.smc.tempering import resolved
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 
 __all__ = ["Annealing", "Runs", "arrived", "forward_steps", "started"]
 

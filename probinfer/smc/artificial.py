@@ -17,11 +17,11 @@ from jax.scipy.special import gammaln
 from jax.tree_util import Partial
 
 from probinfer import weights
-from probinfer.base import as_partial
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, pytree
 from probinfer.smc.feynman_kac import FeynmanKac
 from probinfer.smc.forward import Sweep
 from probinfer.smc.smoothing import all_records
-from probinfer.types import Array, ArrayTree, pytree
 
 __all__ = ["ArtificialPrior", "check_real", "fit_artificial"]
 

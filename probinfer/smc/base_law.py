@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import tails
-from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import exact_logdensity, flat_position, to_default_dtype
-from probinfer.errors import NumericalError
 from probinfer.mcmc import NUTS
 from probinfer.smc.path import FREEDOM, StudentPath, from_prior
 from probinfer.smc.spread import root_of
 from probinfer.targets import Target
-from probinfer.types import Array, Float, PRNGKey
 
 __all__ = ["INFLATION", "STARTS", "Start", "find_start", "fit_student"]
 

@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.types import Array, Bool, Float, Int, PRNGKey
 from probinfer.smc.independent_moves import independent_moves
 from probinfer.smc.moves import Moved, hmc_moves
 from probinfer.smc.nuts_moves import nuts_moves
 from probinfer.smc.schedule import Plan
-from probinfer.types import Array, Bool, Float, Int, PRNGKey
 
 __all__ = ["MOVES", "evaluate", "jump", "move_all", "tries_for"]
 

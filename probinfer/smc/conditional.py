@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.errors import check_key
+from probinfer.core.errors import check_key
+from probinfer.core.types import ArrayTree, PRNGKey, strong_array
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched
 from probinfer.smc.forward import forward
 from probinfer.smc.particle_filter import Result, as_adaptive, check_counts, check_store, to_result
-from probinfer.types import ArrayTree, PRNGKey, strong_array
 
 __all__ = ["check_reference", "check_suffix", "conditional_filter"]
 

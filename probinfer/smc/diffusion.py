@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import shortened
-from probinfer.types import Array, Float, pytree, strong_array
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, Float, pytree, strong_array
 
 __all__ = ["VarianceExploding", "VariancePreserving"]
 

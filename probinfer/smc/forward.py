@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import weights
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, strong_array
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
-from probinfer.types import Array, ArrayTree, strong_array
 
 __all__ = ["State", "Sweep", "first_step", "forward", "next_step", "to_sweep"]
 

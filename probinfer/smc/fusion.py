@@ -37,9 +37,11 @@ import numpy as np
 from probinfer import engine as engines
 from probinfer import progress as bars
 from probinfer import weights
-from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Float, Scalar
 from probinfer.posterior import Posterior
 from probinfer.smc.base_law import INFLATION, Start
 from probinfer.smc.path import FREEDOM, StudentPath, flatten_one, unflatten
@@ -47,7 +49,6 @@ from probinfer.smc.population import learn_schedule
 from probinfer.smc.spread import root_of
 from probinfer.smc.tempered import Tempered, sample_from
 from probinfer.targets import Target
-from probinfer.types import Array, ArrayTree, Float, Scalar
 
 __all__ = ["Belief", "combine", "fuse"]
 
@@ -120,7 +121,7 @@ def fuse(
         >>> import jax, jax.numpy as jnp
         >>> import numpyro.distributions as dist
         >>> from probinfer import smc, targets
-        >>> from probinfer.logdensity import LogDensity
+        >>> from probinfer.core.binding import LogDensity
         >>> def log_likelihood(y, mu): return jnp.sum(-0.5 * (y - mu) ** 2)
         >>> shards = [jnp.array([1.0, 2.0]), jnp.array([3.0, 0.5])]
         >>> prior = dist.Normal(0.0, 5.0)

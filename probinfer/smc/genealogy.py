@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.types import Array, ArrayTree, Int, PRNGKey
+from probinfer.core.types import Array, ArrayTree, Int, PRNGKey
 
 __all__ = ["coalescence", "trace", "trace_backward"]
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import ConvergenceWarning
-from probinfer.logdensity import frozen
-from probinfer.types import Array, ArrayTree, field, pytree
+from probinfer.core.binding import frozen
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.types import Array, ArrayTree, field, pytree
 
 __all__ = ["HostPotential", "host_potential"]
 

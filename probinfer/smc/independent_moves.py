@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.engine import over
 from probinfer.smc.moves import Moved
 from probinfer.smc.path import FREEDOM
 from probinfer.smc.spread import push, standardized
-from probinfer.types import Array, Float, Int, PRNGKey
 
 __all__ = ["independent_moves"]
 

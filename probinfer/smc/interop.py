@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer.base import as_partial
-from probinfer.logdensity import Bound
+from probinfer.core.algorithm import as_partial
+from probinfer.core.binding import Bound
+from probinfer.core.types import Array, ArrayTree, PRNGKey, pytree, strong_array
 from probinfer.smc.feynman_kac import FeynmanKac
 from probinfer.smc.state_space import check_series
-from probinfer.types import Array, ArrayTree, PRNGKey, pytree, strong_array
 
 __all__ = ["CuthbertModel", "from_cuthbert", "from_dynamax", "to_cuthbert"]
 

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import resampling, weights
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
 from probinfer.smc.feynman_kac import as_batched
 from probinfer.smc.forward import first_step, forward, next_step
 from probinfer.smc.parameters import Parameters, model_at
 from probinfer.smc.particle_gibbs import choose_path
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar
 
 __all__ = [
     "MOST_PARTICLES",

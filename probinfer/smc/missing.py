@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from numpyro.distributions import Distribution, Independent, MultivariateNormal, MultivariateStudentT
 
-from probinfer.types import Array
+from probinfer.core.types import Array
 
 __all__ = ["can_marginalize", "log_seen", "partly_missing"]
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import over
 from probinfer.mcmc.leapfrog import momentum
 from probinfer.smc.spread import pull, push
-from probinfer.types import Array, Float, PRNGKey
 
 __all__ = ["LONGEST", "Moved", "Place", "adapted", "hmc_moves", "trajectory"]
 

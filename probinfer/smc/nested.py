@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer.base import as_partial
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, field, pytree
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched, lift
-from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["nested", "resample_move"]
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import over
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import whole
 from probinfer.smc.moves import Moved, adapted
 from probinfer.smc.spread import pull, push
-from probinfer.types import Array, Float, PRNGKey
 
 __all__ = ["nuts_moves"]
 

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.base import Status
-from probinfer.errors import check_finite, check_key
+from probinfer.core.errors import check_finite, check_key
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, strong_array
 from probinfer.smc.conditional import check_reference, check_suffix
 from probinfer.smc.feynman_kac import FeynmanKac, as_batched
 from probinfer.smc.forward import forward
 from probinfer.smc.particle_filter import as_adaptive, check_counts
 from probinfer.smc.particle_gibbs import choose_path, gibbs_step
 from probinfer.smc.proposals import power
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar, strong_array
 
 __all__ = ["TemperingResult", "parallel_tempering", "path_log_potential"]
 

@@ -17,9 +17,11 @@ from jax import lax
 
 from probinfer import engine
 from probinfer import progress as bars
-from probinfer.base import Status, algorithm
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice
+from probinfer.core.algorithm import algorithm
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc import report
 from probinfer.mcmc.tuning import first_tuning, learn
 from probinfer.posterior import Posterior
@@ -30,7 +32,6 @@ from probinfer.smc.parameters import Parameters, check_parameters, draw, log_joi
 from probinfer.smc.particle_gibbs import _changed
 from probinfer.smc.path import unflatten
 from probinfer.smc.pmmh import check_chains
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 
 __all__ = ["ParticleGibbs", "ParticleGibbsInfo"]
 

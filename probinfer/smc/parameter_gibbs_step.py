@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import resampling
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 from probinfer.mcmc.hmc_sampler import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 from probinfer.smc.feynman_kac import FeynmanKac, as_batched
 from probinfer.smc.parameters import Parameters, log_joint, model_at
 from probinfer.smc.particle_gibbs import gibbs_step
-from probinfer.types import Array, ArrayTree, Float, PRNGKey
 
 __all__ = ["NUM_LEAPFROGS", "check_densities", "parameter_gibbs_step"]
 

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import targets
-from probinfer.base import as_partial
-from probinfer.errors import check_key
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac
 from probinfer.smc.particle_filter import check_counts
 from probinfer.smc.path import flatten_one, unflatten
 from probinfer.targets import Target
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 
 __all__ = ["Parameters", "check_parameters", "draw", "log_joint", "log_prior", "model_at"]
 

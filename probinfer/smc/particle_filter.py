@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import resampling as schemes
-from probinfer.errors import check_key
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched
 from probinfer.smc.forward import Sweep, forward
 from probinfer.smc.genealogy import trace
-from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Result", "particle_filter"]
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import resampling as schemes
-from probinfer.base import Status
-from probinfer.errors import check_key
+from probinfer.core.errors import check_key
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.smc.conditional import check_reference, check_suffix
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched
 from probinfer.smc.forward import Sweep, forward
 from probinfer.smc.genealogy import trace, trace_backward
 from probinfer.smc.particle_filter import as_adaptive, check_counts
-from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["GibbsResult", "choose_path", "gibbs_step", "particle_gibbs"]
 

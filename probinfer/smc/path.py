@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import as_partial
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 from probinfer.smc.spread import push
 from probinfer.targets import Target
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 
 __all__ = ["FREEDOM", "PriorPath", "StudentPath", "flatten_one", "from_prior", "unflatten"]
 

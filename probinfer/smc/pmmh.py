@@ -16,8 +16,10 @@ from scipy import stats
 
 from probinfer import engine, findings
 from probinfer import progress as bars
-from probinfer.base import Algorithm, Status, algorithm
 from probinfer.checkpoint import Checkpoint
+from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.findings import Finding, combined
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
@@ -29,7 +31,6 @@ from probinfer.smc.path import unflatten
 from probinfer.smc.spread import push
 from probinfer.smc.theta_pilot import Pilot, learn_pilot
 from probinfer.smc.theta_proposals import LOCAL_SCALE
-from probinfer.types import Array, Float, PRNGKey, field, pytree
 
 __all__ = ["PMMH", "PMMHInfo", "Place", "pmmh_step"]
 

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import progress as bars
-from probinfer.base import Algorithm, Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice
+from probinfer.core.algorithm import Algorithm
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey
 from probinfer.run import run_until
 from probinfer.smc import tempering
 from probinfer.smc.base_law import STARTS, Start
 from probinfer.smc.schedule import Schedule, empty_schedule
 from probinfer.smc.tempering import Level, Settings, TemperedState
-from probinfer.types import PRNGKey
 
 __all__ = ["MAX_LEVELS", "Population", "child", "learn_schedule"]
 

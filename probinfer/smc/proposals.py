@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer.base import as_partial
+from probinfer.core.algorithm import as_partial
+from probinfer.core.types import Array, ArrayTree
 from probinfer.smc.feynman_kac import FeynmanKac
-from probinfer.types import Array, ArrayTree
 
 __all__ = ["auxiliary", "guided", "power"]
 

@@ -40,12 +40,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from probinfer.base import as_partial
-from probinfer.errors import check_key
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 from probinfer.smc.diffusion import VarianceExploding, VariancePreserving
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 from probinfer.smc.particle_filter import Result, check_counts, particle_filter
-from probinfer.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 
 __all__ = ["Composition", "composed", "drift_and_rate", "sample_composed"]
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from probinfer import engine, interrupts
 from probinfer import progress as bars
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.findings import Finding, combined, undefined
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
@@ -19,7 +20,6 @@ from probinfer.smc import islands, theta_particles
 from probinfer.smc.parameters import Parameters, check_parameters
 from probinfer.smc.path import unflatten
 from probinfer.smc.theta_pilot import Pilot, learn_pilot, run_population
-from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["SMC2", "SMC2Info"]
 

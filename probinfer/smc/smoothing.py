@@ -21,14 +21,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import weights
-from probinfer.base import Status
-from probinfer.errors import check_key
+from probinfer.core.errors import check_key
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.resampling import systematic
 from probinfer.smc.conditional import check_suffix
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched, take
 from probinfer.smc.forward import Sweep, forward
 from probinfer.smc.particle_filter import as_adaptive, check_counts
-from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["SmootherResult", "all_records", "backward_smoother", "check_smoothable"]
 

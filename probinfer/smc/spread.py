@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import weights
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["LARGEST_DENSE", "first_root", "pull", "push", "root_of", "standardized"]
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from probinfer import engine, findings, interrupts
 from probinfer import progress as bars
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.findings import Finding
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
@@ -24,7 +25,6 @@ from probinfer.smc.population import Population, child, learn_schedule
 from probinfer.smc.schedule import Schedule
 from probinfer.smc.tempering import CHAIN_LENGTH, TemperedState
 from probinfer.targets import Target
-from probinfer.types import PRNGKey, field, pytree
 
 __all__ = ["Tempered", "TemperedInfo", "sample_from"]
 

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import resampling, weights
-from probinfer.base import Algorithm, Status, algorithm
+from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.engine import over
 from probinfer.run_many import batches_well
 from probinfer.smc.choice import move_all
 from probinfer.smc.schedule import Plan, Schedule, chosen, increments, noted, row
-from probinfer.types import Array, Float, PRNGKey, field, pytree
 
 __all__ = [
     "CHAIN_LENGTH",

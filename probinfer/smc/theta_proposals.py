@@ -8,9 +8,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.smc.path import FREEDOM
 from probinfer.smc.spread import push
-from probinfer.types import Array, Float, PRNGKey
 
 __all__ = ["LOCAL_SCALE", "propose"]
 

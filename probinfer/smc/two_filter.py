@@ -26,13 +26,13 @@ from jax import lax
 from jax.tree_util import Partial
 
 from probinfer import weights
-from probinfer.errors import check_key
+from probinfer.core.errors import check_key
+from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.smc.artificial import ArtificialPrior, check_real, fit_artificial
 from probinfer.smc.feynman_kac import FeynmanKac, lift
 from probinfer.smc.forward import Sweep, forward
 from probinfer.smc.particle_filter import as_adaptive, check_counts
 from probinfer.smc.smoothing import all_records
-from probinfer.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["TwoFilterResult", "two_filter"]
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import weights
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 from probinfer.smc.forward import State, Sweep, first_step, next_step, to_sweep
-from probinfer.types import Array
 
 __all__ = ["Seen", "watched"]
 

@@ -5,7 +5,7 @@ likelihood apart, which tempering needs. All its functions are pytrees that hold
 *argument* of jitted code, and a target of the same model with new data of the same shape traces nothing.
 """
 
-from probinfer.logdensity import LogDensity, StochasticLogDensity
+from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.targets.base import Prior, Target
 from probinfer.targets.constructors import from_logdensity, from_numpyro, from_prior
 from probinfer.targets.minibatch import minibatch

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import transforms
-from probinfer.errors import check_finite, check_floating
-from probinfer.logdensity import Bound, LogDensity
+from probinfer.core.binding import Bound, LogDensity
+from probinfer.core.errors import check_finite, check_floating
+from probinfer.core.types import ArrayTree, PRNGKey, strong_array
 from probinfer.targets.base import Prior, Target
 from probinfer.transforms import Bijectors
-from probinfer.types import ArrayTree, PRNGKey, strong_array
 
 __all__ = ["assemble", "at_example", "check_scalar", "checked_example", "named_terms"]
 

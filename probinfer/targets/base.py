@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.base import Status
-from probinfer.errors import NumericalError
-from probinfer.logdensity import Bound, StochasticLogDensity
+from probinfer.core.binding import Bound, StochasticLogDensity
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
+from probinfer.core.types import ArrayTree, LogDensityFn, PRNGKey, field, pytree
 from probinfer.targets.starts import MAX_TRIES, draw_candidates, explain_failure, starting_positions
-from probinfer.types import ArrayTree, LogDensityFn, PRNGKey, field, pytree
 
 __all__ = ["Prior", "Target"]
 

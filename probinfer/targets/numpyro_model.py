@@ -19,8 +19,8 @@ from numpyro.infer.util import compute_log_probs, constrain_fn
 from numpyro.primitives import factor
 
 from probinfer import transforms
+from probinfer.core.types import ArrayTree, PRNGKey, Scalar, strong_array
 from probinfer.targets.fixed_sites import is_latent
-from probinfer.types import ArrayTree, PRNGKey, Scalar, strong_array
 
 __all__ = [
     "LogTerms",

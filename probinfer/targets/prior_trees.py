@@ -10,8 +10,8 @@ import numpy as np
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
 from probinfer import transforms
+from probinfer.core.types import ArrayTree, PRNGKey, PyTree, Scalar
 from probinfer.transforms import Bijectors
-from probinfer.types import ArrayTree, PRNGKey, PyTree, Scalar
 
 __all__ = [
     "check_supports",

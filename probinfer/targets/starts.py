@@ -7,9 +7,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from probinfer.logdensity import Bound, StochasticLogDensity
+from probinfer.core.binding import Bound, StochasticLogDensity
+from probinfer.core.types import Array, ArrayTree, PRNGKey, PyTree
 from probinfer.transforms import leaf_names
-from probinfer.types import Array, ArrayTree, PRNGKey, PyTree
 
 __all__ = ["MAX_TRIES", "draw_candidates", "explain_failure", "starting_positions"]
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from probinfer import engine, interrupts, tails
 from probinfer import progress as bars
-from probinfer.base import Status
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
+from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.types import PRNGKey, field, pytree
 from probinfer.vi import gaussian
 from probinfer.vi.fitting import Problem, first_frame, fit, power_of_two
 from probinfer.vi.report import details, refuse_improper

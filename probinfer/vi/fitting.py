@@ -12,11 +12,11 @@ from jax.flatten_util import ravel_pytree
 
 from probinfer import interrupts, optimize
 from probinfer import progress as bars
-from probinfer.base import Status
-from probinfer.errors import NumericalError, advice
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
-from probinfer.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.vi import gaussian
 from probinfer.vi.report import VIInfo
 

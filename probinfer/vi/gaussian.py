@@ -29,7 +29,7 @@ import scipy.special
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
-from probinfer.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar
+from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar
 
 __all__ = [
     "Frame",

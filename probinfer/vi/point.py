@@ -19,12 +19,13 @@ from jax.flatten_util import ravel_pytree
 
 from probinfer import engine, interrupts, optimize, tails
 from probinfer import progress as bars
-from probinfer.base import Status, as_partial
 from probinfer.checkpoint import Checkpoint
-from probinfer.errors import NumericalError, advice
+from probinfer.core.algorithm import as_partial
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 
 __all__ = ["MAP", "MAPInfo", "maximize", "point_posterior"]
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from probinfer import tails
-from probinfer.base import Status
-from probinfer.errors import NumericalError, advice
-from probinfer.types import ArrayTree
+from probinfer.core.errors import NumericalError, advice
+from probinfer.core.status import Status
+from probinfer.core.types import ArrayTree
 
 __all__ = ["KHAT", "VIInfo", "details", "refuse_improper"]
 

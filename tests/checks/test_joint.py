@@ -12,7 +12,7 @@ import pytest
 
 from probinfer import mcmc
 from probinfer.checks import joint_test
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 A, NOISE = np.array([1.0, 0.8]), 0.5
 

@@ -7,7 +7,7 @@ import pytest
 
 from probinfer.checks import ksd
 from probinfer.checks.ksd import wild_signs
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 from tests.reference import stein as oracle
 
 SD = np.array([0.5, 2.0])

@@ -12,7 +12,7 @@ from probinfer.checks.bands import ecdf_band
 from probinfer.checks.detectable import leaving_probability
 from probinfer.checks.detectable_balls import balls, detectable_in_balls
 from probinfer.checks.vsbc import _share_above_half
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 from tests.params import quick
 from tests.reference import ball_ranks
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from probinfer import checks
-from probinfer.base import Status
 from probinfer.checks.sbc import check_functions
+from probinfer.core.status import Status
 
 S, L, D = 300, 40, 2
 

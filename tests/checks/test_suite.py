@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from probinfer.base import Status
 from probinfer.checks import known, stein_identity, trials
 from probinfer.checks.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 from probinfer.posterior import Posterior
 
 SIZE = Size(exact=400, simulations=0, loops=0, lanes=0, discrepancies=("Stein", "MMD"))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.base import algorithm
 from probinfer.coin import diagnostics, stopping
 from probinfer.coin.descent import CloudInfo
+from probinfer.core.algorithm import algorithm
 from tests.reference import stein as oracle
 
 RNG = np.random.default_rng(0)

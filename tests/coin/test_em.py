@@ -7,7 +7,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import betting, coin
-from probinfer.logdensity import LogDensity, StochasticLogDensity
+from probinfer.core.binding import LogDensity, StochasticLogDensity
 
 # z_i ~ N(theta, tau²), x_i ~ N(z_i, 1): the best theta is the mean of x, for any tau; with tau free, tau² = var(x) - 1
 DATA = 3.0 + 2.0 * np.random.default_rng(0).normal(size=12)

@@ -9,7 +9,7 @@ from scipy.stats import halfnorm, norm
 
 import probinfer as pi
 from probinfer import coin, gp, targets
-from probinfer.base import Status
+from probinfer.core.status import Status
 
 DATA = np.random.default_rng(7).normal(2.0, 0.7, size=12)
 

@@ -10,7 +10,7 @@ import pytest
 
 from probinfer import coin, kernels, stein
 from probinfer.coin.ksd_descent import hessian_products, ksd_direction
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 from probinfer.run import record_nothing, run
 from tests.reference import ksd_descent as oracle
 

@@ -9,8 +9,8 @@ from scipy.stats import norm
 from probinfer.coin import lawgd_spectrum
 from probinfer.coin.lawgd import evaluate_spectrum, lawgd, lawgd_direction
 from probinfer.coin.lawgd_spectrum import decompose, find_spectrum
-from probinfer.errors import NumericalError
-from probinfer.logdensity import StochasticLogDensity
+from probinfer.core.binding import StochasticLogDensity
+from probinfer.core.errors import NumericalError
 from probinfer.run import record_nothing, run
 from tests.reference import lawgd as oracle
 

@@ -10,7 +10,7 @@ import probinfer as pi
 from probinfer import coin
 from probinfer.coin.barrier import nearest_move
 from probinfer.coin.mied import riesz_direction
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 RNG = np.random.default_rng(0)
 

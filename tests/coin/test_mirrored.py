@@ -9,7 +9,7 @@ import pytest
 import probinfer as pi
 from probinfer import betting, coin, kernels
 from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
-from probinfer.logdensity import LogDensity, StochasticLogDensity
+from probinfer.core.binding import LogDensity, StochasticLogDensity
 from tests.reference import mirrored as oracle
 
 RNG = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, targets
-from probinfer.base import Status
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.status import Status
 
 MEAN, SD = 300.0, 0.02
 

@@ -10,8 +10,8 @@ import pytest
 
 import probinfer as pi
 from probinfer import betting, coin, kernels
-from probinfer.base import Status
-from probinfer.logdensity import LogDensity, StochasticLogDensity
+from probinfer.core.binding import LogDensity, StochasticLogDensity
+from probinfer.core.status import Status
 from probinfer.run import record_nothing
 from tests.reference import coin as oracle
 

@@ -10,10 +10,10 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, targets
-from probinfer.base import Status
 from probinfer.coin.trajectories import blank, complaint, findings, tried, vouches
-from probinfer.errors import ConvergenceWarning
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 
 NAMES = ["a", "b", "c"]
 N, DIMS = 100, 3

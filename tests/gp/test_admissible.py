@@ -7,8 +7,8 @@ import pytest
 from scipy import integrate, optimize, special, stats
 
 from probinfer import gp
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from probinfer.gp.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.condition import Settled
 from probinfer.gp.fixed_point import FixedPoint

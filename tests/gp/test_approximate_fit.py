@@ -11,8 +11,8 @@ import numpyro.distributions as dist
 import pytest
 
 from probinfer import gp, mcmc
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, NumericalError
+from probinfer.core.errors import ConvergenceWarning, NumericalError
+from probinfer.core.status import Status
 from probinfer.gp.condition import _settle, reference_sites, settle
 from probinfer.gp.hyper_posterior import hyper_posterior
 from probinfer.gp.verified import held_warnings, release

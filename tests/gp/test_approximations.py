@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probinfer import gp
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.marginals import Marginals
 from probinfer.gp.objectives import Objective
 from probinfer.gp.sites import Sites

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import gp
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.leaves import get_leaf
 from tests.reference import gp_predict as oracle
 

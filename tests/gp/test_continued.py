@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import gp
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.condition import Settled
 from probinfer.gp.continued import continued
 from probinfer.gp.sites import Sites

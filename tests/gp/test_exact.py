@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import kernels as k
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.exact import gaussian_evidence
 from tests.reference import gp_exact as oracle
 

@@ -12,8 +12,8 @@ import pytest
 from scipy import optimize, stats
 
 from probinfer import gp, mcmc, vi
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from tests.reference import gp_predict as oracle
 
 RNG = np.random.default_rng(7)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probinfer import gp
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.objectives import Objective, energy
 from probinfer.gp.precision import precision
 from tests.gp.approximate_cases import (

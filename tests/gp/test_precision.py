@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.gp.marginals import marginals
 from probinfer.gp.precision import negative_factor, positive_factor, precision
 from tests.reference import gp_sites as oracle

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from probinfer import gp
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from probinfer.gp.verdicts import judged
 
 SEEDS = range(6)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from probinfer import lm
+from probinfer.core.types import pytree
 from probinfer.lm.infer import run_prepared
 from probinfer.lm.prompts import Limits, encode, prepare
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.meanings import Score
-from probinfer.types import pytree
 from tests.reference import language as ref
 
 Z_LIMIT = 6.5  # two-sided 8e-11 a comparison: fewer than 10^4 in the tests of lm, so 1e-6 in all

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from probinfer import lm
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
+from probinfer.core.types import pytree
 from probinfer.lm.arguments import as_count
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.types import pytree
 from tests.lm import folders, tables
 
 KEY = jax.random.key(5)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from probinfer import lm
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.lm.methods import exact, gibbs
 from probinfer.lm.token_model import empty, log_target
 from tests.lm import tables

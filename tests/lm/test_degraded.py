@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from probinfer.core.types import pytree
 from probinfer.lm.base import Context
 from probinfer.lm.reasoner.train_reward import auc
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.degraded import degrade, noise_for_auc
 from probinfer.lm.rewards.meanings import Score
-from probinfer.types import pytree
 
 
 @pytree

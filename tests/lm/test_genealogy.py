@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from probinfer import lm
-from probinfer.errors import MissingExtraError
+from probinfer.core.errors import MissingExtraError
 from probinfer.lm import genealogy_picture as picture
 from probinfer.smc import coalescence
 from tests.lm import tables

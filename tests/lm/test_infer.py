@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from probinfer import checks, lm
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from probinfer.lm.rewards import calibration
 from tests.lm import tables
 
@@ -240,7 +240,7 @@ class _Base(lm.rewards.Score):
         return state, jnp.where(view.length >= 3, self.value, 0.0) * jnp.ones_like(view.step_log_prob)
 
 
-from probinfer.types import pytree  # noqa: E402
+from probinfer.core.types import pytree  # noqa: E402
 
 
 @pytree

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import pytest
 
 from probinfer import checks, lm
+from probinfer.core.types import field, pytree
 from probinfer.lm.methods.filters import scheme_of
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import feynman_kac
 from probinfer.smc.particle_gibbs import gibbs_step
-from probinfer.types import field, pytree
 from tests.lm import tables
 
 LENGTH, CLASSES, RIGHT, EOS, PARTICLES = 3, 3, 0.9, 2, 4

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from probinfer import lm
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.lm.infer import run_prepared
 from probinfer.lm.methods import search
 from tests.lm import tables

@@ -308,7 +308,7 @@ MUTANTS = [
         ("first, last = math.floor(first), math.ceil(last)", "first, last = round(first), round(last)"),
     ),
     *_of(
-        "identity/functions.py",
+        "core/identity/functions.py",
         "test_identity.py",
         ("            code.co_code,\n", ""),
         ("            code.co_names,\n", ""),
@@ -320,14 +320,14 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "identity/structure.py",
+        "core/identity/structure.py",
         "test_identity.py",
         ("self.digest not in _LOOKED_AT or self._same_values(other)", "True"),
         ("if before not in (None, digest):", "if False:"),
         ("if self._check is not None and self._check() != self.digest:", "if False:"),
     ),
     *_of(
-        "logdensity.py",
+        "core/binding.py",
         "test_identity.py",
         ("return jnp.array(array)", "return jax.device_put(array)"),
         ("return (obj.data,), obj.structure.with_values(obj.data)", "return (obj.data,), obj.structure"),

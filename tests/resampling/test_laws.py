@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probinfer import resampling, weights
-from probinfer.base import Status
+from probinfer.core.status import Status
 from tests.reference import resampling as oracle
 
 REPEATS = 12_000

@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 from scipy import stats
 
 from probinfer import resampling, smc
-from probinfer.base import Status
-from probinfer.types import field, pytree
+from probinfer.core.status import Status
+from probinfer.core.types import field, pytree
 from tests.reference import hmm
 
 P_LIMIT = 1e-9  # of a chi-squared test; fewer than 100 in the tests of smc

@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from probinfer import targets
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
 
 
 class Case(NamedTuple):

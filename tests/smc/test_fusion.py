@@ -13,9 +13,9 @@ from jax.scipy.special import logsumexp
 from scipy.special import gammaln
 
 from probinfer import Checkpoint, smc, targets
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, NumericalError
-from probinfer.logdensity import LogDensity
+from probinfer.core.binding import LogDensity
+from probinfer.core.errors import ConvergenceWarning, NumericalError
+from probinfer.core.status import Status
 from probinfer.posterior import Posterior
 from probinfer.smc import fusion
 from tests.reference import mixtures as reference

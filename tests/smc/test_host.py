@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from probinfer import smc
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 
 STEPS, SIZE = 4, 30
 

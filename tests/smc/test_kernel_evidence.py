@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from probinfer import data, gp, smc
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
 
 YEARS = 24
 

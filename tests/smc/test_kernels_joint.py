@@ -9,9 +9,9 @@ import pytest
 
 from probinfer import checks, resampling, smc
 from probinfer.checks import known
+from probinfer.core.types import field, pytree
 from probinfer.smc import moves
 from probinfer.smc.particle_gibbs import gibbs_step
-from probinfer.types import field, pytree
 from tests.smc import models
 
 STEPS, PARTICLES, LANES, LEVEL = 3, 4, 400, 1e-4

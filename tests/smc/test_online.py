@@ -6,7 +6,7 @@ import pytest
 from jax.tree_util import Partial
 
 from probinfer import checkpoint, smc
-from probinfer.base import Status
+from probinfer.core.status import Status
 from tests.smc import models
 
 SIZE, STEPS, LAG = 16, 10, 3

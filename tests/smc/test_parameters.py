@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 import probinfer as pi
 from probinfer import mcmc, smc
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning, NumericalError
+from probinfer.core.errors import ConvergenceWarning, NumericalError
+from probinfer.core.status import Status
 from probinfer.mcmc import report
 from probinfer.smc import likelihood, parameters, pmmh, smc2, theta_particles, theta_pilot
 from tests.params import quick

@@ -9,8 +9,8 @@ import pytest
 
 import probinfer as pi
 from probinfer import smc
-from probinfer.base import Status
-from probinfer.errors import ConvergenceWarning
+from probinfer.core.errors import ConvergenceWarning
+from probinfer.core.status import Status
 from tests.smc import parameter_cases as cases
 
 SHORT = {

@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from probinfer import resampling, smc
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.smc.particle_filter import check_counts
 from tests.params import quick
 from tests.reference import hmm, kalman

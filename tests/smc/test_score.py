@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from probinfer import smc
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.smc import score
 from tests.params import quick
 from tests.reference import mixtures as reference

@@ -6,7 +6,7 @@ import pytest
 from jax.tree_util import Partial
 
 from probinfer import smc
-from probinfer.base import Status
+from probinfer.core.status import Status
 from probinfer.smc.forward import forward
 from probinfer.smc.missing import log_seen
 from tests.reference import kalman

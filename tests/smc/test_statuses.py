@@ -10,8 +10,8 @@ import pytest
 
 import probinfer as pi
 from probinfer import findings, smc, targets
-from probinfer.base import Status
-from probinfer.errors import NumericalError
+from probinfer.core.errors import NumericalError
+from probinfer.core.status import Status
 from probinfer.mcmc import report
 from probinfer.smc import path, schedule, smc2, tempered, tempering
 from tests.smc import parameter_cases

@@ -10,9 +10,9 @@ import pytest
 
 import probinfer as pi
 from probinfer import smc, targets
-from probinfer.base import Status
 from probinfer.checks import evidence_sandwich
-from probinfer.errors import ConvergenceWarning, NumericalError
+from probinfer.core.errors import ConvergenceWarning, NumericalError
+from probinfer.core.status import Status
 from probinfer.run import record_nothing, run_until
 from probinfer.smc import base_law, population, spread, tempering
 from tests.params import quick

@@ -8,7 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 from probinfer import smc
-from probinfer.base import Status
+from probinfer.core.status import Status
 from tests.reference import hmm, kalman
 from tests.smc import models
 from tests.smc.models import Z_LIMIT, z_scores

@@ -3,7 +3,7 @@
 A likelihood is a registered class whose leaves are its parameters. ``Likelihood`` fills in every other member, by
 quadrature where there is no closed form, so that a likelihood of your own is ``log_density`` and nothing else::
 
-    @probinfer.types.pytree
+    @probinfer.core.types.pytree
     class Laplace(gp.likelihoods.Likelihood):
         scale: Any = field(default=1.0, constraint=constraints.positive)
         log_concave: ClassVar[bool] = True
@@ -26,10 +26,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from probinfer.core.binding import frozen
+from probinfer.core.types import Array, Float, field, pytree, strong_array
 from probinfer.gp.likelihoods.integral import log_integral
 from probinfer.gp.predictive import LatentMixture
-from probinfer.logdensity import frozen
-from probinfer.types import Array, Float, field, pytree, strong_array
 
 __all__ = ["FromLogDensity", "Likelihood"]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.core.types import Array, Float, field, pytree
 from probinfer.gp.likelihoods.base import Likelihood, refuse_noise
 from probinfer.gp.likelihoods.cavity import cavity, log_ratio_from_cavity
 from probinfer.gp.likelihoods.probit import (
@@ -18,7 +19,6 @@ from probinfer.gp.likelihoods.probit import (
     truncated_variance,
 )
 from probinfer.gp.predictive import BernoulliMixture
-from probinfer.types import Array, Float, field, pytree
 
 __all__ = ["Bernoulli"]
 

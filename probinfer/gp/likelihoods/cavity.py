@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["cavity", "log_ratio_from_cavity"]
 

@@ -12,11 +12,11 @@ import numpy as np
 from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.gp.likelihoods.base import Likelihood, refuse_noise
 from probinfer.gp.likelihoods.moments import derivatives
 from probinfer.gp.predictive import CountMixture
 from probinfer.quadrature import expectation
-from probinfer.types import Array, Float, PRNGKey, field, pytree
 
 __all__ = ["NegativeBinomial", "Poisson", "log_gamma_ratio"]
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, Float, field, pytree, strong_array
 from probinfer.gp.likelihoods.base import Likelihood, refuse_noise
 from probinfer.gp.predictive import NormalMixture
-from probinfer.types import Array, Float, field, pytree, strong_array
 
 __all__ = ["Gaussian", "KnownNoise", "gaussian_log_prob"]
 

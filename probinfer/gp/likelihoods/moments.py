@@ -19,9 +19,9 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import logsumexp
 
+from probinfer.core.types import Array, Float
 from probinfer.gp.likelihoods.support import automatic_bend, concave_interval
 from probinfer.quadrature import gauss_hermite, resolving_nodes, sinh_nodes
-from probinfer.types import Array, Float
 
 __all__ = ["derivatives", "expected_log_density", "log_ratio", "tilted_moments", "tilted_nodes"]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erfc
 
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["inverse_mills", "log_ndtr", "log_ndtr_derivatives", "truncated_variance"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from jax.scipy.special import logsumexp, ndtr
 from numpyro.distributions import constraints
 
+from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.gp.likelihoods.base import Likelihood
 from probinfer.gp.likelihoods.counts import log_gamma_ratio
-from probinfer.types import Array, Float, PRNGKey, field, pytree
 
 __all__ = ["StudentT"]
 

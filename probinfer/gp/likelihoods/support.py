@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.types import Array, Float
+from probinfer.core.types import Array, Float
 
 __all__ = ["Interval", "automatic_bend", "concave_interval", "largest_log_density"]
 

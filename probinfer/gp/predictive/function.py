@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from probinfer.base import Status
-from probinfer.types import Array, Bool, Float, Int, pytree
+from probinfer.core.status import Status
+from probinfer.core.types import Array, Bool, Float, Int, pytree
 
 __all__ = ["LatentMoments"]
 

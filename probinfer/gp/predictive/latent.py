@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from probinfer.types import Array, Float, PRNGKey, pytree
+from probinfer.core.types import Array, Float, PRNGKey, pytree
 
 __all__ = ["CountMixture", "LatentMixture"]
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from probinfer.errors import reading, shortened
+from probinfer.core.errors import reading, shortened
 from probinfer.lm.transformer.config import Config
 from probinfer.lm.transformer.rope import KINDS, Rope
 

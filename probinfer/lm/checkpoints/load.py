@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra, reading, shortened
+from probinfer.core.errors import import_extra, reading, shortened
 from probinfer.lm.checkpoints.configs import read_config, read_json
 from probinfer.lm.checkpoints.names import HARMLESS, block, ends, expected
 from probinfer.lm.memory import require

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import interrupts
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import field, pytree
 from probinfer.lm import selectors
 from probinfer.lm.methods.base import Draws, check_count, check_method, has_evidence
 from probinfer.lm.token_model import Ledger, TokenModel
-from probinfer.types import field, pytree
 
 __all__ = ["Adaptive", "run_adaptively"]
 

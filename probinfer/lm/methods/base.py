@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.arguments import as_count
 from probinfer.lm.steps import Step, every, until
 from probinfer.lm.token_model import Ledger, Particles, TokenModel, feynman_kac
 from probinfer.smc.forward import Sweep, forward
 from probinfer.smc.watched import watched
-from probinfer.types import Array, PRNGKey
 
 __all__ = [
     "Draws",

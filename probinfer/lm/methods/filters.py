@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import resampling, weights
+from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.lm.methods.base import (
     Draws,
     check_count,
@@ -20,7 +21,6 @@ from probinfer.lm.methods.base import (
 )
 from probinfer.lm.proposals import Proposal
 from probinfer.lm.token_model import TokenModel
-from probinfer.types import Array, PRNGKey, field, pytree
 
 __all__ = ["BestOfN", "Entropic", "Greedy", "MajorityVote", "ParticleFilter", "never", "scheme_of"]
 

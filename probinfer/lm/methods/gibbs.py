@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.base import Status
+from probinfer.core.status import Status
+from probinfer.core.types import Array, PRNGKey, field, pytree, strong_array
 from probinfer.lm.methods.base import Draws, check_count, check_step, default_step, from_sweep
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.rewards.algebra import temper
@@ -24,7 +25,6 @@ from probinfer.lm.texts import Record
 from probinfer.lm.token_model import Ledger, TokenModel, empty, feynman_kac, log_target
 from probinfer.smc.forward import forward
 from probinfer.smc.particle_gibbs import choose_path, gibbs_step
-from probinfer.types import Array, PRNGKey, field, pytree, strong_array
 
 __all__ = ["ParallelTempering", "ParticleGibbs"]
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from probinfer import weights
+from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.lm.methods.base import (
     Draws,
     check_count,
@@ -31,7 +32,6 @@ from probinfer.lm.methods.base import (
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.texts import End
 from probinfer.lm.token_model import Particles, TokenModel, fork, step
-from probinfer.types import Array, PRNGKey, field, pytree
 
 __all__ = ["DVTS", "BeamSearch", "NestedSMC"]
 

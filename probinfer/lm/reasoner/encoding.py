@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from probinfer.errors import import_extra
+from probinfer.core.errors import import_extra
 from probinfer.lm.reasoner.task import HEADER, MODULUS, OPERATIONS, Problems, values
 
 __all__ = [

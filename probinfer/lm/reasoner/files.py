@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra, reading
+from probinfer.core.errors import import_extra, reading
 from probinfer.lm.checkpoints import names
 from probinfer.lm.checkpoints.configs import parse_config, read_json
 from probinfer.lm.checkpoints.load import load

@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from probinfer import checkpoint as checkpoints
 from probinfer import interrupts
 from probinfer import progress as bars
-from probinfer.types import Array, PyTree
+from probinfer.core.types import Array, PyTree
 
 __all__ = ["Plan", "Trace", "descend"]
 

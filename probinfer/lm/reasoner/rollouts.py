@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
+from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.base import decode
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.reasoner.task import Problems
-from probinfer.types import Array, PRNGKey
 
 __all__ = ["Rollouts", "accuracy", "rollouts", "sample"]
 

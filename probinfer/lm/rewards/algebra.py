@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 from probinfer.lm.arguments import known_number
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import Sized, Summand, View
-from probinfer.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = ["Nothing", "Potential", "Product", "Tempered", "add", "check_power", "temper"]
 

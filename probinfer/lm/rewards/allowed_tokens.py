@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.core.types import Array, Bool, Int, pytree
 from probinfer.lm.base import Context
-from probinfer.types import Array, Bool, Int, pytree
 
 __all__ = ["Allowed", "allowed"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array
 from probinfer.lm.base import Context
-from probinfer.types import Array
 
 __all__ = ["Sized", "Summand", "View", "log_value"]
 

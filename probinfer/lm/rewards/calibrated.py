@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, ArrayTree, pytree
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.meanings import Score
-from probinfer.types import Array, ArrayTree, pytree
 
 __all__ = ["Calibrated", "calibrated"]
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, special, stats
 
-from probinfer.errors import shortened
-from probinfer.types import Array, Float, pytree, strong_array
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, Float, pytree, strong_array
 
 __all__ = ["Affine", "Isotonic", "Reliability", "auc", "calibrate", "pool_adjacent", "reliability"]
 

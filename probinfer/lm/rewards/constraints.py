@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra, shortened
+from probinfer.core.errors import import_extra, shortened
+from probinfer.core.types import Array, ArrayTree, Bool, Int, field, pytree
 from probinfer.lm.base import Context
 from probinfer.lm.rewards import hosts
 from probinfer.lm.rewards.batching import flat
-from probinfer.types import Array, ArrayTree, Bool, Int, field, pytree
 
 __all__ = ["Grammar", "Language", "grammar", "json_schema", "regex"]
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
 from probinfer.lm.rewards.algebra import Nothing, Potential, add, check_power, temper
 from probinfer.lm.rewards.base import Summand
 from probinfer.lm.rewards.host import HostScore, check_settings

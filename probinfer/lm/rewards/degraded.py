@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Shaped
 from scipy.special import ndtr
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, pytree, strong_array
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.meanings import Score
-from probinfer.types import Array, pytree, strong_array
 
 __all__ = ["Degraded", "DegradedState", "degrade", "noise_for_auc"]
 

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import import_extra, shortened
+from probinfer.core.errors import import_extra, shortened
+from probinfer.core.types import Array, ArrayTree, field, pytree
 from probinfer.lm.base import Context
 from probinfer.lm.rewards import hosts
 from probinfer.lm.rewards.base import View
@@ -29,7 +30,6 @@ from probinfer.lm.rewards.meanings import Score
 from probinfer.lm.rewards.worker import call
 from probinfer.lm.rewards.workers import Pool, Reply
 from probinfer.lm.tokens.texts import continuation
-from probinfer.types import Array, ArrayTree, field, pytree
 
 __all__ = ["Faults", "HostScore", "check_settings"]
 

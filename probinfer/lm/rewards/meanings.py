@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 from probinfer.lm.arguments import known_number
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import Sized, Summand, View, log_value
-from probinfer.types import Array, ArrayTree, pytree, strong_array
 
 __all__ = [
     "MEANINGS",

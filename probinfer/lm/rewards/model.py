@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, Float, Int, field, pytree, strong_array
 from probinfer.lm.base import Context
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.meanings import Score
-from probinfer.types import Array, Float, Int, field, pytree, strong_array
 
 __all__ = ["RewardModel", "RewardState"]
 

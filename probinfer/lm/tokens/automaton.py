@@ -18,8 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import shortened
-from probinfer.types import Array, Bool, Int, pytree
+from probinfer.core.errors import shortened
+from probinfer.core.types import Array, Bool, Int, pytree
 
 __all__ = ["Automaton", "build"]
 

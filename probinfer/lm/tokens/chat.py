@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probinfer.errors import import_extra, shortened
+from probinfer.core.errors import import_extra, shortened
 from probinfer.lm.tokens import renderer
 from probinfer.lm.tokens.template import environment
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.errors import import_extra, reading, shortened
+from probinfer.core.errors import import_extra, reading, shortened
 from probinfer.lm.tokens.chat import ChatTemplate
 
 __all__ = ["Tokenizer"]

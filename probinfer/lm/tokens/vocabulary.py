@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.errors import shortened
+from probinfer.core.errors import shortened
 from probinfer.lm.tokens.chat import ChatTemplate
 
 __all__ = ["Vocabulary"]

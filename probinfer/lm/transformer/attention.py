@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.types import Array, Bool, Float, Int
+from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = ["Part", "attend", "causal", "visible"]
 

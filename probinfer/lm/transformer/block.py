@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.lm.transformer.config import Config
 from probinfer.lm.transformer.rope import rotate
-from probinfer.types import Array, Float, Int, PRNGKey
 
 __all__ = ["Block", "Ends", "rms_norm"]
 

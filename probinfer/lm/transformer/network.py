@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from probinfer.core.types import Array, Float, Int, PRNGKey, field, pytree
 from probinfer.lm.cache import Cache, fork, write
 from probinfer.lm.transformer.attention import Part, attend, causal, visible
 from probinfer.lm.transformer.block import Block, Ends
 from probinfer.lm.transformer.config import Config
 from probinfer.lm.transformer.rope import angles, frequencies
-from probinfer.types import Array, Float, Int, PRNGKey, field, pytree
 
 __all__ = ["Prompt", "Transformer"]
 

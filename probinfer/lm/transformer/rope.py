@@ -18,8 +18,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.errors import close_matches
-from probinfer.types import Array, Float, Int
+from probinfer.core.errors import close_matches
+from probinfer.core.types import Array, Float, Int
 
 __all__ = ["KINDS", "Rope", "angles", "frequencies", "rotate"]
 

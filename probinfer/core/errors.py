@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.base import Status
+from probinfer.core.status import Status
 
 __all__ = [
     "ConvergenceWarning",

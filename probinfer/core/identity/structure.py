@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from probinfer.identity.installed import is_installed
-from probinfer.identity.recipes import Recipe, cook
-from probinfer.identity.walk import Walk
+from probinfer.core.identity.installed import is_installed
+from probinfer.core.identity.recipes import Recipe, cook
+from probinfer.core.identity.walk import Walk
 
 __all__ = ["Structure", "notice", "structure_of"]
 

@@ -3,7 +3,7 @@
 A log density is handed to jitted loops as an *argument*. ``LogDensity(fn, X, y)`` is therefore a pytree whose leaves
 are the arrays found in the bound arguments and in what ``fn`` depends on: its closure, the object behind a bound
 method, the globals and the helpers that it reads. All the rest is read when the object is made
-(``probinfer.identity``): two objects share compiled code exactly if their functions compute the same, whatever the
+(``probinfer.core.identity``): two objects share compiled code exactly if their functions compute the same, whatever the
 function objects are, and what is changed later, in place or by rebinding a name, does not reach an object made before.
 """
 
@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from probinfer.identity import Known, Structure, Walk, is_settled, structure_of
-from probinfer.identity.recipes import Keep, Make, Recipe, Walking
-from probinfer.types import strong_array
+from probinfer.core.identity import Known, Structure, Walk, is_settled, structure_of
+from probinfer.core.identity.recipes import Keep, Make, Recipe, Walking
+from probinfer.core.types import strong_array
 
 __all__ = ["Bound", "Frozen", "Held", "LogDensity", "StochasticLogDensity", "frozen", "hold"]
 

@@ -24,9 +24,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from probinfer.identity import functions, objects
-from probinfer.identity.digits import keeps_its_digits
-from probinfer.identity.recipes import Again, Keep, Make, Recipe, Slot, Walking
+from probinfer.core.identity import functions, objects
+from probinfer.core.identity.digits import keeps_its_digits
+from probinfer.core.identity.recipes import Again, Keep, Make, Recipe, Slot, Walking
 
 __all__ = ["Walk"]
 

@@ -5,9 +5,9 @@ it reads, the helpers and classes outside installed packages, and the values of 
 of it is read when the function is handed in. Installed code enters with its name and version.
 """
 
-from probinfer.identity.functions import is_settled
-from probinfer.identity.objects import Known
-from probinfer.identity.structure import Structure, notice, structure_of
-from probinfer.identity.walk import Walk
+from probinfer.core.identity.functions import is_settled
+from probinfer.core.identity.objects import Known
+from probinfer.core.identity.structure import Structure, notice, structure_of
+from probinfer.core.identity.walk import Walk
 
 __all__ = ["Known", "Structure", "Walk", "is_settled", "notice", "structure_of"]

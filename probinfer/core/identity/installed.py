@@ -20,7 +20,7 @@ _PLACES = tuple(
     str(Path(place).resolve())
     for place in {
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        str(Path(__file__).parents[1]),
+        str(Path(__file__).parents[2]),
     }
 )
 

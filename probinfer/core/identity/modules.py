@@ -6,8 +6,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from probinfer.identity.installed import is_installed, version_of
-from probinfer.identity.recipes import Keep, Kitchen, Make, Recipe, Walking
+from probinfer.core.identity.installed import is_installed, version_of
+from probinfer.core.identity.recipes import Keep, Kitchen, Make, Recipe, Walking
 
 __all__ = ["visit_import", "visit_module"]
 
