@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from probinfer import betting, data, optimize
+from probinfer import betting, data
+from probinfer.numerics import lbfgs
 
 NAME = "betting"
 SEEDS, MARKS = 10, (100, 300, 1000)
@@ -62,7 +63,7 @@ def logistic(batch):
         return jax.grad(fn)(x, X[chosen], y[chosen])
 
     start = jnp.zeros(X.shape[1])
-    least = optimize.minimize(fn, start).value
+    least = lbfgs.minimize(fn, start).value
     return lambda x: fn(x) - least, gradient, start
 
 

@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer import checks, diagnostics, importance
+from probinfer import checks, diagnostics
 from probinfer.checks import Detectable
 from probinfer.core.binding import LogDensity
+from probinfer.numerics import importance
 
 LEVEL, CORRELATION = 0.05, 0.5
 SIMULATIONS, DRAWS, PLACES, SAMPLE, RUNS = 200, 39, 15, 200, 100

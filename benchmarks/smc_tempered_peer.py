@@ -13,7 +13,7 @@ import numpy as np
 from blackjax.smc import adaptive_tempered, resampling
 from blackjax.smc.base import extend_params
 
-from probinfer import weights
+from probinfer.numerics import weights
 
 __all__ = ["Peer"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from probinfer.core.errors import import_extra
 from probinfer.core.types import ArrayTree
-from probinfer.transforms import leaf_names
+from probinfer.targets.transforms import leaf_names
 
 __all__ = ["export"]
 

@@ -23,7 +23,7 @@ from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 from probinfer.history import History
 from probinfer.posterior import Posterior
 from probinfer.targets import Target
-from probinfer.transforms import leaf_names
+from probinfer.targets.transforms import leaf_names
 
 __all__ = [
     "Engine",

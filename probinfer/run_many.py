@@ -39,7 +39,7 @@ from probinfer.fingerprint import digest
 from probinfer.lanes import Stepwise, run_lanes
 from probinfer.many_posteriors import ManyPosteriors, accounts, status_of
 from probinfer.store import Store, opened
-from probinfer.transforms import leaf_names
+from probinfer.targets.transforms import leaf_names
 
 __all__ = ["ManyPosteriors", "batches_well", "run_many"]
 

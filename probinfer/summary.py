@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import diagnostics, weights
+from probinfer import diagnostics
 from probinfer.core.types import Array, ArrayTree, Float
-from probinfer.transforms import leaf_names
+from probinfer.numerics import weights
+from probinfer.targets.transforms import leaf_names
 
 __all__ = ["Summary", "summarize"]
 

@@ -14,11 +14,12 @@ import pytest
 from jax.tree_util import Partial
 
 import probinfer as pi
-from probinfer import coin, gp, kernels, lm, mcmc, optimize, resampling, smc, targets
+from probinfer import coin, gp, kernels, lm, mcmc, resampling, smc, targets
 from probinfer.checks import ranks
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import pytree
 from probinfer.lm.rewards import meanings
+from probinfer.numerics import lbfgs
 from probinfer.posterior import Posterior
 from probinfer.smc import likelihood
 from tests.lm import tables
@@ -254,7 +255,7 @@ PLACES = {
         Z,
     ),
     "expectation": expectation,
-    "minimize": lambda fn: optimize.minimize(lambda z: jnp.sum((z - fn(1.0)) ** 2), Z).position,
+    "minimize": lambda fn: lbfgs.minimize(lambda z: jnp.sum((z - fn(1.0)) ** 2), Z).position,
     "svgd": svgd,
     "Blackjax": blackjax,
     "FeynmanKac": lambda fn: filtered(feynman_kac(fn)),

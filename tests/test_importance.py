@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import importance, weights
 from probinfer.core.status import Status
+from probinfer.numerics import importance, weights
 from tests.reference import pareto as oracle
 
 _RNG = np.random.default_rng(7)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import linalg
 from probinfer.core.status import Status
+from probinfer.numerics import linalg
 
 
 def spd(n, dtype, seed=0, condition=1e3):

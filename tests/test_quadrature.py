@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from probinfer.quadrature import expectation, gauss_hermite, log_expectation, resolving_nodes
+from probinfer.numerics.quadrature import expectation, gauss_hermite, log_expectation, resolving_nodes
 
 
 def test_moments_of_the_standard_normal_are_exact_up_to_twice_the_order():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.semidefinite import cleared_of_rounding, semidefinite_factor
+from probinfer.numerics.semidefinite import cleared_of_rounding, semidefinite_factor
 
 ROOT = np.random.default_rng(0).normal(size=(12, 3))
 

@@ -20,9 +20,10 @@ from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import initialize_model, log_density, potential_energy
 from numpyro.primitives import mutable
 
-from probinfer import targets, transforms
+from probinfer import targets
 from probinfer.core.binding import Bound, LogDensity, StochasticLogDensity
 from probinfer.core.errors import NumericalError
+from probinfer.targets import transforms
 from probinfer.targets.assembly import check_scalar
 from probinfer.targets.minibatch import stratified_rows
 from probinfer.targets.prior_trees import same_support

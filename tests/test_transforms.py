@@ -8,8 +8,8 @@ import pytest
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ExpTransform
 
-from probinfer import transforms
 from probinfer.core.binding import LogDensity
+from probinfer.targets import transforms
 
 # name: constraint, shape of the unconstrained leaf, coordinates that chart the constrained set
 UPPER = np.triu_indices(3, 1)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import weights
 from probinfer.core.status import Status
+from probinfer.numerics import weights
 from tests.reference import weighted as oracle
 
 CASES = {

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import resampling, smc, weights
+from probinfer import resampling, smc
 from probinfer.core.types import pytree
+from probinfer.numerics import weights
 from probinfer.smc.path import PriorPath
 
 from .clouds import Cloud, by_filter, by_gibbs, by_tempering

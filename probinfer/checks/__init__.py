@@ -19,7 +19,7 @@ from probinfer.checks.two_sample import TwoSampleReport
 from probinfer.checks.uniformity import UniformityReport, holm, uniformity
 from probinfer.checks.vsbc import VsbcReport, vsbc
 from probinfer.diagnostics import ess, nested_rhat, rhat
-from probinfer.importance import psis
+from probinfer.numerics.importance import psis
 
 __all__ = [
     "Band",

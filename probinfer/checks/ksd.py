@@ -20,7 +20,7 @@ from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import pvalue
 from probinfer.core.types import Array, Int, PRNGKey
 from probinfer.kernels import InverseMultiquadric
-from probinfer.stein import stein_gram, stein_sums
+from probinfer.numerics.stein import stein_gram, stein_sums
 
 __all__ = ["KSDReport", "ksd", "wild_signs"]
 

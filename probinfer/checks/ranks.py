@@ -27,7 +27,7 @@ from probinfer.checks.whitening import columns, whitening_matrix
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey
-from probinfer.transforms import leaf_names, structure
+from probinfer.targets.transforms import leaf_names, structure
 
 __all__ = ["RankTable", "check_shapes", "named_quantities", "rank_table", "scalar_names"]
 

@@ -13,7 +13,7 @@ from probinfer.checks.references import References, generator, regression_refere
 from probinfer.checks.whitening import columns, whitening_matrix
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
-from probinfer.transforms import structure
+from probinfer.targets.transforms import structure
 
 __all__ = ["reference_points"]
 

@@ -33,7 +33,7 @@ from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 from probinfer.run_many import ManyPosteriors, run_many
-from probinfer.transforms import structure
+from probinfer.targets.transforms import structure
 
 __all__ = ["SbcReport", "calibrate", "sbc"]
 

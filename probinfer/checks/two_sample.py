@@ -20,7 +20,7 @@ from probinfer.checks.detectable import Detectable
 from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.permutation import Pooled, pvalue
 from probinfer.core.types import Array, Bool
-from probinfer.tiles import pair_sums
+from probinfer.numerics.pair_sums import pair_sums
 
 __all__ = ["TwoSampleReport", "pair_statistics", "report"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from probinfer.core.errors import check_finite, check_floating
 from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey
-from probinfer.transforms import leaf_names
+from probinfer.targets.transforms import leaf_names
 
 __all__ = [
     "Scores",

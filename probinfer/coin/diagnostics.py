@@ -18,7 +18,7 @@ from probinfer.coin.bandwidth import squared_bandwidth
 from probinfer.coin.cloud import masked_mean
 from probinfer.core.types import Array, Bool, Float
 from probinfer.kernels import InverseMultiquadric
-from probinfer.stein import stein_sums
+from probinfer.numerics.stein import stein_sums
 
 __all__ = ["Judgement", "complaint", "judge", "particles_for", "predicted_sd"]
 

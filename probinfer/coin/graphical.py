@@ -21,7 +21,7 @@ import numpy as np
 
 from probinfer.coin.bandwidth import scaled_kernel, squared_bandwidth
 from probinfer.core.types import Array, Bool, Float, Int
-from probinfer.stein import stein_direction
+from probinfer.numerics.stein import stein_direction
 
 __all__ = ["graphical_direction", "neighbourhoods"]
 

@@ -27,7 +27,7 @@ from probinfer.core.identity import notice
 from probinfer.core.types import Array, Bool, Float, Shaped, pytree
 from probinfer.kernels import InverseMultiquadric
 from probinfer.kernels.base import Kernel
-from probinfer.stein import stein_gram
+from probinfer.numerics.stein import stein_gram
 
 __all__ = ["KSDDescent", "hessian_products", "ksd_descent", "ksd_direction"]
 

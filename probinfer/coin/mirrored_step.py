@@ -18,7 +18,7 @@ from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direc
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
-from probinfer.stein import stein_direction
+from probinfer.numerics.stein import stein_direction
 
 __all__ = ["MirroredInfo", "MirroredState", "Rule", "init", "step"]
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import transforms
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Scalar, pytree, strong_array
+from probinfer.targets import transforms
 
 __all__ = ["BijectorMirror", "Box", "Orthant", "Simplex", "mirror_from_bijector"]
 

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer import importance
 from probinfer.coin.cloud import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
 from probinfer.mcmc.hmc_sampler import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import whole
+from probinfer.numerics import importance
 
 __all__ = ["NUM_TRAJECTORIES", "WAYS", "Polished", "with_hmc", "with_nuts", "with_weights"]
 

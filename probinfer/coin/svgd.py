@@ -14,7 +14,7 @@ from probinfer.coin.graphical import graphical_direction, neighbourhoods
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import Array
 from probinfer.kernels import RBF
-from probinfer.stein import stein_direction
+from probinfer.numerics.stein import stein_direction
 
 __all__ = ["svgd", "svgd_direction"]
 

@@ -16,7 +16,7 @@ from probinfer.core.types import Array, Float, Int, pytree
 from probinfer.gp.assemble import at_sites
 from probinfer.gp.condition import condition
 from probinfer.gp.predictive import LatentMoments
-from probinfer.semidefinite import semidefinite_factor
+from probinfer.numerics.semidefinite import semidefinite_factor
 
 __all__ = ["Given", "conditioned", "functions", "joint", "leave_one_out", "marginals"]
 

@@ -20,7 +20,7 @@ from probinfer.gp.predictive import LatentMoments
 from probinfer.gp.rounding import Factored, lower_covariance, resolve
 from probinfer.gp.sites import Sites
 from probinfer.gp.validate import check_inputs
-from probinfer.semidefinite import cleared_of_rounding
+from probinfer.numerics.semidefinite import cleared_of_rounding
 
 __all__ = ["Conditioned", "failed"]
 

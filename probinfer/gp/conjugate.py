@@ -12,7 +12,7 @@ from probinfer.gp.exact import gaussian_evidence
 from probinfer.gp.likelihoods import gaussian_log_prob
 from probinfer.gp.model import Model
 from probinfer.gp.sites import Sites
-from probinfer.linalg import inverse_from_cholesky
+from probinfer.numerics.linalg import inverse_from_cholesky
 
 __all__ = ["Exact"]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float
 from probinfer.kernels.base import Kernel
-from probinfer.linalg import (
+from probinfer.numerics.linalg import (
     SpdInverse,
     add_to_diagonal,
     climb,

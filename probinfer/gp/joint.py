@@ -23,7 +23,7 @@ from probinfer.core.types import Array, Float
 from probinfer.gp.hyper_posterior import Free, free_hyperparameters, rebuild
 from probinfer.gp.model import Model, cast
 from probinfer.gp.validate import check_data, check_inputs, check_outputs
-from probinfer.linalg import safe_cholesky, triangular_solve
+from probinfer.numerics.linalg import safe_cholesky, triangular_solve
 from probinfer.targets import LogDensity, Target, from_prior
 
 __all__ = ["LATENT", "joint_posterior", "joint_predictive", "latent_values"]

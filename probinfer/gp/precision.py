@@ -24,7 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float
-from probinfer.linalg import add_to_diagonal, inverse_from_cholesky, log_det_from_cholesky
+from probinfer.numerics.linalg import add_to_diagonal, inverse_from_cholesky, log_det_from_cholesky
 
 __all__ = ["Precision", "negative_factor", "positive_factor", "precision"]
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.types import Array, Float
-from probinfer.linalg import add_to_diagonal, cholesky_solve, triangular_solve
+from probinfer.numerics.linalg import add_to_diagonal, cholesky_solve, triangular_solve
 
 __all__ = ["Factored", "lower_covariance", "resolve"]
 

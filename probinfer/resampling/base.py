@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.types import Array
+from probinfer.numerics import weights
 
 __all__ = ["ConditionalScheme", "Scheme", "check", "share", "share_with_reference"]
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.types import Array, Int
+from probinfer.numerics import weights
 from probinfer.resampling.sums import running_count, running_sum
 
 __all__ = [

@@ -7,8 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.types import Array, Float, Int, PRNGKey
+from probinfer.numerics import weights
 from probinfer.resampling.base import check
 from probinfer.resampling.counts import ancestors_of
 from probinfer.resampling.points import systematic_bounds

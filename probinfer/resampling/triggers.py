@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer import weights
 from probinfer.core.types import Array, strong_array
+from probinfer.numerics import weights
 
 __all__ = ["always", "entropic_below", "ess_below", "every"]
 

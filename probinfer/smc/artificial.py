@@ -16,9 +16,9 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from jax.tree_util import Partial
 
-from probinfer import weights
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import Array, ArrayTree, pytree
+from probinfer.numerics import weights
 from probinfer.smc.feynman_kac import FeynmanKac
 from probinfer.smc.forward import Sweep
 from probinfer.smc.smoothing import all_records

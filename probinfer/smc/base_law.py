@@ -17,8 +17,8 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import exact_logdensity, flat_position, to_default_dtype
 from probinfer.mcmc import NUTS
+from probinfer.numerics.covariance_factor import root_of
 from probinfer.smc.path import FREEDOM, StudentPath, from_prior
-from probinfer.smc.spread import root_of
 from probinfer.targets import Target
 
 __all__ = ["INFLATION", "STARTS", "Start", "find_start", "fit_student"]

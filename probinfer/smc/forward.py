@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import weights
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, strong_array
+from probinfer.numerics import weights
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 
 __all__ = ["State", "Sweep", "first_step", "forward", "next_step", "to_sweep"]

@@ -36,17 +36,17 @@ import numpy as np
 
 from probinfer import engine as engines
 from probinfer import progress as bars
-from probinfer import weights
 from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, Scalar
+from probinfer.numerics import weights
+from probinfer.numerics.covariance_factor import root_of
 from probinfer.posterior import Posterior
 from probinfer.smc.base_law import INFLATION, Start
 from probinfer.smc.path import FREEDOM, StudentPath, flatten_one, unflatten
 from probinfer.smc.population import learn_schedule
-from probinfer.smc.spread import root_of
 from probinfer.smc.tempered import Tempered, sample_from
 from probinfer.targets import Target
 

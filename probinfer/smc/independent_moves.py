@@ -21,9 +21,9 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.engine import over
+from probinfer.numerics.covariance_factor import push, standardized
 from probinfer.smc.moves import Moved
 from probinfer.smc.path import FREEDOM
-from probinfer.smc.spread import push, standardized
 
 __all__ = ["independent_moves"]
 

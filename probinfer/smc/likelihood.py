@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import resampling, weights
+from probinfer import resampling
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
+from probinfer.numerics import weights
 from probinfer.smc.feynman_kac import as_batched
 from probinfer.smc.forward import first_step, forward, next_step
 from probinfer.smc.parameters import Parameters, model_at

@@ -18,7 +18,7 @@ from jax import lax
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import over
 from probinfer.mcmc.leapfrog import momentum
-from probinfer.smc.spread import pull, push
+from probinfer.numerics.covariance_factor import pull, push
 
 __all__ = ["LONGEST", "Moved", "Place", "adapted", "hmc_moves", "trajectory"]
 

@@ -17,8 +17,8 @@ from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import over
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import whole
+from probinfer.numerics.covariance_factor import pull, push
 from probinfer.smc.moves import Moved, adapted
-from probinfer.smc.spread import pull, push
 
 __all__ = ["nuts_moves"]
 

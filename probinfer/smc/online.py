@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.numerics import weights
 from probinfer.smc.feynman_kac import as_batched
 from probinfer.smc.forward import State, first_step, next_step
 from probinfer.smc.particle_filter import as_adaptive, check_counts

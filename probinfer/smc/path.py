@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
-from probinfer.smc.spread import push
+from probinfer.numerics.covariance_factor import push
 from probinfer.targets import Target
 
 __all__ = ["FREEDOM", "PriorPath", "StudentPath", "flatten_one", "from_prior", "unflatten"]

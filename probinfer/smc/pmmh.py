@@ -22,13 +22,13 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.findings import Finding, combined
 from probinfer.mcmc import report
+from probinfer.numerics.covariance_factor import push
 from probinfer.posterior import Posterior
 from probinfer.resampling import systematic
 from probinfer.run import run
 from probinfer.smc.likelihood import estimate
 from probinfer.smc.parameters import Parameters, check_parameters, log_prior
 from probinfer.smc.path import unflatten
-from probinfer.smc.spread import push
 from probinfer.smc.theta_pilot import Pilot, learn_pilot
 from probinfer.smc.theta_proposals import LOCAL_SCALE
 

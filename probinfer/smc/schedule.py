@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import weights
 from probinfer.core.types import Array, Float, Int
-from probinfer.smc.spread import first_root, root_of
+from probinfer.numerics import weights
+from probinfer.numerics.covariance_factor import first_root, root_of
 
 __all__ = ["Plan", "Schedule", "chosen", "empty_schedule", "increments", "noted", "row"]
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import weights
 from probinfer.core.errors import check_key
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey
+from probinfer.numerics import weights
 from probinfer.resampling import systematic
 from probinfer.smc.conditional import check_suffix
 from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched, take

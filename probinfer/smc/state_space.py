@@ -21,11 +21,11 @@ import numpy as np
 from jax.tree_util import Partial
 from numpyro.distributions import Distribution
 
-from probinfer import transforms
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 from probinfer.smc.feynman_kac import FeynmanKac
 from probinfer.smc.missing import can_marginalize, log_seen, partly_missing
+from probinfer.targets import transforms
 
 __all__ = ["check_series", "observing", "state_space"]
 

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import resampling, weights
+from probinfer import resampling
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.engine import over
+from probinfer.numerics import weights
 from probinfer.run_many import batches_well
 from probinfer.smc.choice import move_all
 from probinfer.smc.schedule import Plan, Schedule, chosen, increments, noted, row

@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import resampling, weights
+from probinfer import resampling
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey
+from probinfer.numerics import weights
+from probinfer.numerics.covariance_factor import first_root, root_of
 from probinfer.smc.likelihood import extend, run_to, value
 from probinfer.smc.parameters import Parameters, draw, log_prior
-from probinfer.smc.spread import first_root, root_of
 from probinfer.smc.theta_proposals import propose
 
 __all__ = ["Plan", "Population", "Step", "attach", "begin", "empty_plan", "is_over", "record", "smc2"]

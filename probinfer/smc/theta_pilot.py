@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import progress as bars
-from probinfer import weights
 from probinfer.checkpoint import Checkpoint
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey
+from probinfer.numerics import weights
+from probinfer.numerics.covariance_factor import root_of
 from probinfer.run import run_until
 from probinfer.smc import theta_particles
 from probinfer.smc.likelihood import MOST_PARTICLES, choose_particles
 from probinfer.smc.parameters import Parameters
-from probinfer.smc.spread import root_of
 from probinfer.smc.theta_particles import Population, Step
 
 __all__ = ["Pilot", "learn_pilot", "run_population"]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.types import Array, Float, PRNGKey
+from probinfer.numerics.covariance_factor import push
 from probinfer.smc.path import FREEDOM
-from probinfer.smc.spread import push
 
 __all__ = ["LOCAL_SCALE", "propose"]
 

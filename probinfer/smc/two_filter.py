@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from probinfer import weights
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey
+from probinfer.numerics import weights
 from probinfer.smc.artificial import ArtificialPrior, check_real, fit_artificial
 from probinfer.smc.feynman_kac import FeynmanKac, lift
 from probinfer.smc.forward import Sweep, forward

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.status import Status
 from probinfer.core.types import Array
+from probinfer.numerics import weights
 from probinfer.smc.feynman_kac import BatchedFeynmanKac
 from probinfer.smc.forward import State, Sweep, first_step, next_step, to_sweep
 

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import transforms
 from probinfer.core.binding import Bound, LogDensity
 from probinfer.core.errors import check_finite, check_floating
 from probinfer.core.types import ArrayTree, PRNGKey, strong_array
+from probinfer.targets import transforms
 from probinfer.targets.base import Prior, Target
-from probinfer.transforms import Bijectors
+from probinfer.targets.transforms import Bijectors
 
 __all__ = ["assemble", "at_example", "check_scalar", "checked_example", "named_terms"]
 

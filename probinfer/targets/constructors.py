@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 from numpyro.infer.initialization import init_to_uniform
 
-from probinfer import transforms
 from probinfer.core.binding import Bound, LogDensity, hold
 from probinfer.core.types import ArrayTree, LogDensityFn, Scalar, strong_array
-from probinfer.targets import model_sites, numpyro_model, prior_trees
+from probinfer.targets import model_sites, numpyro_model, prior_trees, transforms
 from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
 from probinfer.targets.base import Prior, Target
-from probinfer.transforms import Bijectors
+from probinfer.targets.transforms import Bijectors
 
 __all__ = ["from_logdensity", "from_numpyro", "from_prior"]
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import transforms
 from probinfer.core.binding import Bound, StochasticLogDensity
 from probinfer.core.types import Array, ArrayTree, Int, LogDensityFn, PRNGKey, Scalar
+from probinfer.targets import transforms
 from probinfer.targets.assembly import assemble, at_example, check_scalar, checked_example, named_terms
 from probinfer.targets.base import Target
-from probinfer.transforms import Bijectors
+from probinfer.targets.transforms import Bijectors
 
 __all__ = ["minibatch", "stratified_rows"]
 

@@ -13,8 +13,8 @@ from numpyro.distributions.util import is_identically_one
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.primitives import Messenger
 
-from probinfer import transforms
 from probinfer.core.binding import Bound
+from probinfer.targets import transforms
 from probinfer.targets.fixed_sites import PointMasses, fixed_values, is_latent, is_point_mass
 from probinfer.targets.numpyro_model import prior_sample, trace_at_start
 

@@ -18,8 +18,8 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.util import compute_log_probs, constrain_fn
 from numpyro.primitives import factor
 
-from probinfer import transforms
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar, strong_array
+from probinfer.targets import transforms
 from probinfer.targets.fixed_sites import is_latent
 
 __all__ = [

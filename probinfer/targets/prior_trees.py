@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions.transforms import IndependentTransform, Transform
 
-from probinfer import transforms
 from probinfer.core.types import ArrayTree, PRNGKey, PyTree, Scalar
-from probinfer.transforms import Bijectors
+from probinfer.targets import transforms
+from probinfer.targets.transforms import Bijectors
 
 __all__ = [
     "check_supports",

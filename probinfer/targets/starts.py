@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from probinfer.core.binding import Bound, StochasticLogDensity
 from probinfer.core.types import Array, ArrayTree, PRNGKey, PyTree
-from probinfer.transforms import leaf_names
+from probinfer.targets.transforms import leaf_names
 
 __all__ = ["MAX_TRIES", "draw_candidates", "explain_failure", "starting_positions"]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import transforms
+from probinfer.targets import transforms
 from probinfer.targets.base import Target
 
 __all__ = ["advice_on_constraints", "undefined_below"]

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import interrupts, optimize
+from probinfer import interrupts
 from probinfer import progress as bars
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
+from probinfer.numerics import lbfgs
 from probinfer.vi import gaussian
 from probinfer.vi.report import VIInfo
 
@@ -168,7 +169,7 @@ def power_of_two(num: int) -> int:
 
 def _optimize_from(
     problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int, stop: interrupts.Interruption
-) -> tuple[gaussian.Frame, optimize.OptimizeResult]:
+) -> tuple[gaussian.Frame, lbfgs.OptimizeResult]:
     """Optimise; where a point of the sample falls where the density is not finite, start with a smaller scale.
 
     Raises:
@@ -187,7 +188,7 @@ def _optimize_from(
 
 def _optimize(
     problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int, stop: interrupts.Interruption
-) -> tuple[gaussian.Frame, optimize.OptimizeResult]:
+) -> tuple[gaussian.Frame, lbfgs.OptimizeResult]:
     """Optimise in pieces, until it is done or Ctrl-C was pressed."""
     search = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_begin, frame))
     pace, spent = interrupts.Pace(8), 0
@@ -202,21 +203,21 @@ def _optimize(
             return fitted, result
 
 
-def _begin(frame: gaussian.Frame) -> optimize.LBFGSState:
-    return optimize.begin(gaussian.still(frame))
+def _begin(frame: gaussian.Frame) -> lbfgs.LBFGSState:
+    return lbfgs.begin(gaussian.still(frame))
 
 
 @jax.jit
 def _descend(
     problem: Problem, frame: gaussian.Frame, sample: Array, num: Array, search: Any, spent: Array, more: Array
-) -> tuple[Any, Array, gaussian.Frame, optimize.OptimizeResult]:
+) -> tuple[Any, Array, gaussian.Frame, lbfgs.OptimizeResult]:
     """Go on for so many evaluations, from the start where nothing was spent; with whether there is more to do."""
     loss = jax.tree_util.Partial(_negative_bound, problem, frame, sample, num)
     search = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(frame), search)
-    search, going = optimize.descend(
+    search, going = lbfgs.descend(
         loss, search, max_steps=_MAX_STEPS, num_evaluations=spent + more, tolerance=_TOLERANCE
     )
-    result = optimize.result(search)
+    result = lbfgs.result(search)
     return search, going, gaussian.recentre(frame, result.position), result
 
 

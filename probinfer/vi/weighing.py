@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from probinfer import importance, weights
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
+from probinfer.numerics import importance, weights
 from probinfer.vi import gaussian
 from probinfer.vi.fitting import Problem
 from probinfer.vi.report import KHAT

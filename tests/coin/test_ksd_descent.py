@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from probinfer import coin, kernels, stein
+from probinfer import coin, kernels
 from probinfer.coin.ksd_descent import hessian_products, ksd_direction
 from probinfer.core.binding import LogDensity
+from probinfer.numerics import stein
 from probinfer.run import record_nothing, run
 from tests.reference import ksd_descent as oracle
 

@@ -59,7 +59,7 @@ MUTANTS = [
         ("gain2 = (1 / variance - 1 / q.variance) / power", "gain2 = 1 / variance - 1 / q.variance"),
     ),
     *_of(
-        "linalg.py",
+        "numerics/linalg.py",
         "test_linalg.py test_linalg.py[f32]",
         ('jnp.dtype("float32"): (-6, -3)', 'jnp.dtype("float32"): (-5, -3)'),
         ("return 2.0 * jnp.sum(jnp.log(jnp.diagonal(L)))", "return jnp.sum(jnp.log(jnp.diagonal(L)))"),
@@ -82,7 +82,7 @@ MUTANTS = [
     ),
     # Weights, resampling, importance.
     *_of(
-        "weights.py",
+        "numerics/weights.py",
         "test_weights.py",
         ("total * total / jnp.sum(scaled * scaled)", "total / jnp.sum(scaled * scaled)"),
         ("log_weights - largest - shift, largest + log_total", "log_weights - largest - shift, log_total"),
@@ -107,7 +107,7 @@ MUTANTS = [
         ("return weights.entropic_ess(log_weights) <", "return weights.ess(log_weights) <"),
     ),
     *_of(
-        "importance.py",
+        "numerics/importance.py",
         "test_importance.py",
         ("return min(1 - 1 / math.log10(num_draws), 0.7)", "return 0.7"),
         ("(size * shape + 10 * 0.5) / (size + 10)", "shape"),
@@ -119,7 +119,7 @@ MUTANTS = [
     ),
     # Kernels and Stein operators.
     *_of(
-        "stein.py",
+        "numerics/stein.py",
         "test_stein.py",
         ("ends = 2 * jnp.concatenate([features / scale,", "ends = jnp.concatenate([features / scale,"),
         ("return total[:, :-1] + total[:, -1:] * pushed", "return total[:, :-1] - total[:, -1:] * pushed"),

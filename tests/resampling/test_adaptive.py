@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import resampling, weights
+from probinfer import resampling
+from probinfer.numerics import weights
 from probinfer.resampling.base import check
 
 LOG_WEIGHTS = np.array([-0.2, -7.0, -np.inf, 1.3, 0.4, -2.0])

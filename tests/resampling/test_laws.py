@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import resampling, weights
+from probinfer import resampling
 from probinfer.core.status import Status
+from probinfer.numerics import weights
 from tests.reference import resampling as oracle
 
 REPEATS = 12_000

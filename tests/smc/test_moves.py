@@ -13,7 +13,8 @@ from scipy.special import logsumexp
 import probinfer as pi
 from probinfer import smc, targets
 from probinfer.checks import evidence_sandwich, known, trials
-from probinfer.smc import choice, independent_moves, moves, nuts_moves, spread
+from probinfer.numerics import covariance_factor
+from probinfer.smc import choice, independent_moves, moves, nuts_moves
 from probinfer.smc.path import FREEDOM
 from probinfer.smc.schedule import Plan
 from tests.smc import tempered_cases as cases
@@ -150,7 +151,7 @@ def learned(key, plan, positions):
 
 def test_the_pilot_chooses_by_what_it_measured():
     cloud = jnp.asarray(np.random.default_rng(2).normal(size=(256, 2)))
-    root = spread.root_of(jnp.zeros(256), cloud)
+    root = covariance_factor.root_of(jnp.zeros(256), cloud)
     plan = Plan(jnp.zeros(()), jnp.mean(cloud, axis=0), root, jnp.asarray(0.5), jnp.zeros((), jnp.int32))
     # short steps: a trajectory takes many, an independent proposal one; 1 or 2 proposals for each of 1000 keys
     moved, after = learned(jax.random.key(1), plan._replace(step_size=jnp.asarray(0.05)), cloud[::8])

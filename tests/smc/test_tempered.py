@@ -13,8 +13,9 @@ from probinfer import smc, targets
 from probinfer.checks import evidence_sandwich
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
+from probinfer.numerics import covariance_factor
 from probinfer.run import record_nothing, run_until
-from probinfer.smc import base_law, population, spread, tempering
+from probinfer.smc import base_law, population, tempering
 from tests.params import quick
 from tests.smc import tempered_cases as cases
 
@@ -137,11 +138,13 @@ def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
 
 def test_a_diagonal_root_is_a_dense_one_without_the_zeros():
     scales, vector = jnp.asarray([0.5, 3.0]), jnp.asarray([-1.0, 2.0])
-    for apply in (spread.push, spread.pull):
+    for apply in (covariance_factor.push, covariance_factor.pull):
         np.testing.assert_allclose(apply(scales, vector), apply(jnp.diag(scales), vector), rtol=1e-12)
-    draws = np.random.default_rng(5).normal(size=(30, spread.LARGEST_DENSE + 1))
-    wide, narrow = (jax.jit(spread.root_of)(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3))
-    assert wide.shape == spread.first_root(65, wide.dtype).shape == (65,)
+    draws = np.random.default_rng(5).normal(size=(30, covariance_factor.LARGEST_DENSE + 1))
+    wide, narrow = (
+        jax.jit(covariance_factor.root_of)(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3)
+    )
+    assert wide.shape == covariance_factor.first_root(65, wide.dtype).shape == (65,)
     np.testing.assert_allclose(wide, draws.std(axis=0, ddof=1), rtol=1e-12)
     covariance, share = np.cov(draws[:, :3].T), 4 / 34  # shrunk by (d + 1) / (d + 1 + n)
     shrunk = (1 - share) * covariance + share * np.diag(np.diag(covariance))

@@ -16,7 +16,7 @@ from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.gp.likelihoods.base import Likelihood, refuse_noise
 from probinfer.gp.likelihoods.moments import derivatives
 from probinfer.gp.predictive import CountMixture
-from probinfer.quadrature import expectation
+from probinfer.numerics.quadrature import expectation
 
 __all__ = ["NegativeBinomial", "Poisson", "log_gamma_ratio"]
 

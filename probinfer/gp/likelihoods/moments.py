@@ -21,7 +21,7 @@ from jax.scipy.special import logsumexp
 
 from probinfer.core.types import Array, Float
 from probinfer.gp.likelihoods.support import automatic_bend, concave_interval
-from probinfer.quadrature import gauss_hermite, resolving_nodes, sinh_nodes
+from probinfer.numerics.quadrature import gauss_hermite, resolving_nodes, sinh_nodes
 
 __all__ = ["derivatives", "expected_log_density", "log_ratio", "tilted_moments", "tilted_nodes"]
 

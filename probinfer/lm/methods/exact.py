@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import weights
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.lm.methods.base import Draws, check_count, check_step, log_scores
 from probinfer.lm.steps import every
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import TokenModel, empty, log_target
+from probinfer.numerics import weights
 
 __all__ = ["Exact"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import resampling, weights
+from probinfer import resampling
 from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.lm.methods.base import (
     Draws,
@@ -21,6 +21,7 @@ from probinfer.lm.methods.base import (
 )
 from probinfer.lm.proposals import Proposal
 from probinfer.lm.token_model import TokenModel
+from probinfer.numerics import weights
 
 __all__ = ["BestOfN", "Entropic", "Greedy", "MajorityVote", "ParticleFilter", "never", "scheme_of"]
 

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer import weights
 from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.lm.methods.base import (
     Draws,
@@ -32,6 +31,7 @@ from probinfer.lm.methods.base import (
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.texts import End
 from probinfer.lm.token_model import Particles, TokenModel, fork, step
+from probinfer.numerics import weights
 
 __all__ = ["DVTS", "BeamSearch", "NestedSMC"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.types import Array, Float
+from probinfer.numerics import weights
 
 __all__ = ["LARGEST_DENSE", "first_root", "pull", "push", "root_of", "standardized"]
 

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from probinfer import linesearch
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
+from probinfer.numerics import line_search
 
 __all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "begin", "descend", "lbfgs", "minimize", "result"]
 
@@ -48,7 +48,7 @@ class LBFGSState(NamedTuple):
     gradient: Any
     direction: Any
     memory: optax.ScaleByLBFGSState
-    line: linesearch.LineSearch
+    line: line_search.LineSearch
     forced: Any
     gradient_norm: Any
     num_flat: Any
@@ -109,7 +109,7 @@ def minimize(
         TypeError: the position has leaves that are not floating point.
 
     References:
-        Liu and Nocedal (1989), algorithm 2.1; the line search is :mod:`probinfer.linesearch`.
+        Liu and Nocedal (1989), algorithm 2.1; the line search is :mod:`probinfer.numerics.line_search`.
     """
     config = _config(_result_type(position), tolerance, decrease, memory_size)
     return _minimize(config, as_partial(fn), position, jnp.asarray(max_steps))
@@ -216,7 +216,7 @@ def _init(config: _Config, fn: Any, position: PyTree) -> LBFGSState:
         gradient=zeros,
         direction=zeros,
         memory=_empty_memory(position, config.memory_size),
-        line=linesearch.start(inf, zero, zero),
+        line=line_search.start(inf, zero, zero),
         forced=jnp.array(True),
         gradient_norm=inf,
         num_flat=count,
@@ -241,11 +241,11 @@ def _advance(config: _Config, fn: Callable, state: LBFGSState) -> LBFGSState:
     value, gradient = jax.value_and_grad(fn)(position)
     value = value.astype(state.value.dtype)
     state = state._replace(num_evaluations=state.num_evaluations + 1)
-    trial = linesearch.Point(line.step, value, _dot(gradient, state.direction))
+    trial = line_search.Point(line.step, value, _dot(gradient, state.direction))
     finite = jnp.isfinite(value) & _all_finite(gradient)
-    accepted = finite & (state.forced | linesearch.judge(line, trial))
-    searched = state._replace(line=linesearch.search(line, trial, finite))
-    exhausted = state.forced | (searched.line.num_trials >= linesearch.MAX_TRIALS)
+    accepted = finite & (state.forced | line_search.judge(line, trial))
+    searched = state._replace(line=line_search.search(line, trial, finite))
+    exhausted = state.forced | (searched.line.num_trials >= line_search.MAX_TRIALS)
     rest = _select(exhausted, _give_up(config, searched), searched)
     return _select(accepted, _turn(config, state, position, value, gradient), rest)
 
@@ -276,7 +276,7 @@ def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFG
         gradient=gradient,
         direction=direction,
         memory=memory,
-        line=linesearch.start(value, slope, step),
+        line=line_search.start(value, slope, step),
         forced=jnp.zeros_like(state.forced),
         gradient_norm=norm,
         num_flat=num_flat,
@@ -299,7 +299,7 @@ def _give_up(config: _Config, state: LBFGSState) -> LBFGSState:
     line = state.line
     improved = line.low.value < state.value
     memory, direction, slope, step = _restart(config, state.position, state.gradient)
-    promised = jnp.abs(slope) * step <= linesearch.rounding(state.value)
+    promised = jnp.abs(slope) * step <= line_search.rounding(state.value)
     fresh = state.memory.count <= 1
     settled = jnp.zeros_like(fresh)
     if config.decrease is not None:
@@ -308,7 +308,7 @@ def _give_up(config: _Config, state: LBFGSState) -> LBFGSState:
     stalled = jnp.where(promised, int(Status.OK), int(Status.LINE_SEARCH_STALLED))
     retry = state._replace(line=line._replace(step=line.low.step), forced=jnp.ones_like(state.forced))
     plain = state._replace(
-        memory=memory, direction=direction, line=linesearch.start(state.value, slope, step)
+        memory=memory, direction=direction, line=line_search.start(state.value, slope, step)
     )
     stop = state._replace(
         done=jnp.ones_like(state.done),

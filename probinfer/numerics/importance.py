@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer import weights
 from probinfer.core.types import Array, Float, Int, Scalar
+from probinfer.numerics import weights
 
 __all__ = ["Evidence", "Smoothed", "evidence", "khat_threshold", "psis"]
 
