@@ -31,7 +31,7 @@ import optax
 import probinfer as pi
 from probinfer import coin
 from probinfer.core.binding import LogDensity
-from probinfer.run import record_nothing
+from probinfer.running.driver import record_nothing
 
 NAME = "coin_speed"
 SIZES = (("correlated normal", 1000, 50), ("two modes", 4000, 2), ("correlated normal", 100, 50))

@@ -18,8 +18,9 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 
-from probinfer import fingerprint, targets
+from probinfer import targets
 from probinfer.core.binding import Bound
+from probinfer.running import fingerprint
 
 __all__ = ["main"]
 

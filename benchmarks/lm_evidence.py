@@ -17,7 +17,7 @@ import numpy as np
 
 from probinfer import lm
 from probinfer.core.types import pytree
-from probinfer.progress import task
+from probinfer.running.progress import task
 
 NAME = "lm_evidence"
 LADDER = (2, 8, 32)

@@ -27,7 +27,7 @@ from probinfer.lm import selectors
 from probinfer.lm.reasoner import load
 from probinfer.lm.rewards.calibration import auc as auc_of
 from probinfer.lm.rewards.degraded import degrade, noise_for_auc
-from probinfer.progress import task
+from probinfer.running.progress import task
 
 NAME = "lm_scaling"
 STORE = Path(__file__).parent.parent / "site-data" / NAME

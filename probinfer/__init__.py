@@ -4,29 +4,32 @@ import importlib
 from typing import Any
 
 from probinfer import targets
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import ConvergenceWarning, MissingExtraError, NumericalError
 from probinfer.core.status import Status
-from probinfer.history import History
 from probinfer.infer import infer
 from probinfer.posterior import Posterior
-from probinfer.run import record_nothing, run, run_until
-from probinfer.run_many import ManyPosteriors, run_many
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import record_nothing, run, run_until
+from probinfer.running.history import History
+from probinfer.running.many.driver import ManyPosteriors, run_many
 
-_SUBMODULES = (
-    "betting",
-    "checks",
-    "coin",
-    "data",
-    "gp",
-    "kernels",
-    "mcmc",
-    "progress",
-    "report",
-    "smc",
-    "vi",
-)  # imported when first used
+# Where packages and modules live that are imported when first used.
+_LAZY = {
+    "betting": "betting",
+    "checks": "checks",
+    "coin": "coin",
+    "data": "data",
+    "gp": "gp",
+    "kernels": "kernels",
+    "lm": "lm",
+    "mcmc": "mcmc",
+    "progress": "running.progress",
+    "report": "report",
+    "resampling": "resampling",
+    "smc": "smc",
+    "vi": "vi",
+}
 
 __all__ = [
     "Algorithm",
@@ -45,10 +48,12 @@ __all__ = [
     "gp",
     "infer",
     "kernels",
+    "lm",
     "mcmc",
     "progress",
     "record_nothing",
     "report",
+    "resampling",
     "run",
     "run_many",
     "run_until",
@@ -61,8 +66,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{_LAZY[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

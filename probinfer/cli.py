@@ -309,7 +309,7 @@ def _working() -> Iterator[rich.console.Console]:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from probinfer import progress
+    from probinfer.running import progress
 
     console = _console()
     if not console.is_terminal:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.errors import ConvergenceWarning, NumericalError, shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.engine import Engine
 from probinfer.mcmc import NUTS
 from probinfer.posterior import Posterior
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets.undefined import advice_on_constraints
 
 __all__ = ["Engine", "infer"]

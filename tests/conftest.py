@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from probinfer import interrupts
+from probinfer.running import interrupts
 from tests import keys
 
 

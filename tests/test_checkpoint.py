@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import probinfer as pi
-from probinfer import checkpoint, fingerprint
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
+from probinfer.running import checkpoint, fingerprint
+from probinfer.running.checkpoint import Checkpoint
 
 
 def same(a, b) -> bool:

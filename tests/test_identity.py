@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from jax import lax
 
-from probinfer import fingerprint
 from probinfer.core.algorithm import as_partial
 from probinfer.core.binding import Bound, hold
 from probinfer.core.identity.digits import keeps_its_digits
 from probinfer.core.identity.reads import reads
+from probinfer.running import fingerprint
 
 pytestmark = pytest.mark.f32
 

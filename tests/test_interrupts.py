@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import probinfer as pi
-from probinfer import checks, interrupts
-from probinfer.checkpoint import Checkpoint
+from probinfer import checks
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
 from probinfer.lm.rewards import workers
+from probinfer.running import interrupts
+from probinfer.running.checkpoint import Checkpoint
 from tests.lm import tables
 
 MANY = 10_000_000

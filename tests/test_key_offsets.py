@@ -21,7 +21,7 @@ def test_offsets_replace_one_another(shift):
     """The library's own keys, made by a function that is none of the tests', stay."""
     plain = {seed: data(keys.MAKERS["key"](seed)) for seed in (3, 10, 14)}
     library = eval("lambda: jax.random.key(3)", {"jax": jax})
-    library = type(library)(library.__code__.replace(co_filename="probinfer/run.py"), {"jax": jax})
+    library = type(library)(library.__code__.replace(co_filename="probinfer/running/driver.py"), {"jax": jax})
     for offset in (7, 11, 0):
         shift(offset)
         assert data(jax.random.key(3)) == plain[3 + offset]

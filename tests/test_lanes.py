@@ -7,7 +7,7 @@ import pytest
 
 import probinfer as pi
 from probinfer.core.types import field, pytree
-from probinfer.lanes import Stepwise, run_alone
+from probinfer.running.many.lanes import Stepwise, run_alone
 
 S, L = 11, 3
 STEPS = np.array([30, 1, 2, 1, 0, 3, 7, 1, 1, 2, 5])

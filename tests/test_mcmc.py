@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from probinfer import mcmc, targets
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.errors import ConvergenceWarning, advice
 from probinfer.core.status import Status
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import report
 from probinfer.mcmc import warmup as warmups
+from probinfer.running.checkpoint import Checkpoint
 
 LOC = np.array([3.0, -20.0, 0.1, 500.0])
 SCALE = np.array([1.0, 10.0, 0.01, 100.0])

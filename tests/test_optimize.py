@@ -6,7 +6,7 @@ import scipy.optimize
 
 from probinfer.core.status import Status
 from probinfer.numerics import lbfgs
-from probinfer.run import run_until
+from probinfer.running.driver import run_until
 from tests.params import quick
 
 

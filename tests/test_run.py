@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import probinfer as pi
-from probinfer import loop, progress
+from probinfer import progress
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import pytree
+from probinfer.running import loop
 
 
 @pytree

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import checkpoint, sealed, store
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.errors import DamagedFileError
+from probinfer.running import checkpoint, sealed_files, store
+from probinfer.running.checkpoint import Checkpoint
 
 TREE = {"a": np.arange(3.0), "b": (np.zeros((0, 2), np.int32), np.array(True)), "key": jax.random.key(3)}
 ABOUT = {"what": "a test", "numbers": [1, 2]}
@@ -49,8 +49,10 @@ def test_every_flipped_byte_and_every_missing_one_is_found(folder, name):
     whole = file.read_bytes()
     leaves, notes = [leaf for leaf, _ in store._leaves(TREE)], {"part": "one", "rows": [0, 3]}
     read = {
-        "one.part": lambda: sealed.read_part(file, leaves, {"run": sealed.seal(ABOUT), **notes}, "!"),
-        "about.json": lambda: sealed.read_json(file, "!"),
+        "one.part": lambda: sealed_files.read_part(
+            file, leaves, {"run": sealed_files.seal(ABOUT), **notes}, "!"
+        ),
+        "about.json": lambda: sealed_files.read_json(file, "!"),
     }[name]
     read()
     flipped = [whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :] for i in range(len(whole))]
@@ -171,13 +173,13 @@ def test_a_file_that_cannot_be_written_leaves_nothing(folder):
     "interruption", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
 )
 def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch, interruption):
-    sealed.write_json(tmp_path / "file", {"a": 1})
+    sealed_files.write_json(tmp_path / "file", {"a": 1})
 
     def fail(handle):
         raise interruption
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(type(interruption)):
-        sealed.write_json(tmp_path / "file", {"a": 2})
-    assert sealed.read_json(tmp_path / "file", "") == {"a": 1}
+        sealed_files.write_json(tmp_path / "file", {"a": 2})
+    assert sealed_files.read_json(tmp_path / "file", "") == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -36,7 +36,7 @@ from probinfer.checks.uniformity import WORDS, UniformityReport, judge
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
-from probinfer.run_many import run_many
+from probinfer.running.many.driver import run_many
 
 __all__ = ["JointReport", "joint_test"]
 

@@ -32,7 +32,7 @@ from probinfer.checks.whitening import columns
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
-from probinfer.run_many import ManyPosteriors, run_many
+from probinfer.running.many.driver import ManyPosteriors, run_many
 from probinfer.targets.transforms import structure
 
 __all__ = ["SbcReport", "calibrate", "sbc"]

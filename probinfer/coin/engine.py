@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import engine, tails
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.coin import cloud, diagnostics, reports
 from probinfer.coin import polish as polishing
 from probinfer.coin.descent import CloudInfo, CloudState
@@ -23,7 +21,9 @@ from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.posterior import Posterior
-from probinfer.run import run_until
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run_until
 from probinfer.targets import Target
 
 __all__ = ["SVGD", "check_particles", "sample_particles"]

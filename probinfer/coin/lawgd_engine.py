@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import engine, tails
-from probinfer.checkpoint import Checkpoint
 from probinfer.coin import cloud
 from probinfer.coin.engine import check_particles, sample_particles
 from probinfer.coin.lawgd import algorithm_of, evaluate_spectrum, spectrum_of
@@ -19,6 +18,7 @@ from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.posterior import Posterior
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import Target
 
 __all__ = ["LAWGD"]

@@ -16,7 +16,7 @@ from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree
 from probinfer.engine import coordinate_names
-from probinfer.history import History
+from probinfer.running.history import History
 
 __all__ = ["Finished", "ParticlesInfo", "details", "info", "refuse"]
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import engine
-from probinfer import progress as bars
 from probinfer.core.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
 from probinfer.core.identity import notice
 from probinfer.core.status import Status
@@ -36,6 +35,7 @@ from probinfer.gp.validate import check_data, check_outputs
 from probinfer.gp.verdicts import judged
 from probinfer.gp.verified import held_warnings, release, verified, worse
 from probinfer.infer import infer
+from probinfer.running import progress as bars
 from probinfer.vi.point import laplace_covariance, maximize
 
 __all__ = ["fit"]

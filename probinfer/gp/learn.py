@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import cast
 
 from probinfer import engine
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.posterior import Posterior
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import Target
 from probinfer.vi import MAP
 from probinfer.vi.point import point_posterior

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.core.errors import reading
-from probinfer.sealed import whole
+from probinfer.running.sealed_files import whole
 
 __all__ = ["load", "save"]
 

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import interrupts
-from probinfer import progress as bars
 from probinfer.core.errors import check_key, warn_interrupted
 from probinfer.core.identity import notice
 from probinfer.core.status import Status
@@ -33,6 +31,8 @@ from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.hosts import detached
 from probinfer.lm.token_model import TokenModel
 from probinfer.lm.tokens.texts import continuation
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
 
 __all__ = ["infer", "run_prepared", "stream"]
 

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import engine, tails
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import algorithm as make_algorithm
 from probinfer.core.binding import Held, hold
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
-from probinfer.run import run as run_loop
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run as run_loop
 from probinfer.targets import Target
 
 __all__ = ["Blackjax"]

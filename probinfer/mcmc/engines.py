@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import engine, tails
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.findings import Finding, combined
-from probinfer.history import History
 from probinfer.mcmc import energies, report, starts
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains, flatten
 from probinfer.posterior import Posterior
-from probinfer.run import run_until
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run_until
+from probinfer.running.history import History
 from probinfer.targets import Target
 from probinfer.targets.starts import starting_positions
 

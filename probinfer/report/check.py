@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from probinfer import mcmc, smc
-from probinfer import progress as bars
 from probinfer.checks import known
 from probinfer.checks.known_states import noisy_autoregression
 from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
@@ -24,6 +23,7 @@ from probinfer.report.pages import could_have_seen, numbers, picture
 from probinfer.report.provenance import provenance
 from probinfer.report.state_spaces import state_space_subjects
 from probinfer.report.tables import Table, seconds, to_rich
+from probinfer.running import progress as bars
 from probinfer.vi import gaussian
 
 __all__ = ["FULL", "KERNELS", "QUICK", "Effort", "findings_page", "run_check", "subjects", "tables_of"]

@@ -19,7 +19,7 @@ from probinfer.report.engines import gradients_spent
 from probinfer.report.html import Gallery, Section, Text
 from probinfer.report.tables import Table, seconds
 from probinfer.report.theme import Picture, draw
-from probinfer.run import run
+from probinfer.running.driver import run
 
 __all__ = ["Carried", "carry", "coin_section", "coin_table"]
 

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from probinfer import data, gp
-from probinfer import progress as bars
 from probinfer.core.errors import import_extra
 from probinfer.report import sections as sections_of
 from probinfer.report.engines import Entry, find_engine
@@ -31,6 +30,7 @@ from probinfer.report.scores import (
 )
 from probinfer.report.tables import Table, number, to_rich, with_error
 from probinfer.report.units import learned_names, most_relevant, quantities
+from probinfer.running import progress as bars
 
 __all__ = ["KERNELS", "Options", "choose_engine", "make_model", "run_regression"]
 

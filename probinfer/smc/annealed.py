@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import engine
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.findings import Finding, combined, undefined
 from probinfer.numerics import importance
 from probinfer.posterior import Posterior
-from probinfer.run import record_nothing, run_until
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import record_nothing, run_until
 from probinfer.smc.annealed_runs import Annealing, Runs, arrived, forward_steps, started
 from probinfer.smc.base_law import STARTS, find_start
 from probinfer.smc.path import unflatten

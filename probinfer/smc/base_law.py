@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import tails
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
@@ -18,6 +17,7 @@ from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.engine import exact_logdensity, flat_position, to_default_dtype
 from probinfer.mcmc import NUTS
 from probinfer.numerics.covariance_factor import root_of
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.smc.path import FREEDOM, StudentPath, from_prior
 from probinfer.targets import Target
 

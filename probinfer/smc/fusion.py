@@ -35,8 +35,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import engine as engines
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
@@ -44,6 +42,8 @@ from probinfer.core.types import Array, ArrayTree, Float, Scalar
 from probinfer.numerics import weights
 from probinfer.numerics.covariance_factor import root_of
 from probinfer.posterior import Posterior
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.smc.base_law import INFLATION, Start
 from probinfer.smc.path import FREEDOM, StudentPath, flatten_one, unflatten
 from probinfer.smc.population import learn_schedule

@@ -16,8 +16,6 @@ import numpy as np
 from jax import lax
 
 from probinfer import engine
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
@@ -25,7 +23,9 @@ from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc import report
 from probinfer.mcmc.tuning import first_tuning, learn
 from probinfer.posterior import Posterior
-from probinfer.run import run_until
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run_until
 from probinfer.smc.likelihood import estimate
 from probinfer.smc.parameter_gibbs_step import NUM_LEAPFROGS, check_densities, parameter_gibbs_step
 from probinfer.smc.parameters import Parameters, check_parameters, draw, log_joint

@@ -15,8 +15,6 @@ import numpy as np
 from scipy import stats
 
 from probinfer import engine, findings
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
@@ -25,7 +23,9 @@ from probinfer.mcmc import report
 from probinfer.numerics.covariance_factor import push
 from probinfer.posterior import Posterior
 from probinfer.resampling import systematic
-from probinfer.run import run
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run
 from probinfer.smc.likelihood import estimate
 from probinfer.smc.parameters import Parameters, check_parameters, log_prior
 from probinfer.smc.path import unflatten

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.run import run_until
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run_until
 from probinfer.smc import tempering
 from probinfer.smc.base_law import STARTS, Start
 from probinfer.smc.schedule import Schedule, empty_schedule

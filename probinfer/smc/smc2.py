@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine, interrupts
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
+from probinfer import engine
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.findings import Finding, combined, undefined
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.smc import islands, theta_particles
 from probinfer.smc.parameters import Parameters, check_parameters
 from probinfer.smc.path import unflatten

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine, findings, interrupts
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
+from probinfer import engine, findings
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.findings import Finding
 from probinfer.mcmc import report
 from probinfer.posterior import Posterior
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.smc import islands
 from probinfer.smc.base_law import STARTS, Start, find_start
 from probinfer.smc.choice import MOVES

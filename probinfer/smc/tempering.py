@@ -24,7 +24,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.engine import over
 from probinfer.numerics import weights
-from probinfer.run_many import batches_well
+from probinfer.running.many.driver import batches_well
 from probinfer.smc.choice import move_all
 from probinfer.smc.schedule import Plan, Schedule, chosen, increments, noted, row
 

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey
 from probinfer.numerics import weights
 from probinfer.numerics.covariance_factor import root_of
-from probinfer.run import run_until
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.driver import run_until
 from probinfer.smc import theta_particles
 from probinfer.smc.likelihood import MOST_PARTICLES, choose_particles
 from probinfer.smc.parameters import Parameters

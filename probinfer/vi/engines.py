@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, interrupts, tails
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
+from probinfer import engine, tails
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.posterior import Posterior
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import Target
 from probinfer.vi import gaussian
 from probinfer.vi.fitting import Problem, first_frame, fit, power_of_two

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import interrupts
-from probinfer import progress as bars
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
 from probinfer.numerics import lbfgs
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
 from probinfer.vi import gaussian
 from probinfer.vi.report import VIInfo
 

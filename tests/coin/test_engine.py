@@ -9,12 +9,12 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, targets
-from probinfer.checkpoint import Checkpoint
 from probinfer.coin import reports
 from probinfer.coin.trajectories import blank
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
+from probinfer.running.checkpoint import Checkpoint
 
 SCALE = np.array([0.1, 1.0, 10.0])
 

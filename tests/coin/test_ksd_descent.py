@@ -12,7 +12,7 @@ from probinfer import coin, kernels
 from probinfer.coin.ksd_descent import hessian_products, ksd_direction
 from probinfer.core.binding import LogDensity
 from probinfer.numerics import stein
-from probinfer.run import record_nothing, run
+from probinfer.running.driver import record_nothing, run
 from tests.reference import ksd_descent as oracle
 
 SCALE, POWER = np.array([0.7, 2.0]), 0.5

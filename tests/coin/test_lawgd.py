@@ -11,7 +11,7 @@ from probinfer.coin.lawgd import evaluate_spectrum, lawgd, lawgd_direction
 from probinfer.coin.lawgd_spectrum import decompose, find_spectrum
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import NumericalError
-from probinfer.run import record_nothing, run
+from probinfer.running.driver import record_nothing, run
 from tests.reference import lawgd as oracle
 
 MEAN, SD = 3.0, 0.02

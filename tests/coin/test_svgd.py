@@ -12,7 +12,7 @@ import probinfer as pi
 from probinfer import betting, coin, kernels
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.core.status import Status
-from probinfer.run import record_nothing
+from probinfer.running.driver import record_nothing
 from tests.reference import coin as oracle
 
 SCALE = np.array([0.02, 1.0, 30.0])

@@ -5,8 +5,9 @@ import numpyro.distributions as dist
 import pytest
 from jax.tree_util import Partial
 
-from probinfer import checkpoint, smc
+from probinfer import smc
 from probinfer.core.status import Status
+from probinfer.running import checkpoint
 from tests.smc import models
 
 SIZE, STEPS, LAG = 16, 10, 3

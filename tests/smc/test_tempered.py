@@ -14,7 +14,7 @@ from probinfer.checks import evidence_sandwich
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.numerics import covariance_factor
-from probinfer.run import record_nothing, run_until
+from probinfer.running.driver import record_nothing, run_until
 from probinfer.smc import base_law, population, tempering
 from tests.params import quick
 from tests.smc import tempered_cases as cases

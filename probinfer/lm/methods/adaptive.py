@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import interrupts
 from probinfer.core.status import Status
 from probinfer.core.types import field, pytree
 from probinfer.lm import selectors
 from probinfer.lm.methods.base import Draws, check_count, check_method, has_evidence
 from probinfer.lm.token_model import Ledger, TokenModel
+from probinfer.running import interrupts
 
 __all__ = ["Adaptive", "run_adaptively"]
 

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from jaxtyping import Shaped
 
-from probinfer import checkpoint as checkpoints
-from probinfer import interrupts
-from probinfer import progress as bars
 from probinfer.core.types import Array, PyTree
+from probinfer.running import checkpoint as checkpoints
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
 
 __all__ = ["Plan", "Trace", "descend"]
 
@@ -129,7 +129,8 @@ def descend(
             first = i + 1
             done = _reached(trace, i, plan) or first == plan.num_iterations
             line.update(first, f"loss {trace.loss[i]:.3f}, {_last_score(trace)}")
-            if store is not None and (done or stop.requested or first - kept >= checkpoint.every):  # type: ignore[union-attr]
+            if store is not None and (done or stop.requested or first - kept >= checkpoint.every):  # type:
+            ignore[union-attr]
                 checkpoints.append(store, first, state, trace, (kept, first))
                 kept = first
             if done:

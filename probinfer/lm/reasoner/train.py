@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.types import Array
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.reasoner.optimise import Plan, Trace, descend
 from probinfer.lm.reasoner.rollouts import accuracy
 from probinfer.lm.reasoner.task import draw
 from probinfer.lm.transformer import Config, Transformer
+from probinfer.running.checkpoint import Checkpoint
 
 __all__ = ["MAX_CONTEXT", "Settings", "solution_loss", "train"]
 

@@ -18,8 +18,6 @@ import numpy as np
 import optax
 from jaxtyping import Bool, Float, Int, Shaped
 
-from probinfer import progress as bars
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.reasoner.optimise import Plan, Trace, descend
@@ -28,6 +26,8 @@ from probinfer.lm.reasoner.task import Problems, draw
 from probinfer.lm.reasoner.train import solution_loss
 from probinfer.lm.rewards.model import RewardModel
 from probinfer.lm.transformer import Transformer
+from probinfer.running import progress as bars
+from probinfer.running.checkpoint import Checkpoint
 
 __all__ = ["Examples", "RewardSettings", "auc", "examples", "grown", "judge", "train_reward"]
 

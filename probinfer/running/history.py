@@ -10,7 +10,7 @@ import jax
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import field, pytree
-from probinfer.interrupts import Interrupted
+from probinfer.running.interrupts import Interrupted
 
 __all__ = ["History"]
 

@@ -8,8 +8,9 @@ would hide the very posteriors that a check is after.
 Within a chunk the data sets come one after another (``"map"``: a loop whose body is the same program for every chunk
 size, so results are equal bit by bit), side by side (``"vmap"``: every data set costs as much as the dearest of its
 chunk, so it is for inference of fixed cost), or queue for a fixed number of lanes (``"queue"``: for inference that can
-be run in steps, :class:`probinfer.lanes.Stepwise`; a lane that has finished takes the next data set, so that the cost
-is that of the mean data set; side by side, each data set has a lane). All modes give data set s the key s.
+be run in steps, :class:`probinfer.running.many.lanes.Stepwise`; a lane that has finished takes the next data set, so
+that the cost is that of the mean data set; side by side, each data set has a lane). All modes give data set s the key
+s.
 
 ``"auto"`` is ``"queue"`` for inference in steps and else ``"vmap"`` on accelerators. On a CPU it is ``"map"`` where
 ``infer_fn``, or its step, has dense factorisations or loops of a length that depends on the data (optimisers with
@@ -29,16 +30,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer import interrupts
-from probinfer import progress as bars
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import shortened, warn_interrupted
 from probinfer.core.identity import notice
 from probinfer.core.types import ArrayTree
-from probinfer.fingerprint import digest
-from probinfer.lanes import Stepwise, run_lanes
-from probinfer.many_posteriors import ManyPosteriors, accounts, status_of
-from probinfer.store import Store, opened
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
+from probinfer.running.fingerprint import digest
+from probinfer.running.many.lanes import Stepwise, run_lanes
+from probinfer.running.many.posteriors import ManyPosteriors, accounts, status_of
+from probinfer.running.store import Store, opened
 from probinfer.targets.transforms import leaf_names
 
 __all__ = ["ManyPosteriors", "batches_well", "run_many"]
@@ -201,7 +202,8 @@ def _checked(infer_fn: Any, keys: Any, data: Any, mode: Any) -> Any:
     if mode == "queue" and not _is_stepwise(infer_fn):
         raise TypeError(
             "mode='queue' needs an infer_fn that can be run in steps: a registered class with init, step, done and "
-            "finish (probinfer.lanes.Stepwise), such as mcmc.posterior_sampler(..., algorithm='nuts'); got "
+            "finish (probinfer.running.many.lanes.Stepwise), such as mcmc.posterior_sampler(..., algorithm='nuts'); "
+            "got "
             f"{shortened(infer_fn)}, for which there are 'map' and 'vmap'"
         )
     return keys

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer.checkpoint import Checkpoint
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.history import History
-from probinfer.loop import (
+from probinfer.running.checkpoint import Checkpoint
+from probinfer.running.history import History
+from probinfer.running.loop import (
     Cursor,
     Problem,
     advance,

@@ -1,8 +1,8 @@
 """Checkpoints: any pytree to a folder and back, and the growing record of a run.
 
-A run keeps a store (``probinfer.store``) and in it one part for each checkpoint with the state and the records made
-since the one before it, so that the cost is linear in the length of the run. Parts appear under their final name only
-when they are complete, so a process may be killed at any moment.
+A run keeps a store (``probinfer.running.store``) and in it one part for each checkpoint with the state and the records
+made since the one before it, so that the cost is linear in the length of the run. Parts appear under their final name
+only when they are complete, so a process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.store import Store, opened, restore, save
+from probinfer.running.store import Store, opened, restore, save
 
 __all__ = ["Checkpoint", "append", "claimed", "restore", "resume", "save"]
 

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer import checkpoint as checkpoints
-from probinfer import interrupts
-from probinfer import progress as bars
 from probinfer.core.status import Status
-from probinfer.fingerprint import describe
+from probinfer.running import checkpoint as checkpoints
+from probinfer.running import interrupts
+from probinfer.running import progress as bars
+from probinfer.running.fingerprint import describe
 
 __all__ = [
     "Cursor",

@@ -19,7 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.sealed import Leaf, difference, leaf_of, read_json, read_part, seal, write_json, write_part
+from probinfer.running.sealed_files import (
+    Leaf,
+    difference,
+    leaf_of,
+    read_json,
+    read_part,
+    seal,
+    write_json,
+    write_part,
+)
 
 __all__ = ["Store", "opened", "restore", "save"]
 
