@@ -26,9 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer import checks, diagnostics
+from probinfer import checks
 from probinfer.checks import Detectable
 from probinfer.core.binding import LogDensity
+from probinfer.inference import diagnostics
 from probinfer.numerics import importance
 
 LEVEL, CORRELATION = 0.05, 0.5

@@ -10,7 +10,7 @@ with ``covariance_matrix``, squared distances by one matrix product (2.6 times f
 broadcasting an (n, n, d) array, which ``--broadcast`` takes), ``chain_method="sequential"``, with its default diagonal
 mass matrix and with ``dense_mass=True``. Both start where they choose to. Same number of chains and draws. The log
 densities of the two are compared at random positions first: they differ by a constant. ESS and R-hat of both are
-computed by the same code (``probinfer.diagnostics``, tested against ArviZ).
+computed by the same code (``probinfer.inference.diagnostics``, tested against ArviZ).
 
 A run is timed whole (process CPU). The first seed compiles, the others do not; compile time is what the first takes
 beyond its gradients at the pace of the others. The table gives ESS per second without compilation, with warm-up and for
@@ -36,8 +36,9 @@ from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from numpyro.infer.util import initialize_model
 
-from probinfer import diagnostics, gp, mcmc
+from probinfer import gp, mcmc
 from probinfer.data import measurement
+from probinfer.inference import diagnostics
 
 OURS, DIAGONAL, DENSE = "probinfer NUTS", "NumPyro NUTS, diagonal", "NumPyro NUTS, dense"
 NAMES = ("variance", "lengthscale", "noise")

@@ -37,10 +37,11 @@ from posteriordb_data import read_data, read_draws
 from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
-from probinfer import checks, diagnostics
+from probinfer import checks
 from probinfer.checks.trials import equally_weighted
 from probinfer.core.status import Status
-from probinfer.posterior import Posterior
+from probinfer.inference import diagnostics
+from probinfer.inference.posterior import Posterior
 from probinfer.report.engines import Entry, find_engine, gradients_spent, target_engines
 
 NAME = "posteriordb"

@@ -38,7 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import probinfer as pi
-from probinfer import checks, diagnostics, mcmc
+from probinfer import checks, mcmc
+from probinfer.inference import diagnostics
 
 NAME = "sbc_eight_schools"
 SIGMA = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])

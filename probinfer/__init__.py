@@ -7,8 +7,8 @@ from probinfer import targets
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import ConvergenceWarning, MissingExtraError, NumericalError
 from probinfer.core.status import Status
-from probinfer.infer import infer
-from probinfer.posterior import Posterior
+from probinfer.inference.facade import infer
+from probinfer.inference.posterior import Posterior
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import record_nothing, run, run_until
 from probinfer.running.history import History

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from probinfer.core.status import Status
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 
 
 class CloudInfo(NamedTuple):

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import diagnostics
 from probinfer.core.status import Status
+from probinfer.inference import diagnostics
 from tests.reference import chains as oracle
 
 

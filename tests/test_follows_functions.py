@@ -18,9 +18,9 @@ from probinfer import coin, gp, kernels, lm, mcmc, resampling, smc, targets
 from probinfer.checks import ranks
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import pytree
+from probinfer.inference.posterior import Posterior
 from probinfer.lm.rewards import meanings
 from probinfer.numerics import lbfgs
-from probinfer.posterior import Posterior
 from probinfer.smc import likelihood
 from tests.lm import tables
 

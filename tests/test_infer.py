@@ -7,8 +7,9 @@ import pytest
 from numpyro.distributions import constraints
 
 import probinfer as pi
-from probinfer import diagnostics, mcmc, targets, vi
-from probinfer.engine import check
+from probinfer import mcmc, targets, vi
+from probinfer.inference import diagnostics
+from probinfer.inference.engine import check
 from tests.quick_engine import Cloud
 
 ENGINES = [mcmc.NUTS, mcmc.HMC, vi.MAP, vi.MeanField, vi.FullRank]

@@ -13,7 +13,7 @@ from scipy import special
 from probinfer import data, gp
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from probinfer.report import html, kernel_choice
 from probinfer.report.kernel_choice import Candidate, Weighed
 from probinfer.report.scores import Estimate

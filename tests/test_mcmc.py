@@ -56,7 +56,7 @@ def hmc(normal_target):
 
 def assert_moments(posterior, loc, covariance):
     """z-tests of 4 means and 10 second moments at 5 standard errors: a rate of 1e-5 (standard errors are estimated)."""
-    from probinfer import diagnostics
+    from probinfer.inference import diagnostics
 
     draws = posterior.draws
     root = np.linalg.cholesky(covariance)

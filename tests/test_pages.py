@@ -13,7 +13,7 @@ from probinfer import checks, report
 from probinfer.checks import suite
 from probinfer.checks.suite import Size, Subject
 from probinfer.cli import app
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from probinfer.report import check as checking
 from probinfer.report import engines, pages
 from probinfer.report.engines import ENGINES

@@ -8,11 +8,11 @@ import pytest
 import xarray
 
 import probinfer
-from probinfer import arviz_export, diagnostics
 from probinfer.core.errors import MissingExtraError
 from probinfer.core.types import field, pytree
-from probinfer.posterior import Posterior
-from probinfer.summary import summarize
+from probinfer.inference import arviz_export, diagnostics
+from probinfer.inference.posterior import Posterior
+from probinfer.inference.summary import summarize
 from tests.reference import weighted as oracle
 
 CHAINS, DRAWS = 4, 50

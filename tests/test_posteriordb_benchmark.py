@@ -12,7 +12,7 @@ import pytest
 
 from probinfer import vi
 from probinfer.core.status import Status
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from probinfer.report.engines import find_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer import tails
+from probinfer.inference import tails
 
 
 def normal(x):

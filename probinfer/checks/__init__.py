@@ -18,7 +18,7 @@ from probinfer.checks.tarp import TarpReport, tarp
 from probinfer.checks.two_sample import TwoSampleReport
 from probinfer.checks.uniformity import UniformityReport, holm, uniformity
 from probinfer.checks.vsbc import VsbcReport, vsbc
-from probinfer.diagnostics import ess, nested_rhat, rhat
+from probinfer.inference.diagnostics import ess, nested_rhat, rhat
 from probinfer.numerics.importance import psis
 
 __all__ = [

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import diagnostics
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_finite, check_floating, shortened
 from probinfer.core.types import Array, Float
-from probinfer.posterior import Posterior
+from probinfer.inference import diagnostics
+from probinfer.inference.posterior import Posterior
 
 __all__ = ["Draws", "collect", "collect_pair", "correlation_time", "gradients"]
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer import diagnostics
 from probinfer.checks.detectable import Detectable
 from probinfer.checks.draws import collect, gradients
 from probinfer.checks.figure import axes_or_new, shade
 from probinfer.core.types import Array, Float
+from probinfer.inference import diagnostics
 
 __all__ = ["SteinIdentityReport", "skewed_pvalue", "stein_identity"]
 

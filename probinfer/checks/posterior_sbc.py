@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import diagnostics
 from probinfer.checks.sbc import SbcReport, calibrate, check_functions, check_number
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import ArrayTree, PRNGKey
+from probinfer.inference import diagnostics
 
 __all__ = ["posterior_sbc"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from probinfer import diagnostics
 from probinfer.core.types import Array, Float
+from probinfer.inference import diagnostics
 
 __all__ = ["LOOKED_AT", "effective_sizes", "needed_thinning"]
 

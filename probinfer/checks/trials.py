@@ -31,7 +31,7 @@ from probinfer.checks.tarp import tarp
 from probinfer.checks.uniformity import uniformity
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import ArrayTree, PRNGKey
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 
 __all__ = [
     "Drawn",

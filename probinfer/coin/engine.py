@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, tails
 from probinfer.coin import cloud, diagnostics, reports
 from probinfer.coin import polish as polishing
 from probinfer.coin.descent import CloudInfo, CloudState
@@ -20,7 +19,8 @@ from probinfer.coin.views import judged, logdensity_in_cloud, positions_of
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, PRNGKey, field, pytree
-from probinfer.posterior import Posterior
+from probinfer.inference import engine, tails
+from probinfer.inference.posterior import Posterior
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import run_until

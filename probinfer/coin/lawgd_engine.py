@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, tails
 from probinfer.coin import cloud
 from probinfer.coin.engine import check_particles, sample_particles
 from probinfer.coin.lawgd import algorithm_of, evaluate_spectrum, spectrum_of
@@ -17,7 +16,8 @@ from probinfer.core.binding import Bound
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
-from probinfer.posterior import Posterior
+from probinfer.inference import engine, tails
+from probinfer.inference.posterior import Posterior
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import Target
 

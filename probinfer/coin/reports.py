@@ -15,7 +15,7 @@ from probinfer.coin.trajectories import Trial
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree
-from probinfer.engine import coordinate_names
+from probinfer.inference.engine import coordinate_names
 from probinfer.running.history import History
 
 __all__ = ["Finished", "ParticlesInfo", "details", "info", "refuse"]

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine
 from probinfer.core.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
 from probinfer.core.identity import notice
 from probinfer.core.status import Status
@@ -34,7 +33,8 @@ from probinfer.gp.units import convert
 from probinfer.gp.validate import check_data, check_outputs
 from probinfer.gp.verdicts import judged
 from probinfer.gp.verified import held_warnings, release, verified, worse
-from probinfer.infer import infer
+from probinfer.inference import engine
+from probinfer.inference.facade import infer
 from probinfer.running import progress as bars
 from probinfer.vi.point import laplace_covariance, maximize
 

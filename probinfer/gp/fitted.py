@@ -24,7 +24,7 @@ from probinfer.gp.scaling import Scaling
 from probinfer.gp.storage import save
 from probinfer.gp.validate import check_data, check_inputs, check_outputs, is_traced
 from probinfer.gp.verdicts import warn_lost
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 
 __all__ = ["Fit"]
 

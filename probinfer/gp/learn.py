@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import cast
 
-from probinfer import engine
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import PRNGKey, field, pytree
-from probinfer.posterior import Posterior
+from probinfer.inference import engine
+from probinfer.inference.posterior import Posterior
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import Target
 from probinfer.vi import MAP

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, tails
 from probinfer.core.algorithm import algorithm as make_algorithm
 from probinfer.core.binding import Held, hold
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
+from probinfer.inference import engine, tails
+from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import report
-from probinfer.posterior import Posterior
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import run as run_loop

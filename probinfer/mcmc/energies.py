@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from probinfer import diagnostics
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float
-from probinfer.findings import Finding
+from probinfer.inference import diagnostics
+from probinfer.inference.findings import Finding
 
 __all__ = ["cut_trajectories", "lagging_chain", "slow_energies"]
 

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine, tails
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
-from probinfer.findings import Finding, combined
+from probinfer.inference import engine, tails
+from probinfer.inference.findings import Finding, combined
+from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import energies, report, starts
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains, flatten
-from probinfer.posterior import Posterior
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import run_until

@@ -16,7 +16,7 @@ from blackjax.mcmc import hmc, nuts
 
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.types import Array, Float, PRNGKey, PyTree, field, pytree
-from probinfer.engine import over
+from probinfer.inference.engine import over
 from probinfer.mcmc import warmup as warmups
 from probinfer.mcmc.metric import euclidean, identity
 

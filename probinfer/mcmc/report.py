@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer import diagnostics, engine
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float
+from probinfer.inference import diagnostics, engine
 from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import starts
 

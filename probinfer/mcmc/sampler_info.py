@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from probinfer import diagnostics
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float
+from probinfer.inference import diagnostics
 
 __all__ = ["SamplerInfo", "sampler_info"]
 

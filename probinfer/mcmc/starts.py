@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import Array, Bool, Float, PyTree
-from probinfer.engine import over
+from probinfer.inference.engine import over
 from probinfer.mcmc.ensemble import flatten
 from probinfer.numerics import lbfgs
 

@@ -14,7 +14,7 @@ from probinfer import smc
 from probinfer.checks.known_states import StateSpace, noisy_autoregression
 from probinfer.checks.suite import Subject
 from probinfer.core.types import Array, ArrayTree, Scalar
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from probinfer.report.engines import STATE_SPACE_ENGINES, Entry
 
 __all__ = ["as_parameters", "state_space_subjects"]

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.findings import Finding, combined, undefined
+from probinfer.inference import engine
+from probinfer.inference.findings import Finding, combined, undefined
+from probinfer.inference.posterior import Posterior
 from probinfer.numerics import importance
-from probinfer.posterior import Posterior
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import record_nothing, run_until

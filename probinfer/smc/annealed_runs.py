@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer import engine
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
+from probinfer.inference import engine
 from probinfer.smc.choice import move_all
 from probinfer.smc.path import flatten_one
 from probinfer.smc.schedule import Schedule, row

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import tails
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey
-from probinfer.engine import exact_logdensity, flat_position, to_default_dtype
+from probinfer.inference import tails
+from probinfer.inference.engine import exact_logdensity, flat_position, to_default_dtype
 from probinfer.mcmc import NUTS
 from probinfer.numerics.covariance_factor import root_of
 from probinfer.running.checkpoint import Checkpoint

@@ -34,14 +34,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine as engines
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, Scalar
+from probinfer.inference import engine as engines
+from probinfer.inference.posterior import Posterior
 from probinfer.numerics import weights
 from probinfer.numerics.covariance_factor import root_of
-from probinfer.posterior import Posterior
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.smc.base_law import INFLATION, Start

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer.core.types import Array, Float, Int, PRNGKey
-from probinfer.engine import over
+from probinfer.inference.engine import over
 from probinfer.numerics.covariance_factor import push, standardized
 from probinfer.smc.moves import Moved
 from probinfer.smc.path import FREEDOM

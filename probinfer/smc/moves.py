@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
-from probinfer.engine import over
+from probinfer.inference.engine import over
 from probinfer.mcmc.leapfrog import momentum
 from probinfer.numerics.covariance_factor import pull, push
 

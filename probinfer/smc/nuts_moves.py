@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
-from probinfer.engine import over
+from probinfer.inference.engine import over
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import whole
 from probinfer.numerics.covariance_factor import pull, push

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer import engine
 from probinfer.core.algorithm import algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.inference import engine
+from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import report
 from probinfer.mcmc.tuning import first_tuning, learn
-from probinfer.posterior import Posterior
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import run_until

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer import engine, findings
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
-from probinfer.findings import Finding, combined
+from probinfer.inference import engine, findings
+from probinfer.inference.findings import Finding, combined
+from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import report
 from probinfer.numerics.covariance_factor import push
-from probinfer.posterior import Posterior
 from probinfer.resampling import systematic
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint

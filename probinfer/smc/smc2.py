@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import engine
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
-from probinfer.findings import Finding, combined, undefined
+from probinfer.inference import engine
+from probinfer.inference.findings import Finding, combined, undefined
+from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import report
-from probinfer.posterior import Posterior
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint

@@ -22,7 +22,7 @@ from probinfer import resampling
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
-from probinfer.engine import over
+from probinfer.inference.engine import over
 from probinfer.numerics import weights
 from probinfer.running.many.driver import batches_well
 from probinfer.smc.choice import move_all

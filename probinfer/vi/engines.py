@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import engine, tails
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
-from probinfer.posterior import Posterior
+from probinfer.inference import engine, tails
+from probinfer.inference.posterior import Posterior
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import engine, tails
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
+from probinfer.inference import engine, tails
+from probinfer.inference.posterior import Posterior
 from probinfer.numerics import lbfgs
-from probinfer.posterior import Posterior
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint

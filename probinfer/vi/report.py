@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from probinfer import tails
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import ArrayTree
+from probinfer.inference import tails
 
 __all__ = ["KHAT", "VIInfo", "details", "refuse_improper"]
 

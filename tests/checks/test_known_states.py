@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from probinfer.checks import known_states
 from probinfer.checks.suite import Size, Subject, run_suite
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from tests.reference.kalman import kalman
 
 MODEL = known_states.noisy_autoregression()

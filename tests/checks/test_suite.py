@@ -10,7 +10,7 @@ from probinfer.checks import known, stein_identity, trials
 from probinfer.checks.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 
 SIZE = Size(exact=400, simulations=0, loops=0, lanes=0, discrepancies=("Stein", "MMD"))
 TARGETS = {"correlated normal": known.correlated_normal(), "skewed, badly scaled": known.skewed()}

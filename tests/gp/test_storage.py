@@ -12,7 +12,7 @@ from probinfer import gp, mcmc, targets, vi
 from probinfer.core.types import pytree
 from probinfer.gp.fitted import Fit
 from probinfer.gp.scaling import standardization
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 
 X = np.random.default_rng(0).normal(size=(15, 2))
 Y = X[:, 0] ** 2

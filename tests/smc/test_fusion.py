@@ -16,7 +16,7 @@ from probinfer import Checkpoint, smc, targets
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from probinfer.smc import fusion
 from tests.reference import mixtures as reference
 

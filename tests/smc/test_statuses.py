@@ -9,9 +9,10 @@ import numpyro.distributions as dist
 import pytest
 
 import probinfer as pi
-from probinfer import findings, smc, targets
+from probinfer import smc, targets
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
+from probinfer.inference import findings
 from probinfer.mcmc import report
 from probinfer.smc import path, schedule, smc2, tempered, tempering
 from tests.smc import parameter_cases

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer import engine
 from probinfer.core.algorithm import as_partial
 from probinfer.core.status import Status
 from probinfer.core.types import ArrayTree
+from probinfer.inference import engine
 
 __all__ = ["doubted", "improper"]
 

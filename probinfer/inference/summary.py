@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer import diagnostics
 from probinfer.core.types import Array, ArrayTree, Float
+from probinfer.inference import diagnostics
 from probinfer.numerics import weights
 from probinfer.targets.transforms import leaf_names
 

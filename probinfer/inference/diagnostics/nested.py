@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from probinfer.core.algorithm import as_partial
 from probinfer.core.types import Array, ArrayTree, Float, field, pytree
-from probinfer.diagnostics.quantity import normal_scores, per_quantity
+from probinfer.inference.diagnostics.quantity import normal_scores, per_quantity
 
 __all__ = ["nested_rhat"]
 

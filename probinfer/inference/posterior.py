@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer import arviz_export, resampling, summary
+from probinfer import resampling
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import close_matches
 from probinfer.core.status import Status, with_named_status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
+from probinfer.inference import arviz_export, summary
 from probinfer.numerics import weights
 from probinfer.targets.transforms import leaf_names
 

@@ -12,7 +12,7 @@ References:
     Riou-Durand, Vehtari and Gelman (2024), "Nested R-hat".
 """
 
-from probinfer.diagnostics.chains import (
+from probinfer.inference.diagnostics.chains import (
     convergence_status,
     ebfmi,
     ess,
@@ -24,7 +24,7 @@ from probinfer.diagnostics.chains import (
     mcse_sd,
     rhat,
 )
-from probinfer.diagnostics.nested import nested_rhat
+from probinfer.inference.diagnostics.nested import nested_rhat
 
 __all__ = [
     "convergence_status",

@@ -19,7 +19,7 @@ from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
-from probinfer.posterior import Posterior
+from probinfer.inference.posterior import Posterior
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.history import History
 from probinfer.targets import Target

@@ -10,9 +10,9 @@ import numpy as np
 from probinfer.core.errors import ConvergenceWarning, NumericalError, shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.engine import Engine
+from probinfer.inference.engine import Engine
+from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import NUTS
-from probinfer.posterior import Posterior
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets.undefined import advice_on_constraints
 

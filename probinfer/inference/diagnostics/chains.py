@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, Int
-from probinfer.diagnostics.quantity import normal_scores, per_quantity
+from probinfer.inference.diagnostics.quantity import normal_scores, per_quantity
 
 __all__ = [
     "convergence_status",
