@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from probinfer.checks import known, trials
-from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import begin, grow, is_over
 from probinfer.report.check import KERNELS

@@ -12,9 +12,9 @@ import pytest
 from probinfer import mcmc, targets
 from probinfer.core.errors import ConvergenceWarning, advice
 from probinfer.core.status import Status
-from probinfer.mcmc import metric as metrics
 from probinfer.mcmc import report
-from probinfer.mcmc import warmup as warmups
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import warmup as warmups
 from probinfer.running.checkpoint import Checkpoint
 
 LOC = np.array([3.0, -20.0, 0.1, 500.0])

@@ -8,8 +8,8 @@ from blackjax.mcmc.metrics import gaussian_euclidean_low_rank
 
 from probinfer import mcmc, targets
 from probinfer.core.errors import NumericalError
-from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import starts
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import starts
 from tests.test_mcmc import LOC, ROOT, SCALE, make_target, two_normals
 
 

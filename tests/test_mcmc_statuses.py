@@ -14,8 +14,8 @@ from probinfer import coin, mcmc, smc, targets, vi
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.mcmc import energies, engines, report
-from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import warmup as warmups
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState
 from tests.test_mcmc import LOC, SCALE, make_target, two_normals
 

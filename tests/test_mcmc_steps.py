@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import warmup as warmups
-from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import warmup as warmups
+from probinfer.mcmc.adaptation.tuning import row_of
+from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place, energy, leapfrog
 from probinfer.mcmc.nuts_steps import begin, grow, whole
-from probinfer.mcmc.tuning import row_of
 from tests.params import quick
 
 MASS = np.array([1.0, 4.0])

@@ -16,7 +16,7 @@ from probinfer.checks.sbc import SbcReport, sbc
 from probinfer.core.binding import Bound
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar
-from probinfer.mcmc.sampler import posterior_sampler
+from probinfer.mcmc.lanes.sampler import posterior_sampler
 from probinfer.targets import model_sites, numpyro_model
 
 __all__ = ["sbc_numpyro"]

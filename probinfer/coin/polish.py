@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from probinfer.coin.cloud import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
-from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import whole
 from probinfer.numerics import importance

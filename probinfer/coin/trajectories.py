@@ -27,7 +27,7 @@ from probinfer.coin.modes import Shares, shares_of_modes, unseen
 from probinfer.coin.views import logdensity_in_cloud
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
-from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 
 __all__ = ["Trial", "blank", "complaint", "findings", "tried", "vouches"]

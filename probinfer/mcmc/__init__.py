@@ -5,15 +5,15 @@ and the step-size rule are blackjax's; ours are the starting points, the warm-up
 choice of the metric.
 """
 
+from probinfer.mcmc.adaptation.warmup import WarmupConfig
 from probinfer.mcmc.blackjax_engine import Blackjax
 from probinfer.mcmc.engines import HMC, NUTS
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains
-from probinfer.mcmc.hmc_sampler import HmcPosteriorSampler
-from probinfer.mcmc.nuts_sampler import NutsPosteriorSampler
+from probinfer.mcmc.lanes.hmc import HmcPosteriorSampler
+from probinfer.mcmc.lanes.info import SamplerInfo
+from probinfer.mcmc.lanes.nuts import NutsPosteriorSampler
+from probinfer.mcmc.lanes.sampler import posterior_sampler
 from probinfer.mcmc.report import BlackjaxInfo, MCMCInfo
-from probinfer.mcmc.sampler import posterior_sampler
-from probinfer.mcmc.sampler_info import SamplerInfo
-from probinfer.mcmc.warmup import WarmupConfig
 
 __all__ = [
     "HMC",

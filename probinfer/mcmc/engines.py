@@ -16,9 +16,10 @@ from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.inference import engine, tails
 from probinfer.inference.findings import Finding, combined
 from probinfer.inference.posterior import Posterior
-from probinfer.mcmc import energies, report, starts
-from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import warmup as warmups
+from probinfer.mcmc import energies, report
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import starts
+from probinfer.mcmc.adaptation import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains, flatten
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint

@@ -17,8 +17,8 @@ from blackjax.mcmc import hmc, nuts
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.types import Array, Float, PRNGKey, PyTree, field, pytree
 from probinfer.inference.engine import over
-from probinfer.mcmc import warmup as warmups
-from probinfer.mcmc.metric import euclidean, identity
+from probinfer.mcmc.adaptation import warmup as warmups
+from probinfer.mcmc.adaptation.metric import euclidean, identity
 
 __all__ = ["ChainsInfo", "ChainsState", "Trajectories", "chains", "flatten"]
 

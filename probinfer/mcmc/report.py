@@ -12,8 +12,8 @@ from scipy import stats
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float
 from probinfer.inference import diagnostics, engine
-from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import starts
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import starts
 
 __all__ = ["BlackjaxInfo", "Convergence", "MCMCInfo", "convergence", "explain", "with_divergences"]
 

@@ -22,7 +22,7 @@ from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.inference import engine
 from probinfer.inference.posterior import Posterior
 from probinfer.mcmc import report
-from probinfer.mcmc.tuning import first_tuning, learn
+from probinfer.mcmc.adaptation.tuning import first_tuning, learn
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.driver import run_until

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from probinfer import resampling
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
-from probinfer.mcmc.hmc_sampler import hmc_transition
+from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 from probinfer.smc.feynman_kac import FeynmanKac, as_batched
 from probinfer.smc.parameters import Parameters, log_joint, model_at

@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
-from probinfer.mcmc import metric as metrics
-from probinfer.mcmc import starts
+from probinfer.mcmc.adaptation import metric as metrics
+from probinfer.mcmc.adaptation import starts
 from probinfer.numerics import lbfgs
 from probinfer.running import interrupts
 from probinfer.running import progress as bars

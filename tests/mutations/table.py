@@ -32,7 +32,7 @@ def _of(file, tests, *pairs):
 MUTANTS = [
     # Faults that once survived their nearest tests.
     *_of(
-        "mcmc/tuning.py",
+        "mcmc/adaptation/tuning.py",
         "test_mcmc_steps.py test_posterior_sampler.py test_lanes.py",
         ("number - num_warmup + 1", "number - num_warmup"),
     ),
@@ -48,7 +48,7 @@ MUTANTS = [
         ("taken = joined & (jnp.log(uniform) < log_weight - tree.log_weight)", "taken = joined"),
     ),
     *_of(
-        "mcmc/hmc_sampler.py",
+        "mcmc/lanes/hmc.py",
         "test_mcmc_steps.py test_posterior_sampler.py test_kernels_joint.py",
         ("jnp.log(uniforms[1]) < gain", "jnp.log(uniforms[0]) < gain"),
         ("(1 + _JITTER * (2 * uniforms[0] - 1))", "(1 + _JITTER * (2 * uniforms[0]))"),
@@ -136,7 +136,7 @@ MUTANTS = [
     ),
     # Samplers.
     *_of(
-        "mcmc/metric.py",
+        "mcmc/adaptation/metric.py",
         "test_mcmc_steps.py test_mcmc.py",
         ("curvature = -jnp.sum(moved * bent, axis=1)", "curvature = jnp.sum(moved * bent, axis=1)"),
         (

@@ -16,9 +16,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
+from probinfer.mcmc.adaptation.tuning import Tuning, first_tuning, learn, row_of, sound
+from probinfer.mcmc.lanes.info import SamplerInfo, sampler_info
 from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
-from probinfer.mcmc.sampler_info import SamplerInfo, sampler_info
-from probinfer.mcmc.tuning import Tuning, first_tuning, learn, row_of, sound
 
 __all__ = ["HmcPosteriorSampler", "hmc_transition"]
 

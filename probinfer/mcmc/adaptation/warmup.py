@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 
 from probinfer.core.types import Array, Bool, Float, field, pytree
-from probinfer.mcmc import metric as metrics
+from probinfer.mcmc.adaptation import metric as metrics
 
 __all__ = ["OVER", "Warmup", "WarmupConfig", "init", "is_over", "update"]
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import shortened
-from probinfer.mcmc.hmc_sampler import HmcPosteriorSampler
-from probinfer.mcmc.nuts_sampler import NutsPosteriorSampler
+from probinfer.mcmc.lanes.hmc import HmcPosteriorSampler
+from probinfer.mcmc.lanes.nuts import NutsPosteriorSampler
 from probinfer.mcmc.nuts_steps import DEEPEST
 
 __all__ = ["posterior_sampler"]
