@@ -53,9 +53,9 @@ from coin_energy import Reference, short
 from coin_targets import TARGETS, rows
 
 from probinfer import betting, coin
-from probinfer.coin.bandwidth import scaled_kernel, squared_bandwidth
-from probinfer.coin.descent import descent
-from probinfer.coin.svgd import svgd_direction
+from probinfer.coin.cloud.bandwidth import scaled_kernel, squared_bandwidth
+from probinfer.coin.cloud_descent import descent
+from probinfer.coin.stein_descent import svgd_direction
 from probinfer.kernels import RBF
 
 NAME = "coin_accuracy"

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from probinfer import betting, coin
-from probinfer.coin.diagnostics import complaint
+from probinfer.coin.engine.diagnostics import complaint
 
 NAME = "coin_collapse"
 SEEDS, PARTICLES = 10, 100

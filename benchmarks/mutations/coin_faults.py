@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import coin
-from probinfer.coin.descent import descent
-from probinfer.coin.svgd import svgd_direction
+from probinfer.coin.cloud_descent import descent
+from probinfer.coin.stein_descent import svgd_direction
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import pytree
 from probinfer.kernels import RBF

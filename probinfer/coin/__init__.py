@@ -1,19 +1,19 @@
 """Particles that are carried to a density without a learning rate."""
 
-from probinfer.coin.descent import CloudInfo, CloudState, descent
-from probinfer.coin.diagnostics import particles_for, predicted_sd
-from probinfer.coin.em import EMInfo, EMState, em
-from probinfer.coin.engine import SVGD
-from probinfer.coin.geometry import Diagonal, Full, Identity
-from probinfer.coin.ksd_descent import KSDDescent, ksd_descent
-from probinfer.coin.lawgd import lawgd
-from probinfer.coin.lawgd_engine import LAWGD
-from probinfer.coin.low_rank import LowRank
-from probinfer.coin.mied import MIEDInfo, MIEDState, mied
-from probinfer.coin.mirrored import MirroredInfo, MirroredState, mirrored_svgd, mirrored_svmd
-from probinfer.coin.mirrors import BijectorMirror, Box, Orthant, Simplex, mirror_from_bijector
-from probinfer.coin.reports import ParticlesInfo
-from probinfer.coin.svgd import svgd
+from probinfer.coin.cloud.geometry import Diagonal, Full, Identity
+from probinfer.coin.cloud.low_rank import LowRank
+from probinfer.coin.cloud_descent import CloudInfo, CloudState, descent
+from probinfer.coin.constrained.mirrored import MirroredInfo, MirroredState, mirrored_svgd, mirrored_svmd
+from probinfer.coin.constrained.mirrors import BijectorMirror, Box, Orthant, Simplex, mirror_from_bijector
+from probinfer.coin.constrained.repulsion import MIEDInfo, MIEDState, mied
+from probinfer.coin.discrepancy_descent import KSDDescent, ksd_descent
+from probinfer.coin.engine.diagnostics import particles_for, predicted_sd
+from probinfer.coin.engine.reports import ParticlesInfo
+from probinfer.coin.engine.svgd import SVGD
+from probinfer.coin.laplacian.direction import lawgd
+from probinfer.coin.laplacian.engine import LAWGD
+from probinfer.coin.marginal_likelihood import EMInfo, EMState, em
+from probinfer.coin.stein_descent import svgd
 
 __all__ = [
     "LAWGD",

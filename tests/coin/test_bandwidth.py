@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from probinfer import kernels
-from probinfer.coin import bandwidth
+from probinfer.coin.cloud import bandwidth
 
 RNG = np.random.default_rng(0)
 

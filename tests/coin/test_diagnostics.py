@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.coin import diagnostics, stopping
-from probinfer.coin.descent import CloudInfo
+from probinfer.coin.cloud_descent import CloudInfo
+from probinfer.coin.engine import diagnostics, stopping
 from probinfer.core.algorithm import algorithm
 from tests.reference import stein as oracle
 

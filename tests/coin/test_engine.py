@@ -9,8 +9,8 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, targets
-from probinfer.coin import reports
-from probinfer.coin.trajectories import blank
+from probinfer.coin.engine import reports
+from probinfer.coin.engine.trajectories import blank
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from probinfer import coin
-from probinfer.coin import geometry, low_rank
-from probinfer.coin.descent import choose_geometry
+from probinfer.coin.cloud import geometry, low_rank
+from probinfer.coin.cloud_descent import choose_geometry
 
 GEOMETRIES = [coin.Identity(), coin.Diagonal(), coin.LowRank(), coin.Full()]
 WITH_SCALE = GEOMETRIES[1:]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import coin, kernels
-from probinfer.coin import graphical
+from probinfer.coin.cloud import graphical
 from tests.reference.coin import direction, quantile_of_pairs
 
 RNG = np.random.default_rng(0)

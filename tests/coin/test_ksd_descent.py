@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from probinfer import coin, kernels
-from probinfer.coin.ksd_descent import hessian_products, ksd_direction
+from probinfer.coin.discrepancy_descent import hessian_products, ksd_direction
 from probinfer.core.binding import LogDensity
 from probinfer.numerics import stein
 from probinfer.running.driver import record_nothing, run

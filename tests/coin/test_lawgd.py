@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from probinfer.coin import lawgd_spectrum
-from probinfer.coin.lawgd import evaluate_spectrum, lawgd, lawgd_direction
-from probinfer.coin.lawgd_spectrum import decompose, find_spectrum
+from probinfer.coin.laplacian import spectrum as lawgd_spectrum
+from probinfer.coin.laplacian.direction import evaluate_spectrum, lawgd, lawgd_direction
+from probinfer.coin.laplacian.spectrum import decompose, find_spectrum
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import NumericalError
 from probinfer.running.driver import record_nothing, run

@@ -8,8 +8,8 @@ from scipy.optimize import minimize
 
 import probinfer as pi
 from probinfer import coin
-from probinfer.coin.barrier import nearest_move
-from probinfer.coin.mied import riesz_direction
+from probinfer.coin.constrained.barrier import nearest_move
+from probinfer.coin.constrained.repulsion import riesz_direction
 from probinfer.core.binding import LogDensity
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import betting, coin, kernels
-from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
+from probinfer.coin.constrained.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from tests.reference import mirrored as oracle
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from probinfer.coin import modes
+from probinfer.coin.engine import modes
 
 pytestmark = pytest.mark.f32
 

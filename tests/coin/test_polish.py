@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.coin import polish
+from probinfer.coin.engine import polish
 
 
 def log_skewed(z):

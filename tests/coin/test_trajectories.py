@@ -10,7 +10,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, targets
-from probinfer.coin.trajectories import blank, complaint, findings, tried, vouches
+from probinfer.coin.engine.trajectories import blank, complaint, findings, tried, vouches
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status

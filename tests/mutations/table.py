@@ -191,7 +191,7 @@ MUTANTS = [
     ),
     # Coins.
     *_of(
-        "coin/geometry.py",
+        "coin/cloud/geometry.py",
         "coin/test_geometry.py",
         (
             "return Metric(metric.centre + metric.factor * mean, metric.factor * spread), (z - mean) / spread",
@@ -201,7 +201,7 @@ MUTANTS = [
         ("shrinkage = min(1.0, dims / size)", "shrinkage = 0.0"),
     ),
     *_of(
-        "coin/bandwidth.py",
+        "coin/cloud/bandwidth.py",
         "coin/test_bandwidth.py",
         ("(bits <= middle) & keep) >= wanted", "(bits <= middle) & keep) > wanted"),
         ("middle / math.log(size + 1)", "middle / math.log(size)"),

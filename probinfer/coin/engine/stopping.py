@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from probinfer.coin import cloud
-from probinfer.coin.descent import CloudInfo, CloudState
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud_descent import CloudInfo, CloudState
 from probinfer.core.algorithm import Algorithm, algorithm
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.coin.bandwidth import squared_bandwidth
-from probinfer.coin.cloud import masked_mean
+from probinfer.coin.cloud.bandwidth import squared_bandwidth
+from probinfer.coin.cloud.table import masked_mean
 from probinfer.core.types import Array, Bool, Float
 from probinfer.kernels import InverseMultiquadric
 from probinfer.numerics.stein import stein_sums

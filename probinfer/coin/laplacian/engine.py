@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin import cloud
-from probinfer.coin.engine import check_particles, sample_particles
-from probinfer.coin.lawgd import algorithm_of, evaluate_spectrum, spectrum_of
-from probinfer.coin.lawgd_spectrum import Spectrum
+from probinfer.coin.cloud import table
+from probinfer.coin.engine.svgd import check_particles, sample_particles
+from probinfer.coin.laplacian.direction import algorithm_of, evaluate_spectrum, spectrum_of
+from probinfer.coin.laplacian.spectrum import Spectrum
 from probinfer.core.binding import Bound
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
@@ -113,4 +113,4 @@ def _draw(spectrum: Spectrum, like: ArrayTree, key: PRNGKey, attempt: Array) -> 
     home = spectrum.homes[tuple(index)] + shift * spectrum.spacing
     found = spectrum.centre + spectrum.scale * jnp.where(known, w, home)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    return cloud.unravel(one, found)
+    return table.unravel(one, found)

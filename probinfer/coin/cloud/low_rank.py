@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from probinfer.coin.geometry import Metric, moments
+from probinfer.coin.cloud.geometry import Metric, moments
 from probinfer.core.types import Array, Bool, Float, pytree
 
 __all__ = ["LowRank", "Spikes", "spikes"]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin import cloud
+from probinfer.coin.cloud import table as cloud
 from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = ["MODES", "Shares", "shares_of_modes", "unseen"]

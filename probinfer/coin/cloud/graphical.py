@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.coin.bandwidth import scaled_kernel, squared_bandwidth
+from probinfer.coin.cloud.bandwidth import scaled_kernel, squared_bandwidth
 from probinfer.core.types import Array, Bool, Float, Int
 from probinfer.numerics.stein import stein_direction
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin import cloud
-from probinfer.coin.descent import descent
-from probinfer.coin.geometry import Diagonal, Metric
-from probinfer.coin.lawgd_spectrum import Spectrum, find_spectrum
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.geometry import Diagonal, Metric
+from probinfer.coin.cloud_descent import descent
+from probinfer.coin.laplacian.spectrum import Spectrum, find_spectrum
 from probinfer.core.algorithm import Algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud import masked_mean
+from probinfer.coin.cloud.table import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, pytree
 
 __all__ = ["Diagonal", "Full", "Identity", "Metric", "is_due", "is_stale", "moments"]

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin import bandwidth as bandwidths
-from probinfer.coin import cloud
-from probinfer.coin import geometry as geometries
-from probinfer.coin.geometry import Diagonal, Full, Metric
-from probinfer.coin.low_rank import LowRank
+from probinfer.coin.cloud import bandwidth as bandwidths
+from probinfer.coin.cloud import geometry as geometries
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.geometry import Diagonal, Full, Metric
+from probinfer.coin.cloud.low_rank import LowRank
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened

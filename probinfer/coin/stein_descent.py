@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from probinfer.coin.bandwidth import check_rule
-from probinfer.coin.descent import descent
-from probinfer.coin.geometry import Diagonal, Identity
-from probinfer.coin.graphical import graphical_direction, neighbourhoods
+from probinfer.coin.cloud.bandwidth import check_rule
+from probinfer.coin.cloud.geometry import Diagonal, Identity
+from probinfer.coin.cloud.graphical import graphical_direction, neighbourhoods
+from probinfer.coin.cloud_descent import descent
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import Array
 from probinfer.kernels import RBF

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from probinfer.coin import bandwidth as bandwidths
-from probinfer.coin import cloud
-from probinfer.coin import geometry as geometries
-from probinfer.coin.descent import choose_geometry
-from probinfer.coin.geometry import Metric
-from probinfer.coin.mirrored_directions import adapted_direction, mirrored_direction
+from probinfer.coin.cloud import bandwidth as bandwidths
+from probinfer.coin.cloud import geometry as geometries
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.geometry import Metric
+from probinfer.coin.cloud_descent import choose_geometry
+from probinfer.coin.constrained.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin import cloud
-from probinfer.coin.descent import CloudState, geometry_of
-from probinfer.coin.diagnostics import Judgement, judge
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud_descent import CloudState, geometry_of
+from probinfer.coin.engine.diagnostics import Judgement, judge
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud import masked_mean
+from probinfer.coin.cloud.table import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
 from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place

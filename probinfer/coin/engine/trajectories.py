@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.coin import cloud
-from probinfer.coin.descent import CloudState, geometry_of
-from probinfer.coin.modes import Shares, shares_of_modes, unseen
-from probinfer.coin.views import logdensity_in_cloud
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.views import logdensity_in_cloud
+from probinfer.coin.cloud_descent import CloudState, geometry_of
+from probinfer.coin.engine.modes import Shares, shares_of_modes, unseen
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
 from probinfer.mcmc.lanes.hmc import hmc_transition

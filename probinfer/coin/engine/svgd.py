@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin import cloud, diagnostics, reports
-from probinfer.coin import polish as polishing
-from probinfer.coin.descent import CloudInfo, CloudState
-from probinfer.coin.stopping import Watched, has_settled, watched
-from probinfer.coin.svgd import svgd
-from probinfer.coin.trajectories import blank, tried
-from probinfer.coin.views import judged, logdensity_in_cloud, positions_of
+from probinfer.coin.cloud import table
+from probinfer.coin.cloud.views import judged, logdensity_in_cloud, positions_of
+from probinfer.coin.cloud_descent import CloudInfo, CloudState
+from probinfer.coin.engine import diagnostics, reports
+from probinfer.coin.engine import polish as polishing
+from probinfer.coin.engine.stopping import Watched, has_settled, watched
+from probinfer.coin.engine.trajectories import blank, tried
+from probinfer.coin.stein_descent import svgd
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, PRNGKey, field, pytree
@@ -170,7 +171,7 @@ def sample_particles(
         )
         if history.interrupted:
             engine.is_part(history)  # what lost its density is told apart below
-        early = (cloud.ravel(positions), state.watch.early)
+        early = (table.ravel(positions), state.watch.early)
         found = _finish(algorithm, state.cloud, key_judge, key_polish, early, config.polish)
     info = reports.info(target, state, history, found, config)
     reports.refuse(name, info)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin import cloud
-from probinfer.coin import geometry as geometries
-from probinfer.coin.barrier import nearest_move
-from probinfer.coin.geometry import Diagonal, Metric
+from probinfer.coin.cloud import geometry as geometries
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.geometry import Diagonal, Metric
+from probinfer.coin.constrained.barrier import nearest_move
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status

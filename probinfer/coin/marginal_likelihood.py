@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin import cloud
-from probinfer.coin.descent import CloudInfo, CloudState, choose_geometry
-from probinfer.coin.geometry import Diagonal
-from probinfer.coin.svgd import svgd
+from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.geometry import Diagonal
+from probinfer.coin.cloud_descent import CloudInfo, CloudState, choose_geometry
+from probinfer.coin.stein_descent import svgd
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.core.errors import shortened

@@ -11,9 +11,9 @@ from typing import Any
 import optax
 
 from probinfer import betting
-from probinfer.coin import bandwidth as bandwidths
-from probinfer.coin.geometry import Diagonal, Identity
-from probinfer.coin.mirrored_step import MirroredInfo, MirroredState, Rule, init, step
+from probinfer.coin.cloud import bandwidth as bandwidths
+from probinfer.coin.cloud.geometry import Diagonal, Identity
+from probinfer.coin.constrained.mirrored_step import MirroredInfo, MirroredState, Rule, init, step
 from probinfer.core.algorithm import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened

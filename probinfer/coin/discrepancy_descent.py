@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from probinfer.coin.descent import descent
-from probinfer.coin.engine import SVGD
+from probinfer.coin.cloud_descent import descent
+from probinfer.coin.engine.svgd import SVGD
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import check_floating
 from probinfer.core.identity import notice

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.coin import cloud, trajectories
-from probinfer.coin.diagnostics import Judgement, complaint, predicted_sd
-from probinfer.coin.stopping import Watched
-from probinfer.coin.trajectories import Trial
+from probinfer.coin.cloud import table
+from probinfer.coin.engine import trajectories
+from probinfer.coin.engine.diagnostics import Judgement, complaint, predicted_sd
+from probinfer.coin.engine.stopping import Watched
+from probinfer.coin.engine.trajectories import Trial
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree
@@ -102,11 +103,11 @@ def info(target: Any, state: Watched, history: History, found: Finished, config:
     """
     steps = int(history.num_steps)
     norms, virials, statuses = (np.asarray(a)[:steps] for a in history.records)
-    like = cloud.like_one(state.cloud.positions)
+    like = table.like_one(state.cloud.positions)
     size, dims = state.cloud.z.shape
     made = ParticlesInfo(
-        virial=cloud.unravel(like, found.judged.virial),
-        location=cloud.unravel(like, found.judged.location),
+        virial=table.unravel(like, found.judged.virial),
+        location=table.unravel(like, found.judged.location),
         ksd=found.judged.ksd,
         predicted_sd=jnp.asarray(predicted_sd(size, dims), state.cloud.z.dtype),
         direction_norms=jnp.asarray(norms),
@@ -117,8 +118,8 @@ def info(target: Any, state: Watched, history: History, found: Finished, config:
         num_nonfinite=found.num_nonfinite.astype(jnp.int32),
         acceptance=found.acceptance,
         khat=found.khat,
-        shift=cloud.unravel(like, found.trial.shift),
-        growth=cloud.unravel(like, found.trial.growth),
+        shift=table.unravel(like, found.trial.shift),
+        growth=table.unravel(like, found.trial.growth),
         num_lost=found.trial.num_lost,
         num_forsaken=found.trial.num_forsaken,
         mode_shares=found.trial.shares.found,
