@@ -38,7 +38,7 @@ from smc_tempered_targets import TARGETS
 
 import probinfer as pi
 from probinfer import smc
-from probinfer.smc import base_law, population
+from probinfer.smc.tempered import initial_distribution, populations
 
 NAME = "smc_tempered"
 SEEDS, ISLANDS = 40, 8
@@ -209,9 +209,9 @@ def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict],
     records = [measured(name, kind, case, ours(case, kind, num), seeds) for kind in moves]
     if case.mean.size >= 50:  # does the interval hold where the particles are not few?
         records.append(measured(name, f"auto, {2 * num} particles", case, ours(case, "auto", 2 * num), seeds))
-    start = base_law.find_start(jax.random.key(1), case.target, False, None)
+    start = initial_distribution.find_start(jax.random.key(1), case.target, False, None)
     engine = smc.Tempered(num_particles=num, moves="hmc")
-    pilot = population.learn_schedule(engine, start, jax.random.key(2), False)
+    pilot = populations.learn_schedule(engine, start, jax.random.key(2), False)
     run = Peer(start.path, pilot.schedule, 2 * num)
     for tuning, ess, steps in PEERS[: case.num_peers]:
         way = f"blackjax {tuning}, ESS {ess}, {steps} moves"

@@ -21,7 +21,7 @@ from probinfer.core.types import pytree
 from probinfer.inference.posterior import Posterior
 from probinfer.lm.rewards import meanings
 from probinfer.numerics import lbfgs
-from probinfer.smc import likelihood
+from probinfer.smc.parameters import likelihood
 from tests.lm import tables
 
 KEY = jax.random.key(0)

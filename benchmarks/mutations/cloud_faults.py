@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer import resampling, smc
 from probinfer.core.types import pytree
 from probinfer.numerics import weights
-from probinfer.smc.path import PriorPath
+from probinfer.smc.tempered.bridge import PriorPath
 
 from .clouds import Cloud, by_filter, by_gibbs, by_tempering
 from .state_space import WINDOW

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import resampling, smc
-from probinfer.smc import tempering
-from probinfer.smc.particle_gibbs import gibbs_step
-from probinfer.smc.path import PriorPath
+from probinfer.smc.conditional.gibbs import gibbs_step
+from probinfer.smc.tempered import levels
+from probinfer.smc.tempered.bridge import PriorPath
 
 from . import state_space
 from .models import DIMS, GAUSSIAN, NOISE, A, Model
@@ -27,7 +27,7 @@ __all__ = ["REVERSIBLE", "Cloud", "by_filter", "by_gibbs", "by_tempering"]
 
 FILTER, DRAWS, GIBBS = 32, 512, 4  # particles: of an evidence, of a posterior, of a Gibbs step
 CROWD = 128  # of an evidence where some are dead: all of them hardly ever
-ISLAND, KEPT = 64, 31 * tempering.CHAIN_LENGTH  # of a tempered evidence, of a tempered posterior of 31 draws
+ISLAND, KEPT = 64, 31 * levels.CHAIN_LENGTH  # of a tempered evidence, of a tempered posterior of 31 draws
 RISING = np.array([0.02, 0.06, 0.15, 0.35, 0.65, 1.0])
 REFINE = 8
 REVERSIBLE = ("genealogy", "backward")
@@ -143,11 +143,11 @@ def by_tempering(
     )
 
 
-def schedule_of(temperatures) -> tempering.Schedule:
+def schedule_of(temperatures) -> levels.Schedule:
     """Covariances of the Gaussian model's posterior at each temperature, and a step size of 0.9."""
     roots = [np.linalg.cholesky(np.linalg.inv(np.eye(DIMS) + t * A.T @ A / NOISE**2)) for t in temperatures]
     count = len(temperatures)
-    return tempering.Schedule(
+    return levels.Schedule(
         jnp.asarray(temperatures), jnp.asarray(roots), jnp.full(count, 0.9), jnp.int32(count)
     )
 
@@ -165,18 +165,18 @@ def _likelihood(x, theta):
 
 
 def _tempered(wrap, temperatures, key, x, num):
-    settings = tempering.Settings(jnp.asarray(0.5), True, "vmap")
-    algorithm = tempering.tempering(wrap(prior_path(x)), settings)
+    settings = levels.Settings(jnp.asarray(0.5), True, "vmap")
+    algorithm = levels.tempering(wrap(prior_path(x)), settings)
     keys = jax.random.split(key, len(temperatures) + 1)
     schedule, keep = schedule_of(temperatures), jnp.asarray(False)
-    state = tempering.begin(algorithm, keys[0], schedule, keep, num_particles=num)
+    state = levels.begin(algorithm, keys[0], schedule, keep, num_particles=num)
     return jax.lax.scan(lambda state, key: (algorithm.step(key, state)[0], None), state, keys[1:])[0]
 
 
 def _tempered_draws(wrap, temperatures, key, x, num):
     """The last state of every chain of moves."""
     state = _tempered(wrap, temperatures, key, x, KEPT)
-    last = state.positions[tempering.CHAIN_LENGTH - 1 :: tempering.CHAIN_LENGTH]
+    last = state.positions[levels.CHAIN_LENGTH - 1 :: levels.CHAIN_LENGTH]
     assert len(last) == num
     return last
 

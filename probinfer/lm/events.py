@@ -13,7 +13,7 @@ import numpy as np
 
 from probinfer.lm.methods.base import Draws
 from probinfer.lm.tokens.texts import continuation
-from probinfer.smc.watched import Seen
+from probinfer.smc.filtering.watched import Seen
 
 __all__ = ["Event", "onlooker", "stream"]
 

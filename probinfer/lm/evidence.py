@@ -30,8 +30,8 @@ from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.hosts import detached
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import TokenModel, feynman_kac
-from probinfer.smc.forward import forward
-from probinfer.smc.particle_filter import to_result
+from probinfer.smc.filtering.filter import to_result
+from probinfer.smc.filtering.forward import forward
 
 __all__ = ["EvidenceBounds", "evidence_bounds", "exact_paths", "forward_estimates", "reverse_estimates"]
 

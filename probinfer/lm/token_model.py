@@ -21,7 +21,7 @@ from probinfer.lm.replay import replay_step
 from probinfer.lm.rewards.base import View
 from probinfer.lm.stepping import Setting, Taken, take_step
 from probinfer.lm.texts import End, Record, Text
-from probinfer.smc.feynman_kac import BatchedFeynmanKac
+from probinfer.smc.models.feynman_kac import BatchedFeynmanKac
 
 __all__ = ["Ledger", "Particles", "TokenModel", "feynman_kac", "log_target"]
 

@@ -20,30 +20,30 @@ instead of resampling, and ``annealing`` bounds the evidence from both sides.
 scores of diffusion models sample powers and products of their laws. ``host_potential`` weighs particles in Python.
 """
 
-from probinfer.smc.annealed import AnnealedInfo, Annealing, anneal, annealing
-from probinfer.smc.artificial import ArtificialPrior
-from probinfer.smc.conditional import conditional_filter
-from probinfer.smc.diffusion import VarianceExploding, VariancePreserving
-from probinfer.smc.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
+from probinfer.smc.conditional.filter import conditional_filter
+from probinfer.smc.conditional.gibbs import GibbsResult, particle_gibbs
+from probinfer.smc.conditional.tempering import TemperingResult, parallel_tempering
+from probinfer.smc.diffusion.correctors import composed, sample_composed
+from probinfer.smc.diffusion.noise import VarianceExploding, VariancePreserving
+from probinfer.smc.filtering.filter import Result, particle_filter
+from probinfer.smc.filtering.genealogy import coalescence
+from probinfer.smc.filtering.streaming import OnlineInfo, OnlineState, online
 from probinfer.smc.fusion import fuse
-from probinfer.smc.genealogy import coalescence
-from probinfer.smc.host import host_potential
-from probinfer.smc.interop import CuthbertModel, from_cuthbert, from_dynamax, to_cuthbert
-from probinfer.smc.nested import nested, resample_move
-from probinfer.smc.online import OnlineInfo, OnlineState, online
-from probinfer.smc.parallel_tempering import TemperingResult, parallel_tempering
-from probinfer.smc.parameter_gibbs import ParticleGibbs, ParticleGibbsInfo
-from probinfer.smc.parameters import Parameters
-from probinfer.smc.particle_filter import Result, particle_filter
-from probinfer.smc.particle_gibbs import GibbsResult, particle_gibbs
-from probinfer.smc.pmmh import PMMH, PMMHInfo
-from probinfer.smc.proposals import auxiliary, guided, power
-from probinfer.smc.score import composed, sample_composed
-from probinfer.smc.smc2 import SMC2, SMC2Info
-from probinfer.smc.smoothing import SmootherResult, backward_smoother
-from probinfer.smc.state_space import observing, state_space
-from probinfer.smc.tempered import Tempered, TemperedInfo
-from probinfer.smc.two_filter import TwoFilterResult, two_filter
+from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, lift, take
+from probinfer.smc.models.host_potentials import host_potential
+from probinfer.smc.models.interop import CuthbertModel, from_cuthbert, from_dynamax, to_cuthbert
+from probinfer.smc.models.nested_steps import nested, resample_move
+from probinfer.smc.models.proposals import auxiliary, guided, power
+from probinfer.smc.models.state_space_model import observing, state_space
+from probinfer.smc.parameters.gibbs import ParticleGibbs, ParticleGibbsInfo
+from probinfer.smc.parameters.model import Parameters
+from probinfer.smc.parameters.pmmh import PMMH, PMMHInfo
+from probinfer.smc.parameters.smc2 import SMC2, SMC2Info
+from probinfer.smc.smoothing.artificial_priors import ArtificialPrior
+from probinfer.smc.smoothing.backward import SmootherResult, backward_smoother
+from probinfer.smc.smoothing.two_filters import TwoFilterResult, two_filter
+from probinfer.smc.tempered.annealed import AnnealedInfo, Annealing, anneal, annealing
+from probinfer.smc.tempered.engine import Tempered, TemperedInfo
 
 __all__ = [
     "PMMH",

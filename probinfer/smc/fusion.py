@@ -44,10 +44,10 @@ from probinfer.numerics import weights
 from probinfer.numerics.covariance_factor import root_of
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
-from probinfer.smc.base_law import INFLATION, Start
-from probinfer.smc.path import FREEDOM, StudentPath, flatten_one, unflatten
-from probinfer.smc.population import learn_schedule
-from probinfer.smc.tempered import Tempered, sample_from
+from probinfer.smc.tempered.bridge import FREEDOM, StudentPath, flatten_one, unflatten
+from probinfer.smc.tempered.engine import Tempered, sample_from
+from probinfer.smc.tempered.initial_distribution import INFLATION, Start
+from probinfer.smc.tempered.populations import learn_schedule
 from probinfer.targets import Target
 
 __all__ = ["Belief", "combine", "fuse"]

@@ -18,7 +18,7 @@ from probinfer.lm.methods.filters import scheme_of
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import feynman_kac
-from probinfer.smc.particle_gibbs import gibbs_step
+from probinfer.smc.conditional.gibbs import gibbs_step
 from tests.lm import tables
 
 LENGTH, CLASSES, RIGHT, EOS, PARTICLES = 3, 3, 0.9, 2, 4

@@ -64,7 +64,7 @@ MUTANTS = [
         ('jnp.dtype("float32"): (-6, -3)', 'jnp.dtype("float32"): (-5, -3)'),
         ("return 2.0 * jnp.sum(jnp.log(jnp.diagonal(L)))", "return jnp.sum(jnp.log(jnp.diagonal(L)))"),
     ),
-    *_of("smc/tempering.py", "smc/test_tempered.py", ("moved.acceptance[1:]", "moved.acceptance")),
+    *_of("smc/tempered/levels.py", "smc/test_tempered.py", ("moved.acceptance[1:]", "moved.acceptance")),
     *_of(
         "checks/bands.py",
         "checks/test_bands.py",
@@ -156,19 +156,19 @@ MUTANTS = [
     ),
     # Particles.
     *_of(
-        "smc/forward.py",
+        "smc/filtering/forward.py",
         "smc/test_particle_filter.py smc/test_particle_gibbs.py",
         ("log_weights - log_mean + increments,", "log_weights + increments,"),
         (".at[0].set(chosen.astype(jnp.int32)).at[chosen].set(0)", ".at[0].set(chosen.astype(jnp.int32))"),
         ("log_total = log_weights + log_suffix", "log_total = log_suffix"),
     ),
     *_of(
-        "smc/forward.py",
+        "smc/filtering/forward.py",
         "smc/test_feynman_kac.py smc/test_nested.py",
         ("jnp.where(model.done(parents), jnp.zeros_like(increments), increments)", "increments"),
     ),
     *_of(
-        "smc/smoothing.py",
+        "smc/smoothing/backward.py",
         "smc/test_smoothing.py",
         (
             "log_weights, parent = sweep.past_weights[t - 1], sweep.ancestors[t, index]",
@@ -177,7 +177,7 @@ MUTANTS = [
         ("(index, path, jnp.maximum(worst, code)), index != parent", "(index, path, worst), index != parent"),
     ),
     *_of(
-        "smc/tempering.py",
+        "smc/tempered/levels.py",
         "smc/test_tempered.py",
         (
             "num_moves=CHAIN_LENGTH - 1 if settings.waste_free",

@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from probinfer import resampling, smc
-from probinfer.smc.feynman_kac import as_batched
+from probinfer.smc.models.feynman_kac import as_batched
 from tests.reference import hmm
 from tests.smc import models
 from tests.smc.models import Z_LIMIT, z_scores

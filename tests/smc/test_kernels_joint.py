@@ -10,8 +10,8 @@ import pytest
 from probinfer import checks, resampling, smc
 from probinfer.checks import known
 from probinfer.core.types import field, pytree
-from probinfer.smc import moves
-from probinfer.smc.particle_gibbs import gibbs_step
+from probinfer.smc.conditional.gibbs import gibbs_step
+from probinfer.smc.tempered.moves import hamiltonian
 from tests.smc import models
 
 STEPS, PARTICLES, LANES, LEVEL = 3, 4, 400, 1e-4
@@ -220,7 +220,7 @@ class Move:
             return jax.value_and_grad(tilted, has_aux=True)(u)
 
         root, step_size = jnp.asarray([[0.7, 0.0], [-0.1, 0.4]], theta.dtype), jnp.asarray(0.9, theta.dtype)
-        moved = moves.hmc_moves(
+        moved = hamiltonian.hmc_moves(
             key, evaluate, theta[None], root, step_size, 0 * step_size, num_moves=1, mode="vmap"
         )
         return moved.positions[-1, 0]

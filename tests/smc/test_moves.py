@@ -14,9 +14,9 @@ import probinfer as pi
 from probinfer import smc, targets
 from probinfer.checks import evidence_sandwich, known, trials
 from probinfer.numerics import covariance_factor
-from probinfer.smc import choice, independent_moves, moves, nuts_moves
-from probinfer.smc.path import FREEDOM
-from probinfer.smc.schedule import Plan
+from probinfer.smc.tempered.bridge import FREEDOM
+from probinfer.smc.tempered.moves import choice, hamiltonian, independent, no_u_turn
+from probinfer.smc.tempered.schedule import Plan
 from tests.smc import tempered_cases as cases
 from tests.smc.test_tempered import infer
 
@@ -29,14 +29,14 @@ def nuts_once(logdensity_fn, key, position):
         return jax.value_and_grad(lambda u: (logdensity_fn(u), jnp.zeros(())), has_aux=True)(u)
 
     root, step_size = jnp.asarray(ROOT, position.dtype), jnp.asarray(0.9, position.dtype)
-    moved = nuts_moves.nuts_moves(
+    moved = no_u_turn.nuts_moves(
         key, evaluate, position[None], root, step_size, 0 * step_size, num_moves=1, mode="vmap"
     )
     return moved.positions[-1, 0], moved.acceptance
 
 
 def independent_once(logdensity_fn, key, position):
-    moved = independent_moves.independent_moves(
+    moved = independent.independent_moves(
         key,
         lambda u: (logdensity_fn(u), jnp.zeros(())),
         position[None],
@@ -65,7 +65,7 @@ def test_acceptance_and_law_of_one_proposal(dtype):
     num = 4000
     start = jax.random.normal(jax.random.key(0), (num, 1), dtype)
     moved = jax.jit(
-        lambda key, start: independent_moves.independent_moves(
+        lambda key, start: independent.independent_moves(
             key,
             lambda u: (-0.5 * jnp.sum(u**2), u[0]),
             start,
@@ -98,7 +98,7 @@ def test_a_law_that_is_the_target_accepts_everything():
     target = dist.MultivariateStudentT(FREEDOM, jnp.asarray(LOC), jnp.asarray(ROOT))
     start = target.sample(jax.random.key(3), (64,))
     moved = jax.jit(
-        lambda key, start: independent_moves.independent_moves(
+        lambda key, start: independent.independent_moves(
             key,
             lambda u: (target.log_prob(u), jnp.zeros(())),
             start,
@@ -117,7 +117,7 @@ def test_a_law_that_is_the_target_accepts_everything():
 
 def moved_to(positions):
     nothing = jnp.zeros(())
-    return moves.Moved(jnp.asarray(positions), nothing, nothing, nothing, nothing, nothing)
+    return hamiltonian.Moved(jnp.asarray(positions), nothing, nothing, nothing, nothing, nothing)
 
 
 def test_mixing_and_the_proposals_that_it_takes():

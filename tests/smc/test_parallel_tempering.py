@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from probinfer import smc
-from probinfer.smc.parallel_tempering import path_log_potential
+from probinfer.smc.conditional.tempering import path_log_potential
 from tests.reference import hmm
 from tests.smc import models
 from tests.smc.models import P_LIMIT

@@ -15,7 +15,9 @@ from probinfer import mcmc, smc
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.mcmc import report
-from probinfer.smc import likelihood, parameters, pmmh, smc2, theta_particles, theta_pilot
+from probinfer.smc.parameters import likelihood, parameter_particles, pmmh, smc2
+from probinfer.smc.parameters import model as parameters
+from probinfer.smc.parameters import pilot as theta_pilot
 from tests.params import quick
 from tests.reference import kalman
 from tests.smc import parameter_cases as cases
@@ -197,11 +199,11 @@ def test_noisy_filters_are_given_more_particles(monkeypatch):
 
 
 def first_population(target):
-    plan = theta_particles.empty_plan(cases.NUM_STEPS, 2)
+    plan = parameter_particles.empty_plan(cases.NUM_STEPS, 2)
     return (
         jax.random.key(1),
         target,
-        theta_particles.begin(jax.random.key(0), target, plan, jnp.asarray(True), num=128),
+        parameter_particles.begin(jax.random.key(0), target, plan, jnp.asarray(True), num=128),
     )
 
 
@@ -215,8 +217,8 @@ def test_exchanged_filters_weigh_without_bias(dtype):
     exact = kalman.kalman(cases.observations(0)[:4], **settings)[0]
     sums = []
     for seed in range(20):
-        old = theta_particles.attach(jax.random.key(2 * seed), target, population, num_particles=8)
-        new = theta_particles.attach(jax.random.key(2 * seed + 1), target, old, num_particles=8)
+        old = parameter_particles.attach(jax.random.key(2 * seed), target, population, num_particles=8)
+        new = parameter_particles.attach(jax.random.key(2 * seed + 1), target, old, num_particles=8)
         sums.append(np.exp(np.asarray(new.log_weights) - exact))
     assert abs(z_scores(np.concatenate(sums), 1.0)) < Z_LIMIT
 

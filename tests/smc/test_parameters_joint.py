@@ -11,11 +11,12 @@ from scipy import stats
 
 from probinfer import resampling, smc
 from probinfer.checks import joint_test
-from probinfer.smc import likelihood, parameters, pmmh
-from probinfer.smc import parameter_gibbs_step as gibbs
-from probinfer.smc.feynman_kac import as_batched
-from probinfer.smc.forward import forward
-from probinfer.smc.particle_gibbs import choose_path
+from probinfer.smc.conditional.gibbs import choose_path
+from probinfer.smc.filtering.forward import forward
+from probinfer.smc.models.feynman_kac import as_batched
+from probinfer.smc.parameters import gibbs_step as gibbs
+from probinfer.smc.parameters import likelihood, pmmh
+from probinfer.smc.parameters import model as parameters
 from tests.reference import hmm
 from tests.smc import parameter_cases as cases
 from tests.smc.models import P_LIMIT

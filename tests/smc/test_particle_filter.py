@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from probinfer import resampling, smc
 from probinfer.core.status import Status
-from probinfer.smc.particle_filter import check_counts
+from probinfer.smc.filtering.filter import check_counts
 from tests.params import quick
 from tests.reference import hmm, kalman
 from tests.smc import models

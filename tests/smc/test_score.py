@@ -10,13 +10,13 @@ from jax.tree_util import Partial
 
 from probinfer import smc
 from probinfer.core.status import Status
-from probinfer.smc import score
+from probinfer.smc.diffusion import correctors
 from tests.params import quick
 from tests.reference import mixtures as reference
 
 EXPLODING = (0.02, 200.0)
 STEPS, PARTICLES, RUNS = 80, 256, 64
-evaluate = jax.jit(score.drift_and_rate)
+evaluate = jax.jit(correctors.drift_and_rate)
 EDGES = np.array([-1.5, 0.0, 1.5])
 ROUND = np.eye(2)
 TWO = reference.mixture([0.3, 0.7], [[-2.0, 0.0], [2.0, 0.5]], [0.6 * ROUND, [[0.3, 0.1], [0.1, 0.5]]])

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from probinfer import resampling, smc
 from probinfer.core.status import Status
-from probinfer.smc import smoothing
+from probinfer.smc.smoothing import backward
 from tests.reference import hmm, kalman
 from tests.smc import models
 from tests.smc.models import Z_LIMIT, z_scores
@@ -21,11 +21,11 @@ RUNS = 10_000
 @pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["all", "some"])
 def way(request, monkeypatch):
     """Among all particles, or among some of them: two candidates beside the parent, which nearly always matters."""
-    monkeypatch.setattr(smoothing, "EXACT", 10**9 if request.param else 1)
+    monkeypatch.setattr(backward, "EXACT", 10**9 if request.param else 1)
     if not request.param:
-        monkeypatch.setattr(smoothing, "CANDIDATES", 2)
+        monkeypatch.setattr(backward, "CANDIDATES", 2)
     yield request.param
-    smoothing._run.clear_cache()
+    backward._run.clear_cache()
 
 
 @partial(jax.jit, static_argnames=("sizes", "way"))
@@ -94,7 +94,7 @@ def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
     model = hmm.random_model(2, num_states=2, num_steps=3)
     expected = hmm.marginals(model)
     distances = []
-    assert 25 <= smoothing.EXACT < 400
+    assert 25 <= backward.EXACT < 400
     for size in (25, 400):
         keys = jax.random.split(jax.random.key(size), 200)
         fk, scheme = models.finite(model, dtype), resampling.adaptive()
@@ -131,10 +131,10 @@ def test_paths_in_chunks_new_data_and_limit_cases(key, monkeypatch, count_compil
     with count_compiles() as compiles:
         smc.backward_smoother(other_key, again, 6, 16, num_paths=7)
     assert compiles.count == 0
-    monkeypatch.setattr(smoothing, "_CHUNK", 48)  # three paths at a time
-    smoothing._run.clear_cache()
+    monkeypatch.setattr(backward, "_CHUNK", 48)  # three paths at a time
+    backward._run.clear_cache()
     parts = smc.backward_smoother(key, fk, 6, 16, num_paths=7)
-    smoothing._run.clear_cache()
+    backward._run.clear_cache()
     np.testing.assert_allclose(parts.paths, whole.paths, rtol=1e-12)
     one = smc.backward_smoother(key, fk, 6, 1, num_paths=2)
     assert np.all(one.update_rate == 0)

@@ -7,8 +7,8 @@ from jax.tree_util import Partial
 
 from probinfer import smc
 from probinfer.core.status import Status
-from probinfer.smc.forward import forward
-from probinfer.smc.missing import log_seen
+from probinfer.smc.filtering.forward import forward
+from probinfer.smc.models.missing import log_seen
 from tests.reference import kalman
 from tests.smc import models
 

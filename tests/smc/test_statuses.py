@@ -14,7 +14,10 @@ from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.inference import findings
 from probinfer.mcmc import report
-from probinfer.smc import path, schedule, smc2, tempered, tempering
+from probinfer.smc.parameters import smc2
+from probinfer.smc.tempered import bridge as path
+from probinfer.smc.tempered import engine as tempered
+from probinfer.smc.tempered import levels, schedule
 from tests.smc import parameter_cases
 from tests.smc import tempered_cases as cases
 
@@ -113,12 +116,12 @@ def test_a_narrow_mode_that_was_lost_is_told():
 def test_a_level_reports_its_moves_and_remembers_the_best(dtype):
     """Steps a million times too long are all refused. The row before the first move is no move."""
     bridge = path.from_prior(cases.target_of(cases.NORMAL), jnp.zeros(2, dtype))
-    algorithm = tempering.tempering(bridge, tempering.Settings(jnp.asarray(0.5, dtype), "hmc", True, "vmap"))
+    algorithm = levels.tempering(bridge, levels.Settings(jnp.asarray(0.5, dtype), "hmc", True, "vmap"))
     one = schedule.empty_schedule(2, 1)
     plan = one._replace(
         temperatures=jnp.ones(1, dtype), roots=1e6 * jnp.ones_like(one.roots), step_sizes=jnp.ones(1, dtype)
     )
-    state = tempering.begin(algorithm, jax.random.key(0), plan, jnp.asarray(False), num_particles=32)
+    state = levels.begin(algorithm, jax.random.key(0), plan, jnp.asarray(False), num_particles=32)
     first = float(jnp.max(state.log_ratios))
     assert float(state.best_ratio) == first
     state, level = jax.jit(algorithm.step)(jax.random.key(1), state)

@@ -15,7 +15,7 @@ from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.numerics import covariance_factor
 from probinfer.running.driver import record_nothing, run_until
-from probinfer.smc import base_law, population, tempering
+from probinfer.smc.tempered import initial_distribution, levels, populations
 from tests.params import quick
 from tests.smc import tempered_cases as cases
 
@@ -82,7 +82,7 @@ def test_evidence_and_moments(name, dtype):
 def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_before):
     target = cases.target_of(cases.NORMAL)
     call = partial(pi.infer, jax.random.key(0), target, ENGINE, progress=False)
-    press_before(population.Population, "run", finished + 2)  # the first is the pilot
+    press_before(populations.Population, "run", finished + 2)  # the first is the pilot
     if not finished:
         with pytest.raises(KeyboardInterrupt):
             call()
@@ -107,15 +107,17 @@ def test_without_a_prior_the_normaliser_is_estimated():
     # two misses of four at 99 %: .0006
     assert sum(low <= exact.log_evidence <= high for low, high in inside) >= 3
     assert {p.info.start for p in posteriors} == {"student-t"}
-    assert posteriors[0].info.num_gradients > 4 * base_law._DRAWS  # those of its pilot are counted
+    assert (
+        posteriors[0].info.num_gradients > 4 * initial_distribution._DRAWS
+    )  # those of its pilot are counted
 
 
 @partial(jax.jit, static_argnames="num")
 def log_evidences(algorithm, schedule, keys, *, num):
     def one(key):
         key_begin, key_levels = jax.random.split(key)
-        state = tempering.begin(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
-        state, _ = run_until(key_levels, algorithm, state, tempering.is_over, 200, collect=record_nothing)
+        state = levels.begin(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
+        state, _ = run_until(key_levels, algorithm, state, levels.is_over, 200, collect=record_nothing)
         return state.log_evidence
 
     return jax.lax.map(one, keys)
@@ -125,9 +127,9 @@ def log_evidences(algorithm, schedule, keys, *, num):
 @pytest.mark.parametrize("waste_free", [True, False])
 def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     config = smc.Tempered(num_particles=32, waste_free=waste_free)
-    found = base_law.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)
-    pilot = population.learn_schedule(ENGINE, found, jax.random.key(2), False)
-    algorithm = population.Population(config, found.path, False, None).algorithm()
+    found = initial_distribution.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)
+    pilot = populations.learn_schedule(ENGINE, found, jax.random.key(2), False)
+    algorithm = populations.Population(config, found.path, False, None).algorithm()
     keys = jax.random.split(jax.random.key(3), 1000)
     logs = log_evidences(algorithm, pilot.schedule, keys, num=32)
     ratio = np.exp(np.asarray(logs) - cases.truth(cases.BIMODAL).log_evidence)
@@ -234,7 +236,7 @@ def test_a_base_law_that_cannot_be_fitted_is_an_error():
     ) as caught:
         infer(0, cases.without_prior(nowhere))
     assert caught.value.status == Status.NON_FINITE
-    assert not np.isfinite(base_law.fit_student(jnp.ones((2, 10, 2)))[2]).all()
+    assert not np.isfinite(initial_distribution.fit_student(jnp.ones((2, 10, 2)))[2]).all()
 
 
 def test_a_target_that_is_not_reached_is_an_error():

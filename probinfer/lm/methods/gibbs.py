@@ -23,8 +23,8 @@ from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.rewards.algebra import temper
 from probinfer.lm.texts import Record
 from probinfer.lm.token_model import Ledger, TokenModel, empty, feynman_kac, log_target
-from probinfer.smc.forward import forward
-from probinfer.smc.particle_gibbs import choose_path, gibbs_step
+from probinfer.smc.conditional.gibbs import choose_path, gibbs_step
+from probinfer.smc.filtering.forward import forward
 
 __all__ = ["ParallelTempering", "ParticleGibbs"]
 

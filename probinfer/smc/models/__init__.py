@@ -1,0 +1,6 @@
+"""Models of particles: how they begin, move and are weighed.
+
+Start with ``feynman_kac``, what every filter runs, and ``state_space_model``, as users write one. ``proposals`` and
+``nested_steps`` turn a model into one that needs fewer particles; ``host_potentials`` weighs in Python; ``interop``
+takes models of other libraries.
+"""
