@@ -31,9 +31,9 @@ from scipy import optimize
 from probinfer import gp, mcmc
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
-from probinfer.gp.assemble import assemble
-from probinfer.gp.fixed_point import FixedPoint
-from probinfer.gp.marginals import marginals
+from probinfer.gp.approximation.assembly import assemble
+from probinfer.gp.approximation.fixed_point import FixedPoint
+from probinfer.gp.approximation.marginals import marginals
 
 INFERENCE = {
     "Laplace": gp.Laplace(),

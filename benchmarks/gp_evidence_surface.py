@@ -43,7 +43,7 @@ from scipy import special
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp.objectives import Objective, energy
+from probinfer.gp.approximation.objectives import Objective, energy
 from tests.reference import ais
 from tests.reference.ep_correction import ep_correction
 

@@ -23,7 +23,7 @@ from jax.scipy.linalg import solve_triangular
 
 from probinfer import gp
 from probinfer.data.measurements import measurement_path
-from probinfer.gp.hyper_posterior import free_hyperparameters, rebuild
+from probinfer.gp.hyperparameters.posterior import free_hyperparameters, rebuild
 from probinfer.numerics.linalg import safe_cholesky
 from probinfer.targets import LogDensity, from_prior
 

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from probinfer import gp, lm
 from probinfer.core.errors import DamagedFileError
 from probinfer.data import table
-from probinfer.gp.fit import Fit
-from probinfer.gp.scaling import standardization
+from probinfer.gp.hyperparameters.fitting import Fit
+from probinfer.gp.model.scaling import standardization
 from probinfer.lm import checkpoints
 from probinfer.lm.checkpoints.load import _check, _files, _tensors
 from probinfer.lm.reasoner import files

@@ -4,20 +4,21 @@
 """
 
 from probinfer import kernels
-from probinfer.gp import calibration, leaves, likelihoods, means
-from probinfer.gp.condition import condition, log_evidence
-from probinfer.gp.conditioned import Conditioned
-from probinfer.gp.conjugate import Exact
-from probinfer.gp.fit import fit
+from probinfer.gp.approximation.conditioned import Conditioned
+from probinfer.gp.approximation.conditioning import condition, log_evidence
+from probinfer.gp.approximation.conjugate import Exact
+from probinfer.gp.approximation.iterative import EP, VI, Hybrid
+from probinfer.gp.approximation.laplace import Laplace
 from probinfer.gp.fitted import Fit
-from probinfer.gp.hyper_posterior import hyper_posterior
-from probinfer.gp.iterative import EP, VI, Hybrid
-from probinfer.gp.joint import joint_posterior, joint_predictive, latent_values
-from probinfer.gp.laplace import Laplace
-from probinfer.gp.learn import MAP, ML2
-from probinfer.gp.leaves import leaf_names, replace
-from probinfer.gp.model import Model
-from probinfer.gp.priors import default_prior, fixed, tie
+from probinfer.gp.hyperparameters.fitting import fit
+from probinfer.gp.hyperparameters.joint import joint_posterior, joint_predictive, latent_values
+from probinfer.gp.hyperparameters.point_estimates import MAP, ML2
+from probinfer.gp.hyperparameters.posterior import hyper_posterior
+from probinfer.gp.model import leaves, likelihoods, means
+from probinfer.gp.model.leaves import leaf_names, replace
+from probinfer.gp.model.model import Model
+from probinfer.gp.model.priors import default_prior, fixed, tie
+from probinfer.gp.prediction import calibration
 from probinfer.gp.storage import load
 
 __all__ = [

@@ -17,13 +17,12 @@ from jax.scipy.special import logsumexp
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
-from probinfer.gp import components
-from probinfer.gp.model import Model
-from probinfer.gp.predictive import LatentMoments, NormalMixture
-from probinfer.gp.scaling import Scaling
+from probinfer.gp.hyperparameters.verdicts import warn_lost
+from probinfer.gp.model.model import Model
+from probinfer.gp.model.scaling import Scaling
+from probinfer.gp.model.validation import check_data, check_inputs, check_outputs, is_traced
+from probinfer.gp.prediction import LatentMoments, NormalMixture, components
 from probinfer.gp.storage import save
-from probinfer.gp.validate import check_data, check_inputs, check_outputs, is_traced
-from probinfer.gp.verdicts import warn_lost
 from probinfer.inference.posterior import Posterior
 
 __all__ = ["Fit"]

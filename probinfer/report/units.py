@@ -10,7 +10,7 @@ import numpy as np
 from numpyro.distributions import Distribution, constraints
 
 from probinfer import gp
-from probinfer.gp.leaves import constraint_of, get_leaf
+from probinfer.gp.model.leaves import constraint_of, get_leaf
 from probinfer.kernels import ActiveDims, Periodic, Product, Scaled, Stationary, Warped
 
 __all__ = ["Quantity", "learned_names", "most_relevant", "quantities", "spread"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import gp
-from probinfer.gp.sites import Sites
+from probinfer.gp.approximation.sites import Sites
 from tests.reference.likelihoods import LOG_DENSITIES
 
 X = np.array([-1.5, -0.4, 0.3, 1.1, 2.0])[:, None]

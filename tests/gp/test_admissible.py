@@ -9,10 +9,10 @@ from scipy import integrate, optimize, special, stats
 from probinfer import gp
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
-from probinfer.gp.admissible import evidence_status, largest_log_evidence
-from probinfer.gp.condition import Settled
-from probinfer.gp.fixed_point import FixedPoint
-from probinfer.gp.verified import verified
+from probinfer.gp.approximation.admissible import evidence_status, largest_log_evidence
+from probinfer.gp.approximation.conditioning import Settled
+from probinfer.gp.approximation.fixed_point import FixedPoint
+from probinfer.gp.hyperparameters.verified import verified
 from probinfer.vi import MAPInfo
 from tests.reference.likelihoods import LOG_DENSITIES
 

@@ -10,10 +10,10 @@ import pytest
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp.marginals import Marginals
-from probinfer.gp.objectives import Objective
-from probinfer.gp.sites import Sites
-from probinfer.gp.updates import first_sites, updated_sites
+from probinfer.gp.approximation.marginals import Marginals
+from probinfer.gp.approximation.objectives import Objective
+from probinfer.gp.approximation.sites import Sites
+from probinfer.gp.approximation.updates import first_sites, updated_sites
 from tests.gp.approximate_cases import (
     LIKELIHOODS,
     METHODS,

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from probinfer.gp import likelihoods
-from probinfer.gp.calibration import pit, reliability
-from probinfer.gp.predictive import NormalMixture
+from probinfer.gp.prediction import NormalMixture
+from probinfer.gp.prediction.calibration import pit, reliability
 
 RNG = np.random.default_rng(5)
 P = RNG.beta(0.7, 0.9, size=2000)

@@ -7,7 +7,7 @@ import pytest
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp.leaves import get_leaf
+from probinfer.gp.model.leaves import get_leaf
 from tests.reference import gp_predict as oracle
 
 VARIANCE, LENGTHSCALE, NOISE = 1.7, np.array([0.6, 1.9]), 0.3

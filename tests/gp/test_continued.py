@@ -7,10 +7,10 @@ import pytest
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp.condition import Settled
-from probinfer.gp.continued import continued
-from probinfer.gp.sites import Sites
-from probinfer.gp.verified import Verified
+from probinfer.gp.approximation.conditioning import Settled
+from probinfer.gp.approximation.sites import Sites
+from probinfer.gp.hyperparameters.continued import continued
+from probinfer.gp.hyperparameters.verified import Verified
 from probinfer.vi import MAPInfo
 
 OK, STALLED, MISSED = Status.OK, Status.LINE_SEARCH_STALLED, Status.MAX_ITERATIONS

@@ -7,7 +7,7 @@ import pytest
 
 from probinfer import kernels as k
 from probinfer.core.status import Status
-from probinfer.gp.exact import gaussian_evidence
+from probinfer.gp.structure.exact_evidence import gaussian_evidence
 from tests.reference import gp_exact as oracle
 
 

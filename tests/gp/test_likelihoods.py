@@ -13,9 +13,14 @@ from scipy import special
 from probinfer import gp
 from probinfer.core.types import field, pytree
 from probinfer.gp import likelihoods
-from probinfer.gp.likelihoods import moments
-from probinfer.gp.likelihoods.counts import log_gamma_ratio
-from probinfer.gp.likelihoods.probit import inverse_mills, log_ndtr, log_ndtr_derivatives, truncated_variance
+from probinfer.gp.model.likelihoods import moments
+from probinfer.gp.model.likelihoods.counts import log_gamma_ratio
+from probinfer.gp.model.likelihoods.probit import (
+    inverse_mills,
+    log_ndtr,
+    log_ndtr_derivatives,
+    truncated_variance,
+)
 from tests.params import quick
 from tests.reference.likelihoods import LOG_DENSITIES, integrals
 from tests.reference.likelihoods import log_ndtr_derivatives as extended_derivatives

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from probinfer.gp.predictive import NormalMixture
+from probinfer.gp.prediction import NormalMixture
 
 MEANS = np.array([[0.0, -3.0, 1e3], [4.0, -3.0, 1e3 + 1], [0.5, 2.0, 1e3 - 2]])
 VARIANCES = np.array([[1.0, 1e-6, 4.0], [0.01, 1e-6, 4.0], [9.0, 1.0, 0.25]])

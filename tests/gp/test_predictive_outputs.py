@@ -7,8 +7,8 @@ import pytest
 from scipy import special, stats
 
 from probinfer.gp import likelihoods
-from probinfer.gp.calibration import pit
-from probinfer.gp.predictive import BernoulliMixture
+from probinfer.gp.prediction import BernoulliMixture
+from probinfer.gp.prediction.calibration import pit
 from tests.reference.likelihoods import LOG_DENSITIES, integrals
 
 MEANS = np.array([[0.5, -2.0, 3.0], [1.0, -1.0, 3.2]])

@@ -6,8 +6,8 @@ import numpyro.distributions as dist
 import pytest
 
 from probinfer import gp
-from probinfer.gp.hyper_posterior import Free, free_hyperparameters, rebuild
-from probinfer.gp.leaves import get_leaf, leaf_names
+from probinfer.gp.hyperparameters.posterior import Free, free_hyperparameters, rebuild
+from probinfer.gp.model.leaves import get_leaf, leaf_names
 
 X = np.random.default_rng(0).normal(size=(20, 3)) * np.array([1.0, 10.0, 0.1])
 Y = np.sin(X[:, 0])

@@ -7,7 +7,7 @@ import pytest
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp import components
+from probinfer.gp.prediction import components
 from tests.reference import gp_exact as oracle
 
 RNG = np.random.default_rng(42)

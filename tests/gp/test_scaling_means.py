@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import gp
-from probinfer.gp.scaling import identity_scaling, standardization
+from probinfer.gp.model.scaling import identity_scaling, standardization
 
 X = np.random.default_rng(0).normal(size=(30, 3)) * np.array([1e-3, 1.0, 1e6]) + np.array([0.0, 50.0, -1e7])
 Y = 1e4 + 3 * X[:, 1]

@@ -11,7 +11,7 @@ import pytest
 from probinfer import gp, mcmc, targets, vi
 from probinfer.core.types import pytree
 from probinfer.gp.fitted import Fit
-from probinfer.gp.scaling import standardization
+from probinfer.gp.model.scaling import standardization
 from probinfer.inference.posterior import Posterior
 
 X = np.random.default_rng(0).normal(size=(15, 2))
@@ -116,7 +116,12 @@ def test_a_file_cannot_name_foreign_code(tmp_path):
     make().save(tmp_path / "fit.npz")
     with np.load(tmp_path / "fit.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    text = arrays.pop("structure").tobytes().decode().replace("probinfer.gp.conjugate:Exact", "os:PathLike")
+    text = (
+        arrays.pop("structure")
+        .tobytes()
+        .decode()
+        .replace("probinfer.gp.approximation.conjugate:Exact", "os:PathLike")
+    )
     np.savez(tmp_path / "evil.npz", structure=np.frombuffer(text.encode(), np.uint8), **arrays)
     with pytest.raises(ValueError, match="os:PathLike"):
         gp.load(tmp_path / "evil.npz")

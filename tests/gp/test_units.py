@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from probinfer import gp, kernels
-from probinfer.gp.leaves import leaf_names
-from probinfer.gp.scaling import Scaling
-from probinfer.gp.units import in_model_units
+from probinfer.gp.model.leaves import leaf_names
+from probinfer.gp.model.scaling import Scaling
+from probinfer.gp.model.units import in_model_units
 
 k = kernels
 X = np.random.default_rng(0).normal(size=(6, 2)) * [3.0, 500.0]

@@ -11,7 +11,7 @@ import pytest
 from probinfer import gp
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
-from probinfer.gp.verdicts import judged
+from probinfer.gp.hyperparameters.verdicts import judged
 
 SEEDS = range(6)
 LEARNED = {

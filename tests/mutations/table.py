@@ -54,7 +54,7 @@ MUTANTS = [
         ("(1 + _JITTER * (2 * uniforms[0] - 1))", "(1 + _JITTER * (2 * uniforms[0]))"),
     ),
     *_of(
-        "gp/updates.py",
+        "gp/approximation/updates.py",
         "gp/test_approximations.py",
         ("gain2 = (1 / variance - 1 / q.variance) / power", "gain2 = 1 / variance - 1 / q.variance"),
     ),
@@ -237,7 +237,7 @@ MUTANTS = [
     ),
     # Gaussian processes.
     *_of(
-        "gp/updates.py",
+        "gp/approximation/updates.py",
         "gp/test_approximations.py gp/test_condition.py",
         (
             "gain1 = (mean / variance - q.mean / q.variance) / power",
@@ -247,13 +247,13 @@ MUTANTS = [
         ("dvariance = -(squared @ delta[1])", "dvariance = squared @ delta[1]"),
     ),
     *_of(
-        "gp/objectives.py",
+        "gp/approximation/objectives.py",
         "gp/test_approximations.py gp/test_evidence_surface.py gp/test_golden.py",
         ("0.5 * lam2 * (mean * mean + variance)", "0.5 * lam2 * mean * mean"),
         ("lam1, lam2, power, num_nodes, nodes) / power", "lam1, lam2, power, num_nodes, nodes)"),
     ),
     *_of(
-        "gp/likelihoods/counts.py",
+        "gp/model/likelihoods/counts.py",
         "gp/test_likelihoods.py gp/test_predictive_outputs.py",
         ("rate + rate**2 * jnp.expm1(variance)\n", "rate + rate * jnp.expm1(variance)\n"),
         ("rate = _exp(m + 0.5 * v)", "rate = _exp(m)"),
