@@ -30,11 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from measurements import measurement_path
 
 import probinfer as pi
 from probinfer import betting, coin, mcmc
 from probinfer.core.binding import LogDensity
-from probinfer.data.measurements import measurement_path
 
 NAME = "coin_constrained"
 SEEDS, PARTICLES, STEPS = 10, 50, (100, 500, 1000)

@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from measurements import measurement_path
 
 from probinfer import betting, coin
 from probinfer.core.binding import LogDensity, StochasticLogDensity
-from probinfer.data.measurements import measurement_path
 
 NAME = "coin_em"
 SEEDS, PARTICLES, STEPS = 10, 10, 1000

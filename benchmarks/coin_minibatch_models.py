@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measurements import measurement
 
 from probinfer import data, targets
 
@@ -146,7 +147,7 @@ def network(table: Any, seed: int) -> Problem:
 
 MODELS: dict[str, tuple[Callable[[int], Problem], int]] = {
     "breast cancer": (lambda seed: logistic(data.breast_cancer(), seed), 100),
-    "concrete": (lambda seed: network(data.measurement("concrete"), seed), 20),
-    "yacht": (lambda seed: network(data.measurement("yacht"), seed), 20),
-    "wine": (lambda seed: network(data.measurement("winequality_red"), seed), 20),
+    "concrete": (lambda seed: network(measurement("concrete"), seed), 20),
+    "yacht": (lambda seed: network(measurement("yacht"), seed), 20),
+    "wine": (lambda seed: network(measurement("winequality_red"), seed), 20),
 }

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measurements import measurement_path
 from posteriordb_data import read_data, read_draws
 from posteriordb_models import PORTS, Port
 
@@ -209,7 +210,7 @@ def breast_cancer() -> Case:
 
 def banknote() -> Case:
     """1372 banknotes, 5 coefficients."""
-    table = np.loadtxt(data.measurement_path("coin/data_banknote_authentication.txt"), delimiter=",")
+    table = np.loadtxt(measurement_path("coin/data_banknote_authentication.txt"), delimiter=",")
     return logistic("banknote", table[:, :-1], table[:, -1])
 
 

@@ -32,12 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from measurements import measurement
 from numpyro.infer import MCMC
 from numpyro.infer import NUTS as NumPyroNUTS
 from numpyro.infer.util import initialize_model
 
 from probinfer import gp, mcmc
-from probinfer.data import measurement
 from probinfer.inference import diagnostics
 
 OURS, DIAGONAL, DENSE = "probinfer NUTS", "NumPyro NUTS, diagonal", "NumPyro NUTS, dense"

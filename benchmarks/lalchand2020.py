@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpyro.distributions as dist
+from measurements import measurement
 from numpyro.distributions import constraints
 
 from probinfer import gp
-from probinfer.data import co2, measurement
+from probinfer.data import co2
 from probinfer.gp import kernels
 
 __all__ = ["METHODS", "PROBLEMS", "PUBLISHED", "Problem", "airline_prior", "wide_prior"]

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from measurements import measurement_path
 
 from probinfer import gp
-from probinfer.data.measurements import measurement_path
 
 __all__ = ["DATA", "PUBLISHED", "Fold", "folds", "start_model"]
 

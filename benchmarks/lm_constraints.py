@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from probinfer import lm
-from probinfer.lm.transformer import Config, Transformer
+from probinfer.lm.models.transformer import Config, Transformer
 
 NAME = "lm_constraints"
 PARTICLES, TOKENS, PROMPT = 8, 12, "Name a city: "

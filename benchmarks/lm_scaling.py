@@ -21,12 +21,12 @@ import common
 import jax
 import lm_scaling_report as report
 import numpy as np
+from degraded import degrade, noise_for_auc
 
 from probinfer import lm
 from probinfer.lm import selectors
 from probinfer.lm.reasoner import load
 from probinfer.lm.rewards.calibration import auc as auc_of
-from probinfer.lm.rewards.degraded import degrade, noise_for_auc
 from probinfer.running.progress import task
 
 NAME = "lm_scaling"

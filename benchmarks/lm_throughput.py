@@ -47,7 +47,7 @@ def draw(key, model, tokens, length, steps, room, way):
     import jax
     import jax.numpy as jnp
 
-    from probinfer.lm.base import decode
+    from probinfer.lm.models.base import decode
     from probinfer.resampling import in_place, systematic
 
     hidden, prompt = model.prefill(tokens, length)

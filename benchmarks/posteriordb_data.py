@@ -8,8 +8,7 @@ import zipfile
 from typing import Any
 
 import numpy as np
-
-from probinfer.data.measurements import measurement_path
+from measurements import measurement_path
 
 __all__ = ["read_data", "read_draws"]
 

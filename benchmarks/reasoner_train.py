@@ -32,16 +32,16 @@ from typing import Any
 import common
 import jax
 import numpy as np
+from degraded import noise_for_auc
 from scipy import stats
 
 import probinfer as pi
+from probinfer.app.reasoner_training.language_model import Settings, train
+from probinfer.app.reasoner_training.optimizer import Plan, Trace
+from probinfer.app.reasoner_training.reward_model import RewardSettings, auc, judge, train_reward
+from probinfer.app.reasoner_training.rollouts import Rollouts, accuracy, rollouts
 from probinfer.lm.reasoner import encoding, files
-from probinfer.lm.reasoner.optimise import Plan, Trace
-from probinfer.lm.reasoner.rollouts import Rollouts, accuracy, rollouts
 from probinfer.lm.reasoner.task import Problems, draw
-from probinfer.lm.reasoner.train import Settings, train
-from probinfer.lm.reasoner.train_reward import RewardSettings, auc, judge, train_reward
-from probinfer.lm.rewards.degraded import noise_for_auc
 
 NAME = "reasoner_train"
 PACKAGED = Path(pi.__file__).parent / "lm" / "reasoner" / "weights"

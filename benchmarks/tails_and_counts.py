@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
+from measurements import measurement_path
 
 from probinfer import gp
-from probinfer.data.measurements import measurement_path
 from probinfer.gp.hyperparameters.posterior import free_hyperparameters, rebuild
 from probinfer.numerics.linalg import safe_cholesky
 from probinfer.targets import LogDensity, from_prior

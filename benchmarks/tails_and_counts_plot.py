@@ -7,9 +7,8 @@ from typing import Any
 import common
 import jax
 import numpy as np
+from measurements import measurement_path
 from tails_and_counts import Fold
-
-from probinfer.data.measurements import measurement_path
 
 __all__ = ["curves", "plot", "shown_data"]
 

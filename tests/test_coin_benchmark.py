@@ -1,23 +1,18 @@
 """The benchmarks of coin: that draws belong to their densities, distances, and the choice by hindsight."""
 
 import json
-import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import coin_accuracy
 import coin_accuracy_report
 import coin_minibatch
 import coin_minibatch_models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 from coin_energy import Reference, paired
 from coin_targets import TARGETS, rows
-
-sys.path.pop(0)
 
 EXACT = [
     "gauss",

@@ -1,10 +1,10 @@
 """Data: the bundled tables are what they say, splits are fair and repeatable, bad files are named."""
 
+import measurements
 import numpy as np
 import pytest
 
 from probinfer import data
-from probinfer.data import measurements
 
 
 @pytest.mark.parametrize(
@@ -87,31 +87,31 @@ def test_measurement_says_what_is_missing(monkeypatch, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"set the environment variable PROBINFER_DATA.*concrete\.csv"
     ):
-        data.measurement("concrete")
+        measurements.measurement("concrete")
     monkeypatch.setenv("PROBINFER_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        data.measurement("concrete")
+        measurements.measurement("concrete")
     monkeypatch.setenv("PROBINFER_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"has no file gp/concrete\.csv"):
-        data.measurement("concrete")
+        measurements.measurement("concrete")
     with pytest.raises(ValueError, match="concrete, winequality_red, yacht, airline"):
-        data.measurement("cement")
+        measurements.measurement("cement")
 
 
 def test_measurement_reads_each_layout(monkeypatch, tmp_path):
     monkeypatch.setenv("PROBINFER_DATA", str(tmp_path))
     (tmp_path / "gp").mkdir()
     (tmp_path / "gp/AirPassengers.csv").write_text("Month,Passengers\n1949-01-01,112\n1949-02-01,118\n")
-    airline = data.measurement("airline")
+    airline = measurements.measurement("airline")
     np.testing.assert_allclose(airline.X[:, 0], [1949 + 0.5 / 12, 1949 + 1.5 / 12])
     np.testing.assert_allclose(airline.y, [112, 118])
     (tmp_path / "gp/yacht_hydrodynamics.data").write_text("1 2 3 4 5 6 7\n7 6 5 4 3 2 1\n")
-    yacht = data.measurement("yacht")
+    yacht = measurements.measurement("yacht")
     np.testing.assert_allclose(yacht.X[1], [7, 6, 5, 4, 3, 2])
     np.testing.assert_allclose(yacht.y, [7, 1])
     (tmp_path / "gp/concrete.csv").write_text("a,b\n1 ,2 \n")
     with pytest.raises(ValueError, match="should have 9 numeric columns"):
-        data.measurement("concrete")
+        measurements.measurement("concrete")
     assert set(measurements.measurement_names()) == {"concrete", "winequality_red", "yacht", "airline"}
 
 

@@ -19,7 +19,7 @@ from probinfer import checks
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
-from probinfer.lm.rewards import workers
+from probinfer.lm.rewards.host import workers
 from probinfer.running import interrupts
 from probinfer.running.checkpoint import Checkpoint
 from tests.lm import tables

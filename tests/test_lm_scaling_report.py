@@ -1,16 +1,11 @@
 """What lm_scaling says of its results: budgets at equal accuracy, and the table that the README shows."""
 
 import json
-import sys
 from pathlib import Path
 
+import lm_scaling_report as report
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import lm_scaling_report as report
-
-sys.path.pop(0)
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,26 +1,20 @@
 """Ported posteriordb models against slow NumPy densities, faults that must be seen, and the files they come from."""
 
 import json
-import sys
 import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import posteriordb_data
 import pytest
+from posteriordb_models import PORTS, find_port
 
 from probinfer import targets
 from probinfer.checks import stein_identity
 from tests.reference.posteriordb import ORACLES, gp_regr, made_up_data
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import posteriordb_data
-from posteriordb_models import PORTS, find_port
-
-sys.path.pop(0)
 
 DATA = made_up_data(np.random.default_rng(4))
 OF_MODEL = [port for port in PORTS if port.name != "sblri-blr"]  # the same port as sblrc-blr

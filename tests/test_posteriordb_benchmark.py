@@ -1,25 +1,19 @@
 """The numbers of the posteriordb table: errors, weights, failures, and what is kept of an earlier run."""
 
-import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import posteriordb as benchmark
+import posteriordb_plot
 import pytest
 
 from probinfer import vi
 from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
 from probinfer.report.engines import find_engine
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import posteriordb as benchmark
-import posteriordb_plot
-
-sys.path.pop(0)
 
 RNG = np.random.default_rng(2)
 STORED = {"b": 3 + 2 * RNG.normal(size=(2, 200, 2)), "a": RNG.normal(size=(2, 200))}

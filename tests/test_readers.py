@@ -26,7 +26,7 @@ from probinfer.data import table
 from probinfer.gp.hyperparameters.fitting import Fit
 from probinfer.gp.model.scaling import standardization
 from probinfer.lm import checkpoints
-from probinfer.lm.checkpoints.load import _check, _files, _tensors
+from probinfer.lm.models.checkpoints.folder import _check, _files, _tensors
 from probinfer.lm.reasoner import files
 from tests.lm import folders
 

@@ -2,7 +2,6 @@
 
 from probinfer.data.bundled import breast_cancer, co2, diabetes, nile, sunspots
 from probinfer.data.dataset import Dataset
-from probinfer.data.measurements import measurement, measurement_names, measurement_path
 from probinfer.data.splits import kfold, ordered_split, random_split
 from probinfer.data.table import Table, TableError, read_csv, split_target
 
@@ -14,9 +13,6 @@ __all__ = [
     "co2",
     "diabetes",
     "kfold",
-    "measurement",
-    "measurement_names",
-    "measurement_path",
     "nile",
     "ordered_split",
     "random_split",

@@ -6,24 +6,26 @@ from the model times a reward by a method, and votes on their answers; ``stream`
 ``Tabular`` and ``Exact`` are a model and a method whose answers are known exactly.
 """
 
-from probinfer.lm import answers, checkpoints, reasoner, rewards, selectors
-from probinfer.lm.base import LanguageModel
-from probinfer.lm.events import Event
+from probinfer.lm import answers, reasoner, rewards
+from probinfer.lm.answers import selectors
+from probinfer.lm.answers.ancestry import Genealogy, genealogy
+from probinfer.lm.answers.result import Answers, Cost
 from probinfer.lm.evidence import EvidenceBounds, evidence_bounds
-from probinfer.lm.genealogy import Genealogy, genealogy
-from probinfer.lm.infer import infer, stream
-from probinfer.lm.load import load
+from probinfer.lm.facade import infer, stream
+from probinfer.lm.generation.events import Event
+from probinfer.lm.generation.proposals import Proposal
+from probinfer.lm.generation.steps import every, until
+from probinfer.lm.generation.texts import End
 from probinfer.lm.methods.adaptive import Adaptive
 from probinfer.lm.methods.exact import Exact
 from probinfer.lm.methods.filters import BestOfN, Greedy, MajorityVote, ParticleFilter
 from probinfer.lm.methods.gibbs import ParallelTempering, ParticleGibbs
 from probinfer.lm.methods.search import DVTS, BeamSearch, NestedSMC
-from probinfer.lm.model import Model
-from probinfer.lm.proposals import Proposal
-from probinfer.lm.result import Answers, Cost
-from probinfer.lm.steps import every, until
-from probinfer.lm.tabular import Tabular
-from probinfer.lm.texts import End
+from probinfer.lm.models import checkpoints
+from probinfer.lm.models.base import LanguageModel
+from probinfer.lm.models.folder import load
+from probinfer.lm.models.model import Model
+from probinfer.lm.models.tabular import Tabular
 from probinfer.lm.tokens.tokenizer import Tokenizer
 from probinfer.lm.tokens.vocabulary import Vocabulary
 

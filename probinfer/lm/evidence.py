@@ -21,15 +21,15 @@ import numpy as np
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.lm.arguments import as_count
+from probinfer.lm.generation.prompts import encode, limits_of, prepare
+from probinfer.lm.generation.proposals import Proposal, as_proposal
+from probinfer.lm.generation.texts import Record
+from probinfer.lm.generation.token_model import TokenModel, feynman_kac
 from probinfer.lm.methods.base import check_method
 from probinfer.lm.methods.filters import ParticleFilter, independent, scheme_of
-from probinfer.lm.model import Model, check_model
-from probinfer.lm.prompts import encode, limits_of, prepare
-from probinfer.lm.proposals import Proposal, as_proposal
+from probinfer.lm.models.model import Model, check_model
 from probinfer.lm.rewards.deferred import bind
-from probinfer.lm.rewards.hosts import detached
-from probinfer.lm.texts import Record
-from probinfer.lm.token_model import TokenModel, feynman_kac
+from probinfer.lm.rewards.host.registry import detached
 from probinfer.smc.filtering.filter import to_result
 from probinfer.smc.filtering.forward import forward
 

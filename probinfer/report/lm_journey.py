@@ -14,8 +14,8 @@ from scipy import stats
 
 from probinfer import lm
 from probinfer.core.types import PRNGKey
-from probinfer.lm import selectors
-from probinfer.lm.genealogy_picture import Look, draw, size_for
+from probinfer.lm.answers import selectors
+from probinfer.lm.answers.ancestry_picture import Look, draw, size_for
 from probinfer.lm.reasoner import Problem
 from probinfer.report.html import Gallery, Section, Text
 from probinfer.report.live import Screen, is_right

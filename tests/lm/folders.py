@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from probinfer.lm.models.transformer import Config, Transformer
 from probinfer.lm.reasoner import encoding, files
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.lm.transformer import Config, Transformer
 
 RECORDED = Path(__file__).parent / "recorded"
 WORDS = ["<end>", "\n", ".", *"abcdefghijklmnopqrstuvwxyz0123456789 "]

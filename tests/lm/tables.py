@@ -7,8 +7,8 @@ import pytest
 
 from probinfer import lm
 from probinfer.core.types import pytree
-from probinfer.lm.infer import run_prepared
-from probinfer.lm.prompts import Limits, encode, prepare
+from probinfer.lm.facade import run_prepared
+from probinfer.lm.generation.prompts import Limits, encode, prepare
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.meanings import Score
 from tests.reference import language as ref

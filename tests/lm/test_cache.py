@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.lm.cache import WAYS, Cache, fork, moves, write
+from probinfer.lm.models.transformer.cache import WAYS, Cache, fork, moves, write
 from probinfer.resampling import in_place
 
 N = 7

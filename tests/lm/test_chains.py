@@ -11,8 +11,8 @@ from scipy import stats
 
 from probinfer import lm
 from probinfer.core.status import Status
+from probinfer.lm.generation.token_model import empty, log_target
 from probinfer.lm.methods import exact, gibbs
-from probinfer.lm.token_model import empty, log_target
 from tests.lm import tables
 from tests.params import quick
 

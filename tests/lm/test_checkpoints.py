@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from probinfer.lm import checkpoints
-from probinfer.lm.base import decode
-from probinfer.lm.checkpoints.configs import parse_config
-from probinfer.lm.transformer import Transformer
-from probinfer.lm.transformer.rope import frequencies
+from probinfer.lm.models.base import decode
+from probinfer.lm.models.checkpoints.configs import parse_config
+from probinfer.lm.models.transformer import Transformer
+from probinfer.lm.models.transformer.rope import frequencies
 
 FOLDER = Path(__file__).parent / "recorded"
 NAMES = sorted(path.name for path in FOLDER.iterdir())
@@ -221,7 +221,7 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_memory_is_predicted(monkeypatch):
-    from probinfer.lm import memory
+    from probinfer.lm.models import memory
 
     model = checkpoints.load(FOLDER / "qwen3")
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(model)) == 4 * model.config.num_parameters()

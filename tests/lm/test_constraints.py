@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from probinfer.lm import tokens
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards import constraints
 from probinfer.lm.rewards.allowed_tokens import allowed
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degraded import degrade, noise_for_auc
 from scipy import stats
 
+from probinfer.app.reasoner_training.reward_model import auc
 from probinfer.core.types import pytree
-from probinfer.lm.base import Context
-from probinfer.lm.reasoner.train_reward import auc
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.base import View
-from probinfer.lm.rewards.degraded import degrade, noise_for_auc
 from probinfer.lm.rewards.meanings import Score
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from probinfer.lm import tokens
-from probinfer.lm.base import Context
-from probinfer.lm.rewards import workers
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.base import View
-from probinfer.lm.rewards.host import HostScore
+from probinfer.lm.rewards.host import workers
+from probinfer.lm.rewards.host.function_score import HostScore
 
 WORDS = tokens.Vocabulary(("a", "b", "c", "."), eos=".")
 

@@ -14,10 +14,10 @@ import pytest
 
 from probinfer import checks, lm
 from probinfer.core.types import field, pytree
+from probinfer.lm.generation.texts import Record
+from probinfer.lm.generation.token_model import feynman_kac
 from probinfer.lm.methods.filters import scheme_of
 from probinfer.lm.rewards.algebra import Potential
-from probinfer.lm.texts import Record
-from probinfer.lm.token_model import feynman_kac
 from probinfer.smc.conditional.gibbs import gibbs_step
 from tests.lm import tables
 

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degraded import degrade
 
 from probinfer import lm
-from probinfer.lm import memory
-from probinfer.lm.base import Context
-from probinfer.lm.prompts import Limits, _num_chains, prepare
+from probinfer.lm.generation.prompts import Limits, _num_chains, prepare
+from probinfer.lm.models import memory
+from probinfer.lm.models.base import Context
+from probinfer.lm.models.transformer import Config, Transformer
 from probinfer.lm.rewards.calibration import Affine
 from probinfer.lm.rewards.deferred import bind
-from probinfer.lm.rewards.degraded import degrade
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.lm.transformer import Config, Transformer
 from tests.lm import tables
 
 SMALL = {"vocab_size": 8, "intermediate_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}

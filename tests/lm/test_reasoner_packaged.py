@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from probinfer import lm
-from probinfer.lm.reasoner import encoding, files, load, rollouts, task, train_reward
+from probinfer.app.reasoner_training import reward_model, rollouts
+from probinfer.lm.reasoner import encoding, files, load, task
 from probinfer.lm.tokens.tokenizer import Tokenizer
 
 
@@ -39,8 +40,8 @@ def test_the_reward_model_tells_right_from_wrong(model, problems):
     """The rollouts are fixed by their key; on other draws of 120 the AUC has a standard error of 0.02."""
     twice = task.Problems(*(np.repeat(leaf, 2, axis=0) for leaf in problems))
     found = rollouts.rollouts(jax.random.key(3), model, twice)
-    logits, ends = train_reward.judge(files.read_reward(load.folder()), twice, found)
-    assert train_reward.auc(logits[ends], found.right[ends]) > 0.75
+    logits, ends = reward_model.judge(files.read_reward(load.folder()), twice, found)
+    assert reward_model.auc(logits[ends], found.right[ends]) > 0.75
 
 
 def test_the_folder_has_the_tokenizer_of_the_texts():

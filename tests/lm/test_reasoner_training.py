@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from probinfer import Checkpoint
-from probinfer.lm.reasoner import encoding, files, rollouts, task, train_reward
-from probinfer.lm.reasoner.optimise import Plan
-from probinfer.lm.reasoner.rollouts import Rollouts
-from probinfer.lm.reasoner.train import Settings, train
-from probinfer.lm.reasoner.train_reward import RewardSettings
+from probinfer.app.reasoner_training import reward_model, rollouts
+from probinfer.app.reasoner_training.language_model import Settings, train
+from probinfer.app.reasoner_training.optimizer import Plan
+from probinfer.app.reasoner_training.reward_model import RewardSettings
+from probinfer.app.reasoner_training.rollouts import Rollouts
+from probinfer.lm.reasoner import encoding, files, task
 
 PLAN = Plan(num_iterations=12, learning_rate=1e-2, warmup=2, evaluate_from=4, evaluate_every=4)
 TINY = Settings(
@@ -47,7 +48,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def rewarded(trained):
-    return train_reward.train_reward(trained[0], REWARD, progress=False)
+    return reward_model.train_reward(trained[0], REWARD, progress=False)
 
 
 @jax.jit
@@ -80,7 +81,7 @@ def test_the_loss_falls(trained):
 
 def test_an_interrupted_run_goes_on_bit_for_bit(trained, tmp_path, monkeypatch):
     """Killed in step 8 after a checkpoint at step 6; a finished run is read back without a step."""
-    from probinfer.lm.reasoner import train as module
+    from probinfer.app.reasoner_training import language_model as module
 
     checkpoint, batch = Checkpoint(tmp_path / "run", every=3), module._batch
 
@@ -113,20 +114,20 @@ def test_training_stops_at_the_target(trained, tmp_path):
 
 @pytest.mark.slow
 def test_the_reward_model_learns_and_resumes(trained, rewarded, tmp_path, monkeypatch):
-    from probinfer.lm.reasoner import optimise
+    from probinfer.app.reasoner_training import optimizer
 
-    append = optimise.checkpoints.append
+    append = optimizer.checkpoints.append
 
     def killed(*args):
         append(*args)
         raise Interrupted
 
     checkpoint = Checkpoint(tmp_path / "run", every=4)
-    monkeypatch.setattr(optimise.checkpoints, "append", killed)
+    monkeypatch.setattr(optimizer.checkpoints, "append", killed)
     with pytest.raises(Interrupted):
-        train_reward.train_reward(trained[0], REWARD, checkpoint=checkpoint, progress=False)
-    monkeypatch.setattr(optimise.checkpoints, "append", append)
-    reward, trace = train_reward.train_reward(trained[0], REWARD, checkpoint=checkpoint, progress=False)
+        reward_model.train_reward(trained[0], REWARD, checkpoint=checkpoint, progress=False)
+    monkeypatch.setattr(optimizer.checkpoints, "append", append)
+    reward, trace = reward_model.train_reward(trained[0], REWARD, checkpoint=checkpoint, progress=False)
     assert same(reward, rewarded[0])
     assert trace.loss[0] >= np.log(2) * (1 - 1e-5)  # a head of zeros, and the likelihood beside it
     assert trace.loss[-1] < trace.loss[0]
@@ -176,7 +177,7 @@ def test_examples_are_labelled_by_the_checker():
     tokens, length = encoding.solutions(problems)
     tokens[::2, 10] = 3 + (tokens[::2, 10] - 2) % 11
     right = encoding.right_so_far(problems, tokens, length)
-    rows = train_reward.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.25)
+    rows = reward_model.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.25)
     prompts = encoding.prompts(problems)[1]
     for i in range(30):
         own = slice(prompts[i], prompts[i] + length[i])
@@ -192,7 +193,7 @@ def test_the_loss_of_the_reward_model(rewarded):
     reward, problems = rewarded[0], task.draw(2, 6, (1, 2), "reward")
     tokens, length = encoding.solutions(problems)
     right = encoding.right_so_far(problems, tokens, length) & (np.arange(tokens.shape[1]) < 9)
-    rows = train_reward.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.5)
+    rows = reward_model.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.5)
     verdicts = np.asarray(verdicts_at(reward, jnp.asarray(rows.tokens)), float)
     logits = np.asarray(words_after(reward.trunk, jnp.asarray(rows.tokens)), float)
     chance = 1 / (1 + np.exp(-verdicts))
@@ -201,13 +202,13 @@ def test_the_loss_of_the_reward_model(rewarded):
     picked = np.take_along_axis(words[:, :-1], rows.tokens[:, 1:, None], axis=2)[..., 0]
     inside = rows.weights > 0
     batch = ((rows.tokens, rows.labels, rows.weights), (rows.tokens, inside))
-    found = jax.jit(partial(train_reward._loss, 0.3))(reward, jax.tree.map(jnp.asarray, batch))
+    found = jax.jit(partial(reward_model._loss, 0.3))(reward, jax.tree.map(jnp.asarray, batch))
     assert found == pytest.approx(of_labels - 0.3 * picked[inside[:, 1:]].mean(), rel=1e-5)
 
 
 def test_a_grown_model_is_the_same_function(trained):
     model, tokens = trained[0], jnp.asarray(encoding.prompts(task.draw(0, 4))[0])
-    taller = train_reward.grown(jax.random.key(1), model, 2)
+    taller = reward_model.grown(jax.random.key(1), model, 2)
     assert taller.config.num_layers == 3
     np.testing.assert_allclose(words_after(taller, tokens), words_after(model, tokens), rtol=1e-4, atol=1e-5)
 
@@ -215,7 +216,7 @@ def test_a_grown_model_is_the_same_function(trained):
 def test_judge_reads_the_tokens_of_the_solution(rewarded):
     reward, problems = rewarded[0], task.draw(1, 10, (1, 2))
     found = rollouts.rollouts(jax.random.key(0), reward.trunk, problems)
-    logits, ends = train_reward.judge(reward, problems, found, batch=4)
+    logits, ends = reward_model.judge(reward, problems, found, batch=4)
     prompts, lengths = encoding.prompts(problems)
     rows = np.zeros((10, 40), np.int32)
     for i in range(10):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probinfer import lm
-from probinfer.lm.infer import run_prepared
+from probinfer.lm.facade import run_prepared
 from probinfer.lm.methods.adaptive import _log_weights
 from tests.lm import tables
 

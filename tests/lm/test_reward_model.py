@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
+from probinfer.lm.models.tabular import Tabular
+from probinfer.lm.models.transformer import Config, Transformer
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.lm.tabular import Tabular
-from probinfer.lm.transformer import Config, Transformer
 
 CONFIG = Config(
     vocab_size=13,

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from degraded import degrade
 
 from probinfer import lm
 from probinfer.lm.rewards import calibration
 from probinfer.lm.rewards.algebra import Product, Tempered
 from probinfer.lm.rewards.deferred import Deferred, bind
-from probinfer.lm.rewards.degraded import degrade
-from probinfer.lm.rewards.host import Faults
+from probinfer.lm.rewards.host.function_score import Faults
 from probinfer.lm.rewards.meanings import LogOdds
 from probinfer.lm.rewards.model import RewardModel
 from tests.lm import tables

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from probinfer import lm
+from probinfer.lm.generation.stepping import laws
+from probinfer.lm.generation.texts import Record
+from probinfer.lm.generation.token_model import empty, step
 from probinfer.lm.rewards.deferred import bind
-from probinfer.lm.stepping import laws
-from probinfer.lm.texts import Record
-from probinfer.lm.token_model import empty, step
 from tests.lm import tables
 
 METHOD = lm.ParticleFilter(3, step=lm.until(";", max_tokens=3))

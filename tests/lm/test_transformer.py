@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.lm.base import LanguageModel, bucket, decode
-from probinfer.lm.transformer import Config, Rope, Transformer
-from probinfer.lm.transformer.attention import BLOCK, Part, attend, causal
-from probinfer.lm.transformer.rope import frequencies
+from probinfer.lm.models.base import LanguageModel, bucket, decode
+from probinfer.lm.models.transformer import Config, Rope, Transformer
+from probinfer.lm.models.transformer.attention import BLOCK, Part, attend, causal
+from probinfer.lm.models.transformer.rope import frequencies
 from tests.params import quick
 
 SMALL = Config(23, 16, 20, 3, 4, 2, max_context=64)

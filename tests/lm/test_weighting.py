@@ -13,7 +13,7 @@ import pytest
 
 from probinfer import lm
 from probinfer.core.status import Status
-from probinfer.lm.infer import run_prepared
+from probinfer.lm.facade import run_prepared
 from probinfer.lm.methods import search
 from tests.lm import tables
 from tests.params import quick

@@ -287,19 +287,19 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "lm/stepping.py",
+        "lm/generation/stepping.py",
         "lm/test_stepping.py lm/test_weighting.py",
         ("return log_prior, log_softmax(log_law + factors), factors", "return log_prior, log_law, factors"),
         ("jnp.where(agrees, log_weight[0], -jnp.inf)", "log_weight[0]"),
     ),
     *_of(
-        "lm/transformer/attention.py",
+        "lm/models/transformer/attention.py",
         "lm/test_transformer.py lm/test_cache.py",
         ("mask &= q - k < window\n", "mask &= q - k <= window\n"),
         ("top = jnp.maximum(top, jnp.max(far, axis=-1))", "top = jnp.max(far, axis=-1)"),
     ),
     *_of(
-        "lm/transformer/rope.py",
+        "lm/models/transformer/rope.py",
         "lm/test_transformer.py lm/test_checkpoints.py",
         (
             "growth = rope.factor * max(length or 0, context) / context - (rope.factor - 1)",

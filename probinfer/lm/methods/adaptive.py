@@ -11,9 +11,9 @@ import numpy as np
 
 from probinfer.core.status import Status
 from probinfer.core.types import field, pytree
-from probinfer.lm import selectors
+from probinfer.lm.answers import selectors
+from probinfer.lm.generation.token_model import Ledger, TokenModel
 from probinfer.lm.methods.base import Draws, check_count, check_method, has_evidence
-from probinfer.lm.token_model import Ledger, TokenModel
 from probinfer.running import interrupts
 
 __all__ = ["Adaptive", "run_adaptively"]

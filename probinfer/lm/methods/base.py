@@ -10,8 +10,8 @@ import numpy as np
 from probinfer.core.errors import shortened
 from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.arguments import as_count
-from probinfer.lm.steps import Step, every, until
-from probinfer.lm.token_model import Ledger, Particles, TokenModel, feynman_kac
+from probinfer.lm.generation.steps import Step, every, until
+from probinfer.lm.generation.token_model import Ledger, Particles, TokenModel, feynman_kac
 from probinfer.smc.filtering.forward import Sweep, forward
 from probinfer.smc.filtering.watched import watched
 

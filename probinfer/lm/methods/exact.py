@@ -10,10 +10,10 @@ import numpy as np
 
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey, field, pytree
+from probinfer.lm.generation.steps import every
+from probinfer.lm.generation.texts import Record
+from probinfer.lm.generation.token_model import TokenModel, empty, log_target
 from probinfer.lm.methods.base import Draws, check_count, check_step, log_scores
-from probinfer.lm.steps import every
-from probinfer.lm.texts import Record
-from probinfer.lm.token_model import TokenModel, empty, log_target
 from probinfer.numerics import weights
 
 __all__ = ["Exact"]

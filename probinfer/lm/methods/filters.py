@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from probinfer import resampling
 from probinfer.core.types import Array, PRNGKey, field, pytree
+from probinfer.lm.generation.proposals import Proposal
+from probinfer.lm.generation.token_model import TokenModel
 from probinfer.lm.methods.base import (
     Draws,
     check_count,
@@ -19,8 +21,6 @@ from probinfer.lm.methods.base import (
     one_hot,
     one_pass,
 )
-from probinfer.lm.proposals import Proposal
-from probinfer.lm.token_model import TokenModel
 from probinfer.numerics import weights
 
 __all__ = ["BestOfN", "Entropic", "Greedy", "MajorityVote", "ParticleFilter", "never", "scheme_of"]

@@ -18,11 +18,11 @@ from jax import lax
 
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey, field, pytree, strong_array
+from probinfer.lm.generation.texts import Record
+from probinfer.lm.generation.token_model import Ledger, TokenModel, empty, feynman_kac, log_target
 from probinfer.lm.methods.base import Draws, check_count, check_step, default_step, from_sweep
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.rewards.algebra import temper
-from probinfer.lm.texts import Record
-from probinfer.lm.token_model import Ledger, TokenModel, empty, feynman_kac, log_target
 from probinfer.smc.conditional.gibbs import choose_path, gibbs_step
 from probinfer.smc.filtering.forward import forward
 

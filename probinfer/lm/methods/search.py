@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from probinfer.core.types import Array, PRNGKey, field, pytree
+from probinfer.lm.generation.texts import End
+from probinfer.lm.generation.token_model import Particles, TokenModel, fork, step
 from probinfer.lm.methods.base import (
     Draws,
     check_count,
@@ -29,8 +31,6 @@ from probinfer.lm.methods.base import (
     one_pass,
 )
 from probinfer.lm.methods.filters import check_trigger, scheme_of
-from probinfer.lm.texts import End
-from probinfer.lm.token_model import Particles, TokenModel, fork, step
 from probinfer.numerics import weights
 
 __all__ = ["DVTS", "BeamSearch", "NestedSMC"]

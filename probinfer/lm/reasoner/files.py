@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.core.errors import import_extra, reading
-from probinfer.lm.checkpoints import names
-from probinfer.lm.checkpoints.configs import parse_config, read_json
-from probinfer.lm.checkpoints.load import load
+from probinfer.lm.models.checkpoints import names
+from probinfer.lm.models.checkpoints.configs import parse_config, read_json
+from probinfer.lm.models.checkpoints.folder import load
+from probinfer.lm.models.transformer import Config, Transformer
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.rewards.model import RewardModel
-from probinfer.lm.transformer import Config, Transformer
 
 _AGAIN = "copy it again, or train it by benchmarks/reasoner_train.py"
 

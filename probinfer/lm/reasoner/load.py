@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from probinfer.lm.load import load
-from probinfer.lm.model import Model
+from probinfer.lm.models.folder import load
+from probinfer.lm.models.model import Model
 from probinfer.lm.reasoner.files import read_reward
 from probinfer.lm.reasoner.task import (
     HEADER,

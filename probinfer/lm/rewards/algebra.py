@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer.core.errors import shortened
 from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 from probinfer.lm.arguments import known_number
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.base import Sized, Summand, View
 
 __all__ = ["Nothing", "Potential", "Product", "Tempered", "add", "check_power", "temper"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.core.types import Array, Bool, Int, pytree
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 
 __all__ = ["Allowed", "allowed"]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.types import Array
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 
 __all__ = ["Sized", "Summand", "View", "log_value"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from probinfer.core.errors import shortened
 from probinfer.core.types import Array, ArrayTree, pytree
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.meanings import Score
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from probinfer.core.errors import import_extra, shortened
 from probinfer.core.types import Array, ArrayTree, Bool, Int, field, pytree
-from probinfer.lm.base import Context
-from probinfer.lm.rewards import hosts
-from probinfer.lm.rewards.batching import flat
+from probinfer.lm.models.base import Context
+from probinfer.lm.rewards.host import registry
+from probinfer.lm.rewards.host.batching import flat
 
 __all__ = ["Grammar", "Language", "grammar", "json_schema", "regex"]
 
@@ -31,7 +31,7 @@ _OPTIONS = re.compile(r"^%llguidance\s*(\{.*\})\s*$", re.MULTILINE)
 
 
 @pytree
-class Grammar(hosts.OnHost):
+class Grammar(registry.OnHost):
     """A constraint that ``llguidance`` follows on the host; made by ``Language.follow``.
 
     Attributes:
@@ -58,7 +58,7 @@ class Grammar(hosts.OnHost):
     ) -> Bool[Array, "n v"]:
         """What may follow the ``length`` first of ``tokens``."""
         shape = jax.ShapeDtypeStruct((tokens.shape[0], self.vocab_size), jnp.bool_)
-        return hosts.call("masks", shape, self.number, tokens, length)
+        return registry.call("masks", shape, self.number, tokens, length)
 
     def advance(self, state: ArrayTree, tokens: Int[Array, " n"], active: Bool[Array, " n"]) -> ArrayTree:
         """Nothing to follow."""
@@ -96,7 +96,7 @@ class Language(NamedTuple):
         vocabulary = _vocabulary(tokenizer)
         _check(self, vocabulary)
         host = _Host(_library().LLMatcher(vocabulary, self.text, log_level=0), tokenizer, memory)
-        return Grammar(hosts.enlist(host), host, host.vocab_size)
+        return Grammar(registry.enlist(host), host, host.vocab_size)
 
 
 def regex(pattern: Any) -> Language:

@@ -9,7 +9,7 @@ from typing import Any
 from probinfer.core.errors import shortened
 from probinfer.lm.rewards.algebra import Nothing, Potential, add, check_power, temper
 from probinfer.lm.rewards.base import Summand
-from probinfer.lm.rewards.host import HostScore, check_settings
+from probinfer.lm.rewards.host.function_score import HostScore, check_settings
 from probinfer.lm.rewards.masks import TokenMask
 from probinfer.lm.rewards.meanings import LogOdds, Score, SelfCertainty, Sharpened, bare, weigh
 

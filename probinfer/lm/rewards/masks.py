@@ -11,10 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from probinfer.core.types import Array, ArrayTree, field, pytree
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import View
-from probinfer.lm.rewards.hosts import detached
+from probinfer.lm.rewards.host.registry import detached
 
 __all__ = ["TokenMask"]
 

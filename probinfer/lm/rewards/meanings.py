@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 from probinfer.lm.arguments import known_number
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import Sized, Summand, View, log_value
 

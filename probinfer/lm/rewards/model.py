@@ -18,7 +18,7 @@ from jax import lax
 
 from probinfer.core.errors import shortened
 from probinfer.core.types import Array, Float, Int, field, pytree, strong_array
-from probinfer.lm.base import Context
+from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.meanings import Score
 
