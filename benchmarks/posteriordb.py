@@ -38,7 +38,7 @@ from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
 from probinfer import checks
-from probinfer.checks.trials import equally_weighted
+from probinfer.app.suite.trials import equally_weighted
 from probinfer.core.status import Status
 from probinfer.inference import diagnostics
 from probinfer.inference.posterior import Posterior

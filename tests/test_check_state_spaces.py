@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from probinfer import smc
-from probinfer.checks.known_states import noisy_autoregression
-from probinfer.checks.suite import Size, run_suite
+from probinfer.app.suite.known_states import noisy_autoregression
+from probinfer.app.suite.suite import Size, run_suite
 from probinfer.report import engines
 from probinfer.report.check import FULL, QUICK
 from probinfer.report.state_spaces import as_parameters, state_space_subjects

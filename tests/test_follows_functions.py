@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 import probinfer as pi
 from probinfer import coin, gp, kernels, lm, mcmc, resampling, smc, targets
-from probinfer.checks import ranks
+from probinfer.checks.calibration import ranks
 from probinfer.core.algorithm import Algorithm
 from probinfer.core.types import pytree
 from probinfer.inference.posterior import Posterior

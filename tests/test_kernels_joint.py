@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from probinfer.checks import known, trials
+from probinfer.app.suite import known_targets, trials
 from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import begin, grow, is_over
@@ -49,7 +49,7 @@ def nuts_that_moves_on(logdensity_fn, key, state):
 
 
 def judged(kernel, seed):
-    return trials.joint(kernel, known.location_and_scale(), 400, jax.random.key(seed), 1e-4)
+    return trials.joint(kernel, known_targets.location_and_scale(), 400, jax.random.key(seed), 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from probinfer import checks, report
-from probinfer.checks import suite
-from probinfer.checks.suite import Size, Subject
+from probinfer.app.suite import suite
+from probinfer.app.suite.suite import Size, Subject
 from probinfer.cli import app
 from probinfer.inference.posterior import Posterior
 from probinfer.report import check as checking

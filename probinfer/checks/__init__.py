@@ -1,23 +1,23 @@
 """Is a posterior right, and could the check have told if it were not?"""
 
-from probinfer.checks.bands import Band, ecdf_band, ecdf_pvalue
-from probinfer.checks.c2st import C2STReport, c2st
-from probinfer.checks.detectable import Detectable, band_power, detectable_errors
-from probinfer.checks.energy import energy_distance
+from probinfer.checks.calibration.around_data import posterior_sbc
+from probinfer.checks.calibration.bands import Band, ecdf_band, ecdf_pvalue
+from probinfer.checks.calibration.coverage import TarpReport, tarp
+from probinfer.checks.calibration.numpyro_models import sbc_numpyro
+from probinfer.checks.calibration.rank_uniformity import UniformityReport, holm, uniformity
+from probinfer.checks.calibration.ranks import RankTable, rank_table
+from probinfer.checks.calibration.simulation_based import SbcReport, sbc
+from probinfer.checks.calibration.symmetry import VsbcReport, vsbc
+from probinfer.checks.discrepancy.classifier import C2STReport, c2st
+from probinfer.checks.discrepancy.energy import energy_distance
+from probinfer.checks.discrepancy.kernel_stein import KSDReport, ksd
+from probinfer.checks.discrepancy.mean_discrepancy import mmd
+from probinfer.checks.discrepancy.sliced import sliced_wasserstein
+from probinfer.checks.discrepancy.stein_identities import SteinIdentityReport, stein_identity
+from probinfer.checks.discrepancy.two_sample import TwoSampleReport
 from probinfer.checks.evidence import EvidenceSandwich, evidence_sandwich
-from probinfer.checks.identity import SteinIdentityReport, stein_identity
-from probinfer.checks.joint import JointReport, joint_test
-from probinfer.checks.ksd import KSDReport, ksd
-from probinfer.checks.mmd import mmd
-from probinfer.checks.posterior_sbc import posterior_sbc
-from probinfer.checks.ranks import RankTable, rank_table
-from probinfer.checks.sbc import SbcReport, sbc
-from probinfer.checks.sbc_numpyro import sbc_numpyro
-from probinfer.checks.sliced import sliced_wasserstein
-from probinfer.checks.tarp import TarpReport, tarp
-from probinfer.checks.two_sample import TwoSampleReport
-from probinfer.checks.uniformity import UniformityReport, holm, uniformity
-from probinfer.checks.vsbc import VsbcReport, vsbc
+from probinfer.checks.invariance import JointReport, joint_test
+from probinfer.checks.power.ranks import Detectable, band_power, detectable_errors
 from probinfer.inference.diagnostics import ess, nested_rhat, rhat
 from probinfer.numerics.importance import psis
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from probinfer.checks.bands import Band
+from probinfer.checks.calibration.bands import Band
 from probinfer.core.errors import import_extra
 
 __all__ = ["axes_or_new", "draw_band", "draw_ecdf", "ink", "shade"]

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from probinfer import mcmc, smc
-from probinfer.checks import known
-from probinfer.checks.known_states import noisy_autoregression
-from probinfer.checks.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
+from probinfer.app.suite import known_targets
+from probinfer.app.suite.known_states import noisy_autoregression
+from probinfer.app.suite.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
 from probinfer.core.errors import import_extra
 from probinfer.report.engines import ENGINES, PLANE_ENGINES, STATE_SPACE_ENGINES, Entry
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
@@ -61,8 +61,8 @@ FULL = Effort(
 )
 
 _REASONS = {
-    known.NOT_NORMAL: "fits a normal",
-    known.CORRELATED: "ignores correlations, which weights mend only where they are weak",
+    known_targets.NOT_NORMAL: "fits a normal",
+    known_targets.CORRELATED: "ignores correlations, which weights mend only where they are weak",
 }
 
 # The transitions of the chains of mcmc.NUTS and mcmc.HMC, with a step size that is given.
@@ -85,7 +85,9 @@ def _kernel(name: str, kind: str) -> Kernel:
 KERNELS = {name: functools.partial(_kernel, name, kind) for name, kind in (("NUTS", "nuts"), ("HMC", "hmc"))}
 
 
-def subjects(entries: Sequence[Entry], effort: Effort, target: known.Known | None = None) -> list[Subject]:
+def subjects(
+    entries: Sequence[Entry], effort: Effort, target: known_targets.Known | None = None
+) -> list[Subject]:
     """The engines of a table that give a posterior, and what is known of each.
 
     Args:

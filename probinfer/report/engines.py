@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from probinfer import coin, gp, mcmc, smc, vi
-from probinfer.checks.known import CORRELATED, NOT_NORMAL
+from probinfer.app.suite.known_targets import CORRELATED, NOT_NORMAL
 from probinfer.report.theme import LIGHT
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.checks.uniformity import WORDS
+from probinfer.checks.calibration.rank_uniformity import WORDS
 from probinfer.core.errors import import_extra, shortened
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
 from probinfer.report.tables import Table, number

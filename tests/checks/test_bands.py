@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import multinomial
 
 from probinfer.checks import band_power, detectable_errors, ecdf_band, ecdf_pvalue
-from probinfer.checks.bands import staying_probability
-from probinfer.checks.detectable import simulations_needed
+from probinfer.checks.calibration.bands import staying_probability
+from probinfer.checks.power.ranks import simulations_needed
 
 
 def inside(band, ranks):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer.checks import c2st
-from probinfer.checks.c2st import _split
+from probinfer.checks.discrepancy.classifier import _split
 from probinfer.checks.draws import collect
 
 

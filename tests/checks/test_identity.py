@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from probinfer.checks import stein_identity
-from probinfer.checks.identity import skewed_pvalue
+from probinfer.checks.discrepancy.stein_identities import skewed_pvalue
 from probinfer.core.binding import LogDensity
 
 MEAN, SD = np.array([1.0, -3.0, 20.0]), np.array([0.5, 2.0, 9.0])

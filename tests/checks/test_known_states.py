@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from probinfer.checks import known_states
-from probinfer.checks.suite import Size, Subject, run_suite
+from probinfer.app.suite import known_states
+from probinfer.app.suite.suite import Size, Subject, run_suite
 from probinfer.inference.posterior import Posterior
 from tests.reference.kalman import kalman
 

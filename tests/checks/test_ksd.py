@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer.checks import ksd
-from probinfer.checks.ksd import wild_signs
+from probinfer.checks.discrepancy.kernel_stein import wild_signs
 from probinfer.core.binding import LogDensity
 from tests.reference import stein as oracle
 

@@ -7,11 +7,11 @@ import pytest
 from scipy import optimize, stats
 
 from probinfer import checks
-from probinfer.checks import detectable_distances
-from probinfer.checks.bands import ecdf_band
-from probinfer.checks.detectable import leaving_probability
-from probinfer.checks.detectable_balls import balls, detectable_in_balls
-from probinfer.checks.vsbc import _share_above_half
+from probinfer.checks.calibration.bands import ecdf_band
+from probinfer.checks.calibration.symmetry import _share_above_half
+from probinfer.checks.power import distances
+from probinfer.checks.power.balls import balls, detectable_in_balls
+from probinfer.checks.power.ranks import leaving_probability
 from probinfer.core.binding import LogDensity
 from tests.params import quick
 from tests.reference import ball_ranks
@@ -192,13 +192,13 @@ def test_how_far_relabelled_draws_spread_where_one_set_is_wider(name, power, mon
 
     Both sets are first divided by their common widths, whose squares the wider one makes 2.5 times as large.
     """
-    kept, plain = {}, detectable_distances.errors_found
+    kept, plain = {}, distances.errors_found
 
     def keep(biased, stretched, null, critical, level, **_):
         kept.update(stretched=stretched, null=null)
         return plain(biased, stretched, null, critical, level)
 
-    monkeypatch.setattr(detectable_distances, "errors_found", keep)
+    monkeypatch.setattr(distances, "errors_found", keep)
     rng = np.random.default_rng(5)
     a, b = jnp.asarray(rng.normal(size=(2, 200, 2)))
     options = {"key": jax.random.key(1), "num_permutations": 400}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer.checks import holm, rank_table, uniformity
-from probinfer.checks.whitening import whitening_matrix
+from probinfer.checks.calibration.whitening import whitening_matrix
 
 S, L, D = 400, 60, 2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import checks
-from probinfer.checks.sbc import check_functions
+from probinfer.checks.calibration.simulation_based import check_functions
 from probinfer.core.status import Status
 
 S, L, D = 300, 40, 2

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from probinfer.checks import known, stein_identity, trials
-from probinfer.checks.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
+from probinfer.app.suite import known_targets, trials
+from probinfer.app.suite.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
+from probinfer.checks import stein_identity
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
 
 SIZE = Size(exact=400, simulations=0, loops=0, lanes=0, discrepancies=("Stein", "MMD"))
-TARGETS = {"correlated normal": known.correlated_normal(), "skewed, badly scaled": known.skewed()}
+TARGETS = {
+    "correlated normal": known_targets.correlated_normal(),
+    "skewed, badly scaled": known_targets.skewed(),
+}
 
 
 def make_posterior(draws):
@@ -84,7 +88,7 @@ def test_exact_draws_fit_their_density(key, name):
 
 
 def test_the_posterior_of_the_regression_is_prior_times_likelihood(key):
-    model = known.linear_regression()
+    model = known_targets.linear_regression()
     keys = jax.random.split(key, 3)
     x = model.simulate(keys[0], model.prior_sample(keys[1]))
     target = model.target_fn(x)
@@ -96,7 +100,7 @@ def test_the_posterior_of_the_regression_is_prior_times_likelihood(key):
 
 def test_prior_of_eight_schools_is_the_one_simulated(key):
     """The density of log tau integrates to what its draws say: P(tau < 5) is one half for a half-Cauchy(5)."""
-    model = known.eight_schools()
+    model = known_targets.eight_schools()
     rest = {"mu": jnp.zeros(()), "z": jnp.zeros(8)}
     grid = jnp.linspace(np.log(5) - 25, np.log(5) + 25, 4001)
     mass = np.exp(jax.vmap(lambda t: model.log_prior_fn({"log_tau": t, **rest}))(grid))
@@ -111,7 +115,7 @@ def test_prior_of_eight_schools_is_the_one_simulated(key):
 
 @pytest.fixture(scope="module")
 def findings():
-    cannot = {known.CORRELATED: "ignores correlations"}
+    cannot = {known_targets.CORRELATED: "ignores correlations"}
     subjects = [
         Subject("exact", exact_draws),
         Subject("marginals", uncorrelated, cannot),

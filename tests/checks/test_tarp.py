@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from probinfer.checks import RankTable, TarpReport, tarp, uniformity
-from probinfer.checks.references import References, regression_references
+from probinfer.checks.calibration.references import References, regression_references
 
 S, L, D = 300, 50, 3
 module = sys.modules["probinfer.checks.tarp"]

@@ -7,9 +7,9 @@ import pytest
 
 from probinfer import kernels
 from probinfer.checks import energy_distance, mmd, sliced_wasserstein
+from probinfer.checks.discrepancy.permutation import pool, random_labels
+from probinfer.checks.discrepancy.sliced import directions
 from probinfer.checks.draws import collect
-from probinfer.checks.permutation import pool, random_labels
-from probinfer.checks.sliced import directions
 from tests.reference import two_sample as oracle
 
 DISTANCES = {"mmd": mmd, "energy": energy_distance, "sliced": sliced_wasserstein}

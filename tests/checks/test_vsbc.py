@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from probinfer.checks import vsbc
-from probinfer.checks.vsbc import symmetry_pvalue
+from probinfer.checks.calibration.symmetry import symmetry_pvalue
 
 S, L = 300, 40
 

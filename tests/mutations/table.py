@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     *_of("smc/tempered/levels.py", "smc/test_tempered.py", ("moved.acceptance[1:]", "moved.acceptance")),
     *_of(
-        "checks/bands.py",
+        "checks/calibration/bands.py",
         "checks/test_bands.py",
         ("statistic / 2, 1))", "0, 1))"),
         (
@@ -261,13 +261,13 @@ MUTANTS = [
     ),
     # Checks.
     *_of(
-        "checks/ranks.py",
+        "checks/calibration/ranks.py",
         "checks/test_ranks.py",
         ("below + generator(key_ties).integers(ties + 1), -1)", "below, -1)"),
         ("thin - 1 :: thin]", "::thin]"),
     ),
     *_of(
-        "checks/ksd.py",
+        "checks/discrepancy/kernel_stein.py",
         "checks/test_ksd.py",
         ("null = (np.asarray(sums.forms) + trace) / size**2", "null = np.asarray(sums.forms) / size**2"),
         ("flip = min(0.5, 1 / (_TIMES * time))", "flip = 0.5"),

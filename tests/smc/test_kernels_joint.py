@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probinfer import checks, resampling, smc
-from probinfer.checks import known
+from probinfer.app.suite import known_targets
 from probinfer.core.types import field, pytree
 from probinfer.smc.conditional.gibbs import gibbs_step
 from probinfer.smc.tempered.moves import hamiltonian
@@ -203,7 +203,7 @@ def test_parallel_tempering():
 
 # The move of tempered SMC, on the location and the scale of five observations
 
-MODEL = known.location_and_scale()
+MODEL = known_targets.location_and_scale()
 
 
 @pytree

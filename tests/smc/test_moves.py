@@ -12,7 +12,8 @@ from scipy.special import logsumexp
 
 import probinfer as pi
 from probinfer import smc, targets
-from probinfer.checks import evidence_sandwich, known, trials
+from probinfer.app.suite import known_targets, trials
+from probinfer.checks import evidence_sandwich
 from probinfer.numerics import covariance_factor
 from probinfer.smc.tempered.bridge import FREEDOM
 from probinfer.smc.tempered.moves import choice, hamiltonian, independent, no_u_turn
@@ -54,7 +55,9 @@ def independent_once(logdensity_fn, key, position):
 )
 def test_the_move_leaves_the_joint_law(step):
     kernel = trials.Kernel(step.__name__, lambda fn, theta: theta, step, lambda state: state)
-    report, passed, verdict = trials.joint(kernel, known.location_and_scale(), 400, jax.random.key(2), 1e-4)
+    report, passed, verdict = trials.joint(
+        kernel, known_targets.location_and_scale(), 400, jax.random.key(2), 1e-4
+    )
     assert passed, verdict  # a false alarm has probability 1e-4
     assert min(report.moved.values()) > 0.6
 

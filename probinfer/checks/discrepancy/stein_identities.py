@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer.checks.detectable import Detectable
 from probinfer.checks.draws import collect, gradients
 from probinfer.checks.figure import axes_or_new, shade
+from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Float
 from probinfer.inference import diagnostics
 

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.bands import Band
-from probinfer.checks.detectable import Detectable
-from probinfer.checks.ranks import RankTable, check_shapes, named_quantities, rank_table
-from probinfer.checks.reference_points import reference_points
-from probinfer.checks.references import References
-from probinfer.checks.uniformity import UniformityReport, uniformity
-from probinfer.checks.whitening import columns
+from probinfer.checks.calibration.bands import Band
+from probinfer.checks.calibration.rank_uniformity import UniformityReport, uniformity
+from probinfer.checks.calibration.ranks import RankTable, check_shapes, named_quantities, rank_table
+from probinfer.checks.calibration.reference_points import reference_points
+from probinfer.checks.calibration.references import References
+from probinfer.checks.calibration.whitening import columns
+from probinfer.checks.power.ranks import Detectable
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import bdtr, betaincinv, ndtr, ndtri
 
+from probinfer.checks.calibration.rank_uniformity import WORDS, holm
+from probinfer.checks.calibration.ranks import RankTable, rank_table
 from probinfer.checks.figure import axes_or_new, ink
-from probinfer.checks.ranks import RankTable, rank_table
-from probinfer.checks.uniformity import WORDS, holm
 from probinfer.core.types import ArrayTree, PRNGKey
 
 __all__ = ["VsbcReport", "symmetry_pvalue", "vsbc"]

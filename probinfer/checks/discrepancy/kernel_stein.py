@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.detectable import Detectable
-from probinfer.checks.detectable_distances import ROWS, detectable_of_scores
+from probinfer.checks.discrepancy.permutation import pvalue
 from probinfer.checks.draws import Draws, collect, correlation_time, gradients
 from probinfer.checks.figure import axes_or_new, shade
-from probinfer.checks.permutation import pvalue
+from probinfer.checks.power.distances import ROWS, detectable_of_scores
+from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Int, PRNGKey
 from probinfer.kernels import InverseMultiquadric
 from probinfer.numerics.stein import stein_gram, stein_sums

@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from jax import lax
 from scipy.optimize import minimize
 
-from probinfer.checks.known import CORRELATED, NOT_NORMAL, Known
+from probinfer.app.suite.known_targets import CORRELATED, NOT_NORMAL, Known
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
 from probinfer.targets import from_logdensity

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.references import generator
-from probinfer.checks.thinning import LOOKED_AT, needed_thinning
-from probinfer.checks.whitening import columns, whitening_matrix
+from probinfer.checks.calibration.references import generator
+from probinfer.checks.calibration.thinning import LOOKED_AT, needed_thinning
+from probinfer.checks.calibration.whitening import columns, whitening_matrix
 from probinfer.core.algorithm import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey

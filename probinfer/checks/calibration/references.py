@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from probinfer.checks.whitening import columns
+from probinfer.checks.calibration.whitening import columns
 from probinfer.core.types import ArrayTree, PRNGKey
 
 __all__ = ["References", "generator", "regression_references"]

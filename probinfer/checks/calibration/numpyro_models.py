@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import Unit
 from numpyro.infer.util import compute_log_probs
 
-from probinfer.checks.sbc import SbcReport, sbc
+from probinfer.checks.calibration.simulation_based import SbcReport, sbc
 from probinfer.core.binding import Bound
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar

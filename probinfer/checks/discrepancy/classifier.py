@@ -15,10 +15,10 @@ import optax
 from flax import nnx
 from scipy import special
 
-from probinfer.checks.detectable import Detectable, smallest
+from probinfer.checks.discrepancy.permutation import Pooled, pool, pvalue, random_labels
 from probinfer.checks.draws import Draws, collect_pair
 from probinfer.checks.figure import axes_or_new, ink
-from probinfer.checks.permutation import Pooled, pool, pvalue, random_labels
+from probinfer.checks.power.ranks import Detectable, smallest
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, PRNGKey
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.detectable_distances import detectable_on_lines
+from probinfer.checks.discrepancy.permutation import pool, random_labels, standardize
+from probinfer.checks.discrepancy.two_sample import TwoSampleReport, report
 from probinfer.checks.draws import collect_pair
-from probinfer.checks.permutation import pool, random_labels, standardize
-from probinfer.checks.two_sample import TwoSampleReport, report
+from probinfer.checks.power.distances import detectable_on_lines
 from probinfer.core.types import Array, Float, PRNGKey
 
 __all__ = ["directions", "sliced_wasserstein"]

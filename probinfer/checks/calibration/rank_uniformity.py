@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from probinfer.checks.bands import Band, ecdf_band, ecdf_pvalue
-from probinfer.checks.detectable import Detectable, in_normal_quantity
+from probinfer.checks.calibration.bands import Band, ecdf_band, ecdf_pvalue
+from probinfer.checks.calibration.ranks import RankTable
 from probinfer.checks.figure import axes_or_new, draw_band, draw_ecdf
-from probinfer.checks.ranks import RankTable
+from probinfer.checks.power.ranks import Detectable, in_normal_quantity
 
 __all__ = ["WORDS", "UniformityReport", "Yardstick", "holm", "judge", "uniformity"]
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.detectable import Detectable
+from probinfer.checks.discrepancy.permutation import Pooled, pvalue
 from probinfer.checks.figure import axes_or_new, shade
-from probinfer.checks.permutation import Pooled, pvalue
+from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Bool
 from probinfer.numerics.pair_sums import pair_sums
 

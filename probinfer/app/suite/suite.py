@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from probinfer.checks import known, trials
-from probinfer.checks.trials import Kernel, Sampler, Subject
-from probinfer.checks.uniformity import WORDS
+from probinfer.app.suite import known_targets, trials
+from probinfer.app.suite.trials import Kernel, Sampler, Subject
+from probinfer.checks.calibration.rank_uniformity import WORDS
 from probinfer.core.errors import NumericalError, check_key
 from probinfer.core.types import PRNGKey
 
@@ -178,19 +178,21 @@ def _plan(key, subjects, samplers, kernels, size) -> list[_Task]:
     looped = [one for one in subjects if one.quick and one.target is None and size.loops]
     for number, subject in enumerate(looped):
         tasks += _of_loops(
-            subject, known.linear_regression(), jax.random.fold_in(keys[2], number), size.loops
+            subject, known_targets.linear_regression(), jax.random.fold_in(keys[2], number), size.loops
         )
     for number, sampler in enumerate(samplers if size.simulations else ()):
         tasks += _of_sampler(
-            sampler, known.eight_schools(), jax.random.fold_in(keys[3], number), size.simulations
+            sampler, known_targets.eight_schools(), jax.random.fold_in(keys[3], number), size.simulations
         )
-    return tasks + [_of_kernel(kernel, known.location_and_scale(), size.lanes) for kernel in kernels]
+    return tasks + [_of_kernel(kernel, known_targets.location_and_scale(), size.lanes) for kernel in kernels]
 
 
-def _places(subjects: Sequence[Subject]) -> list[tuple[known.Known, list[Subject]]]:
+def _places(subjects: Sequence[Subject]) -> list[tuple[known_targets.Known, list[Subject]]]:
     """Every target and who is judged on it: the common targets first, then those of single engines."""
     common = [one for one in subjects if one.target is None]
-    places = [(target, common) for target in (known.correlated_normal(), known.skewed()) if common]
+    places = [
+        (target, common) for target in (known_targets.correlated_normal(), known_targets.skewed()) if common
+    ]
     own = {one.target.name: one.target for one in subjects if one.target is not None}
     return places + [
         (target, [one for one in subjects if one.target is not None and one.target.name == name])
@@ -212,7 +214,9 @@ def _once(subject: Subject, key: PRNGKey, target: Any) -> Callable[[], trials.Dr
     return drawn
 
 
-def _of_draws(subject: Subject, target: known.Known, drawn: Callable, exact: Any, size: Size) -> list[_Task]:
+def _of_draws(
+    subject: Subject, target: known_targets.Known, drawn: Callable, exact: Any, size: Size
+) -> list[_Task]:
     reason = _reason(subject, target.features)
     tasks = [
         _Task(
@@ -231,7 +235,7 @@ def _of_draws(subject: Subject, target: known.Known, drawn: Callable, exact: Any
     return tasks
 
 
-def _of_loops(subject: Subject, model: known.Model, key: PRNGKey, num: int) -> list[_Task]:
+def _of_loops(subject: Subject, model: known_targets.Model, key: PRNGKey, num: int) -> list[_Task]:
     simulated = functools.cache(functools.partial(trials.infer_one_by_one, key, model, subject, num))
     reason = _reason(subject, model.features)
     return [
@@ -248,7 +252,7 @@ def _of_loops(subject: Subject, model: known.Model, key: PRNGKey, num: int) -> l
     ]
 
 
-def _of_sampler(sampler: Sampler, model: known.Model, key: PRNGKey, num: int) -> list[_Task]:
+def _of_sampler(sampler: Sampler, model: known_targets.Model, key: PRNGKey, num: int) -> list[_Task]:
     report = functools.cache(functools.partial(trials.calibrated, model, sampler, num, key))
     return [
         _Task(sampler.name, model.name, "SBC", lambda key, level: trials.judged(report(level)), lane=1),
@@ -256,7 +260,7 @@ def _of_sampler(sampler: Sampler, model: known.Model, key: PRNGKey, num: int) ->
     ]
 
 
-def _of_kernel(kernel: Kernel, model: known.Model, lanes: int) -> _Task:
+def _of_kernel(kernel: Kernel, model: known_targets.Model, lanes: int) -> _Task:
     return _Task(
         kernel.name, model.name, "joint test", functools.partial(trials.joint, kernel, model, lanes), lane=1
     )

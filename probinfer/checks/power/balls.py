@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from probinfer.checks.bands import ecdf_band
-from probinfer.checks.detectable import LARGEST, Detectable, fewest, leaving_probability, smallest
+from probinfer.checks.calibration.bands import ecdf_band
+from probinfer.checks.power.ranks import LARGEST, Detectable, fewest, leaving_probability, smallest
 
 __all__ = ["Balls", "balls", "detectable_in_balls", "some_of"]
 

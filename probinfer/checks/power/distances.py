@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
-from probinfer.checks.detectable import Detectable, smallest
-from probinfer.checks.permutation import Pooled
+from probinfer.checks.discrepancy.permutation import Pooled
+from probinfer.checks.power.ranks import Detectable, smallest
 from probinfer.core.types import Array, Float
 
 __all__ = [

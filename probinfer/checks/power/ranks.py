@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betaincinv, ndtr, ndtri
 
-from probinfer.checks.bands import ecdf_band, staying_probability
+from probinfer.checks.calibration.bands import ecdf_band, staying_probability
 
 __all__ = [
     "LARGEST",

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.detectable_distances import detectable_in_pairs
+from probinfer.checks.discrepancy.permutation import Pooled, pool, random_labels, standardize
+from probinfer.checks.discrepancy.two_sample import TwoSampleReport, pair_statistics, report
 from probinfer.checks.draws import collect_pair
-from probinfer.checks.permutation import Pooled, pool, random_labels, standardize
-from probinfer.checks.two_sample import TwoSampleReport, pair_statistics, report
+from probinfer.checks.power.distances import detectable_in_pairs
 from probinfer.core.identity import notice
 from probinfer.core.types import Array, PRNGKey
 from probinfer.kernels import Kernel

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.checks.detectable_distances import detectable_in_pairs
+from probinfer.checks.discrepancy.permutation import pool, random_labels, standardize
+from probinfer.checks.discrepancy.two_sample import TwoSampleReport, pair_statistics, report
 from probinfer.checks.draws import collect_pair
-from probinfer.checks.permutation import pool, random_labels, standardize
-from probinfer.checks.two_sample import TwoSampleReport, pair_statistics, report
+from probinfer.checks.power.distances import detectable_in_pairs
 from probinfer.core.types import Array, PRNGKey
 from probinfer.kernels.stationary import squared_distances
 

@@ -16,19 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import resampling
-from probinfer.checks import known
-from probinfer.checks.c2st import c2st
-from probinfer.checks.energy import energy_distance
+from probinfer.app.suite import known_targets
+from probinfer.checks.calibration.coverage import tarp
+from probinfer.checks.calibration.rank_uniformity import uniformity
+from probinfer.checks.calibration.ranks import rank_table
+from probinfer.checks.calibration.simulation_based import sbc
+from probinfer.checks.discrepancy.classifier import c2st
+from probinfer.checks.discrepancy.energy import energy_distance
+from probinfer.checks.discrepancy.kernel_stein import ksd
+from probinfer.checks.discrepancy.mean_discrepancy import mmd
+from probinfer.checks.discrepancy.sliced import sliced_wasserstein
+from probinfer.checks.discrepancy.stein_identities import stein_identity
 from probinfer.checks.evidence import evidence_sandwich
-from probinfer.checks.identity import stein_identity
-from probinfer.checks.joint import joint_test
-from probinfer.checks.ksd import ksd
-from probinfer.checks.mmd import mmd
-from probinfer.checks.ranks import rank_table
-from probinfer.checks.sbc import sbc
-from probinfer.checks.sliced import sliced_wasserstein
-from probinfer.checks.tarp import tarp
-from probinfer.checks.uniformity import uniformity
+from probinfer.checks.invariance import joint_test
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.inference.posterior import Posterior
@@ -80,7 +80,7 @@ class Subject(NamedTuple):
     log_density_fn: Callable | None = None
     quick: bool = True
     evidence_fn: Callable | None = None
-    target: known.Known | None = None
+    target: known_targets.Known | None = None
 
     @property
     def bounds_fn(self) -> Callable | None:
@@ -158,7 +158,7 @@ def judged(report: Any) -> Judged:
 
 
 def discrepancy(
-    name: str, drawn: Callable, target: known.Known, exact: Any, key: PRNGKey, level: float
+    name: str, drawn: Callable, target: known_targets.Known, exact: Any, key: PRNGKey, level: float
 ) -> Judged:
     """Compare draws with the log density (Stein, KSD) or with exact draws (MMD, energy, sliced, C2ST)."""
     values = drawn().draws
@@ -188,7 +188,7 @@ def importance_bounds(
 
 
 def evidence(
-    bounds_fn: Callable, drawn: Callable, target: known.Known, exact: Any, key: PRNGKey, level: float
+    bounds_fn: Callable, drawn: Callable, target: known_targets.Known, exact: Any, key: PRNGKey, level: float
 ) -> Judged:
     """Bound the evidence from both sides; wrong if the bounds contradict each other or leave the exact value out."""
     forward, reverse = bounds_fn(key, drawn().posterior, target.target, exact)
@@ -199,14 +199,16 @@ def evidence(
     return report, bool(right), f"{report.verdict}; exactly {target.log_evidence:.4g}"
 
 
-def _simulate(key: PRNGKey, model: known.Model, num: int) -> tuple[Any, Any, Any]:
+def _simulate(key: PRNGKey, model: known_targets.Model, num: int) -> tuple[Any, Any, Any]:
     key_theta, key_x, key_infer = jax.random.split(key, 3)
     theta = jax.vmap(model.prior_sample)(jax.random.split(key_theta, num))
     x = jax.vmap(model.simulate)(jax.random.split(key_x, num), theta)
     return theta, x, jax.random.split(key_infer, num)
 
 
-def infer_one_by_one(key: PRNGKey, model: known.Model, subject: Subject, num: int) -> tuple[Any, Any, Any]:
+def infer_one_by_one(
+    key: PRNGKey, model: known_targets.Model, subject: Subject, num: int
+) -> tuple[Any, Any, Any]:
     """True values (S, d), data, and draws (S, L, d) of an engine that is called data set by data set."""
     theta, x, keys = _simulate(key, model, num)
     assert model.target_fn is not None
@@ -220,7 +222,7 @@ def infer_one_by_one(key: PRNGKey, model: known.Model, subject: Subject, num: in
     return theta, x, jnp.asarray(np.stack(draws))
 
 
-def calibrated(model: known.Model, sampler: Sampler, num: int, key: PRNGKey, level: float) -> Any:
+def calibrated(model: known_targets.Model, sampler: Sampler, num: int, key: PRNGKey, level: float) -> Any:
     """Simulation-based calibration of a sampler."""
 
     def init(key, x):
@@ -247,7 +249,7 @@ def coverage_of(report: Callable, key: PRNGKey, level: float) -> Judged:
     return judged(tarp(key, found.posteriors.draws, found.theta, found.x, level=level))
 
 
-def ranks(model: known.Model, simulated: Callable, key: PRNGKey, level: float) -> Judged:
+def ranks(model: known_targets.Model, simulated: Callable, key: PRNGKey, level: float) -> Judged:
     """Judge draws of an engine by the ranks of parameters, densities and projections."""
     theta, x, draws = simulated()
     table = rank_table(
@@ -262,14 +264,14 @@ def ranks(model: known.Model, simulated: Callable, key: PRNGKey, level: float) -
     return judged(uniformity(table, level=level))
 
 
-def coverage(model: known.Model, simulated: Callable, key: PRNGKey, level: float) -> Judged:
+def coverage(model: known_targets.Model, simulated: Callable, key: PRNGKey, level: float) -> Judged:
     """Judge draws of an engine by TARP."""
     del model
     theta, x, draws = simulated()
     return judged(tarp(key, draws, theta, x, level=level))
 
 
-def joint(kernel: Kernel, model: known.Model, lanes: int, key: PRNGKey, level: float) -> Judged:
+def joint(kernel: Kernel, model: known_targets.Model, lanes: int, key: PRNGKey, level: float) -> Judged:
     """Joint test of a kernel on a model."""
 
     def init(theta, x):
@@ -296,5 +298,5 @@ def joint(kernel: Kernel, model: known.Model, lanes: int, key: PRNGKey, level: f
     return judged(report)
 
 
-def _swapped(model: known.Model, x: Any, theta: Any):
+def _swapped(model: known_targets.Model, x: Any, theta: Any):
     return model.log_joint(theta, x)
