@@ -38,11 +38,11 @@ from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
 from probinfer import checks
+from probinfer.app.pages.engines import Entry, find_engine, gradients_spent, target_engines
 from probinfer.app.suite.trials import equally_weighted
 from probinfer.core.status import Status
 from probinfer.inference import diagnostics
 from probinfer.inference.posterior import Posterior
-from probinfer.report.engines import Entry, find_engine, gradients_spent, target_engines
 
 NAME = "posteriordb"
 DRAWS = 2500  # of a chain

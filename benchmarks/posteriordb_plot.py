@@ -7,8 +7,8 @@ from typing import Any
 import common
 import numpy as np
 
-from probinfer.report.engines import engine_names, target_engines
-from probinfer.report.theme import LIGHT
+from probinfer.app.pages.engines import engine_names, target_engines
+from probinfer.plots.style import LIGHT
 
 __all__ = ["FAR", "plot", "short_names"]
 

@@ -1,6 +1,6 @@
 """``python -m probinfer`` is the command ``probinfer``."""
 
-from probinfer.cli import main
+from probinfer.app.command_line import main
 
 __all__: list[str] = []
 

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from probinfer import smc
+from probinfer.app.commands.check import FULL, QUICK
+from probinfer.app.pages import engines
 from probinfer.app.suite.known_states import noisy_autoregression
+from probinfer.app.suite.state_space_engines import as_parameters, state_space_subjects
 from probinfer.app.suite.suite import Size, run_suite
-from probinfer.report import engines
-from probinfer.report.check import FULL, QUICK
-from probinfer.report.state_spaces import as_parameters, state_space_subjects
 
 SIZE = Size(exact=1024, simulations=0, loops=0, lanes=0, discrepancies=("Stein", "MMD"))
 

@@ -11,12 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from probinfer import gp
-from probinfer.cli import app
+from probinfer.app.command_line import app
+from probinfer.app.commands import regression
+from probinfer.app.commands.regression import choose_engine
+from probinfer.app.demo import demo as demos
+from probinfer.app.pages import engines
 from probinfer.lm.reasoner import load as reasoner_load
-from probinfer.report import demo as demos
-from probinfer.report import engines, regression
 from probinfer.report.html import Section
-from probinfer.report.regression import choose_engine
 from probinfer.report.tables import Table
 from tests.lm import folders
 from tests.quick_engine import Cloud, CloudInfo
@@ -254,7 +255,7 @@ def test_bench_lists_and_runs(tmp_path, monkeypatch):
 
 
 def test_bench_without_a_checkout(tmp_path, monkeypatch):
-    from probinfer.report import bench
+    from probinfer.app.commands import bench
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "a/b/bench.py"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import data
-from probinfer.report.coin_journey import Carried, coin_section, coin_table, finding
+from probinfer.app.demo.particles import Carried, coin_section, coin_table, finding
 
 RNG = np.random.default_rng(0)
 CHAINS = RNG.normal(size=(2, 500, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, -1.0]

@@ -11,11 +11,12 @@ import pytest
 from scipy import special
 
 from probinfer import data, gp
+from probinfer.app.demo import kernel_choice
+from probinfer.app.demo.kernel_choice import Candidate, Weighed
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
-from probinfer.report import html, kernel_choice
-from probinfer.report.kernel_choice import Candidate, Weighed
+from probinfer.report import html
 from probinfer.report.scores import Estimate
 from tests.test_report import check_page
 

@@ -9,37 +9,28 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "probinfer"
 
-# Layer of each module or sub-package. A new module needs one line here: choose the lowest layer that can do its work.
-LAYERS = {
-    "L0": "types identity logdensity base errors interrupts",
-    "L1": "transforms targets linalg semidefinite "
-    "quadrature weights resampling importance diagnostics linesearch optimize kernels stein tiles betting",
-    "L2a": "run loop history progress checkpoint fingerprint posterior summary arviz_export "
-    "store sealed run_many many_posteriors lanes",
-    "L2b": "engine findings tails mcmc vi infer",
-    "L2c": "smc coin",
-    "L3": "gp lm",
-    "L4": "checks",
-    "L5": "cli report data __main__",
+# The rooms of the house from the ground up. A room may import what is in its own row and in those before it; the longest
+# name decides, so that a part of a room can stand lower than the rest. A new room needs a place: the lowest it can have.
+ROWS = {
+    "words": "core",
+    "mathematics": "numerics kernels resampling betting targets",
+    "running": "running plots inference.posterior inference.summary inference.arviz_export inference.diagnostics",
+    "samplers": "inference mcmc vi",
+    "particles": "smc coin",
+    "models": "gp lm",
+    "checks": "checks",
+    "face": "data report app __main__",
 }
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+ROW_OF = {room: row for row, rooms in ROWS.items() for room in rooms.split()}
+ORDER = list(ROWS)
+# Checks judge samplers, so they know none: they import what stands up to this row, and themselves.
+BELOW_CHECKS = "running"
+# One file may reach higher than its row: a model language knows no sampler, and a check of it needs a default one.
+EXCEPTIONS = {("probinfer.checks.calibration.numpyro_models", "mcmc")}
+STRANGERS = [("smc", "coin"), ("gp", "lm")]  # of one row, but they do not know each other
+ENTRANCE = ("app", "__main__")  # what people run is imported by nothing but the entrance
 
-# What each layer may import from inside the package, itself included.
-INSIDE = {
-    "L0": "L0",
-    "L1": "L0 L1",
-    "L2a": "L0 L1 L2a",
-    "L2b": "L0 L1 L2a L2b",
-    "L2c": "L0 L1 L2a L2b L2c",
-    "L3": "L0 L1 L2a L2b L2c L3",
-    "L4": "L0 L1 L2a L4",
-    "L5": "L0 L1 L2a L2b L2c L3 L4 L5",
-}
-# One file may reach higher than its layer: a model language knows no sampler, and a check of it needs a default one.
-EXCEPTIONS = {("probinfer.checks.sbc_numpyro", "mcmc")}
-STRANGERS = [("smc", "coin"), ("gp", "lm")]  # of one layer, but they do not know each other
-
-# What each layer may import from outside, by dotted prefix; the standard library is free.
+# What each row may import from outside, by dotted prefix; the standard library is free.
 WORDS = "jax jaxlib numpy scipy jaxtyping"
 MATHEMATICS = (
     WORDS
@@ -48,18 +39,18 @@ MATHEMATICS = (
 RUNNING = MATHEMATICS + " rich"
 SAMPLERS = RUNNING + " blackjax"
 OUTSIDE = {
-    "L0": WORDS,
-    "L1": MATHEMATICS,
-    "L2a": RUNNING,
-    "L2b": SAMPLERS,
-    "L2c": SAMPLERS,
-    "L3": SAMPLERS,
-    "L4": RUNNING + " flax",
-    "L5": SAMPLERS + " flax numpyro typer",
+    "words": WORDS,
+    "mathematics": MATHEMATICS,
+    "running": RUNNING,
+    "samplers": SAMPLERS,
+    "particles": SAMPLERS,
+    "models": SAMPLERS,
+    "checks": RUNNING + " flax",
+    "face": SAMPLERS + " flax numpyro typer",
 }
 OUTSIDE_ALSO = {"lm": "flax"}
 
-# Behind extras: from L2a up, inside a function only.
+# Behind extras: from "running" up, inside a function only.
 OPTIONAL = (
     "arviz arviz_base arviz_stats matplotlib sklearn statsmodels pandas tokenizers safetensors IPython "
 )
@@ -119,52 +110,62 @@ def has_prefix(name: str, prefixes: str) -> bool:
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes.split())
 
 
-def judge_inside(part: str, other: str) -> str | None:
-    """Say what is wrong with an import of the package's ``other`` by its ``part``, if anything."""
-    if other not in LAYER_OF:
-        return (
-            None if (PACKAGE.name, other) == ("probinfer", part) else f"imports the unplaced name '{other}'"
-        )
-    if LAYER_OF[other] not in INSIDE[LAYER_OF[part]].split():
-        return f"({LAYER_OF[part]}) may not import {other} ({LAYER_OF[other]})"
-    if (part, other) in STRANGERS or (other, part) in STRANGERS:
-        return f"may not import {other}: the two do not know each other"
+def room_of(module: str) -> str | None:
+    """The longest placed name that a module, without the package's name, is or lies in."""
+    parts = module.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in names if name in ROW_OF), None)
+
+
+def judge_inside(module: str, other: str) -> str | None:
+    """Say what is wrong with an import of ``other`` by ``module``, both without the package's name, if anything."""
+    room, wanted = room_of(module), room_of(other)
+    top, other_top = module.split(".")[0], other.split(".")[0]
+    if wanted is None:
+        return f"imports the unplaced name '{other_top}'"
+    row, other_row = ROW_OF[room], ROW_OF[wanted]
+    below = BELOW_CHECKS if row == "checks" else row
+    if other_row != row and ORDER.index(other_row) > ORDER.index(below):
+        return f"({row}) may not import {wanted} ({other_row})"
+    if (top, other_top) in STRANGERS or (other_top, top) in STRANGERS:
+        return f"may not import {other_top}: the two do not know each other"
+    if other_top == ENTRANCE[0] and top not in ENTRANCE:
+        return f"may not import {other_top}: only {ENTRANCE[1]} does"
     return None
 
 
-def judge_outside(part: str, item: Import) -> str | None:
+def judge_outside(module: str, item: Import) -> str | None:
     """Say what is wrong with an import from outside the package, if anything."""
-    layer, top = LAYER_OF[part], item.name.split(".")[0]
+    row, top = ROW_OF[room_of(module)], item.name.split(".")[0]
     if top in sys.stdlib_module_names:
         return None
     if top in OPTIONAL.split():
-        if layer in ("L0", "L1"):
-            return f"({layer}) may not import the optional package {top}"
+        if row in ("words", "mathematics"):
+            return f"({row}) may not import the optional package {top}"
         return None if item.lazy else f"imports the optional package {top} outside a function"
-    allowed = f"{OUTSIDE[layer]} {OUTSIDE_ALSO.get(part, '')}"
-    return None if has_prefix(item.name, allowed) else f"({layer}) may not import {item.name}"
+    allowed = f"{OUTSIDE[row]} {OUTSIDE_ALSO.get(module.split('.')[0], '')}"
+    return None if has_prefix(item.name, allowed) else f"({row}) may not import {item.name}"
 
 
 def judge_file(path: Path, root: Path) -> list[str]:
     """Complaints about the imports of one file; the root ``__init__`` may import all of the package."""
-    module = module_name(path, root)
-    if module == root.name:
+    name = module_name(path, root)
+    if name == root.name:
         return []
-    part, complaints = module.split(".")[1], []
-    if part not in LAYER_OF:
-        return [
-            f"{module} has no layer: add '{part}' to LAYERS in tests/test_layers.py, as low as it can stand"
-        ]
-    for item in imports_of(path, module):
-        pieces = item.name.split(".")
-        if pieces[0] != root.name:
-            wrong = judge_outside(part, item)
-        elif len(pieces) == 1:
+    module, complaints = name.removeprefix(root.name + "."), []
+    if room_of(module) is None:
+        room = module.split(".")[0]
+        return [f"{name} has no place: add '{room}' to ROWS in tests/test_layers.py, as low as it can stand"]
+    for item in imports_of(path, name):
+        top, _, rest = item.name.partition(".")
+        if top != root.name:
+            wrong = judge_outside(module, item)
+        elif not rest:
             wrong = "imports the package root: import the module that has the name"
         else:
-            wrong = None if (module, pieces[1]) in EXCEPTIONS else judge_inside(part, pieces[1])
+            wrong = None if (name, rest.split(".")[0]) in EXCEPTIONS else judge_inside(module, rest)
         if wrong:
-            complaints.append(f"{module}, line {item.line}: {wrong}")
+            complaints.append(f"{name}, line {item.line}: {wrong}")
     return complaints
 
 
@@ -222,21 +223,30 @@ def plant(tmp_path: Path, files: dict[str, str]) -> list[str]:
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
-        ({"weights.py": "from probinfer.run import run"}, "may not import run"),
-        ({"weights.py": "def f():\n    from probinfer import run"}, "may not import run"),
+        ({"numerics/weights.py": "from probinfer.running.driver import run"}, "may not import running"),
+        ({"core/types.py": "def f():\n    from probinfer import running"}, "may not import running"),
         ({"kernels/base.py": "from ..gp import fit"}, "may not import gp"),
-        ({"smc/filter.py": "import probinfer.coin.svgd"}, "do not know each other"),
-        ({"checks/sbc.py": "from probinfer import mcmc"}, "may not import mcmc"),
-        ({"gp/fit.py": "from probinfer.report import page"}, "may not import report"),
-        ({"run.py": "import probinfer as pi"}, "package root"),
-        ({"run.py": "import blackjax"}, "may not import blackjax"),
-        ({"diagnostics.py": "from blackjax import nuts"}, "may not import blackjax.nuts"),
-        ({"gp/fit.py": "import flax"}, "may not import flax"),
-        ({"posterior.py": "import arviz"}, "outside a function"),
-        ({"errors.py": "def f():\n    import arviz"}, "optional package arviz"),
-        ({"fancy.py": "import jax"}, "add 'fancy' to LAYERS"),
+        ({"smc/fusion.py": "import probinfer.coin.cloud"}, "do not know each other"),
+        ({"checks/evidence.py": "from probinfer import mcmc"}, "may not import mcmc"),
+        ({"checks/evidence.py": "from probinfer.inference.engine import Engine"}, "may not import inference"),
         (
-            {"run.py": "import probinfer.progress", "progress.py": "from probinfer.run import run"},
+            {"inference/summary.py": "from probinfer.inference import engine"},
+            "may not import inference (samplers)",
+        ),
+        ({"gp/fitted.py": "from probinfer.report import page"}, "may not import report"),
+        ({"report/html.py": "from probinfer.app.pages import units"}, "only __main__ does"),
+        ({"running/loop.py": "import probinfer as pi"}, "package root"),
+        ({"running/loop.py": "import blackjax"}, "may not import blackjax"),
+        ({"inference/diagnostics/chains.py": "from blackjax import nuts"}, "may not import blackjax.nuts"),
+        ({"gp/fitted.py": "import flax"}, "may not import flax"),
+        ({"inference/posterior.py": "import arviz"}, "outside a function"),
+        ({"core/errors.py": "def f():\n    import arviz"}, "optional package arviz"),
+        ({"fancy.py": "import jax"}, "add 'fancy' to ROWS"),
+        (
+            {
+                "running/loop.py": "import probinfer.running.progress",
+                "running/progress.py": "from probinfer.running.loop import advance",
+            },
             "import cycle",
         ),
     ],
@@ -249,14 +259,37 @@ def test_a_planted_violation_is_caught(tmp_path, files, complaint):
 
 def test_what_is_allowed_passes(tmp_path):
     files = {
-        "__init__.py": "from probinfer.run import run",
-        "base.py": "import enum, jax.numpy as jnp",
-        "diagnostics.py": "from blackjax.diagnostics import effective_sample_size\nfrom numpyro import handlers",
-        "posterior.py": "def f():\n    import arviz\n    az = import_extra('matplotlib', 'plots')",
-        "run.py": "from . import base, posterior",
-        "lm/base.py": "from flax import nnx",
-        "cli.py": "import typer\nfrom probinfer import gp, lm",
-        "gp/__init__.py": "from probinfer.gp.fit import fit",
-        "gp/fit.py": "from probinfer.coin import svgd",
+        "__init__.py": "from probinfer.running.driver import run",
+        "core/status.py": "import enum, jax.numpy as jnp",
+        "inference/diagnostics/chains.py": (
+            "from blackjax.diagnostics import effective_sample_size\nfrom numpyro import handlers"
+        ),
+        "inference/posterior.py": "def f():\n    import arviz\n    az = import_extra('matplotlib', 'plots')",
+        "inference/engine.py": "from probinfer.inference.posterior import Posterior",
+        "running/driver.py": "from ..core import status\nfrom probinfer.running import loop",
+        "running/loop.py": "",
+        "checks/evidence.py": "from probinfer.inference.posterior import Posterior\nimport flax",
+        "lm/models/base.py": "from flax import nnx",
+        "__main__.py": "from probinfer.app import command_line",
+        "app/command_line.py": "import typer\nfrom probinfer import gp, lm",
+        "gp/__init__.py": "from probinfer.gp.fitted import Fit",
+        "gp/fitted.py": "from probinfer.coin.cloud import table",
     }
     assert plant(tmp_path, files) == []
+
+
+def folders():
+    """Every folder of code in the package but the top, with what it holds."""
+    for folder in sorted({path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}):
+        yield folder, [entry for entry in folder.iterdir() if entry.name != "__pycache__"]
+
+
+def test_the_top_holds_rooms_alone():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_rooms_are_small_and_say_what_they_hold():
+    for folder, entries in folders():
+        assert 3 <= len(entries) <= 15, f"{folder} holds {len(entries)} entries"
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert len(text.split()) >= 8, f"{folder}/__init__.py must say what lives there and where to start"

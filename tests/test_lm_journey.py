@@ -10,10 +10,10 @@ import rich.console
 from scipy import stats
 
 from probinfer import lm
+from probinfer.app.commands.live import is_right
+from probinfer.app.demo import demo, language_model
+from probinfer.app.demo.language_model import Method, Solved, lm_section, lm_table, solve
 from probinfer.core.errors import MissingExtraError
-from probinfer.report import demo, lm_journey
-from probinfer.report.live import is_right
-from probinfer.report.lm_journey import Method, Solved, lm_section, lm_table, solve
 from tests.lm import tables
 
 CONSOLE = rich.console.Console(file=io.StringIO(), width=120)
@@ -70,7 +70,7 @@ def solved(monkeypatch):
             return [answers([first, first, "none"], [0.0, -1.0, 1.0]), answers(["none", "none", second])]
         return [answers([first, first]), answers([second, second])]
 
-    monkeypatch.setattr(lm_journey.lm, "infer", infer)
+    monkeypatch.setattr(language_model.lm, "infer", infer)
     settings = {"seed": 4, "console": CONSOLE, "num_particles": 3, "model": tables.model()}
     return solve(jax.random.key(0), 2, **settings)
 
@@ -102,7 +102,7 @@ def test_table_and_page(solved):
 
 
 def test_intervals_are_wilsons():
-    low, high = lm_journey._interval(np.arange(40) < 10)
+    low, high = language_model._interval(np.arange(40) < 10)
     z, p, n = stats.norm.ppf(0.975), 0.25, 40
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert low == pytest.approx((middle - half) / (1 + z**2 / n))
@@ -119,7 +119,7 @@ def test_only_what_is_clear_is_called_a_difference():
     right = np.arange(40)
     methods = [("greedy", right < 20), ("majority", right < 30), ("filter", (right >= 5) & (right < 36))]
     found = Solved(None, None, (), 16, 1, tuple(Method(name, one, 1.0, 1.0, 1.0) for name, one in methods))
-    words = lm_journey.finding(found)
+    words = language_model.finding(found)
     assert "greedy: 16 to 5 (a difference)" in words  # binomial, p = 0.027
     assert "majority: 6 to 5 (too close to call)" in words
 

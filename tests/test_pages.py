@@ -10,13 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from probinfer import checks, report
+from probinfer.app.command_line import app
+from probinfer.app.commands import check as checking
+from probinfer.app.pages import engines
+from probinfer.app.pages.engines import ENGINES
 from probinfer.app.suite import suite
 from probinfer.app.suite.suite import Size, Subject
-from probinfer.cli import app
 from probinfer.inference.posterior import Posterior
-from probinfer.report import check as checking
-from probinfer.report import engines, pages
-from probinfer.report.engines import ENGINES
+from probinfer.report import check_pages
 from tests.test_report import check_page
 
 
@@ -54,29 +55,29 @@ def test_page_of_any_reports(tmp_path, reports):
 
 
 def test_numbers_are_those_of_the_report(reports):
-    ranked = pages.numbers(reports["ranks"])[0]
+    ranked = check_pages.numbers(reports["ranks"])[0]
     smallest = min(reports["ranks"].raw_pvalues.values())
     assert float(ranked.rows[0][1]) == pytest.approx(smallest, rel=0.05)
     assert len(ranked.rows) == 12
     assert ranked.note == f"and {len(reports['ranks'].pvalues) - 12} more"
-    identity = pages.numbers(reports["identity"])
+    identity = check_pages.numbers(reports["identity"])
     assert [float(row[1]) for row in identity[1].rows] == pytest.approx(
         reports["identity"].location, rel=0.01
     )
-    scalars = dict(pages.numbers(reports["bounds"])[0].rows)
+    scalars = dict(check_pages.numbers(reports["bounds"])[0].rows)
     assert float(scalars["gap"]) == pytest.approx(1.0)
-    assert pages.numbers(object()) == []
+    assert check_pages.numbers(object()) == []
 
 
 def test_what_could_have_been_seen(reports):
-    seen = {name: pages.could_have_seen(one) for name, one in reports.items()}
+    seen = {name: check_pages.could_have_seen(one) for name, one in reports.items()}
     assert seen["identity"].startswith(f"bias {reports['identity'].power.bias:.2f} sd, width times 0.")
     assert seen["distance"].startswith(f"bias {reports['distance'].power.bias:.2f} sd, width times ")
     assert seen["no p-value"] == ""
     assert "nats" in seen["bounds"]
     nothing = reports["ranks"].power._replace(bias=np.inf)
     blind = dataclasses.replace(reports["ranks"], yardstick=lambda num, level: (nothing, None))
-    assert pages.could_have_seen(blind) == "nothing: too few simulations"
+    assert check_pages.could_have_seen(blind) == "nothing: too few simulations"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import posteriordb_plot
 import pytest
 
 from probinfer import vi
+from probinfer.app.pages.engines import find_engine
 from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
-from probinfer.report.engines import find_engine
 
 RNG = np.random.default_rng(2)
 STORED = {"b": 3 + 2 * RNG.normal(size=(2, 200, 2)), "a": RNG.normal(size=(2, 200))}

@@ -14,9 +14,11 @@ import pytest
 from scipy.stats import norm
 
 from probinfer import data, gp
+from probinfer.app.pages import engines, methods, plots, sections, units
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
-from probinfer.report import engines, html, methods, plots, sections, tables, theme, units
+from probinfer.plots import style as theme
+from probinfer.report import html, tables
 from probinfer.report import scores as scoring
 from tests.quick_engine import Cloud
 

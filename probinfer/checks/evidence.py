@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from scipy import special, stats
 
-from probinfer.checks.figure import axes_or_new
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import PRNGKey
+from probinfer.plots.ranks import axes_or_new
 
 __all__ = ["EvidenceSandwich", "evidence_sandwich"]
 

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from probinfer.plots.style import DARK, LIGHT, Picture
 from probinfer.report.tables import Table, to_html
-from probinfer.report.theme import DARK, LIGHT, Picture
 
 __all__ = ["Gallery", "Legend", "Section", "Text", "check_folder", "page", "write_page"]
 

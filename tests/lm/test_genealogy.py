@@ -11,7 +11,7 @@ import pytest
 
 from probinfer import lm
 from probinfer.core.errors import MissingExtraError
-from probinfer.lm.answers import ancestry_picture as picture
+from probinfer.plots import ancestry as picture
 from probinfer.smc import coalescence
 from tests.lm import tables
 

@@ -12,9 +12,9 @@ import rich.console
 from typer.testing import CliRunner
 
 from probinfer import lm
-from probinfer.cli import app
+from probinfer.app.command_line import app
+from probinfer.app.commands import generate, live
 from probinfer.lm.reasoner import load as reasoner_load
-from probinfer.report import generate, live
 from tests.lm import folders
 
 runner = CliRunner()

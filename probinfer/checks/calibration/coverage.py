@@ -29,10 +29,10 @@ from probinfer.checks.calibration.reference_points import reference_points
 from probinfer.checks.calibration.references import References, generator
 from probinfer.checks.calibration.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.calibration.whitening import columns, each_simulation
-from probinfer.checks.figure import axes_or_new, draw_band
 from probinfer.checks.power.balls import balls, detectable_in_balls, some_of
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
+from probinfer.plots.ranks import axes_or_new, draw_band
 
 __all__ = ["TarpReport", "tarp"]
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from probinfer.checks.calibration.bands import Band, ecdf_band, ecdf_pvalue
 from probinfer.checks.calibration.ranks import RankTable
-from probinfer.checks.figure import axes_or_new, draw_band, draw_ecdf
 from probinfer.checks.power.ranks import Detectable, in_normal_quantity
+from probinfer.plots.ranks import axes_or_new, draw_band, draw_ecdf
 
 __all__ = ["WORDS", "UniformityReport", "Yardstick", "holm", "judge", "uniformity"]
 

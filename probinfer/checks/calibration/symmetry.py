@@ -22,8 +22,8 @@ from scipy.special import bdtr, betaincinv, ndtr, ndtri
 
 from probinfer.checks.calibration.rank_uniformity import WORDS, holm
 from probinfer.checks.calibration.ranks import RankTable, rank_table
-from probinfer.checks.figure import axes_or_new, ink
 from probinfer.core.types import ArrayTree, PRNGKey
+from probinfer.plots.ranks import axes_or_new, ink
 
 __all__ = ["VsbcReport", "symmetry_pvalue", "vsbc"]
 

@@ -17,10 +17,10 @@ from scipy import special
 
 from probinfer.checks.discrepancy.permutation import Pooled, pool, pvalue, random_labels
 from probinfer.checks.draws import Draws, collect_pair
-from probinfer.checks.figure import axes_or_new, ink
 from probinfer.checks.power.ranks import Detectable, smallest
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, PRNGKey
+from probinfer.plots.ranks import axes_or_new, ink
 
 __all__ = ["C2STReport", "Classifier", "c2st"]
 

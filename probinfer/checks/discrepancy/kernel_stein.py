@@ -15,12 +15,12 @@ import numpy as np
 
 from probinfer.checks.discrepancy.permutation import pvalue
 from probinfer.checks.draws import Draws, collect, correlation_time, gradients
-from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.power.distances import ROWS, detectable_of_scores
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Int, PRNGKey
 from probinfer.kernels import InverseMultiquadric
 from probinfer.numerics.stein import stein_gram, stein_sums
+from probinfer.plots.ranks import axes_or_new, shade
 
 __all__ = ["KSDReport", "ksd", "wild_signs"]
 

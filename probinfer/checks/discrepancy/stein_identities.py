@@ -17,10 +17,10 @@ import numpy as np
 from scipy import stats
 
 from probinfer.checks.draws import collect, gradients
-from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Float
 from probinfer.inference import diagnostics
+from probinfer.plots.ranks import axes_or_new, shade
 
 __all__ = ["SteinIdentityReport", "skewed_pvalue", "stein_identity"]
 

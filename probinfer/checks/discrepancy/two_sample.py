@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.checks.discrepancy.permutation import Pooled, pvalue
-from probinfer.checks.figure import axes_or_new, shade
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Bool
 from probinfer.numerics.pair_sums import pair_sums
+from probinfer.plots.ranks import axes_or_new, shade
 
 __all__ = ["TwoSampleReport", "pair_statistics", "report"]
 

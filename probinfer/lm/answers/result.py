@@ -11,10 +11,10 @@ import numpy as np
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.lm.answers import ancestry_picture as picture
 from probinfer.lm.answers import selectors
 from probinfer.lm.answers.ancestry import genealogy
 from probinfer.lm.generation.texts import End
+from probinfer.plots import ancestry as picture
 
 __all__ = ["Answers", "Cost"]
 

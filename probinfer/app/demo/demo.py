@@ -15,20 +15,25 @@ from rich.console import Console
 from rich.markup import escape
 
 from probinfer import data, gp, lm
+from probinfer.app.demo.calibration import calibration_section, calibration_table, judge_learning
+from probinfer.app.demo.classification import METHODS as WAYS
+from probinfer.app.demo.classification import (
+    Classified,
+    classification_section,
+    classification_table,
+    classify,
+)
+from probinfer.app.demo.kernel_choice import KERNELS, Weighed, evidence_section, evidence_table, weigh
+from probinfer.app.demo.language_model import lm_section, lm_table, solve
+from probinfer.app.demo.particles import carry, coin_section, coin_table
+from probinfer.app.pages import sections as sections_of
+from probinfer.app.pages.engines import ENGINES
+from probinfer.app.pages.methods import Method, Problem, chains_table, methods_table, run_methods
+from probinfer.app.pages.provenance import provenance
+from probinfer.app.pages.units import most_relevant
 from probinfer.core.errors import MissingExtraError, import_extra
-from probinfer.report import sections as sections_of
-from probinfer.report.calibration import calibration_section, calibration_table, judge_learning
-from probinfer.report.classification import METHODS as WAYS
-from probinfer.report.classification import Classified, classification_section, classification_table, classify
-from probinfer.report.coin_journey import carry, coin_section, coin_table
-from probinfer.report.engines import ENGINES
 from probinfer.report.html import Section, Text, check_folder, page, write_page
-from probinfer.report.kernel_choice import KERNELS, Weighed, evidence_section, evidence_table, weigh
-from probinfer.report.lm_journey import lm_section, lm_table, solve
-from probinfer.report.methods import Method, Problem, chains_table, methods_table, run_methods
-from probinfer.report.provenance import provenance
 from probinfer.report.tables import seconds, to_rich
-from probinfer.report.units import most_relevant
 
 __all__ = ["FULL", "SMALL", "Size", "co2_problem", "diabetes_problem", "run_demo"]
 

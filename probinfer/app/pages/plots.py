@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binom, gaussian_kde
 
+from probinfer.plots.style import LINES, Theme
 from probinfer.report.scores import Estimate, Predictions
-from probinfer.report.theme import LINES, Theme
 
 __all__ = [
     "Curve",

@@ -12,9 +12,9 @@ import numpy as np
 
 from probinfer.checks.calibration.rank_uniformity import WORDS
 from probinfer.core.errors import import_extra, shortened
+from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
 from probinfer.report.tables import Table, number
-from probinfer.report.theme import Picture, draw
 
 __all__ = ["check_page", "could_have_seen", "numbers", "picture", "report_blocks"]
 

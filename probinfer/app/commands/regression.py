@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from probinfer import data, gp
+from probinfer.app.commands.files import write_files
+from probinfer.app.pages import sections as sections_of
+from probinfer.app.pages.engines import Entry, find_engine
+from probinfer.app.pages.methods import Method, Problem, chains_table, evidence
+from probinfer.app.pages.provenance import provenance
+from probinfer.app.pages.units import learned_names, most_relevant, quantities
 from probinfer.core.errors import import_extra
-from probinfer.report import sections as sections_of
-from probinfer.report.engines import Entry, find_engine
-from probinfer.report.files import write_files
 from probinfer.report.html import Section, Text, check_folder, page, write_page
-from probinfer.report.methods import Method, Problem, chains_table, evidence
-from probinfer.report.provenance import provenance
 from probinfer.report.scores import (
     concatenate,
     difference,
@@ -29,7 +30,6 @@ from probinfer.report.scores import (
     scores,
 )
 from probinfer.report.tables import Table, number, to_rich, with_error
-from probinfer.report.units import learned_names, most_relevant, quantities
 from probinfer.running import progress as bars
 
 __all__ = ["KERNELS", "Options", "choose_engine", "make_model", "run_regression"]

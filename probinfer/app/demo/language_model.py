@@ -13,15 +13,15 @@ from rich.console import Console
 from scipy import stats
 
 from probinfer import lm
+from probinfer.app.commands.live import Screen, is_right
 from probinfer.core.types import PRNGKey
 from probinfer.lm.answers import selectors
-from probinfer.lm.answers.ancestry_picture import Look, draw, size_for
 from probinfer.lm.reasoner import Problem
+from probinfer.plots.ancestry import Look, draw, size_for
+from probinfer.plots.style import Picture
+from probinfer.plots.style import draw as draw_twice
 from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.live import Screen, is_right
 from probinfer.report.tables import Table, seconds
-from probinfer.report.theme import Picture
-from probinfer.report.theme import draw as draw_twice
 
 __all__ = ["Method", "Solved", "lm_section", "lm_table", "solve"]
 

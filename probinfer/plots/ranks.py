@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
 
-from probinfer.checks.calibration.bands import Band
 from probinfer.core.errors import import_extra
 
 __all__ = ["axes_or_new", "draw_band", "draw_ecdf", "ink", "shade"]
 
 _MAX_LABELS = 6
+
+
+class Band(Protocol):
+    """What is drawn of a simultaneous band (``probinfer.checks.Band``)."""
+
+    @property
+    def points(self) -> np.ndarray: ...
+    @property
+    def edges(self) -> np.ndarray: ...
+    @property
+    def lower(self) -> np.ndarray: ...
+    @property
+    def upper(self) -> np.ndarray: ...
+    @property
+    def coverage(self) -> float: ...
 
 
 def axes_or_new(axes: Any = None) -> Any:

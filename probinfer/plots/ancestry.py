@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from probinfer.core.errors import import_extra
-from probinfer.lm.answers.ancestry import Genealogy
 
 __all__ = ["COLORS", "Look", "axes_for", "draw", "size_for"]
 
@@ -17,6 +16,32 @@ _WIDEST, _THINNEST = 5.0, 0.8
 _ROW = 0.235  # inches: what a label needs
 _CHARACTER = 0.062  # inches
 _MOST_LABELS = 24  # rows with labels
+
+
+class Genealogy(Protocol):
+    """What is drawn of a genealogy (``probinfer.lm.Genealogy``, which says what the fields are)."""
+
+    @property
+    def parents(self) -> np.ndarray: ...
+    @property
+    def rank(self) -> np.ndarray: ...
+    @property
+    def took(self) -> np.ndarray: ...
+    @property
+    def weight(self) -> np.ndarray: ...
+    @property
+    def alive(self) -> np.ndarray: ...
+    @property
+    def texts(self) -> np.ndarray: ...
+    @property
+    def answers(self) -> list[str | None]: ...
+
+    @property
+    def coalescence(self) -> np.ndarray: ...
+
+    def steps(self) -> np.ndarray: ...
+
+    def leaves(self, t: int) -> np.ndarray: ...
 
 
 class Look(NamedTuple):

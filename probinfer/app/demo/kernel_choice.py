@@ -12,15 +12,15 @@ import numpy as np
 from scipy import special, stats
 
 from probinfer import data, gp, smc
+from probinfer.app.pages import plots
+from probinfer.app.pages.units import learned_names, quantities
 from probinfer.core.errors import NumericalError
 from probinfer.core.types import Float, PRNGKey
 from probinfer.data import Dataset
-from probinfer.report import plots
+from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Legend, Section, Text
 from probinfer.report.scores import Estimate, predictions
 from probinfer.report.tables import Table, seconds, with_error
-from probinfer.report.theme import Picture, draw
-from probinfer.report.units import learned_names, quantities
 
 __all__ = ["KERNELS", "Candidate", "Weighed", "evidence_section", "evidence_table", "probabilities", "weigh"]
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import data, gp
+from probinfer.app.pages import plots
 from probinfer.core.errors import NumericalError
 from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
-from probinfer.report import plots
+from probinfer.plots.style import draw
 from probinfer.report.html import Gallery, Section, Text
 from probinfer.report.scores import Estimate
 from probinfer.report.tables import Table, seconds, with_error
-from probinfer.report.theme import draw
 
 __all__ = ["METHODS", "Classified", "Way", "classification_section", "classification_table", "classify"]
 

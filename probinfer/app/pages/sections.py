@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.report import plots
+from probinfer.app.pages import plots
+from probinfer.app.pages.methods import Method, Problem
+from probinfer.app.pages.units import Quantity, learned_names, quantities, spread
+from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Legend, Text
-from probinfer.report.methods import Method, Problem
 from probinfer.report.scores import Predictions, difference, predictions, scores
 from probinfer.report.tables import Table, number
-from probinfer.report.theme import Picture, draw
-from probinfer.report.units import Quantity, learned_names, quantities, spread
 
 __all__ = [
     "READING",

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from probinfer import mcmc, smc
+from probinfer.app.pages.engines import ENGINES, PLANE_ENGINES, STATE_SPACE_ENGINES, Entry
+from probinfer.app.pages.provenance import provenance
 from probinfer.app.suite import known_targets
 from probinfer.app.suite.known_states import noisy_autoregression
+from probinfer.app.suite.state_space_engines import state_space_subjects
 from probinfer.app.suite.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
 from probinfer.core.errors import import_extra
-from probinfer.report.engines import ENGINES, PLANE_ENGINES, STATE_SPACE_ENGINES, Entry
+from probinfer.report.check_pages import could_have_seen, numbers, picture
 from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
-from probinfer.report.pages import could_have_seen, numbers, picture
-from probinfer.report.provenance import provenance
-from probinfer.report.state_spaces import state_space_subjects
 from probinfer.report.tables import Table, seconds, to_rich
 from probinfer.running import progress as bars
 from probinfer.vi import gaussian

@@ -10,8 +10,8 @@ import numpy as np
 
 from probinfer import checks, gp, mcmc
 from probinfer.core.types import Array, PRNGKey, Scalar
+from probinfer.report.check_pages import could_have_seen, picture
 from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.pages import could_have_seen, picture
 from probinfer.report.tables import Table, number
 
 __all__ = ["Judged", "calibration_section", "calibration_table", "judge_learning"]

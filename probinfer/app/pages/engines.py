@@ -9,7 +9,7 @@ import numpy as np
 
 from probinfer import coin, gp, mcmc, smc, vi
 from probinfer.app.suite.known_targets import CORRELATED, NOT_NORMAL
-from probinfer.report.theme import LIGHT
+from probinfer.plots.style import LIGHT
 
 __all__ = [
     "ENGINES",

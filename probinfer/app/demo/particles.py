@@ -12,13 +12,13 @@ import numpy as np
 import numpyro.distributions as dist
 
 from probinfer import coin, data, mcmc, targets
+from probinfer.app.pages.engines import gradients_spent
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import Array, Float, PRNGKey, Scalar
 from probinfer.data import Dataset
-from probinfer.report.engines import gradients_spent
+from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Section, Text
 from probinfer.report.tables import Table, seconds
-from probinfer.report.theme import Picture, draw
 from probinfer.running.driver import run
 
 __all__ = ["Carried", "carry", "coin_section", "coin_table"]

@@ -19,12 +19,12 @@ import rich.table
 import rich.text
 
 from probinfer import lm
+from probinfer.app.commands.live import Screen, bar, is_right
+from probinfer.app.commands.rewards import MEANINGS, load_reward
+from probinfer.app.pages.provenance import provenance
 from probinfer.core.status import Status
 from probinfer.lm import infer
 from probinfer.lm.reasoner.task import TRAINED_STEPS
-from probinfer.report.live import Screen, bar, is_right
-from probinfer.report.provenance import provenance
-from probinfer.report.rewards import MEANINGS, load_reward
 
 __all__ = ["ANSWERS", "METHODS", "Options", "run_generate"]
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from probinfer import smc
+from probinfer.app.pages.engines import STATE_SPACE_ENGINES, Entry
 from probinfer.app.suite.known_states import StateSpace, noisy_autoregression
 from probinfer.app.suite.suite import Subject
 from probinfer.core.types import Array, ArrayTree, Scalar
 from probinfer.inference.posterior import Posterior
-from probinfer.report.engines import STATE_SPACE_ENGINES, Entry
 
 __all__ = ["as_parameters", "state_space_subjects"]
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from probinfer import gp
+from probinfer.app.pages.engines import Entry
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
-from probinfer.report.engines import Entry
 from probinfer.report.scores import difference, normal_baseline, predictions, scores
 from probinfer.report.tables import Table, seconds, with_error
 

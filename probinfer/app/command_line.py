@@ -78,7 +78,7 @@ def demo(
     Takes several minutes on two cores. Prints a table of scores on unseen data and writes a page with plots.
     """
     with _user_errors(debug), _working() as console:
-        from probinfer.report import demo as demos
+        from probinfer.app.demo import demo as demos
 
         size = demos.SMALL if small else demos.FULL
         path = demos.run_demo(out, size, seed=seed, command=_command(), console=console)
@@ -121,7 +121,7 @@ def gp_command(
     Plots need pip install 'probinfer\[plots]'.
     """
     with _user_errors(debug), _working() as console:
-        from probinfer.report.regression import Options, run_regression
+        from probinfer.app.commands.regression import Options, run_regression
 
         options = Options(
             target=target,
@@ -223,7 +223,7 @@ def generate(
     Reading models needs pip install 'probinfer\[lm]'.
     """
     with _user_errors(debug):
-        from probinfer.report.generate import Options, run_generate
+        from probinfer.app.commands.generate import Options, run_generate
 
         # In the order of their definition.
         text = Options(model, prompt, reward, meaning, method, n, max_tokens, step, temperature, chat)
@@ -248,7 +248,7 @@ def check(
     numbers and plots. Exit code 1 if an engine fails that should pass, or one passes everywhere that should fail.
     """
     with _user_errors(debug), _working() as console:
-        from probinfer.report import check as checking
+        from probinfer.app.commands import check as checking
 
         effort = checking.QUICK if quick else checking.FULL
         path, surprises = checking.run_check(out, effort, seed=seed, command=_command(), console=console)
@@ -265,7 +265,7 @@ def bench(
 ) -> None:
     """Run a benchmark of the repository, or list them."""
     with _user_errors(debug):
-        from probinfer.report.bench import benchmark_folder, benchmarks, run_benchmark
+        from probinfer.app.commands.bench import benchmark_folder, benchmarks, run_benchmark
 
         folder = benchmark_folder()
         if name is None:

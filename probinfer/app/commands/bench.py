@@ -17,7 +17,7 @@ def benchmark_folder() -> Path:
     Raises:
         FileNotFoundError: neither is there.
     """
-    for parent in (Path.cwd(), Path(__file__).parents[2]):
+    for parent in (Path.cwd(), Path(__file__).parents[3]):
         if (parent / "benchmarks").is_dir():
             return parent / "benchmarks"
     raise FileNotFoundError(
