@@ -127,7 +127,7 @@ def blackjax(fn):
         lambda logdensity: blackjax.hmc(lambda z: logdensity(z) - jnp.sum(fn(z["m"]) ** 2), 0.1, jnp.ones(2), 2),
         num_draws=8, num_discard=0, num_chains=2,
     )  # fmt: skip
-    with pytest.warns(pi.errors.ConvergenceWarning):
+    with pytest.warns(pi.ConvergenceWarning):
         return pi.infer(KEY, targets.from_logdensity(_flat, {"m": Z}), engine, progress=False)["m"]
 
 

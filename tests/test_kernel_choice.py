@@ -26,7 +26,7 @@ LOGS, ERRORS = np.array([-120.0, -118.0, -118.5]), np.array([0.05, 0.1, 0.2])
 
 def fitted(kernel):
     """A fit with four hyperparameter values around the start, as an engine would leave it."""
-    scaling = gp.scaling.standardization(TABLE.X, TABLE.y, outputs=True)
+    scaling = gp.model.scaling.standardization(TABLE.X, TABLE.y, outputs=True)
     model = gp.Model(kernel, gp.likelihoods.Gaussian(0.5))
     factors = jnp.asarray([0.5, 0.9, 1.1, 2.0])
     models = jax.tree.map(lambda leaf: leaf * factors, model)

@@ -111,7 +111,7 @@ def normal(key, target, shift=0.0):
 def run_command(monkeypatch, tmp_path, sample_fn):
     monkeypatch.setattr(checking, "QUICK", EFFORT)
     monkeypatch.setattr(checking, "subjects", lambda entries, effort: [Subject("mine", sample_fn)])
-    monkeypatch.setattr(suite.known, "skewed", suite.known.correlated_normal)
+    monkeypatch.setattr(suite.known_targets, "skewed", suite.known_targets.correlated_normal)
     return CliRunner().invoke(app, ["check", "--quick", "--out", str(tmp_path)], env={"COLUMNS": "120"})
 
 
@@ -154,7 +154,7 @@ def test_every_engine_with_a_posterior_is_judged():
     by_name = {subject.name: subject for subject in checking.subjects(ENGINES, checking.QUICK)}
     assert "HMC" not in by_name
     assert by_name["NUTS"].cannot == {}
-    assert by_name["mean-field VI"].cannot[suite.known.CORRELATED].startswith("ignores correlations")
+    assert by_name["mean-field VI"].cannot[suite.known_targets.CORRELATED].startswith("ignores correlations")
     assert not by_name["NUTS"].quick
     assert by_name["full-rank VI"].bounds_fn is not None
     tempered = next(one for one in checking.subjects(ENGINES, checking.FULL) if one.name == "tempered SMC")

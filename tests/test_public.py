@@ -1,5 +1,6 @@
 """The public surface: every module says what it offers, all of it exists and is described, examples run."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -19,10 +20,18 @@ MODULES = sorted(
 )
 
 
+def is_signpost(module) -> bool:
+    """A package that re-exports nothing: its docstring leads to its files."""
+    body = ast.parse(inspect.getsource(module)).body
+    return hasattr(module, "__path__") and len(body) == 1
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_module_offers_what_it_says(name):
     module = importlib.import_module(name)
     assert module.__doc__, f"{name} has no docstring"
+    if is_signpost(module):
+        return
     offered = getattr(module, "__all__", None)
     assert offered is not None, f"{name} has no __all__"
     assert len(set(offered)) == len(offered), f"{name}.__all__ repeats a name"
@@ -39,14 +48,14 @@ def is_described(obj) -> bool:
 @pytest.mark.parametrize("name", MODULES)
 def test_what_is_offered_is_described(name):
     module = importlib.import_module(name)
-    for entry in module.__all__:
+    for entry in getattr(module, "__all__", ()):
         obj = getattr(module, entry)
         ours = getattr(obj, "__module__", "").startswith("probinfer")
         if ours and (inspect.isclass(obj) or inspect.isroutine(obj)):
             assert is_described(obj), f"{name}.{entry} has no docstring"
 
 
-SLOW = {"probinfer.smc.fusion", "probinfer.checks.sbc_numpyro", "probinfer.betting"}
+SLOW = {"probinfer.smc.fusion", "probinfer.checks.calibration.numpyro_models", "probinfer.betting"}
 
 
 @pytest.mark.parametrize(

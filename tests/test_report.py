@@ -170,7 +170,7 @@ def test_only_what_was_learned_is_listed_and_pure_numbers_stay(problem):
     names = units.learned_names(model, prior)
     assert "kernel.terms.0.factors.1.variance" not in names
     models = jax.tree.map(lambda leaf: leaf[None], model)
-    scaling = gp.scaling.standardization(problem.data.X, problem.data.y, outputs=True)
+    scaling = gp.model.scaling.standardization(problem.data.X, problem.data.y, outputs=True)
     fit = gp.Fit(models, None, None, None, gp.Exact(), scaling, problem.data.X, problem.data.y, True)
     by_name = {q.name: q for q in units.quantities(fit, names, ("a", "b"), parts={"kernel.terms.0": "cycle"})}
     assert by_name["kernel.terms.0.factors.0.variance"].unit == "y"  # the other factor has variance one
@@ -208,7 +208,7 @@ def test_series_and_error_pictures(problem, found):
     one = problem._replace(data=problem.data._replace(X=problem.data.X[:, :1], feature_names=("time",)))
     model = gp.Model(gp.kernels.RBF(), gp.likelihoods.Gaussian(0.1))
     X, y = one.data.X[:30], one.data.y[:30]
-    scaling = gp.scaling.standardization(X, y, outputs=True)
+    scaling = gp.model.scaling.standardization(X, y, outputs=True)
     models = jax.tree.map(lambda leaf: leaf[None], model)
     fit = gp.Fit(
         models,

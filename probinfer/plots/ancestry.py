@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ _CHARACTER = 0.062  # inches
 _MOST_LABELS = 24  # rows with labels
 
 
+@runtime_checkable
 class Genealogy(Protocol):
     """What is drawn of a genealogy (``probinfer.lm.Genealogy``, which says what the fields are)."""
 

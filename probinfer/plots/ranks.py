@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +14,7 @@ __all__ = ["axes_or_new", "draw_band", "draw_ecdf", "ink", "shade"]
 _MAX_LABELS = 6
 
 
+@runtime_checkable
 class Band(Protocol):
     """What is drawn of a simultaneous band (``probinfer.checks.Band``)."""
 

@@ -101,7 +101,7 @@ def test_tarp_is_ranked_as_by_tarp_itself(right):
     """The distance is to the references of the report, in their own coordinates."""
     draws, theta = right.posteriors.draws, right.theta
     flat, true = jnp.asarray(draws), jnp.asarray(theta)
-    matrix = np.asarray(checks.whitening.whitening_matrix(flat, true))
+    matrix = np.asarray(checks.calibration.whitening.whitening_matrix(flat, true))
     far = np.sum((draws @ matrix.T - right.references.points[:, None]) ** 2, axis=-1)
     own = np.sum((theta @ matrix.T - right.references.points) ** 2, axis=-1)
     column = right.ranks.ranks[:, right.ranks.names.index("tarp")]

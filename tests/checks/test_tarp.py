@@ -12,7 +12,7 @@ from probinfer.checks import RankTable, TarpReport, tarp, uniformity
 from probinfer.checks.calibration.references import References, regression_references
 
 S, L, D = 300, 50, 3
-module = sys.modules["probinfer.checks.tarp"]
+module = sys.modules["probinfer.checks.calibration.coverage"]
 
 
 def conjugate(key, num=S):
