@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "probinfer"
 
-# The rooms of the house from the ground up. A room may import what is in its own row and in those before it; the longest
-# name decides, so that a part of a room can stand lower than the rest. A new room needs a place: the lowest it can have.
+# The rooms of the house from the ground up. A room may import what is in its own row and in those before it; the
+# longest name decides, so that a part of a room can stand lower than the rest. A new room needs a place: the lowest
+# that it can have.
 ROWS = {
     "words": "core",
     "mathematics": "numerics kernels resampling betting targets",
