@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from probinfer import betting, data
-from probinfer.numerics import lbfgs
+from probinfer.numerics import optimization
 
 NAME = "betting"
 SEEDS, MARKS = 10, (100, 300, 1000)
@@ -63,7 +63,7 @@ def logistic(batch):
         return jax.grad(fn)(x, X[chosen], y[chosen])
 
     start = jnp.zeros(X.shape[1])
-    least = lbfgs.minimize(fn, start).value
+    least = optimization.minimize(fn, start).value
     return lambda x: fn(x) - least, gradient, start
 
 

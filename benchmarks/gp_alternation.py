@@ -32,10 +32,10 @@ from li2023 import Fold, folds, start_model
 from probinfer import gp
 from probinfer.gp.approximation.assembly import assemble
 from probinfer.gp.approximation.fixed_point import FixedPoint
-from probinfer.gp.approximation.marginals import marginals_from
+from probinfer.gp.approximation.gaussian_marginals import marginals_from
 from probinfer.gp.approximation.objectives import Objective, energy
 from probinfer.gp.approximation.updates import updated_sites
-from probinfer.gp.structure.precision import precision
+from probinfer.gp.structure.dense import precision
 
 NODES, STEPS, STEP_SIZE, RATE, MAX_ROUNDS = 20, 20, 0.1, 0.01, 10_000
 OURS = {

@@ -33,7 +33,7 @@ from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.gp.approximation.assembly import assemble
 from probinfer.gp.approximation.fixed_point import FixedPoint
-from probinfer.gp.approximation.marginals import marginals
+from probinfer.gp.approximation.gaussian_marginals import marginals
 
 INFERENCE = {
     "Laplace": gp.Laplace(),

@@ -25,10 +25,10 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf
 
 from probinfer import gp
-from probinfer.gp.approximation.marginals import marginals_from
+from probinfer.gp.approximation.gaussian_marginals import marginals_from
 from probinfer.gp.approximation.objectives import Objective
 from probinfer.gp.approximation.updates import updated_sites
-from probinfer.gp.structure.precision import precision
+from probinfer.gp.structure.dense import precision
 
 NODES = 20
 LIKELIHOOD = gp.likelihoods.Bernoulli("probit")

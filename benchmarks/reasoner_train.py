@@ -39,7 +39,7 @@ import probinfer as pi
 from probinfer.app.reasoner_training.language_model import Settings, train
 from probinfer.app.reasoner_training.optimizer import Plan, Trace
 from probinfer.app.reasoner_training.reward_model import RewardSettings, auc, judge, train_reward
-from probinfer.app.reasoner_training.rollouts import Rollouts, accuracy, rollouts
+from probinfer.app.reasoner_training.sampled_solutions import Rollouts, accuracy, rollouts
 from probinfer.lm.reasoner import encoding, files
 from probinfer.lm.reasoner.task import Problems, draw
 

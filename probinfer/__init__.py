@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from probinfer import targets
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.errors import ConvergenceWarning, MissingExtraError, NumericalError
 from probinfer.core.status import Status
 from probinfer.inference.facade import infer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer.core import errors
-from probinfer.core.algorithm import algorithm, as_partial
+from probinfer.core.algorithms import algorithm, as_partial
 from probinfer.core.status import Status
 from probinfer.core.types import field, pytree, strong_array
 

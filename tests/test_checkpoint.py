@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import probinfer as pi
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.running import checkpoint, fingerprint
 from probinfer.running.checkpoint import Checkpoint

@@ -97,7 +97,7 @@ def test_gp_score_is_that_of_the_folds(finished):
     observed = [float(row["height"]) for row in read(folder / "table.csv")]
     np.testing.assert_allclose([float(row["observed"]) for row in rows], observed, rtol=1e-9)
     log_densities = np.array([float(row["log_density"]) for row in rows])
-    from probinfer.report.scores import Estimate
+    from probinfer.report.scoring import Estimate
     from probinfer.report.tables import with_error
 
     cell = with_error(Estimate(-log_densities.mean(), log_densities.std(ddof=1) / np.sqrt(24)))
@@ -181,7 +181,7 @@ def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
 
 def test_gains_in_the_means_alone_are_told_apart():
     """The same good means with fair bands, with bands far too narrow, and means that are worse than none."""
-    from probinfer.report.scores import normal_baseline
+    from probinfer.report.scoring import normal_baseline
 
     rng = np.random.default_rng(0)
     y = rng.normal(size=200)

@@ -16,11 +16,11 @@ from jax.tree_util import Partial
 import probinfer as pi
 from probinfer import coin, gp, kernels, lm, mcmc, resampling, smc, targets
 from probinfer.checks.calibration import ranks
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.types import pytree
 from probinfer.inference.posterior import Posterior
 from probinfer.lm.rewards import meanings
-from probinfer.numerics import lbfgs
+from probinfer.numerics import optimization
 from probinfer.smc.parameters import likelihood
 from tests.lm import tables
 
@@ -255,7 +255,7 @@ PLACES = {
         Z,
     ),
     "expectation": expectation,
-    "minimize": lambda fn: lbfgs.minimize(lambda z: jnp.sum((z - fn(1.0)) ** 2), Z).position,
+    "minimize": lambda fn: optimization.minimize(lambda z: jnp.sum((z - fn(1.0)) ** 2), Z).position,
     "svgd": svgd,
     "Blackjax": blackjax,
     "FeynmanKac": lambda fn: filtered(feynman_kac(fn)),

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from jax import lax
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.binding import Bound, hold
+from probinfer.core.identity.bytecode import reads
 from probinfer.core.identity.digits import keeps_its_digits
-from probinfer.core.identity.reads import reads
 from probinfer.running import fingerprint
 
 pytestmark = pytest.mark.f32

@@ -16,7 +16,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import checks
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
 from probinfer.lm.rewards.host import workers

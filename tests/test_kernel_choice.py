@@ -17,7 +17,7 @@ from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
 from probinfer.report import html
-from probinfer.report.scores import Estimate
+from probinfer.report.scoring import Estimate
 from tests.test_report import check_page
 
 TABLE = data.nile().take(np.arange(16))

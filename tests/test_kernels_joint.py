@@ -6,8 +6,8 @@ import pytest
 
 from probinfer.app.commands.check import KERNELS
 from probinfer.app.suite import known_targets, trials
+from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import begin, grow, is_over
 
 STEP_SIZE, INVERSE_MASS = 0.35, (0.6, 0.3)

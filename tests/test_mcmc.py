@@ -354,7 +354,7 @@ def test_float32_target_in_a_float64_process():
 
 
 def test_blackjax_states_need_a_position(normal_target):
-    from probinfer.core.algorithm import Algorithm
+    from probinfer.core.algorithms import Algorithm
 
     engine = mcmc.Blackjax(Algorithm(lambda position: (position,), lambda key, state: (state, None)))
     with pytest.raises(TypeError, match="position"):

@@ -11,8 +11,8 @@ from scipy.special import logsumexp
 from probinfer.mcmc.adaptation import metric as metrics
 from probinfer.mcmc.adaptation import warmup as warmups
 from probinfer.mcmc.adaptation.tuning import row_of
+from probinfer.mcmc.hamiltonian import Place, energy, leapfrog
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.leapfrog import Place, energy, leapfrog
 from probinfer.mcmc.nuts_steps import begin, grow, whole
 from tests.params import quick
 

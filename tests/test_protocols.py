@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import probinfer as pi
-from probinfer.core.algorithm import algorithm
+from probinfer.core.algorithms import algorithm
 from probinfer.core.types import pytree
 from tests.params import quick
 

@@ -18,8 +18,7 @@ from probinfer.app.pages import engines, methods, plots, sections, units
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.plots import style as theme
-from probinfer.report import html, tables
-from probinfer.report import scores as scoring
+from probinfer.report import html, scoring, tables
 from tests.quick_engine import Cloud
 
 VOID = {"meta", "img", "source", "br", "link"}

@@ -9,7 +9,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import progress
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import pytree
 from probinfer.running import loop

@@ -7,7 +7,7 @@ import pytest
 
 from probinfer import kernels
 from probinfer.numerics import stein
-from probinfer.numerics.pair_sums import pair_sums
+from probinfer.numerics.pairwise import pair_sums
 from tests.reference import stein as oracle
 
 SCALE, POWER = np.array([0.8, 1.5, 2.5]), 0.6

@@ -25,7 +25,7 @@ from probinfer.core.binding import Bound, LogDensity, StochasticLogDensity
 from probinfer.core.errors import NumericalError
 from probinfer.targets import transforms
 from probinfer.targets.assembly import check_scalar
-from probinfer.targets.minibatch import stratified_rows
+from probinfer.targets.minibatches import stratified_rows
 from probinfer.targets.prior_trees import same_support
 
 SIGMA = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_finite, check_floating, shortened
 from probinfer.core.types import Array, Float
 from probinfer.inference import diagnostics

@@ -33,7 +33,7 @@ import numpy as np
 from probinfer.checks.calibration.rank_uniformity import WORDS, UniformityReport, judge
 from probinfer.checks.calibration.ranks import named_quantities, rank_table, scalar_names
 from probinfer.checks.power.ranks import of_kernel
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.running.many.driver import run_many

@@ -26,7 +26,7 @@ from probinfer.coin.cloud import geometry as geometries
 from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal, Full, Metric
 from probinfer.coin.cloud.low_rank import LowRank
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status

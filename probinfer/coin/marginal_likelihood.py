@@ -19,7 +19,7 @@ from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal
 from probinfer.coin.cloud_descent import CloudInfo, CloudState, choose_geometry
 from probinfer.coin.stein_descent import svgd
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status

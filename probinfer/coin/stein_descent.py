@@ -11,7 +11,7 @@ from probinfer.coin.cloud.bandwidth import check_rule
 from probinfer.coin.cloud.geometry import Diagonal, Identity
 from probinfer.coin.cloud.graphical import graphical_direction, neighbourhoods
 from probinfer.coin.cloud_descent import descent
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.types import Array
 from probinfer.kernels import RBF
 from probinfer.numerics.stein import stein_direction

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey

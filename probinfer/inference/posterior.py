@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import resampling
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import close_matches
 from probinfer.core.status import Status, with_named_status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree

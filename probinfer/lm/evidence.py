@@ -31,7 +31,7 @@ from probinfer.lm.models.model import Model, check_model
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.host.registry import detached
 from probinfer.smc.filtering.filter import to_result
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 
 __all__ = ["EvidenceBounds", "evidence_bounds", "exact_paths", "forward_estimates", "reverse_estimates"]
 

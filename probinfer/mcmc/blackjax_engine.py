@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import algorithm as make_algorithm
+from probinfer.core.algorithms import algorithm as make_algorithm
 from probinfer.core.binding import Held, hold
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree

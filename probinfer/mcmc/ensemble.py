@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.mcmc import hmc, nuts
 
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.types import Array, Float, PRNGKey, PyTree, field, pytree
 from probinfer.inference.engine import over
 from probinfer.mcmc.adaptation import warmup as warmups

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.types import Array, Bool, Float, PRNGKey
-from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
+from probinfer.mcmc.hamiltonian import DIVERGENT, Place, energy, leapfrog, momentum
 
 __all__ = ["DEEPEST", "Trajectory", "begin", "grow", "is_over", "whole"]
 

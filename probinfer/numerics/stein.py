@@ -21,7 +21,7 @@ from probinfer.core.errors import check_floating
 from probinfer.core.types import Array, Bool, Float, Shaped
 from probinfer.kernels.base import Kernel, cast
 from probinfer.kernels.stationary import RBF, Stationary, squared_distances
-from probinfer.numerics.pair_sums import PairSums, pair_sums
+from probinfer.numerics.pairwise import PairSums, pair_sums
 
 __all__ = ["stein_direction", "stein_gram", "stein_sums"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import rich.table
 import rich.text
 
-from probinfer.report.scores import Estimate
+from probinfer.report.scoring import Estimate
 
 __all__ = ["Table", "number", "seconds", "to_html", "to_rich", "with_error"]
 

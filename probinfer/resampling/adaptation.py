@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.binding import frozen
 from probinfer.core.types import Array, field, pytree
 from probinfer.resampling.base import ConditionalScheme, Scheme, check

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
@@ -84,7 +84,7 @@ def run(
 
     Examples:
         >>> import jax
-        >>> from probinfer.core.algorithm import Algorithm
+        >>> from probinfer.core.algorithms import Algorithm
         >>> def double(key, state):
         ...     return 2 * state, state
         >>> state, history = run(jax.random.key(0), Algorithm(init=None, step=double), 1.0, num_steps=4)

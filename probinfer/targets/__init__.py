@@ -8,7 +8,7 @@ likelihood apart, which tempering needs. All its functions are pytrees that hold
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.targets.base import Prior, Target
 from probinfer.targets.constructors import from_logdensity, from_numpyro, from_prior
-from probinfer.targets.minibatch import minibatch
+from probinfer.targets.minibatches import minibatch
 
 __all__ = [
     "LogDensity",

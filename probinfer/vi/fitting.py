@@ -15,7 +15,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc.adaptation import metric as metrics
 from probinfer.mcmc.adaptation import starts
-from probinfer.numerics import lbfgs
+from probinfer.numerics import optimization
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
 from probinfer.vi import gaussian
@@ -169,7 +169,7 @@ def power_of_two(num: int) -> int:
 
 def _optimize_from(
     problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int, stop: interrupts.Interruption
-) -> tuple[gaussian.Frame, lbfgs.OptimizeResult]:
+) -> tuple[gaussian.Frame, optimization.OptimizeResult]:
     """Optimise; where a point of the sample falls where the density is not finite, start with a smaller scale.
 
     Raises:
@@ -188,7 +188,7 @@ def _optimize_from(
 
 def _optimize(
     problem: Problem, frame: gaussian.Frame, sample: jax.Array, num: int, stop: interrupts.Interruption
-) -> tuple[gaussian.Frame, lbfgs.OptimizeResult]:
+) -> tuple[gaussian.Frame, optimization.OptimizeResult]:
     """Optimise in pieces, until it is done or Ctrl-C was pressed."""
     search = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_begin, frame))
     pace, spent = interrupts.Pace(8), 0
@@ -203,21 +203,21 @@ def _optimize(
             return fitted, result
 
 
-def _begin(frame: gaussian.Frame) -> lbfgs.LBFGSState:
-    return lbfgs.begin(gaussian.still(frame))
+def _begin(frame: gaussian.Frame) -> optimization.LBFGSState:
+    return optimization.begin(gaussian.still(frame))
 
 
 @jax.jit
 def _descend(
     problem: Problem, frame: gaussian.Frame, sample: Array, num: Array, search: Any, spent: Array, more: Array
-) -> tuple[Any, Array, gaussian.Frame, lbfgs.OptimizeResult]:
+) -> tuple[Any, Array, gaussian.Frame, optimization.OptimizeResult]:
     """Go on for so many evaluations, from the start where nothing was spent; with whether there is more to do."""
     loss = jax.tree_util.Partial(_negative_bound, problem, frame, sample, num)
     search = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(frame), search)
-    search, going = lbfgs.descend(
+    search, going = optimization.descend(
         loss, search, max_steps=_MAX_STEPS, num_evaluations=spent + more, tolerance=_TOLERANCE
     )
-    result = lbfgs.result(search)
+    result = optimization.result(search)
     return search, going, gaussian.recentre(frame, result.position), result
 
 

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 from probinfer.inference import engine, tails
 from probinfer.inference.posterior import Posterior
-from probinfer.numerics import lbfgs
+from probinfer.numerics import optimization
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
@@ -239,10 +239,10 @@ def _interrupted(info: MAPInfo, going: np.ndarray) -> MAPInfo:
     return info._replace(statuses=statuses, status=jnp.maximum(info.status, jnp.int32(Status.INTERRUPTED)))
 
 
-def _begin(starts: ArrayTree) -> lbfgs.LBFGSState:
+def _begin(starts: ArrayTree) -> optimization.LBFGSState:
     # One vector instead of a tree: a third of the operations to compile.
     vectors = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
-    return jax.vmap(lbfgs.begin)(vectors)
+    return jax.vmap(optimization.begin)(vectors)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
@@ -264,10 +264,10 @@ def _climb(
     climbs = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(starts), climbs)
     decrease = _NATS * float(jnp.finfo(climbs.position.dtype).eps) ** 0.5
     descend = functools.partial(
-        lbfgs.descend, loss, max_steps=max_steps, num_evaluations=spent + more, decrease=decrease
+        optimization.descend, loss, max_steps=max_steps, num_evaluations=spent + more, decrease=decrease
     )
     climbs, going = engine.over(descend, mode, climbs)
-    results = jax.vmap(lbfgs.result)(climbs)
+    results = jax.vmap(optimization.result)(climbs)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
     best = _best(values, results.status, decrease)
     info = MAPInfo(

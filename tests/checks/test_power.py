@@ -10,7 +10,7 @@ from probinfer import checks
 from probinfer.checks.calibration.bands import ecdf_band
 from probinfer.checks.calibration.symmetry import _share_above_half
 from probinfer.checks.power import distances
-from probinfer.checks.power.balls import balls, detectable_in_balls
+from probinfer.checks.power.coverage import balls, detectable_in_balls
 from probinfer.checks.power.ranks import leaving_probability
 from probinfer.core.binding import LogDensity
 from tests.params import quick

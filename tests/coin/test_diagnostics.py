@@ -9,7 +9,7 @@ import pytest
 
 from probinfer.coin.cloud_descent import CloudInfo
 from probinfer.coin.engine import diagnostics, stopping
-from probinfer.core.algorithm import algorithm
+from probinfer.core.algorithms import algorithm
 from tests.reference import stein as oracle
 
 RNG = np.random.default_rng(0)

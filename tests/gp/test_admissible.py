@@ -12,7 +12,7 @@ from probinfer.core.status import Status
 from probinfer.gp.approximation.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.approximation.conditioning import Settled
 from probinfer.gp.approximation.fixed_point import FixedPoint
-from probinfer.gp.hyperparameters.verified import verified
+from probinfer.gp.hyperparameters.verification import verified
 from probinfer.vi import MAPInfo
 from tests.reference.likelihoods import LOG_DENSITIES
 

@@ -15,7 +15,7 @@ from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.gp.approximation.conditioning import _settle, reference_sites, settle
 from probinfer.gp.hyperparameters.posterior import hyper_posterior
-from probinfer.gp.hyperparameters.verified import held_warnings, release
+from probinfer.gp.hyperparameters.verification import held_warnings, release
 from tests.gp.approximate_cases import jit
 from tests.reference import gp_sites as oracle
 from tests.reference.likelihoods import LOG_DENSITIES

@@ -10,7 +10,7 @@ import pytest
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp.approximation.marginals import Marginals
+from probinfer.gp.approximation.gaussian_marginals import Marginals
 from probinfer.gp.approximation.objectives import Objective
 from probinfer.gp.approximation.sites import Sites
 from probinfer.gp.approximation.updates import first_sites, updated_sites

@@ -9,8 +9,8 @@ from probinfer import gp
 from probinfer.core.status import Status
 from probinfer.gp.approximation.conditioning import Settled
 from probinfer.gp.approximation.sites import Sites
-from probinfer.gp.hyperparameters.continued import continued
-from probinfer.gp.hyperparameters.verified import Verified
+from probinfer.gp.hyperparameters.continuation import continued
+from probinfer.gp.hyperparameters.verification import Verified
 from probinfer.vi import MAPInfo
 
 OK, STALLED, MISSED = Status.OK, Status.LINE_SEARCH_STALLED, Status.MAX_ITERATIONS

@@ -14,7 +14,7 @@ import pytest
 from probinfer import gp
 from probinfer.core.status import Status
 from probinfer.gp.approximation.objectives import Objective, energy
-from probinfer.gp.structure.precision import precision
+from probinfer.gp.structure.dense import precision
 from tests.gp.approximate_cases import (
     LIKELIHOODS,
     METHODS,

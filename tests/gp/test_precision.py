@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from probinfer.core.status import Status
-from probinfer.gp.approximation.marginals import marginals
-from probinfer.gp.structure.precision import negative_factor, positive_factor, precision
+from probinfer.gp.approximation.gaussian_marginals import marginals
+from probinfer.gp.structure.dense import negative_factor, positive_factor, precision
 from tests.reference import gp_sites as oracle
 
 N = 6

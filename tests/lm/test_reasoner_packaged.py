@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import lm
-from probinfer.app.reasoner_training import reward_model, rollouts
+from probinfer.app.reasoner_training import reward_model, sampled_solutions
 from probinfer.lm.reasoner import encoding, files, load, task
 from probinfer.lm.tokens.tokenizer import Tokenizer
 
@@ -33,13 +33,13 @@ def test_greedy_accuracy(model, problems):
     On problems drawn anew, with the accuracy of the report, 60 problems fall outside [0.2, 0.6] with
     probability below 2e-3; this set lies inside by far more than the one or two problems that rounding may turn.
     """
-    assert 0.2 <= rollouts.accuracy(model, problems).mean() <= 0.6
+    assert 0.2 <= sampled_solutions.accuracy(model, problems).mean() <= 0.6
 
 
 def test_the_reward_model_tells_right_from_wrong(model, problems):
     """The rollouts are fixed by their key; on other draws of 120 the AUC has a standard error of 0.02."""
     twice = task.Problems(*(np.repeat(leaf, 2, axis=0) for leaf in problems))
-    found = rollouts.rollouts(jax.random.key(3), model, twice)
+    found = sampled_solutions.rollouts(jax.random.key(3), model, twice)
     logits, ends = reward_model.judge(files.read_reward(load.folder()), twice, found)
     assert reward_model.auc(logits[ends], found.right[ends]) > 0.75
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from probinfer import Checkpoint
-from probinfer.app.reasoner_training import reward_model, rollouts
+from probinfer.app.reasoner_training import reward_model, sampled_solutions
 from probinfer.app.reasoner_training.language_model import Settings, train
 from probinfer.app.reasoner_training.optimizer import Plan
 from probinfer.app.reasoner_training.reward_model import RewardSettings
-from probinfer.app.reasoner_training.rollouts import Rollouts
+from probinfer.app.reasoner_training.sampled_solutions import Rollouts
 from probinfer.lm.reasoner import encoding, files, task
 
 PLAN = Plan(num_iterations=12, learning_rate=1e-2, warmup=2, evaluate_from=4, evaluate_every=4)
@@ -136,7 +136,7 @@ def test_the_reward_model_learns_and_resumes(trained, rewarded, tmp_path, monkey
 def test_rollouts_are_those_of_whole_passes(trained):
     """Greedy: every token is the likeliest after the tokens before it, by a pass without a cache; ties aside."""
     model, problems = trained[0], task.draw(1, 20, (1, 2))
-    found = rollouts.rollouts(jax.random.key(0), model, problems, temperature=0.0, batch=8)
+    found = sampled_solutions.rollouts(jax.random.key(0), model, problems, temperature=0.0, batch=8)
     prompts, lengths = encoding.prompts(problems)
     tokens, inside = encoding.join(prompts, lengths, found.tokens, found.length)
     logits = np.asarray(words_after(model, jnp.asarray(tokens)))
@@ -152,7 +152,9 @@ def test_rollouts_are_drawn_from_the_model(trained):
     problems = task.Problems(*(np.repeat(leaf, 4000, axis=0) for leaf in one))
     prompts, lengths = encoding.prompts(problems)
     lengths = lengths.astype(np.int32)
-    found, _ = rollouts.sample(jax.random.key(5), model, jnp.asarray(prompts), jnp.asarray(lengths), 1.0, 1)
+    found, _ = sampled_solutions.sample(
+        jax.random.key(5), model, jnp.asarray(prompts), jnp.asarray(lengths), 1.0, 1
+    )
     chance = np.asarray(
         jax.nn.softmax(words_after(model, jnp.asarray(prompts[:1]))[0, lengths[0] - 1]), float
     )
@@ -168,8 +170,8 @@ def test_greedy_accuracy_asks_for_every_step_and_the_end(monkeypatch):
     length[2] -= 1  # cut before the end
     right = encoding.right_so_far(problems, tokens, length)
     told = Rollouts(tokens, length, right, np.ones(4, bool))
-    monkeypatch.setattr(rollouts, "rollouts", lambda *args, **kwargs: told)
-    assert rollouts.accuracy(None, problems).tolist() == [1, 0, 0, 1]
+    monkeypatch.setattr(sampled_solutions, "rollouts", lambda *args, **kwargs: told)
+    assert sampled_solutions.accuracy(None, problems).tolist() == [1, 0, 0, 1]
 
 
 def test_examples_are_labelled_by_the_checker():
@@ -215,7 +217,7 @@ def test_a_grown_model_is_the_same_function(trained):
 
 def test_judge_reads_the_tokens_of_the_solution(rewarded):
     reward, problems = rewarded[0], task.draw(1, 10, (1, 2))
-    found = rollouts.rollouts(jax.random.key(0), reward.trunk, problems)
+    found = sampled_solutions.rollouts(jax.random.key(0), reward.trunk, problems)
     logits, ends = reward_model.judge(reward, problems, found, batch=4)
     prompts, lengths = encoding.prompts(problems)
     rows = np.zeros((10, 40), np.int32)

@@ -156,14 +156,14 @@ MUTANTS = [
     ),
     # Particles.
     *_of(
-        "smc/filtering/forward.py",
+        "smc/filtering/forward_pass.py",
         "smc/test_particle_filter.py smc/test_particle_gibbs.py",
         ("log_weights - log_mean + increments,", "log_weights + increments,"),
         (".at[0].set(chosen.astype(jnp.int32)).at[chosen].set(0)", ".at[0].set(chosen.astype(jnp.int32))"),
         ("log_total = log_weights + log_suffix", "log_total = log_suffix"),
     ),
     *_of(
-        "smc/filtering/forward.py",
+        "smc/filtering/forward_pass.py",
         "smc/test_feynman_kac.py smc/test_nested.py",
         ("jnp.where(model.done(parents), jnp.zeros_like(increments), increments)", "increments"),
     ),

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 from probinfer import smc
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 from tests.smc import models
 
 P = models.LINEAR

@@ -12,7 +12,7 @@ from scipy import stats
 from probinfer import resampling, smc
 from probinfer.checks import joint_test
 from probinfer.smc.conditional.gibbs import choose_path
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 from probinfer.smc.models.feynman_kac import as_batched
 from probinfer.smc.parameters import gibbs_step as gibbs
 from probinfer.smc.parameters import likelihood, pmmh

@@ -7,7 +7,7 @@ from jax.tree_util import Partial
 
 from probinfer import smc
 from probinfer.core.status import Status
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 from probinfer.smc.models.missing import log_seen
 from tests.reference import kalman
 from tests.smc import models

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from probinfer import mcmc, smc
 from probinfer.app.pages.engines import ENGINES, PLANE_ENGINES, STATE_SPACE_ENGINES, Entry
-from probinfer.app.pages.provenance import provenance
+from probinfer.app.pages.run_facts import provenance
 from probinfer.app.suite import known_targets
 from probinfer.app.suite.known_states import noisy_autoregression
 from probinfer.app.suite.state_space_engines import state_space_subjects

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from probinfer.data import Dataset
-from probinfer.report.scores import Predictions, predictions
+from probinfer.report.scoring import Predictions, predictions
 
 __all__ = ["write_files"]
 

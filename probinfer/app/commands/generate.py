@@ -21,7 +21,7 @@ import rich.text
 from probinfer import lm
 from probinfer.app.commands.live import Screen, bar, is_right
 from probinfer.app.commands.rewards import MEANINGS, load_reward
-from probinfer.app.pages.provenance import provenance
+from probinfer.app.pages.run_facts import provenance
 from probinfer.core.status import Status
 from probinfer.lm import infer
 from probinfer.lm.reasoner.task import TRAINED_STEPS

@@ -18,17 +18,11 @@ from probinfer.app.commands.files import write_files
 from probinfer.app.pages import sections as sections_of
 from probinfer.app.pages.engines import Entry, find_engine
 from probinfer.app.pages.methods import Method, Problem, chains_table, evidence
-from probinfer.app.pages.provenance import provenance
+from probinfer.app.pages.run_facts import provenance
 from probinfer.app.pages.units import learned_names, most_relevant, quantities
 from probinfer.core.errors import import_extra
 from probinfer.report.html import Section, Text, check_folder, page, write_page
-from probinfer.report.scores import (
-    concatenate,
-    difference,
-    normal_baseline,
-    predictions,
-    scores,
-)
+from probinfer.report.scoring import concatenate, difference, normal_baseline, predictions, scores
 from probinfer.report.tables import Table, number, to_rich, with_error
 from probinfer.running import progress as bars
 

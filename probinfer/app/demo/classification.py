@@ -18,7 +18,7 @@ from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
 from probinfer.plots.style import draw
 from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.scores import Estimate
+from probinfer.report.scoring import Estimate
 from probinfer.report.tables import Table, seconds, with_error
 
 __all__ = ["METHODS", "Classified", "Way", "classification_section", "classification_table", "classify"]

@@ -29,7 +29,7 @@ from probinfer.app.demo.particles import carry, coin_section, coin_table
 from probinfer.app.pages import sections as sections_of
 from probinfer.app.pages.engines import ENGINES
 from probinfer.app.pages.methods import Method, Problem, chains_table, methods_table, run_methods
-from probinfer.app.pages.provenance import provenance
+from probinfer.app.pages.run_facts import provenance
 from probinfer.app.pages.units import most_relevant
 from probinfer.core.errors import MissingExtraError, import_extra
 from probinfer.report.html import Section, Text, check_folder, page, write_page

@@ -19,7 +19,7 @@ from probinfer.core.types import Float, PRNGKey
 from probinfer.data import Dataset
 from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Legend, Section, Text
-from probinfer.report.scores import Estimate, predictions
+from probinfer.report.scoring import Estimate, predictions
 from probinfer.report.tables import Table, seconds, with_error
 
 __all__ = ["KERNELS", "Candidate", "Weighed", "evidence_section", "evidence_table", "probabilities", "weigh"]

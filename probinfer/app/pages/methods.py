@@ -16,7 +16,7 @@ from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
-from probinfer.report.scores import difference, normal_baseline, predictions, scores
+from probinfer.report.scoring import difference, normal_baseline, predictions, scores
 from probinfer.report.tables import Table, seconds, with_error
 
 __all__ = ["Method", "Problem", "chains_table", "evidence", "methods_table", "run_methods"]

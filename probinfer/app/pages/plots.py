@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import binom, gaussian_kde
 
 from probinfer.plots.style import LINES, Theme
-from probinfer.report.scores import Estimate, Predictions
+from probinfer.report.scoring import Estimate, Predictions
 
 __all__ = [
     "Curve",

@@ -12,7 +12,7 @@ from probinfer.app.pages.methods import Method, Problem
 from probinfer.app.pages.units import Quantity, learned_names, quantities, spread
 from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Legend, Text
-from probinfer.report.scores import Predictions, difference, predictions, scores
+from probinfer.report.scoring import Predictions, difference, predictions, scores
 from probinfer.report.tables import Table, number
 
 __all__ = [

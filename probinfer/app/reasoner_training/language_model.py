@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from probinfer.app.reasoner_training.optimizer import Plan, Trace, descend
-from probinfer.app.reasoner_training.rollouts import accuracy
+from probinfer.app.reasoner_training.sampled_solutions import accuracy
 from probinfer.core.types import Array
 from probinfer.lm.models.transformer import Config, Transformer
 from probinfer.lm.reasoner import encoding

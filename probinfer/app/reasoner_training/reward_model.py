@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from probinfer.app.reasoner_training.language_model import solution_loss
 from probinfer.app.reasoner_training.optimizer import Plan, Trace, descend
-from probinfer.app.reasoner_training.rollouts import Rollouts, rollouts
+from probinfer.app.reasoner_training.sampled_solutions import Rollouts, rollouts
 from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.models.transformer import Transformer
 from probinfer.lm.reasoner import encoding

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.checks.calibration.simulation_based import SbcReport, calibrate, check_functions, check_number
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.inference import diagnostics

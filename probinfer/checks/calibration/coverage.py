@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.checks.calibration.ball_centers import reference_points
 from probinfer.checks.calibration.bands import Band
 from probinfer.checks.calibration.rank_uniformity import UniformityReport, judge
 from probinfer.checks.calibration.ranks import RankTable, check_shapes
-from probinfer.checks.calibration.reference_points import reference_points
 from probinfer.checks.calibration.references import References, generator
 from probinfer.checks.calibration.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.calibration.whitening import columns, each_simulation
-from probinfer.checks.power.balls import balls, detectable_in_balls, some_of
+from probinfer.checks.power.coverage import balls, detectable_in_balls, some_of
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
 from probinfer.plots.ranks import axes_or_new, draw_band

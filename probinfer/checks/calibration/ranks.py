@@ -24,7 +24,7 @@ import numpy as np
 from probinfer.checks.calibration.references import generator
 from probinfer.checks.calibration.thinning import LOOKED_AT, needed_thinning
 from probinfer.checks.calibration.whitening import columns, whitening_matrix
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.targets.transforms import leaf_names, structure

@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.checks.calibration.ball_centers import reference_points
 from probinfer.checks.calibration.bands import Band
 from probinfer.checks.calibration.rank_uniformity import UniformityReport, uniformity
 from probinfer.checks.calibration.ranks import RankTable, check_shapes, named_quantities, rank_table
-from probinfer.checks.calibration.reference_points import reference_points
 from probinfer.checks.calibration.references import References
 from probinfer.checks.calibration.whitening import columns
 from probinfer.checks.power.ranks import Detectable
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 from probinfer.running.many.driver import ManyPosteriors, run_many

@@ -19,7 +19,7 @@ import numpy as np
 from probinfer.checks.discrepancy.permutation import Pooled, pvalue
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Bool
-from probinfer.numerics.pair_sums import pair_sums
+from probinfer.numerics.pairwise import pair_sums
 from probinfer.plots.ranks import axes_or_new, shade
 
 __all__ = ["TwoSampleReport", "pair_statistics", "report"]

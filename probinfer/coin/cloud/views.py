@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud_descent import CloudState, geometry_of
 from probinfer.coin.engine.diagnostics import Judgement, judge
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Look", "judged", "logdensity_in_cloud", "look", "positions_of"]

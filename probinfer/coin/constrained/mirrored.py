@@ -14,7 +14,7 @@ from probinfer import betting
 from probinfer.coin.cloud import bandwidth as bandwidths
 from probinfer.coin.cloud.geometry import Diagonal, Identity
 from probinfer.coin.constrained.mirrored_step import MirroredInfo, MirroredState, Rule, init, step
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened
 from probinfer.core.types import strong_array

@@ -19,7 +19,7 @@ from probinfer.coin.cloud import geometry as geometries
 from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal, Metric
 from probinfer.coin.constrained.barrier import nearest_move
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey, pytree

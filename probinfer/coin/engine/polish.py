@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from probinfer.coin.cloud.table import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
+from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import whole
 from probinfer.numerics import importance
 

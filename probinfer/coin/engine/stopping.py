@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud_descent import CloudInfo, CloudState
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 
 __all__ = ["Watch", "Watched", "has_settled", "watched"]

@@ -17,7 +17,7 @@ from probinfer.coin.engine import polish as polishing
 from probinfer.coin.engine.stopping import Watched, has_settled, watched
 from probinfer.coin.engine.trajectories import blank, tried
 from probinfer.coin.stein_descent import svgd
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.inference import engine, tails

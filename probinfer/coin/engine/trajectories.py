@@ -25,10 +25,10 @@ from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.views import logdensity_in_cloud
 from probinfer.coin.cloud_descent import CloudState, geometry_of
 from probinfer.coin.engine.modes import Shares, shares_of_modes, unseen
-from probinfer.core.algorithm import Algorithm
+from probinfer.core.algorithms import Algorithm
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
+from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.leapfrog import Place
 
 __all__ = ["Trial", "blank", "complaint", "findings", "tried", "vouches"]
 

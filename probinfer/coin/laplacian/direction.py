@@ -22,7 +22,7 @@ from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal, Metric
 from probinfer.coin.cloud_descent import descent
 from probinfer.coin.laplacian.spectrum import Spectrum, find_spectrum
-from probinfer.core.algorithm import Algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened
 from probinfer.core.types import Array, ArrayTree, Bool, Float, pytree

@@ -27,9 +27,9 @@ from typing import Any
 import jax
 
 from probinfer.core.identity import objects
+from probinfer.core.identity.bytecode import Reads, reads
 from probinfer.core.identity.installed import is_installed, resolves, version_of
 from probinfer.core.identity.modules import visit_import, visit_module
-from probinfer.core.identity.reads import Reads, reads
 from probinfer.core.identity.recipes import Keep, Kitchen, Make, Recipe, Walking
 
 __all__ = ["is_settled", "visit"]

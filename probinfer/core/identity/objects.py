@@ -30,9 +30,9 @@ import jax
 import numpy as np
 from jax.tree_util import default_registry
 
+from probinfer.core.identity.bytecode import reads
 from probinfer.core.identity.installed import is_installed, is_module_constant, resolves, version_of
 from probinfer.core.identity.modules import visit_module
-from probinfer.core.identity.reads import reads
 from probinfer.core.identity.recipes import Keep, Kitchen, Make, Recipe, Walking
 
 __all__ = [

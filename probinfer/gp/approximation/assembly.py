@@ -9,12 +9,12 @@ from probinfer.core.types import Array, Bool, Float
 from probinfer.gp.approximation.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.approximation.conditioned import Conditioned
 from probinfer.gp.approximation.fixed_point import FixedPoint
-from probinfer.gp.approximation.marginals import marginals_from
+from probinfer.gp.approximation.gaussian_marginals import marginals_from
 from probinfer.gp.approximation.sites import Sites
-from probinfer.gp.model.likelihoods.cavity import log_ratio_from_cavity
+from probinfer.gp.model.likelihoods.cavities import log_ratio_from_cavity
 from probinfer.gp.model.likelihoods.moments import log_ratio
 from probinfer.gp.model.model import Model
-from probinfer.gp.structure.precision import negative_factor, positive_factor, precision
+from probinfer.gp.structure.dense import negative_factor, positive_factor, precision
 
 __all__ = ["assemble", "at_sites"]
 

@@ -18,11 +18,11 @@ from probinfer.core.types import Array, Float, field, pytree
 from probinfer.gp.approximation.assembly import assemble
 from probinfer.gp.approximation.conditioned import Conditioned
 from probinfer.gp.approximation.fixed_point import FixedPoint, check_settings, default_tolerance
-from probinfer.gp.approximation.marginals import marginals
+from probinfer.gp.approximation.gaussian_marginals import marginals
 from probinfer.gp.approximation.updates import first_sites
 from probinfer.gp.model.likelihoods.moments import derivatives
 from probinfer.gp.model.model import Model
-from probinfer.gp.structure.precision import Precision, precision
+from probinfer.gp.structure.dense import Precision, precision
 
 __all__ = ["Laplace"]
 

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.types import Array, Float
-from probinfer.gp.approximation.marginals import marginals, marginals_from
+from probinfer.gp.approximation.gaussian_marginals import marginals, marginals_from
 from probinfer.gp.model.likelihoods.moments import expected_log_density, log_ratio
+from probinfer.gp.structure.dense import precision
 from probinfer.gp.structure.exact_evidence import inner
-from probinfer.gp.structure.precision import precision
 
 __all__ = ["Objective", "energy", "site_terms", "stationary_energy"]
 

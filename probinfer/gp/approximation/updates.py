@@ -16,10 +16,10 @@ from jax.scipy.sparse.linalg import gmres
 
 from probinfer.core.types import Array, Float
 from probinfer.gp.approximation.fixed_point import FixedPoint, Point, find
-from probinfer.gp.approximation.marginals import Marginals, marginals, marginals_from
+from probinfer.gp.approximation.gaussian_marginals import Marginals, marginals, marginals_from
 from probinfer.gp.approximation.objectives import Objective
 from probinfer.gp.model.likelihoods.moments import expected_log_density, tilted_moments, tilted_nodes
-from probinfer.gp.structure.precision import precision
+from probinfer.gp.structure.dense import precision
 
 __all__ = ["converged_sites", "first_sites", "site_scale", "updated_sites"]
 

@@ -23,11 +23,11 @@ from probinfer.gp.approximation.conditioning import Settled, default_inference, 
 from probinfer.gp.approximation.conjugate import Exact
 from probinfer.gp.approximation.laplace import Laplace
 from probinfer.gp.fitted import Fit
-from probinfer.gp.hyperparameters.continued import continued
+from probinfer.gp.hyperparameters.continuation import continued
 from probinfer.gp.hyperparameters.point_estimates import ML2
 from probinfer.gp.hyperparameters.posterior import hyper_posterior, rebuild
 from probinfer.gp.hyperparameters.verdicts import judged
-from probinfer.gp.hyperparameters.verified import held_warnings, release, verified, worse
+from probinfer.gp.hyperparameters.verification import held_warnings, release, verified, worse
 from probinfer.gp.model.model import Model, cast
 from probinfer.gp.model.priors import default_prior
 from probinfer.gp.model.scaling import choose_scaling

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import cast
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.inference import engine
 from probinfer.inference.posterior import Posterior

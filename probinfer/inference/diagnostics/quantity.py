@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, Float
 
 __all__ = ["normal_scores", "per_quantity"]

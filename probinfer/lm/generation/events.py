@@ -13,7 +13,7 @@ import numpy as np
 
 from probinfer.lm.methods.base import Draws
 from probinfer.lm.tokens.texts import continuation
-from probinfer.smc.filtering.watched import Seen
+from probinfer.smc.filtering.single_steps import Seen
 
 __all__ = ["Event", "onlooker", "stream"]
 

@@ -12,8 +12,8 @@ from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.arguments import as_count
 from probinfer.lm.generation.steps import Step, every, until
 from probinfer.lm.generation.token_model import Ledger, Particles, TokenModel, feynman_kac
-from probinfer.smc.filtering.forward import Sweep, forward
-from probinfer.smc.filtering.watched import watched
+from probinfer.smc.filtering.forward_pass import Sweep, forward
+from probinfer.smc.filtering.single_steps import watched
 
 __all__ = [
     "Draws",

@@ -24,7 +24,7 @@ from probinfer.lm.methods.base import Draws, check_count, check_step, default_st
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.rewards.algebra import temper
 from probinfer.smc.conditional.gibbs import choose_path, gibbs_step
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 
 __all__ = ["ParallelTempering", "ParticleGibbs"]
 

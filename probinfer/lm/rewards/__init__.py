@@ -8,7 +8,7 @@ steps how far a reward model is to be trusted, ``reliability`` shows it, ``calib
 
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.lm.rewards.base import View
-from probinfer.lm.rewards.calibrated import calibrated
+from probinfer.lm.rewards.calibrated_scores import calibrated
 from probinfer.lm.rewards.calibration import calibrate, reliability
 from probinfer.lm.rewards.deferred import (
     from_model,

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, Bool, Float, PyTree
 from probinfer.inference.engine import over
 from probinfer.mcmc.ensemble import flatten
-from probinfer.numerics import lbfgs
+from probinfer.numerics import optimization
 
 __all__ = ["CANDIDATES", "Climb", "Starts", "choose", "climb", "hopeless", "margin"]
 
@@ -173,7 +173,7 @@ def margin(dimension: int) -> float:
 
 def _algorithm(logdensity_fn, positions):
     """L-BFGS on minus the log density, and the dimension."""
-    algorithm = lbfgs.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn)))
+    algorithm = optimization.lbfgs(jax.tree_util.Partial(_negative, as_partial(logdensity_fn)))
     return algorithm, flatten(positions).shape[1]
 
 

@@ -17,8 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 from probinfer.mcmc.adaptation.tuning import Tuning, first_tuning, learn, row_of, sound
+from probinfer.mcmc.hamiltonian import DIVERGENT, Place, energy, leapfrog, momentum
 from probinfer.mcmc.lanes.info import SamplerInfo, sampler_info
-from probinfer.mcmc.leapfrog import DIVERGENT, Place, energy, leapfrog, momentum
 
 __all__ = ["HmcPosteriorSampler", "hmc_transition"]
 

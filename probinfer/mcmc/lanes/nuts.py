@@ -17,8 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.mcmc.adaptation.tuning import Tuning, first_tuning, learn, row_of, sound
+from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.lanes.info import SamplerInfo, sampler_info
-from probinfer.mcmc.leapfrog import Place
 from probinfer.mcmc.nuts_steps import Trajectory, begin, grow, is_over
 from probinfer.running.many.lanes import run_alone
 

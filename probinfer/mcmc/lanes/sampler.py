@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import shortened
 from probinfer.mcmc.lanes.hmc import HmcPosteriorSampler
 from probinfer.mcmc.lanes.nuts import NutsPosteriorSampler

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import shortened, warn_interrupted
 from probinfer.core.identity import notice
 from probinfer.core.types import ArrayTree

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer.core.errors import check_key
 from probinfer.core.types import ArrayTree, PRNGKey, strong_array
 from probinfer.smc.filtering.filter import Result, as_adaptive, check_counts, check_store, to_result
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched
 
 __all__ = ["check_reference", "check_suffix", "conditional_filter"]

@@ -15,7 +15,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.smc.conditional.filter import check_reference, check_suffix
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward import Sweep, forward
+from probinfer.smc.filtering.forward_pass import Sweep, forward
 from probinfer.smc.filtering.genealogy import trace, trace_backward
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched
 

@@ -16,7 +16,7 @@ from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, stron
 from probinfer.smc.conditional.filter import check_reference, check_suffix
 from probinfer.smc.conditional.gibbs import choose_path, gibbs_step
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward import forward
+from probinfer.smc.filtering.forward_pass import forward
 from probinfer.smc.models.feynman_kac import FeynmanKac, as_batched
 from probinfer.smc.models.proposals import power
 

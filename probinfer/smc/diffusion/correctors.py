@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 from probinfer.smc.diffusion.noise import VarianceExploding, VariancePreserving

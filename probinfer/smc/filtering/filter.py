@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer import resampling as schemes
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey
-from probinfer.smc.filtering.forward import Sweep, forward
+from probinfer.smc.filtering.forward_pass import Sweep, forward
 from probinfer.smc.filtering.genealogy import trace
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.numerics import weights
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward import State, first_step, next_step
+from probinfer.smc.filtering.forward_pass import State, first_step, next_step
 from probinfer.smc.models.feynman_kac import as_batched
 
 __all__ = ["OnlineInfo", "OnlineState", "online"]

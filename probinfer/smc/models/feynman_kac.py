@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, pytree
 
 __all__ = ["BatchedFeynmanKac", "FeynmanKac", "as_batched", "lift", "take"]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.binding import Bound
 from probinfer.core.types import Array, ArrayTree, PRNGKey, pytree, strong_array
 from probinfer.smc.models.feynman_kac import FeynmanKac

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, field, pytree
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched, lift
 

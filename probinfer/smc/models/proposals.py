@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree
 from probinfer.smc.models.feynman_kac import FeynmanKac
 

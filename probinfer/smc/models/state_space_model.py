@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 from numpyro.distributions import Distribution
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, pytree, strong_array
 from probinfer.smc.models.feynman_kac import FeynmanKac
 from probinfer.smc.models.missing import can_marginalize, log_seen, partly_missing

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from probinfer.core.algorithm import algorithm
+from probinfer.core.algorithms import algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from probinfer import resampling
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
+from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.leapfrog import Place
 from probinfer.smc.conditional.gibbs import gibbs_step
 from probinfer.smc.models.feynman_kac import FeynmanKac, as_batched
 from probinfer.smc.parameters.model import Parameters, log_joint, model_at

@@ -24,7 +24,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
 from probinfer.numerics import weights
 from probinfer.smc.conditional.gibbs import choose_path
-from probinfer.smc.filtering.forward import first_step, forward, next_step
+from probinfer.smc.filtering.forward_pass import first_step, forward, next_step
 from probinfer.smc.models.feynman_kac import as_batched
 from probinfer.smc.parameters.model import Parameters, model_at
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import resampling
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey
 from probinfer.numerics import weights

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.inference import engine, findings

@@ -16,10 +16,10 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from jax.tree_util import Partial
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, pytree
 from probinfer.numerics import weights
-from probinfer.smc.filtering.forward import Sweep
+from probinfer.smc.filtering.forward_pass import Sweep
 from probinfer.smc.models.feynman_kac import FeynmanKac
 from probinfer.smc.smoothing.backward import all_records
 

@@ -27,7 +27,7 @@ from probinfer.numerics import weights
 from probinfer.resampling import systematic
 from probinfer.smc.conditional.filter import check_suffix
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward import Sweep, forward
+from probinfer.smc.filtering.forward_pass import Sweep, forward
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched, take
 
 __all__ = ["SmootherResult", "all_records", "backward_smoother", "check_smoothable"]

@@ -29,7 +29,7 @@ from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.numerics import weights
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward import Sweep, forward
+from probinfer.smc.filtering.forward_pass import Sweep, forward
 from probinfer.smc.models.feynman_kac import FeynmanKac, lift
 from probinfer.smc.smoothing.artificial_priors import ArtificialPrior, check_real, fit_artificial
 from probinfer.smc.smoothing.backward import all_records

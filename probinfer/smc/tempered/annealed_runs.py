@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 from probinfer.inference import engine
 from probinfer.smc.tempered.bridge import flatten_one

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 from probinfer.numerics.covariance_factor import push
 from probinfer.targets import Target

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer import resampling
-from probinfer.core.algorithm import Algorithm, algorithm
+from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, PRNGKey, field, pytree
 from probinfer.inference.engine import over

@@ -11,7 +11,7 @@ import numpy as np
 
 from probinfer.core.types import Array, Float, field, pytree
 from probinfer.gp.model.likelihoods.base import Likelihood, refuse_noise
-from probinfer.gp.model.likelihoods.cavity import cavity, log_ratio_from_cavity
+from probinfer.gp.model.likelihoods.cavities import cavity, log_ratio_from_cavity
 from probinfer.gp.model.likelihoods.probit import (
     inverse_mills,
     log_ndtr,

@@ -17,7 +17,7 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.mcmc.leapfrog import momentum
+from probinfer.mcmc.hamiltonian import momentum
 from probinfer.numerics.covariance_factor import pull, push
 
 __all__ = ["LONGEST", "Moved", "Place", "adapted", "hmc_moves", "trajectory"]

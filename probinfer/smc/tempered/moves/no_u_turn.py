@@ -15,7 +15,7 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.mcmc.leapfrog import Place
+from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.nuts_steps import whole
 from probinfer.numerics.covariance_factor import pull, push
 from probinfer.smc.tempered.moves.hamiltonian import Moved, adapted

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from probinfer.core.status import Status
 from probinfer.core.types import Array
 from probinfer.numerics import weights
-from probinfer.smc.filtering.forward import State, Sweep, first_step, next_step, to_sweep
+from probinfer.smc.filtering.forward_pass import State, Sweep, first_step, next_step, to_sweep
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac
 
 __all__ = ["Seen", "watched"]

@@ -16,7 +16,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from probinfer.core.types import Array, Float
-from probinfer.gp.structure.precision import Precision, precision
+from probinfer.gp.structure.dense import Precision, precision
 
 __all__ = ["Marginals", "marginals", "marginals_from"]
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from probinfer.core.algorithm import Algorithm, algorithm, as_partial
+from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
 from probinfer.numerics import line_search

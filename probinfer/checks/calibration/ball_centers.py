@@ -11,7 +11,7 @@ import numpy as np
 
 from probinfer.checks.calibration.references import References, generator, regression_references
 from probinfer.checks.calibration.whitening import columns, whitening_matrix
-from probinfer.core.algorithm import as_partial
+from probinfer.core.algorithms import as_partial
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 from probinfer.targets.transforms import structure
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.gp.hyperparameters.verified import Verified
+from probinfer.gp.hyperparameters.verification import Verified
 
 __all__ = ["continued"]
 
