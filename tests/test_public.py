@@ -70,3 +70,13 @@ def test_the_root_shows_what_it_offers():
     assert dir(probinfer) == sorted(probinfer.__all__)
     assert probinfer.data.read_csv
     assert issubclass(probinfer.ConvergenceWarning, UserWarning)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
+def test_no_function_hides_its_module(name):
+    """``from probinfer.room import thing`` must mean one thing: the module, or what another module defines."""
+    module = importlib.import_module(name)
+    parent, _, last = name.rpartition(".")
+    assert getattr(importlib.import_module(parent), last) is module
+    own = getattr(module, last, None)
+    assert inspect.ismodule(own) or getattr(own, "__module__", None) != name

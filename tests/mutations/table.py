@@ -33,12 +33,12 @@ MUTANTS = [
     # Faults that once survived their nearest tests.
     *_of(
         "mcmc/adaptation/tuning.py",
-        "test_mcmc_steps.py test_posterior_sampler.py test_lanes.py",
+        "mcmc/test_steps.py mcmc/test_posterior_sampler.py running/test_lanes.py",
         ("number - num_warmup + 1", "number - num_warmup"),
     ),
     *_of(
         "mcmc/nuts_steps.py",
-        "test_mcmc_steps.py test_posterior_sampler.py test_kernels_joint.py",
+        "mcmc/test_steps.py mcmc/test_posterior_sampler.py mcmc/test_transitions_joint.py",
         (
             "total = jnp.where(first, gain, jnp.logaddexp(log_weight, gain))",
             "total = jnp.logaddexp(log_weight, gain)",
@@ -49,7 +49,7 @@ MUTANTS = [
     ),
     *_of(
         "mcmc/lanes/hmc.py",
-        "test_mcmc_steps.py test_posterior_sampler.py test_kernels_joint.py",
+        "mcmc/test_steps.py mcmc/test_posterior_sampler.py mcmc/test_transitions_joint.py",
         ("jnp.log(uniforms[1]) < gain", "jnp.log(uniforms[0]) < gain"),
         ("(1 + _JITTER * (2 * uniforms[0] - 1))", "(1 + _JITTER * (2 * uniforms[0]))"),
     ),
@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     *_of(
         "numerics/linalg.py",
-        "test_linalg.py test_linalg.py[f32]",
+        "numerics/test_linalg.py numerics/test_linalg.py[f32]",
         ('jnp.dtype("float32"): (-6, -3)', 'jnp.dtype("float32"): (-5, -3)'),
         ("return 2.0 * jnp.sum(jnp.log(jnp.diagonal(L)))", "return jnp.sum(jnp.log(jnp.diagonal(L)))"),
     ),
@@ -83,7 +83,7 @@ MUTANTS = [
     # Weights, resampling, importance.
     *_of(
         "numerics/weights.py",
-        "test_weights.py",
+        "numerics/test_weights.py",
         ("total * total / jnp.sum(scaled * scaled)", "total / jnp.sum(scaled * scaled)"),
         ("log_weights - largest - shift, largest + log_total", "log_weights - largest - shift, log_total"),
         ("remainder = 1 - jnp.sum(jnp.square(weights))", "remainder = jnp.ones_like(jnp.sum(weights))"),
@@ -108,7 +108,7 @@ MUTANTS = [
     ),
     *_of(
         "numerics/importance.py",
-        "test_importance.py",
+        "numerics/test_importance.py",
         ("return min(1 - 1 / math.log10(num_draws), 0.7)", "return 0.7"),
         ("(size * shape + 10 * 0.5) / (size + 10)", "shape"),
         ("excess = jnp.maximum(size / ess - 1, 0)", "excess = jnp.maximum(size / ess, 0)"),
@@ -120,7 +120,7 @@ MUTANTS = [
     # Kernels and Stein operators.
     *_of(
         "numerics/stein.py",
-        "test_stein.py",
+        "numerics/test_stein.py",
         ("ends = 2 * jnp.concatenate([features / scale,", "ends = jnp.concatenate([features / scale,"),
         ("return total[:, :-1] + total[:, -1:] * pushed", "return total[:, :-1] - total[:, -1:] * pushed"),
         ("count = jnp.maximum(jnp.sum(keep.astype(dtype)), 1)", "count = keep.shape[0]"),
@@ -137,7 +137,7 @@ MUTANTS = [
     # Samplers.
     *_of(
         "mcmc/adaptation/metric.py",
-        "test_mcmc_steps.py test_mcmc.py",
+        "mcmc/test_steps.py mcmc/test_engines.py",
         ("curvature = -jnp.sum(moved * bent, axis=1)", "curvature = jnp.sum(moved * bent, axis=1)"),
         (
             "((gradients @ metric.U) * (jnp.sqrt(metric.lam) - 1))",
@@ -309,7 +309,7 @@ MUTANTS = [
     ),
     *_of(
         "core/identity/functions.py",
-        "test_identity.py",
+        "core/test_identity.py",
         ("            code.co_code,\n", ""),
         ("            code.co_names,\n", ""),
         ("            tuple(_constant(constant) for constant in code.co_consts),\n", ""),
@@ -321,14 +321,14 @@ MUTANTS = [
     ),
     *_of(
         "core/identity/structure.py",
-        "test_identity.py",
+        "core/test_identity.py",
         ("self.digest not in _LOOKED_AT or self._same_values(other)", "True"),
         ("if before not in (None, digest):", "if False:"),
         ("if self._check is not None and self._check() != self.digest:", "if False:"),
     ),
     *_of(
         "core/binding.py",
-        "test_identity.py",
+        "core/test_identity.py",
         ("return jnp.array(array)", "return jax.device_put(array)"),
         ("return (obj.data,), obj.structure.with_values(obj.data)", "return (obj.data,), obj.structure"),
     ),

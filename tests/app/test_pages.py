@@ -18,7 +18,7 @@ from probinfer.app.suite import suite
 from probinfer.app.suite.suite import Size, Subject
 from probinfer.inference.posterior import Posterior
 from probinfer.report import check_pages
-from tests.test_report import check_page
+from tests.app.test_regression_report import check_page
 
 
 @pytest.fixture(scope="module")

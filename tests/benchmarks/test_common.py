@@ -5,7 +5,7 @@ from pathlib import Path
 
 import probinfer
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "common.py"
+FILE = Path(__file__).parents[2] / "benchmarks" / "common.py"
 
 
 def test_results_say_which_version_was_measured(monkeypatch):

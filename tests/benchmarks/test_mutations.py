@@ -78,7 +78,7 @@ def test_what_is_asked_is_judged():
 
 
 def test_the_readme_shows_the_table_of_the_results():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     results = json.loads((root / "benchmarks/results/check_mutations.json").read_text(encoding="utf-8"))
     shown = (root / "README.md").read_text(encoding="utf-8").split("<!-- mutation table -->\n")[1]
     assert shown.split("<!-- end of")[0].strip() == markdown(results["rejected, of"])

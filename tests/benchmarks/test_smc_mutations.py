@@ -69,7 +69,7 @@ def test_every_method_has_its_checks():
 
 
 def test_the_results_are_those_of_the_table():
-    path = Path(__file__).parents[1] / "benchmarks" / "results" / "smc_mutations.json"
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "smc_mutations.json"
     results = json.loads(path.read_text(encoding="utf-8"))
     counts, names = results["rejected, of"], [one.name for one in CLOUDS_ALL]
     assert list(counts) == names
@@ -82,7 +82,7 @@ def test_the_results_are_those_of_the_table():
 
 
 def test_the_readme_shows_the_table_of_the_results():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     results = json.loads((root / "benchmarks/results/smc_mutations.json").read_text(encoding="utf-8"))
     shown = (root / "README.md").read_text(encoding="utf-8").split("<!-- smc mutation table -->\n")[1]
     assert shown.split("<!-- end of")[0].strip().splitlines() == results["markdown"]

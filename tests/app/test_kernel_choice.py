@@ -18,7 +18,7 @@ from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
 from probinfer.report import html
 from probinfer.report.scoring import Estimate
-from tests.test_report import check_page
+from tests.app.test_regression_report import check_page
 
 TABLE = data.nile().take(np.arange(16))
 LOGS, ERRORS = np.array([-120.0, -118.0, -118.5]), np.array([0.05, 0.1, 0.2])

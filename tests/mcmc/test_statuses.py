@@ -17,7 +17,7 @@ from probinfer.mcmc import energies, engines, report
 from probinfer.mcmc.adaptation import metric as metrics
 from probinfer.mcmc.adaptation import warmup as warmups
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState
-from tests.test_mcmc import LOC, SCALE, make_target, two_normals
+from tests.mcmc.test_engines import LOC, SCALE, make_target, two_normals
 
 
 def warmed_up(draws, logdensities, dtype):

@@ -10,7 +10,7 @@ from probinfer import mcmc, targets
 from probinfer.core.errors import NumericalError
 from probinfer.mcmc.adaptation import metric as metrics
 from probinfer.mcmc.adaptation import starts
-from tests.test_mcmc import LOC, ROOT, SCALE, make_target, two_normals
+from tests.mcmc.test_engines import LOC, ROOT, SCALE, make_target, two_normals
 
 
 def chosen_starts(dtype, lower, candidates, num_chains=2):

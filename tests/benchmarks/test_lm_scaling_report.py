@@ -7,7 +7,7 @@ import lm_scaling_report as report
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_budgets_are_read_off_a_line_in_log_n():

@@ -138,7 +138,7 @@ def test_hindsight_of_scores_prefers_likelihood_high_and_error_low():
 
 
 def test_the_readme_shows_the_table_of_faults():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     results = json.loads((root / "benchmarks/results/coin_mutations.json").read_text(encoding="utf-8"))
     shown = (root / "README.md").read_text(encoding="utf-8").split("<!-- coin mutation table -->\n")[1]
     assert shown.split("<!-- end of")[0].strip().splitlines() == results["markdown"]
