@@ -1,7 +1,8 @@
 """Fits on disk: arrays in one ``.npz`` file, their structure beside them as JSON. No pickle, so a file runs no code.
 
-Registered classes and named tuples are written as their qualified name and fields. Reading finds those of this package
-by name, and the few of other packages that our engines put in their reports; classes of a user are named in
+Registered classes and named tuples are written as their name and fields. A class of this library is named by its
+package alone (``probinfer.gp:Fit``), so files outlive a move from one module to another. Reading finds those by name,
+and the few of other libraries that our engines put in their reports; classes of a user are named in
 ``gp.load(path, classes=[...])``.
 """
 
@@ -12,7 +13,9 @@ import importlib
 import io
 import json
 import math
+import pkgutil
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ from probinfer.running.sealed_files import whole
 
 __all__ = ["load", "save"]
 
-_FORMAT = 2
+_FORMAT = 3
 _PLAIN = (bool, int, float, str, type(None))
+# What a fit can hold: models, posteriors and the reports of engines.
+_ROOMS = ("core", "coin", "gp", "inference", "kernels", "mcmc", "numerics", "running", "smc", "targets", "vi")
+_PACKAGES = tuple(f"probinfer.{room}" for room in _ROOMS)
 _FOREIGN = ("blackjax.mcmc.metrics:LowRankInverseMassMatrix",)  # the metric in the report of NUTS and HMC
 
 
@@ -108,7 +114,24 @@ def _array(stream: io.BytesIO) -> np.ndarray:
 
 
 def _qualified(cls) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+    """The name of a class in a file; see the module's docstring."""
+    parts = cls.__module__.split(".")
+    module = ".".join(parts[:2]) if parts[0] == "probinfer" else cls.__module__
+    return f"{module}:{cls.__qualname__}"
+
+
+@cache
+def _defined_in(package: str) -> dict[str, type]:
+    """The classes of one package of this library, by their names; those of its inner modules too."""
+    found = importlib.import_module(package)
+    names = [item.name for item in pkgutil.walk_packages(found.__path__, f"{package}.")]
+    modules = [found, *map(importlib.import_module, names)]
+    return {
+        value.__qualname__: value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    }
 
 
 def _encode(value, arrays, where):
@@ -156,12 +179,12 @@ def _class(name, known):
     if name in known:
         return known[name]
     module, qualname = name.split(":")
-    parts = module.split(".")
-    if (parts[0] != "probinfer" or parts[-1] == "__main__") and name not in _FOREIGN:
+    if module in _PACKAGES:
+        found: Any = _defined_in(module).get(qualname)
+    elif name in _FOREIGN:
+        found = getattr(importlib.import_module(module), qualname)
+    else:
         raise ValueError(f"it uses {name}, which is not part of probinfer; pass gp.load(path, classes=[...])")
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
     if not (isinstance(found, type) and (dataclasses.is_dataclass(found) or issubclass(found, tuple))):
         raise ValueError(f"{name} is not a class of probinfer that a fit can hold")
     return found

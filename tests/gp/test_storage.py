@@ -1,6 +1,9 @@
 """Fits on disk: what comes back predicts the same, and files that are not fits are refused."""
 
 import dataclasses
+import importlib
+import pkgutil
+import re
 import warnings
 
 import jax
@@ -10,6 +13,7 @@ import pytest
 
 from probinfer import gp, mcmc, targets, vi
 from probinfer.core.types import pytree
+from probinfer.gp import storage
 from probinfer.gp.fitted import Fit
 from probinfer.gp.model.scaling import standardization
 from probinfer.inference.posterior import Posterior
@@ -112,17 +116,44 @@ def test_other_files_are_refused(tmp_path):
         gp.load(tmp_path / "missing.npz")
 
 
-def test_a_file_cannot_name_foreign_code(tmp_path):
-    make().save(tmp_path / "fit.npz")
-    with np.load(tmp_path / "fit.npz") as file:
+def stored(path):
+    """The arrays of a file, and the text of its structure."""
+    with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    text = (
-        arrays.pop("structure")
-        .tobytes()
-        .decode()
-        .replace("probinfer.gp.approximation.conjugate:Exact", "os:PathLike")
-    )
+    return arrays, arrays.pop("structure").tobytes().decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["os:PathLike", "probinfer.app:Problem", "probinfer.gp:jax", "probinfer.gp:None"]
+)
+def test_a_file_cannot_name_foreign_code(tmp_path, name):
+    make().save(tmp_path / "fit.npz")
+    arrays, text = stored(tmp_path / "fit.npz")
+    text = text.replace("probinfer.gp:Exact", name)
     np.savez(tmp_path / "evil.npz", structure=np.frombuffer(text.encode(), np.uint8), **arrays)
-    with pytest.raises(ValueError, match="os:PathLike"):
+    with pytest.raises(ValueError, match=name):
         gp.load(tmp_path / "evil.npz")
     assert dataclasses.is_dataclass(gp.load(tmp_path / "fit.npz"))
+
+
+def test_classes_are_named_by_their_package(tmp_path):
+    make().save(tmp_path / "fit.npz")
+    _, text = stored(tmp_path / "fit.npz")
+    names = set(re.findall(r'"class": "(probinfer[^"]*):', text))
+    assert "probinfer.gp" in names
+    assert names <= set(storage._PACKAGES)
+
+
+@pytest.mark.parametrize("package", storage._PACKAGES)
+def test_a_name_means_one_class_of_its_package(package):
+    root = importlib.import_module(package)
+    modules = [
+        importlib.import_module(item.name) for item in pkgutil.walk_packages(root.__path__, f"{package}.")
+    ]
+    classes = [
+        value.__qualname__
+        for module in [root, *modules]
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__ and value.__name__[0] != "_"
+    ]
+    assert sorted(classes) == sorted(set(classes))
