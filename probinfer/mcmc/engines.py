@@ -220,7 +220,7 @@ class _Loop(NamedTuple):
             state,
             jax.tree_util.Partial(_finished, jnp.asarray(watched)),
             num_steps,
-            room=max(self.config.num_warmup, self.config.num_draws),
+            buffer_steps=max(self.config.num_warmup, self.config.num_draws),
             progress=bars.label(self.progress, phase),
             collect=_record,
             checkpoint=None if self.checkpoint is None else self.checkpoint.child(phase),

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.core.arguments import check_count
 from probinfer.running.store import Store, opened, restore, save
 
 __all__ = ["Checkpoint", "append", "claimed", "restore", "resume", "save"]
 
 _STEP = "step_"
+_STEPS = 1000  # between checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +35,32 @@ class Checkpoint:
     Args:
         path: a folder; made if it does not exist. A finished run leaves its result there, and the same call made again
             returns it.
-        every: steps between checkpoints (rounded up to a multiple of the thinning).
+        every: units of work between checkpoints: steps of an algorithm (rounded up to a multiple of the thinning),
+            data sets of ``run_many`` and of checks. None: 1000 steps, or a batch of data sets.
 
     Raises:
+        TypeError: ``every`` is not an integer.
         ValueError: ``every`` is not positive.
     """
 
     path: str | os.PathLike
-    every: int = 1000
+    every: int | None = None
 
     def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1 step, got {self.every}")
+        if self.every is not None:
+            check_count("every", self.every)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps between checkpoints."""
+        return _STEPS if self.every is None else self.every
 
     @staticmethod
     def check(checkpoint: Any) -> None:
-        """Refuse what is no checkpoint.
+        """Refuse what is not a checkpoint.
 
         Raises:
-            TypeError: something else than ``None`` or a ``Checkpoint``, such as a path.
+            TypeError: neither ``None`` nor a ``Checkpoint``; a path, for example.
         """
         if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
             raise TypeError(
@@ -59,30 +68,30 @@ class Checkpoint:
             )
 
     def child(self, name: str) -> Checkpoint:
-        """The checkpoint of one phase of a longer piece of work: a folder below this one."""
+        """Return the checkpoint of one phase of a longer piece of work: a folder inside this one."""
         return dataclasses.replace(self, path=Path(self.path) / name)
 
 
 def claimed(checkpoint: Checkpoint, about: dict[str, Any]) -> contextlib.AbstractContextManager[Store]:
-    """Take a folder for the run that ``about`` describes, or make sure that it is already its own.
+    """Claim a folder for the run that ``about`` describes, or make sure that it belongs to that run already.
 
     Raises:
-        ValueError: the folder holds a checkpoint of another run, or files that are no checkpoint.
+        ValueError: the folder holds a checkpoint of another run, or files that are not a checkpoint.
         DamagedFileError: the description is damaged.
         RuntimeError: another process works on the folder.
     """
-    return opened(checkpoint.path, about, _about_length)
+    return opened(checkpoint.path, about, _advice_on_length)
 
 
 def append(store: Store, step: int, cursor: Any, records: Any, rows: tuple[int, int]) -> None:
     """Write one checkpoint.
 
     Args:
-        store: where.
-        step: steps taken.
+        store: the folder of the run.
+        step: number of steps taken.
         cursor: the state of the loop, a pytree.
         records: buffers, leaves (num_records, ...).
-        rows: first row that no earlier checkpoint holds, and one past the last.
+        rows: the first row that no earlier checkpoint holds, and one past the last row.
     """
     part = _take_rows(records, rows[0], rows[1] - rows[0])
     store.write(f"{_STEP}{step:012d}", {"cursor": cursor, "records": part}, rows=list(rows))
@@ -92,7 +101,7 @@ def resume(store: Store, cursor: Any, records: Any, thin: int) -> tuple[Any, Any
     """Read all checkpoints of a run.
 
     Args:
-        store: where.
+        store: the folder of the run.
         cursor: the state of the loop at its start, a pytree.
         records: empty buffers, leaves (num_records, ...).
         thin: steps per record.
@@ -102,7 +111,7 @@ def resume(store: Store, cursor: Any, records: Any, thin: int) -> tuple[Any, Any
 
     Raises:
         DamagedFileError: a checkpoint is damaged.
-        ValueError: one is missing between others, or is not of this run.
+        ValueError: one is missing between others, or belongs to another run.
     """
     row = 0
     steps = [name for name in store.names() if re.fullmatch(_STEP + r"\d{12}", name)]
@@ -123,12 +132,12 @@ def resume(store: Store, cursor: Any, records: Any, thin: int) -> tuple[Any, Any
 
 @partial(jax.jit, static_argnums=2)
 def _take_rows(records: Any, start: Any, count: int) -> Any:
-    """So many rows of each buffer from ``start`` on, which is data: one program serves all checkpoints."""
+    """Return ``count`` rows of each buffer from ``start`` on; ``start`` is data, so checkpoints share one program."""
     return jax.tree.map(lambda buffer: jax.lax.dynamic_slice_in_dim(buffer, start, count), records)
 
 
 def _rows_like(count: int, buffer: Any) -> Any:
-    """The shape and dtype of so many rows of a buffer."""
+    """Return the shape and dtype of ``count`` rows of a buffer."""
     return (
         buffer[:count] if _is_key(buffer) else jax.ShapeDtypeStruct((count, *buffer.shape[1:]), buffer.dtype)
     )
@@ -139,7 +148,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _plain(leaf: Any) -> Any:
-    """A key as its integers, anything else as it is."""
+    """Return the integers of a key, and anything else unchanged."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
@@ -147,20 +156,20 @@ def _host_copy(leaf: Any) -> np.ndarray:
     return np.array(_plain(leaf))
 
 
-def _to_device(found: Any, leaf: Any) -> Any:
-    """An array like ``leaf``, bound to no device as those of a fresh run are: it uses the same compiled program."""
+def _to_device(stored: Any, leaf: Any) -> Any:
+    """Return an array of the kind of ``leaf``, committed to no device: as in a fresh run, it uses the same program."""
     if _is_key(leaf):
         return (
-            found
-            if _is_key(found)
-            else jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(leaf))
+            stored
+            if _is_key(stored)
+            else jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(leaf))
         )
-    return jnp.asarray(found)
+    return jnp.asarray(stored)
 
 
-def _about_length(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What to do where the length alone differs."""
-    if {**found, "num_steps": 0} != {**wanted, "num_steps": 0}:
+def _advice_on_length(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Say what to do if the two runs differ in their length alone."""
+    if {**stored, "num_steps": 0} != {**wanted, "num_steps": 0}:
         return ""
     return (
         ". A checkpoint belongs to one length (num_steps of pi.run; num_draws and num_warmup of an engine): for a "

@@ -1,8 +1,8 @@
-"""The loop: steps of any algorithm, with records, progress, checkpoints and a stop at the first non-finite state.
+"""Run any algorithm for a number of steps, or until a rule is met.
 
-Outside jit the loop is one compiled program, ``advance to step n``, whose arguments are the algorithm, the state and n:
-chunks of any length for progress, checkpoints and Ctrl-C are calls of the same program. Inside jit, vmap or grad it is
-a scan. Step i uses ``fold_in(key, i)``, whatever the chunks; for JAX's default generator that is
+Outside jit the loop is one compiled program, "advance to step n", whose arguments are the algorithm, the state and n.
+Chunks of any length, for progress, checkpoints and Ctrl-C, are calls of that program. Under jit, vmap or grad the loop
+is a scan. Step i uses ``fold_in(key, i)`` whatever the chunks are. With JAX's default generator this equals
 ``split(key, num_steps)[i]``, so blackjax's own loop makes the same draws.
 """
 
@@ -50,14 +50,14 @@ def run(
 ) -> tuple[Any, History]:
     """Iterate ``state, info = step(fold_in(key, i), state)`` for i = 0 ... num_steps - 1.
 
-    Runs under jit, vmap and grad where ``progress`` and ``checkpoint`` are off. The algorithm is an argument of the
-    compiled loop: the same step function with new data of the same shapes traces nothing.
+    It works under jit, vmap and grad if ``progress`` and ``checkpoint`` are off. The algorithm is an argument of the
+    compiled loop, so the same step function with new data of the same shapes traces nothing.
 
-    A step that makes a NaN anywhere in the state, or an infinity in an entry that was finite, ends the run: the state
-    before it is returned and the history says what happened (``history.status``, ``.message()``, ``.check()``). Minus
-    infinity is legal where an attribute on the way to the entry is named ``log...`` (``log_weights``, ``logdensity``).
-    Ctrl-C ends the run between two steps, with ``INTERRUPTED`` as its status and what was recorded so far; a second
-    one raises ``KeyboardInterrupt`` at once.
+    A step that puts a NaN into the state, or an infinity into an entry that was finite, ends the run. The state before
+    that step is returned, and the history says what happened (``history.status``, ``.message()``, ``.check()``). Minus
+    infinity is legal in an entry that an attribute named ``log...`` leads to (``log_weights``, ``logdensity``).
+    Ctrl-C ends the run between two steps: its status is ``INTERRUPTED``, and the records so far are returned. A second
+    Ctrl-C raises ``KeyboardInterrupt`` at once.
 
     Args:
         key: one key; each step derives its own from it.
@@ -65,11 +65,12 @@ def run(
             returns a new state of the same structure, shapes and dtypes, and an info.
         state: where to start, usually ``algorithm.init(position)``.
         num_steps: number of steps.
-        progress: a bar (``None``: if the error stream is a terminal); a text names it.
+        progress: show a bar (``None``: if the error stream is a terminal); a text is its label.
         thin: record every ``thin``-th step.
-        collect: ``collect(state, info) -> record``, a pytree; default ``(state, info)``. It, the step and a
-            stopping rule are compared by what they depend on now: made anew they share the compiled program.
-        checkpoint: where to keep checkpoints. The same call made again continues from the last one, to the same draws.
+        collect: ``collect(state, info) -> record``, a pytree; default ``(state, info)``. Like the step and a stopping
+            rule it is compared by what it depends on, so a function that is defined again shares the compiled program.
+        checkpoint: where to keep checkpoints. The same call made again continues from the last one and returns the
+            same draws.
 
     Returns:
         The last finite state and the ``History``; with the default ``collect``, ``states, infos = history`` unpacks it.
@@ -106,7 +107,7 @@ def run_until(
     thin: int = 1,
     collect: Callable | None = None,
     checkpoint: Checkpoint | None = None,
-    room: int | None = None,
+    buffer_steps: int | None = None,
 ) -> tuple[Any, History]:
     """Iterate like ``run`` until ``stop_fn(state, info)`` holds after a step.
 
@@ -115,14 +116,14 @@ def run_until(
         algorithm: as in ``run``.
         state: where to start.
         stop_fn: ``stop_fn(state, info) -> bool``, a scalar; asked after each step.
-        max_steps: the run ends after so many steps with the status ``MAX_ITERATIONS`` if the rule was never met.
+        max_steps: the run ends after this number of steps with the status ``MAX_ITERATIONS`` if the rule is not met.
         progress: as in ``run``.
         thin: as in ``run``.
-        collect: as in ``run``; there is room for ``max_steps // thin`` records, so use ``record_nothing`` or thin when
-            ``max_steps`` is a generous bound.
+        collect: as in ``run``. Memory for ``max_steps // thin`` records is allocated, so use ``record_nothing`` or
+            ``thin`` if ``max_steps`` is a generous bound.
         checkpoint: as in ``run``.
-        room: steps for whose records there is room, ``max_steps`` or more (the default): calls with the same room share
-            one compiled program, whatever their ``max_steps``.
+        buffer_steps: number of steps for whose records memory is allocated; ``max_steps`` (the default) or more.
+            Calls with the same ``buffer_steps`` share one compiled program, whatever their ``max_steps``.
 
     Returns:
         The last finite state and the ``History``: ``history.num_steps`` steps were taken, ``history.filled()`` are
@@ -132,22 +133,27 @@ def run_until(
         TypeError: as in ``run``; ``stop_fn`` does not return a boolean scalar.
         ValueError: as in ``run``.
     """
-    return _run(key, algorithm, state, stop_fn, max_steps, progress, thin, collect, checkpoint, room)
+    return _run(key, algorithm, state, stop_fn, max_steps, progress, thin, collect, checkpoint, buffer_steps)
 
 
 def record_nothing(state: Any, info: Any) -> tuple[()]:
-    """A ``collect`` for runs of which only the last state matters."""
+    """Record nothing: a ``collect`` for runs of which only the last state matters."""
     return ()
 
 
-def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, checkpoint, room):
-    """Check, then pass on to the scan (traced arguments), to one call, or to chunks."""
+def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, checkpoint, buffer_steps):
+    """Check the arguments and choose the driver: a scan or one call for traced arguments, else chunks."""
     _check_arguments(key, algorithm, num_steps, thin)
     Checkpoint.check(checkpoint)
-    state = jax.tree.map(_strong, state)
-    problem = Problem(as_partial(algorithm.step), as_partial(stop_fn or _never), as_partial(collect or _both))
+    state = jax.tree.map(_as_strong_array, state)
+    problem = Problem(
+        as_partial(algorithm.step), as_partial(stop_fn or _never_stop), as_partial(collect or _record_both)
+    )
     empty = shape_of_record(problem, key, state, stop_fn)
-    cursor = Cursor(np.int32(0), state, np.int32(Status.OK), np.int32(-1), np.bool_(False))
+    # NumPy scalars, so that no program is compiled to make them.
+    cursor = Cursor(
+        step=np.int32(0), state=state, status=np.int32(Status.OK), bad_leaf=np.int32(-1), done=np.bool_(False)
+    )
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, problem, state)))
     if traced and (progress or checkpoint is not None):
         raise ValueError(
@@ -157,7 +163,9 @@ def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, che
     if traced and stop_fn is None:
         cursor, records = scan(problem, key, cursor, empty, num_steps, thin)
     else:
-        buffers = allocate(empty, (num_steps if room is None else max(room, num_steps)) // thin)
+        buffers = allocate(
+            empty, (num_steps if buffer_steps is None else max(buffer_steps, num_steps)) // thin
+        )
         if traced:
             cursor, records = advance(problem, key, cursor, buffers, np.int32(num_steps), thin)
         else:
@@ -170,7 +178,15 @@ def _run(key, algorithm, state, stop_fn, num_steps, progress, thin, collect, che
     elif stop_fn is not None:
         status = jnp.where(cursor.done | (status != Status.OK), status, jnp.int32(Status.MAX_ITERATIONS))
     names = tuple(leaf_name(path) for path, _ in leaves_with_path(state))
-    return cursor.state, History(records, cursor.step, status, cursor.bad_leaf, names, thin)
+    history = History(
+        records=records,
+        num_steps=cursor.step,
+        status=status,
+        bad_leaf=cursor.bad_leaf,
+        leaf_names=names,
+        thin=thin,
+    )
+    return cursor.state, history
 
 
 def _check_arguments(key, algorithm, num_steps, thin):
@@ -186,14 +202,14 @@ def _check_arguments(key, algorithm, num_steps, thin):
         raise ValueError(f"expected num_steps >= 0 and thin >= 1; got num_steps={num_steps}, thin={thin}")
 
 
-def _strong(leaf):
+def _as_strong_array(leaf):
     array = jnp.asarray(leaf)
     return lax.convert_element_type(array, array.dtype) if array.aval.weak_type else array
 
 
-def _never(state, info):
+def _never_stop(state, info):
     return jnp.array(False)
 
 
-def _both(state, info):
+def _record_both(state, info):
     return state, info

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its records, how far it came, and why it stopped."""
+"""The history of a run: its records, the number of steps taken, and why it stopped."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class History:
     leading axis of length ``num_steps // thin`` of the call. A history unpacks into its records, so that with the
     default ``collect`` one writes ``states, infos = history``.
 
-    A run that stopped early has fewer records than room for them: ``num_records`` counts them, rows from there on are
-    NaN (zero where the dtype has none), and ``filled()`` drops those rows.
+    A run that stopped early has fewer records than its buffers have rows: ``num_records`` counts the records, later
+    rows are NaN (zero if the dtype has no NaN), and ``filled()`` drops those rows.
 
     Attributes:
         records: the stacked records.
         num_steps: steps taken that left a finite state, an integer array ().
-        status: a ``Status``, an integer array (): ``OK``; ``NON_FINITE``; ``MAX_ITERATIONS`` where a stopping rule was
-            given and not met; ``INTERRUPTED`` by Ctrl-C.
+        status: a ``Status``, an integer array (): ``OK``; ``NON_FINITE``; ``MAX_ITERATIONS`` if a stopping rule was
+            given and not met; ``INTERRUPTED`` after Ctrl-C.
         bad_leaf: index into ``leaf_names`` of the leaf that became non-finite, -1 if none did.
         leaf_names: names of the leaves of the state.
         thin: steps per record.
@@ -45,7 +45,7 @@ class History:
 
     @property
     def num_records(self) -> Any:
-        """Rows of ``records`` that were filled, an integer array ()."""
+        """Number of records that were made, an integer array ()."""
         return self.num_steps // self.thin
 
     @property
@@ -58,12 +58,12 @@ class History:
         return iter(self.records)
 
     def filled(self) -> Any:
-        """The records without the rows that an early stop left empty (outside jit: the length is a value)."""
+        """Return the records without the empty rows of an early stop (outside jit, as the length is a value)."""
         count = int(self.num_records)
         return jax.tree.map(lambda leaf: leaf[:count], self.records)
 
     def message(self) -> str:
-        """Say in words how the run ended (outside jit)."""
+        """Describe how the run ended (outside jit)."""
         status = Status(int(self.status))
         if status is Status.NON_FINITE:
             name = self.leaf_names[int(self.bad_leaf)]
@@ -74,7 +74,7 @@ class History:
         return f"{int(self.num_steps)} steps, {int(self.num_records)} records: {advice(status)}"
 
     def check(self) -> None:
-        """Raise if the run did not come to its end (outside jit; for facades that have no use for a part of it).
+        """Raise an error if the run was not completed (outside jit; for facades that cannot use a part of it).
 
         Raises:
             NumericalError: the status is ``NON_FINITE``; the message says which step and which part of the state.

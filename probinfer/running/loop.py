@@ -1,8 +1,8 @@
 """The loop behind ``run``: guarded steps, their records, and three ways to drive them.
 
-``scan`` serves traced callers (jit, vmap, grad). Outside jit there is one compiled program, ``advance``, whose last
-step is data: several calls of it are a run in chunks, between which the host moves bars, writes checkpoints and listens
-to Ctrl-C.
+``scan`` serves traced callers (jit, vmap, grad). Outside jit there is one compiled program, ``advance``, which takes
+the number of its last step as data. A run is several calls of it: between two of them the host moves progress bars,
+writes checkpoints and listens for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from probinfer.core.status import Status
+from probinfer.core.trees import select
+from probinfer.core.types import Bool, Int, PyTree
 from probinfer.running import checkpoint as checkpoints
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
@@ -36,12 +39,18 @@ __all__ = [
     "shape_of_record",
 ]
 
-_SECONDS_PER_UPDATE = 0.3
-_SECONDS_UNWATCHED = 1.0  # until Ctrl-C is heard where nothing is shown
+_SECONDS_PER_UPDATE = 0.3  # of a progress bar
+_SECONDS_UNSEEN = 1.0  # between two looks for Ctrl-C when no bar is shown
 
 
 class Problem(NamedTuple):
-    """What does not change in a run: three ``Partial`` objects."""
+    """What stays the same during a run.
+
+    Attributes:
+        step: ``step(key, state) -> (state, info)``, a ``Partial``.
+        stop_fn: ``stop_fn(state, info) -> bool``, a ``Partial``.
+        collect: ``collect(state, info) -> record``, a ``Partial``.
+    """
 
     step: Callable
     stop_fn: Callable
@@ -49,65 +58,76 @@ class Problem(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a run stands."""
+    """How far a run has come.
 
-    step: Any  # steps taken that left a finite state
-    state: Any
-    status: Any
-    bad_leaf: Any
-    done: Any  # the stopping rule was met
+    Attributes:
+        step: number of steps taken that left a finite state.
+        state: the last finite state of the algorithm.
+        status: a ``Status``.
+        bad_leaf: index of the leaf of the state that became non-finite, -1 if none did.
+        done: whether the stopping rule was met.
+    """
+
+    step: Int[ArrayLike, ""]
+    state: PyTree
+    status: Int[ArrayLike, ""]
+    bad_leaf: Int[ArrayLike, ""]
+    done: Bool[ArrayLike, ""]
 
 
-# One step and one record
+# One step and one record.
 
 
 @jax.jit
 def _call(fn, *args):
-    """Call a ``Partial``; jitted so that the shapes and all loops share one trace of the user's function."""
+    """Call a ``Partial``; jitted so that shape inference and all loops share one trace of the user's function."""
     return fn(*args)
 
 
 def _attempt(problem, key, cursor):
-    """One step, taken back if it made the state non-finite."""
+    """Take one step, and undo it if it made the state non-finite."""
     state, info = _call(problem.step, jax.random.fold_in(key, cursor.step), cursor.state)
-    bad_leaf = _first_bad_leaf(cursor.state, state)
+    bad_leaf = _first_non_finite_leaf(cursor.state, state)
     ok = bad_leaf < 0
-    kept = jax.tree.map(partial(jnp.where, ok), state, cursor.state)
+    last_finite = select(ok, state, cursor.state)
     status = jnp.where(ok, cursor.status, jnp.int32(Status.NON_FINITE))
     done = ok & _call(problem.stop_fn, state, info)
-    return Cursor(cursor.step + ok.astype(jnp.int32), kept, status, bad_leaf, done), info
+    step = cursor.step + ok.astype(jnp.int32)
+    return Cursor(step=step, state=last_finite, status=status, bad_leaf=bad_leaf, done=done), info
 
 
-def _going(limit, cursor):
+def _is_running(limit, cursor):
     return (cursor.step < limit) & (cursor.status == Status.OK) & ~cursor.done
 
 
 def _guarded(problem, key, limit, _, carry):
-    """One step unless the run has ended."""
+    """Take one step unless the run has ended."""
     cursor, info = carry
-    return lax.cond(_going(limit, cursor), lambda: _attempt(problem, key, cursor), lambda: (cursor, info))
+    return lax.cond(
+        _is_running(limit, cursor), lambda: _attempt(problem, key, cursor), lambda: (cursor, info)
+    )
 
 
 def _block(problem, key, limit, thin, cursor):
-    """``thin`` steps and their record; says whether all of them were taken."""
+    """Take ``thin`` steps; return the cursor, the record, its row, and whether all of the steps were taken."""
     row = cursor.step // thin
     info = jax.tree.map(_zeros_like, _call.eval_shape(problem.step, key, cursor.state)[1])
     cursor, info = lax.fori_loop(0, thin, partial(_guarded, problem, key, limit), (cursor, info))
     return cursor, _call(problem.collect, cursor.state, info), row, cursor.step == (row + 1) * thin
 
 
-def _first_bad_leaf(old, new):
-    """Index of the first leaf with a new non-finite entry, -1 if there is none."""
+def _first_non_finite_leaf(old, new):
+    """Return the index of the first leaf with a new non-finite entry, -1 if there is none."""
     pairs = zip(leaves_with_path(new), jax.tree.leaves(old), strict=True)
-    bad = [_is_bad(path, before, leaf) for (path, leaf), before in pairs]
+    bad = [_became_non_finite(path, before, leaf) for (path, leaf), before in pairs]
     if not bad:
         return jnp.int32(-1)
     flags = jnp.stack(bad)
     return jnp.where(jnp.any(flags), jnp.argmax(flags).astype(jnp.int32), jnp.int32(-1))
 
 
-def _is_bad(path, old, new):
-    """A NaN, or a new infinity; in a log quantity (an attribute named log...) minus infinity is a value."""
+def _became_non_finite(path, old, new):
+    """Find a NaN or a new infinity; minus infinity is legal in a log quantity (an attribute named ``log...``)."""
     if not jnp.issubdtype(new.dtype, jnp.inexact):
         return jnp.array(False)
     infinite = jnp.isinf(new) & ~jnp.isinf(old)
@@ -117,11 +137,11 @@ def _is_bad(path, old, new):
     return jnp.any(jnp.isnan(new) | infinite)
 
 
-# The three drivers
+# Three ways to drive the steps.
 
 
 def scan(problem, key, cursor, empty, num_steps, thin):
-    """All steps as a scan: for jit, vmap and grad."""
+    """Take all steps in a scan, which jit, vmap and grad can trace."""
     block = partial(_scan_block, problem, key, empty, num_steps, thin)
     cursor, records = lax.scan(block, jax.tree.map(jnp.asarray, cursor), length=num_steps // thin)
     if num_steps % thin:
@@ -131,15 +151,15 @@ def scan(problem, key, cursor, empty, num_steps, thin):
 
 def _scan_block(problem, key, empty, num_steps, thin, cursor, _):
     cursor, record, _, complete = _block(problem, key, num_steps, thin, cursor)
-    unfilled = jax.tree.map(_unfilled, empty)
+    unfilled = jax.tree.map(_empty_record, empty)
     return cursor, jax.tree.map(partial(jnp.where, complete), record, unfilled)
 
 
 @partial(jax.jit, static_argnames="thin", donate_argnames="records")
 def advance(problem, key, cursor, records, limit, thin):
-    """Steps until ``limit``, the stopping rule or a non-finite state; ``limit`` is data: chunks share this program."""
+    """Step until ``limit``, the stopping rule or a non-finite state; ``limit`` is data, so chunks share a program."""
     return lax.while_loop(
-        lambda carry: _going(limit, carry[0]),
+        lambda carry: _is_running(limit, carry[0]),
         partial(_write_block, problem, key, limit, thin),
         (cursor, records),
     )
@@ -152,7 +172,7 @@ def _write_block(problem, key, limit, thin, carry):
 
 
 def _write(row, complete, buffer, value):
-    """Put a complete record in its row; an incomplete one has no row of its own and leaves the buffer as it is."""
+    """Write a complete record to its row; an incomplete one has no row, so the buffer stays as it is."""
     if not buffer.shape[0]:
         return buffer
     before = lax.dynamic_index_in_dim(buffer, row, keepdims=False)
@@ -160,11 +180,11 @@ def _write(row, complete, buffer, value):
 
 
 def advance_in_chunks(problem, key, cursor, records, num_steps, thin, progress, checkpoint):
-    """Calls of ``advance`` that end where a checkpoint is due, a bar wants to move or Ctrl-C should be heard.
+    """Call ``advance`` until the run ends, with pauses for checkpoints, the progress bar and Ctrl-C.
 
     Returns the cursor, the records, and whether Ctrl-C was pressed.
     """
-    row = saved = 0
+    row = saved = 0  # records and steps that are in checkpoints already
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoint is not None:
@@ -172,13 +192,13 @@ def advance_in_chunks(problem, key, cursor, records, num_steps, thin, progress, 
             store = stack.enter_context(checkpoints.claimed(checkpoint, about))
             cursor, records, row = checkpoints.resume(store, cursor, records, thin)
             saved = int(cursor.step)
-        every = num_steps if checkpoint is None else -(-checkpoint.every // thin) * thin
-        seconds = _SECONDS_PER_UPDATE if bars.is_on(progress) else _SECONDS_UNWATCHED
+        every = num_steps if checkpoint is None else -(-checkpoint.steps // thin) * thin
+        seconds = _SECONDS_PER_UPDATE if bars.is_on(progress) else _SECONDS_UNSEEN
         bar = stack.enter_context(bars.task("run", num_steps, progress))
         bar.update(saved)
         stop = stack.enter_context(interrupts.deferred())
-        chunk = thin
-        while _goes_on(num_steps, cursor) and not stop.requested:
+        chunk = thin  # the first chunk is short: how long a step takes is not known yet
+        while _is_running_on_host(num_steps, cursor) and not stop.requested:
             limit = min(int(cursor.step) + chunk, saved + every, num_steps)
             started = time.perf_counter()
             cursor, records = interrupts.wait(advance(problem, key, cursor, records, np.int32(limit), thin))
@@ -186,26 +206,26 @@ def advance_in_chunks(problem, key, cursor, records, num_steps, thin, progress, 
             bar.update(step)
             chunk = _next_chunk(chunk, time.perf_counter() - started, seconds, thin)
             due = step == saved + every or (stop.requested and step > saved)
-            if store is not None and (due or not _goes_on(num_steps, cursor)):
+            if store is not None and (due or not _is_running_on_host(num_steps, cursor)):
                 checkpoints.append(store, step, cursor, records, (row, step // thin))
                 row, saved = step // thin, step
         return cursor, records, stop.requested
 
 
-def _goes_on(num_steps, cursor) -> bool:
-    """``_going`` for values, outside jit: on the host, so that nothing is compiled for it."""
+def _is_running_on_host(num_steps, cursor) -> bool:
+    """Evaluate ``_is_running`` on the host, so that nothing is compiled for it."""
     step, status, done = jax.device_get((cursor.step, cursor.status, cursor.done))
     return bool(step < num_steps and status == Status.OK and not done)
 
 
-def _next_chunk(chunk: int, taken: float, seconds: float, thin: int) -> int:
-    """Steps until the next look: towards one every so many ``seconds``, at most four times as many as now."""
-    wanted = chunk * seconds / max(taken, 1e-9)
-    return max(int(min(wanted, 4 * chunk)) // thin, 1) * thin
+def _next_chunk(chunk: int, elapsed: float, seconds: float, thin: int) -> int:
+    """Return the size of the next chunk, so that one takes about ``seconds``; it grows fourfold at most."""
+    target = chunk * seconds / max(elapsed, 1e-9)
+    return max(int(min(target, 4 * chunk)) // thin, 1) * thin
 
 
 def shape_of_record(problem, key, state, stop_fn):
-    """Shapes of one record, from the trace that the loop uses; refuses a step that changes the kind of its state."""
+    """Return the shapes of one record; refuse a step that changes the structure, shapes or dtypes of the state."""
     try:
         new, info = _call.eval_shape(problem.step, key, state)
     except AttributeError as error:
@@ -232,7 +252,7 @@ def shape_of_record(problem, key, state, stop_fn):
 
 
 def allocate(empty, num_records):
-    """Unfilled buffers for so many records."""
+    """Return empty buffers for ``num_records`` records."""
     leaves, structure = jax.tree.flatten(empty)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     return jax.tree.unflatten(structure, _buffers(shapes, num_records))
@@ -240,11 +260,11 @@ def allocate(empty, num_records):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _buffers(shapes, num_records):
-    return [_unfilled(jax.ShapeDtypeStruct((num_records, *shape), dtype)) for shape, dtype in shapes]
+    return [_empty_record(jax.ShapeDtypeStruct((num_records, *shape), dtype)) for shape, dtype in shapes]
 
 
-def _unfilled(shape):
-    """NaN, or zero where the dtype has no NaN."""
+def _empty_record(shape):
+    """Return an array of NaN, or of zeros if the dtype has no NaN."""
     inexact = jnp.issubdtype(shape.dtype, jnp.inexact)
     return jnp.full(shape.shape, jnp.nan, shape.dtype) if inexact else _zeros_like(shape)
 
@@ -254,10 +274,10 @@ def _zeros_like(shape):
 
 
 def leaves_with_path(tree):
-    """The leaves of a tree, each with its path."""
+    """Return the pairs (path, leaf) of a tree."""
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def leaf_name(path):
-    """A path in words: ``state.position['x']``."""
+    """Write a path as text: ``state.position['x']``."""
     return "state" + jax.tree_util.keystr(path)

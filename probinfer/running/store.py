@@ -124,7 +124,7 @@ def opened(path: str | os.PathLike, about: dict[str, Any], hint: Any = None) -> 
 def _claim(folder: Path, about: dict[str, Any], hint: Any) -> str:
     """Write what the run is, or compare it."""
     file = folder / _ABOUT
-    others = [*folder.glob(f"*{_SUFFIX}"), *folder.glob("step_*"), *folder.glob("chunk_*")]
+    others = [*folder.glob(f"*{_SUFFIX}"), *folder.glob("step_*"), *folder.glob("batch_*")]
     if not file.exists():
         if others:
             raise ValueError(

@@ -180,7 +180,7 @@ PROGRAM = """
 import os, signal, sys
 import jax, jax.numpy as jnp, numpy as np, blackjax
 import probinfer as pi
-from probinfer import checkpoint
+from probinfer.running import checkpoint
 
 folder, kill_at, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 append = checkpoint.append

@@ -171,14 +171,14 @@ def some(num):
 def test_run_many_returns_the_data_sets_that_are_finished(tmp_path):
     keys, x = some(40)
     with pytest.warns(ConvergenceWarning, match=r"of 40 data sets were finished; Ctrl-C"):
-        found = pi.run_many(sampler, keys, x, mode="map", chunk=10)
+        found = pi.run_many(sampler, keys, x, mode="map", batch_size=10)
     number = len(found.status)
     assert 8 <= number < 40
     assert found.num_missing == 40 - number
     with pytest.warns(ConvergenceWarning, match="data sets were finished"):
-        kept = pi.run_many(sampler, keys, x, mode="vmap", chunk=10, path=tmp_path)
+        kept = pi.run_many(sampler, keys, x, mode="vmap", batch_size=10, checkpoint=pi.Checkpoint(tmp_path))
     assert len(kept.status) == 10
-    whole = pi.run_many(sampler, keys, x, mode="vmap", chunk=10, path=tmp_path)
+    whole = pi.run_many(sampler, keys, x, mode="vmap", batch_size=10, checkpoint=pi.Checkpoint(tmp_path))
     assert whole.num_missing == 0
     np.testing.assert_array_equal(whole.draws[:number], found.draws)
 
@@ -197,7 +197,7 @@ def test_sbc_judges_the_simulations_that_are_finished():
             lambda key, theta: theta + jax.random.normal(key),
             infer,
             num_simulations=200,
-            chunk=20,
+            batch_size=20,
             mode="map",
         )
     number = len(report.posteriors.status)

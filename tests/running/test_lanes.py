@@ -76,7 +76,7 @@ def assert_same_bits(a, b):
 @pytest.mark.f32
 def test_one_after_another_is_the_oracle(key, walk, dtype):
     keys, x = data_sets(key)
-    many = pi.run_many(walk, keys, x, mode="queue", lanes=3)
+    many = pi.run_many(walk, keys, x, mode="queue", num_lanes=3)
     assert many.mode == "queue"
     assert many.draws.dtype == dtype
     tolerance = 1e-12 if dtype == jnp.float64 else 1e-5
@@ -93,36 +93,36 @@ def test_one_after_another_is_the_oracle(key, walk, dtype):
 
 @pytest.mark.slow
 @pytest.mark.f32(slow=True)
-def test_chunks_do_not_change_a_bit_and_lanes_only_rounding(key, walk, dtype):
+def test_batches_do_not_change_a_bit_and_lanes_only_rounding(key, walk, dtype):
     keys, x = data_sets(key)
-    whole = pi.run_many(walk, keys, x, mode="queue", lanes=4)
-    for chunk in (1, 3):
-        part = pi.run_many(walk, keys, x, mode="queue", chunk=chunk, lanes=4)
+    whole = pi.run_many(walk, keys, x, mode="queue", num_lanes=4)
+    for batch_size in (1, 3):
+        part = pi.run_many(walk, keys, x, mode="queue", batch_size=batch_size, num_lanes=4)
         assert_same_bits((whole.draws, whole.info), (part.draws, part.info))
     tolerance = 1e-12 if dtype == jnp.float64 else 1e-5
-    for lanes in (1, 64):
-        other = pi.run_many(walk, keys, x, mode="queue", lanes=lanes)
+    for num_lanes in (1, 64):
+        other = pi.run_many(walk, keys, x, mode="queue", num_lanes=num_lanes)
         np.testing.assert_allclose(whole.draws, other.draws, rtol=tolerance, atol=tolerance)
 
 
 def test_killed_and_resumed_is_the_same(key, walk, tmp_path):
     keys, x = data_sets(key)
-    call = lambda path=None, lanes=2: pi.run_many(  # noqa: E731
-        walk, keys, x, mode="queue", chunk=4, lanes=lanes, path=path
+    call = lambda num_lanes=2: pi.run_many(  # noqa: E731
+        walk, keys, x, mode="queue", batch_size=4, num_lanes=num_lanes, checkpoint=pi.Checkpoint(tmp_path)
     )
-    whole = call(tmp_path)
-    sorted(tmp_path.glob("chunk_*.part"))[1].unlink()
-    resumed = call(tmp_path)
+    whole = call()
+    sorted(tmp_path.glob("batch_*.part"))[1].unlink()
+    resumed = call()
     assert_same_bits((whole.draws, whole.info), (resumed.draws, resumed.info))
     with pytest.raises(ValueError, match=r"different run: .*lanes is"):
-        call(tmp_path, lanes=3)
+        call(num_lanes=3)
 
 
 def test_a_lane_that_has_finished_takes_the_next(key, dtype):
     keys, x = data_sets(key)
     walk = Walk(jnp.asarray(0.7, dtype), counted=True)
     CALLS.clear()
-    pi.run_many(walk, keys, x, mode="queue", lanes=2)
+    pi.run_many(walk, keys, x, mode="queue", num_lanes=2)
     jax.effects_barrier()
     # One call a step of all lanes: one lane does the 23 steps of ten data sets while the other does its 30.
     assert len(CALLS) == STEPS.max()
@@ -130,10 +130,10 @@ def test_a_lane_that_has_finished_takes_the_next(key, dtype):
 
 def test_new_data_compile_nothing(key, walk, count_compiles):
     keys, x = data_sets(key)
-    pi.run_many(walk, keys, x, mode="queue", lanes=4, chunk=4)
+    pi.run_many(walk, keys, x, mode="queue", num_lanes=4, batch_size=4)
     other, longer = Walk(walk.scale * 2), x + 1
     with count_compiles() as compiles:
-        pi.run_many(other, keys, longer, mode="queue", lanes=4, chunk=4)
+        pi.run_many(other, keys, longer, mode="queue", num_lanes=4, batch_size=4)
     assert compiles.count == 0
 
 
@@ -148,8 +148,8 @@ def test_auto_looks_at_the_step(key, walk, dtype):
 def test_bad_input(key, walk):
     keys, x = data_sets(key)
     for infer_fn in (lambda key, x: x[None], object.__new__(Unregistered)):
-        with pytest.raises(TypeError, match=r"run in steps: a registered class.*'map' and 'vmap'"):
+        with pytest.raises(TypeError, match=r"run in steps: a registered class.*use 'map' or 'vmap'"):
             pi.run_many(infer_fn, keys, x, mode="queue")
-    for name in ("lanes", "chunk"):
-        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+    for name in ("num_lanes", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1"):
             pi.run_many(walk, keys, x, mode="queue", **{name: 0})

@@ -91,7 +91,7 @@ def assert_same_bits(a, b):
 @pytest.mark.f32
 def test_a_python_loop_is_the_oracle(key, dtype):
     keys, x = data_sets(key)
-    many = pi.run_many(leapfrog_sampler, keys, x, mode="map", chunk=3)
+    many = pi.run_many(leapfrog_sampler, keys, x, mode="map", batch_size=3)
     jitted = jax.jit(leapfrog_sampler)
     loop = [jitted(k, row) for k, row in zip(keys, x, strict=True)]
     tolerance = 1e-9 if dtype == jnp.float64 else 1e-3
@@ -108,18 +108,18 @@ def test_a_python_loop_is_the_oracle(key, dtype):
 
 
 @pytest.mark.f32(slow=True)
-def test_chunks_do_not_change_a_bit(key):
+def test_batches_do_not_change_a_bit(key):
     keys, x = data_sets(key)
     whole = pi.run_many(leapfrog_sampler, keys, x, mode="map")
-    for chunk in (1, 4):
-        part = pi.run_many(leapfrog_sampler, keys, x, mode="map", chunk=chunk)
+    for batch_size in (1, 4):
+        part = pi.run_many(leapfrog_sampler, keys, x, mode="map", batch_size=batch_size)
         assert_same_bits((whole.draws, whole.info), (part.draws, part.info))
 
 
 def test_map_and_vmap_agree(key):
     keys, x = data_sets(key)
-    mapped = pi.run_many(leapfrog_sampler, keys, x, mode="map", chunk=4)
-    batched = pi.run_many(leapfrog_sampler, keys, x, mode="vmap", chunk=4)
+    mapped = pi.run_many(leapfrog_sampler, keys, x, mode="map", batch_size=4)
+    batched = pi.run_many(leapfrog_sampler, keys, x, mode="vmap", batch_size=4)
     np.testing.assert_allclose(mapped.draws["q"], batched.draws["q"], rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(mapped.info.diverging, batched.info.diverging)
 
@@ -139,13 +139,13 @@ def test_auto_looks_at_the_function(key):
     assert pi.run_many(factorises, keys, x).mode == found.mode
 
 
-def test_one_program_for_all_chunks_and_calls(key, count_compiles):
+def test_one_program_for_all_batches_and_calls(key, count_compiles):
     keys, x = data_sets(key)
     others = np.asarray(x) + 1
     for mode in ("map", "vmap"):
-        pi.run_many(leapfrog_sampler, keys, x, mode=mode, chunk=4)  # chunks of four and of three
+        pi.run_many(leapfrog_sampler, keys, x, mode=mode, batch_size=4)  # batches of four and of three
         with count_compiles() as compiles:
-            pi.run_many(leapfrog_sampler, keys, others, mode=mode, chunk=4)
+            pi.run_many(leapfrog_sampler, keys, others, mode=mode, batch_size=4)
         assert compiles.count == 0
 
 
@@ -153,28 +153,34 @@ def test_killed_and_resumed_is_the_same(key, tmp_path):
     keys, x = data_sets(key)
     for mode in ("map", "vmap"):
         folder = tmp_path / mode
-        call = lambda path=None, mode=mode: pi.run_many(  # noqa: E731
-            leapfrog_sampler, keys, x, mode=mode, chunk=3, path=path
+        call = lambda checkpoint=None, mode=mode: pi.run_many(  # noqa: E731
+            leapfrog_sampler, keys, x, mode=mode, batch_size=3, checkpoint=checkpoint
         )
         whole = call()
-        assert_same_bits(whole.draws, call(folder).draws)
-        files = sorted(folder.glob("chunk_*.part"))
+        assert_same_bits(whole.draws, call(pi.Checkpoint(folder)).draws)
+        files = sorted(folder.glob("batch_*.part"))
         assert len(files) == 3
-        files[1].unlink()  # the second chunk never finished; a draft of it was left
-        (folder / ".chunk_000001.part.123.draft").write_bytes(b"half")
-        resumed = call(folder)
-        assert sorted(folder.glob("chunk_*")) == files
+        files[1].unlink()  # the second batch never finished; a draft of it was left
+        (folder / ".batch_000001.part.123.draft").write_bytes(b"half")
+        resumed = call(pi.Checkpoint(folder))
+        assert sorted(folder.glob("batch_*")) == files
         assert_same_bits((whole.draws, whole.info), (resumed.draws, resumed.info))
         np.testing.assert_array_equal(whole.status, resumed.status)
 
 
-def test_finished_chunks_are_not_computed_again(key, tmp_path):
+def test_a_checkpoint_limits_the_batch(key, tmp_path):
+    keys, x = data_sets(key)
+    pi.run_many(leapfrog_sampler, keys, x, mode="map", checkpoint=pi.Checkpoint(tmp_path, every=4))
+    assert len(list(tmp_path.glob("batch_*.part"))) == -(-S // 4)
+
+
+def test_finished_batches_are_not_computed_again(key, tmp_path):
     keys, x = data_sets(key)
     CALLS.clear()
-    first = pi.run_many(counted, keys, x, mode="map", chunk=4, path=tmp_path)
+    first = pi.run_many(counted, keys, x, mode="map", batch_size=4, checkpoint=pi.Checkpoint(tmp_path))
     jax.effects_barrier()
     assert len(CALLS) == S
-    again = pi.run_many(counted, keys, x, mode="map", chunk=4, path=tmp_path)
+    again = pi.run_many(counted, keys, x, mode="map", batch_size=4, checkpoint=pi.Checkpoint(tmp_path))
     jax.effects_barrier()
     assert len(CALLS) == S
     assert_same_bits(first.draws, again.draws)
@@ -182,21 +188,21 @@ def test_finished_chunks_are_not_computed_again(key, tmp_path):
 
 def test_another_run_is_refused(key, tmp_path):
     keys, x = data_sets(key)
-    pi.run_many(search, keys, x, mode="map", chunk=4, path=tmp_path)
-    call = lambda fn=search, keys=keys, x=x, chunk=4: pi.run_many(  # noqa: E731
-        fn, keys, x, mode="map", chunk=chunk, path=tmp_path
+    pi.run_many(search, keys, x, mode="map", batch_size=4, checkpoint=pi.Checkpoint(tmp_path))
+    call = lambda fn=search, keys=keys, x=x, batch_size=4: pi.run_many(  # noqa: E731
+        fn, keys, x, mode="map", batch_size=batch_size, checkpoint=pi.Checkpoint(tmp_path)
     )
     for change, word in [
         ({"x": x + 1}, "data is"),
         ({"keys": keys[::-1]}, "keys is"),
         ({"fn": troubled}, "infer_fn is"),
-        ({"chunk": 2}, "chunk is"),
+        ({"batch_size": 2}, "batch size is"),
         ({"x": x[:-1], "keys": keys[:-1]}, "data sets is"),
         ({"x": x.astype(jnp.float32)}, "data is"),
     ]:
         with pytest.raises(ValueError, match=f"different run: .*{word}.*another path"):
             call(**change)
-    (tmp_path / "chunk_000000.part").write_bytes(b"no archive")
+    (tmp_path / "batch_000000.part").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="delete it, and it is computed again"):
         call()
     (tmp_path / "about.json").unlink()
@@ -210,9 +216,9 @@ def test_narrow_floats_come_back_from_disk(key, tmp_path):
     def narrow(key, x):
         return jax.random.normal(key, (L,)).astype(jnp.bfloat16)
 
-    first = pi.run_many(narrow, keys, x, path=tmp_path)
+    first = pi.run_many(narrow, keys, x, checkpoint=pi.Checkpoint(tmp_path))
     assert first.draws.dtype == jnp.bfloat16
-    assert_same_bits(first.draws, pi.run_many(narrow, keys, x, path=tmp_path).draws)
+    assert_same_bits(first.draws, pi.run_many(narrow, keys, x, checkpoint=pi.Checkpoint(tmp_path)).draws)
     assert json.loads((tmp_path / "about.json").read_text())["results"] == [f"bfloat16[{L}]"]
 
 
@@ -247,7 +253,7 @@ def test_data_may_be_a_tree_or_nothing(key):
     def of_tree(key, data):
         return data["x"][None] + data["y"]
 
-    many = pi.run_many(of_tree, keys, {"x": np.asarray(x), "y": np.arange(S)}, chunk=2)
+    many = pi.run_many(of_tree, keys, {"x": np.asarray(x), "y": np.arange(S)}, batch_size=2)
     np.testing.assert_allclose(many.draws[:, 0], np.asarray(x) + np.arange(S)[:, None])
     alone = pi.run_many(lambda key, _: jax.random.normal(key, (L,)), keys, None)
     np.testing.assert_array_equal(alone.draws, jax.vmap(lambda k: jax.random.normal(k, (L,)))(keys))
@@ -263,9 +269,10 @@ def test_data_may_be_a_tree_or_nothing(key):
         ({"data": jnp.zeros((S + 1, 2))}, ValueError, "number of keys"),
         ({"data": {"a": jnp.zeros((S, 2)), "b": 1.0}}, ValueError, "'b' is"),
         ({"mode": "lanes"}, ValueError, "'auto', 'map', 'vmap' or 'queue'"),
-        ({"mode": "queue"}, TypeError, "run in steps.*posterior_sampler.*'map' and 'vmap'"),
-        ({"chunk": 0}, ValueError, "1 or more"),
-        ({"chunk": 2.5}, (TypeError, ValueError), "chunk"),
+        ({"mode": "queue"}, TypeError, "run in steps.*posterior_sampler.*use 'map' or 'vmap'"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
+        ({"batch_size": 2.5}, TypeError, "batch_size"),
+        ({"num_lanes": True}, TypeError, "num_lanes"),
         ({"infer_fn": lambda key, x: x[0]}, ValueError, "axis of length one"),
         ({"infer_fn": lambda key, x: None}, ValueError, "leaves"),
         ({"infer_fn": lambda key, x: (x, {"key": key})}, TypeError, "not random keys"),

@@ -129,7 +129,7 @@ def descend(
             first = i + 1
             done = _reached(trace, i, plan) or first == plan.num_iterations
             line.update(first, f"loss {trace.loss[i]:.3f}, {_last_score(trace)}")
-            if store is not None and (done or stop.requested or first - kept >= checkpoint.every):  # type: ignore[union-attr]
+            if store is not None and (done or stop.requested or first - kept >= checkpoint.steps):  # type: ignore[union-attr]
                 checkpoints.append(store, first, state, trace, (kept, first))
                 kept = first
             if done:

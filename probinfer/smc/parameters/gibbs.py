@@ -241,7 +241,7 @@ def _loop(
         state,
         _is_over,
         config.num_draws if name == "draws" else config.num_warmup,
-        room=max(config.num_warmup, config.num_draws),
+        buffer_steps=max(config.num_warmup, config.num_draws),
         progress=bars.label(progress, name),
         collect=_record,
         checkpoint=None
