@@ -1,7 +1,7 @@
 r"""Importance sampling: draws from q corrected by the log ratios :math:`\log p(x_i) - \log q(x_i)` to p.
 
-Two questions have an answer here: are the ratios good enough to be used (``psis``: the shape of their tail, and
-weights with that tail smoothed), and what is the normaliser of p (``evidence``, with its standard error).
+``psis`` says whether the ratios are good enough to be used, by the shape of their tail, and smooths that tail;
+``evidence`` estimates the normalizing constant of p with its standard error.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Smoothed(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """An importance-sampling estimate of a log normaliser.
+    """An importance-sampling estimate of a log normalizing constant.
 
     ``log_evidence`` is log of the mean ratio (the mean is unbiased), ``standard_error`` that of ``log_evidence`` by
-    the delta method: believe it only where ``khat`` is good. ``ess`` is the effective sample size of the ratios,
+    the delta method: trust it only if ``khat`` is good. ``ess`` is the effective sample size of the ratios,
     ``status`` that of the weights.
     """
 
@@ -64,7 +64,7 @@ def khat_threshold(num_draws: int) -> float:
 
 @partial(jax.jit, static_argnames="relative_ess")
 def psis(log_ratios: Float[Array, "..."], *, relative_ess: float | int = 1.0) -> Smoothed:
-    r"""Replace the largest ratios by the quantiles of a generalised Pareto distribution fitted to them.
+    r"""Replace the largest ratios by the quantiles of a generalized Pareto distribution fitted to them.
 
     The tail is the largest :math:`\min(n/5, 3\sqrt{n/r})` ratios; those of order j of m become the quantile
     :math:`(j - 1/2)/m` of the fit, truncated at the largest ratio.
@@ -111,7 +111,7 @@ def evidence(log_ratios: Float[Array, "..."]) -> Evidence:
     The standard error is :math:`\sqrt{(n/\mathrm{ESS} - 1)/(n - 1)}`, the relative error of the mean ratio.
 
     Args:
-        log_ratios: log p(x) - log q(x), p unnormalised and q normalised, one vector (n,); minus infinity allowed.
+        log_ratios: log p(x) - log q(x), p unnormalized and q normalized, one vector (n,); minus infinity allowed.
 
     Returns:
         Estimate, standard error and diagnostics; all ratios zero: minus infinity with status

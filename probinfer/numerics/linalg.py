@@ -1,9 +1,9 @@
-"""Symmetric positive-definite matrices: a Cholesky factor that reports, an inverse that is fast, rules of every order.
+"""Symmetric positive-definite matrices: Cholesky factors with a status, a fast inverse, derivatives of every order.
 
-A covariance matrix is factorised as it is; only if that fails is its diagonal raised, by a multiple of its own mean
-that grows by powers of ten (the jitter ladder). The multiple is a constant of the ladder and the mean is not, so every
-derivative here is the derivative of the matrix *with* its jitter. Each rule calls functions that have a rule
-themselves: derivatives of any order, forward or reverse, follow.
+A covariance matrix is factorized as it is. Only if that fails, a jitter is added to its diagonal: a multiple of the
+mean diagonal that grows by powers of ten (the jitter ladder). The multiple is a constant and the mean diagonal is not,
+so every derivative here is the derivative of the matrix *with* its jitter. The derivative rules call functions that
+have a rule themselves, so derivatives of any order exist, forward and reverse.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LADDER = {jnp.dtype("float64"): (-12, -6), jnp.dtype("float32"): (-6, -3)}
 
 
 class SpdInverse(NamedTuple):
-    """What ``spd_inverse`` knows of ``A = K + jitter I`` and a vector y."""
+    """The inverse of ``A = K + jitter I`` and the solution of ``A x = y``."""
 
     chol: Array
     """(N, N) lower Cholesky factor L, ``L Lᵀ = A``."""
@@ -99,7 +99,7 @@ def log_det_from_cholesky(L: Float[Array, "N N"]) -> Scalar:
 
 
 def add_to_diagonal(K: Float[Array, "N N"], value: Float[Array, "*N"]) -> Float[Array, "N N"]:
-    """``K + diag(value)`` for a scalar or a vector, in one pass that fuses with its neighbours."""
+    """``K + diag(value)`` for a scalar or a vector, in one pass that fuses with its neighbors."""
     row = lax.broadcasted_iota(jnp.int32, K.shape, 0)
     column = lax.broadcasted_iota(jnp.int32, K.shape, 1)
     return jnp.where(row == column, K + value, K)
@@ -109,16 +109,16 @@ def add_to_diagonal(K: Float[Array, "N N"], value: Float[Array, "*N"]) -> Float[
 def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, Int[Array, ""]]:
     """``L Lᵀ = K + jitter I`` with the smallest jitter of a ladder that works.
 
-    Zero is tried first and costs one factorisation. The next rungs are ``c · mean(diag K)`` with c = 1e-12 ... 1e-6
-    (float64) or 1e-6 ... 1e-3 (float32). Nothing raises: look at ``status``.
+    Zero is tried first and costs one factorization. The next rungs are ``c · mean(diag K)`` with c = 1e-12 ... 1e-6
+    (float64) or 1e-6 ... 1e-3 (float32). No error is raised; see ``status``.
 
     Args:
         K: symmetric, positive definite up to rounding; only the upper triangle is read.
 
     Returns:
-        The lower factor, the jitter, the status: ``OK``; ``NOT_POSITIVE_DEFINITE`` (even the last rung failed) or
-        ``NON_FINITE`` (K holds NaN or infinities), both with a factor full of NaN. The factor and the jitter may be
-        differentiated any number of times.
+        The lower factor, the jitter and the status: ``OK``, ``NOT_POSITIVE_DEFINITE`` (the last rung failed too) or
+        ``NON_FINITE`` (K holds NaN or infinities); unless it is ``OK`` the factor is NaN. The factor and the jitter may
+        be differentiated any number of times.
     """
     return climb(_identity, _mean_diagonal(K), K)
 
@@ -171,7 +171,7 @@ def spd_inverse(K: Float[Array, "N N"], y: Float[Array, " N"]) -> SpdInverse:
         y: right-hand side.
 
     Returns:
-        The factor, inverse, solution, log determinant, jitter and status; NaN where the factorisation failed.
+        The factor, inverse, solution, log determinant, jitter and status; NaN where the factorization failed.
     """
     return spd_inverse_from_cholesky(*safe_cholesky(K), y)
 
@@ -179,28 +179,28 @@ def spd_inverse(K: Float[Array, "N N"], y: Float[Array, " N"]) -> SpdInverse:
 @spd_inverse.defjvp
 def _spd_inverse_jvp(primals, tangents):
     (K, y), (dK, dy) = primals, tangents
-    known = spd_inverse(K, y)
-    return known, spd_inverse_tangent(known, _mean_diagonal(K), dK, dy)
+    solved = spd_inverse(K, y)
+    return solved, spd_inverse_tangent(solved, _mean_diagonal(K), dK, dy)
 
 
 def spd_inverse_from_cholesky(
     L: Float[Array, "N N"], jitter: Scalar, status: Int[Array, ""], y: Float[Array, " N"]
 ) -> SpdInverse:
-    """What ``spd_inverse`` returns, from the results of ``safe_cholesky``."""
+    """Return the result of ``spd_inverse``, given the results of ``safe_cholesky``."""
     inverse = inverse_from_cholesky(L)
     return SpdInverse(L, inverse, cholesky_solve(L, y), log_det_from_cholesky(L), jitter, status)
 
 
-def spd_inverse_tangent(known: SpdInverse, mean_diagonal: Scalar, dK: Array, dy: Array) -> SpdInverse:
-    """The tangent of ``spd_inverse`` for a tangent of its arguments: the rule for functions that build K themselves."""
-    dA, djitter = _jittered_tangent(dK, known.jitter, mean_diagonal)
+def spd_inverse_tangent(solved: SpdInverse, mean_diagonal: Scalar, dK: Array, dy: Array) -> SpdInverse:
+    """Return the tangent of ``spd_inverse``, for the derivative rules of functions that build K themselves."""
+    dA, djitter = _jittered_tangent(dK, solved.jitter, mean_diagonal)
     return SpdInverse(
-        chol=_cholesky_tangent(known.chol, dA),
-        inverse=-(known.inverse @ dA @ known.inverse),
-        solution=known.inverse @ (dy - dA @ known.solution),
-        log_det=jnp.sum(known.inverse * dA),
+        chol=_cholesky_tangent(solved.chol, dA),
+        inverse=-(solved.inverse @ dA @ solved.inverse),
+        solution=solved.inverse @ (dy - dA @ solved.solution),
+        log_det=jnp.sum(solved.inverse * dA),
         jitter=djitter,
-        status=_no_tangent(known.status),
+        status=_no_tangent(solved.status),
     )
 
 
@@ -208,15 +208,15 @@ def spd_inverse_tangent(known: SpdInverse, mean_diagonal: Scalar, dK: Array, dy:
 def logdet_quad(K: Float[Array, "N N"], y: Float[Array, " N"]) -> LogdetQuad:
     """``log det A`` and ``yᵀ A⁻¹ y`` for ``A = K + jitter I``.
 
-    The value costs a factorisation and one triangular solve, the first derivative one inverse, however many
-    parameters stand behind K. With ``α = A⁻¹ y``: ``d log det A = Σ A⁻¹ ∘ dA``, ``d quad = 2 αᵀ dy − αᵀ dA α``.
+    The value costs a factorization and one triangular solve, the first derivative one inverse, whatever the number of
+    parameters that K depends on. With ``α = A⁻¹ y``: ``d log det A = Σ A⁻¹ ∘ dA``, ``d quad = 2 αᵀ dy − αᵀ dA α``.
 
     Args:
         K: symmetric; only the upper triangle is read.
         y: the vector.
 
     Returns:
-        The two terms, the jitter and the status; NaN where the factorisation failed.
+        The two terms, the jitter and the status; NaN where the factorization failed.
     """
     L, jitter, status = safe_cholesky(K)
     return LogdetQuad(log_det_from_cholesky(L), jnp.sum(triangular_solve(L, y) ** 2), jitter, status)
@@ -225,19 +225,19 @@ def logdet_quad(K: Float[Array, "N N"], y: Float[Array, " N"]) -> LogdetQuad:
 @logdet_quad.defjvp
 def _logdet_quad_jvp(primals, tangents):
     (K, y), (dK, dy) = primals, tangents
-    known = spd_inverse(K, y)
-    dA, djitter = _jittered_tangent(dK, known.jitter, _mean_diagonal(K))
-    alpha = known.solution
-    value = LogdetQuad(known.log_det, jnp.dot(y, alpha), known.jitter, known.status)
+    solved = spd_inverse(K, y)
+    dA, djitter = _jittered_tangent(dK, solved.jitter, _mean_diagonal(K))
+    alpha = solved.solution
+    value = LogdetQuad(solved.log_det, jnp.dot(y, alpha), solved.jitter, solved.status)
     dquad = 2.0 * jnp.dot(alpha, dy) - jnp.dot(alpha, dA @ alpha)
-    return value, LogdetQuad(jnp.sum(known.inverse * dA), dquad, djitter, _no_tangent(known.status))
+    return value, LogdetQuad(jnp.sum(solved.inverse * dA), dquad, djitter, _no_tangent(solved.status))
 
 
 def climb(build: Callable[..., Array], mean_diagonal: Scalar, *operands: Any) -> tuple[Array, Array, Array]:
-    """Factorise ``build(*operands)``; the jitter ladder of ``safe_cholesky`` without its rule for derivatives.
+    """Factorize ``build(*operands)``; the jitter ladder of ``safe_cholesky`` without its rule for derivatives.
 
-    The matrix is built again where a rung needs it, so that nothing of its size is kept for the ladder and LAPACK
-    works in place: memory fresh from the system costs more than arithmetic.
+    Each rung builds the matrix again, so that no copy is kept for the ladder and LAPACK works in place: fresh memory
+    from the system costs more than the arithmetic.
 
     Args:
         build: ``build(*operands) -> (N, N)``, symmetric; it must not bind traced arrays itself.
@@ -276,7 +276,7 @@ def climb(build: Callable[..., Array], mean_diagonal: Scalar, *operands: Any) ->
 
 
 def _upper_factor(K: Array) -> Array:
-    """``Lᵀ`` of a symmetric matrix. Read and returned transposed: LAPACK's columns are our rows, nothing is turned."""
+    """Return ``Lᵀ`` of a symmetric matrix; the transposes match LAPACK's column order, so nothing is copied."""
     return lax.linalg.cholesky(K.T, symmetrize_input=False).T
 
 
@@ -306,7 +306,7 @@ def _jittered_tangent(dK: Array, jitter: Array, mean_diagonal: Array) -> tuple[A
 
 
 def relative_jitter(jitter: Scalar, mean_diagonal: Scalar) -> Scalar:
-    """The multiple of the mean diagonal behind a jitter: a constant of the ladder, so without derivative."""
+    """Return the multiple of the mean diagonal in a jitter: a constant of the ladder, so it has no derivative."""
     return jnp.where(jitter == 0, 0.0, lax.stop_gradient(jitter / mean_diagonal))
 
 

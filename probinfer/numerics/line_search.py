@@ -1,8 +1,8 @@
 """A line search as a state machine: a bracket of the step, narrowed by one trial at a time.
 
-On the line ``x + t d`` the end ``low`` has a negative slope and a value no higher than that of ``t = 0``. Beyond it
-there is nothing yet, or an end ``high`` with a positive slope or a higher value, or a wall: a step whose value is not
-finite. A trial is accepted under the Wolfe conditions or, where values agree to rounding, under the approximate Wolfe
+On the line ``x + t d`` the end ``low`` has a negative slope and a value no higher than that of ``t = 0``. The other end
+is unknown at first; later it is ``high``, with a positive slope or a higher value, or a wall, a step whose value is not
+finite. A trial is accepted under the Wolfe conditions or, if values agree to rounding, under the approximate Wolfe
 conditions, which compare slopes instead of values.
 
 References:
@@ -12,14 +12,23 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.types import Array, Bool, Scalar
+from probinfer.core.trees import select
+from probinfer.core.types import Array, Bool, Int, Scalar
 
-__all__ = ["MAX_TRIALS", "LineSearch", "Point", "judge", "rounding", "search", "start"]
+__all__ = [
+    "MAX_TRIALS",
+    "LinePoint",
+    "LineSearch",
+    "is_accepted",
+    "narrow_bracket",
+    "rounding",
+    "start_search",
+]
 
 MAX_TRIALS = 30
 _SUFFICIENT_DECREASE = 1e-4
@@ -27,32 +36,39 @@ _APPROXIMATE_DECREASE = 0.1
 _CURVATURE = 0.9
 
 
-class Point(NamedTuple):
+class LinePoint(NamedTuple):
     """A point on the line: step ``t``, value ``f(x + t d)``, slope ``d . grad f(x + t d)``."""
 
-    step: Any
-    value: Any
-    slope: Any
+    step: Scalar
+    value: Scalar
+    slope: Scalar
 
 
 class LineSearch(NamedTuple):
     """The bracket and the next trial.
 
-    ``origin`` is the point of step zero; ``bracketed`` says that ``high`` is there, ``wall`` that nothing finite is
-    known of it but its step; ``width`` is that of the bracket before the last trial; ``num_trials`` counts.
+    Attributes:
+        origin: the point of step zero.
+        low: the end with a negative slope.
+        high: the other end, once there is one.
+        bracketed: whether ``high`` is known.
+        wall: whether ``high`` is a step whose value is not finite.
+        width: ``high.step - low.step`` before the last trial.
+        step: the next trial.
+        num_trials: trials so far.
     """
 
-    origin: Point
-    low: Point
-    high: Point
-    bracketed: Any
-    wall: Any
-    width: Any
-    step: Any
-    num_trials: Any
+    origin: LinePoint
+    low: LinePoint
+    high: LinePoint
+    bracketed: Bool[Array, ""]
+    wall: Bool[Array, ""]
+    width: Scalar
+    step: Scalar
+    num_trials: Int[Array, ""]
 
 
-def start(value: Scalar, slope: Scalar, step: Scalar) -> LineSearch:
+def start_search(value: Scalar, slope: Scalar, step: Scalar) -> LineSearch:
     """Begin a search along a direction of negative slope.
 
     Args:
@@ -60,13 +76,22 @@ def start(value: Scalar, slope: Scalar, step: Scalar) -> LineSearch:
         slope: at the origin.
         step: the first trial.
     """
-    zero, no = jnp.zeros_like(value), jnp.array(False)
-    origin = Point(zero, value, slope)
-    return LineSearch(origin, origin, Point(zero, zero, zero), no, no, zero, step, jnp.zeros((), jnp.int32))
+    zero = jnp.zeros_like(value)
+    origin = LinePoint(zero, value, slope)
+    return LineSearch(
+        origin=origin,
+        low=origin,
+        high=LinePoint(zero, zero, zero),
+        bracketed=jnp.array(False),
+        wall=jnp.array(False),
+        width=zero,
+        step=step,
+        num_trials=jnp.zeros((), jnp.int32),
+    )
 
 
-def judge(line: LineSearch, trial: Point) -> Bool[Array, ""]:
-    """Accept a trial: ``f(t) <= f(0) + c t f'(0)`` or its approximate form, and ``f'(t) >= 0.9 f'(0)``.
+def is_accepted(line: LineSearch, trial: LinePoint) -> Bool[Array, ""]:
+    """Return whether ``f(t) <= f(0) + c t f'(0)``, or its approximate form, and ``f'(t) >= 0.9 f'(0)``.
 
     Args:
         line: the search.
@@ -80,18 +105,18 @@ def judge(line: LineSearch, trial: Point) -> Bool[Array, ""]:
     return (decrease | approximate) & (trial.slope >= _CURVATURE * origin.slope)
 
 
-def search(line: LineSearch, trial: Point, finite: Bool[Array, ""]) -> LineSearch:
+def narrow_bracket(line: LineSearch, trial: LinePoint, finite: Bool[Array, ""]) -> LineSearch:
     """Narrow the bracket by a rejected trial and choose the next step.
 
     Args:
         line: the search.
         trial: the point that was evaluated.
-        finite: whether its value and gradient are finite; if not, they are not looked at.
+        finite: whether its value and gradient are finite; if not, only its step is used.
     """
     trial = jax.tree.map(lambda x: jnp.where(finite, x, 0), trial)._replace(step=trial.step)
     is_low = finite & (trial.slope < 0) & (trial.value <= line.origin.value + rounding(line.origin.value))
-    low = jax.tree.map(lambda new, old: jnp.where(is_low, new, old), trial, line.low)
-    high = jax.tree.map(lambda old, new: jnp.where(is_low, old, new), line.high, trial)
+    low = select(is_low, trial, line.low)
+    high = select(is_low, line.high, trial)
     bracketed = line.bracketed | ~is_low
     wall = jnp.where(is_low, line.wall, ~finite)
     width = high.step - low.step
@@ -110,7 +135,7 @@ def search(line: LineSearch, trial: Point, finite: Bool[Array, ""]) -> LineSearc
 
 
 def rounding(value: Scalar) -> Scalar:
-    """Return ``|f| eps^(2/3)``: smaller differences of the objective are taken for noise.
+    """Return ``|f| eps^(2/3)``: smaller differences of the objective count as rounding.
 
     Args:
         value: of the objective.
@@ -118,8 +143,8 @@ def rounding(value: Scalar) -> Scalar:
     return jnp.abs(value) * float(jnp.finfo(value.dtype).eps) ** (2 / 3)
 
 
-def _interpolate(low: Point, high: Point, slow: Array) -> Array:
-    """Minimise the cubic through both ends, kept off the ends; bisect when the bracket shrinks slowly."""
+def _interpolate(low: LinePoint, high: LinePoint, slow: Array) -> Array:
+    """Minimize the cubic through both ends, away from the ends; bisect if the bracket shrinks slowly."""
     width = high.step - low.step
     chord = low.slope + high.slope - 3 * (high.value - low.value) / width
     root = jnp.sqrt(jnp.maximum(chord**2 - low.slope * high.slope, 0))
@@ -131,7 +156,7 @@ def _interpolate(low: Point, high: Point, slow: Array) -> Array:
     return low.step + jnp.clip(fraction, 0.1, 0.9) * width
 
 
-def _extrapolate(previous: Point, low: Point) -> Array:
+def _extrapolate(previous: LinePoint, low: LinePoint) -> Array:
     """Follow the secant of the slopes beyond the last step, between twice and a hundred times as far."""
     bends = low.slope > previous.slope
     rise = jnp.where(bends, low.slope - previous.slope, 1)

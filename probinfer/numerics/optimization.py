@@ -1,10 +1,9 @@
-"""Minimisation without a step size: L-BFGS whose line search evaluates the objective once a loop iteration.
+"""Minimization without a step size: L-BFGS whose line search evaluates the objective once per iteration.
 
-The direction is ``optax.scale_by_lbfgs``; the line search is a state machine. Every iteration of the loop
-evaluates value and gradient at one trial point ``x + t d`` and then decides: accept it and turn, or keep a
-bracket ``low < t* < high`` of the step and try another ``t``. So the objective is traced and compiled once,
-and batched restarts do not wait for one another in nested loops. The first point is itself a forced
-acceptance of step zero.
+The direction is ``optax.scale_by_lbfgs``; the line search is a state machine. Every iteration evaluates value and
+gradient at one trial point ``x + t d`` and then either accepts it and computes the next direction, or narrows a bracket
+``low < t* < high`` of the step and tries another ``t``. So the objective is traced and compiled once, and batched
+restarts do not wait for one another in nested loops. The first point is a trial of step zero, which is always accepted.
 """
 
 from __future__ import annotations
@@ -18,54 +17,85 @@ import optax
 
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.status import Status
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
 from probinfer.numerics import line_search
 
 __all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "begin", "descend", "lbfgs", "minimize", "result"]
 
-_FLAT_STEPS = 3  # in a row; a single one may be a bad step
+_FLAT_STEPS = 3  # in a row: a single flat step may be a bad step
 
 
 class OptimizeResult(NamedTuple):
-    """Where the minimisation ended.
+    """The result of a minimization.
 
-    ``gradient_norm`` is ``max_i |g_i| max(|x_i|, 1) / max(|f|, 1)``, the number compared with the tolerance.
+    Attributes:
+        position: the last accepted iterate x.
+        value: f(x).
+        gradient_norm: ``max_i |g_i| max(|x_i|, 1) / max(|f|, 1)``, the number that is compared with the tolerance.
+        status: a ``Status``.
+        num_steps: accepted steps.
+        num_evaluations: evaluations of value and gradient.
     """
 
-    position: Any
-    value: Any
-    gradient_norm: Any
-    status: Any
-    num_steps: Any
-    num_evaluations: Any
+    position: PyTree
+    value: Scalar
+    gradient_norm: Scalar
+    status: Int[Array, ""]
+    num_steps: Int[Array, ""]
+    num_evaluations: Int[Array, ""]
 
 
 class LBFGSState(NamedTuple):
-    """An accepted iterate, the line through it, and the trial that comes next."""
+    """An accepted iterate, the line through it, and the next trial.
 
-    position: Any
-    value: Any
-    gradient: Any
-    direction: Any
+    Attributes:
+        position: the accepted iterate x.
+        value: f(x).
+        gradient: the gradient at x.
+        direction: d, the direction of the line ``x + t d``.
+        memory: the past steps and gradient changes of L-BFGS.
+        line: the line search along d.
+        forced: the next trial is accepted if it is finite, whatever its value.
+        gradient_norm: as in ``OptimizeResult``.
+        num_flat: number of flat steps in a row.
+        status: a ``Status``, final if ``done``.
+        done: whether the search has ended.
+        num_steps: accepted steps.
+        num_evaluations: evaluations of value and gradient.
+    """
+
+    position: PyTree
+    value: Scalar
+    gradient: PyTree
+    direction: PyTree
     memory: optax.ScaleByLBFGSState
     line: line_search.LineSearch
-    forced: Any
-    gradient_norm: Any
-    num_flat: Any
-    status: Any
-    done: Any
-    num_steps: Any
-    num_evaluations: Any
+    forced: Bool[Array, ""]
+    gradient_norm: Scalar
+    num_flat: Int[Array, ""]
+    status: Int[Array, ""]
+    done: Bool[Array, ""]
+    num_steps: Int[Array, ""]
+    num_evaluations: Int[Array, ""]
 
 
 class LBFGSInfo(NamedTuple):
-    """One evaluation: the accepted value so far, and whether the trial was accepted."""
+    """One evaluation.
 
-    value: Any
-    gradient_norm: Any
-    accepted: Any
-    done: Any
-    status: Any
+    Attributes:
+        value: of the last accepted iterate.
+        gradient_norm: as in ``OptimizeResult``.
+        accepted: whether this trial was accepted.
+        done: whether the search has ended.
+        status: a ``Status``, final if ``done``.
+    """
+
+    value: Scalar
+    gradient_norm: Scalar
+    accepted: Bool[Array, ""]
+    done: Bool[Array, ""]
+    status: Int[Array, ""]
 
 
 @pytree
@@ -94,16 +124,16 @@ def minimize(
         fn: differentiable function of the position. A ``Partial`` or another callable pytree brings its
             arrays as data: the same function with new arrays traces nothing.
         position: pytree of floating-point arrays, finite value required.
-        max_steps: the most accepted steps.
+        max_steps: maximum number of accepted steps.
         tolerance: bound on ``max_i |g_i| max(|x_i|, 1) / max(|f|, 1)``; by default the root of the machine
             epsilon.
-        decrease: a difference of the objective that does not matter, in its own units; a step also has to promise no
-            more by its slope. ``None``: for objectives without such a unit.
-        memory_size: past steps that shape the metric.
+        decrease: a difference of the objective that does not matter, in its own units. A step is flat if it decreases
+            the objective by no more, and its slope predicts no more. ``None``: the objective has no such unit.
+        memory_size: number of past steps in the memory of L-BFGS.
 
     Returns:
-        The last accepted iterate. ``status`` is ``OK``, ``MAX_ITERATIONS``, ``LINE_SEARCH_STALLED`` (the
-        decrease the slope promises was not found anywhere on the line) or ``NON_FINITE`` (at the start).
+        The last accepted iterate. ``status`` is ``OK``, ``MAX_ITERATIONS``, ``LINE_SEARCH_STALLED`` (no point on the
+        line has the decrease that the slope predicts) or ``NON_FINITE`` (at the first point).
 
     Raises:
         TypeError: the position has leaves that are not floating point.
@@ -116,12 +146,12 @@ def minimize(
 
 
 def lbfgs(fn: Callable, *, tolerance: float | None = None, memory_size: int = 10) -> Algorithm:
-    """Return the minimiser as an algorithm: each step is one evaluation, ``state.done`` says when to stop.
+    """Return the minimizer as an algorithm: each step is one evaluation, and ``state.done`` says when to stop.
 
     Args:
         fn: differentiable function of the position.
         tolerance: see :func:`minimize`.
-        memory_size: past steps that shape the metric.
+        memory_size: see :func:`minimize`.
 
     Returns:
         ``init(position)`` and ``step(key, state)``; the key is not used.
@@ -138,23 +168,23 @@ def _config(dtype, tolerance, decrease, memory_size: int) -> _Config:
 @jax.jit
 def _minimize(config: _Config, fn: Callable, position: PyTree, max_steps: jax.Array) -> OptimizeResult:
     state = jax.lax.while_loop(
-        lambda state: _unfinished(state, max_steps),
+        lambda state: _is_running(state, max_steps),
         lambda state: _advance(config, fn, state),
         _init(config, fn, position),
     )
     return result(state)
 
 
-def _unfinished(state: LBFGSState, max_steps: Any) -> Bool[Array, ""]:
+def _is_running(state: LBFGSState, max_steps: Any) -> Bool[Array, ""]:
     return ~state.done & (state.num_steps < max_steps)
 
 
 def begin(position: PyTree, *, memory_size: int = 10) -> LBFGSState:
-    """Return the state of ``minimize`` at its start; nothing is evaluated.
+    """Return the first state of ``minimize``, without an evaluation of the objective.
 
     Args:
-        position: as in ``minimize``, like ``memory_size``.
-        memory_size: past steps that shape the metric.
+        position: as in ``minimize``.
+        memory_size: as in ``minimize``.
     """
     return _init(_config(_result_type(position), None, None, memory_size), None, position)
 
@@ -169,38 +199,39 @@ def descend(
     decrease: float | Scalar | None = None,
     memory_size: int = 10,
 ) -> tuple[LBFGSState, Bool[Array, ""]]:
-    """Go on with ``minimize`` until so many evaluations were made, all in all: a piece of it, equal to the whole.
+    """Continue ``minimize`` up to a total number of evaluations; a search in pieces equals one without.
 
     Args:
-        fn: as in ``minimize``, like what is not named here.
-        state: of ``begin`` or of another piece.
-        max_steps: the most accepted steps, all in all.
-        num_evaluations: where the piece ends.
+        fn: as in ``minimize``.
+        state: the state of ``begin``, or of the piece before.
+        max_steps: maximum number of accepted steps in total.
+        num_evaluations: total number of evaluations at which the piece ends.
         tolerance: as in ``minimize``.
         decrease: as in ``minimize``.
-        memory_size: past steps that shape the metric.
+        memory_size: as in ``minimize``.
 
     Returns:
-        The state, and whether there is more to do.
+        The state, and whether the search has not ended yet.
     """
     config, fn = _config(_result_type(state.position), tolerance, decrease, memory_size), as_partial(fn)
     state = jax.lax.while_loop(
-        lambda state: _unfinished(state, max_steps) & (state.num_evaluations < num_evaluations),
+        lambda state: _is_running(state, max_steps) & (state.num_evaluations < num_evaluations),
         lambda state: _advance(config, fn, state),
         state,
     )
-    return state, _unfinished(state, max_steps)
+    return state, _is_running(state, max_steps)
 
 
 def result(state: LBFGSState) -> OptimizeResult:
-    """Return the last accepted iterate of a search.
-
-    Args:
-        state: of the search.
-    """
+    """Return the last accepted iterate of a search."""
     status = jnp.where(state.done, state.status, int(Status.MAX_ITERATIONS))
     return OptimizeResult(
-        state.position, state.value, state.gradient_norm, status, state.num_steps, state.num_evaluations
+        position=state.position,
+        value=state.value,
+        gradient_norm=state.gradient_norm,
+        status=status,
+        num_steps=state.num_steps,
+        num_evaluations=state.num_evaluations,
     )
 
 
@@ -216,7 +247,7 @@ def _init(config: _Config, fn: Any, position: PyTree) -> LBFGSState:
         gradient=zeros,
         direction=zeros,
         memory=_empty_memory(position, config.memory_size),
-        line=line_search.start(inf, zero, zero),
+        line=line_search.start_search(inf, zero, zero),
         forced=jnp.array(True),
         gradient_norm=inf,
         num_flat=count,
@@ -229,45 +260,60 @@ def _init(config: _Config, fn: Any, position: PyTree) -> LBFGSState:
 
 def _step(config: _Config, fn: Callable, key: PRNGKey, state: LBFGSState) -> tuple[LBFGSState, LBFGSInfo]:
     del key
-    new = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, _advance(config, fn, state))
-    accepted = new.num_steps > state.num_steps
-    return new, LBFGSInfo(new.value, new.gradient_norm, accepted, new.done, new.status)
+    new = select(state.done, state, _advance(config, fn, state))
+    info = LBFGSInfo(
+        value=new.value,
+        gradient_norm=new.gradient_norm,
+        accepted=new.num_steps > state.num_steps,
+        done=new.done,
+        status=new.status,
+    )
+    return new, info
 
 
 def _advance(config: _Config, fn: Callable, state: LBFGSState) -> LBFGSState:
-    """Evaluate one trial point, then accept it, try another step, or give the line up."""
+    """Evaluate one trial point, then accept it, try another step, or end the line."""
+    # Evaluate the trial point.
     line = state.line
     position = jax.tree.map(lambda x, d: x + line.step.astype(x.dtype) * d, state.position, state.direction)
     value, gradient = jax.value_and_grad(fn)(position)
     value = value.astype(state.value.dtype)
     state = state._replace(num_evaluations=state.num_evaluations + 1)
-    trial = line_search.Point(line.step, value, _dot(gradient, state.direction))
+    trial = line_search.LinePoint(line.step, value, _dot(gradient, state.direction))
     finite = jnp.isfinite(value) & _all_finite(gradient)
-    accepted = finite & (state.forced | line_search.judge(line, trial))
-    searched = state._replace(line=line_search.search(line, trial, finite))
+    # Accept it, or narrow the bracket; after too many trials, end the line.
+    accepted = finite & (state.forced | line_search.is_accepted(line, trial))
+    searched = state._replace(line=line_search.narrow_bracket(line, trial, finite))
     exhausted = state.forced | (searched.line.num_trials >= line_search.MAX_TRIALS)
-    rest = _select(exhausted, _give_up(config, searched), searched)
-    return _select(accepted, _turn(config, state, position, value, gradient), rest)
+    rest = select(exhausted, _end_line(config, searched), searched)
+    return select(accepted, _accept(config, state, position, value, gradient), rest)
 
 
-def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFGSState:
-    """Accept a trial point: update the metric, choose the next direction, judge convergence."""
-    moved = jax.tree.map(jnp.subtract, position, state.position)
-    bent = jax.tree.map(jnp.subtract, gradient, state.gradient)
+def _accept(config: _Config, state: LBFGSState, position, value, gradient) -> LBFGSState:
+    """Accept a trial point: update the memory, choose the next direction, and test for convergence."""
+    # A pair (position change, gradient change) without positive curvature would make the metric indefinite.
+    position_change = jax.tree.map(jnp.subtract, position, state.position)
+    gradient_change = jax.tree.map(jnp.subtract, gradient, state.gradient)
     epsilon = float(jnp.finfo(value.dtype).eps)
-    curved = _dot(moved, bent) > epsilon * jnp.sqrt(_dot(moved, moved) * _dot(bent, bent))
+    has_curvature = _dot(position_change, gradient_change) > epsilon * jnp.sqrt(
+        _dot(position_change, position_change) * _dot(gradient_change, gradient_change)
+    )
     update = optax.scale_by_lbfgs(config.memory_size).update
+    # The next direction; back to the gradient if it is no direction of descent.
     ascent, memory = update(gradient, state.memory, position)
     direction = jax.tree.map(jnp.negative, ascent)
     slope = _dot(gradient, direction)
-    good = curved & (slope < 0) & jnp.isfinite(slope)
+    use_memory = has_curvature & (slope < 0) & jnp.isfinite(slope)
     restart = _restart(config, position, gradient)
-    memory, direction, slope, step = _select(good, (memory, direction, slope, jnp.ones_like(value)), restart)
+    memory, direction, slope, step = select(
+        use_memory, (memory, direction, slope, jnp.ones_like(value)), restart
+    )
+    # Test for convergence.
     norm = _gradient_norm(position, value, gradient)
-    gained = jnp.abs(state.value - value)
-    flat = gained <= 4 * epsilon * jnp.maximum(jnp.abs(value), 1)
+    value_change = jnp.abs(state.value - value)
+    flat = value_change <= 4 * epsilon * jnp.maximum(jnp.abs(value), 1)
     if config.decrease is not None:
-        flat |= (gained <= config.decrease) & (jnp.abs(slope * step) <= 2 * config.decrease)
+        flat |= (value_change <= config.decrease) & (jnp.abs(slope * step) <= 2 * config.decrease)
     num_flat = jnp.where(flat & ~state.forced, state.num_flat + 1, 0)
     tolerance = epsilon**0.5 if config.tolerance is None else config.tolerance.astype(value.dtype)
     return state._replace(
@@ -276,7 +322,7 @@ def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFG
         gradient=gradient,
         direction=direction,
         memory=memory,
-        line=line_search.start(value, slope, step),
+        line=line_search.start_search(value, slope, step),
         forced=jnp.zeros_like(state.forced),
         gradient_norm=norm,
         num_flat=num_flat,
@@ -286,7 +332,7 @@ def _turn(config: _Config, state: LBFGSState, position, value, gradient) -> LBFG
 
 
 def _restart(config: _Config, position, gradient) -> tuple:
-    """Forget the past: memory, negative gradient, slope, and a first step of one per cent of the position."""
+    """Return an empty memory, the negative gradient, its slope, and a step of one per cent of the position."""
     memory = _empty_memory(position, config.memory_size)
     memory = memory._replace(count=memory.count + 1, params=position, updates=gradient)
     size = jnp.maximum(_max_abs(gradient), jnp.finfo(_result_type(gradient)).tiny)
@@ -294,29 +340,29 @@ def _restart(config: _Config, position, gradient) -> tuple:
     return memory, direction, _dot(gradient, direction), 0.01 * jnp.maximum(_max_abs(position), 1)
 
 
-def _give_up(config: _Config, state: LBFGSState) -> LBFGSState:
-    """End a search without a Wolfe point: take ``low`` if it moved, else the gradient once, else stop."""
+def _end_line(config: _Config, state: LBFGSState) -> LBFGSState:
+    """End a line without a Wolfe point: accept ``low`` if it decreased f, else try the gradient once, else stop."""
     line = state.line
     improved = line.low.value < state.value
     memory, direction, slope, step = _restart(config, state.position, state.gradient)
-    promised = jnp.abs(slope) * step <= line_search.rounding(state.value)
-    fresh = state.memory.count <= 1
-    settled = jnp.zeros_like(fresh)
+    is_rounding = jnp.abs(slope) * step <= line_search.rounding(state.value)
+    first_line = state.memory.count <= 1
+    has_converged = jnp.zeros_like(first_line)
     if config.decrease is not None:
-        settled = ~fresh & (jnp.abs(line.origin.slope) <= 2 * config.decrease)
-        promised |= settled
-    stalled = jnp.where(promised, int(Status.OK), int(Status.LINE_SEARCH_STALLED))
-    retry = state._replace(line=line._replace(step=line.low.step), forced=jnp.ones_like(state.forced))
-    plain = state._replace(
-        memory=memory, direction=direction, line=line_search.start(state.value, slope, step)
+        has_converged = ~first_line & (jnp.abs(line.origin.slope) <= 2 * config.decrease)
+        is_rounding |= has_converged
+    stalled = jnp.where(is_rounding, int(Status.OK), int(Status.LINE_SEARCH_STALLED))
+    accept_low = state._replace(line=line._replace(step=line.low.step), forced=jnp.ones_like(state.forced))
+    steepest_descent = state._replace(
+        memory=memory, direction=direction, line=line_search.start_search(state.value, slope, step)
     )
     stop = state._replace(
         done=jnp.ones_like(state.done),
         status=jnp.where(state.forced, int(Status.NON_FINITE), stalled).astype(state.status.dtype),
         num_steps=jnp.maximum(state.num_steps, 0),
     )
-    ends = state.forced | ((fresh | settled) & ~improved)
-    return _select(ends, stop, _select(improved, retry, plain))
+    ends = state.forced | ((first_line | has_converged) & ~improved)
+    return select(ends, stop, select(improved, accept_low, steepest_descent))
 
 
 def _empty_memory(position, memory_size: int) -> optax.ScaleByLBFGSState:
@@ -341,10 +387,6 @@ def _max_abs(tree) -> jax.Array:
 
 def _all_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
-
-
-def _select(condition, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _result_type(tree) -> jnp.dtype:

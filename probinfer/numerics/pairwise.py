@@ -76,34 +76,34 @@ def _pair_sums(block_fn: Any, points: ArrayTree, weights: Array, *, tile: int) -
     rows, columns = (jnp.asarray(index, jnp.int32) for index in np.triu_indices(count))
     shape = jax.eval_shape(block_fn, *[jax.tree.map(lambda a: a[:tile], points)] * 2)
 
-    def cut(array, index):
+    def slice_of(array, index):
         return jax.lax.dynamic_slice_in_dim(array, index * tile, tile)
 
     def visit(step, sums):
         i, j = rows[step], columns[step]
-        values = block_fn(*(jax.tree.map(lambda a, k=k: cut(a, k), points) for k in (i, j)))
-        own = i == j
+        values = block_fn(*(jax.tree.map(lambda a, k=k: slice_of(a, k), points) for k in (i, j)))
+        on_diagonal = i == j
         inside = [k * tile + jnp.arange(tile) < size for k in (i, j)]
         diagonal = jnp.diagonal(values, axis1=1, axis2=2)
-        traces = jnp.sum(jnp.where(own & inside[0], diagonal, 0), axis=1)
-        kept = inside[0][:, None] & inside[1][None, :] & ~(own & jnp.eye(tile, dtype=bool))
-        values = jnp.where(kept, values, 0)
-        both = jnp.where(own, 1, 2).astype(
+        traces = jnp.sum(jnp.where(on_diagonal & inside[0], diagonal, 0), axis=1)
+        is_counted = inside[0][:, None] & inside[1][None, :] & ~(on_diagonal & jnp.eye(tile, dtype=bool))
+        values = jnp.where(is_counted, values, 0)
+        multiplicity = jnp.where(on_diagonal, 1, 2).astype(
             values.dtype
         )  # a tile above the diagonal stands for its mirror image
-        mirrored = both - 1
+        mirrored = multiplicity - 1
         total = jnp.sum(values, axis=0)
-        left, right = (cut(weights, k).astype(values.dtype) for k in (i, j))
+        left, right = (slice_of(weights, k).astype(values.dtype) for k in (i, j))
         down, across = mirrored * jnp.sum(total, axis=0), jnp.sum(total, axis=1)
         row_sums = jax.lax.dynamic_update_slice_in_dim(
-            sums.row_sums, cut(sums.row_sums, i) + across, i * tile, 0
+            sums.row_sums, slice_of(sums.row_sums, i) + across, i * tile, 0
         )
-        row_sums = jax.lax.dynamic_update_slice_in_dim(row_sums, cut(row_sums, j) + down, j * tile, 0)
+        row_sums = jax.lax.dynamic_update_slice_in_dim(row_sums, slice_of(row_sums, j) + down, j * tile, 0)
         return PairSums(
-            totals=sums.totals + both * jnp.sum(values, axis=(1, 2)),
+            totals=sums.totals + multiplicity * jnp.sum(values, axis=(1, 2)),
             traces=sums.traces + traces,
             row_sums=row_sums,
-            forms=sums.forms + both * jnp.sum(left * (total @ right), axis=0),
+            forms=sums.forms + multiplicity * jnp.sum(left * (total @ right), axis=0),
             linear=sums.linear + across @ left + down @ right,
         )
 

@@ -20,16 +20,15 @@ __all__ = ["cleared_of_rounding", "semidefinite_factor"]
 
 
 def cleared_of_rounding(
-    C: Float[Array, "M M"], at_least: Callable[..., Array], *operands: Any
+    C: Float[Array, "M M"], lower_bound_fn: Callable[..., Array], *operands: Any
 ) -> Float[Array, "M M"]:
-    """``C`` as a positive semi-definite matrix that exceeds ``at_least(*operands)``, changed by rounding errors only.
+    """Return ``C`` made positive semi-definite and no smaller than ``lower_bound_fn(*operands)``, up to rounding errors.
 
-    Where ``C`` is positive definite already it is returned as it is. The derivative is that of ``C``: what is changed
-    is rounding.
+    A ``C`` that is positive definite is returned unchanged. The derivative is that of ``C``, as the change is rounding.
 
     Args:
         C: symmetric.
-        at_least: makes a lower bound, positive semi-definite, from a form without cancellation; it is called only
+        lower_bound_fn: makes a lower bound, positive semi-definite, from a form without cancellation; it is called only
             where ``C`` is not positive definite.
         *operands: its arguments.
     """
@@ -37,10 +36,10 @@ def cleared_of_rounding(
     given, operands = jax.lax.stop_gradient((C, operands))
 
     def repair(given, operands):
-        least = at_least(*operands)
-        values, vectors = jnp.linalg.eigh(given - least)
-        kept = jnp.where(values > jnp.maximum(-values[0], 0), values, 0)
-        return least + (vectors * kept) @ vectors.T - given
+        bound = lower_bound_fn(*operands)
+        values, vectors = jnp.linalg.eigh(given - bound)
+        positive = jnp.where(values > jnp.maximum(-values[0], 0), values, 0)
+        return bound + (vectors * positive) @ vectors.T - given
 
     chol = jax.lax.linalg.cholesky(given, symmetrize_input=False)
     return C + jax.lax.cond(_is_finite(chol), lambda C, _: jnp.zeros_like(C), repair, given, operands)

@@ -1,7 +1,7 @@
 r"""Weights live in log space from birth to report.
 
 A weighted sample is a vector ``log_weights`` beside values with the same leading axis. The weights need no
-normalisation. Minus infinity is a legal log weight: that draw carries no mass and never touches a result,
+normalization. Minus infinity is a legal log weight: that draw carries no mass and never touches a result,
 even where its value is NaN. When *every* log weight is minus infinity there is no distribution left: nothing
 is replaced by uniform weights, ``status`` says ``DEGENERATE_WEIGHTS``, the effective sample sizes are 0 and
 the moments NaN. NaN and plus infinity are failures (``NON_FINITE``), and NaN in every result. Functions take
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class Normalized(NamedTuple):
-    """Log weights whose exponentials sum to one, and the log of the sum they had."""
+    """Log weights whose exponentials sum to one, and the logarithm of the sum of the weights before."""
 
     log_weights: Float[Array, " n"]
     log_sum: Scalar
@@ -46,7 +46,7 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
     r"""Return :math:`\log W_i = \log w_i - \log\sum_j w_j` and :math:`\log\sum_j w_j`.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
 
     Returns:
         The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if
@@ -60,10 +60,10 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
 
 
 def relative(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Scalar]:
-    """Return the weights over the largest of them, and its logarithm: a common offset costs no precision.
+    """Return the weights divided by the largest one, and its logarithm, so that a common offset costs no precision.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
 
     Returns:
         Values between 0 and 1, and the largest log weight; zeros and zero if every weight is zero, NaN if one is NaN
@@ -83,7 +83,7 @@ def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
     r"""Return :math:`\log\frac1n\sum_i w_i`, the log evidence of an importance sample.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
 
     Returns:
         Minus infinity if every weight is zero, NaN if one is NaN or infinite.
@@ -93,15 +93,15 @@ def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
 
 
 def add(total: Array, rest: Array, term: Array) -> tuple[Array, Array]:
-    """Add to a compensated sum: in float32 a log evidence of many steps keeps its digits.
+    """Add to a compensated sum, so that a log evidence of many steps keeps its digits in float32.
 
     Args:
         total: the sum so far.
-        rest: what its rounding lost; the sum is ``total + rest``.
-        term: to be added.
+        rest: the part that rounding took from it; the sum is ``total + rest``.
+        term: the next term.
 
     Returns:
-        The new total and what it lost.
+        The new total, and the part that rounding took from it.
 
     References:
         Kahan (1965), "Further remarks on reducing truncation errors".
@@ -115,7 +115,7 @@ def ess(log_weights: Float[Array, " n"]) -> Scalar:
     r"""Return the effective sample size :math:`1/\sum_i W_i^2`, between 1 and n; 0 if every weight is zero.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
 
     References:
         Kong, Liu and Wong (1994).
@@ -129,7 +129,7 @@ def entropic_ess(log_weights: Float[Array, " n"]) -> Scalar:
     r"""Return the perplexity :math:`\exp(-\sum_i W_i\log W_i)`, at most n; 0 if every weight is zero.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
 
     References:
         Cornebise, Moulines and Olsson (2008).
@@ -144,7 +144,7 @@ def status(log_weights: Float[Array, " n"]) -> Int[Array, ""]:
     """Return ``OK``, ``DEGENERATE_WEIGHTS`` (all are zero) or ``NON_FINITE`` (one is NaN or plus infinity).
 
     Args:
-        log_weights: unnormalised log weights.
+        log_weights: unnormalized log weights.
 
     Raises:
         ValueError: not one vector.
@@ -160,7 +160,7 @@ def mean(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"]) -> 
     r"""Return :math:`\sum_i W_i x_i` in the dtype of the values (integers: of the weights).
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
         values: one value a weight; those of zero weight may be NaN.
     """
     weights = _probabilities(log_weights)
@@ -174,27 +174,27 @@ def variance(log_weights: Float[Array, " n"], values: Shaped[Array, "n *event"])
     when a single draw carries all the weight: it says nothing about spread.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
         values: one value a weight; those of zero weight may be NaN.
     """
     weights = _probabilities(log_weights)
     values = _floating(values, weights)
-    centred = values - _weighted_sum(weights, values)
-    return _weighted_sum(weights, jnp.square(centred)) / _bessel(weights).astype(values.dtype)
+    centered = values - _weighted_sum(weights, values)
+    return _weighted_sum(weights, jnp.square(centered)) / _bessel(weights).astype(values.dtype)
 
 
 def covariance(log_weights: Float[Array, " n"], values: Shaped[Array, "n d"]) -> Float[Array, "d d"]:
     r"""Return :math:`\sum_i W_i (x_i-\bar x)(x_i-\bar x)^\top / (1-\sum_i W_i^2)`.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
         values: one row a weight; those of zero weight may be NaN.
     """
     weights = _probabilities(log_weights)
     values = _floating(values, weights)
-    centred = jnp.where(weights[:, None] == 0, 0, values - _weighted_sum(weights, values))
-    scaled = centred * weights.astype(values.dtype)[:, None]
-    return scaled.T @ centred / _bessel(weights).astype(values.dtype)
+    centered = jnp.where(weights[:, None] == 0, 0, values - _weighted_sum(weights, values))
+    scaled = centered * weights.astype(values.dtype)[:, None]
+    return scaled.T @ centered / _bessel(weights).astype(values.dtype)
 
 
 @jax.jit
@@ -207,7 +207,7 @@ def quantile(
     weight and by splitting a draw in two.
 
     Args:
-        log_weights: unnormalised log weights, minus infinity allowed.
+        log_weights: unnormalized log weights, minus infinity allowed.
         values: one value a weight.
         probabilities: levels between 0 and 1.
 
@@ -217,12 +217,12 @@ def quantile(
     """
     weights = _probabilities(log_weights)
     columns = values.reshape(values.shape[0], -1)
-    found = jax.vmap(_quantile, in_axes=(None, 1, None), out_axes=1)(weights, columns, probabilities)
-    return found.reshape(probabilities.shape + values.shape[1:])
+    quantiles = jax.vmap(_quantile, in_axes=(None, 1, None), out_axes=1)(weights, columns, probabilities)
+    return quantiles.reshape(probabilities.shape + values.shape[1:])
 
 
 def vector(name: str, value: Any) -> None:
-    """Refuse what is not one vector with at least one entry: over a matrix, sums would mix samples.
+    """Refuse what is not one vector with at least one entry: sums over a matrix would mix samples.
 
     Args:
         name: of the argument, for the message.
@@ -245,11 +245,11 @@ def _quantile(weights: Array, values: Array, probabilities: Array) -> Array:
     slack = 16 * jnp.finfo(weights.dtype).eps
     levels = jnp.maximum(probabilities.astype(weights.dtype) * cumulative[-1] * (1 - slack), slack**2)
     last = jnp.maximum(jnp.sum(weights > 0) - 1, 0)
-    found = values[order[jnp.minimum(jnp.searchsorted(cumulative, levels), last)]]
+    quantiles = values[order[jnp.minimum(jnp.searchsorted(cumulative, levels), last)]]
     if jnp.issubdtype(values.dtype, jnp.floating):
         broken = jnp.isnan(cumulative[-1]) | jnp.any(jnp.isnan(values) & (weights > 0))
-        found = jnp.where(broken, jnp.asarray(jnp.nan, values.dtype), found)
-    return found
+        quantiles = jnp.where(broken, jnp.asarray(jnp.nan, values.dtype), quantiles)
+    return quantiles
 
 
 def _largest(values: Array) -> Array:
