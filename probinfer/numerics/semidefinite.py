@@ -22,7 +22,7 @@ __all__ = ["cleared_of_rounding", "semidefinite_factor"]
 def cleared_of_rounding(
     C: Float[Array, "M M"], lower_bound_fn: Callable[..., Array], *operands: Any
 ) -> Float[Array, "M M"]:
-    """Return ``C`` made positive semi-definite and no smaller than ``lower_bound_fn(*operands)``, up to rounding errors.
+    """Return ``C`` made positive semi-definite and at least ``lower_bound_fn(*operands)``, up to rounding.
 
     A ``C`` that is positive definite is returned unchanged. The derivative is that of ``C``, as the change is rounding.
 
