@@ -153,7 +153,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         smc.to_cuthbert(models.linear(jnp.zeros(2)), 0)
     with pytest.raises(
-        TypeError, match=r"float is no state-space model of dynamax: it has no initial_distribution"
+        TypeError, match=r"float is not a state-space model of dynamax: it has no initial_distribution"
     ):
         smc.from_dynamax(3.0, None, jnp.zeros(2))
     with pytest.raises(ValueError, match="a row for each of the 3 emissions"):

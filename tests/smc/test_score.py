@@ -37,9 +37,9 @@ def mixture_score(weights, locs, covariances, diffusion, x, t):
     (a, b), (_, c) = jnp.moveaxis(spread, 0, -1)
     determinant = a * c - b**2
     precision = jnp.moveaxis(jnp.stack([jnp.stack([c, -b]), jnp.stack([-b, a])]) / determinant, -1, 0)
-    centred = x - signal * locs
-    pull = jnp.einsum("kij,kj->ki", precision, centred)
-    logs = jnp.log(weights) - 0.5 * jnp.sum(centred * pull, -1) - 0.5 * jnp.log(determinant)
+    centered = x - signal * locs
+    pull = jnp.einsum("kij,kj->ki", precision, centered)
+    logs = jnp.log(weights) - 0.5 * jnp.sum(centered * pull, -1) - 0.5 * jnp.log(determinant)
     return -jax.nn.softmax(logs) @ pull
 
 
@@ -57,7 +57,7 @@ def model_of(laws, exponents, num_steps=STEPS, diffusion=None, corrected=True):
 @jax.jit
 def runs(model, keys):
     """Results of independent runs; the number of steps is that of the levels."""
-    num_steps = model.init.args[0].levels.shape[0]
+    num_steps = model.init.args[0].noise_levels.shape[0]
     return jax.lax.map(lambda key: smc.particle_filter(key, model, num_steps, PARTICLES, store="none"), keys)
 
 
@@ -200,17 +200,17 @@ def test_the_error_falls_with_the_number_of_steps():
     assert errors[1] < errors[0] / 4  # 0.02 +- 0.012
 
 
-def test_centre_and_scale_are_found():
+def test_center_and_scale_are_found():
     loc = np.array([30.0, -20.0])
     model = model_of(
         [reference.mixture([0.5, 0.5], [loc] * 2, [2.25 * ROUND] * 2)] * 2, [2.0, 1.0]
     ).init.args[0]
-    np.testing.assert_allclose(model.centre, loc, rtol=1e-6)
-    np.testing.assert_allclose(model.width, 2.25, rtol=1e-6)
+    np.testing.assert_allclose(model.center, loc, rtol=1e-6)
+    np.testing.assert_allclose(model.data_variance, 2.25, rtol=1e-6)
     apart = reference.mixture([0.5, 0.5], [[-5.0, 0.0], [5.0, 0.0]], [0.01 * ROUND] * 2)
     model = model_of([apart] * 2, [0.5, 0.5]).init.args[0]
-    np.testing.assert_allclose(model.centre, 0, atol=1e-6)
-    assert 2 < model.width < 30  # 25 along, 0.01 across
+    np.testing.assert_allclose(model.center, 0, atol=1e-6)
+    assert 2 < model.data_variance < 30  # 25 along, 0.01 across
 
 
 def test_new_data_of_the_same_shape_trace_nothing(count_compiles):

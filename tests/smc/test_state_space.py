@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 from probinfer import smc
 from probinfer.core.status import Status
 from probinfer.smc.filtering.forward_pass import forward
-from probinfer.smc.models.missing import log_seen
+from probinfer.smc.models.missing import observed_log_prob
 from tests.reference import kalman
 from tests.smc import models
 
@@ -133,7 +133,7 @@ def test_missing_coordinates_are_integrated_out(name):
     for pattern in range(8):
         seen = np.array([pattern >> i & 1 for i in range(3)], bool)
         value, slope = jax.value_and_grad(
-            lambda loc, seen=seen: log_seen(ELLIPTIC[name](loc), jnp.where(seen, y, jnp.nan))
+            lambda loc, seen=seen: observed_log_prob(ELLIPTIC[name](loc), jnp.where(seen, y, jnp.nan))
         )(jnp.asarray(loc))
         part = SCALE[np.ix_(seen, seen)]
         scipys = {
