@@ -29,7 +29,7 @@ def conditional_filter(
 ) -> Result:
     r"""Run a particle filter in which slot 0 follows the reference path and is weighed like the others.
 
-    If the reference is a draw from the path law, so is a path chosen by the final weights, and
+    If the reference is a draw from the distribution of paths, so is a path chosen by the final weights, and
     :math:`E[1/\hat Z] = 1/Z`: the log evidence is then an upper bound in expectation, as that of
     ``particle_filter`` is a lower one.
 
@@ -106,7 +106,7 @@ def check_reference(
     actual = jax.tree.map(lambda leaf: leaf.shape, reference)
     if expected != actual or not length or length[0] < 1:
         raise ValueError(
-            f"the reference must hold one record a step, at least one: expected shapes {expected}, got {actual}; "
+            f"the reference must have one record per step, at least one: expected shapes {expected}, got {actual}; "
             f"a path of a result is jax.tree.map(lambda leaf: leaf[i], result.paths)"
         )
     expected, actual = (jax.tree.map(lambda leaf: str(leaf.dtype), tree) for tree in (record, reference))

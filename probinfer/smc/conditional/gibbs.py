@@ -1,4 +1,4 @@
-"""Particle Gibbs: a Markov chain of paths, each drawn by a filter conditioned on the path before."""
+"""Particle Gibbs: a Markov chain of paths, each drawn by a filter conditioned on the previous path."""
 
 from __future__ import annotations
 

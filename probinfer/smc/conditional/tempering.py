@@ -31,7 +31,7 @@ class TemperingResult(NamedTuple):
     Attributes:
         paths: leaves (iterations, M, T, ...); ``paths[:, k]`` is the chain at ``inverse_temperatures[k]``.
         inverse_temperatures: (M,).
-        log_evidence: (iterations, M) estimates of the conditional filters, one a temperature.
+        log_evidence: (iterations, M) estimates of the conditional filters, one per temperature.
         swap_rate: (M-1,) share of the proposed exchanges between neighbors that were accepted; if it is small, add a
             temperature in between.
         status: the worst of all passes, as ``GibbsResult.status``.
@@ -117,7 +117,7 @@ def _check_references(model: Any, references: ArrayTree, num_paths: int, num_ste
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(references)}
     if lengths != {(num_paths,)}:
         raise ValueError(
-            f"references must hold one path a temperature: expected leaves ({num_paths}, {num_steps}, ...), got "
+            f"references must have one path per temperature: expected leaves ({num_paths}, {num_steps}, ...), got "
             f"leading axes {sorted(lengths)}"
         )
     paths = [

@@ -89,11 +89,11 @@ def composed(
     r"""Return the model whose last particles have the density :math:`\prod_i p_i^{a_i}`, for ``particle_filter``.
 
     Step 0 draws from the normal distribution that :math:`q_\sigma` tends to at large noise. Each further step lowers
-    the noise by the same factor, by Heun's rule for the nonlinear part: two evaluations of every score a particle. For
-    smooth scores the error of the distribution falls with the square of the number of steps. The experts are sampled
-    with the smallest noise added to them, in units of the data. At the largest noise they are taken as isotropic
-    normal distributions, with a relative error of the order (scale of the data / largest noise)^2. Center and scale of
-    the data are found from the scores; they affect the variance of the weights, not the target.
+    the noise by the same factor, by Heun's rule for the nonlinear part: two evaluations of every score per particle.
+    For smooth scores the error of the distribution falls with the square of the number of steps. The experts are
+    sampled with the smallest noise added to them, in units of the data. At the largest noise they are taken as
+    isotropic normal distributions, with a relative error of the order (scale of the data / largest noise)^2. Center
+    and scale of the data are found from the scores; they affect the variance of the weights, not the target.
 
     Memory: N positions and K scores each.
 
@@ -255,12 +255,14 @@ def _init(
     shifts = variance * _scores(composition, composition.center, noise_level)
     shift = jnp.tensordot(exponents, shifts, 1) / total
     squares = jnp.sum(shifts.reshape(shifts.shape[0], -1) ** 2, axis=1)
-    discrepancy = (jnp.sum(exponents * squares) - total * jnp.sum(shift**2)) / variance
-    log_integral = dimension * ((1 - total) * jnp.log(2 * jnp.pi * variance) - jnp.log(total)) - discrepancy
+    disagreement = (jnp.sum(exponents * squares) - total * jnp.sum(shift**2)) / variance
+    twice_log_integral = (
+        dimension * ((1 - total) * jnp.log(2 * jnp.pi * variance) - jnp.log(total)) - disagreement
+    )
 
     noise = jax.random.normal(key, (num_particles, *composition.shape), noise_level.dtype)
     particles = composition.center + shift + jnp.sqrt(variance / total) * noise
-    log_weights = jnp.broadcast_to(0.5 * log_integral, (num_particles,))
+    log_weights = jnp.broadcast_to(0.5 * twice_log_integral, (num_particles,))
     return particles, jnp.where(composition.corrected, log_weights, 0)
 
 

@@ -66,10 +66,10 @@ def particle_filter(
 ) -> Result:
     r"""Estimate :math:`Z=\int\gamma_{T-1}` without bias and sample :math:`\gamma_{T-1}/Z` by N weighted paths.
 
-    Each step resamples when the weights call for it, propagates the particles and weighs them. Jits and vmaps (over
+    Each step resamples when the trigger asks for it, propagates the particles and weighs them. Jits and vmaps (over
     keys, data, parameters); the same functions with new data of the same shape trace nothing. Memory beside the
-    particles: with ``store="paths"`` T N ancestors, and T N records twice (of all particles and of the surviving
-    paths); with ``"ancestors"`` T N integers; with ``"none"`` a few numbers a step.
+    particles: with ``store="paths"`` T N records and ancestors, twice while the paths are traced; with
+    ``"ancestors"`` T N integers; with ``"none"`` a few numbers per step.
 
     Args:
         key: random key.

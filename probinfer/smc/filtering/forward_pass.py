@@ -47,7 +47,7 @@ def forward(
     Args:
         key: random key.
         model: the batched model.
-        adaptive: when and how to resample (``resampling.Adaptive``; a conditional one beside a reference).
+        adaptive: when and how to resample (``resampling.Adaptive``; a conditional one with a reference).
         reference: records of one path, leaves (T, ...), or None.
         num_steps: T.
         num_particles: N.
@@ -86,9 +86,8 @@ def first_step(key: Array, model: BatchedFeynmanKac, num_particles: int, referen
         _check_rows(particles, num_particles)
     log_weights = _check_weights("init", log_weights, num_particles)
     status = weights.status(log_weights)
-    empty_sum = jnp.sum(
-        log_weights[:0]
-    )  # a zero that varies over the axes of a ``shard_map`` as the weights do
+    # not a constant: under ``shard_map`` the zero varies over the same axes as the weights
+    empty_sum = jnp.sum(log_weights[:0])
     return FilterState(
         particles=particles,
         log_weights=log_weights,
@@ -196,8 +195,8 @@ def _choose_ancestors(
 def _gather(model: BatchedFeynmanKac, particles: ArrayTree, ancestors: Array, reordered: Array) -> ArrayTree:
     """Gather the ancestors if any particle is not its own.
 
-    Particles that share storage go through a loop of no or one iteration: it works in place where ``cond`` would copy
-    its operand.
+    Particles that share storage go through a loop of at most one iteration: it works in place where ``cond`` would
+    copy its operand.
     """
     if model.copies_freely:
         return lax.cond(reordered, model.gather, lambda particles, _: particles, particles, ancestors)
@@ -236,7 +235,7 @@ def _keep_last_finite_state(
 
 
 def _status(log_weights: Array) -> Array:
-    """Return ``weights.status`` from the maximum, and ask for NaN apart: a compiled maximum may pass over it."""
+    """Return ``weights.status`` by way of the maximum; a compiled maximum may miss NaN, which is checked separately."""
     largest = jnp.max(log_weights)
     status = jnp.where(largest == -jnp.inf, int(Status.DEGENERATE_WEIGHTS), int(Status.OK))
     non_finite = jnp.any(jnp.isnan(log_weights)) | (largest == jnp.inf)
@@ -275,7 +274,7 @@ def _check_weights(name: str, log_weights: Any, num_particles: int, dtype: Any =
     log_weights = jnp.asarray(log_weights)
     if log_weights.shape != (num_particles,):
         raise ValueError(
-            f"the log weights of {name} must have shape ({num_particles},), one number a particle, got "
+            f"the log weights of {name} must have shape ({num_particles},), one number per particle, got "
             f"{log_weights.shape}; a log potential returns a scalar"
         )
     if not jnp.issubdtype(log_weights.dtype, jnp.floating):
@@ -293,7 +292,7 @@ def _check_rows(particles: ArrayTree, num_particles: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(particles):
         if leaf.shape[:1] != (num_particles,):
             raise ValueError(
-                f"every leaf of the particles must have {num_particles} rows, one a particle; leaf "
+                f"every leaf of the particles must have {num_particles} rows, one per particle; leaf "
                 f"{jax.tree_util.keystr(path)} has shape {leaf.shape}. A model that stores particles otherwise needs "
                 f"its own gather"
             )

@@ -62,7 +62,7 @@ class OnlineInfo(NamedTuple):
         log_predictive: log of the estimate of :math:`p(y_t\mid y_{0:t-1})`.
         ess: effective sample size after the step, 0 after a failure.
         resampled: whether the step began with resampling.
-        ancestors: (N,), the parents of the particles, in the step before.
+        ancestors: (N,), the parents of the particles, in the previous step.
         status: that of the state.
     """
 
@@ -90,7 +90,7 @@ def online(
     resampling: Any = "systematic",
     ess_threshold: Any = 0.5,
 ) -> Algorithm:
-    r"""Return a particle filter that takes one observation a step, in constant memory.
+    r"""Return a particle filter that takes one observation per step, in constant memory.
 
     ``init(key, observation) -> state`` processes :math:`y_0`, ``step(key, state, observation) -> (state, info)`` each
     later observation. Both are compiled once for all steps, vmap over keys, states and observations, and run in a
@@ -180,7 +180,7 @@ def _step(
     )
     after, row = next_step(model, config.adaptive, None, False, "ancestors", before, state.t, key)
 
-    # The factor of this step is the predictive density of the observation before
+    # The sum takes the predictive density of the previous observation; that of this one is still in the weights
     failed = after.status != int(Status.OK)
     log_past = jnp.stack(weights.add(state.log_past[0], state.log_past[1], after.log_factor))
     log_predictive = weights.log_mean_exp(after.log_weights)

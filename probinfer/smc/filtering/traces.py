@@ -162,6 +162,6 @@ def _prepend(first: Array | None, later: Array | None) -> Array | None:
     return None if first is None or later is None else jnp.concatenate([first[None], later])
 
 
-def _append(before: Array, last: Array, steps: Array, num_run: Array) -> Array:
-    """Row t - 1 of ``before`` belongs to step t - 1; ``last`` to the last step that ran and all after it."""
-    return jnp.where(steps >= num_run - 1, last, jnp.concatenate([before, last[None]]))
+def _append(rows: Array, last: Array, steps: Array, num_run: Array) -> Array:
+    """Row t - 1 of ``rows`` belongs to step t - 1; ``last`` to the last step that ran and all after it."""
+    return jnp.where(steps >= num_run - 1, last, jnp.concatenate([rows, last[None]]))

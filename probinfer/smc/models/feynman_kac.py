@@ -37,7 +37,7 @@ def take(particles: ArrayTree, ancestors: Int[Array, " k"]) -> ArrayTree:
 class FeynmanKac:
     r"""One particle: :math:`x_0\sim M_0,\; x_t\sim M_t(x_{t-1},\cdot)`, weighed by :math:`G_t(x_{t-1}, x_t)`.
 
-    Functions are compared by what they depend on when the model is made; the data they need are bound as arrays, by
+    Functions are compared by what they depend on when the model is built; the data they need are bound as arrays, by
     ``jax.tree_util.Partial(fn, data)`` or ``LogDensity(fn, data)``: new data of the same shape trace nothing.
 
     Attributes:

@@ -20,7 +20,7 @@ __all__ = ["HostPotential", "host_potential"]
 
 @pytree
 class HostPotential:
-    """A log potential of one particle that calls Python once a step, for all particles together.
+    """A log potential of one particle that calls Python once per step, for all particles together.
 
     Attributes:
         fn: function of NumPy arrays; static, compared by what it depends on when the potential is made.
@@ -50,7 +50,7 @@ class HostPotential:
         )
         if log_potentials.shape != (num_particles,):
             raise ValueError(
-                f"the host potential must return one number a particle, of shape ({num_particles},), got "
+                f"the host potential must return one number per particle, of shape ({num_particles},), got "
                 f"{log_potentials.shape} at step {step}; it is called with all particles at once"
             )
         return log_potentials.astype(jnp.result_type(float)).reshape(steps.shape)
@@ -90,11 +90,11 @@ def _call(outcome: list, fn: Callable, *args: Any) -> None:
 def host_potential(fn: Any, *, timeout: Any = None) -> HostPotential:
     """Return a log potential for ``FeynmanKac`` that calls a Python function.
 
-    The function is called once a step, with NumPy arrays of all particles. It must be a function of its arguments alone
-    (it may be called again for the same step) and must not call JAX, which may be waiting for this call. An exception
-    in it ends the run and is shown. A call that takes too long gives NaN weights: the run stops with the status
-    ``NON_FINITE`` at that step and returns the state before it. Python cannot end a thread: a late call continues in
-    the background and its result is dropped.
+    The function is called once per step, with NumPy arrays of all particles. It must be a function of its arguments
+    alone (it may be called again for the same step) and must not call JAX, which may be waiting for this call. An
+    exception in it ends the run and is shown. A call that takes too long gives NaN weights: the run stops with the
+    status ``NON_FINITE`` at that step and returns the state before it. Python cannot end a thread: a late call
+    continues in the background and its result is dropped.
 
     Args:
         fn: ``fn(x_previous, x, t) -> (N,)`` log potentials; leaves (N, ...), t an int.

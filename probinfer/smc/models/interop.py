@@ -29,7 +29,7 @@ class CuthbertModel(NamedTuple):
         init_sample: ``init_sample(key) -> x``.
         propagate_sample: ``propagate_sample(key, x, inputs) -> x``.
         log_potential: ``log_potential(x_previous, x, inputs) -> ()``.
-        model_inputs: leaves with one row a step.
+        model_inputs: leaves with one row per step.
     """
 
     init_sample: Any
@@ -68,7 +68,7 @@ def from_cuthbert(
             smoothing. The smoother of cuthbert takes the sum of this and the log potential instead.
 
     Raises:
-        TypeError: one of the functions is not a function.
+        TypeError: one of the functions is not callable.
         ValueError: leaves of the inputs differ in length, or there is no row.
     """
     functions = {

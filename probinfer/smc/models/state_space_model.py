@@ -120,7 +120,7 @@ def check_series(y: ArrayTree, observed: Any) -> tuple[ArrayTree, Array | None]:
     lengths = [leaf.shape[:1] for leaf in jax.tree.leaves(y)]
     if not lengths or lengths[0] in [(), (0,)] or any(length != lengths[0] for length in lengths):
         raise ValueError(
-            f"y must have one row a step, at least one, in each of its leaves; got leaves of shapes "
+            f"y must have one row per step, at least one, in each of its leaves; got leaves of shapes "
             f"{[leaf.shape for leaf in jax.tree.leaves(y)]}"
         )
     if observed is None:
