@@ -251,7 +251,7 @@ def exact(laws, exponents) -> tuple[float, np.ndarray]:
 @jax.jit
 def runs(model, keys):
     """Independent runs, one after another."""
-    num_steps = model.init.args[0].levels.shape[0]
+    num_steps = model.init.args[0].noise_levels.shape[0]
     return jax.lax.map(lambda key: smc.particle_filter(key, model, num_steps, PARTICLES, store="none"), keys)
 
 

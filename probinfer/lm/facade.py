@@ -20,7 +20,7 @@ from probinfer.lm.answers import reading as extractors
 from probinfer.lm.answers.result import Answers, Cost
 from probinfer.lm.arguments import as_count, check_answer, check_watch
 from probinfer.lm.generation import events
-from probinfer.lm.generation.events import onlooker
+from probinfer.lm.generation.events import make_step_callback
 from probinfer.lm.generation.prompts import encode_all, limits_of, prepare
 from probinfer.lm.generation.proposals import Proposal, as_proposal
 from probinfer.lm.generation.token_model import TokenModel
@@ -192,8 +192,8 @@ def _run_all(
     total = _num_watched(method, models[0]) if watched else len(models)
     with bars.task("steps" if watched else "prompts", total, progress) as line:
         if watched:
-            looks = [onlooker(tokenizer, watch, line, i) for i in range(len(pairs))]
-            return interrupts.each(partial(_watched, method), list(zip(pairs, looks, strict=True)))
+            callbacks = [make_step_callback(tokenizer, watch, line, i) for i in range(len(pairs))]
+            return interrupts.each(partial(_watched, method), list(zip(pairs, callbacks, strict=True)))
 
         def several(start: int, stop: Any) -> list[Draws]:
             now = slice(start, start + batch)
@@ -206,7 +206,7 @@ def _run_all(
 
 
 def _watched(method: Any, task: tuple, stop: interrupts.Interruption) -> tuple[Draws, int]:
-    """Run step by step, until the onlooker or Ctrl-C ends it."""
+    """Run step by step, until the callback or Ctrl-C ends it."""
     pair, look = task
     ended = False
 

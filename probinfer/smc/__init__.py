@@ -1,23 +1,23 @@
-"""Sequential Monte Carlo: one Feynman-Kac core for state spaces, tempering and everything that resamples.
+"""Sequential Monte Carlo: one Feynman-Kac core for state-space models, tempering and everything that resamples.
 
-A model says how particles begin, move and are weighed (``FeynmanKac`` for one particle, ``BatchedFeynmanKac`` for all
-at once). ``particle_filter`` returns weighted paths and an unbiased evidence; ``particle_gibbs`` a Markov chain of
-paths with exactly the right law; ``conditional_filter`` is its step; ``parallel_tempering`` several such chains that
-exchange paths. ``guided``, ``auxiliary``, ``nested`` and ``resample_move`` turn a model into one that needs fewer
-particles.
+A model says how particles start, propagate and are weighed (``FeynmanKac`` for one particle, ``BatchedFeynmanKac`` for
+all at once). ``particle_filter`` returns weighted paths and an unbiased estimate of the evidence. ``particle_gibbs`` is
+a Markov chain of paths with exactly the right distribution, ``conditional_filter`` its step, and
+``parallel_tempering`` several such chains that exchange paths. ``guided``, ``auxiliary``, ``nested`` and
+``resample_move`` turn a model into one that needs fewer particles.
 
-``state_space`` writes a model by its distributions. ``backward_smoother`` draws paths given all data and ``two_filter``
-weighs the states of each step; ``online`` filters one observation at a time in constant memory. ``from_cuthbert`` and
-``from_dynamax`` take models of other libraries.
+``state_space`` builds a model from its distributions. ``backward_smoother`` draws paths given all data and
+``two_filter`` weighs the states of each step; ``online`` filters one observation at a time in constant memory.
+``from_cuthbert`` and ``from_dynamax`` take models of other libraries.
 
-``Tempered`` is an engine for any target: posterior draws and an unbiased evidence. ``anneal`` weighs independent runs
-instead of resampling, and ``annealing`` bounds the evidence from both sides.
+``Tempered`` is an engine for any target: posterior draws and an unbiased estimate of the evidence. ``anneal`` weighs
+independent runs instead of resampling, and ``annealing`` bounds the evidence from both sides.
 
-``Parameters`` puts priors on what a model depends on. ``PMMH``, ``SMC2`` (with the evidence) and ``ParticleGibbs``
+``Parameters`` puts priors on the parameters of a model. ``PMMH``, ``SMC2`` (with the evidence) and ``ParticleGibbs``
 (parameters and path) are engines for it.
 
-``fuse`` turns draws of sub-posteriors, each of a shard of the data, into draws of their product. ``composed`` makes
-scores of diffusion models sample powers and products of their laws. ``host_potential`` weighs particles in Python.
+``fuse`` turns draws of sub-posteriors, each of a shard of the data, into draws of their product. ``composed`` samples
+powers and products of distributions from the scores of diffusion models. ``host_potential`` weighs particles in Python.
 """
 
 from probinfer.smc.conditional.filter import conditional_filter

@@ -171,10 +171,13 @@ MUTANTS = [
         "smc/smoothing/backward.py",
         "smc/test_smoothing.py",
         (
-            "log_weights, parent = sweep.past_weights[t - 1], sweep.ancestors[t, index]",
-            "log_weights, parent = sweep.past_weights[t], sweep.ancestors[t, index]",
+            "log_weights, parent = past_log_weights[t - 1], ancestors[t, index]",
+            "log_weights, parent = past_log_weights[t], ancestors[t, index]",
         ),
-        ("(index, path, jnp.maximum(worst, code)), index != parent", "(index, path, worst), index != parent"),
+        (
+            "(index, path, jnp.maximum(status, step_status)), index != parent",
+            "(index, path, status), index != parent",
+        ),
     ),
     *_of(
         "smc/tempered/levels.py",

@@ -1,4 +1,4 @@
-"""Models that the tests of smc share: a finite one, a linear-Gaussian one; data bound as arrays."""
+"""Models shared by the tests of smc: a finite one and a linear-Gaussian one, with data bound as arrays."""
 
 from functools import partial
 
@@ -39,8 +39,8 @@ def finite_move(log_transition, key, x, t):
     return jax.random.categorical(key, log_transition[t, x]).astype(jnp.int32)
 
 
-def look_up(table, before, x, t):
-    return table[t, before, x]
+def look_up(table, x_previous, x, t):
+    return table[t, x_previous, x]
 
 
 LINEAR = {"slope": 0.9, "process": 0.5, "noise": 0.8, "start": 2.0}
@@ -69,12 +69,12 @@ def log_normal(x, variance):
     return -0.5 * (jnp.log(2 * jnp.pi * variance) + jnp.square(x) / variance)
 
 
-def _linear_potential(p, y, before, x, t):
+def _linear_potential(p, y, x_previous, x, t):
     return log_normal(y[t] - x, p["noise"])
 
 
-def _linear_transition(p, before, x, t):
-    return log_normal(x - p["slope"] * before, p["process"])
+def _linear_transition(p, x_previous, x, t):
+    return log_normal(x - p["slope"] * x_previous, p["process"])
 
 
 TRIGGERS = {
@@ -99,16 +99,16 @@ class AnyScheme(resampling.Adaptive):
         rules = [lambda rule=rule: rule(log_weights, t) for rule in TRIGGERS.values()]
         schemes = [lambda name=name: table[name](key, log_weights, num) for name in self.scheme]
         stay = lambda: (jnp.arange(num, dtype=jnp.int32), log_weights)  # noqa: E731
-        yes = jax.lax.switch(which_trigger, rules)
-        ancestors, log_weights = jax.lax.cond(yes, lambda: jax.lax.switch(which_scheme, schemes), stay)
-        return ancestors, log_weights, yes
+        fires = jax.lax.switch(which_trigger, rules)
+        ancestors, log_weights = jax.lax.cond(fires, lambda: jax.lax.switch(which_scheme, schemes), stay)
+        return ancestors, log_weights, fires
 
     def conditional(self):
         return AnyScheme(self.scheme, self.trigger, True)
 
 
 def any_scheme(scheme, trigger, names):
-    """The scheme of a name, resampling by the trigger of a name; one of a table of schemes."""
+    """Return the named scheme of a table, with the named trigger."""
     return AnyScheme(tuple(names), (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
 
 
@@ -117,7 +117,7 @@ def masses(keys, fk, adaptive, sizes):
     """Estimates of evidence (runs,), smoothing masses (runs, T, K), status; ``sizes``: steps, states, particles."""
     num_steps, num_states, num_particles = sizes
 
-    def one(key):
+    def run(key):
         result = smc.particle_filter(key, fk, num_steps, num_particles, resampling=adaptive)
         weights = jnp.exp(result.log_weights) / num_particles
         states = jax.nn.one_hot(result.paths, num_states, dtype=weights.dtype)
@@ -125,21 +125,21 @@ def masses(keys, fk, adaptive, sizes):
         mass = jnp.where(dead, 0, jnp.einsum("n,ntk->tk", weights, states))
         return jnp.exp(result.log_evidence), mass, result.status
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(run)(keys)
 
 
 def exact_paths(model, seed, chains):
-    """Independent paths (chains, T) from the law of a finite model."""
-    paths, law = hmm.enumerate_paths(model)
-    drawn = np.random.default_rng(seed).choice(len(paths), chains, p=law / law.sum())
+    """Draw independent paths (chains, T) from the posterior of a finite model."""
+    paths, mass = hmm.enumerate_paths(model)
+    drawn = np.random.default_rng(seed).choice(len(paths), chains, p=mass / mass.sum())
     return jnp.asarray(paths[drawn], jnp.int32)
 
 
-def chi_squared(model, found):
-    """p-value that paths (chains, T) have the law of the model; cells with fewer than 10 expected are one."""
-    law = hmm.enumerate_paths(model)[1]
-    counts = np.bincount(hmm.path_index(np.asarray(found), model.num_states), minlength=len(law))
-    expected = law / law.sum() * len(found)
+def chi_squared(model, paths):
+    """p-value of paths (chains, T) under the posterior of the model; cells with fewer than 10 expected are merged."""
+    mass = hmm.enumerate_paths(model)[1]
+    counts = np.bincount(hmm.path_index(np.asarray(paths), model.num_states), minlength=len(mass))
+    expected = mass / mass.sum() * len(paths)
     rare = expected < 10
     if rare.any():
         counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
@@ -147,7 +147,7 @@ def chi_squared(model, found):
 
 
 def z_scores(samples, expected):
-    """(mean - expected) / standard error over axis 0; where nothing varies, 0 if equal to rounding, else infinite."""
+    """(mean - expected) / standard error over axis 0; if nothing varies, 0 if equal to rounding, else infinite."""
     samples = np.asarray(samples, float)
     error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
     difference = samples.mean(axis=0) - expected

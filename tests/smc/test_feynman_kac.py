@@ -14,7 +14,7 @@ from tests.smc.models import Z_LIMIT, z_scores
 
 
 class Paged(NamedTuple):
-    """Particles of the linear model whose values lie in one buffer; ``page`` says where each one reads."""
+    """Particles of the linear model with values in one buffer; ``page`` is the index that each particle reads."""
 
     page: object  # (N,)
     buffer: object  # (N,)
@@ -33,8 +33,8 @@ def _paged_extend(plain, key, particles, t):
 
 
 def _paged_gather(particles, ancestors):
-    moved = jnp.sum(ancestors != jnp.arange(len(ancestors)), dtype=jnp.int32)
-    return particles._replace(page=particles.page[ancestors], copies=particles.copies + moved)
+    num_copied = jnp.sum(ancestors != jnp.arange(len(ancestors)), dtype=jnp.int32)
+    return particles._replace(page=particles.page[ancestors], copies=particles.copies + num_copied)
 
 
 def _values(particles):
@@ -54,16 +54,17 @@ def test_shared_storage_gives_the_same_draws_and_identity_copies_nothing(key, dt
         resampling.adaptive("systematic", Partial(_maybe, jnp.asarray(yes))) for yes in (True, False)
     )
     expected = smc.particle_filter(key, plain, 12, 30, resampling=often)
-    found = smc.particle_filter(key, paged(plain), 12, 30, resampling=often)
+    actual = smc.particle_filter(key, paged(plain), 12, 30, resampling=often)
     rounding = 40 * float(jnp.finfo(dtype).eps)  # of programs that are compiled apart
     for name in ("paths", "log_weights", "ess"):
-        one, other = getattr(found, name), getattr(expected, name)
-        np.testing.assert_allclose(one, other, rtol=rounding, atol=rounding, err_msg=name)
-    moved = (found.ancestors != np.arange(30)).sum()
-    assert found.particles.copies == moved > 0
-    still = smc.particle_filter(key, paged(plain), 12, 30, resampling=never)
-    assert still.particles.copies == 0
-    assert still.particles.prompt.shape == (3,)
+        np.testing.assert_allclose(
+            getattr(actual, name), getattr(expected, name), rtol=rounding, atol=rounding, err_msg=name
+        )
+    num_moved = (actual.ancestors != np.arange(30)).sum()
+    assert actual.particles.copies == num_moved > 0
+    identity = smc.particle_filter(key, paged(plain), 12, 30, resampling=never)
+    assert identity.particles.copies == 0
+    assert identity.particles.prompt.shape == (3,)
 
 
 def _maybe(yes, log_weights, t):
@@ -74,7 +75,7 @@ ABSORBED = 2
 
 
 def absorbing_model():
-    """Three states, the last absorbing and weighed no more."""
+    """Three states; the last one is absorbing and not weighed."""
     model = hmm.random_model(4, num_states=3, num_steps=5)
     transition, log_potential = model.transition.copy(), model.log_potential.copy()
     transition[:, ABSORBED] = np.eye(3)[ABSORBED]
@@ -83,10 +84,9 @@ def absorbing_model():
 
 
 def _extend_with_noise(plain, key, particles, t):
-    moved, increments = plain.extend(key, particles, t)
-    return moved, jnp.where(
-        particles == ABSORBED, jnp.nan, increments
-    )  # what a finished particle is given is not used
+    propagated, increments = plain.extend(key, particles, t)
+    # the increment of a finished particle is not used
+    return propagated, jnp.where(particles == ABSORBED, jnp.nan, increments)
 
 
 def _is_absorbed(particles):
@@ -116,19 +116,19 @@ def test_particles_that_are_done_keep_their_weight_and_end_the_loop(dtype):
     early = np.asarray(result.num_steps) < 5
     assert 0.01 < early.mean() < 0.99
     # after the end: identity, nothing recorded, scalars as they were
-    one = jax.tree.map(lambda leaf: np.asarray(leaf)[np.argmax(early)], result)
-    ran = one.num_steps
-    assert np.all(one.particles == ABSORBED)
-    assert np.all(one.ancestors[ran:] == np.arange(4))
-    assert np.all(one.paths[:, ran:] == 0)
-    assert np.all(one.paths[:, ran - 1] == ABSORBED)
-    assert np.all(one.ess[ran - 1 :] == one.ess[-1])
-    assert np.all(one.log_evidences[ran - 1 :] == one.log_evidence)
+    early_run = jax.tree.map(lambda leaf: np.asarray(leaf)[np.argmax(early)], result)
+    num_steps = early_run.num_steps
+    assert np.all(early_run.particles == ABSORBED)
+    assert np.all(early_run.ancestors[num_steps:] == np.arange(4))
+    assert np.all(early_run.paths[:, num_steps:] == 0)
+    assert np.all(early_run.paths[:, num_steps - 1] == ABSORBED)
+    assert np.all(early_run.ess[num_steps - 1 :] == early_run.ess[-1])
+    assert np.all(early_run.log_evidences[num_steps - 1 :] == early_run.log_evidence)
 
 
 def _fault(plain, at, key, particles, t):
-    moved, increments = plain.extend(key, particles, t)
-    return moved, jnp.where(t == at, -jnp.inf, increments)
+    propagated, increments = plain.extend(key, particles, t)
+    return propagated, jnp.where(t == at, -jnp.inf, increments)
 
 
 def test_a_model_with_a_cache_stops_at_the_failed_step(key, dtype):
@@ -142,8 +142,9 @@ def test_a_model_with_a_cache_stops_at_the_failed_step(key, dtype):
     assert np.array_equal(small.ancestors, large.ancestors)
     rounding = 40 * float(jnp.finfo(dtype).eps)  # of programs that are compiled apart
     for name in ("log_weights", "ess", "log_evidences"):
-        one, other = getattr(small, name), getattr(large, name)
-        np.testing.assert_allclose(one, other, rtol=rounding, atol=rounding, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(small, name), getattr(large, name), rtol=rounding, atol=rounding, err_msg=name
+        )
     np.testing.assert_allclose(small.paths[:, :3], large.paths[:, :3], rtol=rounding, atol=rounding)
     assert np.array_equal(small.particles, small.paths[:, 2])
 

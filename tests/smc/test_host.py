@@ -1,4 +1,4 @@
-"""Potentials in Python: the same numbers as in JAX, one call a step, and what becomes of late and wrong answers."""
+"""Potentials in Python: the same numbers as in JAX, one call per step, and what happens to late and wrong results."""
 
 import threading
 
@@ -22,8 +22,8 @@ def move(key, state, t):
     return {"x": 0.5 * state["x"] + jax.random.normal(key), "step": t}
 
 
-def weigh(before, now, t):
-    return -0.5 * (now["x"] - before["x"] - t) ** 2
+def log_potential(x_previous, x, t):
+    return -0.5 * (x["x"] - x_previous["x"] - t) ** 2
 
 
 def run(key, log_potential):
@@ -33,75 +33,75 @@ def run(key, log_potential):
 def test_python_weighs_as_jax_does_and_is_called_once_a_step(key, dtype):
     calls = []
 
-    def on_host(before, now, t):
-        calls.append((t, type(now["x"]), now["x"].shape, now["step"].shape))
-        return weigh(before, now, t)
+    def on_host(x_previous, x, t):
+        calls.append((t, type(x["x"]), x["x"].shape, x["step"].shape))
+        return log_potential(x_previous, x, t)
 
-    found, expected = run(key, smc.host_potential(on_host)), run(key, weigh)
-    np.testing.assert_allclose(found.log_evidence, expected.log_evidence, rtol=1e-5)
-    np.testing.assert_allclose(found.particles["x"], expected.particles["x"], rtol=1e-5)
-    assert found.log_weights.dtype == dtype
+    actual, expected = run(key, smc.host_potential(on_host)), run(key, log_potential)
+    np.testing.assert_allclose(actual.log_evidence, expected.log_evidence, rtol=1e-5)
+    np.testing.assert_allclose(actual.particles["x"], expected.particles["x"], rtol=1e-5)
+    assert actual.log_weights.dtype == dtype
     assert calls == [(t, np.ndarray, (SIZE,), (SIZE,)) for t in range(STEPS)]
 
 
 @pytest.mark.parametrize("kind", ["generator", "verifier"])
 def test_a_function_that_is_defined_again_is_another_one(key, kind):
-    """A cell that is run twice starts its generator anew and counts in its own verifier, and calls no older one."""
+    """A cell that is run twice restarts its generator and counts in its own verifier; no older one is called."""
 
     class Verifier:
         def __init__(self):
             self.calls, self.rng = 0, np.random.default_rng(0)
 
-        def __call__(self, before, now, t):
+        def __call__(self, x_previous, x, t):
             self.calls += 1
-            return self.rng.normal(size=now["x"].shape)
+            return self.rng.normal(size=x["x"].shape)
 
-    def made():
+    def build():
         verifier = Verifier()
         rng = verifier.rng
-        draws = (lambda before, now, t: rng.normal(size=now["x"].shape)) if kind == "generator" else verifier
+        draws = (lambda x_previous, x, t: rng.normal(size=x["x"].shape)) if kind == "generator" else verifier
         return verifier, smc.host_potential(draws)
 
-    (first, potential), (second, again) = made(), made()
-    found = [run(key, each).log_evidence for each in (potential, again, again)]
-    assert found[0] == found[1] != found[2]
+    (first, potential), (second, again) = build(), build()
+    actual = [run(key, each).log_evidence for each in (potential, again, again)]
+    assert actual[0] == actual[1] != actual[2]
     assert (first.calls, second.calls) == ((0, 0) if kind == "generator" else (STEPS, 2 * STEPS))
 
 
 def test_one_particle_and_batches_of_runs(key):
-    potential = smc.host_potential(weigh)
+    potential = smc.host_potential(log_potential)
     single = potential({"x": jnp.asarray(1.0)}, {"x": jnp.asarray(2.5)}, 1)
     np.testing.assert_allclose(single, -0.125)
     keys = jax.random.split(key, 3)
     several = jax.vmap(lambda key: run(key, potential).log_evidence)(keys)
-    expected = jax.vmap(lambda key: run(key, weigh).log_evidence)(keys)
+    expected = jax.vmap(lambda key: run(key, log_potential).log_evidence)(keys)
     np.testing.assert_allclose(several, expected, rtol=1e-5)
 
 
 def test_a_late_answer_stops_the_run_and_keeps_what_was_there(key):
     never = threading.Event()
 
-    def hangs(before, now, t):
+    def hangs(x_previous, x, t):
         if t == 2:
             never.wait()
-        return weigh(before, now, t)
+        return log_potential(x_previous, x, t)
 
     with pytest.warns(ConvergenceWarning, match="longer than 0.3 s at step 2"):
-        found = jax.block_until_ready(run(key, smc.host_potential(hangs, timeout=0.3)))
+        actual = jax.block_until_ready(run(key, smc.host_potential(hangs, timeout=0.3)))
     never.set()
-    assert int(found.status) == Status.NON_FINITE
-    assert int(found.stopped_at) == 2
-    assert np.all(np.isfinite(found.log_weights))
-    assert np.all(np.isfinite(found.particles["x"]))
-    assert np.all(found.particles["step"] == 1)
+    assert int(actual.status) == Status.NON_FINITE
+    assert int(actual.stopped_at) == 2
+    assert np.all(np.isfinite(actual.log_weights))
+    assert np.all(np.isfinite(actual.particles["x"]))
+    assert np.all(actual.particles["step"] == 1)
 
 
 @pytest.mark.parametrize("timeout", [None, 20.0])
 def test_failures_of_the_function_are_shown(key, timeout):
-    def fails(before, now, t):
+    def fails(x_previous, x, t):
         raise RuntimeError("the verifier is out of order")
 
-    def returns_one_number(before, now, t):
+    def returns_one_number(x_previous, x, t):
         return np.zeros(())
 
     with pytest.raises(Exception, match="the verifier is out of order"):
@@ -114,4 +114,4 @@ def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="got int"):
         smc.host_potential(3)
     with pytest.raises(ValueError, match="positive number of seconds"):
-        smc.host_potential(weigh, timeout=0)
+        smc.host_potential(log_potential, timeout=0)

@@ -25,12 +25,12 @@ def _propagate(key, x, inputs):
     return P["slope"] * x + jnp.sqrt(P["process"]) * jax.random.normal(key)
 
 
-def _potential(before, x, inputs):
+def _potential(x_previous, x, inputs):
     return models.log_normal(inputs["y"] - x, P["noise"])
 
 
-def _density(before, x, inputs):
-    return models.log_normal(x - P["slope"] * before, P["process"])
+def _density(x_previous, x, inputs):
+    return models.log_normal(x - P["slope"] * x_previous, P["process"])
 
 
 @partial(jax.jit, static_argnums=2)
@@ -70,23 +70,23 @@ def test_a_model_runs_in_cuthbert(key, dtype):
     x = jnp.asarray(0.3, dtype)
     plain = models.linear(y)
     out = smc.to_cuthbert(plain, STEPS)
-    found = filter_of_cuthbert(key, out, 4000)
+    actual = filter_of_cuthbert(key, out, 4000)
     expected = smc.particle_filter(key, plain, STEPS, 4000, store="none").log_evidence
-    assert abs(found - expected) < 6.5 * 0.12 * np.sqrt(2)
+    assert abs(actual - expected) < 6.5 * 0.12 * np.sqrt(2)
     assert out.propagate_sample(key, x, jnp.int32(0)) == x
     assert out.propagate_sample(key, x, jnp.int32(2)) == plain.propagate(key, x, jnp.int32(2))
 
 
 class Foreign(NamedTuple):
-    """A distribution that is drawn by ``sample(seed=key)``."""
+    """A distribution with the method ``sample(seed=key)``."""
 
-    law: object
+    distribution: object
 
     def sample(self, seed):
-        return self.law.sample(seed)
+        return self.distribution.sample(seed)
 
     def log_prob(self, value):
-        return self.law.log_prob(value)
+        return self.distribution.log_prob(value)
 
 
 class Params(NamedTuple):
@@ -109,51 +109,51 @@ class Gaussian:
         return Foreign(dist.MultivariateNormal(state[:1], params.noise * jnp.eye(1)))
 
 
-def _bend(x):
+def _dynamics(x):
     return 0.9 * jnp.sin(x)
 
 
 def _walk(x, t):
-    return dist.MultivariateNormal(_bend(x), jnp.eye(2))
+    return dist.MultivariateNormal(_dynamics(x), jnp.eye(2))
 
 
-def _seen(x, t):
+def _observe(x, t):
     return dist.MultivariateNormal(x[:1], 0.7 * jnp.eye(1))
 
 
 @pytest.mark.slow
 def test_dynamax_objects_are_state_space_models(key):
     y = jnp.asarray(np.random.default_rng(5).normal(size=(STEPS, 1))).at[2].set(jnp.nan)
-    ssm, params = Gaussian(), Params(jnp.eye(2), _bend, jnp.asarray(0.7))
+    ssm, params = Gaussian(), Params(jnp.eye(2), _dynamics, jnp.asarray(0.7))
     fk = smc.from_dynamax(ssm, params, y)
-    plain = smc.state_space(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), _walk, _seen, y)
-    found, expected = (smc.particle_filter(key, model, STEPS, 32) for model in (fk, plain))
-    np.testing.assert_allclose(found.paths, expected.paths, rtol=1e-10)
-    np.testing.assert_allclose(found.log_evidences, expected.log_evidences, rtol=1e-10)
+    plain = smc.state_space(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)), _walk, _observe, y)
+    actual, expected = (smc.particle_filter(key, model, STEPS, 32) for model in (fk, plain))
+    np.testing.assert_allclose(actual.paths, expected.paths, rtol=1e-10)
+    np.testing.assert_allclose(actual.log_evidences, expected.log_evidences, rtol=1e-10)
     compiled = forward._cache_size()
     smc.particle_filter(key, smc.from_dynamax(ssm, params._replace(noise=jnp.asarray(0.3)), y + 1), STEPS, 32)
     assert forward._cache_size() == compiled
     x, z = jnp.array([0.3, 0.1]), jnp.array([-0.2, 0.4])
     assert np.isclose(fk.log_transition(x, z, 1), plain.log_transition(x, z, 1))
     inputs = jnp.arange(2.0 * STEPS).reshape(STEPS, 2)
-    pushed = smc.from_dynamax(ssm, params, y, inputs=inputs, observed=np.arange(STEPS) != 1)
-    assert np.isclose(pushed.log_transition(x, z + inputs[1], 1), fk.log_transition(x, z, 1))
-    assert pushed.log_potential(x, x, 1) == fk.log_potential(x, x, 2) == 0
-    assert pushed.log_potential(x, x, 0) == fk.log_potential(x, x, 0) != 0
+    with_inputs = smc.from_dynamax(ssm, params, y, inputs=inputs, observed=np.arange(STEPS) != 1)
+    assert np.isclose(with_inputs.log_transition(x, z + inputs[1], 1), fk.log_transition(x, z, 1))
+    assert with_inputs.log_potential(x, x, 1) == fk.log_potential(x, x, 2) == 0
+    assert with_inputs.log_potential(x, x, 0) == fk.log_potential(x, x, 0) != 0
     assert np.isnan(fk.log_potential(x, x, STEPS))
 
 
 def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="propagate_sample must be a function, got int"):
         smc.from_cuthbert(_start, 3, _potential, jnp.zeros(2))
-    with pytest.raises(ValueError, match="one row a step"):
+    with pytest.raises(ValueError, match="one row per step"):
         smc.from_cuthbert(_start, _propagate, _potential, {"y": jnp.zeros(2), "z": jnp.zeros(3)})
     with pytest.raises(TypeError, match=r"expected a smc.FeynmanKac, got function"):
         smc.to_cuthbert(_start, 3)
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         smc.to_cuthbert(models.linear(jnp.zeros(2)), 0)
     with pytest.raises(
-        TypeError, match=r"float is no state-space model of dynamax: it has no initial_distribution"
+        TypeError, match=r"float is not a state-space model of dynamax: it has no initial_distribution"
     ):
         smc.from_dynamax(3.0, None, jnp.zeros(2))
     with pytest.raises(ValueError, match="a row for each of the 3 emissions"):

@@ -1,4 +1,4 @@
-"""The kernels of smc leave paths and data distributed as they were; with one fault, which is data, they do not."""
+"""The transitions of smc leave the joint distribution of paths and data invariant; with a fault they do not."""
 
 from typing import Any
 
@@ -47,34 +47,34 @@ def log_fit(path, y):
 
 
 @pytree
-class Favoured(resampling.Adaptive):
-    """Resamples always; slot 0, the reference, is then heavier by a log factor, the total as it was."""
+class Favored(resampling.Adaptive):
+    """Resample always; then make slot 0, the reference, heavier by a log factor and keep the total weight."""
 
     scheme: Any = field(static=True)
     trigger: Any  # the log factor
 
     def __call__(self, key, log_weights, num, t):
         ancestors, equal = self.scheme(key, log_weights, num)
-        favoured = equal.at[0].add(self.trigger)
-        total = jax.nn.logsumexp(equal) - jax.nn.logsumexp(favoured)
-        return ancestors, favoured + total, jnp.asarray(True)
+        favored = equal.at[0].add(self.trigger)
+        total = jax.nn.logsumexp(equal) - jax.nn.logsumexp(favored)
+        return ancestors, favored + total, jnp.asarray(True)
 
 
 @pytree
 class Gibbs:
-    """One step of particle Gibbs; the fault of ancestor and backward sampling is not to look at what follows."""
+    """One step of particle Gibbs; the fault of ancestor and backward sampling is to ignore the later steps."""
 
     fault: Any
-    ways: str = field(static=True)
+    path_update: str = field(static=True)
 
     def __call__(self, key, path, y):
-        scheme = "multinomial" if self.ways == "backward" else "systematic"
-        favour = self.fault * jnp.log(30.0) if self.ways == "genealogy" else 0.0 * self.fault
+        scheme = "multinomial" if self.path_update == "backward" else "systematic"
+        favor = self.fault * jnp.log(30.0) if self.path_update == "genealogy" else 0.0 * self.fault
         model = smc.lift(models.linear(y))
         suffix = jax.tree_util.Partial(scaled, 1 - self.fault, model.log_suffix)
         model = smc.BatchedFeynmanKac(model.init, model.extend, log_suffix=suffix)
         return gibbs_step(
-            key, model, Favoured(resampling.conditional(scheme), favour), path, PARTICLES, self.ways
+            key, model, Favored(resampling.conditional(scheme), favor), path, PARTICLES, self.path_update
         )[0]
 
 
@@ -82,14 +82,14 @@ def scaled(share, log_suffix, particles, records, t):
     return share * log_suffix(particles, records, t)
 
 
-def judge_gibbs(ways, fault, seed):
+def judge_gibbs(path_update, fault, seed):
     return checks.joint_test(
         jax.random.key(seed),
         draw_path,
         observe,
-        Gibbs(jnp.asarray(fault, float), ways),
-        # ancestor sampling draws anew what the rest of the pass is drawn around: not reversible
-        reverse=None if ways == "ancestor" else "same",
+        Gibbs(jnp.asarray(fault, float), path_update),
+        # not reversible: ancestor sampling changes the reference during the pass
+        reverse=None if path_update == "ancestor" else "same",
         log_prior_fn=log_path,
         log_likelihood_fn=log_fit,
         num_draws=15,
@@ -98,14 +98,17 @@ def judge_gibbs(ways, fault, seed):
 
 
 @pytest.mark.parametrize(
-    "ways",
-    [pytest.param(ways, marks=pytest.mark.slow) for ways in ("genealogy", "ancestor", "backward")],
+    "path_update",
+    [
+        pytest.param(path_update, marks=pytest.mark.slow)
+        for path_update in ("genealogy", "ancestor", "backward")
+    ],
 )
-def test_particle_gibbs(ways):
-    right = judge_gibbs(ways, 0.0, 1)
+def test_particle_gibbs(path_update):
+    right = judge_gibbs(path_update, 0.0, 1)
     assert right.passed, right.verdict  # a false alarm has probability LEVEL
     assert min(right.moved.values()) > 0.9
-    broken = judge_gibbs(ways, 1.0, 2)
+    broken = judge_gibbs(path_update, 1.0, 2)
     assert broken.passed is False, broken.verdict
 
 

@@ -46,9 +46,9 @@ def test_candidates_of_particles_that_are_done_keep_their_weight(key, dtype):
     plain = smc.lift(models.linear(jnp.ones(5, dtype)))
 
     def extend(key, particles, t):
-        moved, increments = plain.extend(key, particles, t)
+        propagated, increments = plain.extend(key, particles, t)
         stopped = _stopped(particles)
-        return jnp.where(stopped, particles, moved), jnp.where(stopped, jnp.nan, increments)
+        return jnp.where(stopped, particles, propagated), jnp.where(stopped, jnp.nan, increments)
 
     model = smc.nested(smc.BatchedFeynmanKac(plain.init, extend, done=_stopped), 3)
     result = smc.particle_filter(key, model, 5, 10)
@@ -60,9 +60,9 @@ def _stopped(particles):
     return particles > 0.5
 
 
-def _conditional_draw(log_joint, key, before, x, t):
-    """Draw x_t from M_t(x_{t-1}, .) G_t(x_{t-1}, .): a move that leaves the target as it is; step 0 stays."""
-    drawn = jax.random.categorical(key, log_joint[t, before]).astype(x.dtype)
+def _conditional_draw(log_joint, key, x_previous, x, t):
+    """Draw x_t from M_t(x_{t-1}, .) G_t(x_{t-1}, .): a move that leaves the target invariant; step 0 is kept."""
+    drawn = jax.random.categorical(key, log_joint[t, x_previous]).astype(x.dtype)
     return jnp.where(t == 0, x, drawn)
 
 
@@ -83,6 +83,6 @@ def test_bad_input_is_refused(key, dtype):
         smc.nested(fk, 0)
     with pytest.raises(TypeError, match="one-particle form, got BatchedFeynmanKac"):
         smc.resample_move(smc.lift(fk), fk.propagate)
-    moved = smc.resample_move(fk, Partial(_conditional_draw, jnp.zeros((4, 3, 3), dtype)))
+    with_moves = smc.resample_move(fk, Partial(_conditional_draw, jnp.zeros((4, 3, 3), dtype)))
     with pytest.raises(ValueError, match="cannot follow a reference"):
-        smc.conditional_filter(key, moved, jnp.zeros(4, jnp.int32), 3)
+        smc.conditional_filter(key, with_moves, jnp.zeros(4, jnp.int32), 3)

@@ -17,13 +17,13 @@ def _walk(slope, x, t):
     return dist.Normal(slope * x, 0.7)
 
 
-def _seen(x, t):
+def _observe(x, t):
     return dist.Normal(x, 0.9)
 
 
-def laws(dtype):
+def distributions(dtype):
     initial = dist.Normal(jnp.zeros((), dtype), jnp.ones((), dtype))
-    return initial, Partial(_walk, jnp.asarray(0.9, dtype)), _seen
+    return initial, Partial(_walk, jnp.asarray(0.9, dtype)), _observe
 
 
 def series(dtype):
@@ -33,15 +33,15 @@ def series(dtype):
 
 
 def filtering(dtype, lag=LAG):
-    return smc.online(smc.observing(*laws(dtype)), SIZE, lag=lag)
+    return smc.online(smc.observing(*distributions(dtype)), SIZE, lag=lag)
 
 
 def stream(key, algorithm, y):
-    """All states and infos of a stream, one call a step."""
+    """All states and infos of a stream, one call per step."""
     key_init, key_steps = jax.random.split(key)
     states, infos = [algorithm.init(key_init, y[0])], []
-    for one, row in zip(jax.random.split(key_steps, len(y))[1:], y[1:]):
-        state, info = algorithm.step(one, states[-1], row)
+    for step_key, row in zip(jax.random.split(key_steps, len(y))[1:], y[1:]):
+        state, info = algorithm.step(step_key, states[-1], row)
         states.append(state)
         infos.append(info)
     return states, infos
@@ -50,33 +50,37 @@ def stream(key, algorithm, y):
 @pytest.mark.f32
 def test_the_numbers_are_those_of_the_particle_filter(key, count_compiles, dtype):
     y = series(dtype)
-    whole = smc.particle_filter(key, smc.state_space(*laws(dtype), y), STEPS, SIZE)
+    batch = smc.particle_filter(key, smc.state_space(*distributions(dtype), y), STEPS, SIZE)
     states, infos = stream(key, filtering(dtype), y)
     last = states[-1]
     rounding = 40 * jnp.finfo(dtype).eps  # programs are compiled apart
-    np.testing.assert_allclose(last.particles, whole.particles, rtol=rounding, atol=rounding)
+    np.testing.assert_allclose(last.particles, batch.particles, rtol=rounding, atol=rounding)
     np.testing.assert_allclose(
-        last.log_weights - last.log_weights[0], whole.log_weights - whole.log_weights[0], atol=rounding
+        last.log_weights - last.log_weights[0], batch.log_weights - batch.log_weights[0], atol=rounding
     )
-    found = [states[0].log_evidence, *(info.log_evidence for info in infos)]
-    np.testing.assert_allclose(found, whole.log_evidences, rtol=rounding)
+    log_evidences = [states[0].log_evidence, *(info.log_evidence for info in infos)]
+    np.testing.assert_allclose(log_evidences, batch.log_evidences, rtol=rounding)
     np.testing.assert_allclose(
-        np.cumsum([found[0], *(info.log_predictive for info in infos)]), whole.log_evidences, rtol=rounding
+        np.cumsum([log_evidences[0], *(info.log_predictive for info in infos)]),
+        batch.log_evidences,
+        rtol=rounding,
     )
-    np.testing.assert_allclose([info.ess for info in infos], whole.ess[1:], rtol=rounding)
-    assert [bool(info.resampled) for info in infos] == whole.resampled[1:].tolist()
-    assert np.array_equal([info.ancestors for info in infos], whole.ancestors[1:])
-    assert 0 < whole.resampled.sum() < STEPS - 1
+    np.testing.assert_allclose([info.ess for info in infos], batch.ess[1:], rtol=rounding)
+    assert [bool(info.resampled) for info in infos] == batch.resampled[1:].tolist()
+    assert np.array_equal([info.ancestors for info in infos], batch.ancestors[1:])
+    assert 0 < batch.resampled.sum() < STEPS - 1
     # the window is the end of the paths
-    np.testing.assert_allclose(last.recent.T, whole.paths[:, -LAG - 1 :], rtol=rounding, atol=rounding)
-    assert np.all(np.isin(states[1].recent[:-1], states[0].particles))  # before step 0 stands step 0
+    np.testing.assert_allclose(last.recent.T, batch.paths[:, -LAG - 1 :], rtol=rounding, atol=rounding)
+    assert np.all(np.isin(states[1].recent[:-1], states[0].particles))  # step 0 fills the rows before it
     assert last.t == STEPS
     assert {leaf.dtype for leaf in (last.particles, last.log_weights, last.log_evidence, last.recent)} == {
         dtype
     }
     # new data, parameters and algorithm object: the same program
-    initial, _, seen = laws(dtype)
-    again = smc.online(smc.observing(initial, Partial(_walk, jnp.asarray(0.5, dtype)), seen), SIZE, lag=LAG)
+    initial, _, observation = distributions(dtype)
+    again = smc.online(
+        smc.observing(initial, Partial(_walk, jnp.asarray(0.5, dtype)), observation), SIZE, lag=LAG
+    )
     other_key, value = jax.random.key(5), jnp.asarray(0.3, dtype)
     with count_compiles() as compiles:
         state, _ = again.step(other_key, last, value)
@@ -129,11 +133,11 @@ def _stay(key, x, t):
     return x
 
 
-def _given(observation, before, x, t):
+def _given(observation, x_previous, x, t):
     return observation + 0 * x
 
 
-def test_a_state_is_saved_and_goes_on(key, tmp_path, dtype):
+def test_a_saved_state_continues(key, tmp_path, dtype):
     algorithm, y = filtering(dtype), series(dtype)
     state = stream(key, algorithm, y)[0][-1]
     checkpoint.save(tmp_path / "state", state)
@@ -154,7 +158,7 @@ def test_a_state_is_saved_and_goes_on(key, tmp_path, dtype):
         (np.inf, Status.NON_FINITE, np.nan),
     ],
 )
-def test_a_failure_stops_the_stream_and_is_told(key, value, status, evidence):
+def test_a_failure_stops_the_stream_and_is_reported(key, value, status, evidence):
     algorithm = smc.online(_constant_model, 4, lag=1)
     keys = jax.random.split(key, 3)
     sound = algorithm.init(key, jnp.float32(-1))

@@ -18,7 +18,7 @@ def tempered(beta):
     return MODEL._replace(log_potential=beta * MODEL.log_potential)
 
 
-def test_every_chain_stays_at_its_own_law(dtype):
+def test_every_chain_keeps_its_distribution(dtype):
     run = lambda key, paths: smc.parallel_tempering(  # noqa: E731
         key, models.finite(MODEL, dtype), 4, 3, 4, inverse_temperatures=BETAS, references=paths
     )
@@ -29,7 +29,7 @@ def test_every_chain_stays_at_its_own_law(dtype):
         assert models.chi_squared(tempered(beta), result.paths[:, -1, k]) > P_LIMIT
     assert np.all(result.status == 0)
     assert np.all((np.mean(result.swap_rate, axis=0) > 0.2) & (np.mean(result.swap_rate, axis=0) < 1))
-    # the paths of the hot chain have not the law of the cold one
+    # the paths of the hot chain do not have the distribution of the cold one
     assert models.chi_squared(tempered(1.0), result.paths[:, -1, 2]) < P_LIMIT
 
 
@@ -62,7 +62,7 @@ def test_bad_input_is_refused(key, dtype):
         smc.parallel_tempering(key, fk, 4, 3, 2, inverse_temperatures=1.0)
     with pytest.raises(ValueError, match="NaN or infinite"):
         smc.parallel_tempering(key, fk, 4, 3, 2, inverse_temperatures=[1.0, np.nan])
-    with pytest.raises(ValueError, match="one path a temperature"):
+    with pytest.raises(ValueError, match="one path per temperature"):
         smc.parallel_tempering(key, fk, 4, 3, 2, references=jnp.zeros((2, 4), jnp.int32))
     with pytest.raises(ValueError, match=r"expected shapes \(4,\), got \(5,\)"):
         smc.parallel_tempering(key, fk, 4, 3, 2, references=jnp.zeros((4, 5), jnp.int32))

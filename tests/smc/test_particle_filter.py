@@ -40,7 +40,7 @@ def uniform_ancestors(key, log_weights, num):
     return jax.random.randint(key, (num,), 0, num, jnp.int32), log_weights
 
 
-def test_a_wrong_scheme_is_seen(dtype):
+def test_a_wrong_scheme_is_detected(dtype):
     keys = jax.random.split(jax.random.key(0), 4000)
     fk, expected = models.finite(MODEL, dtype), hmm.marginals(MODEL)
     evidence, mass, _ = models.masses(
@@ -67,8 +67,10 @@ def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
 
     sizes, distances = np.array([50, 800]), []
     for num_particles in sizes:
-        found = np.asarray(estimate(jax.random.split(jax.random.key(num_particles), 200), int(num_particles)))
-        distances.append(0.5 * np.abs(found - mass / mass.sum()).sum(axis=1).mean())
+        actual = np.asarray(
+            estimate(jax.random.split(jax.random.key(num_particles), 200), int(num_particles))
+        )
+        distances.append(0.5 * np.abs(actual - mass / mass.sum()).sum(axis=1).mean())
     slope = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
     assert abs(slope + 0.5) < 0.065
     assert len(paths) == 8
@@ -140,10 +142,10 @@ def test_new_data_trace_nothing(key, count_compiles, dtype):
 
 def test_one_particle_is_importance_sampling_and_one_step_is_enough(key, dtype):
     y = jnp.linspace(0.0, 1.0, 4, dtype=dtype)
-    one = smc.particle_filter(key, models.linear(y), 4, 1)
-    density = sum(models.log_normal(y - one.paths[0], models.LINEAR["noise"]))
-    assert np.isclose(one.log_evidence, density)
-    assert np.all(one.ess == 1)
+    single = smc.particle_filter(key, models.linear(y), 4, 1)
+    density = sum(models.log_normal(y - single.paths[0], models.LINEAR["noise"]))
+    assert np.isclose(single.log_evidence, density)
+    assert np.all(single.ess == 1)
     first = smc.particle_filter(key, models.linear(y), 1, 50)
     assert first.paths.shape == (50, 1)
     assert first.ess.shape == (1,)
@@ -158,7 +160,7 @@ def _drift(key, x, t):
     return x + 1
 
 
-def _fault(at, value, before, x, t):
+def _fault(at, value, x_previous, x, t):
     return jnp.where(t == at, value, -0.1 * x**2)
 
 
@@ -209,15 +211,15 @@ def test_bad_input_is_refused(key):
         smc.particle_filter(0, fk, 3, 5)
 
 
-def _two_potentials(before, x, t):
+def _two_potentials(x_previous, x, t):
     return jnp.zeros(2)
 
 
-def _integer_potential(before, x, t):
+def _integer_potential(x_previous, x, t):
     return jnp.int32(0)
 
 
-def _zero(before, x, t):
+def _zero(x_previous, x, t):
     return jnp.zeros_like(x)
 
 
@@ -252,7 +254,7 @@ def constant_move(y, key, x, t):
     return x
 
 
-def constant_fit(y, before, x, t):
+def constant_fit(y, x_previous, x, t):
     return y[t]
 
 
@@ -264,11 +266,11 @@ def test_a_long_log_evidence_loses_no_digits(dtype):
     """
     y = jnp.asarray(-1.3 - np.random.default_rng(0).uniform(size=20_000) / 3, dtype)
     parts = (Partial(fn, y) for fn in (constant_start, constant_move, constant_fit))
-    found = smc.particle_filter(jax.random.key(0), smc.FeynmanKac(*parts), len(y), 2, store="none")
+    actual = smc.particle_filter(jax.random.key(0), smc.FeynmanKac(*parts), len(y), 2, store="none")
     exact = np.cumsum(np.asarray(y, np.longdouble)).astype(float)
     eps = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(found.log_evidence, exact[-1], rtol=4 * eps)
-    np.testing.assert_allclose(found.log_evidences, exact, rtol=4 * eps)
+    np.testing.assert_allclose(actual.log_evidence, exact[-1], rtol=4 * eps)
+    np.testing.assert_allclose(actual.log_evidences, exact, rtol=4 * eps)
 
 
 @pytest.mark.slow
@@ -280,14 +282,14 @@ def test_filters_run_under_shard_map_with_its_default_check(dtype):
     fk = models.finite(MODEL, dtype)
 
     def run(keys, store):
-        found = smc.particle_filter(keys[0], fk, 4, 6, store=store)
-        return jax.tree.map(lambda leaf: leaf[None], found)
+        actual = smc.particle_filter(keys[0], fk, 4, 6, store=store)
+        return jax.tree.map(lambda leaf: leaf[None], actual)
 
     sharded = partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
     for store in ("none", "paths"):
-        found = sharded(partial(run, store=store))(keys)
+        actual = sharded(partial(run, store=store))(keys)
         alone = smc.particle_filter(keys[0], fk, 4, 6, store=store)
-        np.testing.assert_allclose(found.log_evidence[0], alone.log_evidence, rtol=1e-5)
+        np.testing.assert_allclose(actual.log_evidence[0], alone.log_evidence, rtol=1e-5)
     scheme, values = resampling.adaptive(), jnp.arange(8, dtype=dtype)[None]
     choices = (
         lambda keys, rows: scheme(keys[0], rows[0], 8, 1),

@@ -23,12 +23,12 @@ CONDITIONAL = sorted(resampling.CONDITIONAL)
 
 @partial(jax.jit, static_argnames=("ancestor_sampling", "backward_sampling"))
 def iterate(keys, references, fk, adaptive, ancestor_sampling, backward_sampling=False):
-    """Four iterations with three particles: errors of an iteration add up."""
+    """Run four iterations with three particles: the errors of the iterations add up."""
 
     def run(key, reference):
-        ways = {"ancestor_sampling": ancestor_sampling, "backward_sampling": backward_sampling}
+        sampling = {"ancestor_sampling": ancestor_sampling, "backward_sampling": backward_sampling}
         return smc.particle_gibbs(
-            key, fk, MODEL.num_steps, 3, 4, reference=reference, resampling=adaptive, **ways
+            key, fk, MODEL.num_steps, 3, 4, reference=reference, resampling=adaptive, **sampling
         )
 
     return jax.vmap(run)(keys, references)
@@ -82,12 +82,12 @@ def unconditional(key, log_weights, num):
     return ancestors.at[0].set(0), log_weights
 
 
-def test_a_scheme_that_ignores_the_reference_is_seen(monkeypatch, dtype):
+def test_a_scheme_that_ignores_the_reference_is_detected(monkeypatch, dtype):
     monkeypatch.setitem(resampling.CONDITIONAL, "systematic", unconditional)
     adaptive, chains = resampling.adaptive("systematic", resampling.always()), 4 * CHAINS
     keys, fk = jax.random.split(jax.random.key(0), chains), models.finite(MODEL, dtype)
-    found = iterate(keys, models.exact_paths(MODEL, 0, chains), fk, adaptive, False).paths[:, -1]
-    assert models.chi_squared(MODEL, found) < P_LIMIT
+    paths = iterate(keys, models.exact_paths(MODEL, 0, chains), fk, adaptive, False).paths[:, -1]
+    assert models.chi_squared(MODEL, paths) < P_LIMIT
 
 
 def _start(key):
@@ -98,13 +98,13 @@ def _stay(key, x, t):
     return x
 
 
-def _score(scores, before, x, t):
+def _score(scores, x_previous, x, t):
     return scores[t]
 
 
 def test_identical_scores_give_the_reference_no_advantage(dtype):
     # four particles, the same score for all: every slot has the same weight after every step, and the others are
-    # resampled from the reference with probability 1/4 each (multinomial) or keep what they have (the rest)
+    # resampled from the reference with probability 1/4 each (multinomial) or keep their score (the other schemes)
     scores = jnp.log(jnp.asarray([0.2, 0.5, 0.9], dtype))
     fk = smc.FeynmanKac(_start, _stay, Partial(_score, scores))
 
@@ -156,11 +156,11 @@ def test_dtypes_repeatability_and_data_that_trace_nothing(key, count_compiles, d
     first, other = smc.particle_gibbs(key, models.linear(y), 6, 4, 3), y + jnp.nan
     with count_compiles() as compiles:
         again = smc.particle_gibbs(key, models.linear(y), 6, 4, 3)
-        moved = smc.particle_gibbs(key, models.linear(other), 6, 4, 3)
+        with_nan = smc.particle_gibbs(key, models.linear(other), 6, 4, 3)
     assert compiles.count == 0
     assert np.array_equal(first.paths, again.paths)
     assert first.status == 0
-    assert moved.status == Status.NON_FINITE  # of the filter that looks for a reference
+    assert with_nan.status == Status.NON_FINITE  # of the filter that draws the reference
     assert first.paths.dtype == first.log_evidence.dtype == first.update_rate.dtype == dtype
     assert first.paths.shape == (3, 6)
     assert first.ess.shape == (3, 6)
@@ -177,7 +177,7 @@ def test_slot_zero_follows_the_reference(key, dtype):
     assert np.isclose(alone.log_evidence, weight)
 
 
-def _fault(at, value, before, x, t):
+def _fault(at, value, x_previous, x, t):
     return jnp.where(t == at, value, jnp.zeros_like(x))
 
 

@@ -15,7 +15,7 @@ RUNS, CHAINS, SIZES = 10_000, 5_000, (4, 3, 5)
 
 
 def tables(dtype):
-    """A proposal between the prior and the best one, its start, and the best one-step lookahead (T, K)."""
+    """A proposal between the prior and the best one, with its initial ratio, and the best one-step lookahead (T, K)."""
     with np.errstate(divide="ignore"):
         joint = np.log(MODEL.transition) + 0.5 * MODEL.log_potential
     proposal = joint - logsumexp(joint, axis=2, keepdims=True)
@@ -62,7 +62,7 @@ def test_the_target_stays_the_same(build, dtype):
     assert np.all(status == 0)
 
 
-def test_a_forgotten_correction_is_seen(dtype):
+def test_a_missing_correction_is_detected(dtype):
     fk, proposal = models.finite(MODEL, dtype), tables(dtype)[0]
     wrong = smc.FeynmanKac(fk.init_sample, Partial(models.finite_move, proposal), fk.log_potential)
     keys = jax.random.split(jax.random.key(0), 2000)

@@ -1,4 +1,4 @@
-"""Composed score-based samplers against the Fokker-Planck equation, exact normal laws and mixtures on a grid."""
+"""Composed score-based samplers against the Fokker-Planck equation, exact normals and mixtures on a grid."""
 
 from functools import partial
 
@@ -37,39 +37,39 @@ def mixture_score(weights, locs, covariances, diffusion, x, t):
     (a, b), (_, c) = jnp.moveaxis(spread, 0, -1)
     determinant = a * c - b**2
     precision = jnp.moveaxis(jnp.stack([jnp.stack([c, -b]), jnp.stack([-b, a])]) / determinant, -1, 0)
-    centred = x - signal * locs
-    pull = jnp.einsum("kij,kj->ki", precision, centred)
-    logs = jnp.log(weights) - 0.5 * jnp.sum(centred * pull, -1) - 0.5 * jnp.log(determinant)
+    centered = x - signal * locs
+    pull = jnp.einsum("kij,kj->ki", precision, centered)
+    logs = jnp.log(weights) - 0.5 * jnp.sum(centered * pull, -1) - 0.5 * jnp.log(determinant)
     return -jax.nn.softmax(logs) @ pull
 
 
-def score_of(one, diffusion):
+def score_of(mixture, diffusion):
     dtype = jnp.result_type(float)
-    return Partial(mixture_score, *(jnp.asarray(part, dtype) for part in one), diffusion)
+    return Partial(mixture_score, *(jnp.asarray(part, dtype) for part in mixture), diffusion)
 
 
-def model_of(laws, exponents, num_steps=STEPS, diffusion=None, corrected=True):
+def model_of(mixtures, exponents, num_steps=STEPS, diffusion=None, corrected=True):
     diffusion = smc.VarianceExploding(*EXPLODING) if diffusion is None else diffusion
-    scores = [score_of(one, diffusion) for one in laws]
+    scores = [score_of(mixture, diffusion) for mixture in mixtures]
     return smc.composed(diffusion, scores, exponents, (2,), num_steps, corrected=corrected)
 
 
 @jax.jit
 def runs(model, keys):
     """Results of independent runs; the number of steps is that of the levels."""
-    num_steps = model.init.args[0].levels.shape[0]
+    num_steps = model.init.args[0].noise_levels.shape[0]
     return jax.lax.map(lambda key: smc.particle_filter(key, model, num_steps, PARTICLES, store="none"), keys)
 
 
 def estimates(model, fn, seed=0):
-    """Estimates of the integrals of fn(points, weights) under the product, one a run; of its integral; the results."""
+    """Estimates of the integrals of fn(points, weights) under the product and of its own, one per run; results."""
     results = runs(model, jax.random.split(jax.random.key(seed), RUNS))
     weights = np.exp(np.asarray(results.log_weights, float)) / PARTICLES
     values = np.stack([fn(x, w) for x, w in zip(np.asarray(results.particles, float), weights)])
     return values, np.exp(np.asarray(results.log_evidence, float)), results
 
 
-def worst(values, expected):
+def largest_z(values, expected):
     """Largest |z| over the numbers, of means over runs."""
     error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
     return np.max(np.abs(values.mean(axis=0) - expected) / error)
@@ -80,7 +80,7 @@ def masses(points, weights):
 
 
 def common(values, exact):
-    """Cells with more than two in a hundred of the mass, and all others as one."""
+    """Cells with more than two in a hundred of the mass, and all others merged into one."""
     often = exact.masses.ravel() > 0.02
     together = [
         np.append(x[..., often], x[..., ~often].sum(-1, keepdims=True), -1)
@@ -91,14 +91,14 @@ def common(values, exact):
 
 @pytest.mark.parametrize("name", CASES)
 def test_drift_and_rate_solve_the_fokker_planck_equation(name):
-    laws, exponents = CASES[name]
-    model = model_of(laws, exponents, 50).init.args[0]
+    mixtures, exponents = CASES[name]
+    model = model_of(mixtures, exponents, 50).init.args[0]
     rng, largest = np.random.default_rng(1), 0.0
     for noise in (0.4, 1.0, 3.0):
         for point in rng.normal(size=(3, 2)) * 1.5:
             rate = float(evaluate(model, jnp.asarray(point), jnp.asarray(noise))[1])
             residual = reference.fokker_planck_residual(
-                laws,
+                mixtures,
                 exponents,
                 point,
                 noise,
@@ -111,25 +111,25 @@ def test_drift_and_rate_solve_the_fokker_planck_equation(name):
 
 
 @pytest.mark.parametrize("name", quick(CASES, "product"))
-def test_the_law_of_the_particles_is_the_product(name):
-    laws, exponents = CASES[name]
-    exact = reference.law(laws, exponents, EDGES, EXPLODING[0])
-    values, evidences, results = estimates(model_of(laws, exponents), masses)
+def test_the_distribution_of_the_particles_is_the_product(name):
+    mixtures, exponents = CASES[name]
+    exact = reference.law(mixtures, exponents, EDGES, EXPLODING[0])
+    values, evidences, results = estimates(model_of(mixtures, exponents), masses)
     assert np.all(results.status == Status.OK)
     z = np.exp(exact.log_integral)
     # 17 z-scores of 64 runs a case, t_63: 6.5 is exceeded with probability 17 * 1.5e-8
-    assert worst(evidences[:, None], z) < 6.5
-    found, mass = common(values, exact)
+    assert largest_z(evidences[:, None], z) < 6.5
+    estimate, mass = common(values, exact)
     assert len(mass) > 5
-    assert worst(found, z * mass) < 6.5
+    assert largest_z(estimate, z * mass) < 6.5
     assert evidences.std() < 0.5 * z  # so that the test can fail
 
 
 @pytest.mark.slow
 def test_without_weights_the_modes_are_wrong():
-    laws, exponents = CASES["power"]
-    exact = reference.law(laws, exponents, EDGES, EXPLODING[0])
-    values, evidences, _ = estimates(model_of(laws, exponents, corrected=False), masses)
+    mixtures, exponents = CASES["power"]
+    exact = reference.law(mixtures, exponents, EDGES, EXPLODING[0])
+    values, evidences, _ = estimates(model_of(mixtures, exponents, corrected=False), masses)
     np.testing.assert_allclose(evidences, 1, rtol=1e-10)
     left, exact_left = values[:, :8].sum(axis=1), exact.masses[:2].sum()
     error = left.std(ddof=1) / np.sqrt(len(left))
@@ -138,7 +138,7 @@ def test_without_weights_the_modes_are_wrong():
 
 
 @pytest.mark.slow
-def test_powers_of_a_normal_law_are_normal():
+def test_powers_of_a_normal_distribution_are_normal():
     loc, covariance = np.array([1.0, -2.0]), np.array([[1.0, 0.6], [0.6, 0.8]])
     one = reference.mixture([0.5, 0.5], [loc] * 2, [covariance] * 2)
     other = reference.mixture([0.5, 0.5], [[0.0, 0.0]] * 2, [ROUND] * 2)
@@ -155,12 +155,12 @@ def test_powers_of_a_normal_law_are_normal():
 
     values, evidences, _ = estimates(model_of([one, other], [1.5, 0.5]), moments)
     z = np.exp(exact.log_integral)
-    assert worst(values, z * np.concatenate([mean, spread.ravel()])) < 6.5  # five of t_63: 8e-8
-    assert worst(evidences[:, None], z) < 6.5
+    assert largest_z(values, z * np.concatenate([mean, spread.ravel()])) < 6.5  # five of t_63: 8e-8
+    assert largest_z(evidences[:, None], z) < 6.5
     assert evidences.std() < 0.3 * z
 
 
-def test_a_single_law_needs_no_weights():
+def test_a_single_distribution_needs_no_weights():
     _, _, results = estimates(model_of([TWO, TWO], [1.0, 0.0]), masses)
     np.testing.assert_allclose(results.log_weights, 0, atol=1e-6)
     np.testing.assert_allclose(results.ess, PARTICLES, rtol=1e-6)
@@ -188,11 +188,11 @@ def test_both_diffusions_are_one_process():
 
 @pytest.mark.slow
 def test_the_error_falls_with_the_number_of_steps():
-    laws, exponents = CASES["power"]
-    z = np.exp(reference.law(laws, exponents, EDGES, EXPLODING[0]).log_integral)
+    mixtures, exponents = CASES["power"]
+    z = np.exp(reference.law(mixtures, exponents, EDGES, EXPLODING[0]).log_integral)
     errors, spreads = [], []
     for num_steps in (20, STEPS):
-        _, evidences, _ = estimates(model_of(laws, exponents, num_steps), masses)
+        _, evidences, _ = estimates(model_of(mixtures, exponents, num_steps), masses)
         errors.append(evidences.mean() / z - 1)
         spreads.append(evidences.std(ddof=1) / z / np.sqrt(RUNS))
     assert max(spreads) < 0.025
@@ -200,22 +200,22 @@ def test_the_error_falls_with_the_number_of_steps():
     assert errors[1] < errors[0] / 4  # 0.02 +- 0.012
 
 
-def test_centre_and_scale_are_found():
+def test_center_and_scale_are_found():
     loc = np.array([30.0, -20.0])
     model = model_of(
         [reference.mixture([0.5, 0.5], [loc] * 2, [2.25 * ROUND] * 2)] * 2, [2.0, 1.0]
     ).init.args[0]
-    np.testing.assert_allclose(model.centre, loc, rtol=1e-6)
-    np.testing.assert_allclose(model.width, 2.25, rtol=1e-6)
+    np.testing.assert_allclose(model.center, loc, rtol=1e-6)
+    np.testing.assert_allclose(model.data_variance, 2.25, rtol=1e-6)
     apart = reference.mixture([0.5, 0.5], [[-5.0, 0.0], [5.0, 0.0]], [0.01 * ROUND] * 2)
     model = model_of([apart] * 2, [0.5, 0.5]).init.args[0]
-    np.testing.assert_allclose(model.centre, 0, atol=1e-6)
-    assert 2 < model.width < 30  # 25 along, 0.01 across
+    np.testing.assert_allclose(model.center, 0, atol=1e-6)
+    assert 2 < model.data_variance < 30  # 25 along, 0.01 across
 
 
 def test_new_data_of_the_same_shape_trace_nothing(count_compiles):
-    def once(laws, exponents, seed):
-        model = model_of(laws, exponents)
+    def once(mixtures, exponents, seed):
+        model = model_of(mixtures, exponents)
         return runs(model, jax.random.split(jax.random.key(seed), RUNS))
 
     once(*CASES["product"], 0)

@@ -19,8 +19,8 @@ RUNS = 10_000
 
 
 @pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["all", "some"])
-def way(request, monkeypatch):
-    """Among all particles, or among some of them: two candidates beside the parent, which nearly always matters."""
+def exact(request, monkeypatch):
+    """Choose among all particles, or among the parent and two candidates, so that these nearly always matter."""
     monkeypatch.setattr(backward, "EXACT", 10**9 if request.param else 1)
     if not request.param:
         monkeypatch.setattr(backward, "CANDIDATES", 2)
@@ -28,12 +28,12 @@ def way(request, monkeypatch):
     backward._run.clear_cache()
 
 
-@partial(jax.jit, static_argnames=("sizes", "way"))
-def masses(keys, fk, adaptive, sizes, way):
-    """Evidence (runs,), smoothing masses (runs, T, K), of neighbours (runs, T-1, K, K), update rates, status, step."""
+@partial(jax.jit, static_argnames=("sizes", "exact"))
+def masses(keys, fk, adaptive, sizes, exact):
+    """Evidence (runs,), smoothing masses (runs, T, K), of neighbors (runs, T-1, K, K), update rates, status, step."""
     num_steps, num_states, num_particles, num_paths = sizes
 
-    def one(key):
+    def run(key):
         result = smc.backward_smoother(
             key, fk, num_steps, num_particles, num_paths=num_paths, resampling=adaptive
         )
@@ -44,10 +44,10 @@ def masses(keys, fk, adaptive, sizes, way):
         mass = evidence * states.mean(axis=0)
         return evidence, mass, evidence * pairs, result.update_rate, result.status, result.stopped_at
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(run)(keys)
 
 
-def neighbours(model):
+def pair_masses(model):
     """Unnormalised masses of two successive states (T-1, K, K)."""
     paths, mass = hmm.enumerate_paths(model)
     table = np.zeros((model.num_steps - 1, model.num_states, model.num_states))
@@ -56,16 +56,16 @@ def neighbours(model):
     return table
 
 
-def test_smoothing_is_unbiased_under_every_scheme_and_trigger(way, dtype):
+def test_smoothing_is_unbiased_under_every_scheme_and_trigger(exact, dtype):
     # 5 particles, 4 paths; some potentials zero: runs in which all die count with estimate 0. 1.5e3 comparisons in all
-    fk, expected, pairs = models.finite(MODEL, dtype), hmm.marginals(MODEL), neighbours(MODEL)
+    fk, expected, pairs = models.finite(MODEL, dtype), hmm.marginals(MODEL), pair_masses(MODEL)
     common = pairs > 0.01 * expected[0].sum()  # hundreds of draws: the mean of fewer is not Gaussian
     for seed, (scheme, trigger) in enumerate(
         [("multinomial", "always"), ("systematic", "ess"), ("killing", "every")]
     ):
         adaptive = models.any_scheme(scheme, trigger, SCHEMES)
         keys = jax.random.split(jax.random.key(seed), RUNS)
-        evidence, mass, both, rate, status, _ = masses(keys, fk, adaptive, (4, 3, 5, 4), way)
+        evidence, mass, both, rate, status, _ = masses(keys, fk, adaptive, (4, 3, 5, 4), exact)
         assert abs(z_scores(evidence, expected[0].sum())) < Z_LIMIT, scheme
         assert np.all(np.abs(z_scores(mass, expected)) < Z_LIMIT), scheme
         assert np.all(np.abs(z_scores(both, pairs))[common] < Z_LIMIT), scheme
@@ -74,23 +74,23 @@ def test_smoothing_is_unbiased_under_every_scheme_and_trigger(way, dtype):
         assert np.all(rate[:, :-1].mean(axis=0) > 0.1)
 
 
-def _flat(before, x, t):
+def _flat(x_previous, x, t):
     return jnp.float32(0) * x - 1.0
 
 
 @pytest.mark.slow
-def test_a_wrong_transition_density_is_seen(dtype):
+def test_a_wrong_transition_density_is_detected(dtype):
     fk = models.finite(MODEL, dtype)
     wrong = smc.FeynmanKac(fk.init_sample, fk.propagate, fk.log_potential, _flat)
     adaptive = models.any_scheme("systematic", "always", SCHEMES)
     both = masses(jax.random.split(jax.random.key(0), RUNS), wrong, adaptive, (4, 3, 5, 4), True)[2]
-    assert np.abs(z_scores(both, neighbours(MODEL))).max() > 2 * Z_LIMIT
+    assert np.abs(z_scores(both, pair_masses(MODEL))).max() > 2 * Z_LIMIT
 
 
 @pytest.mark.slow
 def test_total_variation_falls_as_the_root_of_the_number_of_particles(dtype):
-    # as many paths as particles, by both ways: 25 are within EXACT, 400 are not. Mean over 200 runs and 3 steps; the
-    # slope of its log has a standard error below 0.02 (a third of the mean, sqrt(200), log 16)
+    # as many paths as particles, by both algorithms: 25 are within EXACT, 400 are not. Mean over 200 runs and 3 steps;
+    # the slope of its log has a standard error below 0.02 (a third of the mean, sqrt(200), log 16)
     model = hmm.random_model(2, num_states=2, num_steps=3)
     expected = hmm.marginals(model)
     distances = []
@@ -114,9 +114,9 @@ def test_linear_gaussian_model_and_early_steps(dtype):
     result = run(jax.random.split(jax.random.key(0), 40))
     paths = np.asarray(result.paths)
     squares = (paths - means) ** 2
-    for found, expected in ((paths.mean(axis=1), means), (squares.mean(axis=1), variances)):
-        error = found.std(axis=0) / np.sqrt(40)
-        assert np.all(np.abs(found.mean(axis=0) - expected) < 0.01 + Z_LIMIT * error)
+    for estimates, expected in ((paths.mean(axis=1), means), (squares.mean(axis=1), variances)):
+        error = estimates.std(axis=0) / np.sqrt(40)
+        assert np.all(np.abs(estimates.mean(axis=0) - expected) < 0.01 + Z_LIMIT * error)
     assert np.all(result.status == 0)
     # most paths begin in particles of their own, where those of the filter share a few
     assert np.mean([len(np.unique(row)) for row in paths[:, :, 0]]) > 100
@@ -127,18 +127,18 @@ def test_linear_gaussian_model_and_early_steps(dtype):
 def test_paths_in_chunks_new_data_and_limit_cases(key, monkeypatch, count_compiles, dtype):
     fk = models.linear(jnp.linspace(0.0, 1.0, 6, dtype=dtype))
     again, other_key = models.linear(jnp.linspace(1.0, 3.0, 6, dtype=dtype)), jax.random.key(5)
-    whole = smc.backward_smoother(key, fk, 6, 16, num_paths=7)
+    at_once = smc.backward_smoother(key, fk, 6, 16, num_paths=7)
     with count_compiles() as compiles:
         smc.backward_smoother(other_key, again, 6, 16, num_paths=7)
     assert compiles.count == 0
     monkeypatch.setattr(backward, "_CHUNK", 48)  # three paths at a time
     backward._run.clear_cache()
-    parts = smc.backward_smoother(key, fk, 6, 16, num_paths=7)
+    in_chunks = smc.backward_smoother(key, fk, 6, 16, num_paths=7)
     backward._run.clear_cache()
-    np.testing.assert_allclose(parts.paths, whole.paths, rtol=1e-12)
-    one = smc.backward_smoother(key, fk, 6, 1, num_paths=2)
-    assert np.all(one.update_rate == 0)
-    assert np.array_equal(one.paths[0], one.paths[1])
+    np.testing.assert_allclose(in_chunks.paths, at_once.paths, rtol=1e-12)
+    single = smc.backward_smoother(key, fk, 6, 1, num_paths=2)
+    assert np.all(single.update_rate == 0)
+    assert np.array_equal(single.paths[0], single.paths[1])
     first = smc.backward_smoother(key, fk, 1, 16)
     assert first.paths.shape == (16, 1)
     assert first.update_rate.shape == (1,)
@@ -156,7 +156,7 @@ def test_paths_in_chunks_new_data_and_limit_cases(key, monkeypatch, count_compil
         (0.0, 0.0, Status.OK),
     ],
 )
-def test_failures_are_told(weight, density, status, dtype):
+def test_failures_are_reported(weight, density, status, dtype):
     good = models.finite(MODEL, dtype)
     faults = [np.zeros((4, 3, 3)), np.zeros((4, 3, 3))]
     faults[0][2], faults[1][2] = weight, density
@@ -166,23 +166,23 @@ def test_failures_are_told(weight, density, status, dtype):
         jax.random.split(jax.random.key(0), RUNS),
         models.any_scheme("systematic", "ess", SCHEMES),
     )
-    *_, found, stopped_at = masses(keys, fk, adaptive, (4, 3, 5, 4), True)
-    assert np.all(found == status)
+    *_, actual, stopped_at = masses(keys, fk, adaptive, (4, 3, 5, 4), True)
+    assert np.all(actual == status)
     assert np.all(stopped_at == (-1 if weight == 0 else 2))
 
 
-def _nothing_lives(before, x, t):
+def _only_positive(x_previous, x, t):
     return jnp.where(x > 0, 0.0, -jnp.inf)
 
 
-def _undefined_below(before, x, t):
-    return jnp.where((before > 0) & (x > 0), -0.5 * (x - before) ** 2, jnp.nan)
+def _undefined_below(x_previous, x, t):
+    return jnp.where((x_previous > 0) & (x > 0), -0.5 * (x - x_previous) ** 2, jnp.nan)
 
 
-def test_the_density_of_a_dead_particle_is_never_looked_at(key):
-    # potentials kill what is not positive, and there the density of a step is NaN
+def test_the_density_of_a_dead_particle_is_never_used(key):
+    # potentials kill particles that are not positive, and the transition density from them is NaN
     good = models.linear(jnp.zeros(4))
-    fk = smc.FeynmanKac(good.init_sample, good.propagate, _nothing_lives, _undefined_below)
+    fk = smc.FeynmanKac(good.init_sample, good.propagate, _only_positive, _undefined_below)
     result = smc.backward_smoother(key, fk, 4, 300, num_paths=500)
     assert result.status == Status.OK
     assert np.all(result.paths > 0)

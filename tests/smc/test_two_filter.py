@@ -18,7 +18,7 @@ RUNS = 10_000
 
 
 def tables(dtype):
-    """An artificial prior (T, K), normalised in its last row only, and backward moves (T, K, K)."""
+    """An artificial prior (T, K), normalized in its last row only, and backward moves (T, K, K)."""
     rng = np.random.default_rng(3)
     prior = rng.dirichlet(np.full(3, 3.0), size=4) * np.array([[0.3], [2.0], [5.0], [1.0]])
     moves = rng.dirichlet(np.full(3, 2.0), size=(4, 3))
@@ -47,14 +47,14 @@ def _last(table, key):
 def meetings(keys, fk, prior, num_particles):
     """Evidence where the filters meet (runs, T), smoothing masses (runs, T, K), both unnormalised; status."""
 
-    def one(key):
+    def run(key):
         result = smc.two_filter(key, fk, 4, num_particles, artificial=prior)
         evidence, weight = jnp.exp(result.log_evidences), jnp.exp(result.log_weights)
         mass = jnp.einsum("tn,tnk->tk", weight, jax.nn.one_hot(result.particles, 3, dtype=weight.dtype))
         mass = jnp.where(evidence[:, None] > 0, evidence[:, None] * mass, 0)
         return evidence, mass, jnp.exp(result.log_evidence), mass / evidence[:, None], result.status
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(run)(keys)
 
 
 def test_evidence_and_smoothing_are_unbiased_wherever_the_filters_meet(dtype):
@@ -71,8 +71,8 @@ def test_evidence_and_smoothing_are_unbiased_wherever_the_filters_meet(dtype):
 
 
 @pytest.mark.slow
-def test_a_wrong_artificial_prior_is_seen(dtype):
-    # moves that are not what log_propagate says
+def test_a_wrong_artificial_prior_is_detected(dtype):
+    # log_propagate is not the density of propagate
     right = artificial(dtype)
     wrong = smc.ArtificialPrior(
         right.log_prior, right.sample_last, right.propagate, Partial(models.look_up, tables(dtype)[1][::-1])
@@ -102,14 +102,14 @@ def _walk(x, t):
     return {"a": dist.Normal(parameters["slope"] * x["a"], scale), "b": dist.Normal(0.5 * x["b"], 1.0)}
 
 
-def _seen(x, t):
+def _observe(x, t):
     return dist.Normal(x["a"], jnp.sqrt(jnp.asarray(models.LINEAR["noise"], x["a"].dtype)))
 
 
 @pytest.mark.f32
 @pytest.mark.slow
-def test_a_linear_gaussian_model_sets_everything_itself(dtype):
-    # states are trees: the linear model, and two independent ones that nobody observes. Mean over 60 runs of smoothing
+def test_an_artificial_prior_is_fitted_to_a_linear_gaussian_model(dtype):
+    # states are trees: the linear model, and two independent ones that are not observed. Mean over 60 runs of smoothing
     # means and variances, bias O(1/N); the evidence is unbiased
     y = jnp.asarray(np.random.default_rng(5).normal(size=8) * 1.5, dtype)
     means, variances = kalman.smooth(np.asarray(y, float), **models.LINEAR)
@@ -118,25 +118,29 @@ def test_a_linear_gaussian_model_sets_everything_itself(dtype):
         "a": dist.Normal(0.0, float(np.sqrt(models.LINEAR["start"]))),
         "b": dist.Normal(jnp.zeros(2, dtype), 1.0),
     }
-    fk = smc.state_space(start, _walk, _seen, y)
+    fk = smc.state_space(start, _walk, _observe, y)
     result = jax.jit(jax.vmap(lambda key: smc.two_filter(key, fk, 8, 150)))(
         jax.random.split(jax.random.key(0), 60)
     )
     weight = np.exp(result.log_weights)
-    loose = np.cumsum(0.25 ** np.arange(8))  # variances of the unobserved ones
-    expected = {"a": (means, variances), "b0": (0 * loose, loose), "b1": (0 * loose, loose)}
+    unobserved = np.cumsum(0.25 ** np.arange(8))  # variances of the unobserved states
+    expected = {
+        "a": (means, variances),
+        "b0": (0 * unobserved, unobserved),
+        "b1": (0 * unobserved, unobserved),
+    }
     b = np.asarray(result.particles["b"])
     for name, values in {"a": np.asarray(result.particles["a"]), "b0": b[..., 0], "b1": b[..., 1]}.items():
         mean, spread = (
             (weight * values).sum(axis=2),
             (weight * (values - expected[name][0][:, None]) ** 2).sum(axis=2),
         )
-        for found, exact in zip((mean, spread), expected[name], strict=True):
-            error = found.std(axis=0) / np.sqrt(60)
-            assert np.all(np.abs(found.mean(axis=0) - exact) < 0.01 + Z_LIMIT * error), name
+        for estimates, exact in zip((mean, spread), expected[name], strict=True):
+            error = estimates.std(axis=0) / np.sqrt(60)
+            assert np.all(np.abs(estimates.mean(axis=0) - exact) < 0.01 + Z_LIMIT * error), name
     assert abs(z_scores(np.exp(result.log_evidence - log_evidence), 1.0)) < Z_LIMIT
     assert np.all(result.status == 0)
-    # the fit is near the law of the filter: many particles count, in every step but the first
+    # the fit is near the filtering distribution: many particles have weight, in every step but the first
     assert np.all(np.asarray(result.ess)[:, 1:].mean(axis=0) > 50)
     assert result.log_weights.dtype == result.particles["a"].dtype == dtype
 
@@ -154,10 +158,10 @@ def test_failures_are_told(value, status, dtype):
     log_potential = MODEL.log_potential.copy()
     log_potential[2] = value
     fk = models.finite(MODEL._replace(log_potential=log_potential), dtype)
-    evidence, _, total, _, found = meetings(
+    evidence, _, total, _, actual = meetings(
         jax.random.split(jax.random.key(0), RUNS), fk, artificial(dtype), 40
     )
-    assert np.all(found == status)
+    assert np.all(actual == status)
     np.testing.assert_equal(np.asarray(total), 0.0 if value == -np.inf else np.nan)
     assert not np.any(evidence > 0)
 

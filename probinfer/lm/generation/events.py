@@ -13,9 +13,9 @@ import numpy as np
 
 from probinfer.lm.methods.base import Draws
 from probinfer.lm.tokens.texts import continuation
-from probinfer.smc.filtering.single_steps import Seen
+from probinfer.smc.filtering.single_steps import StepSnapshot
 
-__all__ = ["Event", "onlooker", "stream"]
+__all__ = ["Event", "make_step_callback", "stream"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Event:
     prompt: int = 0
 
 
-def onlooker(
+def make_step_callback(
     tokenizer: Any, watch: Callable[[Event], Any] | None, line: Any, prompt: int = 0
 ) -> Callable[[Any], Any]:
     """What a method calls after each step: moves the bar, and tells ``watch``.
@@ -59,29 +59,32 @@ def onlooker(
         prompt: its index.
     """
 
-    def look(seen: Any) -> Any:
-        step = seen.t if isinstance(seen, Seen) else seen[0]
+    def step_callback(snapshot: Any) -> Any:
+        step = snapshot.t if isinstance(snapshot, StepSnapshot) else snapshot[0]
         line.update(step + 1)
         if watch is None:
             return False
-        event = _of_step(tokenizer, seen) if isinstance(seen, Seen) else _of_draws(tokenizer, *seen)
+        if isinstance(snapshot, StepSnapshot):
+            event = _of_step(tokenizer, snapshot)
+        else:
+            event = _of_draws(tokenizer, *snapshot)
         return watch(dataclasses.replace(event, prompt=prompt))
 
-    return look
+    return step_callback
 
 
-def _of_step(tokenizer: Any, seen: Seen) -> Event:
-    text = seen.particles.text
+def _of_step(tokenizer: Any, snapshot: StepSnapshot) -> Event:
+    text = snapshot.particles.text
     return Event(
-        step=seen.t,
+        step=snapshot.t,
         texts=_decoded(tokenizer, text.tokens, text.length),
-        weights=_weights(seen.log_weights),
-        log_scores=np.asarray(seen.particles.log_potential, float),
+        weights=_weights(snapshot.log_weights),
+        log_scores=np.asarray(snapshot.particles.log_potential, float),
         ended=np.asarray(text.ended),
-        ancestors=np.asarray(seen.ancestors),
-        resampled=bool(seen.resampled),
-        ess=float(seen.ess),
-        log_evidence=float(seen.log_evidence),
+        ancestors=np.asarray(snapshot.ancestors),
+        resampled=bool(snapshot.resampled),
+        ess=float(snapshot.ess),
+        log_evidence=float(snapshot.log_evidence),
     )
 
 

@@ -12,8 +12,9 @@ from probinfer.core.types import Array, PRNGKey
 from probinfer.lm.arguments import as_count
 from probinfer.lm.generation.steps import Step, every, until
 from probinfer.lm.generation.token_model import Ledger, Particles, TokenModel, feynman_kac
-from probinfer.smc.filtering.forward_pass import Sweep, forward
-from probinfer.smc.filtering.single_steps import watched
+from probinfer.smc.filtering.forward_pass import forward
+from probinfer.smc.filtering.single_steps import forward_with_callback
+from probinfer.smc.filtering.traces import FilterTrace
 
 __all__ = [
     "Draws",
@@ -22,7 +23,7 @@ __all__ = [
     "check_method",
     "check_step",
     "default_step",
-    "from_sweep",
+    "from_filter_trace",
     "has_evidence",
     "log_scores",
     "one_hot",
@@ -69,7 +70,7 @@ class Draws(NamedTuple):
 class Method(Protocol):
     """A frozen configuration; ``run`` is a pure function that jits and vmaps over prompts.
 
-    With ``watch``, a function of ``smc.watched.Seen``, it is run outside jit, and the steps are compiled one by one.
+    With ``watch``, a function of a ``StepSnapshot``, it is run outside jit, and the steps are compiled one by one.
     """
 
     step: Any
@@ -96,7 +97,7 @@ def has_evidence(method: Any) -> bool:
 
 def one_pass(
     key: PRNGKey, model: TokenModel, adaptive: Any, num: int, watch: Any = None, extend: Any = None
-) -> Sweep:
+) -> FilterTrace:
     """N particles from the first step to the last.
 
     Args:
@@ -110,37 +111,39 @@ def one_pass(
     fk = feynman_kac(model, extend)
     if watch is None:
         return forward(key, fk, adaptive, None, model.num_steps, num, "paths")
-    return watched(key, fk, adaptive, model.num_steps, num, watch)
+    return forward_with_callback(key, fk, adaptive, model.num_steps, num, watch)
 
 
-def from_sweep(model: TokenModel, sweep: Sweep, log_weights: Array | None = None) -> Draws:
+def from_filter_trace(
+    model: TokenModel, filter_trace: FilterTrace, log_weights: Array | None = None
+) -> Draws:
     """The texts of the last particles of a pass.
 
     Args:
         model: the token model.
-        sweep: a pass that kept its paths.
+        filter_trace: a pass that kept its paths.
         log_weights: instead of those of the pass.
     """
-    particles: Particles = sweep.particles
+    particles: Particles = filter_trace.particles
     text = particles.text
     lengths = None
-    if sweep.records is not None:
-        first, later = sweep.records
+    if filter_trace.records is not None:
+        first, later = filter_trace.records
         lengths = jnp.concatenate([first.length[None], later.length])
     return Draws(
         text.tokens,
         text.length,
         text.ended,
-        sweep.log_weights if log_weights is None else log_weights,
+        filter_trace.log_weights if log_weights is None else log_weights,
         particles.log_prior,
         particles.log_potential,
         log_scores(model, particles),
-        sweep.log_evidence,
-        sweep.ess,
-        sweep.ancestors,
+        filter_trace.log_evidence,
+        filter_trace.ess,
+        filter_trace.ancestors,
         lengths,
-        sweep.status,
-        sweep.num_steps,
+        filter_trace.status,
+        filter_trace.num_steps,
         particles.ledger,
     )
 

@@ -17,7 +17,7 @@ from probinfer.lm.methods.base import (
     check_count,
     check_step,
     default_step,
-    from_sweep,
+    from_filter_trace,
     one_hot,
     one_pass,
 )
@@ -117,7 +117,7 @@ class ParticleFilter:
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """One pass."""
         adaptive = scheme_of(self.trigger, self.resampling, model.num_steps)
-        return from_sweep(model, one_pass(key, model, adaptive, self.num_particles, watch))
+        return from_filter_trace(model, one_pass(key, model, adaptive, self.num_particles, watch))
 
     words = "weighted draws from {target}"
 
@@ -154,8 +154,8 @@ class MajorityVote:
 
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Draw them."""
-        sweep = independent(key, model, self.n, watch)
-        return from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
+        filter_trace = independent(key, model, self.n, watch)
+        return from_filter_trace(model, filter_trace, jnp.zeros_like(filter_trace.log_weights))
 
     words = "independent draws from {prior}, one vote each{unused}"
 
@@ -189,7 +189,7 @@ class BestOfN:
 
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Draw, score, choose."""
-        draws = from_sweep(model, independent(key, model, self.n, watch))
+        draws = from_filter_trace(model, independent(key, model, self.n, watch))
         scores = draws.log_score
         if self.aggregate == "product":
             scores = jnp.where(jnp.isnan(draws.log_potential), -jnp.inf, draws.log_potential)
@@ -223,8 +223,8 @@ class Greedy:
     def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
         """Follow the likeliest tokens, whatever the proposal is."""
         setting = replace(model.setting, proposal=Proposal(temperature=0.0))
-        sweep = independent(key, replace(model, setting=setting), 1, watch)
-        draws = from_sweep(model, sweep, jnp.zeros_like(sweep.log_weights))
+        filter_trace = independent(key, replace(model, setting=setting), 1, watch)
+        draws = from_filter_trace(model, filter_trace, jnp.zeros_like(filter_trace.log_weights))
         return draws._replace(log_evidence=jnp.full_like(draws.log_evidence, jnp.nan))
 
     words = "the text of the likeliest tokens, a choice{unused}"

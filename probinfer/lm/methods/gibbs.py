@@ -20,7 +20,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, PRNGKey, field, pytree, strong_array
 from probinfer.lm.generation.texts import Record
 from probinfer.lm.generation.token_model import Ledger, TokenModel, empty, feynman_kac, log_target
-from probinfer.lm.methods.base import Draws, check_count, check_step, default_step, from_sweep
+from probinfer.lm.methods.base import Draws, check_count, check_step, default_step, from_filter_trace
 from probinfer.lm.methods.filters import check_trigger, scheme_of
 from probinfer.lm.rewards.algebra import temper
 from probinfer.smc.conditional.gibbs import choose_path, gibbs_step
@@ -154,14 +154,14 @@ def _start(method: Any, key: Array, model: TokenModel) -> tuple[Draws, Record]:
     key_filter, key_draw = jax.random.split(key)
     adaptive = scheme_of(method.trigger, method.resampling, model.num_steps)
     fk, num = feynman_kac(model), method.num_particles
-    sweep = forward(key_filter, fk, adaptive, None, model.num_steps, num, "paths")
-    return from_sweep(model, sweep), choose_path(key_draw, sweep)
+    filter_trace = forward(key_filter, fk, adaptive, None, model.num_steps, num, "paths")
+    return from_filter_trace(model, filter_trace), choose_path(key_draw, filter_trace)
 
 
 def _pass(method: Any, key: Array, model: TokenModel, path: Record) -> tuple[Record, Any]:
     conditional = scheme_of(method.trigger, method.resampling, model.num_steps).conditional()
-    ways = "ancestor" if method.ancestor_sampling else "genealogy"
-    return gibbs_step(key, feynman_kac(model), conditional, path, method.num_particles, ways)
+    path_update = "ancestor" if method.ancestor_sampling else "genealogy"
+    return gibbs_step(key, feynman_kac(model), conditional, path, method.num_particles, path_update)
 
 
 def _pooled(first: Draws, draws: Draws, burn_in: int) -> Draws:
@@ -207,10 +207,12 @@ def _compiled(iterate: Any) -> Any:
 
 
 def _iterate(method: Any, model: TokenModel, path: Record, key: Array) -> tuple[Record, Draws]:
-    following, sweep = _pass(method, key, model, path)
-    draws = from_sweep(model, sweep)
+    following, filter_trace = _pass(method, key, model, path)
+    draws = from_filter_trace(model, filter_trace)
     if method.ancestor_sampling:
-        draws = draws._replace(ledger=_with_reading(draws.ledger, method, model, path, sweep.num_steps))
+        draws = draws._replace(
+            ledger=_with_reading(draws.ledger, method, model, path, filter_trace.num_steps)
+        )
     return following, draws
 
 

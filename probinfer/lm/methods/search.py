@@ -25,7 +25,7 @@ from probinfer.lm.methods.base import (
     check_count,
     check_step,
     default_step,
-    from_sweep,
+    from_filter_trace,
     log_scores,
     one_hot,
     one_pass,
@@ -152,7 +152,7 @@ class NestedSMC(_Expanding):
         """One pass."""
         adaptive = scheme_of(self.trigger, self.resampling, model.num_steps)
         extend = Partial(expand, Expansion(choose_nested, self.width))
-        return from_sweep(model, one_pass(key, model, adaptive, self.num_particles, watch, extend))
+        return from_filter_trace(model, one_pass(key, model, adaptive, self.num_particles, watch, extend))
 
     words = "weighted draws from {target}"
 
@@ -182,7 +182,7 @@ class _Search(_Expanding):
     def _searched(self, key: Array, model: TokenModel, watch: Any, choose: Any) -> Draws:
         extend = Partial(expand, Expansion(choose, min(self.n, self.width)))
         adaptive = scheme_of("never", "systematic", model.num_steps)
-        draws = from_sweep(model, one_pass(key, model, adaptive, self._num_kept, watch, extend))
+        draws = from_filter_trace(model, one_pass(key, model, adaptive, self._num_kept, watch, extend))
         scores = jnp.where(draws.log_weights > -jnp.inf, draws.log_score, -jnp.inf)
         nothing = jnp.full_like(draws.log_evidence, jnp.nan)
         log_weights = scores if self.weighted else one_hot(scores)

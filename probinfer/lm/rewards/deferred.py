@@ -11,7 +11,14 @@ from probinfer.lm.rewards.algebra import Nothing, Potential, add, check_power, t
 from probinfer.lm.rewards.base import Summand
 from probinfer.lm.rewards.host.function_score import HostScore, check_settings
 from probinfer.lm.rewards.masks import TokenMask
-from probinfer.lm.rewards.meanings import LogOdds, Score, SelfCertainty, Sharpened, bare, weigh
+from probinfer.lm.rewards.meanings import (
+    LogOdds,
+    Score,
+    SelfCertainty,
+    Sharpened,
+    default_potential,
+    potential_from_score,
+)
 
 __all__ = [
     "Deferred",
@@ -81,7 +88,7 @@ def bind(reward: Any, tokenizer: Any) -> Potential:
     if isinstance(reward, Deferred):
         return reward.bind(tokenizer)
     if isinstance(reward, Score):
-        return bare(reward)
+        return default_potential(reward)
     if callable(reward):
         raise TypeError(
             f"a Python function becomes a reward by lm.rewards.from_python(fn): it says what its numbers mean; got "
@@ -116,7 +123,7 @@ def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: A
 
     def make(tokenizer: Any) -> Potential:
         made.append(HostScore(fn, tokenizer, **settings))
-        return weigh(made[-1], meaning)
+        return potential_from_score(made[-1], meaning)
 
     reward = Deferred(make, f"from_python({fn})")
     weakref.finalize(reward, _end_workers, made)  # compiled programs may hold the score for longer
@@ -148,7 +155,7 @@ def from_score(score: Score, *, meaning: str = "odds") -> Potential:
     """
     if not isinstance(score, Score):
         raise TypeError(f"expected a score, such as the reward of lm.reasoner(), got {shortened(score)}")
-    return weigh(score, meaning)
+    return potential_from_score(score, meaning)
 
 
 def self_certainty(temperature: Any = 1.0) -> Potential:

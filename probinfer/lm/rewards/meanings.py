@@ -39,8 +39,8 @@ __all__ = [
     "Sharpened",
     "StepLikelihood",
     "Terminal",
-    "bare",
-    "weigh",
+    "default_potential",
+    "potential_from_score",
 ]
 
 _CLIP = 16.0  # odds of a score of one are finite: 1e-7 and 1 - 1e-7 are the extremes
@@ -74,15 +74,15 @@ class Score(Sized, Summand):
 
     def __add__(self, other: Any) -> Any:
         """The product of two factors."""
-        return bare(self) + other
+        return default_potential(self) + other
 
     def __radd__(self, other: Any) -> Any:
         """The product of two factors."""
-        return other + bare(self)
+        return other + default_potential(self)
 
     def __mul__(self, power: Any) -> Potential:
         """The factor to a power."""
-        return bare(self) * power
+        return default_potential(self) * power
 
     __rmul__ = __mul__
 
@@ -281,7 +281,7 @@ class SelfCertainty(Score):
 MEANINGS = {"likelihood": StepLikelihood, "twist": PrefixTwist, "odds": LogOdds, "terminal": Terminal}
 
 
-def weigh(score: Score, meaning: str) -> Potential:
+def potential_from_score(score: Score, meaning: str) -> Potential:
     """The potential that a score has by a meaning: "likelihood", "twist", "odds" or "terminal".
 
     Raises:
@@ -292,6 +292,6 @@ def weigh(score: Score, meaning: str) -> Potential:
     return MEANINGS[meaning](score)
 
 
-def bare(score: Score) -> Potential:
+def default_potential(score: Score) -> Potential:
     """The potential of a score that stands alone: its odds, or its twist where it is no probability."""
-    return weigh(score, "odds" if score.scale == "logit" else "twist")
+    return potential_from_score(score, "odds" if score.scale == "logit" else "twist")

@@ -1,4 +1,4 @@
-"""The conditional particle filter: one path is given, the other particles are drawn around it."""
+"""The conditional particle filter: one path is given, the other particles are drawn conditionally on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def conditional_filter(
 ) -> Result:
     r"""Run a particle filter in which slot 0 follows the reference path and is weighed like the others.
 
-    If the reference is a draw from the path law, so is a path chosen by the final weights, and
+    If the reference is a draw from the distribution of paths, so is a path chosen by the final weights, and
     :math:`E[1/\hat Z] = 1/Z`: the log evidence is then an upper bound in expectation, as that of
     ``particle_filter`` is a lower one.
 
@@ -40,7 +40,7 @@ def conditional_filter(
         num_particles: N, the reference included; at least 1.
         resampling: name of a scheme that has a conditional form, or ``resampling.adaptive(scheme, trigger)``.
         ess_threshold: resample when the effective sample size is below this fraction of N.
-        ancestor_sampling: draw at every step which particle the rest of the reference continues; needs
+        ancestor_sampling: draw at every step which particle the rest of the reference continues; requires
             ``log_transition`` (``log_suffix``).
         store: "paths", "ancestors" or "none", as for ``particle_filter``.
 
@@ -49,8 +49,8 @@ def conditional_filter(
 
     Raises:
         TypeError: as ``particle_filter``.
-        ValueError: as ``particle_filter``; the reference is not shaped like a path; the scheme has no conditional
-            form; ancestor sampling without a transition density.
+        ValueError: as ``particle_filter``; the reference does not have the shape of a path; the scheme has no
+            conditional form; ancestor sampling without a transition density.
 
     References:
         Andrieu, Doucet and Holenstein (2010), section 4.3; Lindsten, Jordan and Schön (2014), ancestor sampling;
@@ -64,12 +64,14 @@ def conditional_filter(
     check_suffix(model, ancestor_sampling)
     adaptive = as_adaptive(resampling, ess_threshold).conditional()
     num_steps = jax.tree.leaves(reference)[0].shape[0]
-    sweep = forward(key, model, adaptive, reference, num_steps, num_particles, store, ancestor_sampling)
-    return to_result(sweep)
+    filter_trace = forward(
+        key, model, adaptive, reference, num_steps, num_particles, store, ancestor_sampling
+    )
+    return to_result(filter_trace)
 
 
 def check_suffix(model: BatchedFeynmanKac, ancestor_sampling: bool) -> None:
-    """Refuse ancestor sampling where the density of a continuation is not known.
+    """Check that ancestor sampling knows the density of a continuation.
 
     Raises:
         ValueError: the model has no ``log_suffix``.
@@ -77,19 +79,19 @@ def check_suffix(model: BatchedFeynmanKac, ancestor_sampling: bool) -> None:
     if ancestor_sampling and model.log_suffix is None:
         raise ValueError(
             "ancestor and backward sampling need the density of a step: give log_transition (or log_suffix of a "
-            "batched model), or switch them off by ancestor_sampling=False"
+            "batched model), or switch them off with ancestor_sampling=False"
         )
 
 
 def check_reference(
     model: BatchedFeynmanKac, reference: ArrayTree, num_steps: int | None = None
 ) -> ArrayTree:
-    """Return the reference as strong arrays of the dtypes of the records.
+    """Return the reference as strong arrays with the dtypes of the records.
 
     Args:
         model: the batched model.
         reference: records of one path, leaves (T, ...).
-        num_steps: T, or None: whatever the reference has.
+        num_steps: T; None: the length of the reference.
 
     Raises:
         ValueError: its structure or shapes are not those of T records.
@@ -99,20 +101,17 @@ def check_reference(
     reference = jax.tree.map(lambda leaf: strong_array(jnp.asarray(leaf)), reference)
     leaves = jax.tree.leaves(reference)
     length = leaves[0].shape[:1] if leaves else ()
-    steps = length if num_steps is None else (num_steps,)
-    expected = jax.tree.map(lambda leaf: (*steps, *leaf.shape[1:]), record)
-    found = jax.tree.map(lambda leaf: leaf.shape, reference)
-    if expected != found or not length or length[0] < 1:
+    expected_length = length if num_steps is None else (num_steps,)
+    expected = jax.tree.map(lambda leaf: (*expected_length, *leaf.shape[1:]), record)
+    actual = jax.tree.map(lambda leaf: leaf.shape, reference)
+    if expected != actual or not length or length[0] < 1:
         raise ValueError(
-            f"the reference must hold one record a step, at least one: expected shapes {expected}, got {found}; "
+            f"the reference must have one record per step, at least one: expected shapes {expected}, got {actual}; "
             f"a path of a result is jax.tree.map(lambda leaf: leaf[i], result.paths)"
         )
-    dtypes = (
-        jax.tree.map(lambda leaf: str(leaf.dtype), record),
-        jax.tree.map(lambda leaf: str(leaf.dtype), reference),
-    )
-    if dtypes[0] != dtypes[1]:
+    expected, actual = (jax.tree.map(lambda leaf: str(leaf.dtype), tree) for tree in (record, reference))
+    if expected != actual:
         raise TypeError(
-            f"the reference must have the dtypes of the particles: expected {dtypes[0]}, got {dtypes[1]}"
+            f"the reference must have the dtypes of the particles: expected {expected}, got {actual}"
         )
     return reference

@@ -1,4 +1,4 @@
-"""Particle Gibbs at several temperatures, whose chains exchange their paths."""
+"""Particle Gibbs at several temperatures; neighboring chains exchange their paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import lax
 
 from probinfer.core.errors import check_finite, check_key
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, strong_array
+from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar, strong_array
 from probinfer.smc.conditional.filter import check_reference, check_suffix
 from probinfer.smc.conditional.gibbs import choose_path, gibbs_step
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
@@ -26,22 +26,22 @@ _LADDER = (1.0, 0.7, 0.45, 0.25)
 
 
 class TemperingResult(NamedTuple):
-    """Paths of all chains, and how they moved.
+    """Paths of all chains, with diagnostics.
 
     Attributes:
-        paths: leaves (iterations, M, T, ...); ``paths[:, k]`` has the law at ``inverse_temperatures[k]``.
+        paths: leaves (iterations, M, T, ...); ``paths[:, k]`` is the chain at ``inverse_temperatures[k]``.
         inverse_temperatures: (M,).
-        log_evidence: (iterations, M) estimates of the conditional filters, one a temperature.
-        swap_rate: (M-1,) share of the proposed exchanges of neighbours that were accepted; a small one asks for a
+        log_evidence: (iterations, M) estimates of the conditional filters, one per temperature.
+        swap_rate: (M-1,) share of the proposed exchanges between neighbors that were accepted; if it is small, add a
             temperature in between.
         status: the worst of all passes, as ``GibbsResult.status``.
     """
 
     paths: ArrayTree
-    inverse_temperatures: Array
-    log_evidence: Array
-    swap_rate: Array
-    status: Array
+    inverse_temperatures: Float[Array, " M"]
+    log_evidence: Float[Array, "iterations M"]
+    swap_rate: Float[Array, " M-1"]
+    status: Int[Array, ""]
 
 
 def parallel_tempering(
@@ -57,13 +57,13 @@ def parallel_tempering(
     resampling: Any = "systematic",
     ess_threshold: Any = 0.5,
 ) -> TemperingResult:
-    r"""Run particle Gibbs on :math:`\pi_k\propto M\prod_t G_t^{\beta_k}` for each k, and exchange neighbours' paths.
+    r"""Run particle Gibbs on :math:`\pi_k\propto M\prod_t G_t^{\beta_k}` for each k, and exchange paths of neighbors.
 
-    After each iteration the paths of chains k and k + 1 change places with probability
+    After each iteration the paths of chains k and k + 1 are exchanged with probability
 
     .. math:: \min\{1, \exp[(\beta_k-\beta_{k+1})(L(x^{k+1})-L(x^k))]\},\quad L(x) = \sum_t\log G_t(x_{t-1}, x_t),
 
-    over even k at even iterations and odd k at odd ones. Hot chains cross where the cold one is stuck.
+    for even k at even iterations and odd k at odd ones. Hot chains cross between modes where the cold one is stuck.
 
     Args:
         key: random key.
@@ -71,7 +71,7 @@ def parallel_tempering(
         num_steps: T.
         num_particles: N of each chain, at least 2.
         num_iterations: length of the chains.
-        inverse_temperatures: (M,), not negative; 1 is the model itself.
+        inverse_temperatures: (M,), non-negative; 1 is the model itself.
         references: the paths to start from, leaves (M, T, ...); None: drawn by particle filters.
         ancestor_sampling: as for ``particle_gibbs``.
         resampling: as for ``particle_gibbs``.
@@ -81,9 +81,9 @@ def parallel_tempering(
         The paths of all chains, with a status.
 
     Raises:
-        TypeError: ``fk`` is not of one particle.
-        ValueError: as ``particle_gibbs``; inverse temperatures that are no vector of numbers >= 0; not one reference
-            for each.
+        TypeError: ``fk`` is not a ``FeynmanKac``.
+        ValueError: as ``particle_gibbs``; inverse temperatures that are not a vector of numbers >= 0; not one
+            reference for each.
 
     References:
         Geyer (1991); Syed, Bouchard-Côté, Deligiannidis and Doucet (2022), even-odd exchanges.
@@ -92,13 +92,13 @@ def parallel_tempering(
     check_counts(num_steps=num_steps, num_particles=num_particles, num_iterations=num_iterations)
     if not isinstance(fk, FeynmanKac):
         raise TypeError(
-            f"parallel tempering needs the potentials apart from the moves: a smc.FeynmanKac, got {type(fk).__name__}"
+            f"parallel tempering needs potentials separate from transitions: a smc.FeynmanKac, got {type(fk).__name__}"
         )
     if num_particles < 2:
         raise ValueError("particle Gibbs needs num_particles >= 2: with one the reference never changes")
     check_suffix(as_batched(fk), ancestor_sampling)
     adaptive = as_adaptive(resampling, ess_threshold)
-    adaptive.conditional()
+    adaptive.conditional()  # raises if the scheme has no conditional form
     betas = strong_array(inverse_temperatures)
     if jnp.ndim(betas) != 1 or not len(betas):
         raise ValueError(
@@ -109,20 +109,20 @@ def parallel_tempering(
         raise ValueError(f"inverse_temperatures must not be negative, got {inverse_temperatures!r}")
     if references is not None:
         references = _check_references(as_batched(fk), references, len(betas), num_steps)
-    counts = num_steps, num_particles, num_iterations
-    return _run(
-        key, fk, betas, adaptive, references, *counts, "ancestor" if ancestor_sampling else "genealogy"
-    )
+    path_update = "ancestor" if ancestor_sampling else "genealogy"
+    return _run(key, fk, betas, adaptive, references, num_steps, num_particles, num_iterations, path_update)
 
 
-def _check_references(model: Any, references: ArrayTree, num: int, num_steps: int) -> ArrayTree:
+def _check_references(model: Any, references: ArrayTree, num_paths: int, num_steps: int) -> ArrayTree:
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(references)}
-    if lengths != {(num,)}:
+    if lengths != {(num_paths,)}:
         raise ValueError(
-            f"references must hold one path a temperature: expected leaves ({num}, {num_steps}, ...), got leading axes "
-            f"{sorted(lengths)}"
+            f"references must have one path per temperature: expected leaves ({num_paths}, {num_steps}, ...), got "
+            f"leading axes {sorted(lengths)}"
         )
-    paths = [check_reference(model, jax.tree.map(itemgetter(k), references), num_steps) for k in range(num)]
+    paths = [
+        check_reference(model, jax.tree.map(itemgetter(k), references), num_steps) for k in range(num_paths)
+    ]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *paths)
 
 
@@ -133,12 +133,12 @@ def path_log_potential(fk: FeynmanKac, path: ArrayTree) -> Scalar:
         fk: the model.
         path: leaves (T, ...).
     """
-    before = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf[:-1]]), path)
+    previous = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf[:-1]]), path)
     times = jnp.arange(jax.tree.leaves(path)[0].shape[0], dtype=jnp.int32)
-    return jnp.sum(jax.vmap(fk.log_potential)(before, path, times))
+    return jnp.sum(jax.vmap(fk.log_potential)(previous, path, times))
 
 
-@partial(jax.jit, static_argnames=("num_steps", "num_particles", "num_iterations", "ways"))
+@partial(jax.jit, static_argnames=("num_steps", "num_particles", "num_iterations", "path_update"))
 def _run(
     key: Array,
     fk: FeynmanKac,
@@ -148,58 +148,65 @@ def _run(
     num_steps: int,
     num_particles: int,
     num_iterations: int,
-    ways: str,
+    path_update: str,
 ) -> TemperingResult:
     key_start, key_chain = jax.random.split(key)
     num_chains = betas.shape[0]
     status = jnp.int32(int(Status.OK))
     if references is None:
-        start = partial(_start, fk, adaptive, num_steps, num_particles)
-        references, statuses = jax.vmap(start)(jax.random.split(key_start, num_chains), betas)
+        draw = partial(_draw_reference, fk, adaptive, num_steps, num_particles)
+        references, statuses = jax.vmap(draw)(jax.random.split(key_start, num_chains), betas)
         status = jnp.max(statuses)
     conditional = adaptive.conditional()
 
     def advance(key: Array, beta: Array, path: ArrayTree) -> tuple:
-        following, sweep = gibbs_step(
-            key, as_batched(power(fk, beta)), conditional, path, num_particles, ways
-        )
-        return following, sweep.log_evidence, sweep.status
+        model = as_batched(power(fk, beta))
+        new_path, filter_trace = gibbs_step(key, model, conditional, path, num_particles, path_update)
+        return new_path, filter_trace.log_evidence, filter_trace.status
 
     def iterate(paths: ArrayTree, row: tuple) -> tuple[ArrayTree, tuple]:
         key, iteration = row
         key_step, key_swap = jax.random.split(key)
+        # Update every chain by particle Gibbs
         paths, log_evidence, statuses = jax.vmap(advance)(
             jax.random.split(key_step, num_chains), betas, paths
         )
-        totals = jax.vmap(partial(path_log_potential, fk))(paths)
-        order, proposed, accepted = _exchange(key_swap, betas, totals, iteration % 2)
+        # Exchange paths between neighbors
+        log_potentials = jax.vmap(partial(path_log_potential, fk))(paths)
+        order, proposed, accepted = _exchange(key_swap, betas, log_potentials, iteration % 2)
         paths = jax.tree.map(lambda leaf: leaf[order], paths)
         return paths, (paths, log_evidence, proposed, accepted, jnp.max(statuses))
 
     rows = jax.random.split(key_chain, num_iterations), jnp.arange(num_iterations)
     _, (paths, log_evidence, proposed, accepted, statuses) = lax.scan(iterate, references, rows)
-    proposals = jnp.maximum(jnp.sum(proposed, axis=0), 1)
-    swap_rate = (jnp.sum(accepted, axis=0) / proposals).astype(log_evidence.dtype)
-    return TemperingResult(paths, betas, log_evidence, swap_rate, jnp.maximum(status, jnp.max(statuses)))
+    num_proposed = jnp.maximum(jnp.sum(proposed, axis=0), 1)
+    return TemperingResult(
+        paths=paths,
+        inverse_temperatures=betas,
+        log_evidence=log_evidence,
+        swap_rate=(jnp.sum(accepted, axis=0) / num_proposed).astype(log_evidence.dtype),
+        status=jnp.maximum(status, jnp.max(statuses)),
+    )
 
 
-def _start(
+def _draw_reference(
     fk: FeynmanKac, adaptive: Any, num_steps: int, num_particles: int, key: Array, beta: Array
 ) -> tuple[ArrayTree, Array]:
     key_filter, key_draw = jax.random.split(key)
     model = as_batched(power(fk, beta))
-    sweep = forward(key_filter, model, adaptive, None, num_steps, num_particles, "paths")
-    return choose_path(key_draw, sweep), sweep.status
+    filter_trace = forward(key_filter, model, adaptive, None, num_steps, num_particles, "paths")
+    return choose_path(key_draw, filter_trace), filter_trace.status
 
 
 def _exchange(
-    key: Array, betas: Float[Array, " m"], totals: Float[Array, " m"], parity: Array
+    key: Array, betas: Float[Array, " m"], log_potentials: Float[Array, " m"], parity: Array
 ) -> tuple[Array, Array, Array]:
-    """Return the new order of the paths, and which neighbours (k, k + 1) were proposed and exchanged."""
+    """Return the new order of the paths, and which neighbors (k, k + 1) were proposed and exchanged."""
     pairs = jnp.arange(betas.shape[0] - 1)
-    log_ratio = (betas[:-1] - betas[1:]).astype(totals.dtype) * (totals[1:] - totals[:-1])
+    dtype = log_potentials.dtype
+    log_ratio = (betas[:-1] - betas[1:]).astype(dtype) * (log_potentials[1:] - log_potentials[:-1])
     proposed = pairs % 2 == parity
-    accepted = proposed & (jnp.log(jax.random.uniform(key, pairs.shape, totals.dtype)) < log_ratio)
+    accepted = proposed & (jnp.log(jax.random.uniform(key, pairs.shape, dtype)) < log_ratio)
     order = jnp.arange(betas.shape[0])
     up, down = jnp.append(accepted, False), jnp.insert(accepted, 0, False)
     return order + up.astype(order.dtype) - down.astype(order.dtype), proposed, accepted

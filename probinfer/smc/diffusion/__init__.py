@@ -1,4 +1,4 @@
-"""Scores of diffusion models as parts of new models: powers and products of the distributions that they belong to.
+"""Samplers of powers and products of distributions, from the scores of diffusion models.
 
-Start with ``correctors`` (``composed`` and ``sample_composed``); ``noise`` says how data are noised.
+Start with ``correctors`` (``composed`` and ``sample_composed``); ``noise`` defines the noising processes.
 """

@@ -1,13 +1,13 @@
-r"""Feynman-Kac correctors: score-based samplers of powers and products of the laws their scores belong to.
+r"""Feynman-Kac correctors: score-based samplers of powers and products of distributions.
 
-Scores :math:`s_i(x, t)` of K diffusion models, noised in one way, are given; wanted is the law
+Given are the scores :math:`s_i(x, t)` of K diffusion models with one noising process; the target is
 
 .. math:: q \propto \prod_i p_i^{a_i}: \quad p^\beta;\; p_1 p_2;\; p_1^{1-w} p_2^{w}\ (\text{guidance}).
 
-To follow the reverse diffusion with the summed score :math:`S=\sum_i a_i s_i` does not sample it: the sum is the
-score of :math:`q_\sigma\propto\prod_i p_{i,\sigma}^{a_i}` at every noise level, but the laws :math:`q_\sigma` are not
-those of one noising process. Particles that follow it need weights. In the coordinates y = x / signal(t), where
-noise of variance :math:`\sigma^2` is added to the data and nothing else, let u be the variance taken away so far,
+The reverse diffusion with the summed score :math:`S=\sum_i a_i s_i` does not sample it: the sum is the score of
+:math:`q_\sigma\propto\prod_i p_{i,\sigma}^{a_i}` at every noise level, but the :math:`q_\sigma` are not the marginals
+of one noising process. Particles that follow it need weights. In the coordinates y = x / signal(t) noise of variance
+:math:`\sigma^2` is added to the data and nothing else. Let u be the variance removed so far,
 :math:`du=-d\sigma^2`. The heat equation :math:`\partial_u p_i=-\tfrac12\Delta p_i` gives
 
 .. math:: \partial_u\log\prod_i p_i^{a_i} = -\tfrac12\Big(\nabla\!\cdot S + \sum_i a_i|s_i|^2\Big),
@@ -18,11 +18,11 @@ and weighted particles :math:`dY = v\,du + dW_u,\; d\log w = h\,du` have density
 
 .. math:: h = \tfrac12\Big(|S|^2 - \sum_i a_i |s_i|^2\Big) + b\,\big(d + (y-m)\cdot S\big).
 
-Here :math:`b=(A-1)/2V`, where :math:`A=\sum_i a_i` and m and :math:`V=\sigma^2+\tau^2` are centre and variance of the
-noised data: while the experts are about normal, h is then the same for all particles and
-:math:`z=(y-m)/\sqrt V` an Ornstein-Uhlenbeck process at its stationary law N(0, 1/A), which is stepped exactly.
+Here :math:`b=(A-1)/2V`, where :math:`A=\sum_i a_i`, and m and :math:`V=\sigma^2+\tau^2` are center and variance of the
+noised data. As long as the experts are about normal, h is the same for all particles and :math:`z=(y-m)/\sqrt V` is an
+Ornstein-Uhlenbeck process at its stationary distribution N(0, 1/A), whose steps are exact.
 
-Only scores are evaluated. The normaliser :math:`\int\prod_i p_i^{a_i}` is estimated too.
+Only scores are evaluated. The normalizing constant :math:`\int\prod_i p_i^{a_i}` is estimated too.
 
 References:
     Skreta, Akhound-Sadegh, Ohanesian, Bondesan, Aspuru-Guzik, Doucet, Brekelmans, Tong and Neklyudov (2025),
@@ -49,20 +49,20 @@ from probinfer.smc.models.feynman_kac import BatchedFeynmanKac
 
 __all__ = ["Composition", "composed", "drift_and_rate", "sample_composed"]
 
-_PROBES = 32  # points at which scores are looked at to find centre and scale of the data
+_NUM_PROBES = 32  # points at which scores are evaluated to find center and scale of the data
 
 
 @pytree
 class Composition:
-    """What is composed, and along which noise levels.
+    """The experts, their exponents and the noise levels.
 
     Attributes:
         diffusion: how the data were noised.
         score_fns: K functions (x, t) -> score.
         exponents: (K,).
-        levels: (T,) falling standard deviations of the noise, in units of the data.
-        centre: m, of shape ``shape``.
-        width: tau^2, a scalar.
+        noise_levels: (T,) decreasing standard deviations of the noise, in units of the data.
+        center: m, of shape ``shape``.
+        data_variance: tau^2, a scalar.
         corrected: whether particles are weighed.
         shape: of one position.
     """
@@ -70,9 +70,9 @@ class Composition:
     diffusion: Any
     score_fns: Any
     exponents: Any
-    levels: Any
-    centre: Any
-    width: Any
+    noise_levels: Any
+    center: Any
+    data_variance: Any
     corrected: Any
     shape: tuple = field(static=True)
 
@@ -86,14 +86,14 @@ def composed(
     *,
     corrected: bool = True,
 ) -> BatchedFeynmanKac:
-    r"""Return the model whose last particles have the law :math:`\prod_i p_i^{a_i}`, for ``particle_filter``.
+    r"""Return the model whose last particles have the density :math:`\prod_i p_i^{a_i}`, for ``particle_filter``.
 
-    Step 0 draws from the normal law that :math:`q_\sigma` tends to at large noise; each further step lowers the noise
-    by the same factor, by Heun's rule for what is not normal: two evaluations of every score a particle. For smooth
-    scores the error of the law falls with the square of the number of steps. The law reached is that of the experts
-    with the smallest noise still on them, in units of the data; at the largest noise the experts are taken for round
-    normal laws, a relative error of the order (scale of the data / largest noise)^2. Centre and scale of the data are
-    found from the scores; they matter for the variance of the weights, not for the law.
+    Step 0 draws from the normal distribution that :math:`q_\sigma` tends to at large noise. Each further step lowers
+    the noise by the same factor, by Heun's rule for the nonlinear part: two evaluations of every score per particle.
+    For smooth scores the error of the distribution falls with the square of the number of steps. The experts are
+    sampled with the smallest noise added to them, in units of the data. At the largest noise they are taken as
+    isotropic normal distributions, with a relative error of the order (scale of the data / largest noise)^2. Center
+    and scale of the data are found from the scores; they affect the variance of the weights, not the target.
 
     Memory: N positions and K scores each.
 
@@ -101,18 +101,18 @@ def composed(
         diffusion: how the data of all the experts were noised: ``VarianceExploding`` or ``VariancePreserving``.
         score_fns: ``score_fn(x, t)``, the gradient in x of the log density of the noised data, for one x of the given
             shape, in the coordinates and at the times of ``diffusion``. Data are bound with ``jax.tree_util.Partial``.
-        exponents: (K,); negative ones are allowed, their sum is positive.
+        exponents: (K,); single ones may be negative, their sum must be positive.
         shape: of a position.
-        num_steps: T, how many noise levels; hand the same number to ``particle_filter``.
-        corrected: False: particles are not weighed, which is not a sample of the product; to compare.
+        num_steps: T, how many noise levels; give the same number to ``particle_filter``.
+        corrected: False: particles are not weighed, and do not sample the product; for comparison.
 
     Returns:
         The model. Its particles are in units of the data, (N, *shape); its evidence is the integral of the product.
 
     Raises:
-        TypeError: ``diffusion`` or a score is something else, or ``num_steps`` no integer.
-        ValueError: no scores, not one exponent each, a sum of exponents that is not positive and finite, a score of
-            another shape, or steps too long for Heun's rule to be stable.
+        TypeError: ``diffusion`` is not a noising process, a score not a function, or ``num_steps`` not an integer.
+        ValueError: no scores, not one exponent for each, a sum of exponents that is not positive and finite, a score
+            of another shape, or steps too long for Heun's rule to be stable.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -121,7 +121,7 @@ def composed(
         ...     return -x / (1 + t**2)
         >>> model = smc.composed(smc.VarianceExploding(0.01, 50.0), [score], [4.0], (1,), 60)
         >>> result = smc.particle_filter(jax.random.key(0), model, 60, 4000, store="none")
-        >>> bool(abs(jnp.std(result.particles) - 0.5) < 0.1)  # N(0, 1)^4 is N(0, 1/4), unnormalised
+        >>> bool(abs(jnp.std(result.particles) - 0.5) < 0.1)  # N(0, 1)^4 is N(0, 1/4), unnormalized
         True
     """
     if not isinstance(diffusion, (VarianceExploding, VariancePreserving)):
@@ -134,12 +134,18 @@ def composed(
     score_fns = _checked_scores(score_fns, exponents, tuple(shape), dtype)
     low, high = diffusion.noise_range()
     _check_exponents(exponents, float(high) / float(low), num_steps)
-    levels = jnp.geomspace(high, low, num_steps, dtype=dtype)
-    start = jnp.zeros(tuple(shape), dtype), jnp.zeros((), dtype)
-    model = _located(
-        Composition(diffusion, score_fns, exponents, levels, *start, jnp.asarray(corrected), tuple(shape))
+    composition = Composition(
+        diffusion=diffusion,
+        score_fns=score_fns,
+        exponents=exponents,
+        noise_levels=jnp.geomspace(high, low, num_steps, dtype=dtype),
+        center=jnp.zeros(tuple(shape), dtype),
+        data_variance=jnp.zeros((), dtype),
+        corrected=jnp.asarray(corrected),
+        shape=tuple(shape),
     )
-    return BatchedFeynmanKac(Partial(_init, model), Partial(_extend, model))
+    composition = _fit_location_and_scale(composition)
+    return BatchedFeynmanKac(Partial(_init, composition), Partial(_extend, composition))
 
 
 def sample_composed(
@@ -166,10 +172,10 @@ def sample_composed(
         corrected: whether particles are weighed.
 
     Returns:
-        ``particles`` (N, *shape), ``log_weights`` (N,), ``log_evidence`` and ``status``; nothing of the past is kept.
+        ``particles`` (N, *shape), ``log_weights`` (N,), ``log_evidence`` and ``status``; nothing of the past is stored.
 
     Raises:
-        TypeError: not a key, and as ``composed``.
+        TypeError: ``key`` is not a key; as ``composed``.
         ValueError: as ``composed`` and ``particle_filter``.
     """
     check_key(key)
@@ -178,111 +184,124 @@ def sample_composed(
 
 
 def drift_and_rate(
-    model: Composition, y: Float[Array, "*event"], level: Float[Array, ""]
+    composition: Composition, y: Float[Array, "*event"], noise_level: Float[Array, ""]
 ) -> tuple[Float[Array, "*event"], Float[Array, ""]]:
-    r"""Return v and h of the module's equations at a noise level.
+    r"""Return v and h of the equations of the module at a noise level.
 
     Args:
-        model: what is composed.
+        composition: experts and exponents.
         y: position, in units of the data.
-        level: standard deviation of the noise, in the same units.
+        noise_level: standard deviation of the noise, in the same units.
     """
-    scores = _scores(model, y, level)
-    drift = jnp.tensordot(model.exponents, scores, 1)
+    scores = _scores(composition, y, noise_level)
+    exponents, dimension = composition.exponents, math.prod(composition.shape)
+    summed_score = jnp.tensordot(exponents, scores, 1)
     squares = jnp.sum(scores.reshape(scores.shape[0], -1) ** 2, axis=1)
-    rate = 0.5 * (jnp.sum(drift**2) - jnp.sum(model.exponents * squares))
-    centred = y - model.centre
-    pull = 0.5 * (jnp.sum(model.exponents) - 1) / (level**2 + model.width)
-    return drift + pull * centred, rate + pull * (math.prod(model.shape) + jnp.sum(centred * drift))
+    rate = 0.5 * (jnp.sum(summed_score**2) - jnp.sum(exponents * squares))
+    centered = y - composition.center
+    b = 0.5 * (jnp.sum(exponents) - 1) / (noise_level**2 + composition.data_variance)
+    return summed_score + b * centered, rate + b * (dimension + jnp.sum(centered * summed_score))
 
 
-def _scores(model: Composition, y: Array, level: Array) -> Array:
-    """Scores (K, ...) in units of the data: the density of y = x / signal has the score signal * s(signal * y)."""
-    time = model.diffusion.time(level)
-    signal = model.diffusion.signal(time)
-    return signal * jnp.stack([score_fn(signal * y, time) for score_fn in model.score_fns])
+def _scores(composition: Composition, y: Array, noise_level: Array) -> Array:
+    """Return the scores (K, ...) in units of the data: that of y = x / signal is signal * s(signal * y)."""
+    time = composition.diffusion.time(noise_level)
+    signal = composition.diffusion.signal(time)
+    return signal * jnp.stack([score_fn(signal * y, time) for score_fn in composition.score_fns])
 
 
 @jax.jit
-def _located(model: Composition) -> Composition:
-    r"""Fill in centre and width: S is about :math:`-A(y-m)/V` where the noise is as wide as the data.
+def _fit_location_and_scale(composition: Composition) -> Composition:
+    r"""Return the composition with center m and data variance: S is about :math:`-A(y-m)/V` if noise hides the data.
 
-    From the largest noise down, slope and zero of S are fitted over points of :math:`N(m, V/A)`, until the width found
-    is that of the noise.
+    From the largest noise down, slope and zero of S are fitted at points of :math:`N(m, V/A)`, until the fitted
+    variance of the data exceeds that of the noise.
     """
-    total = jnp.sum(model.exponents)
-    half = jax.random.normal(jax.random.key(0), (_PROBES // 2, *model.shape), model.levels.dtype)
+    total = jnp.sum(composition.exponents)
+    dtype = composition.noise_levels.dtype
+    half = jax.random.normal(jax.random.key(0), (_NUM_PROBES // 2, *composition.shape), dtype)
     probes = jnp.concatenate([half, -half])
 
-    def down(carry: tuple, level: Array) -> tuple[tuple, None]:
-        centre, width, found = carry
-        variance = level**2 + width
-        spread = jnp.sqrt(variance / total)
-        scores = jax.vmap(lambda probe: _scores(model, centre + spread * probe, level))(probes)
-        drift = jnp.tensordot(scores, model.exponents, ((1,), (0,)))
-        slope = jnp.sum(drift * probes) / (spread * jnp.sum(probes**2))
-        fitted = jnp.maximum(-total / slope - level**2, 0)
-        fitted = jnp.where(
-            slope < 0, fitted, jnp.maximum(width, level**2)
-        )  # the modes fall apart: wider than the noise
-        usable = ~found & jnp.isfinite(fitted) & jnp.all(jnp.isfinite(drift))
-        centre = jnp.where(usable, centre + jnp.mean(drift, axis=0) * variance / total, centre)
-        width = jnp.where(usable, fitted, width)
-        return (centre, width, found | (width >= level**2)), None
+    def update(carry: tuple, noise_level: Array) -> tuple[tuple, None]:
+        center, data_variance, finished = carry
+        variance = noise_level**2 + data_variance
+        scale = jnp.sqrt(variance / total)
+        scores = jax.vmap(lambda probe: _scores(composition, center + scale * probe, noise_level))(probes)
+        summed_score = jnp.tensordot(scores, composition.exponents, ((1,), (0,)))
+        slope = jnp.sum(summed_score * probes) / (scale * jnp.sum(probes**2))
+        fitted = jnp.maximum(-total / slope - noise_level**2, 0)
+        # a positive slope: the modes have separated, so that the data are wider than the noise
+        fitted = jnp.where(slope < 0, fitted, jnp.maximum(data_variance, noise_level**2))
+        usable = ~finished & jnp.isfinite(fitted) & jnp.all(jnp.isfinite(summed_score))
+        center = jnp.where(usable, center + jnp.mean(summed_score, axis=0) * variance / total, center)
+        data_variance = jnp.where(usable, fitted, data_variance)
+        return (center, data_variance, finished | (data_variance >= noise_level**2)), None
 
-    (centre, width, _), _ = jax.lax.scan(down, (model.centre, model.width, jnp.zeros((), bool)), model.levels)
-    return dataclasses.replace(model, centre=centre, width=width)
+    start = composition.center, composition.data_variance, jnp.zeros((), bool)
+    (center, data_variance, _), _ = jax.lax.scan(update, start, composition.noise_levels)
+    return dataclasses.replace(composition, center=center, data_variance=data_variance)
 
 
-def _init(model: Composition, key: PRNGKey, num: int, reference: ArrayTree = None) -> tuple[Array, Array]:
+def _init(
+    composition: Composition, key: PRNGKey, num_particles: int, reference: ArrayTree = None
+) -> tuple[Array, Array]:
     r"""At the largest noise expert i is about :math:`N(m_i, V I)`, where :math:`m_i=m+V s_i(m)`."""
-    _refuse(reference)
-    level, exponents = model.levels[0], model.exponents
-    variance, total, dimension = level**2 + model.width, jnp.sum(exponents), math.prod(model.shape)
-    shifts = variance * _scores(model, model.centre, level)
+    _refuse_reference(reference)
+    noise_level, exponents = composition.noise_levels[0], composition.exponents
+    dimension = math.prod(composition.shape)
+    variance, total = noise_level**2 + composition.data_variance, jnp.sum(exponents)
+
+    # The product of the experts is N(m + shift, V/A) times its integral
+    shifts = variance * _scores(composition, composition.center, noise_level)
     shift = jnp.tensordot(exponents, shifts, 1) / total
-    noise = jax.random.normal(key, (num, *model.shape), level.dtype)
     squares = jnp.sum(shifts.reshape(shifts.shape[0], -1) ** 2, axis=1)
-    conflict = (jnp.sum(exponents * squares) - total * jnp.sum(shift**2)) / variance
-    log_integral = dimension * ((1 - total) * jnp.log(2 * jnp.pi * variance) - jnp.log(total)) - conflict
-    weights = jnp.broadcast_to(0.5 * log_integral, (num,))
-    particles = model.centre + shift + jnp.sqrt(variance / total) * noise
-    return particles, jnp.where(model.corrected, weights, 0)
+    disagreement = (jnp.sum(exponents * squares) - total * jnp.sum(shift**2)) / variance
+    twice_log_integral = (
+        dimension * ((1 - total) * jnp.log(2 * jnp.pi * variance) - jnp.log(total)) - disagreement
+    )
+
+    noise = jax.random.normal(key, (num_particles, *composition.shape), noise_level.dtype)
+    particles = composition.center + shift + jnp.sqrt(variance / total) * noise
+    log_weights = jnp.broadcast_to(0.5 * twice_log_integral, (num_particles,))
+    return particles, jnp.where(composition.corrected, log_weights, 0)
 
 
 def _extend(
-    model: Composition, key: PRNGKey, particles: Array, t: Array, reference: ArrayTree = None
+    composition: Composition, key: PRNGKey, particles: Array, t: Array, reference: ArrayTree = None
 ) -> tuple[Array, Array]:
-    r"""In :math:`z=(y-m)/\sqrt V`: :math:`dz=(-\tfrac A2z+R)\,d\lambda+dB,\;d\lambda=-d\log V`; R = 0 for normal laws.
+    r"""In :math:`z=(y-m)/\sqrt V`: :math:`dz=(-\tfrac A2z+R)\,d\lambda+dB,\;d\lambda=-d\log V`.
 
-    The linear part is solved exactly. Heun's rule for R and the log weight is of weak order 2: the noise is additive.
+    R is zero for normal experts. The linear part is solved exactly. Heun's rule for R and the log weight is of weak
+    order 2, since the noise is additive.
     """
-    _refuse(reference)
-    levels, total = (model.levels[t - 1], model.levels[t]), jnp.sum(model.exponents)
-    roots = [jnp.sqrt(level**2 + model.width) for level in levels]
-    span = 2 * jnp.log(roots[0] / roots[1])
-    decay, gain = jnp.exp(-total * span / 2), -jnp.expm1(-total * span / 2) * 2 / total
+    _refuse_reference(reference)
+    center, total = composition.center, jnp.sum(composition.exponents)
+    noise_levels = composition.noise_levels[t - 1], composition.noise_levels[t]
+    scales = [jnp.sqrt(noise_level**2 + composition.data_variance) for noise_level in noise_levels]
+    step_size = 2 * jnp.log(scales[0] / scales[1])
+    # Ornstein-Uhlenbeck: factor of z, integrated factor of R, standard deviation of the noise
+    decay, gain = jnp.exp(-total * step_size / 2), -jnp.expm1(-total * step_size / 2) * 2 / total
     noises = jax.random.normal(key, particles.shape, particles.dtype) * jnp.sqrt(
-        -jnp.expm1(-total * span) / total
+        -jnp.expm1(-total * step_size) / total
     )
 
-    def rest(z: Array, which: int) -> tuple[Array, Array]:
-        drift, rate = drift_and_rate(model, model.centre + roots[which] * z, levels[which])
-        return roots[which] * drift + 0.5 * (total + 1) * z, roots[which] ** 2 * rate
+    def remainder_and_rate(z: Array, i: int) -> tuple[Array, Array]:
+        drift, rate = drift_and_rate(composition, center + scales[i] * z, noise_levels[i])
+        return scales[i] * drift + 0.5 * (total + 1) * z, scales[i] ** 2 * rate
 
-    def one(y: Array, noise: Array) -> tuple[Array, Array]:
-        z = (y - model.centre) / roots[0]
-        free = decay * z + noise
-        here, rate = rest(z, 0)
-        there, rate_there = rest(free + gain * here, 1)
-        z = free + 0.5 * gain * (here + there)
-        return model.centre + roots[1] * z, 0.5 * span * (rate + rate_there)
+    def heun_step(y: Array, noise: Array) -> tuple[Array, Array]:
+        z = (y - center) / scales[0]
+        linear = decay * z + noise
+        remainder, rate = remainder_and_rate(z, 0)
+        next_remainder, next_rate = remainder_and_rate(linear + gain * remainder, 1)
+        z = linear + 0.5 * gain * (remainder + next_remainder)
+        return center + scales[1] * z, 0.5 * step_size * (rate + next_rate)
 
-    moved, increments = jax.vmap(one)(particles, noises)
-    return moved, jnp.where(model.corrected, increments, 0)
+    propagated, increments = jax.vmap(heun_step)(particles, noises)
+    return propagated, jnp.where(composition.corrected, increments, 0)
 
 
-def _refuse(reference: ArrayTree) -> None:
+def _refuse_reference(reference: ArrayTree) -> None:
     if reference is not None:
         raise ValueError(
             "a composed sampler cannot follow a reference path: its weights depend on the noise, not on positions "
@@ -300,19 +319,23 @@ def _checked_scores(score_fns: Any, exponents: Array, shape: tuple, dtype: Any) 
             f"{exponents.shape}"
         )
     partials = tuple(as_partial(fn) for fn in score_fns)
-    given = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), dtype)
-    for number, fn in enumerate(partials):
-        found = jax.eval_shape(fn, *given)
-        if getattr(found, "shape", None) != shape:
+    x_and_t = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), dtype)
+    for i, fn in enumerate(partials):
+        score = jax.eval_shape(fn, *x_and_t)
+        if getattr(score, "shape", None) != shape:
             raise ValueError(
-                f"score {number} must have the shape of a position, {shape}, got {found}; it is called for one "
-                "position at a time"
+                f"score {i} must have the shape of a position, {shape}, got {score}; it is called for one position at "
+                "a time"
             )
     return partials
 
 
-def _check_exponents(exponents: Array, span: float, num_steps: int) -> None:
-    """The drift of the noise alone is -a y / sigma^2: Heun's rule is stable up to a (1 - ratio^2) = 2."""
+def _check_exponents(exponents: Array, noise_ratio: float, num_steps: int) -> None:
+    """Check that Heun's rule is stable.
+
+    The drift of the noise alone is -a y / sigma^2: a (1 - r^2) must be at most 2, with r the ratio of successive noise
+    levels. ``noise_ratio`` is that of the largest level to the smallest.
+    """
     if isinstance(exponents, jax.core.Tracer):
         return
     values = np.asarray(exponents, float)
@@ -321,9 +344,9 @@ def _check_exponents(exponents: Array, span: float, num_steps: int) -> None:
             f"the exponents must be finite and their sum positive, or the product has no integral, got {values}"
         )
     total = float(np.sum(np.maximum(values, 0)))
-    least = 2 if total <= 2 else math.ceil(1 - 2 * math.log(span) / math.log1p(-2 / total))
-    if num_steps < least:
+    min_steps = 2 if total <= 2 else math.ceil(1 - 2 * math.log(noise_ratio) / math.log1p(-2 / total))
+    if num_steps < min_steps:
         raise ValueError(
-            f"num_steps must be at least {least} for the exponents {values} and noise that falls by a factor of "
-            f"{span:.3g}, got {num_steps}: longer steps are unstable"
+            f"num_steps must be at least {min_steps} for the exponents {values} and noise that falls by a factor of "
+            f"{noise_ratio:.3g}, got {num_steps}: longer steps are unstable"
         )

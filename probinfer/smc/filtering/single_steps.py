@@ -1,6 +1,6 @@
-"""A pass of particles with somebody looking on: each step is one compiled call, and between steps Python may act.
+"""A pass of particles that calls a Python function after every step; each step is one compiled call.
 
-The numbers are those of ``forward``, as the keys are the same; only what is compiled together differs.
+Keys and numbers are those of ``forward``; only what is compiled together differs.
 """
 
 from __future__ import annotations
@@ -13,53 +13,60 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.status import Status
-from probinfer.core.types import Array
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, Scalar
 from probinfer.numerics import weights
-from probinfer.smc.filtering.forward_pass import State, Sweep, first_step, next_step, to_sweep
+from probinfer.smc.filtering.forward_pass import first_step, next_step
+from probinfer.smc.filtering.traces import (
+    FilterState,
+    FilterTrace,
+    log_evidence_of,
+    to_filter_trace,
+    with_identity_after,
+)
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac
 
-__all__ = ["Seen", "watched"]
+__all__ = ["StepSnapshot", "forward_with_callback"]
 
 
-class Seen(NamedTuple):
-    """What an onlooker sees after a step.
+class StepSnapshot(NamedTuple):
+    """What a step callback receives.
 
     Attributes:
         t: number of the step, a Python int.
-        particles: after it; read what you need, as the next step may change them in place.
-        log_weights: (N,), unnormalised.
-        log_evidence: ().
-        ess: () effective sample size.
+        particles: after the step; read what you need, as the next step may change them in place.
+        log_weights: (N,), unnormalized.
+        log_evidence: of the steps so far.
+        ess: effective sample size.
         ancestors: (N,) the parents of the particles, at step t - 1.
-        resampled: () whether the step began with resampling.
+        resampled: whether the step began with resampling.
     """
 
     t: int
-    particles: Any
-    log_weights: Array
-    log_evidence: Array
-    ess: Array
-    ancestors: Array
-    resampled: Array
+    particles: ArrayTree
+    log_weights: Float[Array, " N"]
+    log_evidence: Scalar
+    ess: Scalar
+    ancestors: Int[Array, " N"]
+    resampled: Bool[Array, ""]
 
 
-_first = jax.jit(first_step, static_argnums=2)
+_first_step = jax.jit(first_step, static_argnums=2)
 
 
 @partial(jax.jit, donate_argnums=2)
-def _next(model: BatchedFeynmanKac, adaptive: Any, state: State, t: Array, key: Array) -> tuple:
+def _next_step(model: BatchedFeynmanKac, adaptive: Any, state: FilterState, t: Array, key: Array) -> tuple:
     return next_step(model, adaptive, None, False, "paths", state, t, key)
 
 
-def watched(
+def forward_with_callback(
     key: Array,
     model: BatchedFeynmanKac,
     adaptive: Any,
     num_steps: int,
     num_particles: int,
-    watch: Callable[[Seen], Any],
-) -> Sweep:
-    """Run ``forward(..., keep="paths")`` without a reference, calling ``watch`` after every step.
+    step_callback: Callable[[StepSnapshot], Any],
+) -> FilterTrace:
+    """Run ``forward(..., store="paths")`` without a reference, calling ``step_callback`` after every step.
 
     Args:
         key: random key.
@@ -67,55 +74,62 @@ def watched(
         adaptive: when and how to resample.
         num_steps: T.
         num_particles: N.
-        watch: called with ``Seen``; a true return value ends the pass after this step.
+        step_callback: called with a ``StepSnapshot``; a true return value ends the pass after this step.
     """
     key_init, key_steps = jax.random.split(key)
-    state = _first(key_init, model, num_particles, None)
+    state = _first_step(key_init, model, num_particles, None)
     keys = jax.random.split(key_steps, num_steps)[1:]
-    own = jnp.arange(num_particles, dtype=jnp.int32)
-    records, rows = jax.tree.map(jnp.copy, model.records(state.particles)), []
-    stop = watch(_seen(0, state, own, jnp.asarray(False)))
+    identity = jnp.arange(num_particles, dtype=jnp.int32)
+    first_records = jax.tree.map(
+        jnp.copy, model.records(state.particles)
+    )  # the next step donates its particles
+    rows: list = []
+    stop = step_callback(_snapshot(0, state, identity, jnp.asarray(False)))
     for t in range(1, num_steps):
-        if stop or int(state.status) != int(Status.OK) or _over(model, state):
+        if stop or int(state.status) != int(Status.OK) or _all_done(model, state):
             break
-        state, row = _next(model, adaptive, state, jnp.int32(t), keys[t - 1])
+        state, row = _next_step(model, adaptive, state, jnp.int32(t), keys[t - 1])
         rows.append(row)
-        stop = watch(_seen(t, state, row.ancestors, row.resampled))
-    return _collected(model, adaptive, state, rows, records, num_steps)
+        stop = step_callback(_snapshot(t, state, row.ancestors, row.resampled))
+    return _collect(model, adaptive, state, rows, first_records, num_steps)
 
 
-def _seen(t: int, state: State, ancestors: Array, resampled: Array) -> Seen:
-    log_evidence = state.log_factor + (state.log_rest + weights.log_mean_exp(state.log_weights))
-    log_weights = state.log_weights + state.log_factor
-    return Seen(
-        t, state.particles, log_weights, log_evidence, weights.ess(state.log_weights), ancestors, resampled
+def _snapshot(t: int, state: FilterState, ancestors: Array, resampled: Array) -> StepSnapshot:
+    return StepSnapshot(
+        t=t,
+        particles=state.particles,
+        log_weights=state.log_weights + state.log_factor,
+        log_evidence=log_evidence_of(state),
+        ess=weights.ess(state.log_weights),
+        ancestors=ancestors,
+        resampled=resampled,
     )
 
 
-def _over(model: BatchedFeynmanKac, state: State) -> bool:
+def _all_done(model: BatchedFeynmanKac, state: FilterState) -> bool:
     if model.done is None:
         return False
     return bool(jnp.all(model.done(state.particles) | (state.log_weights == -jnp.inf)))
 
 
-def _collected(
-    model: BatchedFeynmanKac, adaptive: Any, state: State, rows: list, first_records: Any, num_steps: int
-) -> Sweep:
-    """The pass from its rows; those of steps that did not run are zero."""
+def _collect(
+    model: BatchedFeynmanKac,
+    adaptive: Any,
+    state: FilterState,
+    rows: list,
+    first_records: ArrayTree,
+    num_steps: int,
+) -> FilterTrace:
+    """Stack the rows of the steps; those of steps that did not run are zero."""
     step = partial(next_step, model, adaptive, None, False, "paths")
     shapes = jax.eval_shape(step, state, jnp.int32(1), jax.random.key(0))[1]
-    ran = len(rows) + 1
-    missing = num_steps - ran
-    whole = jax.tree.map(
-        lambda leaf, *taken: (
-            jnp.stack([*taken, *[jnp.zeros(leaf.shape, leaf.dtype)] * missing])
-            if taken or missing
-            else jnp.zeros((0, *leaf.shape), leaf.dtype)
-        ),
-        shapes,
-        *rows,
-    )
-    identity = jnp.arange(state.log_weights.shape[0], dtype=jnp.int32)
-    late = jnp.arange(1, num_steps)[:, None] >= ran
-    whole = whole._replace(ancestors=jnp.where(late, identity, whole.ancestors))
-    return to_sweep(state, whole, jnp.int32(ran), first_records, None)
+    num_run = len(rows) + 1
+    num_missing = num_steps - num_run
+
+    def stack(shape: Any, *values: Array) -> Array:
+        if not values and not num_missing:
+            return jnp.zeros((0, *shape.shape), shape.dtype)
+        return jnp.stack([*values, *[jnp.zeros(shape.shape, shape.dtype)] * num_missing])
+
+    stacked = with_identity_after(jax.tree.map(stack, shapes, *rows), num_run)
+    return to_filter_trace(state, stacked, jnp.int32(num_run), first_records, None)

@@ -1,9 +1,9 @@
-r"""Filtering one observation at a time: the state is a fixed number of arrays, however long the stream.
+r"""Filtering one observation at a time: the state has the same arrays however long the stream is.
 
 A step of ``online`` is a step of ``particle_filter``, so the particles and weights are the same numbers: with
 ``key_init, key_steps = jax.random.split(key)`` and ``keys = jax.random.split(key_steps, T)``, the calls
 ``init(key_init, y[0])`` and ``step(keys[t], state, y[t])``, t = 1 ... T-1, do what ``particle_filter(key, ...)`` does.
-The log evidence is summed with compensation: a million steps cost float32 no digits.
+The log evidence is a compensated sum: a million steps lose no digits in float32.
 """
 
 from __future__ import annotations
@@ -16,65 +16,66 @@ import jax.numpy as jnp
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 from probinfer.numerics import weights
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward_pass import State, first_step, next_step
+from probinfer.smc.filtering.forward_pass import first_step, next_step
+from probinfer.smc.filtering.traces import FilterState, failed_value
 from probinfer.smc.models.feynman_kac import as_batched
 
 __all__ = ["OnlineInfo", "OnlineState", "online"]
 
 
 class OnlineState(NamedTuple):
-    r"""What the next observation needs; arrays of fixed shapes, to be saved, stacked or mapped over.
+    r"""Weighted particles after an observation, in arrays of fixed shapes, to be saved, stacked or mapped over.
 
     Attributes:
         particles: those of the last step, leaves (N, ...).
         log_weights: (N,); the log of their mean is the log of :math:`p(y_t\mid y_{0:t-1})`.
         log_evidence: of all observations so far; minus infinity once all particles died, NaN once a weight was NaN or
             plus infinity.
-        t: how many observations were taken in.
+        t: how many observations were processed.
         status: ``OK``, ``DEGENERATE_WEIGHTS`` or ``NON_FINITE``. After a failure the particles stay those before it
-            and further observations change nothing: begin anew, or widen the law of the observations.
+            and further observations change nothing: start again, or widen the distribution of the observations.
         stopped_at: the step that failed, -1 if none did.
         recent: the last L + 1 records of the path of each particle, leaves (L + 1, N, ...), oldest first, weighted by
-            ``log_weights``; row 0 is the state :math:`x_{t-L}` given :math:`y_{0:t}`. In the first L steps x_0 stands
-            for what came before it. None where L = 0.
+            ``log_weights``; row 0 is the state :math:`x_{t-L}` given :math:`y_{0:t}`. In the first L steps x_0 fills
+            the rows before it. None if L = 0.
         log_past: log evidence without the last observation, and what its rounding lost, (2,).
     """
 
     particles: ArrayTree
-    log_weights: Array
-    log_evidence: Array
-    t: Array
-    status: Array
-    stopped_at: Array
+    log_weights: Float[Array, " N"]
+    log_evidence: Scalar
+    t: Int[Array, ""]
+    status: Int[Array, ""]
+    stopped_at: Int[Array, ""]
     recent: ArrayTree | None
-    log_past: Array
+    log_past: Float[Array, " 2"]
 
 
 class OnlineInfo(NamedTuple):
-    r"""What one observation said.
+    r"""Diagnostics of one step.
 
     Attributes:
         log_evidence: log of the estimate of :math:`p(y_{0:t})`.
-        log_predictive: log of that of :math:`p(y_t\mid y_{0:t-1})`.
+        log_predictive: log of the estimate of :math:`p(y_t\mid y_{0:t-1})`.
         ess: effective sample size after the step, 0 after a failure.
-        resampled: whether the particles come from a resampling.
-        ancestors: (N,), which particle of the step before each one continues.
+        resampled: whether the step began with resampling.
+        ancestors: (N,), the parents of the particles, in the previous step.
         status: that of the state.
     """
 
-    log_evidence: Array
-    log_predictive: Array
-    ess: Array
-    resampled: Array
-    ancestors: Array | None
-    status: Array
+    log_evidence: Scalar
+    log_predictive: Scalar
+    ess: Scalar
+    resampled: Bool[Array, ""]
+    ancestors: Int[Array, " N"] | None
+    status: Int[Array, ""]
 
 
 @pytree
-class _Config:
+class _OnlineConfig:
     model_fn: Any
     adaptive: Any
     num_particles: int = field(static=True)
@@ -89,15 +90,15 @@ def online(
     resampling: Any = "systematic",
     ess_threshold: Any = 0.5,
 ) -> Algorithm:
-    r"""Return a particle filter that takes one observation a step, in constant memory.
+    r"""Return a particle filter that takes one observation per step, in constant memory.
 
-    ``init(key, observation) -> state`` takes in :math:`y_0`, ``step(key, state, observation) -> (state, info)`` the
-    next ones. Both are compiled once for all steps, may be vmapped over keys, states and observations, and run in a
+    ``init(key, observation) -> state`` processes :math:`y_0`, ``step(key, state, observation) -> (state, info)`` each
+    later observation. Both are compiled once for all steps, vmap over keys, states and observations, and run in a
     ``lax.scan``. The number of steps is counted in 32 bits.
 
     Args:
         model_fn: ``model_fn(observation) -> model``, a ``FeynmanKac`` or ``BatchedFeynmanKac`` of which only the
-            potential looks at the observation: ``smc.observing(initial, transition, observation)`` makes one. Bind
+            potential depends on the observation: ``smc.observing(initial, transition, observation)`` makes one. Bind
             parameters with ``jax.tree_util.Partial``.
         num_particles: N.
         lag: L >= 0: smooth the last L states by the paths of the particles. Costs (L + 1) N records, copied at
@@ -106,8 +107,8 @@ def online(
         ess_threshold: as for ``particle_filter``.
 
     Raises:
-        TypeError: ``model_fn`` is no function, or ``lag`` no integer; at the first call: it returns no model, a key is
-            none.
+        TypeError: ``model_fn`` is not a function, or ``lag`` not an integer; at the first call: ``model_fn`` returns
+            something other than a model, or ``key`` is not a key.
         ValueError: ``num_particles`` below 1, ``lag`` below 0, an unknown scheme.
 
     References:
@@ -117,10 +118,10 @@ def online(
         >>> import jax, numpyro.distributions as dist
         >>> from probinfer import smc
         >>> def walk(x, t): return dist.Normal(0.9 * x, 0.5)
-        >>> def seen(x, t): return dist.Normal(x, 1.0)
-        >>> filtering = smc.online(smc.observing(dist.Normal(0.0, 1.0), walk, seen), 100)
-        >>> state = filtering.init(jax.random.key(0), 0.3)
-        >>> state, info = filtering.step(jax.random.key(1), state, 1.1)
+        >>> def observe(x, t): return dist.Normal(x, 1.0)
+        >>> online_filter = smc.online(smc.observing(dist.Normal(0.0, 1.0), walk, observe), 100)
+        >>> state = online_filter.init(jax.random.key(0), 0.3)
+        >>> state, info = online_filter.step(jax.random.key(1), state, 1.1)
         >>> int(state.t)
         2
     """
@@ -134,12 +135,17 @@ def online(
         raise TypeError(f"lag must be a Python int (it is a shape), got {type(lag).__name__}")
     if lag < 0:
         raise ValueError(f"lag must be 0 (no smoothing) or more, got {lag}")
-    config = _Config(as_partial(model_fn), as_adaptive(resampling, ess_threshold), num_particles, lag)
+    config = _OnlineConfig(
+        model_fn=as_partial(model_fn),
+        adaptive=as_adaptive(resampling, ess_threshold),
+        num_particles=num_particles,
+        lag=lag,
+    )
     return algorithm(_init, _step, config)
 
 
 @jax.jit
-def _init(config: _Config, key: PRNGKey, observation: ArrayTree) -> OnlineState:
+def _init(config: _OnlineConfig, key: PRNGKey, observation: ArrayTree) -> OnlineState:
     check_key(key)
     model = as_batched(config.model_fn(observation))
     first = first_step(key, model, config.num_particles, None)
@@ -148,7 +154,7 @@ def _init(config: _Config, key: PRNGKey, observation: ArrayTree) -> OnlineState:
     return OnlineState(
         particles=first.particles,
         log_weights=first.log_weights,
-        log_evidence=_or_lost(first.status, weights.log_mean_exp(first.log_weights)),
+        log_evidence=_or_failed_value(first.status, weights.log_mean_exp(first.log_weights)),
         t=jnp.int32(1),
         status=first.status,
         stopped_at=first.stopped_at,
@@ -159,22 +165,31 @@ def _init(config: _Config, key: PRNGKey, observation: ArrayTree) -> OnlineState:
 
 @jax.jit
 def _step(
-    config: _Config, key: PRNGKey, state: OnlineState, observation: ArrayTree
+    config: _OnlineConfig, key: PRNGKey, state: OnlineState, observation: ArrayTree
 ) -> tuple[OnlineState, OnlineInfo]:
     check_key(key)
     model = as_batched(config.model_fn(observation))
     zero = jnp.zeros((), state.log_weights.dtype)
-    before = State(state.particles, state.log_weights, zero, zero, state.status, state.stopped_at)
+    before = FilterState(
+        particles=state.particles,
+        log_weights=state.log_weights,
+        log_factor=zero,
+        log_compensation=zero,
+        status=state.status,
+        stopped_at=state.stopped_at,
+    )
     after, row = next_step(model, config.adaptive, None, False, "ancestors", before, state.t, key)
+
+    # The sum takes the predictive density of the previous observation; that of this one is still in the weights
     failed = after.status != int(Status.OK)
     log_past = jnp.stack(weights.add(state.log_past[0], state.log_past[1], after.log_factor))
     log_predictive = weights.log_mean_exp(after.log_weights)
-    log_evidence = _or_lost(after.status, log_past[0] + (log_past[1] + log_predictive))
+    log_evidence = _or_failed_value(after.status, log_past[0] + (log_past[1] + log_predictive))
     ess = weights.ess(after.log_weights)
     recent = state.recent
     if config.lag:
-        recent = _shift(recent, row.ancestors, model.records(after.particles), failed)
-    new = OnlineState(
+        recent = _shift_window(recent, row.ancestors, model.records(after.particles), failed)
+    new_state = OnlineState(
         particles=after.particles,
         log_weights=after.log_weights,
         log_evidence=log_evidence,
@@ -186,25 +201,24 @@ def _step(
     )
     info = OnlineInfo(
         log_evidence=log_evidence,
-        log_predictive=_or_lost(after.status, log_predictive),
+        log_predictive=_or_failed_value(after.status, log_predictive),
         ess=jnp.where(failed, jnp.zeros_like(ess), ess),
         resampled=row.resampled,
         ancestors=row.ancestors,
         status=after.status,
     )
-    return new, info
+    return new_state, info
 
 
-def _or_lost(status: Array, value: Array) -> Array:
-    """The value, minus infinity after the death of all particles, NaN after a failure."""
-    lost = jnp.where(status == int(Status.DEGENERATE_WEIGHTS), -jnp.inf, jnp.nan).astype(value.dtype)
-    return jnp.where(status == int(Status.OK), value, lost)
+def _or_failed_value(status: Array, value: Array) -> Array:
+    """Return the value, minus infinity after the death of all particles, NaN after another failure."""
+    return jnp.where(status == int(Status.OK), value, failed_value(status, value.dtype))
 
 
-def _shift(recent: ArrayTree, ancestors: Any, records: ArrayTree, failed: Array) -> ArrayTree:
-    """Drop the oldest record of the paths that go on, and add the newest."""
+def _shift_window(recent: ArrayTree, ancestors: Any, records: ArrayTree, failed: Array) -> ArrayTree:
+    """Drop the oldest record of the surviving paths and append the newest one."""
 
-    def one(window: Array, newest: Array) -> Array:
+    def shift(window: Array, newest: Array) -> Array:
         return jnp.where(failed, window, jnp.concatenate([window[1:, ancestors], newest[None]]))
 
-    return jax.tree.map(one, recent, records)
+    return jax.tree.map(shift, recent, records)

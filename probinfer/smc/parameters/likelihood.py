@@ -22,9 +22,9 @@ from jax import lax
 from probinfer import resampling
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
-from probinfer.numerics import weights
 from probinfer.smc.conditional.gibbs import choose_path
 from probinfer.smc.filtering.forward_pass import first_step, forward, next_step
+from probinfer.smc.filtering.traces import log_evidence_of
 from probinfer.smc.models.feynman_kac import as_batched
 from probinfer.smc.parameters.model import Parameters, model_at
 
@@ -125,9 +125,7 @@ def extend(key: PRNGKey, target: Parameters, position: Float[Array, " d"], state
 
 def value(state: Any) -> tuple[Scalar, Array]:
     """Return the log evidence of a filter's state, minus infinity where it failed, and whether it is undefined."""
-    return _defined(
-        state.log_factor + (state.log_rest + weights.log_mean_exp(state.log_weights)), state.status
-    )
+    return _defined(log_evidence_of(state), state.status)
 
 
 def _advance(model: Any, state: Any, t: Array, key: Array) -> Any:

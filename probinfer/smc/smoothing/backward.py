@@ -1,14 +1,14 @@
 r"""Smoothing: paths of the states given all observations, drawn backwards through a filter.
 
-The genealogy of a filter says little about early steps: all surviving paths share a few ancestors there. Drawn
-backwards, :math:`P(b_{t-1}=i\mid b_t)\propto w_{t-1}^i M_t(x_{t-1}^i,x_t^{b_t})G_t(x_{t-1}^i,x_t^{b_t})`, a path may
+The genealogy of a filter says little about early steps: there, all surviving paths share a few ancestors. Drawn
+backwards, by :math:`P(b_{t-1}=i\mid b_t)\propto w_{t-1}^i M_t(x_{t-1}^i,x_t^{b_t})G_t(x_{t-1}^i,x_t^{b_t})`, a path may
 pass through every particle of every step. Whatever the resampling scheme,
 :math:`E[\hat Z\,\frac1M\sum_m h(x^m_{0:T-1})]=Z\,E[h]`.
 
 One draw from all N particles costs N transition densities. With more than ``EXACT`` particles each path chooses
 instead among its ancestor in the genealogy and ``CANDIDATES`` particles drawn by weight, in proportion to the
-transition density: a Markov step that leaves the same law invariant, at a cost that does not grow with N. The ancestor
-already has that law, so no chain has to converge.
+transition density: a Markov transition that leaves the same distribution invariant, at a cost that does not grow with
+N. The ancestor already has that distribution, so that no chain has to converge.
 """
 
 from __future__ import annotations
@@ -22,43 +22,45 @@ from jax import lax
 
 from probinfer.core.errors import check_key
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, PRNGKey
+from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar
 from probinfer.numerics import weights
 from probinfer.resampling import systematic
 from probinfer.smc.conditional.filter import check_suffix
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
-from probinfer.smc.filtering.forward_pass import Sweep, forward
+from probinfer.smc.filtering.forward_pass import forward
+from probinfer.smc.filtering.genealogy import all_records
+from probinfer.smc.filtering.traces import FilterTrace
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac, as_batched, take
 
-__all__ = ["SmootherResult", "all_records", "backward_smoother", "check_smoothable"]
+__all__ = ["SmootherResult", "backward_smoother", "check_smoothable"]
 
-EXACT = 256  # N up to which every path looks at every particle
+EXACT = 256  # largest N at which every path chooses among all particles
 CANDIDATES = 32
-_CHUNK = 2**17  # numbers in the table of paths and particles that is held at once
+_CHUNK = 2**17  # entries of the table of paths by particles that are in memory at once
 
 
 class SmootherResult(NamedTuple):
-    r"""Paths of equal weight from the law of the states given all data.
+    r"""Paths of equal weight from the distribution of the states given all data.
 
     Attributes:
         paths: leaves (M, T, ...).
         log_evidence: of the filter, unbiased as in ``particle_filter``.
         ess: (T,) effective sample sizes of the filter.
-        update_rate: (T,) share of the paths whose particle at step t is not the ancestor that the genealogy gives to
-            the one at t + 1; 0 at T-1. Near 0: a step that the transition density pins down, where smoothing adds
-            nothing to the paths of the filter.
-        status: that of the filter; else of the backward pass: ``DEGENERATE_WEIGHTS`` where no particle can precede a
-            state (``log_transition`` is not the density of ``propagate``), ``NON_FINITE`` where a density is. The
-            paths are draws only where it is ``OK``.
+        update_rate: (T,) share of the paths whose particle at step t is not the ancestor, in the genealogy, of the
+            one at t + 1; 0 at T-1. Near 0 the transition density determines the step, and smoothing adds nothing to
+            the paths of the filter.
+        status: that of the filter; if it is ``OK``, that of the backward pass: ``DEGENERATE_WEIGHTS`` if no particle
+            can precede a state (``log_transition`` is not the density of ``propagate``), ``NON_FINITE`` if a density
+            is not finite. The paths are draws only if it is ``OK``.
         stopped_at: the step at which the filter failed, -1 if it did not.
     """
 
     paths: ArrayTree
-    log_evidence: Array
-    ess: Array
-    update_rate: Array
-    status: Array
-    stopped_at: Array
+    log_evidence: Scalar
+    ess: Float[Array, " T"]
+    update_rate: Float[Array, " T"]
+    status: Int[Array, ""]
+    stopped_at: Int[Array, ""]
 
 
 def backward_smoother(
@@ -71,10 +73,10 @@ def backward_smoother(
     resampling: Any = "systematic",
     ess_threshold: Any = 0.5,
 ) -> SmootherResult:
-    r"""Draw M paths from :math:`\gamma_{T-1}/Z` by a filter forwards and simulation backwards.
+    r"""Draw M paths from :math:`\gamma_{T-1}/Z` by a forward filter and backward simulation.
 
-    Jits and vmaps; new data of the same shape trace nothing. Time T M min(N, candidates) transition densities, see the
-    module; memory O(N T + M T), and a table of paths by particles in chunks.
+    Jits and vmaps; new data of the same shape trace nothing. Time: T M min(N, candidates) transition densities, see
+    the module; memory: O(N T + M T), and a table of paths by particles in chunks.
 
     Args:
         key: random key.
@@ -90,8 +92,8 @@ def backward_smoother(
 
     Raises:
         TypeError: as ``particle_filter``.
-        ValueError: as ``particle_filter``; no ``log_transition``; a model that stores particles in its own way or can
-            be done early.
+        ValueError: as ``particle_filter``; no ``log_transition``; a model with its own ``gather``, ``record`` or
+            ``done``.
 
     References:
         Godsill, Doucet and West (2004), algorithm 1; Douc, Garivier, Moulines and Olsson (2011); Dau and Chopin
@@ -108,23 +110,17 @@ def backward_smoother(
 
 
 def check_smoothable(model: BatchedFeynmanKac) -> None:
-    """Refuse a model whose past cannot be read.
+    """Check that the particles of all steps of a model can be read.
 
     Raises:
-        ValueError: it has no ``log_suffix``, keeps particles in its own way, or can be done early.
+        ValueError: it has no ``log_suffix``, or a ``gather``, ``record`` or ``done`` of its own.
     """
     check_suffix(model, True)
     if not model.copies_freely or model.done is not None:
         raise ValueError(
-            "smoothing reads the particles of every step: a model with a record or gather of its own keeps less of "
-            "them, and one with done stops early; use smc.particle_gibbs with ancestor_sampling=True"
+            "smoothing reads the particles of every step: a model with its own record or gather does not keep them, "
+            "and one with done stops early; use smc.particle_gibbs with ancestor_sampling=True"
         )
-
-
-def all_records(sweep: Sweep) -> ArrayTree:
-    """Return the records of all steps of a pass that kept them, leaves (T, N, ...)."""
-    first, later = sweep.records
-    return jax.tree.map(lambda head, tail: jnp.concatenate([head[None], tail]), first, later)
 
 
 @partial(jax.jit, static_argnames=("num_steps", "num_particles", "num_paths", "exact"))
@@ -138,81 +134,93 @@ def _run(
     exact: bool,
 ) -> SmootherResult:
     key_filter, key_last, key_back = jax.random.split(key, 3)
-    sweep = forward(key_filter, model, adaptive, None, num_steps, num_particles, "history")
-    last, _ = systematic(key_last, sweep.log_weights, num_paths)
-    redraw = _among_all if exact else _among_some
-    one = partial(_one_path, redraw, all_records(sweep), sweep, model.log_suffix)
-    paths, moved, codes = _over_paths(one, last, jax.random.split(key_back, num_paths), num_particles, exact)
-    backward = jnp.max(codes)
+    filter_trace = forward(key_filter, model, adaptive, None, num_steps, num_particles, "history")
+    last, _ = systematic(key_last, filter_trace.log_weights, num_paths)
+    choose_parent = _choose_among_all if exact else _choose_among_candidates
+    draw_path = partial(_draw_path, choose_parent, all_records(filter_trace), filter_trace, model.log_suffix)
+    num_choices = num_particles if exact else CANDIDATES
+    keys = jax.random.split(key_back, num_paths)
+    paths, left_genealogy, statuses = _map_in_chunks(draw_path, last, keys, num_choices)
+    filter_status = filter_trace.status
     return SmootherResult(
         paths=paths,
-        log_evidence=sweep.log_evidence,
-        ess=sweep.ess,
-        update_rate=jnp.mean(moved, axis=0, dtype=sweep.ess.dtype),
-        status=jnp.where(sweep.status == int(Status.OK), backward, sweep.status),
-        stopped_at=sweep.stopped_at,
+        log_evidence=filter_trace.log_evidence,
+        ess=filter_trace.ess,
+        update_rate=jnp.mean(left_genealogy, axis=0, dtype=filter_trace.ess.dtype),
+        status=jnp.where(filter_status == int(Status.OK), jnp.max(statuses), filter_status),
+        stopped_at=filter_trace.stopped_at,
     )
 
 
-def _over_paths(one: Any, last: Array, keys: Array, num_particles: int, exact: bool) -> tuple:
-    """Side by side, as many as the table of paths by particles allows."""
-    width = num_particles if exact else CANDIDATES
-    chunk = max(1, _CHUNK // width)
+def _map_in_chunks(draw_path: Any, last: Array, keys: Array, num_choices: int) -> tuple:
+    """Draw as many paths at once as the size of the table of paths by particles allows."""
+    chunk = max(1, _CHUNK // num_choices)
     if chunk >= last.shape[0]:
-        return jax.vmap(one)(last, keys)
-    return lax.map(lambda row: one(*row), (last, keys), batch_size=chunk)
+        return jax.vmap(draw_path)(last, keys)
+    return lax.map(lambda row: draw_path(*row), (last, keys), batch_size=chunk)
 
 
-def _one_path(
-    redraw: Any, records: ArrayTree, sweep: Sweep, log_suffix: Any, index: Array, key: Array
+def _draw_path(
+    choose_parent: Any,
+    records: ArrayTree,
+    filter_trace: FilterTrace,
+    log_suffix: Any,
+    index: Array,
+    key: Array,
 ) -> tuple:
     """Return a path that ends in a particle, whether each step left the genealogy, and the worst status."""
-    num_steps = sweep.past_weights.shape[0]
+    past_log_weights: Any = filter_trace.past_log_weights
+    ancestors: Any = filter_trace.ancestors
+    num_steps = past_log_weights.shape[0]
     path = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]).at[-1].set(leaf[-1, index]), records)
 
-    def back(carry: tuple, row: tuple) -> tuple[tuple, Array]:
-        index, path, worst = carry
+    def step_back(carry: tuple, row: tuple) -> tuple[tuple, Array]:
+        index, path, status = carry
         t, key = row
         particles = jax.tree.map(lambda leaf: leaf[t - 1], records)
-        log_weights, parent = sweep.past_weights[t - 1], sweep.ancestors[t, index]
-        index, code = redraw(key, particles, log_weights, parent, lambda chosen: log_suffix(chosen, path, t))
+        log_weights, parent = past_log_weights[t - 1], ancestors[t, index]
+        index, step_status = choose_parent(
+            key, particles, log_weights, parent, lambda chosen: log_suffix(chosen, path, t)
+        )
         path = jax.tree.map(lambda leaf, values: leaf.at[t - 1].set(values[index]), path, particles)
-        return (index, path, jnp.maximum(worst, code)), index != parent
+        return (index, path, jnp.maximum(status, step_status)), index != parent
 
     times, keys = jnp.arange(1, num_steps, dtype=jnp.int32), jax.random.split(key, num_steps)[1:]
-    start = (index, path, jnp.int32(int(Status.OK)))
-    (_, path, worst), moved = lax.scan(back, start, (times, keys), reverse=True)
-    return path, jnp.concatenate([moved, jnp.zeros(1, bool)]), worst
+    last = (index, path, jnp.int32(int(Status.OK)))
+    (_, path, status), left_genealogy = lax.scan(step_back, last, (times, keys), reverse=True)
+    return path, jnp.concatenate([left_genealogy, jnp.zeros(1, bool)]), status
 
 
-def _among_all(key: Array, particles: ArrayTree, log_weights: Array, parent: Array, log_suffix: Any) -> tuple:
-    """One of all particles, in proportion to weight times density."""
-    log_total = log_weights + log_suffix(particles)
-    log_total = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_total)  # a dead one's density may be NaN
-    scaled, _ = weights.relative(log_total)
-    return _pick(jax.random.uniform(key, (), scaled.dtype), scaled).astype(parent.dtype), weights.status(
-        log_total
-    )
-
-
-def _among_some(
+def _choose_among_all(
     key: Array, particles: ArrayTree, log_weights: Array, parent: Array, log_suffix: Any
 ) -> tuple:
-    """The parent, or one of a few drawn by weight: in proportion to the density."""
+    """Choose one of all particles, in proportion to weight times density."""
+    log_total = log_weights + log_suffix(particles)
+    # the density of a dead particle may be NaN
+    log_total = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_total)
+    scaled, _ = weights.relative(log_total)
+    index = _invert_cdf(jax.random.uniform(key, (), scaled.dtype), scaled).astype(parent.dtype)
+    return index, weights.status(log_total)
+
+
+def _choose_among_candidates(
+    key: Array, particles: ArrayTree, log_weights: Array, parent: Array, log_suffix: Any
+) -> tuple:
+    """Choose the parent or one of a few candidates drawn by weight, in proportion to the density."""
     key_candidates, key_choose = jax.random.split(key)
     scaled, _ = weights.relative(log_weights)
-    points = jax.random.uniform(key_candidates, (CANDIDATES,), scaled.dtype)
-    candidates = jnp.concatenate([parent[None], _pick(points, scaled).astype(parent.dtype)])
+    uniforms = jax.random.uniform(key_candidates, (CANDIDATES,), scaled.dtype)
+    candidates = jnp.concatenate([parent[None], _invert_cdf(uniforms, scaled).astype(parent.dtype)])
     log_density = log_suffix(take(particles, candidates))
-    shares, _ = weights.relative(log_density)
-    chosen = _pick(jax.random.uniform(key_choose, (), shares.dtype), shares)
+    densities, _ = weights.relative(log_density)
+    chosen = _invert_cdf(jax.random.uniform(key_choose, (), densities.dtype), densities)
     return candidates[chosen], weights.status(log_density)
 
 
-def _pick(points: Array, scaled: Array) -> Array:
-    """Indices where the cumulative weight passes the points, fractions of its total; never one of weight zero."""
+def _invert_cdf(uniforms: Array, scaled: Array) -> Array:
+    """Return the indices where the cumulative weight exceeds fractions of its total; never one of weight zero."""
     cumulative = lax.cummax(jnp.cumsum(scaled))
-    found = jnp.searchsorted(cumulative, points * cumulative[-1], side="right")
-    found = jnp.minimum(found, scaled.shape[0] - 1)
-    # in the rounding of a cumulative sum a weight of zero may have a length
-    return jnp.where(scaled[found] > 0, found, jnp.argmax(scaled))
+    index = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+    index = jnp.minimum(index, scaled.shape[0] - 1)
+    # a weight of zero may have positive length in a rounded cumulative sum
+    return jnp.where(scaled[index] > 0, index, jnp.argmax(scaled))
