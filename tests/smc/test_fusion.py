@@ -220,9 +220,9 @@ def test_a_shared_prior_counts_once():
 def test_shards_outside_a_group_do_not_count():
     shards = normals()
     product = fusion._product(tuple(shards.targets), jnp.zeros(2), False)
-    belief = fusion.Belief(jnp.zeros(2), jnp.eye(2))
+    moments = fusion.GroupMoments(jnp.zeros(2), jnp.eye(2))
     u = jnp.asarray([0.3, -0.4])
-    terms = jax.jit(lambda path: path.terms(u))(product.path(1, 3, belief, belief))
+    terms = jax.jit(lambda bridge: bridge.terms(u))(product.bridge(1, 3, moments, moments))
     expected = sum(reference.log_density(law, np.asarray(u)) for law in shards.laws[1:3])
     np.testing.assert_allclose(sum(terms), expected, rtol=1e-6)
 
@@ -234,8 +234,8 @@ def test_the_start_is_the_product_of_normal_laws(dtype):
         np.diag([1e3, 1.0, 1e-3]) @ np.linalg.cholesky(np.cov(rng.normal(size=(3, 9)))) for _ in range(2)
     ]
     means = [roots[0] @ rng.normal(size=3) for _ in range(2)]
-    beliefs = [fusion.Belief(*(jnp.asarray(x, dtype) for x in pair)) for pair in zip(means, roots)]
-    loc, root, inverse = fusion.combine(*beliefs)
+    groups = [fusion.GroupMoments(*(jnp.asarray(x, dtype) for x in pair)) for pair in zip(means, roots)]
+    loc, root, inverse = fusion.combine(*groups)
     precisions = [np.linalg.inv(r @ r.T) for r in roots]
     covariance = np.linalg.inv(sum(precisions))
     middle = covariance @ sum(p @ m for p, m in zip(precisions, means))
@@ -245,8 +245,10 @@ def test_the_start_is_the_product_of_normal_laws(dtype):
     ours = np.asarray(root, float) @ np.asarray(root, float).T
     np.testing.assert_allclose(ours / np.outer(unit, unit), 0.9 * spread / np.outer(unit, unit), atol=tight)
     np.testing.assert_allclose(np.asarray(inverse, float) @ np.asarray(root, float), np.eye(3), atol=tight)
-    narrow = [fusion.Belief(b.mean, jnp.asarray(np.abs(np.diag(r)), dtype)) for b, r in zip(beliefs, roots)]
-    wide = [fusion.Belief(b.mean, jnp.diag(b.root)) for b in narrow]
+    narrow = [
+        fusion.GroupMoments(b.mean, jnp.asarray(np.abs(np.diag(r)), dtype)) for b, r in zip(groups, roots)
+    ]
+    wide = [fusion.GroupMoments(b.mean, jnp.diag(b.factor)) for b in narrow]
     one, other = fusion.combine(*narrow), fusion.combine(*wide)
     np.testing.assert_allclose(one[0] / unit, other[0] / unit, atol=tight)
     # beyond 64 dimensions the start is diagonal

@@ -14,7 +14,7 @@ def test_mean_error_and_shares():
     values = np.exp(LOGS + 1000)
     assert islands.log_mean(LOGS) == pytest.approx(np.log(values.mean()) - 1000)
     assert islands.log_mean_error(LOGS) == pytest.approx(values.std(ddof=1) / 2 / values.mean())
-    assert islands.shares(LOGS) == pytest.approx(values.sum() ** 2 / np.sum(values**2))
+    assert islands.evidence_ess(LOGS) == pytest.approx(values.sum() ** 2 / np.sum(values**2))
 
 
 def test_interval_is_the_hull_of_both_readings():

@@ -15,9 +15,8 @@ from probinfer import mcmc, smc
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.mcmc import report
-from probinfer.smc.parameters import likelihood, parameter_particles, pmmh, smc2
+from probinfer.smc.parameters import likelihood, parameter_particles, pilot, pmmh, smc2
 from probinfer.smc.parameters import model as parameters
-from probinfer.smc.parameters import pilot as theta_pilot
 from tests.params import quick
 from tests.reference import kalman
 from tests.smc import parameter_cases as cases
@@ -93,7 +92,7 @@ def test_what_was_tuned():
         num = int(info.num_particles)
         assert num & (num - 1) == 0
         # measured with a relative error of .18; half as many particles would have more than 1.5
-        assert 0.5 < float(info.log_evidence_variance) < 1.5 or num == likelihood.LEAST_PARTICLES
+        assert 0.5 < float(info.log_evidence_variance) < 1.5 or num == likelihood.MIN_PARTICLES
     assert np.all((walk.acceptance > 0.05) & (walk.acceptance < 0.4))
     # trajectories of few leapfrogs: .951 over keys, sd .009; a step that was not tuned is accepted at 1
     assert 0.6 < np.mean(gibbs.acceptance) < 0.985
@@ -128,7 +127,7 @@ def test_new_data_and_keys_compile_nothing(count_compiles):
 
 def test_islands_that_were_finished_before_ctrl_c_are_returned(press_before):
     whole, target = infer("SMC2"), cases.target(cases.observations(0))
-    press_before(smc2, "_island", 4)
+    press_before(smc2, "_run_island", 4)
     with pytest.warns(ConvergenceWarning, match="3 of 4 islands were finished"):
         posterior = pi.infer(jax.random.key(0), target, ENGINES["SMC2"], progress=False)
     assert posterior.info.status == Status.INTERRUPTED
@@ -142,13 +141,13 @@ def test_estimates_of_the_likelihood_are_unbiased(dtype):
     keys = jax.random.split(jax.random.key(2), 2000)
 
     def whole(key):
-        return likelihood.estimate(key, target, position, 12).log_evidence
+        return likelihood.estimate_likelihood(key, target, position, 12).log_evidence
 
     def in_parts(key):
         last = jnp.int32(cases.NUM_STEPS - 1)
-        state = likelihood.run_to(key, target, position, last, 12)
-        state = likelihood.extend(jax.random.fold_in(key, 100), target, position, state, last)
-        return likelihood.value(state)[0]
+        state = likelihood.run_filter(key, target, position, last, 12)
+        state = likelihood.extend_filter(jax.random.fold_in(key, 100), target, position, state, last)
+        return likelihood.filter_log_evidence(state)[0]
 
     for fn in (whole, in_parts):
         ratio = np.exp(np.asarray(jax.jit(jax.vmap(fn))(keys)) - exact)
@@ -166,44 +165,46 @@ def test_the_number_of_particles_follows_the_variance(noise, start, expected, mo
 
     monkeypatch.setattr(likelihood, "_variance", variance)
     target = cases.target(cases.observations(0))
-    found = likelihood.choose_particles(jax.random.key(0), target, jnp.zeros(2, dtype), start)
+    found = likelihood.choose_num_particles(jax.random.key(0), target, jnp.zeros(2, dtype), start)
     assert found.num_particles == expected
     np.testing.assert_allclose(found.variance, noise / expected, rtol=1e-6)
 
 
 def test_noisy_filters_are_given_more_particles(monkeypatch):
     """Real populations, whose first one is told that it accepts too little; all with as many particles as ever."""
-    asked, run = [], theta_pilot.run_population
+    asked, run = [], pilot.run_population
 
     def counted(key, target, population, num_particles, *others):
         asked.append(num_particles)
-        monkeypatch.setattr(theta_pilot, "_LEAST_ACCEPTANCE", 2.0 if len(asked) == 1 else 0.0)
+        monkeypatch.setattr(pilot, "_MIN_ACCEPTANCE", 2.0 if len(asked) == 1 else 0.0)
         return run(key, target, population, asked[0], *others)
 
-    monkeypatch.setattr(theta_pilot, "run_population", counted)
+    monkeypatch.setattr(pilot, "run_population", counted)
     target = cases.target(cases.observations(0))
     stopped, _ = counted(*first_population(target), asked_first := 8, "first", False, None)
-    assert stopped.crowded
+    assert stopped.needs_more_state_particles
     assert not stopped.finished
     asked.clear()
-    pilot = theta_pilot.learn_pilot(jax.random.key(1), target, 128, False)
+    learned = pilot.learn_pilot(jax.random.key(1), target, 128, False)
     assert asked == [asked_first, 2 * asked_first]
-    assert pilot.population.finished
-    assert not pilot.population.crowded
+    assert learned.population.finished
+    assert not learned.population.needs_more_state_particles
     # the standard deviation of the log evidence of 128 parameters is about .15, as in the islands of SMC2
-    assert abs(float(pilot.population.log_factor) - cases.truth(0).log_evidence) < 1
-    slope = np.asarray(pilot.population.positions)[:, 1]
+    assert abs(float(learned.population.log_factor) - cases.truth(0).log_evidence) < 1
+    slope = np.asarray(learned.population.positions)[:, 1]
     assert abs(slope.mean() - cases.truth(0).mean["slope"]) < 6 * slope.std() / np.sqrt(
         40
     )  # worth more than 40
 
 
 def first_population(target):
-    plan = parameter_particles.empty_plan(cases.NUM_STEPS, 2)
+    schedule = parameter_particles.empty_schedule(cases.NUM_STEPS, 2)
     return (
         jax.random.key(1),
         target,
-        parameter_particles.begin(jax.random.key(0), target, plan, jnp.asarray(True), num=128),
+        parameter_particles.init_population(
+            jax.random.key(0), target, schedule, jnp.asarray(True), num_parameters=128
+        ),
     )
 
 
@@ -212,13 +213,15 @@ def test_exchanged_filters_weigh_without_bias(dtype):
     target = cases.target(cases.observations(0))
     population = first_population(target)[2]
     population = population._replace(positions=jnp.broadcast_to(jnp.asarray([-0.5, 0.9], dtype), (128, 2)))
-    population = population._replace(num_seen=jnp.int32(4))
+    population = population._replace(num_observed=jnp.int32(4))
     settings = {"slope": 0.9, "process": np.exp(-0.5), **cases.FIXED}
     exact = kalman.kalman(cases.observations(0)[:4], **settings)[0]
     sums = []
     for seed in range(20):
-        old = parameter_particles.attach(jax.random.key(2 * seed), target, population, num_particles=8)
-        new = parameter_particles.attach(jax.random.key(2 * seed + 1), target, old, num_particles=8)
+        old = parameter_particles.attach_filters(
+            jax.random.key(2 * seed), target, population, num_particles=8
+        )
+        new = parameter_particles.attach_filters(jax.random.key(2 * seed + 1), target, old, num_particles=8)
         sums.append(np.exp(np.asarray(new.log_weights) - exact))
     assert abs(z_scores(np.concatenate(sums), 1.0)) < Z_LIMIT
 
@@ -268,9 +271,11 @@ def test_no_likelihood_anywhere_is_an_error(name, words, bad):
 
 
 def test_a_chain_that_accepts_nothing_is_said():
-    rows = pmmh._Row(None, None, None, None, np.array([[False, False], [True, False]]), None)
+    accepted = np.array([[False, False], [True, False]])
+    fields = dict.fromkeys(pmmh._PMMHRecord._fields)
+    records = pmmh._PMMHRecord(**fields | {"accepted": accepted})
     fine = report.Convergence(None, None, None, Status.OK)
-    found = pmmh._verdict(ENGINES["PMMH"], fine, rows)
+    found = pmmh._verdict(ENGINES["PMMH"], fine, records)
     assert found[:2] == (Status.CHAINS_DISAGREE, "1 of 2 chains accepted nothing")
 
 

@@ -27,24 +27,26 @@ STEP_SIZE, INVERSE_MASS = 0.4, 1.0
 
 
 def conditional(key, target, position, path, num_particles=NUM_PARTICLES):
-    """A place of PMMH from the law it leaves invariant, given parameters and path from their posterior."""
+    """A state of PMMH from the distribution it leaves invariant, given parameters and path from their posterior."""
     key_filter, key_path = jax.random.split(key)
     adaptive = resampling.adaptive().conditional()
     model = as_batched(parameters.model_at(target, position))
     sweep = forward(key_filter, model, adaptive, path, target.num_steps, num_particles, "paths")
     log_prior = parameters.log_prior(target, position)
-    return pmmh.Place(position, log_prior, sweep.log_evidence, choose_path(key_path, sweep))
+    return pmmh.PMMHState(position, log_prior, sweep.log_evidence, choose_path(key_path, sweep))
 
 
-def walk(key, target, place, num_particles=NUM_PARTICLES, renewed=None):
-    """A step of PMMH; a broken one where ``renewed``: it estimates the likelihood of its place anew."""
-    dtype = place.position.dtype
+def walk(key, target, state, num_particles=NUM_PARTICLES, renewed=None):
+    """A step of PMMH; a broken one if ``renewed``: it estimates the likelihood at its position again."""
+    dtype = state.position.dtype
     if renewed is not None:
-        fresh = likelihood.estimate(jax.random.fold_in(key, 7), target, place.position, num_particles)
-        log_evidence = jnp.where(renewed, fresh.log_evidence, place.log_evidence)
-        place = place._replace(log_evidence=log_evidence)
-    root, scale = jnp.eye(place.position.shape[0], dtype=dtype), jnp.asarray(1.2, dtype)
-    return pmmh.pmmh_step(key, target, place, root, scale, num_particles, True)[0]
+        fresh = likelihood.estimate_likelihood(
+            jax.random.fold_in(key, 7), target, state.position, num_particles
+        )
+        log_evidence = jnp.where(renewed, fresh.log_evidence, state.log_evidence)
+        state = state._replace(log_evidence=log_evidence)
+    factor, scale = jnp.eye(state.position.shape[0], dtype=dtype), jnp.asarray(1.2, dtype)
+    return pmmh.pmmh_step(key, target, state, factor, scale, num_particles, True)[0]
 
 
 def alternate(key, target, position, path, num_particles=NUM_PARTICLES):
@@ -59,10 +61,10 @@ def four_walks(keys, shares, paths, renewed):
 
     def one(key, share, path):
         key_start, key_steps = jax.random.split(key)
-        place = conditional(key_start, target, flat(target, share), path)
-        step = lambda place, key: (walk(key, target, place, renewed=renewed), None)  # noqa: E731
-        place, _ = jax.lax.scan(step, place, jax.random.split(key_steps, 4))
-        return target.constrain({"share": place.position[0]})["share"], place.path
+        state = conditional(key_start, target, flat(target, share), path)
+        step = lambda state, key: (walk(key, target, state, renewed=renewed), None)  # noqa: E731
+        state, _ = jax.lax.scan(step, state, jax.random.split(key_steps, 4))
+        return target.constrain({"share": state.position[0]})["share"], state.path
 
     return jax.vmap(one)(keys, shares, paths)
 
@@ -80,7 +82,7 @@ def four_alternations(keys, shares, paths):
 
 
 def flat(target, share):
-    return parameters.flatten_one(target.unconstrain({"share": share}))
+    return parameters.flatten_position(target.unconstrain({"share": share}))
 
 
 def exact_start(dtype):
@@ -134,10 +136,10 @@ def target_of(y):
 
 
 def prior_sample(key):
-    key_theta, key_path, key_seed = jax.random.split(key, 3)
+    key_params, key_path, key_seed = jax.random.split(key, 3)
     dtype = jnp.result_type(float)
     target = target_of(jnp.zeros(cases.NUM_STEPS, dtype))
-    position = parameters.draw(target, key_theta)
+    position = parameters.draw_prior(target, key_params)
     fk = parameters.model_at(target, position)
     keys = jax.random.split(key_path, cases.NUM_STEPS)
     first = fk.init_sample(keys[0])
@@ -159,19 +161,19 @@ def simulate(key, theta):
 def start_walk(theta, y):
     key = jax.random.key((theta["seed"] * 2**22).astype(jnp.uint32))
     return {
-        "place": conditional(key, target_of(y), theta["position"], theta["path"], 8),
+        "chain": conditional(key, target_of(y), theta["position"], theta["path"], 8),
         "seed": theta["seed"],
     }
 
 
 def step_walk(key, state, y):
     key_walk, key_seed = jax.random.split(key)
-    place = walk(key_walk, target_of(y), state["place"], 8)
-    return {"place": place, "seed": jax.random.uniform(key_seed, (), y.dtype)}
+    chain = walk(key_walk, target_of(y), state["chain"], 8)
+    return {"chain": chain, "seed": jax.random.uniform(key_seed, (), y.dtype)}
 
 
 def position_walk(state):
-    return {"position": state["place"].position, "path": state["place"].path, "seed": state["seed"]}
+    return {"position": state["chain"].position, "path": state["chain"].path, "seed": state["seed"]}
 
 
 def step_gibbs(shift, key, theta, y):

@@ -15,9 +15,9 @@ from probinfer.core.status import Status
 from probinfer.inference import findings
 from probinfer.mcmc import report
 from probinfer.smc.parameters import smc2
-from probinfer.smc.tempered import bridge as path
 from probinfer.smc.tempered import engine as tempered
 from probinfer.smc.tempered import levels, schedule
+from probinfer.smc.tempered.bridge import bridge_from_prior
 from tests.smc import parameter_cases
 from tests.smc import tempered_cases as cases
 
@@ -86,12 +86,12 @@ def test_findings_are_combined():
     assert "iteration limit" in findings.combined([findings.Finding(Status.MAX_ITERATIONS, "one")]).advised
 
 
-def states_of(positions, ratios, best_position, best_ratio):
+def states_of(positions, ratios, best_position, best_log_ratio):
     state = SimpleNamespace(
         positions=jnp.asarray(positions),
         log_ratios=jnp.asarray(ratios),
         best_position=jnp.asarray(best_position),
-        best_ratio=jnp.asarray(best_ratio),
+        best_log_ratio=jnp.asarray(best_log_ratio),
         status=0,
         num_undefined=0,
     )
@@ -103,7 +103,7 @@ def test_a_narrow_mode_that_was_lost_is_told():
     narrow = np.array([3.0, 1.0])
     case = cases.bumps([0.5, 0.5], [[-3.0, 0.0], narrow], [np.eye(2) * 0.25, np.eye(2) * 1e-12], [3.0, 2.0])
     target = cases.target_of(case)
-    bridge = path.from_prior(target, jnp.zeros(2))
+    bridge = bridge_from_prior(target, jnp.zeros(2))
     positions = np.array([-3.0, 0.0]) + 0.5 * np.random.default_rng(0).normal(size=(64, 2))
     ratios = np.array([float(bridge.terms(jnp.asarray(row))[1]) for row in positions])
     found = tempered._lost_mode(bridge, states_of(positions, ratios, narrow, 30.0), "raise num_particles")
@@ -115,19 +115,25 @@ def test_a_narrow_mode_that_was_lost_is_told():
 
 def test_a_level_reports_its_moves_and_remembers_the_best(dtype):
     """Steps a million times too long are all refused. The row before the first move is no move."""
-    bridge = path.from_prior(cases.target_of(cases.NORMAL), jnp.zeros(2, dtype))
-    algorithm = levels.tempering(bridge, levels.Settings(jnp.asarray(0.5, dtype), "hmc", True, "vmap"))
-    one = schedule.empty_schedule(2, 1)
-    plan = one._replace(
-        temperatures=jnp.ones(1, dtype), roots=1e6 * jnp.ones_like(one.roots), step_sizes=jnp.ones(1, dtype)
+    bridge = bridge_from_prior(cases.target_of(cases.NORMAL), jnp.zeros(2, dtype))
+    algorithm = levels.tempering(
+        bridge, levels.TemperingSettings(jnp.asarray(0.5, dtype), "hmc", True, "vmap")
     )
-    state = levels.begin(algorithm, jax.random.key(0), plan, jnp.asarray(False), num_particles=32)
+    empty = schedule.empty_schedule(2, 1)
+    refused = empty._replace(
+        temperatures=jnp.ones(1, dtype),
+        factors=1e6 * jnp.ones_like(empty.factors),
+        step_sizes=jnp.ones(1, dtype),
+    )
+    state = levels.init_population(
+        algorithm, jax.random.key(0), refused, jnp.asarray(False), num_particles=32
+    )
     first = float(jnp.max(state.log_ratios))
-    assert float(state.best_ratio) == first
+    assert float(state.best_log_ratio) == first
     state, level = jax.jit(algorithm.step)(jax.random.key(1), state)
     assert float(level.acceptance) < 1e-6
-    assert float(state.best_ratio) == max(first, float(jnp.max(state.log_ratios)))
-    np.testing.assert_allclose(bridge.terms(state.best_position)[1], state.best_ratio, rtol=1e-5)
+    assert float(state.best_log_ratio) == max(first, float(jnp.max(state.log_ratios)))
+    np.testing.assert_allclose(bridge.terms(state.best_position)[1], state.best_log_ratio, rtol=1e-5)
 
 
 def half_known(theta):

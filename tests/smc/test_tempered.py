@@ -82,7 +82,7 @@ def test_evidence_and_moments(name, dtype):
 def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_before):
     target = cases.target_of(cases.NORMAL)
     call = partial(pi.infer, jax.random.key(0), target, ENGINE, progress=False)
-    press_before(populations.Population, "run", finished + 2)  # the first is the pilot
+    press_before(populations.PopulationRunner, "run", finished + 2)  # the first is the pilot
     if not finished:
         with pytest.raises(KeyboardInterrupt):
             call()
@@ -108,7 +108,7 @@ def test_without_a_prior_the_normaliser_is_estimated():
     assert sum(low <= exact.log_evidence <= high for low, high in inside) >= 3
     assert {p.info.start for p in posteriors} == {"student-t"}
     assert (
-        posteriors[0].info.num_gradients > 4 * initial_distribution._DRAWS
+        posteriors[0].info.num_gradients > 4 * initial_distribution._NUM_DRAWS
     )  # those of its pilot are counted
 
 
@@ -116,8 +116,8 @@ def test_without_a_prior_the_normaliser_is_estimated():
 def log_evidences(algorithm, schedule, keys, *, num):
     def one(key):
         key_begin, key_levels = jax.random.split(key)
-        state = levels.begin(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
-        state, _ = run_until(key_levels, algorithm, state, levels.is_over, 200, collect=record_nothing)
+        state = levels.init_population(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
+        state, _ = run_until(key_levels, algorithm, state, levels.is_finished, 200, collect=record_nothing)
         return state.log_evidence
 
     return jax.lax.map(one, keys)
@@ -127,9 +127,11 @@ def log_evidences(algorithm, schedule, keys, *, num):
 @pytest.mark.parametrize("waste_free", [True, False])
 def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     config = smc.Tempered(num_particles=32, waste_free=waste_free)
-    found = initial_distribution.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)
-    pilot = populations.learn_schedule(ENGINE, found, jax.random.key(2), False)
-    algorithm = populations.Population(config, found.path, False, None).algorithm()
+    initial = initial_distribution.find_initial_distribution(
+        jax.random.key(1), cases.target_of(cases.BIMODAL), False, None
+    )
+    pilot = populations.learn_schedule(ENGINE, initial, jax.random.key(2), False)
+    algorithm = populations.PopulationRunner(config, initial.bridge, False, None).algorithm()
     keys = jax.random.split(jax.random.key(3), 1000)
     logs = log_evidences(algorithm, pilot.schedule, keys, num=32)
     ratio = np.exp(np.asarray(logs) - cases.truth(cases.BIMODAL).log_evidence)
@@ -138,15 +140,15 @@ def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     assert abs(ratio.mean() - 1) < 4.5 * error  # 7e-6 for a normal mean
 
 
-def test_a_diagonal_root_is_a_dense_one_without_the_zeros():
+def test_a_diagonal_factor_is_a_dense_one_without_the_zeros():
     scales, vector = jnp.asarray([0.5, 3.0]), jnp.asarray([-1.0, 2.0])
-    for apply in (covariance_factor.push, covariance_factor.pull):
+    for apply in (covariance_factor.apply, covariance_factor.apply_transpose):
         np.testing.assert_allclose(apply(scales, vector), apply(jnp.diag(scales), vector), rtol=1e-12)
-    draws = np.random.default_rng(5).normal(size=(30, covariance_factor.LARGEST_DENSE + 1))
+    draws = np.random.default_rng(5).normal(size=(30, covariance_factor.MAX_DENSE_DIMENSION + 1))
     wide, narrow = (
-        jax.jit(covariance_factor.root_of)(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3)
+        jax.jit(covariance_factor.estimate)(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3)
     )
-    assert wide.shape == covariance_factor.first_root(65, wide.dtype).shape == (65,)
+    assert wide.shape == covariance_factor.identity(65, wide.dtype).shape == (65,)
     np.testing.assert_allclose(wide, draws.std(axis=0, ddof=1), rtol=1e-12)
     covariance, share = np.cov(draws[:, :3].T), 4 / 34  # shrunk by (d + 1) / (d + 1 + n)
     shrunk = (1 - share) * covariance + share * np.diag(np.diag(covariance))
@@ -197,7 +199,10 @@ def test_plus_infinity_is_an_error():
     far = cases.NORMAL._replace(
         scales=np.array([0.18, 3.0]), locs=np.array([[8.0, -2.0]] * 2), cut=1.5, bad=np.inf
     )
-    for case, words in ((cases.NORMAL._replace(cut=0.0, bad=np.inf), "draws of the base law"), (far, "step")):
+    for case, words in (
+        (cases.NORMAL._replace(cut=0.0, bad=np.inf), "draws of the initial distribution"),
+        (far, "step"),
+    ):
         with pytest.raises(NumericalError, match=words) as caught:
             infer(0, cases.target_of(case))
         assert caught.value.status == Status.NON_FINITE
@@ -229,7 +234,7 @@ def test_islands_may_die_and_count_as_zero():
     assert dead > 0
 
 
-def test_a_base_law_that_cannot_be_fitted_is_an_error():
+def test_an_initial_distribution_that_cannot_be_fitted_is_an_error():
     nowhere = cases.NORMAL._replace(cut=-1e6, bad=np.nan)
     with pytest.raises(
         NumericalError, match=r"no Student-t could be fitted .* Give the target a prior"
