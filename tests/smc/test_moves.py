@@ -1,4 +1,4 @@
-"""Moves of tempered runs: the joint law, integrals by hand, what a pilot chooses and what it costs; bad input."""
+"""Moves of tempered runs: the joint distribution, integrals by hand, the choice of a pilot and its cost; bad input."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ def independent_once(logdensity_fn, key, position):
 @pytest.mark.parametrize(
     "step", [pytest.param(step, marks=pytest.mark.slow) for step in (nuts_once, independent_once)]
 )
-def test_the_move_leaves_the_joint_law(step):
+def test_the_move_leaves_the_joint_distribution(step):
     kernel = trials.Kernel(step.__name__, lambda fn, theta: theta, step, lambda state: state)
     report, passed, verdict = trials.joint(
         kernel, known_targets.location_and_scale(), 400, jax.random.key(2), 1e-4
@@ -63,8 +63,8 @@ def test_the_move_leaves_the_joint_law(step):
 
 
 @pytest.mark.f32
-def test_acceptance_and_law_of_one_proposal(dtype):
-    """Exact normal draws under a narrow law: acceptance by double integral, and they stay normal."""
+def test_acceptance_and_distribution_of_one_proposal(dtype):
+    """Exact normal draws with a narrow proposal: acceptance by double integral, and they stay normal."""
     num = 4000
     start = jax.random.normal(jax.random.key(0), (num, 1), dtype)
     moved = jax.jit(
@@ -80,10 +80,10 @@ def test_acceptance_and_law_of_one_proposal(dtype):
         )
     )(jax.random.key(1), start)
     u = np.linspace(-9, 9, 1201)
-    law = stats.t(DEGREES_OF_FREEDOM, 0.5, 0.4).logpdf(u)
-    log_weight = stats.norm.logpdf(u) - law
+    log_proposal = stats.t(DEGREES_OF_FREEDOM, 0.5, 0.4).logpdf(u)
+    log_weight = stats.norm.logpdf(u) - log_proposal
     accept = np.minimum(1, np.exp(log_weight[None] - log_weight[:, None]))
-    exact = np.einsum("i,j,ij->", stats.norm.pdf(u), np.exp(law), accept) * (u[1] - u[0]) ** 2
+    exact = np.einsum("i,j,ij->", stats.norm.pdf(u), np.exp(log_proposal), accept) * (u[1] - u[0]) ** 2
     assert abs(moved.acceptance[1] - exact) < 4.5 * 0.5 / np.sqrt(
         num
     )  # sd of a probability is .5 at most: 7e-6
@@ -97,7 +97,7 @@ def test_acceptance_and_law_of_one_proposal(dtype):
     assert int(moved.num_gradients) == 0
 
 
-def test_a_law_that_is_the_target_accepts_everything():
+def test_a_proposal_that_is_the_target_accepts_everything():
     target = dist.MultivariateStudentT(DEGREES_OF_FREEDOM, jnp.asarray(LOC), jnp.asarray(ROOT))
     start = target.sample(jax.random.key(3), (64,))
     moved = jax.jit(
@@ -162,22 +162,22 @@ def learned(key, level, positions):
 
 
 def test_the_pilot_chooses_by_what_it_measured():
-    cloud = jnp.asarray(np.random.default_rng(2).normal(size=(256, 2)))
-    factor = covariance_factor.estimate(jnp.zeros(256), cloud)
+    particles = jnp.asarray(np.random.default_rng(2).normal(size=(256, 2)))
+    factor = covariance_factor.estimate(jnp.zeros(256), particles)
     level = LevelSettings(
         temperature=jnp.zeros(()),
-        loc=jnp.mean(cloud, axis=0),
+        loc=jnp.mean(particles, axis=0),
         factor=factor,
         step_size=jnp.asarray(0.5),
         tries=jnp.zeros((), jnp.int32),
     )
     # short steps: a trajectory takes many, an independent proposal one; 1 or 2 proposals for each of 1000 keys
-    moved, after = learned(jax.random.key(1), level._replace(step_size=jnp.asarray(0.05)), cloud[::8])
+    moved, after = learned(jax.random.key(1), level._replace(step_size=jnp.asarray(0.05)), particles[::8])
     assert 1 <= after.tries <= 3
     assert moved.num_densities == 32 * (1 + 7)  # one proposal a move while learning
     assert moved.num_gradients > 32 * 7
-    _, refused = learned(jax.random.key(1), level._replace(loc=level.loc + 8), cloud[::8])
-    assert refused.tries == 0  # a law that misses the particles
+    _, refused = learned(jax.random.key(1), level._replace(loc=level.loc + 8), particles[::8])
+    assert refused.tries == 0  # a proposal that misses the particles
 
 
 def counted(values):
@@ -247,13 +247,13 @@ def test_a_resumed_annealing_is_the_uninterrupted_one(tmp_path):
         )
 
     plain, checkpoint = run(), pi.Checkpoint(tmp_path / "run", every=3)
-    whole = run(checkpoint)
+    checkpointed = run(checkpoint)
     steps = sorted((tmp_path / "run" / "runs").glob("step_*.part"))
     assert len(steps) > 1
     steps[-1].unlink()
     again = run(checkpoint)
-    for one in (whole, again):
-        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
+    for posterior in (checkpointed, again):
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(posterior), strict=True):
             np.testing.assert_array_equal(a, b)
 
 

@@ -1,4 +1,4 @@
-"""The kernels of PMMH and of particle Gibbs for parameters: exact starts stay exact, the joint law is left alone."""
+"""Transitions of PMMH and particle Gibbs for parameters: exact starts stay exact, the joint distribution invariant."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ def conditional(key, target, position, path, num_particles=NUM_PARTICLES):
 
 
 def walk(key, target, state, num_particles=NUM_PARTICLES, renewed=None):
-    """A step of PMMH; a broken one if ``renewed``: it estimates the likelihood at its position again."""
+    """Make a step of PMMH; a broken one if ``renewed``: it estimates the likelihood at its position again."""
     dtype = state.position.dtype
     if renewed is not None:
         fresh = likelihood.estimate_likelihood(
@@ -97,7 +97,7 @@ def exact_start(dtype):
 
 
 def chi_squared(shares, paths):
-    """p-value that bin of the share and path have their joint law; cells with fewer than 10 expected are one."""
+    """Return a p-value of the joint distribution of path and binned share; cells with under 10 expected are merged."""
     grid, masses = cases.finite_joint()
     cells = np.add.reduceat(masses, np.arange(0, len(grid), -(-len(grid) // BINS)), axis=0)
     expected = (cells / cells.sum() * CHAINS).ravel()
@@ -128,7 +128,7 @@ def test_a_chain_that_draws_its_estimate_anew_is_seen(dtype):
     assert chi_squared(*four_walks(keys, *start, renewed=True)) < P_LIMIT
 
 
-# The joint law of parameters, path and data; each lane carries a seed, for what a kernel starts with
+# The joint distribution of parameters, path and data; each lane carries a seed, for the start of a transition
 
 
 def target_of(y):
@@ -153,16 +153,16 @@ def prior_sample(key):
     return {"position": position, "path": path, "seed": jax.random.uniform(key_seed, (), dtype)}
 
 
-def simulate(key, theta):
-    noise = jnp.sqrt(jnp.asarray(cases.FIXED["noise"], theta["path"].dtype))
-    return theta["path"] + noise * jax.random.normal(key, theta["path"].shape, theta["path"].dtype)
+def simulate(key, lane):
+    noise = jnp.sqrt(jnp.asarray(cases.FIXED["noise"], lane["path"].dtype))
+    return lane["path"] + noise * jax.random.normal(key, lane["path"].shape, lane["path"].dtype)
 
 
-def start_walk(theta, y):
-    key = jax.random.key((theta["seed"] * 2**22).astype(jnp.uint32))
+def start_walk(lane, y):
+    key = jax.random.key((lane["seed"] * 2**22).astype(jnp.uint32))
     return {
-        "chain": conditional(key, target_of(y), theta["position"], theta["path"], 8),
-        "seed": theta["seed"],
+        "chain": conditional(key, target_of(y), lane["position"], lane["path"], 8),
+        "seed": lane["seed"],
     }
 
 
@@ -176,16 +176,16 @@ def position_walk(state):
     return {"position": state["chain"].position, "path": state["chain"].path, "seed": state["seed"]}
 
 
-def step_gibbs(shift, key, theta, y):
-    """An iteration of particle Gibbs, then (in a broken kernel) a shift of the log process variance."""
+def step_gibbs(shift, key, lane, y):
+    """An iteration of particle Gibbs, then (in a broken transition) a shift of the log process variance."""
     key_gibbs, key_seed = jax.random.split(key)
-    position, path = alternate(key_gibbs, target_of(y), theta["position"], theta["path"], 8)
+    position, path = alternate(key_gibbs, target_of(y), lane["position"], lane["path"], 8)
     position = position.at[0].add(shift)
     return {"position": position, "path": path, "seed": jax.random.uniform(key_seed, (), path.dtype)}
 
 
-def log_joint(theta, y):
-    return parameters.log_joint(target_of(y), theta["position"], theta["path"])
+def log_joint(lane, y):
+    return parameters.log_joint(target_of(y), lane["position"], lane["path"])
 
 
 def judged(step, seed, **settings):
@@ -207,7 +207,7 @@ def judged(step, seed, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["PMMH", "particle Gibbs"])
-def test_a_kernel_leaves_the_joint_law(name):
+def test_a_transition_leaves_the_joint_distribution(name):
     settings = {"init_fn": start_walk, "position_fn": position_walk} if name == "PMMH" else {}
     report = judged(step_walk if name == "PMMH" else Partial(step_gibbs, jnp.full((), 0.0)), 1, **settings)
     assert report.passed, report.verdict  # a false alarm has probability 1e-4
@@ -215,6 +215,6 @@ def test_a_kernel_leaves_the_joint_law(name):
 
 
 @pytest.mark.slow
-def test_a_kernel_with_another_law_is_caught():
+def test_a_transition_with_another_distribution_is_caught():
     report = judged(Partial(step_gibbs, jnp.full((), 0.15)), 1)
     assert report.passed is False, report.verdict

@@ -69,7 +69,7 @@ class Parameters:
         target = targets.from_prior(priors, _no_likelihood)
         if target.prior is None:
             raise ValueError(
-                "the priors must be proper (normalised, not masked): the engines start from draws of them"
+                "the priors must be proper (normalized, not masked): the engines start from draws of them"
             )
         template = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -162,7 +162,7 @@ def draw_prior(target: Parameters, key: PRNGKey) -> Float[Array, " d"]:
 
 
 def log_prior(target: Parameters, position: Float[Array, " d"]) -> Scalar:
-    """Return the log prior density of a position, normalised, the log Jacobian included."""
+    """Return the log prior density of a position, normalized, the log Jacobian included."""
     assert target.target.prior is not None
     return target.target.prior.logdensity_fn(unflatten(target.template, position)).astype(position.dtype)
 

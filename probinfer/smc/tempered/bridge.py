@@ -39,14 +39,14 @@ class PriorBridge:
 
     Attributes:
         sample_fn: key -> position.
-        log_base_fn: position -> log prior, normalized.
+        log_prior_fn: position -> log prior, normalized.
         ratio_fn: position -> log likelihood; or the log joint density, if ``is_joint``.
         template: a position: structure, shapes and dtypes.
         is_joint: whether the log prior is to be subtracted.
     """
 
     sample_fn: Callable
-    log_base_fn: Callable
+    log_prior_fn: Callable
     ratio_fn: Callable
     template: Any
     is_joint: bool = field(static=True)
@@ -58,9 +58,9 @@ class PriorBridge:
     def terms(self, flat: Float[Array, " d"]) -> tuple[Scalar, Scalar]:
         """Return the initial log density and the log ratio at a position."""
         position = unflatten(self.template, flat)
-        log_base = self.log_base_fn(position).astype(flat.dtype)
+        log_initial = self.log_prior_fn(position).astype(flat.dtype)
         ratio = self.ratio_fn(position).astype(flat.dtype)
-        return log_base, ratio - log_base if self.is_joint else ratio
+        return log_initial, ratio - log_initial if self.is_joint else ratio
 
 
 @pytree
@@ -98,9 +98,13 @@ class StudentBridge:
             - math.lgamma(DEGREES_OF_FREEDOM / 2)
             - d / 2 * math.log(DEGREES_OF_FREEDOM * math.pi)
         )
-        log_base = constant - jnp.sum(jnp.log(diagonal))
-        log_base = log_base - (DEGREES_OF_FREEDOM + d) / 2 * jnp.log1p(jnp.sum(z**2) / DEGREES_OF_FREEDOM)
-        return log_base, self.logdensity_fn(unflatten(self.template, flat)).astype(flat.dtype) - log_base
+        log_initial = constant - jnp.sum(jnp.log(diagonal))
+        log_initial = log_initial - (DEGREES_OF_FREEDOM + d) / 2 * jnp.log1p(
+            jnp.sum(z**2) / DEGREES_OF_FREEDOM
+        )
+        return log_initial, self.logdensity_fn(unflatten(self.template, flat)).astype(
+            flat.dtype
+        ) - log_initial
 
 
 def bridge_from_prior(target: Target, template: ArrayTree) -> PriorBridge:
@@ -116,7 +120,7 @@ def bridge_from_prior(target: Target, template: ArrayTree) -> PriorBridge:
     assert ratio_fn is not None
     return PriorBridge(
         sample_fn=as_partial(target.prior.sample),
-        log_base_fn=as_partial(target.prior.logdensity_fn),
+        log_prior_fn=as_partial(target.prior.logdensity_fn),
         ratio_fn=as_partial(ratio_fn),
         template=template,
         is_joint=is_joint,

@@ -89,8 +89,8 @@ def tempered_logdensity(bridge: Any, temperature: Array, position: Float[Array, 
         temperature: of the density.
         position: unconstrained.
     """
-    log_base, log_ratio = bridge.terms(position)
-    return log_base + temperature * log_ratio, log_ratio
+    log_initial, log_ratio = bridge.terms(position)
+    return log_initial + temperature * log_ratio, log_ratio
 
 
 def measure_mixing(result: MoveResult, factor: Float[Array, "..."]) -> Float[Array, ""]:
