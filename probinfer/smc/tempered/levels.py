@@ -27,6 +27,7 @@ from probinfer.inference.engine import over
 from probinfer.numerics import weights
 from probinfer.running.many.driver import batches_well
 from probinfer.smc.tempered.moves.choice import move_particles
+from probinfer.smc.tempered.moves.hamiltonian import MoveResult
 from probinfer.smc.tempered.schedule import (
     LevelSettings,
     Schedule,
@@ -77,7 +78,7 @@ class TemperedState(NamedTuple):
         log_ratios: :math:`\Delta(u_i)`; minus infinity where it is undefined.
         temperature: t.
         log_evidence: log of the estimate of :math:`\int \pi_t`.
-        level: levels completed.
+        num_levels: levels completed.
         step_size: of the leapfrogs, in coordinates of unit covariance.
         schedule: given, or filled level by level.
         learning: whether to fill the schedule.
@@ -93,7 +94,7 @@ class TemperedState(NamedTuple):
     log_ratios: Float[Array, " N"]
     temperature: Float[Array, ""]
     log_evidence: Float[Array, ""]
-    level: Int[Array, ""]
+    num_levels: Int[Array, ""]
     step_size: Float[Array, ""]
     schedule: Schedule
     learning: Bool[Array, ""]
@@ -169,7 +170,14 @@ def record_info(state: TemperedState, info: LevelInfo) -> LevelInfo:
     return info
 
 
-def _init(bridge, settings, key, schedule: Schedule, learning, num_particles: int) -> TemperedState:
+def _init(
+    bridge: Any,
+    settings: TemperingSettings,
+    key: PRNGKey,
+    schedule: Schedule,
+    learning: Array,
+    num_particles: int,
+) -> TemperedState:
     positions = over(bridge.sample, "auto", jax.random.split(key, num_particles))
     mode = resolve_mode(settings.mode, bridge, positions[0])
     raw_log_ratios = over(lambda position: bridge.terms(position)[1], mode, positions)
@@ -183,7 +191,7 @@ def _init(bridge, settings, key, schedule: Schedule, learning, num_particles: in
         log_ratios=log_ratios,
         temperature=jnp.zeros((), dtype),
         log_evidence=jnp.zeros((), dtype),
-        level=count,
+        num_levels=count,
         step_size=jnp.asarray(dimension**-0.25, dtype),
         schedule=schedule,
         learning=learning,
@@ -231,7 +239,7 @@ def _step(
         log_ratios=log_ratios,
         temperature=level.temperature,
         log_evidence=log_evidence,
-        level=state.level + 1,
+        num_levels=state.num_levels + 1,
         step_size=level.step_size,
         schedule=_update_schedule(state, level),
         num_gradients=state.num_gradients + result.num_gradients,
@@ -254,7 +262,7 @@ def _step(
     return new_state, info
 
 
-def _select_particles(settings: TemperingSettings, result) -> tuple[Array, Array]:
+def _select_particles(settings: TemperingSettings, result: MoveResult) -> tuple[Array, Array]:
     """Return all states, those of one ancestor side by side, or (not waste-free) the last ones."""
     if not settings.waste_free:
         return result.positions[-1], result.log_ratios[-1]
@@ -264,18 +272,18 @@ def _select_particles(settings: TemperingSettings, result) -> tuple[Array, Array
 
 def _read_level(settings: TemperingSettings, state: TemperedState) -> LevelSettings:
     del settings
-    return level_settings(state.schedule, state.level)
+    return level_settings(state.schedule, state.num_levels)
 
 
 def _choose_level(settings: TemperingSettings, state: TemperedState) -> LevelSettings:
-    previous = level_settings(state.schedule, jnp.maximum(state.level - 1, 0))
+    previous = level_settings(state.schedule, jnp.maximum(state.num_levels - 1, 0))
     previous = previous._replace(step_size=state.step_size)
     return choose_level(settings.ess_fraction, state.log_ratios, state.positions, state.temperature, previous)
 
 
 def _update_schedule(state: TemperedState, level: LevelSettings) -> Schedule:
     """Write the level into the schedule if it is being learned."""
-    filled = write_level(state.schedule, state.level, level)
+    filled = write_level(state.schedule, state.num_levels, level)
     return jax.tree.map(lambda new, old: jnp.where(state.learning, new, old), filled, state.schedule)
 
 

@@ -47,9 +47,9 @@ def learn_schedule(
     pilot, _ = PopulationRunner(config, initial.bridge, progress, checkpoint).run(key, None, "pilot")
     if int(pilot.status) != Status.OK:
         raise NumericalError(
-            f"all particles of the pilot died at level {int(pilot.level) + 1}: the likelihood is zero or undefined at "
-            f"every one of {config.num_particles} draws ({int(pilot.num_undefined)} draws of the {initial.name} "
-            f"undefined); {advice(int(pilot.status))}",
+            f"all particles of the pilot died at level {int(pilot.num_levels) + 1}: the likelihood is zero or "
+            f"undefined at every one of {config.num_particles} draws ({int(pilot.num_undefined)} draws of the "
+            f"{initial.name} undefined); {advice(int(pilot.status))}",
             Status.DEGENERATE_WEIGHTS,
         )
     if not pilot.temperature >= 1:
