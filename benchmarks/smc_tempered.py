@@ -209,10 +209,10 @@ def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict],
     records = [measured(name, kind, case, ours(case, kind, num), seeds) for kind in moves]
     if case.mean.size >= 50:  # does the interval hold where the particles are not few?
         records.append(measured(name, f"auto, {2 * num} particles", case, ours(case, "auto", 2 * num), seeds))
-    start = initial_distribution.find_start(jax.random.key(1), case.target, False, None)
+    initial = initial_distribution.find_initial_distribution(jax.random.key(1), case.target, False, None)
     engine = smc.Tempered(num_particles=num, moves="hmc")
-    pilot = populations.learn_schedule(engine, start, jax.random.key(2), False)
-    run = Peer(start.path, pilot.schedule, 2 * num)
+    pilot = populations.learn_schedule(engine, initial, jax.random.key(2), False)
+    run = Peer(initial.bridge, pilot.schedule, 2 * num)
     for tuning, ess, steps in PEERS[: case.num_peers]:
         way = f"blackjax {tuning}, ESS {ess}, {steps} moves"
         records.append(measured(name, way, case, run.way(tuning, ess, steps), seeds))

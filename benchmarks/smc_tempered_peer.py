@@ -45,8 +45,8 @@ def _pilots(schedule, state):
     far = jnp.where(jnp.arange(len(far)) < schedule.num_levels, far, jnp.inf)
     # nothing was learned at temperature zero: the first level stands for it
     level = jnp.argmin(far)
-    root = schedule.roots[level]
-    return root @ root.T, schedule.step_sizes[level]
+    factor = schedule.factors[level]
+    return factor @ factor.T, schedule.step_sizes[level]
 
 
 @partial(jax.jit, static_argnames=("num_moves", "num"))

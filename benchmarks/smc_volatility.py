@@ -184,7 +184,7 @@ def least_ess(posterior) -> float:
     share = 1.0
     if posterior.log_weights is not None:
         logs = np.asarray(posterior.info.log_evidences)
-        share = islands.shares(logs) / len(logs)
+        share = islands.evidence_ess(logs) / len(logs)
     return share * min(float(posterior.info.ess[name]) for name in PRIORS)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from probinfer import resampling, smc
 from probinfer.core.types import pytree
 from probinfer.numerics import weights
-from probinfer.smc.tempered.bridge import PriorPath
+from probinfer.smc.tempered.bridge import PriorBridge
 
 from .clouds import Cloud, by_filter, by_gibbs, by_tempering
 from .state_space import WINDOW
@@ -119,11 +119,11 @@ class StartsNarrow(Wrapped):
         return 0.8 * self.path.sample(key)
 
 
-def _forgets(path: PriorPath) -> Any:
+def _forgets(path: PriorBridge) -> Any:
     return ForgetsPrior(path)
 
 
-def _narrow(path: PriorPath) -> Any:
+def _narrow(path: PriorBridge) -> Any:
     return StartsNarrow(path)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from probinfer import resampling, smc
 from probinfer.smc.conditional.gibbs import gibbs_step
 from probinfer.smc.tempered import levels
-from probinfer.smc.tempered.bridge import PriorPath
+from probinfer.smc.tempered.bridge import PriorBridge
 
 from . import state_space
 from .models import DIMS, GAUSSIAN, NOISE, A, Model
@@ -152,10 +152,10 @@ def schedule_of(temperatures) -> levels.Schedule:
     )
 
 
-def prior_path(x) -> PriorPath:
+def prior_path(x) -> PriorBridge:
     ratio = jax.tree_util.Partial(_likelihood, x)
     as_partial = jax.tree_util.Partial
-    return PriorPath(
+    return PriorBridge(
         as_partial(GAUSSIAN.prior_sample), as_partial(GAUSSIAN.log_prior), ratio, jnp.zeros(DIMS), False
     )
 
@@ -165,11 +165,11 @@ def _likelihood(x, theta):
 
 
 def _tempered(wrap, temperatures, key, x, num):
-    settings = levels.Settings(jnp.asarray(0.5), True, "vmap")
+    settings = levels.TemperingSettings(jnp.asarray(0.5), True, "vmap")
     algorithm = levels.tempering(wrap(prior_path(x)), settings)
     keys = jax.random.split(key, len(temperatures) + 1)
     schedule, keep = schedule_of(temperatures), jnp.asarray(False)
-    state = levels.begin(algorithm, keys[0], schedule, keep, num_particles=num)
+    state = levels.init_population(algorithm, keys[0], schedule, keep, num_particles=num)
     return jax.lax.scan(lambda state, key: (algorithm.step(key, state)[0], None), state, keys[1:])[0]
 
 

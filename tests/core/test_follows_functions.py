@@ -216,7 +216,7 @@ def parameters_of(fn):
         return smc.FeynmanKac(_normal, _stay, lambda before, x, t: fn(x) * theta["a"])
 
     made = smc.Parameters({"a": dist.Normal(0.0, 1.0)}, model, 2)
-    return likelihood.estimate(KEY, made, jnp.ones(1), 4).log_evidence
+    return likelihood.estimate_likelihood(KEY, made, jnp.ones(1), 4).log_evidence
 
 
 @pytree

@@ -64,7 +64,7 @@ MUTANTS = [
         ('jnp.dtype("float32"): (-6, -3)', 'jnp.dtype("float32"): (-5, -3)'),
         ("return 2.0 * jnp.sum(jnp.log(jnp.diagonal(L)))", "return jnp.sum(jnp.log(jnp.diagonal(L)))"),
     ),
-    *_of("smc/tempered/levels.py", "smc/test_tempered.py", ("moved.acceptance[1:]", "moved.acceptance")),
+    *_of("smc/tempered/levels.py", "smc/test_tempered.py", ("result.acceptance[1:]", "result.acceptance")),
     *_of(
         "checks/calibration/bands.py",
         "checks/test_bands.py",
@@ -188,8 +188,8 @@ MUTANTS = [
         ),
         ("num_densities=count + num_particles,", "num_densities=count,"),
         (
-            "positions, log_ratios = (jnp.swapaxes(x, 0, 1) for x in (moved.positions, moved.log_ratios))",
-            "positions, log_ratios = jnp.swapaxes(moved.positions, 0, 1), moved.log_ratios",
+            "positions, log_ratios = (jnp.swapaxes(x, 0, 1) for x in (result.positions, result.log_ratios))",
+            "positions, log_ratios = jnp.swapaxes(result.positions, 0, 1), result.log_ratios",
         ),
     ),
     # Coins.

@@ -29,18 +29,18 @@ def observations(seed):
     return np.array(y)
 
 
-def linear(y, theta):
+def linear(y, params):
     """The model of ``tests.reference.kalman`` whose slope and process variance are not known."""
-    p = {name: jnp.asarray(value, y.dtype) for name, value in FIXED.items()} | theta
+    fields = {name: jnp.asarray(value, y.dtype) for name, value in FIXED.items()} | params
     return smc.FeynmanKac(
-        Partial(models._linear_start, p),
-        Partial(models._linear_move, p),
-        Partial(models._linear_potential, p, y),
-        Partial(models._linear_transition, p),
+        Partial(models._linear_start, fields),
+        Partial(models._linear_move, fields),
+        Partial(models._linear_potential, fields, y),
+        Partial(models._linear_transition, fields),
     )
 
 
-def log_initial(theta, x):
+def log_initial(params, x):
     return models.log_normal(x, jnp.asarray(FIXED["start"], x.dtype))
 
 
@@ -75,7 +75,7 @@ def truth(seed, num=161):
     return Truth(log_evidence, mean, np.asarray(paths) @ weight)
 
 
-# A finite model whose third state is entered by a share theta of all moves
+# A finite model whose third state is entered by an unknown share of all moves
 
 FINITE = hmm.random_model(7, num_states=3, num_steps=3)
 
@@ -91,8 +91,8 @@ def finite_log_transition(share):
     return jnp.log((1 - share) * transition + share * jnp.asarray([0.0, 0.0, 1.0], share.dtype))
 
 
-def finite(theta):
-    table = finite_log_transition(theta["share"])
+def finite(params):
+    table = finite_log_transition(params["share"])
     dtype = table.dtype
     return smc.FeynmanKac(
         Partial(models.finite_start, jnp.log(jnp.asarray(FINITE.initial, dtype))),
@@ -102,8 +102,8 @@ def finite(theta):
     )
 
 
-def finite_initial(theta, x):
-    return jnp.log(jnp.asarray(FINITE.initial, theta["share"].dtype))[x]
+def finite_initial(params, x):
+    return jnp.log(jnp.asarray(FINITE.initial, params["share"].dtype))[x]
 
 
 def finite_target():

@@ -18,7 +18,7 @@ from probinfer.core.binding import LogDensity
 
 class Case(NamedTuple):
     scales: np.ndarray  # (2,) of the normal prior
-    log_shares: np.ndarray  # (2,) of two normal bumps, their normalisers included
+    log_shares: np.ndarray  # (2,) of two normal bumps, their normalizers included
     locs: np.ndarray  # (2, 2)
     precisions: np.ndarray  # (2, 2, 2)
     rate: float = 0.0  # of the penalty rate exp(u_0)
@@ -41,8 +41,8 @@ SKEWED = bumps([1.0, 0.0], [[0.0, 20.0]] * 2, [np.diag([9.0, 100.0])] * 2, [2.0,
 
 
 def log_likelihood(locs, precisions, log_shares, rate, cut, bad, u):
-    centred = u - locs
-    values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centred, precisions, centred)
+    centered = u - locs
+    values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centered, precisions, centered)
     top = jnp.max(values)
     value = top + jnp.log(jnp.sum(jnp.exp(values - top))) - rate * jnp.exp(u[0])
     return jnp.where(u[0] > cut, bad, value)
@@ -77,8 +77,8 @@ class Truth(NamedTuple):
 def truth(case: Case, num: int = 801) -> Truth:
     axes = [np.linspace(-9 * scale, 9 * scale, num) for scale in case.scales]
     u = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    centred = u[:, :, None, :] - case.locs
-    quadratic = np.einsum("abki,kij,abkj->abk", centred, case.precisions, centred)
+    centered = u[:, :, None, :] - case.locs
+    quadratic = np.einsum("abki,kij,abkj->abk", centered, case.precisions, centered)
     log_density = logsumexp(case.log_shares - 0.5 * quadratic, axis=-1) - case.rate * np.exp(u[..., 0])
     log_density += multivariate_normal(np.zeros(2), np.diag(case.scales**2)).logpdf(u)
     cell = np.prod([axis[1] - axis[0] for axis in axes])

@@ -1,4 +1,4 @@
-"""Fusion of sub-posteriors against normal laws, gamma laws and grids; what bad draws change (nothing), bad input."""
+"""Fusion of sub-posteriors against normal and gamma distributions and grids; effect of bad draws (none), bad input."""
 
 import warnings
 from functools import partial
@@ -43,14 +43,14 @@ def integrals(posteriors, fn, log_integral):
     return np.array(rows)
 
 
-def worst(values, expected):
+def max_z(values, expected):
     error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
     return np.max(np.abs(values.mean(axis=0) - expected) / error)
 
 
 def log_mixture(weights, locs, precisions, u):
-    centred = u - locs
-    values = jnp.log(weights) - 0.5 * jnp.einsum("ki,kij,kj->k", centred, precisions, centred)
+    centered = u - locs
+    values = jnp.log(weights) - 0.5 * jnp.einsum("ki,kij,kj->k", centered, precisions, centered)
     return logsumexp(values + 0.5 * jnp.linalg.slogdet(precisions)[1]) - jnp.log(2 * jnp.pi)
 
 
@@ -61,16 +61,16 @@ class Shards(NamedTuple):
 
 
 def mixtures(laws, seed=0):
-    rng, made, draws = np.random.default_rng(seed), [], []
+    rng, shard_targets, draws = np.random.default_rng(seed), [], []
     for law in laws:
         data = (law.weights, law.locs, np.linalg.inv(law.covariances))
         arrays = [jnp.asarray(part, jnp.result_type(float)) for part in data]
-        made.append(targets.from_logdensity(LogDensity(log_mixture, *arrays), jnp.zeros(2)))
+        shard_targets.append(targets.from_logdensity(LogDensity(log_mixture, *arrays), jnp.zeros(2)))
         which = rng.choice(len(law.weights), DRAWS, p=law.weights)
         roots = np.linalg.cholesky(law.covariances)[which]
         drawn = law.locs[which] + np.einsum("nij,nj->ni", roots, rng.normal(size=(DRAWS, 2)))
         draws.append(jnp.asarray(drawn, jnp.result_type(float)))
-    return Shards(made, draws, laws)
+    return Shards(shard_targets, draws, laws)
 
 
 def normals(shift=0.0):
@@ -106,20 +106,20 @@ def disagreeing():
 
 
 @pytest.mark.parametrize(
-    "made", [pytest.param(made, marks=pytest.mark.slow) for made in (normals, bimodals, disagreeing)]
+    "make", [pytest.param(make, marks=pytest.mark.slow) for make in (normals, bimodals, disagreeing)]
 )
-def test_the_product_of_mixtures(made):
-    shards, edges = made(), np.array([0.0])
+def test_the_product_of_mixtures(make):
+    shards, edges = make(), np.array([0.0])
     exact = reference.law(shards.laws, [1.0] * 4, edges)
     posteriors = [fuse(seed, shards.targets, shards.draws) for seed in range(SEEDS)]
 
     def numbers(x):  # left of zero, means, squares; one for the integral itself
         return np.column_stack([np.ones(len(x)), x[:, 0] < 0, x, (x - exact.mean) ** 2])
 
-    found = integrals(posteriors, numbers, exact.log_integral)
+    estimates = integrals(posteriors, numbers, exact.log_integral)
     expected = [1, exact.masses[0].sum(), *exact.mean, *np.diag(exact.covariance)]
-    assert worst(found, expected) < LIMIT  # six of them: 2e-6
-    assert found[:, 0].std() < 0.7
+    assert max_z(estimates, expected) < LIMIT  # six of them: 2e-6
+    assert estimates[:, 0].std() < 0.7
     assert posteriors[0].info.start == "student-t"
     assert posteriors[0].unconstrained.shape == (8, 128, 2)
 
@@ -128,33 +128,33 @@ def test_normal_shards_give_the_closed_form():
     shards = normals()
     exact = reference.law(shards.laws, [1.0] * 4, np.array([0.0]))
     precisions = [np.linalg.inv(law.covariances[0]) for law in shards.laws]
-    spread = np.linalg.inv(sum(precisions))
-    mean = spread @ sum(p @ law.locs[0] for p, law in zip(precisions, shards.laws))
+    covariance = np.linalg.inv(sum(precisions))
+    mean = covariance @ sum(p @ law.locs[0] for p, law in zip(precisions, shards.laws))
     np.testing.assert_allclose(exact.mean, mean, atol=1e-9)
-    np.testing.assert_allclose(exact.covariance, spread, atol=1e-9)
+    np.testing.assert_allclose(exact.covariance, covariance, atol=1e-9)
 
 
 @pytest.mark.slow
-def test_bad_draws_change_the_start_and_not_the_law():
+def test_bad_draws_change_the_start_and_not_the_result():
     shards = normals()
     exact = reference.law(shards.laws, [1.0] * 4, np.array([0.0]))
     wrong = [draws / 2 + 3 for draws in shards.draws]  # too narrow, and 5 standard deviations off
     posteriors = [fuse(seed, shards.targets, wrong) for seed in range(SEEDS)]
-    found = integrals(posteriors, lambda x: np.column_stack([np.ones(len(x)), x]), exact.log_integral)
-    assert worst(found, [1, *exact.mean]) < LIMIT
+    estimates = integrals(posteriors, lambda x: np.column_stack([np.ones(len(x)), x]), exact.log_integral)
+    assert max_z(estimates, [1, *exact.mean]) < LIMIT
     good = fuse(0, shards.targets, shards.draws)
     assert posteriors[0].info.num_gradients > good.info.num_gradients  # the first merges took more levels
 
 
-def log_gamma(counts, rates, theta):
-    return jnp.sum(counts * jnp.log(theta) - rates * theta)
+def log_gamma(counts, rates, value):
+    return jnp.sum(counts * jnp.log(value) - rates * value)
 
 
 def gammas():
-    """Few events in each shard: laws of a positive rate, far from normal in either coordinate."""
+    """Few events in each shard: distributions of a positive rate, far from normal in either coordinate."""
     dtype, rng = jnp.result_type(float), np.random.default_rng(3)
     counts, rates = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([[1.0, 2.0], [2.5, 1.0]])
-    made = [
+    shard_targets = [
         targets.from_logdensity(
             LogDensity(log_gamma, jnp.asarray(a, dtype), jnp.asarray(b, dtype)),
             jnp.ones(2),
@@ -162,26 +162,28 @@ def gammas():
         )
         for a, b in zip(counts, rates)
     ]
-    thetas = [rng.gamma(a + 1, 1 / b, size=(DRAWS, 2)) for a, b in zip(counts, rates)]
-    return made, thetas, counts.sum(0) + 1, rates.sum(0)
+    draws = [rng.gamma(a + 1, 1 / b, size=(DRAWS, 2)) for a, b in zip(counts, rates)]
+    return shard_targets, draws, counts.sum(0) + 1, rates.sum(0)
 
 
 @pytest.mark.slow
 @pytest.mark.f32
 def test_skewed_shards_of_a_positive_rate(dtype):
-    made, thetas, shape, rate = gammas()
-    posteriors = [Posterior(jnp.asarray(theta[None], dtype)) for theta in thetas]  # constrained draws
+    shard_targets, draws, shape, rate = gammas()
+    posteriors = [
+        Posterior(jnp.asarray(shard_draws[None], dtype)) for shard_draws in draws
+    ]  # constrained draws
     log_integral = np.sum(gammaln(shape) - shape * np.log(rate))
-    fused = [fuse(seed, made, posteriors) for seed in range(SEEDS)]
+    fused = [fuse(seed, shard_targets, posteriors) for seed in range(SEEDS)]
     assert fused[0].draws.dtype == dtype
     mean, variance = shape / rate, shape / rate**2
 
     def numbers(x):
         return np.column_stack([np.ones(len(x)), x, (x - mean) ** 2])
 
-    assert worst(integrals(fused, numbers, log_integral), [1, *mean, *variance]) < LIMIT  # five: 2e-6
+    assert max_z(integrals(fused, numbers, log_integral), [1, *mean, *variance]) < LIMIT  # five: 2e-6
     # consensus Monte Carlo: averages of draws, weighted by precision
-    logs = np.log(np.array(thetas))
+    logs = np.log(np.array(draws))
     precisions = 1 / logs.var(axis=1)
     consensus = np.exp(np.einsum("ci,cni->ni", precisions, logs) / precisions.sum(0))
     assert np.max(np.abs(consensus.mean(0) - mean) / np.sqrt(variance)) > 0.3  # it is wrong here
@@ -193,17 +195,17 @@ def log_normal_likelihood(y, mu):
 
 def sharing(scales=(2.0, 2.0, 2.0)):
     data = [jnp.asarray(np.random.default_rng(i).normal(size=(4, 2)) + 1) for i in range(len(scales))]
-    made = [
+    shard_targets = [
         targets.from_prior(dist.Normal(jnp.zeros(2), s), LogDensity(log_normal_likelihood, y))
         for s, y in zip(scales, data)
     ]
     draws = [np.random.default_rng(i).normal(size=(DRAWS, 2)) / 2 + y.mean(0) for i, y in enumerate(data)]
-    return made, [jnp.asarray(x) for x in draws], np.concatenate(data)
+    return shard_targets, [jnp.asarray(x) for x in draws], np.concatenate(data)
 
 
 def test_a_shared_prior_counts_once():
-    made, draws, y = sharing((2.0, 2.0))
-    fused = [fuse(seed, made, draws, share_prior=True) for seed in range(SEEDS)]
+    shard_targets, draws, y = sharing((2.0, 2.0))
+    fused = [fuse(seed, shard_targets, draws, share_prior=True) for seed in range(SEEDS)]
     precision = len(y) + 1 / 4
     mean = y.sum(0) / precision
     log_evidence = np.sum(
@@ -211,8 +213,10 @@ def test_a_shared_prior_counts_once():
         - 0.5 * np.log(4 * precision)
         - 0.5 * ((y**2).sum(0) - y.sum(0) ** 2 / precision)
     )
-    found = integrals(fused, lambda x: np.column_stack([np.ones(len(x)), x, (x - mean) ** 2]), log_evidence)
-    assert worst(found, [1, *mean, 1 / precision, 1 / precision]) < LIMIT  # five: 2e-6
+    estimates = integrals(
+        fused, lambda x: np.column_stack([np.ones(len(x)), x, (x - mean) ** 2]), log_evidence
+    )
+    assert max_z(estimates, [1, *mean, 1 / precision, 1 / precision]) < LIMIT  # five: 2e-6
     low, high = fused[0].info.interval(0.9999)
     assert low < log_evidence < high
 
@@ -220,33 +224,37 @@ def test_a_shared_prior_counts_once():
 def test_shards_outside_a_group_do_not_count():
     shards = normals()
     product = fusion._product(tuple(shards.targets), jnp.zeros(2), False)
-    belief = fusion.Belief(jnp.zeros(2), jnp.eye(2))
+    moments = fusion.GroupMoments(jnp.zeros(2), jnp.eye(2))
     u = jnp.asarray([0.3, -0.4])
-    terms = jax.jit(lambda path: path.terms(u))(product.path(1, 3, belief, belief))
+    terms = jax.jit(lambda bridge: bridge.terms(u))(product.bridge(1, 3, moments, moments))
     expected = sum(reference.log_density(law, np.asarray(u)) for law in shards.laws[1:3])
     np.testing.assert_allclose(sum(terms), expected, rtol=1e-6)
 
 
 @pytest.mark.f32
-def test_the_start_is_the_product_of_normal_laws(dtype):
+def test_the_start_is_the_product_of_normal_distributions(dtype):
     rng, tight = np.random.default_rng(0), 2000 * float(jnp.finfo(dtype).eps)
     roots = [
         np.diag([1e3, 1.0, 1e-3]) @ np.linalg.cholesky(np.cov(rng.normal(size=(3, 9)))) for _ in range(2)
     ]
     means = [roots[0] @ rng.normal(size=3) for _ in range(2)]
-    beliefs = [fusion.Belief(*(jnp.asarray(x, dtype) for x in pair)) for pair in zip(means, roots)]
-    loc, root, inverse = fusion.combine(*beliefs)
+    groups = [fusion.GroupMoments(*(jnp.asarray(x, dtype) for x in pair)) for pair in zip(means, roots)]
+    loc, factor, inverse = fusion.combine(*groups)
     precisions = [np.linalg.inv(r @ r.T) for r in roots]
     covariance = np.linalg.inv(sum(precisions))
     middle = covariance @ sum(p @ m for p, m in zip(precisions, means))
-    spread = covariance + sum(np.outer(m - middle, m - middle) for m in means) / 2
-    unit = np.sqrt(np.diag(spread))
+    covariance = covariance + sum(np.outer(m - middle, m - middle) for m in means) / 2
+    unit = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((loc - middle) / unit, 0, atol=tight)
-    ours = np.asarray(root, float) @ np.asarray(root, float).T
-    np.testing.assert_allclose(ours / np.outer(unit, unit), 0.9 * spread / np.outer(unit, unit), atol=tight)
-    np.testing.assert_allclose(np.asarray(inverse, float) @ np.asarray(root, float), np.eye(3), atol=tight)
-    narrow = [fusion.Belief(b.mean, jnp.asarray(np.abs(np.diag(r)), dtype)) for b, r in zip(beliefs, roots)]
-    wide = [fusion.Belief(b.mean, jnp.diag(b.root)) for b in narrow]
+    ours = np.asarray(factor, float) @ np.asarray(factor, float).T
+    np.testing.assert_allclose(
+        ours / np.outer(unit, unit), 0.9 * covariance / np.outer(unit, unit), atol=tight
+    )
+    np.testing.assert_allclose(np.asarray(inverse, float) @ np.asarray(factor, float), np.eye(3), atol=tight)
+    narrow = [
+        fusion.GroupMoments(b.mean, jnp.asarray(np.abs(np.diag(r)), dtype)) for b, r in zip(groups, roots)
+    ]
+    wide = [fusion.GroupMoments(b.mean, jnp.diag(b.factor)) for b in narrow]
     one, other = fusion.combine(*narrow), fusion.combine(*wide)
     np.testing.assert_allclose(one[0] / unit, other[0] / unit, atol=tight)
     # beyond 64 dimensions the start is diagonal
@@ -257,33 +265,33 @@ def test_the_start_is_the_product_of_normal_laws(dtype):
 def test_new_data_compile_nothing_and_a_resumed_run_is_the_same(count_compiles, tmp_path):
     shards, other = normals(), normals(shift=2.0)
     checkpoint = Checkpoint(tmp_path / "run", every=2)
-    whole = fuse(7, shards.targets, shards.draws, checkpoint=checkpoint)
+    uninterrupted = fuse(7, shards.targets, shards.draws, checkpoint=checkpoint)
     assert {"shards-1-to-2", "shards-3-to-4"} <= {path.name for path in (tmp_path / "run").iterdir()}
     with count_compiles() as compiles:
         fuse(1, other.targets, other.draws)
     assert compiles.count == 0
     again = fuse(7, shards.targets, shards.draws, checkpoint=checkpoint)
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+    for a, b in zip(jax.tree.leaves(uninterrupted), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_bad_input():
-    made, draws, _ = sharing()
+    shard_targets, draws, _ = sharing()
     call = partial(smc.fuse, jax.random.key(0), progress=False)
     with pytest.raises(
         ValueError, match="two or more targets and one set of draws for each, got 1 targets and 1"
     ):
-        call(made[:1], draws[:1])
+        call(shard_targets[:1], draws[:1])
     with pytest.raises(ValueError, match="got 3 targets and 2 sets"):
-        call(made, draws[:2])
+        call(shard_targets, draws[:2])
     with pytest.raises(TypeError, match="fuse needs a Target, got int"):
-        call([made[0], 3], draws[:2])
+        call([shard_targets[0], 3], draws[:2])
     with pytest.raises(TypeError, match="engine must be a smc"):
-        call(made, draws, engine=3)
+        call(shard_targets, draws, engine=3)
     with pytest.raises(TypeError, match="key"):
-        smc.fuse(0, made, draws)
+        smc.fuse(0, shard_targets, draws)
     with pytest.raises(ValueError, match="draws of shard 2 must be unconstrained positions"):
-        call(made, [draws[0], draws[1][:, :1], draws[2]])
+        call(shard_targets, [draws[0], draws[1][:, :1], draws[2]])
     with pytest.raises(ValueError, match=r"share one prior: .* in target 1 and .* in target 3"):
         call(sharing((2.0, 2.0, 3.0))[0], draws, share_prior=True)
     with pytest.raises(ValueError, match=r"one set of constraints: .* in target 1 and .* in target 2"):
@@ -292,7 +300,7 @@ def test_bad_input():
         call(normals().targets[:3], draws, share_prior=True)
     for bad in (draws[1].at[0, 0].set(jnp.nan), draws[1] * jnp.asarray([1.0, 0.0]), draws[1][:1]):
         with pytest.raises(NumericalError, match="draws of shard 2 are not finite or do not vary") as caught:
-            call(made, [draws[0], bad, draws[2]])
+            call(shard_targets, [draws[0], bad, draws[2]])
         assert caught.value.status == Status.NON_FINITE
 
 
@@ -300,9 +308,12 @@ def test_a_merge_without_mass_names_its_shards():
     shards = normals()
     law = shards.laws[3]
     arrays = [jnp.asarray(part) for part in (np.zeros(2), law.locs, np.linalg.inv(law.covariances))]
-    made = [*shards.targets[:3], targets.from_logdensity(LogDensity(log_mixture, *arrays), jnp.zeros(2))]
+    shard_targets = [
+        *shards.targets[:3],
+        targets.from_logdensity(LogDensity(log_mixture, *arrays), jnp.zeros(2)),
+    ]
     with pytest.raises(
         NumericalError, match="merging shards 3 to 4: all particles of the pilot died"
     ) as caught:
-        fuse(0, made, shards.draws)
+        fuse(0, shard_targets, shards.draws)
     assert caught.value.status == Status.DEGENERATE_WEIGHTS

@@ -10,11 +10,11 @@ from tests.params import quick
 LOGS = np.array([-1001.2, -1000.7, -1001.9, -1000.4])
 
 
-def test_mean_error_and_shares():
+def test_mean_error_and_ess():
     values = np.exp(LOGS + 1000)
     assert islands.log_mean(LOGS) == pytest.approx(np.log(values.mean()) - 1000)
     assert islands.log_mean_error(LOGS) == pytest.approx(values.std(ddof=1) / 2 / values.mean())
-    assert islands.shares(LOGS) == pytest.approx(values.sum() ** 2 / np.sum(values**2))
+    assert islands.evidence_ess(LOGS) == pytest.approx(values.sum() ** 2 / np.sum(values**2))
 
 
 def test_interval_is_the_hull_of_both_readings():
@@ -39,6 +39,6 @@ def test_interval_of_dead_islands():
 @pytest.mark.parametrize("spread", quick([0.1, 0.6, 0.9], 0.9))
 def test_interval_holds_the_truth_of_lognormal_evidences(spread):
     logs = np.random.default_rng(0).normal(-(spread**2) / 2, spread, (4000, 8))
-    held = np.mean([low <= 0 <= high for low, high in (islands.interval(row, 0.95) for row in logs)])
+    covered = np.mean([low <= 0 <= high for low, high in (islands.interval(row, 0.95) for row in logs)])
     # true coverage .952, .952, .944 (20 000 others); five standard errors of .0035: false alarm 6e-7
-    assert 0.925 < held < 0.97
+    assert 0.925 < covered < 0.97

@@ -41,15 +41,15 @@ def test_kernels_are_ranked_as_by_quadrature():
     table = data.sunspots()
     X, y = table.X[:YEARS], table.y[:YEARS]  # two cycles
     x, z = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
-    exact, found, errors = [], [], []
+    exact, estimates, errors = [], [], []
     for name, kernel in (("RBF", gp.kernels.RBF(1.0, 1.0)), ("Matern12", gp.kernels.Matern12(1.0, 1.0))):
         model = gp.Model(kernel, gp.likelihoods.Gaussian(0.5))
-        own = {
+        priors = {
             "kernel.variance": gp.fixed,
             "kernel.lengthscale": dist.LogNormal(0.0, 1.0),
             "likelihood.variance": dist.LogNormal(-1.0, 1.0),
         }
-        prior = gp.replace(gp.default_prior(model, x), own)
+        prior = gp.replace(gp.default_prior(model, x), priors)
         engine = smc.Tempered(num_particles=128, num_islands=4)
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -58,10 +58,10 @@ def test_kernels_are_ranked_as_by_quadrature():
             key = jax.random.key(1)
             fit = gp.fit(key, model, X, y, prior=prior, learn=engine, standardize=True, progress=False)
         exact.append(quadrature(name, x, z) - YEARS * np.log(y.std()))
-        found.append(float(fit.log_evidence))
+        estimates.append(float(fit.log_evidence))
         errors.append(float(fit.info.log_evidence_error))
         assert 0.005 < errors[-1] < 0.3
-        assert abs(found[-1] - exact[-1]) < 10 * errors[-1]  # t of 3 degrees of freedom: .002
+        assert abs(estimates[-1] - exact[-1]) < 10 * errors[-1]  # t of 3 degrees of freedom: .002
         assert jnp.isfinite(fit.predict(X[:2])[0]).all()
     assert abs(exact[0] - exact[1]) > 4 * np.hypot(*errors)
-    assert np.argmax(found) == np.argmax(exact)
+    assert np.argmax(estimates) == np.argmax(exact)

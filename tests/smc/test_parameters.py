@@ -15,9 +15,8 @@ from probinfer import mcmc, smc
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.mcmc import report
-from probinfer.smc.parameters import likelihood, parameter_particles, pmmh, smc2
+from probinfer.smc.parameters import likelihood, parameter_particles, pilot, pmmh, smc2
 from probinfer.smc.parameters import model as parameters
-from probinfer.smc.parameters import pilot as theta_pilot
 from tests.params import quick
 from tests.reference import kalman
 from tests.smc import parameter_cases as cases
@@ -33,7 +32,7 @@ SEEDS = range(5)
 
 @cache
 def infer(name, seed=0, data_seed=0):
-    """A posterior whose warnings, where there are any, are judged by the status."""
+    """Return a posterior; its status replaces the warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         target = cases.target(cases.observations(data_seed))
@@ -83,8 +82,8 @@ def test_paths_are_smoothed(name):
     ess = np.asarray(pi.checks.ess(jnp.asarray(paths)))
     assert ess.min() > 40
     flat = paths.reshape(-1, cases.NUM_STEPS)
-    found = (flat.mean(axis=0) - cases.truth(0).path) / (flat.std(axis=0) / np.sqrt(ess))
-    assert np.all(np.abs(found) < Z_LIMIT)
+    z = (flat.mean(axis=0) - cases.truth(0).path) / (flat.std(axis=0) / np.sqrt(ess))
+    assert np.all(np.abs(z) < Z_LIMIT)
 
 
 def test_what_was_tuned():
@@ -93,7 +92,7 @@ def test_what_was_tuned():
         num = int(info.num_particles)
         assert num & (num - 1) == 0
         # measured with a relative error of .18; half as many particles would have more than 1.5
-        assert 0.5 < float(info.log_evidence_variance) < 1.5 or num == likelihood.LEAST_PARTICLES
+        assert 0.5 < float(info.log_evidence_variance) < 1.5 or num == likelihood.MIN_PARTICLES
     assert np.all((walk.acceptance > 0.05) & (walk.acceptance < 0.4))
     # trajectories of few leapfrogs: .951 over keys, sd .009; a step that was not tuned is accepted at 1
     assert 0.6 < np.mean(gibbs.acceptance) < 0.985
@@ -127,12 +126,12 @@ def test_new_data_and_keys_compile_nothing(count_compiles):
 
 
 def test_islands_that_were_finished_before_ctrl_c_are_returned(press_before):
-    whole, target = infer("SMC2"), cases.target(cases.observations(0))
-    press_before(smc2, "_island", 4)
+    uninterrupted, target = infer("SMC2"), cases.target(cases.observations(0))
+    press_before(smc2, "_run_island", 4)
     with pytest.warns(ConvergenceWarning, match="3 of 4 islands were finished"):
         posterior = pi.infer(jax.random.key(0), target, ENGINES["SMC2"], progress=False)
     assert posterior.info.status == Status.INTERRUPTED
-    np.testing.assert_array_equal(posterior.info.log_evidences, whole.info.log_evidences[:3])
+    np.testing.assert_array_equal(posterior.info.log_evidences, uninterrupted.info.log_evidences[:3])
 
 
 def test_estimates_of_the_likelihood_are_unbiased(dtype):
@@ -141,16 +140,16 @@ def test_estimates_of_the_likelihood_are_unbiased(dtype):
     exact = kalman.kalman(cases.observations(0), **settings)[0]
     keys = jax.random.split(jax.random.key(2), 2000)
 
-    def whole(key):
-        return likelihood.estimate(key, target, position, 12).log_evidence
+    def all_at_once(key):
+        return likelihood.estimate_likelihood(key, target, position, 12).log_evidence
 
     def in_parts(key):
         last = jnp.int32(cases.NUM_STEPS - 1)
-        state = likelihood.run_to(key, target, position, last, 12)
-        state = likelihood.extend(jax.random.fold_in(key, 100), target, position, state, last)
-        return likelihood.value(state)[0]
+        state = likelihood.run_filter(key, target, position, last, 12)
+        state = likelihood.extend_filter(jax.random.fold_in(key, 100), target, position, state, last)
+        return likelihood.filter_log_evidence(state)[0]
 
-    for fn in (whole, in_parts):
+    for fn in (all_at_once, in_parts):
         ratio = np.exp(np.asarray(jax.jit(jax.vmap(fn))(keys)) - exact)
         assert abs(z_scores(ratio, 1.0)) < Z_LIMIT
 
@@ -159,51 +158,53 @@ def test_estimates_of_the_likelihood_are_unbiased(dtype):
     ("noise", "start", "expected"), [(3.0, 8, 8), (90.0, 8, 64), (90.0, 512, 64), (1e9, 8, 2**15)]
 )
 def test_the_number_of_particles_follows_the_variance(noise, start, expected, monkeypatch, dtype):
-    """A variance of ``noise`` / N, infinite (a filter died) below 32 particles where there is much noise."""
+    """A variance of ``noise`` / N; infinite (a filter died) below 32 particles if ``noise`` is large."""
 
     def variance(key, target, position, num):
         return jnp.asarray(noise / num if num >= 32 or noise < 50 else np.inf, dtype)
 
     monkeypatch.setattr(likelihood, "_variance", variance)
     target = cases.target(cases.observations(0))
-    found = likelihood.choose_particles(jax.random.key(0), target, jnp.zeros(2, dtype), start)
-    assert found.num_particles == expected
-    np.testing.assert_allclose(found.variance, noise / expected, rtol=1e-6)
+    choice = likelihood.choose_num_particles(jax.random.key(0), target, jnp.zeros(2, dtype), start)
+    assert choice.num_particles == expected
+    np.testing.assert_allclose(choice.variance, noise / expected, rtol=1e-6)
 
 
 def test_noisy_filters_are_given_more_particles(monkeypatch):
-    """Real populations, whose first one is told that it accepts too little; all with as many particles as ever."""
-    asked, run = [], theta_pilot.run_population
+    """The first population must accept an impossible share; all really have the first number of particles."""
+    asked, run = [], pilot.run_population
 
     def counted(key, target, population, num_particles, *others):
         asked.append(num_particles)
-        monkeypatch.setattr(theta_pilot, "_LEAST_ACCEPTANCE", 2.0 if len(asked) == 1 else 0.0)
+        monkeypatch.setattr(pilot, "_MIN_ACCEPTANCE", 2.0 if len(asked) == 1 else 0.0)
         return run(key, target, population, asked[0], *others)
 
-    monkeypatch.setattr(theta_pilot, "run_population", counted)
+    monkeypatch.setattr(pilot, "run_population", counted)
     target = cases.target(cases.observations(0))
-    stopped, _ = counted(*first_population(target), asked_first := 8, "first", False, None)
-    assert stopped.crowded
+    stopped, _ = counted(*first_population(target), first_number := 8, "first", False, None)
+    assert stopped.needs_more_state_particles
     assert not stopped.finished
     asked.clear()
-    pilot = theta_pilot.learn_pilot(jax.random.key(1), target, 128, False)
-    assert asked == [asked_first, 2 * asked_first]
-    assert pilot.population.finished
-    assert not pilot.population.crowded
+    learned = pilot.learn_pilot(jax.random.key(1), target, 128, False)
+    assert asked == [first_number, 2 * first_number]
+    assert learned.population.finished
+    assert not learned.population.needs_more_state_particles
     # the standard deviation of the log evidence of 128 parameters is about .15, as in the islands of SMC2
-    assert abs(float(pilot.population.log_factor) - cases.truth(0).log_evidence) < 1
-    slope = np.asarray(pilot.population.positions)[:, 1]
+    assert abs(float(learned.population.log_factor) - cases.truth(0).log_evidence) < 1
+    slope = np.asarray(learned.population.positions)[:, 1]
     assert abs(slope.mean() - cases.truth(0).mean["slope"]) < 6 * slope.std() / np.sqrt(
         40
     )  # worth more than 40
 
 
 def first_population(target):
-    plan = parameter_particles.empty_plan(cases.NUM_STEPS, 2)
+    schedule = parameter_particles.empty_schedule(cases.NUM_STEPS, 2)
     return (
         jax.random.key(1),
         target,
-        parameter_particles.begin(jax.random.key(0), target, plan, jnp.asarray(True), num=128),
+        parameter_particles.init_population(
+            jax.random.key(0), target, schedule, jnp.asarray(True), num_parameters=128
+        ),
     )
 
 
@@ -212,13 +213,15 @@ def test_exchanged_filters_weigh_without_bias(dtype):
     target = cases.target(cases.observations(0))
     population = first_population(target)[2]
     population = population._replace(positions=jnp.broadcast_to(jnp.asarray([-0.5, 0.9], dtype), (128, 2)))
-    population = population._replace(num_seen=jnp.int32(4))
+    population = population._replace(num_observed=jnp.int32(4))
     settings = {"slope": 0.9, "process": np.exp(-0.5), **cases.FIXED}
     exact = kalman.kalman(cases.observations(0)[:4], **settings)[0]
     sums = []
     for seed in range(20):
-        old = parameter_particles.attach(jax.random.key(2 * seed), target, population, num_particles=8)
-        new = parameter_particles.attach(jax.random.key(2 * seed + 1), target, old, num_particles=8)
+        old = parameter_particles.attach_filters(
+            jax.random.key(2 * seed), target, population, num_particles=8
+        )
+        new = parameter_particles.attach_filters(jax.random.key(2 * seed + 1), target, old, num_particles=8)
         sums.append(np.exp(np.asarray(new.log_weights) - exact))
     assert abs(z_scores(np.concatenate(sums), 1.0)) < Z_LIMIT
 
@@ -243,7 +246,7 @@ def models_potential(y, path):
 def test_the_joint_density_is_the_sum_of_its_parts(dtype):
     y, path = cases.observations(0), np.linspace(-1.0, 2.0, cases.NUM_STEPS)
     slope, process = 0.4, 0.7
-    found = parameters.log_joint(
+    joint = parameters.log_joint(
         cases.target(y), jnp.asarray([np.log(process), slope], dtype), jnp.asarray(path, dtype)
     )
     normal = lambda x, variance: -0.5 * (np.log(2 * np.pi * variance) + x**2 / variance)  # noqa: E731
@@ -251,27 +254,29 @@ def test_the_joint_density_is_the_sum_of_its_parts(dtype):
     expected += normal(np.log(process) - cases.LOG_PROCESS[0], cases.LOG_PROCESS[1] ** 2)
     expected += normal(path[0], cases.FIXED["start"]) + np.sum(normal(path[1:] - slope * path[:-1], process))
     expected += models_potential(y, path)
-    np.testing.assert_allclose(found, expected, rtol=2e-5 if dtype == jnp.float32 else 1e-10)
+    np.testing.assert_allclose(joint, expected, rtol=2e-5 if dtype == jnp.float32 else 1e-10)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("PMMH", "all of 128"), ("SMC2", "all of 128"), ("ParticleGibbs", "64 prior")]
+    ("name", "message"), [("PMMH", "all of 128"), ("SMC2", "all of 128"), ("ParticleGibbs", "64 prior")]
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf])  # the potential is NaN, or minus infinity
-def test_no_likelihood_anywhere_is_an_error(name, words, bad):
+def test_no_likelihood_anywhere_is_an_error(name, message, bad):
     y = cases.observations(0)
     y[2] = bad
-    with pytest.raises(NumericalError, match=words) as caught:
+    with pytest.raises(NumericalError, match=message) as caught:
         pi.infer(jax.random.key(0), cases.target(y), ENGINES[name], progress=False)
     expected = Status.NON_FINITE if name == "ParticleGibbs" else Status.DEGENERATE_WEIGHTS
     assert caught.value.status == expected
 
 
-def test_a_chain_that_accepts_nothing_is_said():
-    rows = pmmh._Row(None, None, None, None, np.array([[False, False], [True, False]]), None)
+def test_a_chain_that_accepts_nothing_is_reported():
+    accepted = np.array([[False, False], [True, False]])
+    fields = dict.fromkeys(pmmh._PMMHRecord._fields)
+    records = pmmh._PMMHRecord(**fields | {"accepted": accepted})
     fine = report.Convergence(None, None, None, Status.OK)
-    found = pmmh._verdict(ENGINES["PMMH"], fine, rows)
-    assert found[:2] == (Status.CHAINS_DISAGREE, "1 of 2 chains accepted nothing")
+    finding = pmmh._verdict(ENGINES["PMMH"], fine, records)
+    assert finding[:2] == (Status.CHAINS_DISAGREE, "1 of 2 chains accepted nothing")
 
 
 def test_names_and_bijectors(dtype):
@@ -283,16 +288,16 @@ def test_names_and_bijectors(dtype):
     np.testing.assert_allclose(back["process"], 0.3, rtol=1e-6)
 
 
-def model_of_nothing(theta):
-    return theta["slope"]
+def model_of_nothing(params):
+    return params["slope"]
 
 
-def two_numbers(theta, x):
+def two_numbers(params, x):
     return jnp.zeros(2)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"num_steps": 0}, ValueError, "at least 1"),
         ({"num_steps": True}, TypeError, "num_steps must be a Python int"),
@@ -314,15 +319,15 @@ def two_numbers(theta, x):
         ),
     ],
 )
-def test_bad_parameters_are_refused(settings, error, words, dtype):
+def test_bad_parameters_are_refused(settings, error, message, dtype):
     model = Partial(cases.linear, jnp.zeros(cases.NUM_STEPS, dtype))
     good = {"priors": cases.PRIORS, "model_fn": model, "num_steps": cases.NUM_STEPS}
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         smc.Parameters(**(good | settings))
 
 
 @pytest.mark.parametrize(
-    ("engine", "settings", "error", "words"),
+    ("engine", "settings", "error", "message"),
     [
         (smc.SMC2, {"num_islands": 1}, ValueError, "2 or more"),
         (smc.SMC2, {"num_parameters": 8}, ValueError, "32 or more"),
@@ -333,18 +338,18 @@ def test_bad_parameters_are_refused(settings, error, words, dtype):
         (smc.ParticleGibbs, {"mode": "lanes"}, ValueError, "mode must be"),
     ],
 )
-def test_bad_settings_are_refused(engine, settings, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_settings_are_refused(engine, settings, error, message):
+    with pytest.raises(error, match=message):
         engine(**settings)
 
 
-def without_density(theta):
-    model = cases.linear(jnp.zeros(cases.NUM_STEPS), theta)
+def without_density(params):
+    model = cases.linear(jnp.zeros(cases.NUM_STEPS), params)
     return smc.FeynmanKac(model.init_sample, model.propagate, model.log_potential)
 
 
-def batched(theta):
-    return smc.lift(cases.linear(jnp.zeros(cases.NUM_STEPS), theta))
+def batched(params):
+    return smc.lift(cases.linear(jnp.zeros(cases.NUM_STEPS), params))
 
 
 def test_bad_targets_are_refused(key):

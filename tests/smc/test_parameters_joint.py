@@ -1,4 +1,4 @@
-"""The kernels of PMMH and of particle Gibbs for parameters: exact starts stay exact, the joint law is left alone."""
+"""Transitions of PMMH and particle Gibbs for parameters: exact starts stay exact, the joint distribution invariant."""
 
 from functools import partial
 
@@ -27,24 +27,26 @@ STEP_SIZE, INVERSE_MASS = 0.4, 1.0
 
 
 def conditional(key, target, position, path, num_particles=NUM_PARTICLES):
-    """A place of PMMH from the law it leaves invariant, given parameters and path from their posterior."""
+    """A state of PMMH from the distribution it leaves invariant, given parameters and path from their posterior."""
     key_filter, key_path = jax.random.split(key)
     adaptive = resampling.adaptive().conditional()
     model = as_batched(parameters.model_at(target, position))
     sweep = forward(key_filter, model, adaptive, path, target.num_steps, num_particles, "paths")
     log_prior = parameters.log_prior(target, position)
-    return pmmh.Place(position, log_prior, sweep.log_evidence, choose_path(key_path, sweep))
+    return pmmh.PMMHState(position, log_prior, sweep.log_evidence, choose_path(key_path, sweep))
 
 
-def walk(key, target, place, num_particles=NUM_PARTICLES, renewed=None):
-    """A step of PMMH; a broken one where ``renewed``: it estimates the likelihood of its place anew."""
-    dtype = place.position.dtype
+def walk(key, target, state, num_particles=NUM_PARTICLES, renewed=None):
+    """Make a step of PMMH; a broken one if ``renewed``: it estimates the likelihood at its position again."""
+    dtype = state.position.dtype
     if renewed is not None:
-        fresh = likelihood.estimate(jax.random.fold_in(key, 7), target, place.position, num_particles)
-        log_evidence = jnp.where(renewed, fresh.log_evidence, place.log_evidence)
-        place = place._replace(log_evidence=log_evidence)
-    root, scale = jnp.eye(place.position.shape[0], dtype=dtype), jnp.asarray(1.2, dtype)
-    return pmmh.pmmh_step(key, target, place, root, scale, num_particles, True)[0]
+        fresh = likelihood.estimate_likelihood(
+            jax.random.fold_in(key, 7), target, state.position, num_particles
+        )
+        log_evidence = jnp.where(renewed, fresh.log_evidence, state.log_evidence)
+        state = state._replace(log_evidence=log_evidence)
+    factor, scale = jnp.eye(state.position.shape[0], dtype=dtype), jnp.asarray(1.2, dtype)
+    return pmmh.pmmh_step(key, target, state, factor, scale, num_particles, True)[0]
 
 
 def alternate(key, target, position, path, num_particles=NUM_PARTICLES):
@@ -59,10 +61,10 @@ def four_walks(keys, shares, paths, renewed):
 
     def one(key, share, path):
         key_start, key_steps = jax.random.split(key)
-        place = conditional(key_start, target, flat(target, share), path)
-        step = lambda place, key: (walk(key, target, place, renewed=renewed), None)  # noqa: E731
-        place, _ = jax.lax.scan(step, place, jax.random.split(key_steps, 4))
-        return target.constrain({"share": place.position[0]})["share"], place.path
+        state = conditional(key_start, target, flat(target, share), path)
+        step = lambda state, key: (walk(key, target, state, renewed=renewed), None)  # noqa: E731
+        state, _ = jax.lax.scan(step, state, jax.random.split(key_steps, 4))
+        return target.constrain({"share": state.position[0]})["share"], state.path
 
     return jax.vmap(one)(keys, shares, paths)
 
@@ -80,7 +82,7 @@ def four_alternations(keys, shares, paths):
 
 
 def flat(target, share):
-    return parameters.flatten_one(target.unconstrain({"share": share}))
+    return parameters.flatten_position(target.unconstrain({"share": share}))
 
 
 def exact_start(dtype):
@@ -95,7 +97,7 @@ def exact_start(dtype):
 
 
 def chi_squared(shares, paths):
-    """p-value that bin of the share and path have their joint law; cells with fewer than 10 expected are one."""
+    """Return a p-value of the joint distribution of path and binned share; cells with under 10 expected are merged."""
     grid, masses = cases.finite_joint()
     cells = np.add.reduceat(masses, np.arange(0, len(grid), -(-len(grid) // BINS)), axis=0)
     expected = (cells / cells.sum() * CHAINS).ravel()
@@ -126,7 +128,7 @@ def test_a_chain_that_draws_its_estimate_anew_is_seen(dtype):
     assert chi_squared(*four_walks(keys, *start, renewed=True)) < P_LIMIT
 
 
-# The joint law of parameters, path and data; each lane carries a seed, for what a kernel starts with
+# The joint distribution of parameters, path and data; each lane carries a seed, for the start of a transition
 
 
 def target_of(y):
@@ -134,10 +136,10 @@ def target_of(y):
 
 
 def prior_sample(key):
-    key_theta, key_path, key_seed = jax.random.split(key, 3)
+    key_params, key_path, key_seed = jax.random.split(key, 3)
     dtype = jnp.result_type(float)
     target = target_of(jnp.zeros(cases.NUM_STEPS, dtype))
-    position = parameters.draw(target, key_theta)
+    position = parameters.draw_prior(target, key_params)
     fk = parameters.model_at(target, position)
     keys = jax.random.split(key_path, cases.NUM_STEPS)
     first = fk.init_sample(keys[0])
@@ -151,39 +153,39 @@ def prior_sample(key):
     return {"position": position, "path": path, "seed": jax.random.uniform(key_seed, (), dtype)}
 
 
-def simulate(key, theta):
-    noise = jnp.sqrt(jnp.asarray(cases.FIXED["noise"], theta["path"].dtype))
-    return theta["path"] + noise * jax.random.normal(key, theta["path"].shape, theta["path"].dtype)
+def simulate(key, lane):
+    noise = jnp.sqrt(jnp.asarray(cases.FIXED["noise"], lane["path"].dtype))
+    return lane["path"] + noise * jax.random.normal(key, lane["path"].shape, lane["path"].dtype)
 
 
-def start_walk(theta, y):
-    key = jax.random.key((theta["seed"] * 2**22).astype(jnp.uint32))
+def start_walk(lane, y):
+    key = jax.random.key((lane["seed"] * 2**22).astype(jnp.uint32))
     return {
-        "place": conditional(key, target_of(y), theta["position"], theta["path"], 8),
-        "seed": theta["seed"],
+        "chain": conditional(key, target_of(y), lane["position"], lane["path"], 8),
+        "seed": lane["seed"],
     }
 
 
 def step_walk(key, state, y):
     key_walk, key_seed = jax.random.split(key)
-    place = walk(key_walk, target_of(y), state["place"], 8)
-    return {"place": place, "seed": jax.random.uniform(key_seed, (), y.dtype)}
+    chain = walk(key_walk, target_of(y), state["chain"], 8)
+    return {"chain": chain, "seed": jax.random.uniform(key_seed, (), y.dtype)}
 
 
 def position_walk(state):
-    return {"position": state["place"].position, "path": state["place"].path, "seed": state["seed"]}
+    return {"position": state["chain"].position, "path": state["chain"].path, "seed": state["seed"]}
 
 
-def step_gibbs(shift, key, theta, y):
-    """An iteration of particle Gibbs, then (in a broken kernel) a shift of the log process variance."""
+def step_gibbs(shift, key, lane, y):
+    """An iteration of particle Gibbs, then (in a broken transition) a shift of the log process variance."""
     key_gibbs, key_seed = jax.random.split(key)
-    position, path = alternate(key_gibbs, target_of(y), theta["position"], theta["path"], 8)
+    position, path = alternate(key_gibbs, target_of(y), lane["position"], lane["path"], 8)
     position = position.at[0].add(shift)
     return {"position": position, "path": path, "seed": jax.random.uniform(key_seed, (), path.dtype)}
 
 
-def log_joint(theta, y):
-    return parameters.log_joint(target_of(y), theta["position"], theta["path"])
+def log_joint(lane, y):
+    return parameters.log_joint(target_of(y), lane["position"], lane["path"])
 
 
 def judged(step, seed, **settings):
@@ -205,7 +207,7 @@ def judged(step, seed, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["PMMH", "particle Gibbs"])
-def test_a_kernel_leaves_the_joint_law(name):
+def test_a_transition_leaves_the_joint_distribution(name):
     settings = {"init_fn": start_walk, "position_fn": position_walk} if name == "PMMH" else {}
     report = judged(step_walk if name == "PMMH" else Partial(step_gibbs, jnp.full((), 0.0)), 1, **settings)
     assert report.passed, report.verdict  # a false alarm has probability 1e-4
@@ -213,6 +215,6 @@ def test_a_kernel_leaves_the_joint_law(name):
 
 
 @pytest.mark.slow
-def test_a_kernel_with_another_law_is_caught():
+def test_a_transition_with_another_distribution_is_caught():
     report = judged(Partial(step_gibbs, jnp.full((), 0.15)), 1)
     assert report.passed is False, report.verdict

@@ -1,4 +1,4 @@
-"""Verdicts of particle engines: what right populations pass and wrong ones do not, and what is said in words."""
+"""Verdicts of particle engines: which populations pass, which do not, and the messages."""
 
 from types import SimpleNamespace
 
@@ -15,9 +15,9 @@ from probinfer.core.status import Status
 from probinfer.inference import findings
 from probinfer.mcmc import report
 from probinfer.smc.parameters import smc2
-from probinfer.smc.tempered import bridge as path
 from probinfer.smc.tempered import engine as tempered
 from probinfer.smc.tempered import levels, schedule
+from probinfer.smc.tempered.bridge import bridge_from_prior
 from tests.smc import parameter_cases
 from tests.smc import tempered_cases as cases
 
@@ -47,16 +47,16 @@ def test_populations_that_agree_pass_and_others_do_not(size):
 def test_verdicts_name_the_settings_of_their_engine():
     config, agreed = smc.SMC2(num_parameters=64), report.Convergence(None, None, None, Status.OK)
     assert smc2._verdict(config, agreed, [False] * 4, np.zeros(4)) is None
-    found = smc2._verdict(config, agreed, [False] * 4, np.array([0.0, 0.0, 0.0, 20.0]))
-    assert found.status == Status.CHAINS_DISAGREE
-    assert "the evidences of the islands differ" in found.details
-    assert found.advised == "raise num_parameters (it is 64)"
+    finding = smc2._verdict(config, agreed, [False] * 4, np.array([0.0, 0.0, 0.0, 20.0]))
+    assert finding.status == Status.CHAINS_DISAGREE
+    assert "the evidences of the islands differ" in finding.details
+    assert finding.advised == "raise num_parameters (it is 64)"
     apart = report.convergence(
         jnp.asarray(np.random.default_rng(0).normal(size=(4, 64, 1)) + np.arange(4)[:, None, None])
     )
-    found = smc2._verdict(config, apart, [False] * 4, np.zeros(4))
-    assert "the islands disagree most on" in found.details
-    assert "num_draws" not in found.advised
+    finding = smc2._verdict(config, apart, [False] * 4, np.zeros(4))
+    assert "the islands disagree most on" in finding.details
+    assert "num_draws" not in finding.advised
     assert smc2._verdict(config, agreed, [True, False], np.zeros(2)).status == Status.DEGENERATE_WEIGHTS
 
 
@@ -72,9 +72,9 @@ def test_few_parameters_can_be_enough():
 def test_undefined_values_are_told_from_one_in_a_hundred():
     assert findings.undefined(0, 100, "draws") is None
     assert findings.undefined(9, 1000, "draws") is None
-    found = findings.undefined(10, 1000, "draws of the prior")
-    assert found.status == Status.NON_FINITE
-    assert found.details.startswith("10 of 1000 draws of the prior have an undefined (NaN) log likelihood")
+    finding = findings.undefined(10, 1000, "draws of the prior")
+    assert finding.status == Status.NON_FINITE
+    assert finding.details.startswith("10 of 1000 draws of the prior have an undefined (NaN) log likelihood")
 
 
 def test_findings_are_combined():
@@ -86,62 +86,68 @@ def test_findings_are_combined():
     assert "iteration limit" in findings.combined([findings.Finding(Status.MAX_ITERATIONS, "one")]).advised
 
 
-def states_of(positions, ratios, best_position, best_ratio):
+def states_of(positions, ratios, best_position, best_log_ratio):
     state = SimpleNamespace(
         positions=jnp.asarray(positions),
         log_ratios=jnp.asarray(ratios),
         best_position=jnp.asarray(best_position),
-        best_ratio=jnp.asarray(best_ratio),
+        best_log_ratio=jnp.asarray(best_log_ratio),
         status=0,
         num_undefined=0,
     )
     return (state, state)
 
 
-def test_a_narrow_mode_that_was_lost_is_told():
+def test_a_narrow_mode_that_was_lost_is_reported():
     """Two bumps of the likelihood: particles at the end are in the wide one, one on the way was in the narrow one."""
     narrow = np.array([3.0, 1.0])
     case = cases.bumps([0.5, 0.5], [[-3.0, 0.0], narrow], [np.eye(2) * 0.25, np.eye(2) * 1e-12], [3.0, 2.0])
     target = cases.target_of(case)
-    bridge = path.from_prior(target, jnp.zeros(2))
+    bridge = bridge_from_prior(target, jnp.zeros(2))
     positions = np.array([-3.0, 0.0]) + 0.5 * np.random.default_rng(0).normal(size=(64, 2))
     ratios = np.array([float(bridge.terms(jnp.asarray(row))[1]) for row in positions])
-    found = tempered._lost_mode(bridge, states_of(positions, ratios, narrow, 30.0), "raise num_particles")
-    assert found.status == Status.POOR_APPROXIMATION
-    assert "nats above all at the end: a narrow mode was lost" in found.details
-    kept = states_of(positions, ratios, positions[np.argmax(ratios)], np.max(ratios))
-    assert tempered._lost_mode(bridge, kept, "") is None
+    finding = tempered._lost_mode(bridge, states_of(positions, ratios, narrow, 30.0), "raise num_particles")
+    assert finding.status == Status.POOR_APPROXIMATION
+    assert "nats above all at the end: a narrow mode was lost" in finding.details
+    final = states_of(positions, ratios, positions[np.argmax(ratios)], np.max(ratios))
+    assert tempered._lost_mode(bridge, final, "") is None
 
 
 def test_a_level_reports_its_moves_and_remembers_the_best(dtype):
     """Steps a million times too long are all refused. The row before the first move is no move."""
-    bridge = path.from_prior(cases.target_of(cases.NORMAL), jnp.zeros(2, dtype))
-    algorithm = levels.tempering(bridge, levels.Settings(jnp.asarray(0.5, dtype), "hmc", True, "vmap"))
-    one = schedule.empty_schedule(2, 1)
-    plan = one._replace(
-        temperatures=jnp.ones(1, dtype), roots=1e6 * jnp.ones_like(one.roots), step_sizes=jnp.ones(1, dtype)
+    bridge = bridge_from_prior(cases.target_of(cases.NORMAL), jnp.zeros(2, dtype))
+    algorithm = levels.tempering(
+        bridge, levels.TemperingSettings(jnp.asarray(0.5, dtype), "hmc", True, "vmap")
     )
-    state = levels.begin(algorithm, jax.random.key(0), plan, jnp.asarray(False), num_particles=32)
+    empty = schedule.empty_schedule(2, 1)
+    refused = empty._replace(
+        temperatures=jnp.ones(1, dtype),
+        factors=1e6 * jnp.ones_like(empty.factors),
+        step_sizes=jnp.ones(1, dtype),
+    )
+    state = levels.init_population(
+        algorithm, jax.random.key(0), refused, jnp.asarray(False), num_particles=32
+    )
     first = float(jnp.max(state.log_ratios))
-    assert float(state.best_ratio) == first
+    assert float(state.best_log_ratio) == first
     state, level = jax.jit(algorithm.step)(jax.random.key(1), state)
     assert float(level.acceptance) < 1e-6
-    assert float(state.best_ratio) == max(first, float(jnp.max(state.log_ratios)))
-    np.testing.assert_allclose(bridge.terms(state.best_position)[1], state.best_ratio, rtol=1e-5)
+    assert float(state.best_log_ratio) == max(first, float(jnp.max(state.log_ratios)))
+    np.testing.assert_allclose(bridge.terms(state.best_position)[1], state.best_log_ratio, rtol=1e-5)
 
 
-def half_known(theta):
-    return -0.5 * (theta["a"] + theta["b"] - 1.0) ** 2
+def half_known(params):
+    return -0.5 * (params["a"] + params["b"] - 1.0) ** 2
 
 
 @pytest.mark.slow
-def test_an_evidence_without_a_normalised_prior_is_told(dtype):
+def test_an_evidence_without_a_normalized_prior_is_reported(dtype):
     free = dist.ImproperUniform(dist.constraints.real, (), ())
     engine = smc.Tempered(num_particles=64, num_islands=2)
     target = targets.from_prior({"a": dist.Normal(0.0, 1.0), "b": free}, half_known)
     with pytest.warns(UserWarning, match="arbitrary constant"):
         posterior = pi.infer(jax.random.key(0), target, engine, progress=False)
-    assert "only if that contains a normalised prior" in posterior.info.evidence_reason
+    assert "only if that contains a normalized prior" in posterior.info.evidence_reason
     target = targets.from_prior({"a": free, "b": free}, half_known)
     with pytest.raises(NumericalError, match="away the log density") as caught:
         pi.infer(jax.random.key(0), target, engine, progress=False)

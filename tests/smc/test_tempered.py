@@ -1,4 +1,4 @@
-"""Tempered SMC and annealing against exact and quadrature evidences; the moves against the joint law; bad input."""
+"""Tempered SMC and annealing against exact and quadrature evidences; the unbiased evidence; bad input."""
 
 import warnings
 from functools import partial
@@ -26,7 +26,7 @@ CASES = {"normal": cases.NORMAL, "bimodal": cases.BIMODAL, "skewed": cases.SKEWE
 
 
 def infer(seed, target, engine=ENGINE, **settings):
-    """A posterior whose warnings, where there are any, are judged by the status."""
+    """Return a posterior; its status replaces the warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return pi.infer(jax.random.key(seed), target, engine, progress=False, **settings)
@@ -39,10 +39,10 @@ def annealed(seed, case):
 
 def test_the_reference_is_right():
     log_evidence, mean, covariance = cases.conjugate()
-    found = cases.truth(cases.NORMAL)
-    np.testing.assert_allclose(found.log_evidence, log_evidence, rtol=1e-10)
-    np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
-    np.testing.assert_allclose(found.sd, np.sqrt(np.diag(covariance)), rtol=1e-9)
+    truth = cases.truth(cases.NORMAL)
+    np.testing.assert_allclose(truth.log_evidence, log_evidence, rtol=1e-10)
+    np.testing.assert_allclose(truth.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(truth.sd, np.sqrt(np.diag(covariance)), rtol=1e-9)
 
 
 @pytest.mark.f32
@@ -82,7 +82,7 @@ def test_evidence_and_moments(name, dtype):
 def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_before):
     target = cases.target_of(cases.NORMAL)
     call = partial(pi.infer, jax.random.key(0), target, ENGINE, progress=False)
-    press_before(populations.Population, "run", finished + 2)  # the first is the pilot
+    press_before(populations.PopulationRunner, "run", finished + 2)  # the first is the pilot
     if not finished:
         with pytest.raises(KeyboardInterrupt):
             call()
@@ -100,7 +100,7 @@ def test_islands_that_were_finished_before_ctrl_c_are_returned(finished, press_b
 
 
 @pytest.mark.slow
-def test_without_a_prior_the_normaliser_is_estimated():
+def test_without_a_prior_the_integral_is_estimated():
     exact = cases.truth(cases.BIMODAL)
     posteriors = [infer(seed, cases.without_prior(cases.BIMODAL)) for seed in range(4)]
     inside = [p.info.interval(0.99) for p in posteriors]
@@ -108,7 +108,7 @@ def test_without_a_prior_the_normaliser_is_estimated():
     assert sum(low <= exact.log_evidence <= high for low, high in inside) >= 3
     assert {p.info.start for p in posteriors} == {"student-t"}
     assert (
-        posteriors[0].info.num_gradients > 4 * initial_distribution._DRAWS
+        posteriors[0].info.num_gradients > 4 * initial_distribution._NUM_DRAWS
     )  # those of its pilot are counted
 
 
@@ -116,8 +116,8 @@ def test_without_a_prior_the_normaliser_is_estimated():
 def log_evidences(algorithm, schedule, keys, *, num):
     def one(key):
         key_begin, key_levels = jax.random.split(key)
-        state = levels.begin(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
-        state, _ = run_until(key_levels, algorithm, state, levels.is_over, 200, collect=record_nothing)
+        state = levels.init_population(algorithm, key_begin, schedule, jnp.asarray(False), num_particles=num)
+        state, _ = run_until(key_levels, algorithm, state, levels.is_finished, 200, collect=record_nothing)
         return state.log_evidence
 
     return jax.lax.map(one, keys)
@@ -127,9 +127,11 @@ def log_evidences(algorithm, schedule, keys, *, num):
 @pytest.mark.parametrize("waste_free", [True, False])
 def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     config = smc.Tempered(num_particles=32, waste_free=waste_free)
-    found = initial_distribution.find_start(jax.random.key(1), cases.target_of(cases.BIMODAL), False, None)
-    pilot = populations.learn_schedule(ENGINE, found, jax.random.key(2), False)
-    algorithm = populations.Population(config, found.path, False, None).algorithm()
+    initial = initial_distribution.find_initial_distribution(
+        jax.random.key(1), cases.target_of(cases.BIMODAL), False, None
+    )
+    pilot = populations.learn_schedule(ENGINE, initial, jax.random.key(2), False)
+    algorithm = populations.PopulationRunner(config, initial.bridge, False, None).algorithm()
     keys = jax.random.split(jax.random.key(3), 1000)
     logs = log_evidences(algorithm, pilot.schedule, keys, num=32)
     ratio = np.exp(np.asarray(logs) - cases.truth(cases.BIMODAL).log_evidence)
@@ -138,15 +140,15 @@ def test_the_evidence_of_a_frozen_schedule_is_unbiased(waste_free):
     assert abs(ratio.mean() - 1) < 4.5 * error  # 7e-6 for a normal mean
 
 
-def test_a_diagonal_root_is_a_dense_one_without_the_zeros():
+def test_a_diagonal_factor_is_a_dense_one_without_the_zeros():
     scales, vector = jnp.asarray([0.5, 3.0]), jnp.asarray([-1.0, 2.0])
-    for apply in (covariance_factor.push, covariance_factor.pull):
+    for apply in (covariance_factor.apply, covariance_factor.apply_transpose):
         np.testing.assert_allclose(apply(scales, vector), apply(jnp.diag(scales), vector), rtol=1e-12)
-    draws = np.random.default_rng(5).normal(size=(30, covariance_factor.LARGEST_DENSE + 1))
+    draws = np.random.default_rng(5).normal(size=(30, covariance_factor.MAX_DENSE_DIMENSION + 1))
     wide, narrow = (
-        jax.jit(covariance_factor.root_of)(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3)
+        jax.jit(covariance_factor.estimate)(jnp.zeros(30), jnp.asarray(draws[:, :d])) for d in (65, 3)
     )
-    assert wide.shape == covariance_factor.first_root(65, wide.dtype).shape == (65,)
+    assert wide.shape == covariance_factor.identity(65, wide.dtype).shape == (65,)
     np.testing.assert_allclose(wide, draws.std(axis=0, ddof=1), rtol=1e-12)
     covariance, share = np.cov(draws[:, :3].T), 4 / 34  # shrunk by (d + 1) / (d + 1 + n)
     shrunk = (1 - share) * covariance + share * np.diag(np.diag(covariance))
@@ -168,14 +170,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     target = cases.target_of(cases.SKEWED)
     plain = infer(5, target)
     checkpoint = pi.Checkpoint(tmp_path / "run", every=1)
-    whole = infer(5, target, checkpoint=checkpoint)
+    checkpointed = infer(5, target, checkpoint=checkpoint)
     for name in ("pilot", "island-2", "island-3"):  # as if killed after the first steps of the second island
         parts = sorted((tmp_path / "run" / name).glob("step_*.part"))
         assert len(parts) > 1
         parts[-1].unlink()
     again = infer(5, target, checkpoint=checkpoint)
-    for one in (whole, again):
-        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
+    for posterior in (checkpointed, again):
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(posterior), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -197,8 +199,11 @@ def test_plus_infinity_is_an_error():
     far = cases.NORMAL._replace(
         scales=np.array([0.18, 3.0]), locs=np.array([[8.0, -2.0]] * 2), cut=1.5, bad=np.inf
     )
-    for case, words in ((cases.NORMAL._replace(cut=0.0, bad=np.inf), "draws of the base law"), (far, "step")):
-        with pytest.raises(NumericalError, match=words) as caught:
+    for case, message in (
+        (cases.NORMAL._replace(cut=0.0, bad=np.inf), "draws of the initial distribution"),
+        (far, "step"),
+    ):
+        with pytest.raises(NumericalError, match=message) as caught:
             infer(0, cases.target_of(case))
         assert caught.value.status == Status.NON_FINITE
 
@@ -220,16 +225,16 @@ def test_islands_may_die_and_count_as_zero():
             posterior = infer(seed, cases.target_of(flipped))
         except NumericalError:  # the pilot died
             continue
-        gone = np.isneginf(posterior.info.log_evidences)
-        assert posterior.info.status == (Status.DEGENERATE_WEIGHTS if gone.any() else posterior.info.status)
-        assert np.array_equal(np.isneginf(posterior.log_weights), np.tile(gone[:, None], 256))
+        died = np.isneginf(posterior.info.log_evidences)
+        assert posterior.info.status == (Status.DEGENERATE_WEIGHTS if died.any() else posterior.info.status)
+        assert np.array_equal(np.isneginf(posterior.log_weights), np.tile(died[:, None], 256))
         assert np.isfinite(posterior.log_evidence)
         assert np.all(np.isfinite(jax.tree.leaves(posterior.draws)[0]))
-        dead += gone.sum()
+        dead += died.sum()
     assert dead > 0
 
 
-def test_a_base_law_that_cannot_be_fitted_is_an_error():
+def test_an_initial_distribution_that_cannot_be_fitted_is_an_error():
     nowhere = cases.NORMAL._replace(cut=-1e6, bad=np.nan)
     with pytest.raises(
         NumericalError, match=r"no Student-t could be fitted .* Give the target a prior"
@@ -247,7 +252,7 @@ def test_a_target_that_is_not_reached_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"num_particles": 24}, ValueError, "32 or more"),
         ({"num_particles": 100}, ValueError, "multiple of 8 .* take 104"),
@@ -258,8 +263,8 @@ def test_a_target_that_is_not_reached_is_an_error():
         ({"mode": "pmap"}, ValueError, "mode must be"),
     ],
 )
-def test_settings_out_of_range(settings, error, words):
-    with pytest.raises(error, match=words):
+def test_settings_out_of_range(settings, error, message):
+    with pytest.raises(error, match=message):
         smc.Tempered(**settings)
 
 
@@ -326,8 +331,8 @@ def test_anneal_draws_and_weighs(dtype):
     assert posterior.log_weights.shape == (1, RUNS)
     assert posterior.log_weights.dtype == dtype
     assert abs(posterior.log_evidence - log_evidence) < 4 * info.log_evidence_error  # 6e-5
-    found = jax.tree.leaves(posterior.expectation(lambda draw: draw))[0]
-    assert np.all(np.abs(found - mean) < 4 * np.sqrt(np.diag(covariance) / info.ess))  # 6e-5 each
+    means = jax.tree.leaves(posterior.expectation(lambda draw: draw))[0]
+    assert np.all(np.abs(means - mean) < 4 * np.sqrt(np.diag(covariance) / info.ess))  # 6e-5 each
     assert info.num_gradients > RUNS
 
 

@@ -39,41 +39,45 @@ def parameter_gibbs_step(
         num_particles: N, the path included.
 
     Returns:
-        Position, path, acceptance probability of the trajectory, and the status of the conditional filter.
+        Position, path, acceptance probability of the trajectory, and status of the conditional filter.
     """
-    key_path, key_theta = jax.random.split(key)
+    key_path, key_params = jax.random.split(key)
+    # Draw the path given the parameters
     model, conditional = as_batched(model_at(target, position)), resampling.adaptive().conditional()
     path, sweep = gibbs_step(key_path, model, conditional, path, num_particles, "ancestor")
+    # Move the parameters given the path
     value_and_grad_fn = jax.value_and_grad(lambda position: log_joint(target, position, path))
     place = Place(position, *value_and_grad_fn(position))
-    uniforms = jax.random.uniform(key_theta, (2 + position.shape[0],), position.dtype)
-    place, gain = hmc_transition(uniforms, place, value_and_grad_fn, step_size, inverse_mass, NUM_LEAPFROGS)
-    return place.position, path, jnp.exp(jnp.minimum(gain, 0)), sweep.status
+    uniforms = jax.random.uniform(key_params, (2 + position.shape[0],), position.dtype)
+    place, log_acceptance_ratio = hmc_transition(
+        uniforms, place, value_and_grad_fn, step_size, inverse_mass, NUM_LEAPFROGS
+    )
+    return place.position, path, jnp.exp(jnp.minimum(log_acceptance_ratio, 0)), sweep.status
 
 
 def check_densities(target: Parameters) -> None:
-    """Refuse a target whose joint density of parameters and path is not known.
+    """Check that the joint density of parameters and path is known.
 
     Args:
         target: parameters and models.
 
     Raises:
-        TypeError: its models are not of one particle.
+        TypeError: the models are not those of one particle.
         ValueError: no ``log_initial`` or no ``log_transition``.
     """
-    model = jax.eval_shape(target.model_fn, jax.eval_shape(target.constrain, target.like))
+    model = jax.eval_shape(target.model_fn, jax.eval_shape(target.constrain, target.template))
     if not isinstance(model, FeynmanKac):
         raise TypeError(
             f"ParticleGibbs needs the densities of one particle: model_fn must return a smc.FeynmanKac, got "
-            f"{type(model).__name__}; or take smc.PMMH()"
+            f"{type(model).__name__}; or use smc.PMMH()"
         )
-    missing = {
+    densities = {
         "log_transition of the model": model.log_transition,
         "log_initial of Parameters": target.log_initial,
     }
-    lacking = [name for name, fn in missing.items() if fn is None]
-    if lacking:
+    missing = [name for name, fn in densities.items() if fn is None]
+    if missing:
         raise ValueError(
-            f"ParticleGibbs needs the density of a path, and there is no {' and no '.join(lacking)}; give it, or take "
+            f"ParticleGibbs needs the density of a path, and there is no {' and no '.join(missing)}; give it, or use "
             "smc.PMMH(), which only simulates"
         )

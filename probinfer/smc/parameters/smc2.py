@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from probinfer.core.status import Status
-from probinfer.core.types import PRNGKey, field, pytree
+from probinfer.core.types import Array, Float, Int, PRNGKey, PyTree, field, pytree
 from probinfer.inference import engine
 from probinfer.inference.findings import Finding, combined, undefined
 from probinfer.inference.posterior import Posterior
@@ -20,45 +20,50 @@ from probinfer.running.checkpoint import Checkpoint
 from probinfer.smc import islands
 from probinfer.smc.parameters import parameter_particles
 from probinfer.smc.parameters.model import Parameters, check_parameters
+from probinfer.smc.parameters.parameter_particles import ParameterPopulation, SMC2StepInfo
 from probinfer.smc.parameters.pilot import Pilot, learn_pilot, run_population
 from probinfer.smc.tempered.bridge import unflatten
 
 __all__ = ["SMC2", "SMC2Info"]
 
-_LEAST = 32
+_MIN_PARAMETERS = 32
 
 
 class SMC2Info(NamedTuple):
     """Report of R islands of M parameters.
 
-    ``num_moves`` (T,): moves of every parameter after each observation, as the pilot chose them. By island:
-    ``acceptance`` (R, T, 2), shares of independent and of local proposals accepted, NaN where nothing moved;
-    ``parameter_ess`` (R, T), effective sample sizes before the moves; ``log_evidences`` (R,).
-    ``log_evidence_error`` is the standard error of the log evidence. ``num_particles`` of each filter, chosen so that
-    the log evidence at a central parameter has a variance of about 1 to 1.5: ``log_evidence_variance`` as measured.
-    ``num_undefined`` counts filters with a log weight of NaN or plus infinity: those parameters get no weight.
-    ``num_filter_steps`` counts observations times filters, the pilot included. ``rhat``, ``ess`` and ``ess_tail`` are
-    trees shaped like one unconstrained position; each island is a chain. ``status`` is ``OK``; ``CHAINS_DISAGREE``:
-    R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all parameters of an island died; ``NON_FINITE``:
-    one filter in a hundred is undefined.
+    Attributes:
+        num_moves: of every parameter after each observation, as the pilot chose them.
+        acceptance: shares of independent and of local proposals accepted; NaN if there were no moves.
+        parameter_ess: effective sample sizes before the moves.
+        log_evidences: of the islands.
+        log_evidence_error: standard error of the log evidence.
+        num_particles: of each filter, chosen so that the log evidence at a central parameter has a variance of about 1
+            to 1.5.
+        log_evidence_variance: that variance, as measured.
+        num_undefined: filters with a log weight of NaN or plus infinity: their parameters have weight zero.
+        num_filter_steps: observations times filters, the pilot included.
+        rhat, ess, ess_tail: trees shaped like one unconstrained position; each island is a chain.
+        status: ``OK``; ``CHAINS_DISAGREE``: R-hat, ESS or evidences of the islands; ``DEGENERATE_WEIGHTS``: all
+            parameters of an island died; ``NON_FINITE``: one filter in a hundred is undefined.
     """
 
-    num_moves: Any
-    acceptance: Any
-    parameter_ess: Any
-    log_evidences: Any
-    log_evidence_error: Any
-    num_particles: Any
-    log_evidence_variance: Any
-    num_undefined: Any
-    num_filter_steps: Any
-    rhat: Any
-    ess: Any
-    ess_tail: Any
-    status: Any
+    num_moves: Int[Array, " T"]
+    acceptance: Float[Array, "R T 2"]
+    parameter_ess: Float[Array, "R T"]
+    log_evidences: Float[Array, " R"]
+    log_evidence_error: Float[Array, ""]
+    num_particles: Int[Array, ""]
+    log_evidence_variance: Float[Array, ""]
+    num_undefined: Int[Array, ""]
+    num_filter_steps: Float[Array, ""]
+    rhat: PyTree
+    ess: PyTree
+    ess_tail: PyTree
+    status: Status
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Between which the log evidence lies with this probability: the hull of two readings (t, lognormal).
+        """Return an interval that contains the log evidence with this probability, see ``islands.interval``.
 
         Args:
             level: of the interval.
@@ -92,13 +97,13 @@ class SMC2:
 
         Raises:
             TypeError: a count is not an integer.
-            ValueError: a count out of range.
+            ValueError: a count is out of range.
         """
         engine.check_counts(self, ("num_parameters", "num_islands"))
         if self.num_islands < 2:
             raise ValueError(f"num_islands must be 2 or more, to be compared, got {self.num_islands}")
-        if self.num_parameters < _LEAST:
-            raise ValueError(f"num_parameters must be {_LEAST} or more, got {self.num_parameters}")
+        if self.num_parameters < _MIN_PARAMETERS:
+            raise ValueError(f"num_parameters must be {_MIN_PARAMETERS} or more, got {self.num_parameters}")
 
     def sample(
         self,
@@ -125,83 +130,92 @@ class SMC2:
             NumericalError: the likelihood is zero or undefined at all parameters of the pilot.
 
         Warns:
-            ConvergenceWarning: the islands disagree, or one of them died; or Ctrl-C left some of the islands.
+            ConvergenceWarning: the islands disagree, one of them died, or Ctrl-C ended the run after some of the
+                islands.
         """
         check_parameters(key, target, "SMC2")
         Checkpoint.check(checkpoint)
         key_pilot, key_islands = jax.random.split(key)
         with bars.task("SMC2", None, bars.label(progress, "SMC2")):
             pilot = learn_pilot(key_pilot, target, self.num_parameters, progress, checkpoint)
-            keys = enumerate(jax.random.split(key_islands, self.num_islands))
+            numbered_keys = enumerate(jax.random.split(key_islands, self.num_islands), 1)
             runs = interrupts.each(
-                lambda one, _: _island(self, one[1], target, pilot, one[0], progress, checkpoint), keys
+                lambda item, _: _run_island(self, item[1], target, pilot, item[0], progress, checkpoint),
+                numbered_keys,
             )
         return _posterior(self, target, pilot, runs)
 
 
-def _island(config: SMC2, key: PRNGKey, target: Parameters, pilot: Pilot, number: int, *loop: Any) -> tuple:
-    key_begin, key_run = jax.random.split(key)
-    plan, frozen = pilot.population.plan, jnp.asarray(False)
-    population = parameter_particles.begin(key_begin, target, plan, frozen, num=config.num_parameters)
-    return run_population(key_run, target, population, pilot.num_particles, f"island {number + 1}", *loop)
+def _run_island(
+    config: SMC2,
+    key: PRNGKey,
+    target: Parameters,
+    pilot: Pilot,
+    number: int,
+    progress: bool | str | None,
+    checkpoint: Checkpoint | None,
+) -> tuple[ParameterPopulation, SMC2StepInfo]:
+    key_init, key_run = jax.random.split(key)
+    population = parameter_particles.init_population(
+        key_init,
+        target,
+        pilot.population.schedule,
+        jnp.asarray(False),
+        num_parameters=config.num_parameters,
+    )
+    name = f"island {number}"
+    return run_population(key_run, target, population, pilot.num_particles, name, progress, checkpoint)
 
 
 def _posterior(config: SMC2, target: Parameters, pilot: Pilot, runs: list) -> Posterior:
-    populations, steps = zip(*runs)
-    dtype = pilot.centre.dtype
+    populations, infos = zip(*runs)
+    dtype = pilot.center.dtype
     dead = [int(population.status) != Status.OK for population in populations]
-    logs = np.asarray([-np.inf if lost else float(step.log_evidence[-1]) for lost, step in zip(dead, steps)])
-    positions = unflatten(target.like, jnp.stack([population.positions for population in populations]))
-    judged = report.convergence(positions, populations=True)
-    spent = pilot.num_filter_steps + sum(float(population.num_filter_steps) for population in populations)
+    log_evidences = np.asarray(
+        [-np.inf if is_dead else float(info.log_evidence[-1]) for is_dead, info in zip(dead, infos)]
+    )
+    positions = unflatten(target.template, jnp.stack([population.positions for population in populations]))
+    num_filter_steps = pilot.num_filter_steps + sum(
+        float(population.num_filter_steps) for population in populations
+    )
     num_undefined = sum(int(population.num_undefined) for population in (pilot.population, *populations))
-    broken = undefined(num_undefined, spent / target.num_steps, "particle filters")
-    verdict = combined([broken, _verdict(config, judged, dead, logs)])
+    # Judge the islands
+    convergence = report.convergence(positions, populations=True)
+    undefined_filters = undefined(num_undefined, num_filter_steps / target.num_steps, "particle filters")
+    verdict = combined([undefined_filters, _verdict(config, convergence, dead, log_evidences)])
     if len(runs) < config.num_islands:  # Ctrl-C
-        said = f"{len(runs)} of {config.num_islands} islands were finished"
-        verdict = Finding(*engine.part(said, verdict.status, verdict.details))
+        finished = f"{len(runs)} of {config.num_islands} islands were finished"
+        verdict = Finding(*engine.part(finished, verdict.status, verdict.details))
+    # Report
     info = SMC2Info(
-        num_moves=pilot.population.plan.num_moves,
-        acceptance=_padded([step.acceptance for step in steps], (target.num_steps, 2), dtype),
-        parameter_ess=_padded([step.ess for step in steps], (target.num_steps,), dtype),
-        log_evidences=jnp.asarray(logs, dtype),
-        log_evidence_error=jnp.asarray(islands.log_mean_error(logs), dtype),
+        num_moves=pilot.population.schedule.num_moves,
+        acceptance=islands.stack_padded([info.acceptance for info in infos], (target.num_steps, 2), dtype),
+        parameter_ess=islands.stack_padded([info.ess for info in infos], (target.num_steps,), dtype),
+        log_evidences=jnp.asarray(log_evidences, dtype),
+        log_evidence_error=jnp.asarray(islands.log_mean_error(log_evidences), dtype),
         num_particles=jnp.int32(pilot.num_particles),
         log_evidence_variance=pilot.variance,
         num_undefined=jnp.int32(num_undefined),
-        num_filter_steps=jnp.asarray(spent, dtype),
-        **judged._replace(status=verdict.status)._asdict(),
+        num_filter_steps=jnp.asarray(num_filter_steps, dtype),
+        **convergence._replace(status=verdict.status)._asdict(),
     )
     engine.warn(verdict.status, verdict.details, "SMC2", verdict.advised)
     return engine.finish(
         target.target,
         positions,
-        target.like,
+        target.template,
         info,
-        log_weights=jnp.broadcast_to(jnp.asarray(logs, dtype)[:, None], (len(logs), config.num_parameters)),
-        log_evidence=jnp.asarray(islands.log_mean(logs), dtype),
+        log_weights=islands.broadcast_log_weights(log_evidences, config.num_parameters, dtype),
+        log_evidence=jnp.asarray(islands.log_mean(log_evidences), dtype),
     )
 
 
-def _padded(rows: list, shape: tuple[int, ...], dtype: Any) -> Any:
-    full = np.full((len(rows), *shape), np.nan, dtype)
-    for row, values in zip(full, rows):
-        row[: len(values)] = values
-    return jnp.asarray(full)
-
-
-def _verdict(config: SMC2, judged: report.Convergence, dead: list, logs: np.ndarray) -> Finding | None:
-    """What is wrong with the islands, if anything is."""
-    more = f"raise num_parameters (it is {config.num_parameters})"
+def _verdict(
+    config: SMC2, convergence: report.Convergence, dead: list, log_evidences: np.ndarray
+) -> Finding | None:
+    """Return a finding if islands died or disagree."""
     if any(dead):
-        words = f"all parameters of {sum(dead)} of {len(dead)} islands died"
-        return Finding(Status.DEGENERATE_WEIGHTS, words)
-    if islands.shares(logs) < len(logs) / 2:
-        words = (
-            f"the evidences of the islands differ too much (logs {np.min(logs):.1f} to {np.max(logs):.1f})"
-        )
-        return Finding(Status.CHAINS_DISAGREE, words, more)
-    if int(judged.status) == Status.OK:
-        return None
-    words = report.explain(judged, len(logs), config.num_parameters, plural="islands")
-    return Finding(Status(int(judged.status)), words, more)
+        details = f"all parameters of {sum(dead)} of {len(dead)} islands died"
+        return Finding(Status.DEGENERATE_WEIGHTS, details)
+    advised = f"raise num_parameters (it is {config.num_parameters})"
+    return islands.disagreement(log_evidences, convergence, config.num_parameters, advised)

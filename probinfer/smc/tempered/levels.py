@@ -1,10 +1,11 @@
-r"""Tempered sequential Monte Carlo of one population, level by level, learning its schedule or keeping it.
+r"""Tempered sequential Monte Carlo of one population, level by level, with a schedule that is learned or given.
 
-Level k raises the temperature from :math:`t_{k-1}` to :math:`t_k`, multiplies the evidence by the mean of
-:math:`e^{(t_k-t_{k-1})\Delta(u_i)}`, resamples and moves. A *learning* population chooses each temperature so that the
-effective sample size of these factors is half its size, takes metric and proposals of its moves from its weighted
-particles, and lets the step size follow the acceptance rate. What it chose is a ``Schedule``. A population that keeps a
-given schedule has an unbiased evidence, :math:`E\hat Z = Z`: the schedule does not depend on its particles.
+Level k raises the temperature from :math:`t_{k-1}` to :math:`t_k`, multiplies the evidence by the mean of the
+incremental weights :math:`e^{(t_k-t_{k-1})\Delta(u_i)}`, resamples and moves. A *learning* population chooses each
+temperature so that the effective sample size of these weights is a given fraction of its size, estimates the metric and
+the proposals of its moves from its weighted particles, and adapts the step size to the acceptance rate. Its choices are
+a ``Schedule``. A population that follows a given schedule has an unbiased evidence, :math:`E\hat Z = Z`: the schedule
+does not depend on its particles.
 
 *Waste-free*: M = N / P particles are resampled, each is moved P - 1 times, and all N states are kept.
 """
@@ -21,35 +22,43 @@ from jax import lax
 from probinfer import resampling
 from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
-from probinfer.core.types import Array, Float, PRNGKey, field, pytree
+from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.inference.engine import over
 from probinfer.numerics import weights
 from probinfer.running.many.driver import batches_well
-from probinfer.smc.tempered.moves.choice import move_all
-from probinfer.smc.tempered.schedule import Plan, Schedule, chosen, increments, noted, row
+from probinfer.smc.tempered.moves.choice import move_particles
+from probinfer.smc.tempered.moves.hamiltonian import MoveResult
+from probinfer.smc.tempered.schedule import (
+    LevelSettings,
+    Schedule,
+    choose_level,
+    level_settings,
+    log_weight_increments,
+    write_level,
+)
 
 __all__ = [
     "CHAIN_LENGTH",
-    "Level",
-    "Settings",
+    "LevelInfo",
     "TemperedState",
-    "begin",
-    "is_over",
-    "record",
-    "resolved",
+    "TemperingSettings",
+    "init_population",
+    "is_finished",
+    "record_info",
+    "resolve_mode",
     "tempering",
 ]
 
 CHAIN_LENGTH = 8  # P of waste-free: states kept of each ancestor
-_NUM_MOVES = 3  # without: moves of each particle, of which the last state is kept
+_NUM_MOVES = 3  # of each particle without waste-free: the last state is kept
 
 
 @pytree
-class Settings:
-    """What does not change in a run.
+class TemperingSettings:
+    """Settings that do not change in a run.
 
     Attributes:
-        ess_fraction: of the particles alive, that a learning population aims at.
+        ess_fraction: of the particles alive, the target of a learning population.
         moves: one of ``choice.MOVES``.
         waste_free: keep all states.
         mode: "map", "vmap" or "auto" over the particles.
@@ -62,95 +71,127 @@ class Settings:
 
 
 class TemperedState(NamedTuple):
-    """One population between two levels: particles of equal weight from the density at ``temperature``."""
+    r"""One population between two levels: particles of equal weight from :math:`\pi_t`.
 
-    positions: Any  # (N, d)
-    log_ratios: Any  # (N,), minus infinity where undefined
-    temperature: Any
-    log_evidence: Any
-    level: Any
-    step_size: Any
+    Attributes:
+        positions: :math:`u_i`.
+        log_ratios: :math:`\Delta(u_i)`; minus infinity where it is undefined.
+        temperature: t.
+        log_evidence: log of the estimate of :math:`\int \pi_t`.
+        num_levels: levels completed.
+        step_size: of the leapfrogs, in coordinates of unit covariance.
+        schedule: given, or filled level by level.
+        learning: whether to fill the schedule.
+        status: ``DEGENERATE_WEIGHTS`` once all particles are dead.
+        num_undefined: draws of the initial distribution with a log ratio of NaN.
+        num_gradients: evaluations of the density with its gradient.
+        num_densities: evaluations of the density alone.
+        best_log_ratio: largest log ratio that any particle had so far.
+        best_position: of that particle.
+    """
+
+    positions: Float[Array, "N d"]
+    log_ratios: Float[Array, " N"]
+    temperature: Float[Array, ""]
+    log_evidence: Float[Array, ""]
+    num_levels: Int[Array, ""]
+    step_size: Float[Array, ""]
     schedule: Schedule
-    learning: Any
-    status: Any
-    num_undefined: Any
-    num_gradients: Any
-    num_densities: Any
-    best_ratio: Any  # the largest that any particle had so far
-    best_position: Any  # (d,), its place
+    learning: Bool[Array, ""]
+    status: Int[Array, ""]
+    num_undefined: Int[Array, ""]
+    num_gradients: Int[Array, ""]
+    num_densities: Int[Array, ""]
+    best_log_ratio: Float[Array, ""]
+    best_position: Float[Array, " d"]
 
 
-class Level(NamedTuple):
-    """What one level did."""
+class LevelInfo(NamedTuple):
+    """Report of one level.
 
-    temperature: Any
-    ess: Any
-    acceptance: Any
-    step_size: Any
-    log_evidence: Any
+    Attributes:
+        temperature: at its end.
+        ess: effective sample size of the incremental weights.
+        acceptance: mean over particles and moves; NaN if all particles died.
+        step_size: after the level.
+        log_evidence: after the level.
+    """
+
+    temperature: Float[Array, ""]
+    ess: Float[Array, ""]
+    acceptance: Float[Array, ""]
+    step_size: Float[Array, ""]
+    log_evidence: Float[Array, ""]
 
 
-def tempering(path: Any, settings: Settings) -> Algorithm:
+def tempering(bridge: Any, settings: TemperingSettings) -> Algorithm:
     """Return one population as an algorithm; a step is a level.
 
     Args:
-        path: from base to target.
+        bridge: from the initial distribution to the target.
         settings: of the run.
 
     Returns:
-        ``init(key, schedule, learning, num_particles)`` and ``step``; see ``begin``.
+        ``init(key, schedule, learning, num_particles)`` and ``step``; see ``init_population``.
 
     References:
         Del Moral, Doucet and Jasra (2006), section 3.3.2; Jasra, Stephens, Doucet and Tsagaris (2011), adaptive
         temperatures; Dau and Chopin (2022), "Waste-free sequential Monte Carlo", algorithm 2; Beskos, Jasra, Kantas
         and Thiery (2016), section 4 (a pilot makes an adaptive schedule unbiased).
     """
-    return algorithm(_init, _step, path, settings)
+    return algorithm(_init, _step, bridge, settings)
 
 
 @partial(jax.jit, static_argnames="num_particles")
-def begin(
+def init_population(
     algorithm: Algorithm, key: PRNGKey, schedule: Schedule, learning: Array, *, num_particles: int
 ) -> TemperedState:
-    """Return a population drawn from the base law.
+    """Return a population drawn from the initial distribution.
 
     Args:
         algorithm: of ``tempering``.
         key: random key.
-        schedule: to be kept, or filled.
+        schedule: to be followed, or filled.
         learning: whether to fill it.
         num_particles: N.
     """
     return algorithm.init(key, schedule, learning, num_particles)
 
 
-def is_over(state: TemperedState, info: Level) -> Array:
-    """Whether the target is reached, or the population dead."""
+def is_finished(state: TemperedState, info: LevelInfo) -> Array:
+    """Return whether the population reached the target or died."""
     del info
     return (state.temperature >= 1) | (state.status != Status.OK)
 
 
-def record(state: TemperedState, info: Level) -> Level:
-    """What is kept of a level."""
+def record_info(state: TemperedState, info: LevelInfo) -> LevelInfo:
+    """Return the record of a level."""
     del state
     return info
 
 
-def _init(path, settings, key, schedule: Schedule, learning, num_particles: int) -> TemperedState:
-    positions = over(path.sample, "auto", jax.random.split(key, num_particles))
-    mode = resolved(settings.mode, path, positions[0])
-    raw = over(lambda position: path.terms(position)[1], mode, positions)
-    undefined = jnp.isnan(raw)
+def _init(
+    bridge: Any,
+    settings: TemperingSettings,
+    key: PRNGKey,
+    schedule: Schedule,
+    learning: Array,
+    num_particles: int,
+) -> TemperedState:
+    positions = over(bridge.sample, "auto", jax.random.split(key, num_particles))
+    mode = resolve_mode(settings.mode, bridge, positions[0])
+    raw_log_ratios = over(lambda position: bridge.terms(position)[1], mode, positions)
+    undefined = jnp.isnan(raw_log_ratios)
     dimension, dtype = positions.shape[1], positions.dtype
-    zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    log_ratios = jnp.where(undefined, -jnp.inf, raw)
+    count = jnp.zeros((), jnp.int32)
+    log_ratios = jnp.where(undefined, -jnp.inf, raw_log_ratios)
     best = jnp.argmax(log_ratios)
     return TemperedState(
         positions=positions,
         log_ratios=log_ratios,
-        temperature=zero,
-        log_evidence=zero,
-        level=count,
+        temperature=jnp.zeros((), dtype),
+        log_evidence=jnp.zeros((), dtype),
+        num_levels=count,
         step_size=jnp.asarray(dimension**-0.25, dtype),
         schedule=schedule,
         learning=learning,
@@ -158,88 +199,102 @@ def _init(path, settings, key, schedule: Schedule, learning, num_particles: int)
         num_undefined=jnp.sum(undefined, dtype=jnp.int32),
         num_gradients=count,
         num_densities=count + num_particles,
-        best_ratio=log_ratios[best],
+        best_log_ratio=log_ratios[best],
         best_position=positions[best],
     )
 
 
-def _step(path, settings: Settings, key: PRNGKey, state: TemperedState) -> tuple[TemperedState, Level]:
+def _step(
+    bridge, settings: TemperingSettings, key: PRNGKey, state: TemperedState
+) -> tuple[TemperedState, LevelInfo]:
     key_resample, key_move = jax.random.split(key)
-    num = state.log_ratios.shape[0]
-    plan = lax.cond(state.learning, _plan, _look_up, settings, state)
-    factors = increments(state.log_ratios, plan.temperature - state.temperature)
-    num_ancestors = num // CHAIN_LENGTH if settings.waste_free else num
-    ancestors, _ = resampling.systematic(key_resample, factors, num_ancestors)
-    moved, plan = move_all(
+    num_particles = state.log_ratios.shape[0]
+    # Choose or look up the temperature, and weigh
+    level = lax.cond(state.learning, _choose_level, _read_level, settings, state)
+    log_increments = log_weight_increments(state.log_ratios, level.temperature - state.temperature)
+    log_evidence = state.log_evidence + weights.log_mean_exp(log_increments)
+    # Resample
+    num_ancestors = num_particles // CHAIN_LENGTH if settings.waste_free else num_particles
+    ancestors, _ = resampling.systematic(key_resample, log_increments, num_ancestors)
+    # Move
+    result, level = move_particles(
         settings.moves,
         key_move,
-        path,
-        plan,
+        bridge,
+        level,
         state.positions[ancestors],
         state.learning,
         num_moves=CHAIN_LENGTH - 1 if settings.waste_free else _NUM_MOVES,
-        mode=resolved(settings.mode, path, state.positions[0]),
+        mode=resolve_mode(settings.mode, bridge, state.positions[0]),
     )
-    positions, log_ratios = _kept(settings, moved)
-    log_evidence = state.log_evidence + weights.log_mean_exp(factors)
-    # A ratio of plus infinity makes the evidence NaN, which the loop takes for what it is.
+    positions, log_ratios = _select_particles(settings, result)
+    # A log ratio of plus infinity makes the evidence NaN, so that the loop stops with the status NON_FINITE.
     log_evidence = jnp.where(jnp.any(log_ratios == jnp.inf), jnp.nan, log_evidence)
     best = jnp.argmax(log_ratios)
-    better = log_ratios[best] > state.best_ratio
-    new = state._replace(
-        best_ratio=jnp.where(better, log_ratios[best], state.best_ratio),
-        best_position=jnp.where(better, positions[best], state.best_position),
+    improved = log_ratios[best] > state.best_log_ratio
+    new_state = state._replace(
+        best_log_ratio=jnp.where(improved, log_ratios[best], state.best_log_ratio),
+        best_position=jnp.where(improved, positions[best], state.best_position),
         positions=positions,
         log_ratios=log_ratios,
-        temperature=plan.temperature,
+        temperature=level.temperature,
         log_evidence=log_evidence,
-        level=state.level + 1,
-        step_size=plan.step_size,
-        schedule=_noted(state, plan),
-        num_gradients=state.num_gradients + moved.num_gradients,
-        num_densities=state.num_densities + moved.num_densities,
+        num_levels=state.num_levels + 1,
+        step_size=level.step_size,
+        schedule=_update_schedule(state, level),
+        num_gradients=state.num_gradients + result.num_gradients,
+        num_densities=state.num_densities + result.num_densities,
     )
-    dead = jnp.all(factors == -jnp.inf)
-    last = state._replace(
+    # If all particles died, keep the last state
+    is_dead = jnp.all(log_increments == -jnp.inf)
+    dead_state = state._replace(
         status=jnp.int32(Status.DEGENERATE_WEIGHTS), log_evidence=jnp.full_like(log_evidence, -jnp.inf)
     )
-    new = jax.tree.map(lambda a, b: jnp.where(dead, a, b), last, new)
-    rate = jnp.where(dead, jnp.nan, jnp.mean(moved.acceptance[1:])).astype(plan.temperature.dtype)
-    return new, Level(plan.temperature, weights.ess(factors), rate, plan.step_size, new.log_evidence)
+    new_state = jax.tree.map(lambda dead, new: jnp.where(is_dead, dead, new), dead_state, new_state)
+    acceptance = jnp.where(is_dead, jnp.nan, jnp.mean(result.acceptance[1:]))
+    info = LevelInfo(
+        temperature=level.temperature,
+        ess=weights.ess(log_increments),
+        acceptance=acceptance.astype(level.temperature.dtype),
+        step_size=level.step_size,
+        log_evidence=new_state.log_evidence,
+    )
+    return new_state, info
 
 
-def _kept(settings: Settings, moved) -> tuple[Array, Array]:
-    """All states of an ancestor in a row, or the last ones."""
+def _select_particles(settings: TemperingSettings, result: MoveResult) -> tuple[Array, Array]:
+    """Return all states, those of one ancestor side by side, or (not waste-free) the last ones."""
     if not settings.waste_free:
-        return moved.positions[-1], moved.log_ratios[-1]
-    positions, log_ratios = (jnp.swapaxes(x, 0, 1) for x in (moved.positions, moved.log_ratios))
+        return result.positions[-1], result.log_ratios[-1]
+    positions, log_ratios = (jnp.swapaxes(x, 0, 1) for x in (result.positions, result.log_ratios))
     return positions.reshape(-1, positions.shape[-1]), log_ratios.reshape(-1)
 
 
-def _look_up(settings: Settings, state: TemperedState) -> Plan:
+def _read_level(settings: TemperingSettings, state: TemperedState) -> LevelSettings:
     del settings
-    return row(state.schedule, state.level)
+    return level_settings(state.schedule, state.num_levels)
 
 
-def _plan(settings: Settings, state: TemperedState) -> Plan:
-    before = row(state.schedule, jnp.maximum(state.level - 1, 0))._replace(step_size=state.step_size)
-    return chosen(settings.ess_fraction, state.log_ratios, state.positions, state.temperature, before)
+def _choose_level(settings: TemperingSettings, state: TemperedState) -> LevelSettings:
+    previous = level_settings(state.schedule, jnp.maximum(state.num_levels - 1, 0))
+    previous = previous._replace(step_size=state.step_size)
+    return choose_level(settings.ess_fraction, state.log_ratios, state.positions, state.temperature, previous)
 
 
-def _noted(state: TemperedState, plan: Plan) -> Schedule:
-    """The schedule with this level in it, if it is learned."""
-    new = noted(state.schedule, state.level, plan)
-    return jax.tree.map(lambda a, b: jnp.where(state.learning, a, b), new, state.schedule)
+def _update_schedule(state: TemperedState, level: LevelSettings) -> Schedule:
+    """Write the level into the schedule if it is being learned."""
+    filled = write_level(state.schedule, state.num_levels, level)
+    return jax.tree.map(lambda new, old: jnp.where(state.learning, new, old), filled, state.schedule)
 
 
-def resolved(mode: str, path: Any, position: Float[Array, " d"]) -> str:
-    """Return "map" or "vmap" for "auto": what the density of this path gains on this device.
+def resolve_mode(mode: str, bridge: Any, position: Float[Array, " d"]) -> str:
+    """Replace "auto" by "map" or "vmap": the faster one for the density on this device.
 
     Args:
-        mode: as the user has it.
-        path: from base to target.
+        mode: chosen by the user.
+        bridge: from the initial distribution to the target.
         position: any.
     """
     if mode != "auto":
         return mode
-    return "vmap" if batches_well(path.terms, position) else "map"
+    return "vmap" if batches_well(bridge.terms, position) else "map"

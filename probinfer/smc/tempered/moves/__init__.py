@@ -1,4 +1,4 @@
-"""What carries particles at one level: Hamiltonian, no-U-turn or independent moves.
+"""The moves of particles at one level: Hamiltonian, no-U-turn or independent.
 
-Start with ``choice``, which takes them by name or as a pilot measured.
+Start with ``choice``, which selects them by name or by the measurements of a pilot.
 """

@@ -1,166 +1,210 @@
 r"""Hamiltonian moves of many particles that share metric, step size and number of leapfrogs.
 
-The momentum is normal with the metric :math:`(R R^\top)^{-1}`, R the root of the particles' covariance, so that a
+The momentum is normal with the metric :math:`(R R^\top)^{-1}`, R the factor of the particles' covariance, so that a
 normal target has period :math:`2\pi` in every direction. The length of a trajectory is a quarter period times a
-uniform number between 1/2 and 3/2, drawn once a move for all particles: none waits for another. Given the lengths,
-which do not depend on the particles, every move is reversible for its target.
+uniform number between 1/2 and 3/2, drawn once a move for all particles, so that no particle waits for another. Given
+the lengths, which do not depend on the particles, every move is reversible for its target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.core.types import Array, Float, PRNGKey
+from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.inference.engine import over
 from probinfer.mcmc.hamiltonian import momentum
-from probinfer.numerics.covariance_factor import pull, push
+from probinfer.numerics import covariance_factor
 
-__all__ = ["LONGEST", "Moved", "Place", "adapted", "hmc_moves", "trajectory"]
+__all__ = [
+    "MAX_TRAJECTORY_LENGTH",
+    "MoveResult",
+    "TemperedIntegratorState",
+    "adapt_step_size",
+    "hamiltonian_transition",
+    "hmc_moves",
+]
 
-LONGEST = 0.75 * float(jnp.pi)  # quarter period times 3/2
+MAX_TRAJECTORY_LENGTH = 0.75 * float(jnp.pi)  # quarter period times 3/2
 _MAX_LEAPFROGS = 100
 _TARGET_ACCEPTANCE = 0.8
-# Acceptance falls by about 0.4 for a step e times longer, at 0.8 and for normal targets; a bit less than the inverse.
-_NEWTON = 1.5
+# Near 0.8 and for normal targets, acceptance falls by about 0.4 for a step e times longer: a bit less than the inverse.
+_ADAPTATION_GAIN = 1.5
 
 
-class Place(NamedTuple):
-    """A position (d,), its log density, the gradient (d,) and the log ratio that comes with the density."""
+class TemperedIntegratorState(NamedTuple):
+    r"""Position of a trajectory and the density there.
 
-    position: Any
-    logdensity: Any
-    gradient: Any
-    log_ratio: Any
-
-
-class Moved(NamedTuple):
-    """Where moves led: all states, and what they cost.
-
-    ``positions`` (P, N, d) and ``log_ratios`` (P, N), row 0 the start; ``acceptance`` (P,), row 0 empty;
-    ``step_size`` after the last move; of all particles together ``num_gradients``, evaluations of the density with its
-    gradient, and ``num_densities``, of the density alone.
+    Attributes:
+        position: u.
+        logdensity: :math:`\log\pi_t(u)`.
+        gradient: of the log density.
+        log_ratio: :math:`\Delta(u)`, which is computed with the density.
     """
 
-    positions: Any
-    log_ratios: Any
-    acceptance: Any
-    step_size: Any
-    num_gradients: Any
-    num_densities: Any
+    position: Float[Array, " d"]
+    logdensity: Float[Array, ""]
+    gradient: Float[Array, " d"]
+    log_ratio: Float[Array, ""]
+
+
+class MoveResult(NamedTuple):
+    """All states of P - 1 moves of N particles, and what they cost.
+
+    Attributes:
+        positions: row 0 holds the starts.
+        log_ratios: at these positions.
+        acceptance: mean over particles of each move; row 0 is no move.
+        step_size: after the last move.
+        num_gradients: evaluations of the density with its gradient, of all particles together.
+        num_densities: evaluations of the density alone, of all particles together.
+    """
+
+    positions: Float[Array, "P N d"]
+    log_ratios: Float[Array, "P N"]
+    acceptance: Float[Array, " P"]
+    step_size: Float[Array, ""]
+    num_gradients: Int[Array, ""]
+    num_densities: Int[Array, ""]
 
 
 def hmc_moves(
     key: PRNGKey,
     evaluate: Callable,
     positions: Float[Array, "n d"],
-    root: Float[Array, "..."],
+    factor: Float[Array, "..."],
     step_size: Float[Array, ""],
     learning: Float[Array, ""],
     *,
     num_moves: int,
     mode: str,
-) -> Moved:
-    """Move every particle ``num_moves`` times and keep all states.
+) -> MoveResult:
+    """Move every particle ``num_moves`` times and return all states.
 
     Args:
         key: random key.
         evaluate: position (d,) -> ((log density, log ratio), gradient (d,)).
         positions: of the particles.
-        root: of their covariance, see ``spread``.
+        factor: of their covariance, see ``numerics.covariance_factor``.
         step_size: in coordinates of unit covariance.
-        learning: 1: the step size goes towards the acceptance rate 0.8 after every move; 0: it stays.
-        num_moves: how many.
-        mode: particles one after another ("map"), side by side ("vmap"), or as the device asks ("auto").
-
-    Returns:
-        The states and their accounts.
+        learning: 1: adapt the step size towards an acceptance rate of 0.8 after every move; 0: keep it.
+        num_moves: of each particle.
+        mode: particles one after another ("map"), side by side ("vmap"), or whichever suits the device ("auto").
     """
-    num, dimension = positions.shape
-    empty = Place(positions, *(jnp.zeros(shape, positions.dtype) for shape in (num, (num, dimension), num)))
-
-    def move(carry, pack):
-        places, step_size = carry
-        uniforms, index = pack
-        # The first move has no length and is accepted: so starts are evaluated in the one place that evaluates.
-        first = index == 0
-        length = LONGEST * (1 + 2 * uniforms[0, -1]) / 3
-        count = jnp.clip(jnp.ceil(length / step_size), 1, _MAX_LEAPFROGS)
-        count = jnp.where(first, 1, count).astype(jnp.int32)
-        size = jnp.where(first, 0, jnp.minimum(length / count, step_size)).astype(positions.dtype)
-
-        def one(place, uniforms):
-            start = momentum(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
-            return trajectory(evaluate, place, start, uniforms[dimension], size, root, count, first)
-
-        places, acceptance = over(one, mode, places, uniforms)
-        rate = jnp.mean(acceptance)
-        step_size = adapted(step_size, rate, jnp.where(first, 0, learning))
-        return (places, step_size), (places.position, places.log_ratio, rate, count)
-
-    # All randomness in one call: each call is compiled by itself. The length is that of the first particle's row.
-    uniforms = jax.random.uniform(key, (num_moves + 1, num, dimension + 2), positions.dtype)
-    (_, step_size), (states, log_ratios, rates, counts) = lax.scan(
-        move, (empty, step_size), (uniforms, jnp.arange(num_moves + 1))
+    num_particles, dimension = positions.shape
+    unevaluated = TemperedIntegratorState(
+        positions,
+        logdensity=jnp.zeros(num_particles, positions.dtype),
+        gradient=jnp.zeros_like(positions),
+        log_ratio=jnp.zeros(num_particles, positions.dtype),
     )
-    spent = num * jnp.sum(counts, dtype=jnp.int32)
-    return Moved(states, log_ratios, rates, step_size, spent, jnp.zeros_like(spent))
+
+    def move(carry, inputs):
+        states, step_size = carry
+        uniforms, index = inputs
+        # The first move has length zero and is accepted, so that the density is compiled once, for starts and moves.
+        is_start = index == 0
+        length = MAX_TRAJECTORY_LENGTH * (1 + 2 * uniforms[0, -1]) / 3
+        num_leapfrogs = jnp.clip(jnp.ceil(length / step_size), 1, _MAX_LEAPFROGS)
+        num_leapfrogs = jnp.where(is_start, 1, num_leapfrogs).astype(jnp.int32)
+        leapfrog_size = jnp.where(is_start, 0, jnp.minimum(length / num_leapfrogs, step_size))
+        leapfrog_size = leapfrog_size.astype(positions.dtype)
+
+        def move_one(state, uniforms):
+            initial_momentum = momentum(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
+            return hamiltonian_transition(
+                evaluate,
+                state,
+                initial_momentum,
+                uniforms[dimension],
+                leapfrog_size,
+                factor,
+                num_leapfrogs,
+                is_start,
+            )
+
+        states, acceptance = over(move_one, mode, states, uniforms)
+        rate = jnp.mean(acceptance)
+        step_size = adapt_step_size(step_size, rate, jnp.where(is_start, 0, learning))
+        return (states, step_size), (states.position, states.log_ratio, rate, num_leapfrogs)
+
+    # One call draws all random numbers, as each call is compiled by itself. The length is that of the first row.
+    uniforms = jax.random.uniform(key, (num_moves + 1, num_particles, dimension + 2), positions.dtype)
+    (_, step_size), (all_positions, log_ratios, rates, counts) = lax.scan(
+        move, (unevaluated, step_size), (uniforms, jnp.arange(num_moves + 1))
+    )
+    num_gradients = num_particles * jnp.sum(counts, dtype=jnp.int32)
+    return MoveResult(
+        positions=all_positions,
+        log_ratios=log_ratios,
+        acceptance=rates,
+        step_size=step_size,
+        num_gradients=num_gradients,
+        num_densities=jnp.zeros_like(num_gradients),
+    )
 
 
-def adapted(
+def adapt_step_size(
     step_size: Float[Array, ""], rate: Float[Array, ""], learning: Float[Array, ""]
 ) -> Float[Array, ""]:
     """Return a step size nearer to the one whose acceptance rate is 0.8.
 
     Args:
         step_size: in coordinates of unit covariance.
-        rate: the acceptance that it had.
-        learning: 1, or 0: it stays.
+        rate: the acceptance rate that it had.
+        learning: 1, or 0: keep the step size.
     """
-    gain = learning * _NEWTON * (rate - _TARGET_ACCEPTANCE)
-    return jnp.minimum(step_size * jnp.exp(gain), LONGEST).astype(step_size.dtype)
+    log_change = learning * _ADAPTATION_GAIN * (rate - _TARGET_ACCEPTANCE)
+    return jnp.minimum(step_size * jnp.exp(log_change), MAX_TRAJECTORY_LENGTH).astype(step_size.dtype)
 
 
-def trajectory(
+def hamiltonian_transition(
     evaluate: Callable,
-    place: Place,
-    start: Float[Array, " d"],
+    state: TemperedIntegratorState,
+    initial_momentum: Float[Array, " d"],
     uniform: Float[Array, ""],
     step_size: Float[Array, ""],
-    root: Float[Array, "..."],
+    factor: Float[Array, "..."],
     num_leapfrogs: Array,
-    forced: Array,
-) -> tuple[Place, Float[Array, ""]]:
-    """Return where one trajectory leads and the probability that it was accepted with.
+    force_accept: Array,
+) -> tuple[TemperedIntegratorState, Float[Array, ""]]:
+    """Follow one trajectory; return the next state and the acceptance probability.
 
-    A NaN on the way is rejected. A log ratio of plus infinity is taken, to be seen by the loop around.
+    A trajectory with a NaN is rejected. One that ends at a log ratio of plus infinity is accepted: the loop of levels
+    then raises an error.
 
     Args:
         evaluate: as in ``hmc_moves``.
-        place: the start.
-        start: the momentum there, standard normal, in coordinates of unit covariance.
+        state: at the start.
+        initial_momentum: standard normal, in coordinates of unit covariance.
         uniform: decides on acceptance.
         step_size: in coordinates of unit covariance.
-        root: of the covariance.
+        factor: of the covariance.
         num_leapfrogs: one or more.
-        forced: accept in any case.
+        force_accept: accept in any case.
     """
 
-    def leap(_, carry):
-        place, impulse = carry
-        impulse = impulse + 0.5 * step_size * pull(root, place.gradient)
-        position = place.position + step_size * push(root, impulse)
+    # In coordinates z of unit covariance, u = R z, the leapfrog has unit mass and the gradient R' grad.
+    def leapfrog_step(_, carry):
+        state, momentum = carry
+        momentum = momentum + 0.5 * step_size * covariance_factor.apply_transpose(factor, state.gradient)
+        position = state.position + step_size * covariance_factor.apply(factor, momentum)
         (logdensity, log_ratio), gradient = evaluate(position)
-        impulse = impulse + 0.5 * step_size * pull(root, gradient)
-        return Place(position, logdensity, gradient, log_ratio), impulse
+        momentum = momentum + 0.5 * step_size * covariance_factor.apply_transpose(factor, gradient)
+        return TemperedIntegratorState(position, logdensity, gradient, log_ratio), momentum
 
-    end, last = lax.fori_loop(0, num_leapfrogs, leap, (place, start))
-    gain = end.logdensity - place.logdensity + 0.5 * (jnp.sum(start**2) - jnp.sum(last**2))
-    gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
-    accepted = forced | (jnp.log(uniform) < gain) | (end.log_ratio == jnp.inf)
-    chosen = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), end, place)
-    return chosen, jnp.exp(jnp.minimum(gain, 0))
+    proposal, final_momentum = lax.fori_loop(0, num_leapfrogs, leapfrog_step, (state, initial_momentum))
+    # Accept or reject
+    log_acceptance_ratio = (
+        proposal.logdensity
+        - state.logdensity
+        + 0.5 * (jnp.sum(initial_momentum**2) - jnp.sum(final_momentum**2))
+    )
+    log_acceptance_ratio = jnp.where(jnp.isnan(log_acceptance_ratio), -jnp.inf, log_acceptance_ratio)
+    accepted = force_accept | (jnp.log(uniform) < log_acceptance_ratio) | (proposal.log_ratio == jnp.inf)
+    new_state = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
+    return new_state, jnp.exp(jnp.minimum(log_acceptance_ratio, 0))

@@ -1,9 +1,10 @@
 r"""Independent moves of many particles: proposals from one frozen Student-t, no gradient.
 
-The law q is a Student-t around the weighted pilot cloud of the level, its location and the root of its covariance. A
-proposal :math:`u' \sim q` is accepted with probability :math:`\min(1, w(u')/w(u))`, :math:`w = \pi/q`: reversible for
-:math:`\pi`. A move is several such tries. Its tails are heavier than those of a log-concave density, so that w is
-bounded there; where it is not, a particle may stay for long. One law spans separate modes, and can exchange them.
+The proposal q is a Student-t with the mean of the pilot's weighted particles at the level, scaled by the factor of
+their covariance. A proposal :math:`u' \sim q` is accepted with probability :math:`\min(1, w(u')/w(u))`,
+:math:`w = \pi/q`: reversible for :math:`\pi`. A move consists of several such tries. The tails of q are heavier than
+those of a log-concave density, for which w is bounded; where w is not, a particle may stay for long. One proposal
+covers separate modes, so particles can move between them.
 
 References:
     South, Pettitt and Drovandi (2019), "Sequential Monte Carlo samplers with independent Markov chain Monte Carlo
@@ -13,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +22,19 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.numerics.covariance_factor import push, standardized
-from probinfer.smc.tempered.bridge import FREEDOM
-from probinfer.smc.tempered.moves.hamiltonian import Moved
+from probinfer.numerics import covariance_factor
+from probinfer.smc.tempered.bridge import DEGREES_OF_FREEDOM
+from probinfer.smc.tempered.moves.hamiltonian import MoveResult
 
 __all__ = ["independent_moves"]
 
 
-class _Places(NamedTuple):
-    """Positions (N, d) with log ratio and log importance weight (N,)."""
+class _ParticleStates(NamedTuple):
+    r"""Positions with log ratio and log importance weight :math:`\log\pi - \log q`."""
 
-    position: Any
-    log_ratio: Any
-    log_weight: Any
+    position: Float[Array, "N d"]
+    log_ratio: Float[Array, " N"]
+    log_weight: Float[Array, " N"]
 
 
 def independent_moves(
@@ -41,66 +42,83 @@ def independent_moves(
     density: Callable,
     positions: Float[Array, "n d"],
     loc: Float[Array, " d"],
-    root: Float[Array, "..."],
+    factor: Float[Array, "..."],
     tries: Int[Array, ""],
     *,
     num_moves: int,
     mode: str,
-) -> Moved:
-    """Move every particle ``num_moves`` times and keep all states.
+) -> MoveResult:
+    """Move every particle ``num_moves`` times and return all states.
 
     Args:
         key: random key.
         density: position (d,) -> (log density, log ratio).
         positions: of the particles.
         loc: location of the proposals.
-        root: of the covariance of the particles, see ``spread``; the scale of the proposals.
+        factor: of the covariance of the particles, see ``numerics.covariance_factor``; the scale of the proposals.
         tries: proposals in a move, 1 or more.
-        num_moves: how many.
-        mode: particles one after another ("map"), side by side ("vmap"), or as the device asks ("auto").
+        num_moves: of each particle.
+        mode: particles one after another ("map"), side by side ("vmap"), or whichever suits the device ("auto").
 
     Returns:
-        The states and their accounts; acceptance is that of a single proposal, the step size NaN.
+        The states; ``acceptance`` is that of a single proposal, the step size NaN.
     """
-    num, dimension = positions.shape
-    started = standardized(root, positions - loc)
+    num_particles, dimension = positions.shape
+    start_z = covariance_factor.solve_rows(factor, positions - loc)
 
-    def attempt(key, places, first):
-        # z sqrt(df / chi2_df), the chi-squared a sum of squared normals; the last column decides
-        normal = jax.random.normal(key, (num, dimension + FREEDOM + 1), positions.dtype)
-        z, rest, last = normal[:, :dimension], normal[:, dimension:-1], normal[:, -1]
-        z = jnp.where(first, started, z / jnp.sqrt(jnp.mean(rest**2, axis=1, keepdims=True)))
-        proposed = jnp.where(first, positions, loc + jax.vmap(lambda z: push(root, z))(z))
+    def propose_and_accept(key, states, is_start):
+        # Propose: z sqrt(df / chi2_df), with the chi-squared as a sum of squared normals
+        normal = jax.random.normal(key, (num_particles, dimension + DEGREES_OF_FREEDOM + 1), positions.dtype)
+        z, chi_normals, decision = normal[:, :dimension], normal[:, dimension:-1], normal[:, -1]
+        z = jnp.where(is_start, start_z, z / jnp.sqrt(jnp.mean(chi_normals**2, axis=1, keepdims=True)))
+        steps = jax.vmap(lambda z: covariance_factor.apply(factor, z))(z)
+        proposed = jnp.where(is_start, positions, loc + steps)
+        # Weigh: log q without its constant
         logdensity, log_ratio = over(density, mode, proposed)
-        log_law = -(FREEDOM + dimension) / 2 * jnp.log1p(jnp.sum(z**2, axis=1) / FREEDOM)
-        gain = logdensity - log_law - places.log_weight
-        gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
-        taken = first | (jax.scipy.special.log_ndtr(last) < gain) | (log_ratio == jnp.inf)
-        new = _Places(proposed, log_ratio, logdensity - log_law)
-        chosen = jax.tree.map(
-            lambda a, b: jnp.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, places
+        log_proposal = (
+            -(DEGREES_OF_FREEDOM + dimension) / 2 * jnp.log1p(jnp.sum(z**2, axis=1) / DEGREES_OF_FREEDOM)
         )
-        return chosen, jnp.mean(jnp.exp(jnp.minimum(gain, 0)))
+        # Accept or reject: Phi of the last normal is uniform
+        log_acceptance_ratio = logdensity - log_proposal - states.log_weight
+        log_acceptance_ratio = jnp.where(jnp.isnan(log_acceptance_ratio), -jnp.inf, log_acceptance_ratio)
+        accepted = (
+            is_start | (jax.scipy.special.log_ndtr(decision) < log_acceptance_ratio) | (log_ratio == jnp.inf)
+        )
+        proposals = _ParticleStates(proposed, log_ratio, logdensity - log_proposal)
+        new_states = jax.tree.map(
+            lambda new, old: jnp.where(accepted.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+            proposals,
+            states,
+        )
+        return new_states, jnp.mean(jnp.exp(jnp.minimum(log_acceptance_ratio, 0)))
 
-    def move(places, pack):
-        key, index = pack
-        # The first move has one try, which is the start and is taken: so starts are evaluated in the one place.
-        count = jnp.where(index == 0, 1, tries)
+    def move(states, inputs):
+        key, index = inputs
+        # The first move proposes the starts and accepts them, so that the density is compiled once.
+        num_tries = jnp.where(index == 0, 1, tries)
 
-        def once(i, carry):
-            places, total = carry
-            places, rate = attempt(jax.random.fold_in(key, i), places, index == 0)
-            return places, total + rate
+        def one_try(i, carry):
+            states, total = carry
+            states, rate = propose_and_accept(jax.random.fold_in(key, i), states, index == 0)
+            return states, total + rate
 
-        places, total = lax.fori_loop(0, count, once, (places, jnp.zeros((), positions.dtype)))
-        return places, (places.position, places.log_ratio, total / count.astype(total.dtype), count)
+        states, total = lax.fori_loop(0, num_tries, one_try, (states, jnp.zeros((), positions.dtype)))
+        return states, (states.position, states.log_ratio, total / num_tries.astype(total.dtype), num_tries)
 
-    nothing = jnp.zeros(num, positions.dtype)
-    _, (states, log_ratios, rates, counts) = lax.scan(
-        move,
-        _Places(positions, nothing, nothing),
-        (jax.random.split(key, num_moves + 1), jnp.arange(num_moves + 1)),
+    unevaluated = _ParticleStates(
+        positions,
+        log_ratio=jnp.zeros(num_particles, positions.dtype),
+        log_weight=jnp.zeros(num_particles, positions.dtype),
     )
-    spent = num * jnp.sum(counts, dtype=jnp.int32)
-    step_size = jnp.full((), jnp.nan, positions.dtype)
-    return Moved(states, log_ratios, rates, step_size, jnp.zeros_like(spent), spent)
+    _, (all_positions, log_ratios, rates, counts) = lax.scan(
+        move, unevaluated, (jax.random.split(key, num_moves + 1), jnp.arange(num_moves + 1))
+    )
+    num_densities = num_particles * jnp.sum(counts, dtype=jnp.int32)
+    return MoveResult(
+        positions=all_positions,
+        log_ratios=log_ratios,
+        acceptance=rates,
+        step_size=jnp.full((), jnp.nan, positions.dtype),
+        num_gradients=jnp.zeros_like(num_densities),
+        num_densities=num_densities,
+    )

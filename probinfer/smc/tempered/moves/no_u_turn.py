@@ -1,8 +1,8 @@
 """No-U-turn moves of many particles that share metric and step size.
 
 The trajectories of ``mcmc.nuts_steps``, in coordinates of unit covariance around each particle. Given step size and
-metric the move is reversible for its target: the states of a trajectory are chosen from by a rule that is symmetric in
-where it began. Side by side all particles wait for the longest trajectory among them.
+metric the move is reversible for its target: the next state is selected from a trajectory by a rule that is symmetric
+in its start. Side by side, all particles wait for the longest trajectory among them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.inference.engine import over
 from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.nuts_steps import whole
-from probinfer.numerics.covariance_factor import pull, push
-from probinfer.smc.tempered.moves.hamiltonian import Moved, adapted
+from probinfer.numerics import covariance_factor
+from probinfer.smc.tempered.moves.hamiltonian import MoveResult, adapt_step_size
 
 __all__ = ["nuts_moves"]
 
@@ -29,61 +29,74 @@ def nuts_moves(
     key: PRNGKey,
     evaluate: Callable,
     positions: Float[Array, "n d"],
-    root: Float[Array, "..."],
+    factor: Float[Array, "..."],
     step_size: Float[Array, ""],
     learning: Float[Array, ""],
     *,
     num_moves: int,
     mode: str,
-) -> Moved:
-    """Move every particle ``num_moves`` times and keep all states.
+) -> MoveResult:
+    """Move every particle ``num_moves`` times and return all states.
 
     Args:
         key: random key.
         evaluate: position (d,) -> ((log density, log ratio), gradient (d,)).
         positions: of the particles.
-        root: of their covariance, see ``spread``.
+        factor: of their covariance, see ``numerics.covariance_factor``.
         step_size: in coordinates of unit covariance.
-        learning: 1: the step size goes towards the acceptance rate 0.8 after every move; 0: it stays.
-        num_moves: how many.
-        mode: particles one after another ("map"), side by side ("vmap"), or as the device asks ("auto").
+        learning: 1: adapt the step size towards an acceptance rate of 0.8 after every move; 0: keep it.
+        num_moves: of each particle.
+        mode: particles one after another ("map"), side by side ("vmap"), or whichever suits the device ("auto").
 
     Returns:
-        The states and their accounts; the start of every trajectory is evaluated anew, and counted.
+        The states; the start of every trajectory is evaluated again, and counted.
     """
-    num = positions.shape[0]
+    num_particles = positions.shape[0]
 
-    def move(carry, pack):
+    def move(carry, inputs):
         positions, step_size = carry
-        key, index = pack
-        last = index == num_moves  # is evaluated, for its log ratio, and goes nowhere
+        key, index = inputs
+        is_last = index == num_moves  # only evaluates the last positions, for their log ratios
 
-        def one(key, position):
-            return _trajectory(key, evaluate, position, root, step_size, last)
+        def move_one(key, position):
+            return _trajectory(key, evaluate, position, factor, step_size, is_last)
 
-        ends, log_ratios, acceptance, counts = over(one, mode, jax.random.split(key, num), positions)
+        ends, log_ratios, acceptance, counts = over(
+            move_one, mode, jax.random.split(key, num_particles), positions
+        )
         rate = jnp.mean(acceptance)
-        step_size = adapted(step_size, rate, jnp.where(last, 0, learning))
+        step_size = adapt_step_size(step_size, rate, jnp.where(is_last, 0, learning))
         return (ends, step_size), (positions, log_ratios, rate, jnp.sum(counts, dtype=jnp.int32))
 
     keys = jax.random.split(key, num_moves + 1)
-    (_, step_size), (states, log_ratios, rates, counts) = lax.scan(
+    (_, step_size), (all_positions, log_ratios, rates, counts) = lax.scan(
         move, (positions, step_size), (keys, jnp.arange(num_moves + 1))
     )
-    spent = jnp.sum(counts, dtype=jnp.int32) + num * (num_moves + 1)
-    return Moved(states, log_ratios, jnp.roll(rates, 1), step_size, spent, jnp.zeros_like(spent))
+    num_gradients = jnp.sum(counts, dtype=jnp.int32) + num_particles * (num_moves + 1)
+    return MoveResult(
+        positions=all_positions,
+        log_ratios=log_ratios,
+        acceptance=jnp.roll(rates, 1),  # row 0 is no move: here the last row was none
+        step_size=step_size,
+        num_gradients=num_gradients,
+        num_densities=jnp.zeros_like(num_gradients),
+    )
 
 
-def _trajectory(key, evaluate, position, root, step_size, last):
-    """Where one trajectory leads; the log ratio at its start, its acceptance rate and its leapfrogs."""
+def _trajectory(
+    key: PRNGKey, evaluate: Callable, position: Array, factor: Array, step_size: Array, is_last: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return the end of one trajectory, the log ratio at its start, its acceptance rate and its leapfrogs."""
     (logdensity, log_ratio), gradient = evaluate(position)
     ones = jnp.ones_like(position)
 
-    def around(z):
-        (logdensity, _), gradient = evaluate(position + push(root, z))
-        return logdensity, pull(root, gradient)
+    def standardized_logdensity(z):
+        (logdensity, _), gradient = evaluate(position + covariance_factor.apply(factor, z))
+        return logdensity, covariance_factor.apply_transpose(factor, gradient)
 
-    place = Place(jnp.zeros_like(position), logdensity, pull(root, gradient))
-    tree = whole(key, place, around, step_size, ones, _MAX_DEPTH, ~last)
+    start_gradient = covariance_factor.apply_transpose(factor, gradient)
+    place = Place(jnp.zeros_like(position), logdensity, start_gradient)
+    tree = whole(key, place, standardized_logdensity, step_size, ones, _MAX_DEPTH, ~is_last)
     acceptance = tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1)
-    return position + push(root, tree.chosen.position), log_ratio, acceptance, tree.num_leapfrogs
+    end = position + covariance_factor.apply(factor, tree.chosen.position)
+    return end, log_ratio, acceptance, tree.num_leapfrogs
