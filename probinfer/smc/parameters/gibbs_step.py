@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from probinfer import resampling
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
-from probinfer.mcmc.hamiltonian import Place
+from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.smc.conditional.gibbs import gibbs_step
 from probinfer.smc.models.feynman_kac import FeynmanKac, as_batched
@@ -45,7 +45,7 @@ def parameter_gibbs_step(
     model, conditional = as_batched(model_at(target, position)), resampling.adaptive().conditional()
     path, sweep = gibbs_step(key_path, model, conditional, path, num_particles, "ancestor")
     value_and_grad_fn = jax.value_and_grad(lambda position: log_joint(target, position, path))
-    place = Place(position, *value_and_grad_fn(position))
+    place = IntegratorState(position, *value_and_grad_fn(position))
     uniforms = jax.random.uniform(key_theta, (2 + position.shape[0],), position.dtype)
     place, gain = hmc_transition(uniforms, place, value_and_grad_fn, step_size, inverse_mass, NUM_LEAPFROGS)
     return place.position, path, jnp.exp(jnp.minimum(gain, 0)), sweep.status

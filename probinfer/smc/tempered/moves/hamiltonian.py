@@ -17,7 +17,7 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.mcmc.hamiltonian import momentum
+from probinfer.mcmc.hamiltonian import momentum_from_uniforms
 from probinfer.numerics.covariance_factor import pull, push
 
 __all__ = ["LONGEST", "Moved", "Place", "adapted", "hmc_moves", "trajectory"]
@@ -94,7 +94,7 @@ def hmc_moves(
         size = jnp.where(first, 0, jnp.minimum(length / count, step_size)).astype(positions.dtype)
 
         def one(place, uniforms):
-            start = momentum(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
+            start = momentum_from_uniforms(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
             return trajectory(evaluate, place, start, uniforms[dimension], size, root, count, first)
 
         places, acceptance = over(one, mode, places, uniforms)

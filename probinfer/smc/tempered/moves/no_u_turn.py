@@ -15,8 +15,8 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.mcmc.hamiltonian import Place
-from probinfer.mcmc.nuts_steps import whole
+from probinfer.mcmc.hamiltonian import IntegratorState
+from probinfer.mcmc.nuts_steps import sample_trajectory
 from probinfer.numerics.covariance_factor import pull, push
 from probinfer.smc.tempered.moves.hamiltonian import Moved, adapted
 
@@ -83,7 +83,7 @@ def _trajectory(key, evaluate, position, root, step_size, last):
         (logdensity, _), gradient = evaluate(position + push(root, z))
         return logdensity, pull(root, gradient)
 
-    place = Place(jnp.zeros_like(position), logdensity, pull(root, gradient))
-    tree = whole(key, place, around, step_size, ones, _MAX_DEPTH, ~last)
+    place = IntegratorState(jnp.zeros_like(position), logdensity, pull(root, gradient))
+    tree = sample_trajectory(key, place, around, step_size, ones, _MAX_DEPTH, ~last)
     acceptance = tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1)
     return position + push(root, tree.chosen.position), log_ratio, acceptance, tree.num_leapfrogs
