@@ -194,7 +194,9 @@ def _sample(
         # Draw
         state = state._replace(remaining=jnp.asarray(config.num_draws, jnp.int32))
         state, history = run.run_phase(key_draws, state, config.num_draws, "draws")
-        unfinished = engine.is_part(history) if history.interrupted else _check(history, state, run)
+        unfinished = history.interrupted and engine.is_part(history)
+        if not history.interrupted:
+            _check(history, state, run)
     # Judge
     positions, info = engine.chains_first(history.filled())
     verdict = report.with_divergences(report.convergence(positions), info.diverging)
@@ -264,12 +266,15 @@ def _warm_up(key: PRNGKey, run: _SamplingRun, state: ChainsState) -> ChainsState
     return state
 
 
-def _check(history: History, state: ChainsState, run: _SamplingRun) -> bool:
-    """Return False, or raise if the run was stopped; an improper density is given as the reason if it is one."""
+def _check(history: History, state: ChainsState, run: _SamplingRun) -> None:
+    """Raise an error if the run failed; if the density is improper, give that as the reason.
+
+    Raises:
+        NumericalError: a chain became non-finite.
+    """
     if int(history.status) == Status.NON_FINITE:
         _raise_if_improper(run, run.why_improper(state))
     history.check()
-    return False
 
 
 def _raise_if_improper(run: _SamplingRun, reason: str) -> None:

@@ -16,7 +16,7 @@ DIVERGENCE_THRESHOLD = 1000.0  # nats of energy error
 
 
 class IntegratorState(NamedTuple):
-    """Where a trajectory is.
+    """A point of a trajectory.
 
     Attributes:
         position: x.

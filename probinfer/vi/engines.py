@@ -72,7 +72,7 @@ class MeanField:
             checkpoint: not used.
 
         Returns:
-            A posterior of one chain of weighted draws (of equal weights where the status is ``POOR_APPROXIMATION``),
+            A posterior of one chain of weighted draws (of equal weights if the status is ``POOR_APPROXIMATION``),
             without a log evidence; its ``info`` is a :class:`VIInfo`.
 
         Raises:

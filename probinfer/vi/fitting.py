@@ -172,7 +172,7 @@ def fit(
 
 
 def power_of_two(num: int) -> int:
-    """Return the smallest power of two that is at least ``num``: so many Sobol points are balanced."""
+    """Return the smallest power of two that is at least ``num``: Sobol samples of such sizes are balanced."""
     return 1 << (num - 1).bit_length()
 
 

@@ -110,8 +110,8 @@ def from_secants(
     """Return the metric in which the secant pairs of an L-BFGS search agree.
 
     Every pair ``(dx, dg)`` with ``-dg . dx > 0`` is scaled to ``-dg . dx = 1`` and stands for a draw and its gradient,
-    with both signs; other pairs are ignored. Directions in which no pair differs keep the diagonal
-    scale, coordinates in which none differs the scale 1.
+    with both signs; other pairs are ignored. Directions in which no pair differs keep the diagonal scale, coordinates
+    in which none differs the scale 1.
 
     Args:
         position_differences: dx.

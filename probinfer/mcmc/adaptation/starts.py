@@ -48,7 +48,7 @@ class Ascent(NamedTuple):
     """Where the ascents ended, and their secant pairs.
 
     Attributes:
-        positions: leaves (chain, ...); where the log density was finite it still is, and it is not lower.
+        positions: leaves (chain, ...); the log density at each is no lower than before, and finite if it was.
         position_differences: the last steps of all ascents; zero if an ascent took fewer.
         gradient_differences: of the log density, along these steps.
         num_gradients: of all ascents together.

@@ -1,4 +1,4 @@
-"""The report of a sampler made for many data sets on one chain."""
+"""The report on one chain of a sampler for many data sets."""
 
 from __future__ import annotations
 
