@@ -1,17 +1,17 @@
 """Markov chain Monte Carlo without settings: NUTS, HMC, and any blackjax algorithm.
 
-``NUTS`` and ``HMC`` are engines; ``chains`` is the algorithm they loop. The transitions, the estimate of the metric
-and the step-size rule are blackjax's; ours are the starting points, the warm-up pooled over chains, its end, and the
-choice of the metric.
+``NUTS`` and ``HMC`` are engines (open ``engines`` first); ``chains`` is the algorithm that they iterate. The
+transitions, the estimate of the metric and the step-size rule are blackjax's; the starting points, the warm-up pooled
+over chains, its stopping rule and the choice of the metric are ours.
 """
 
 from probinfer.mcmc.adaptation.warmup import WarmupConfig
 from probinfer.mcmc.blackjax_engine import Blackjax
 from probinfer.mcmc.engines import HMC, NUTS
 from probinfer.mcmc.ensemble import ChainsInfo, ChainsState, Trajectories, chains
-from probinfer.mcmc.lanes.hmc import HmcPosteriorSampler
+from probinfer.mcmc.lanes.hmc import HMCPosteriorSampler
 from probinfer.mcmc.lanes.info import SamplerInfo
-from probinfer.mcmc.lanes.nuts import NutsPosteriorSampler
+from probinfer.mcmc.lanes.nuts import NUTSPosteriorSampler
 from probinfer.mcmc.lanes.sampler import posterior_sampler
 from probinfer.mcmc.report import BlackjaxInfo, MCMCInfo
 
@@ -22,9 +22,9 @@ __all__ = [
     "BlackjaxInfo",
     "ChainsInfo",
     "ChainsState",
-    "HmcPosteriorSampler",
+    "HMCPosteriorSampler",
     "MCMCInfo",
-    "NutsPosteriorSampler",
+    "NUTSPosteriorSampler",
     "SamplerInfo",
     "Trajectories",
     "WarmupConfig",

@@ -30,12 +30,12 @@ class Blackjax:
 
     Args:
         algorithm: ``fn(logdensity_fn) -> SamplingAlgorithm``, for example ``lambda f: blackjax.rmh(f, proposal)``, or
-            a ready ``SamplingAlgorithm`` on the target's unconstrained log density. Its states have a ``position``.
-            A function defined once is traced once.
-        num_discard: first draws of every chain that are thrown away; the algorithm does not learn from them.
-        num_draws: draws of a chain that are kept.
-        num_chains: chains.
-        mode: chains one after another (``"map"``), vectorised (``"vmap"``), or as the device asks (``"auto"``).
+            a ``SamplingAlgorithm`` on the target's unconstrained log density. Its states have a ``position``. A
+            function defined once is traced once.
+        num_discard: number of first draws of every chain that are discarded; the algorithm does not learn from them.
+        num_draws: draws per chain that are returned.
+        num_chains: number of chains.
+        mode: chains one after another (``"map"``), vectorized (``"vmap"``), or as suits the device (``"auto"``).
     """
 
     algorithm: Any = field(static=True)
@@ -57,30 +57,33 @@ class Blackjax:
         Args:
             key: random key.
             target: an exact target.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+            progress: whether to show a bar; ``None``: if on a terminal.
+            checkpoint: where to store checkpoints; the same call continues from there to the same draws.
 
         Returns:
             The posterior; its ``info`` is a :class:`~probinfer.mcmc.BlackjaxInfo`.
 
         Raises:
-            TypeError: not a key, not a target, a minibatch target, or states without a position.
+            TypeError: not a key, not a target, a minibatch target, or states without a ``position``.
             NumericalError: no finite starting point, or a chain became non-finite.
 
         Warns:
             ConvergenceWarning: the chains disagree or have too few effective draws, or the density is improper; or
-                Ctrl-C left a part of the draws.
+                Ctrl-C ended the run early.
         """
         engine.check(key, target, "Blackjax")
+        # Start
         key_target, key_init, key_run = jax.random.split(key, 3)
-        like = target.init(key_target, self.num_chains)
-        logdensity_fn = engine.exact_logdensity(target, like)
-        algorithm = make_algorithm(_init, _step, _Chains(hold(self.algorithm), self.mode), logdensity_fn)
-        state = _start(algorithm, key_init, engine.to_default_dtype(like))
+        initial_positions = target.init(key_target, self.num_chains)
+        logdensity_fn = engine.exact_logdensity(target, initial_positions)
+        chains = _BlackjaxChains(hold(self.algorithm), self.mode)
+        algorithm = make_algorithm(_init, _step, chains, logdensity_fn)
+        state = _start(algorithm, key_init, engine.to_default_dtype(initial_positions))
         if not hasattr(state, "position"):
             raise TypeError(
                 f"the states of a blackjax algorithm for this engine need a .position, got {type(state).__name__}"
             )
+        # Draw
         _, history = run_loop(
             key_run,
             algorithm,
@@ -90,36 +93,38 @@ class Blackjax:
             collect=_record,
             checkpoint=checkpoint,
         )
-        count = int(history.num_records) - self.num_discard
-        unfinished = count > 0 and engine.is_part(history)
+        num_draws = int(history.num_records) - self.num_discard
+        unfinished = num_draws > 0 and engine.is_part(history)
         if not unfinished:
             history.check()
         positions, scalars = jax.tree.map(
             lambda x: jnp.swapaxes(x[self.num_discard :], 0, 1), history.filled()
         )
-        found = report.convergence(positions)
+        # Judge
+        verdict = report.convergence(positions)
         last = jax.tree.map(lambda leaf: leaf[:, -1], positions)
-        status, details = tails.doubted(found.status, logdensity_fn, last, prior=target.prior)
+        status, details = tails.doubted(verdict.status, logdensity_fn, last, prior=target.prior)
         if status == Status.CHAINS_DISAGREE:
-            details = report.explain(found, self.num_chains, count)
+            details = report.explain(verdict, self.num_chains, num_draws)
         if unfinished:
-            said = f"{count} of {self.num_draws} draws of a chain were made"
-            status, details = engine.part(said, status, details)
-        found = found._replace(status=status)
-        engine.warn(found.status, details, "Blackjax")
-        return engine.finish(target, positions, like, report.BlackjaxInfo(scalars, *found))
+            progress_text = f"{num_draws} of {self.num_draws} draws per chain were made"
+            status, details = engine.part(progress_text, status, details)
+        verdict = verdict._replace(status=status)
+        engine.warn(status, details, "Blackjax")
+        info = report.BlackjaxInfo(sampler=scalars, **verdict._asdict())
+        return engine.finish(target, positions, initial_positions, info)
 
 
 @pytree
-class _Chains:
+class _BlackjaxChains:
     algorithm: Held  # its arrays are data
     mode: str = field(static=True)
 
 
-def _built(chains: _Chains, logdensity_fn: Callable) -> Any:
+def _sampling_algorithm(chains: _BlackjaxChains, logdensity_fn: Callable) -> Any:
     algorithm = chains.algorithm.value
-    ready = hasattr(algorithm, "init") and hasattr(algorithm, "step")
-    return algorithm if ready else algorithm(logdensity_fn)
+    is_algorithm = hasattr(algorithm, "init") and hasattr(algorithm, "step")
+    return algorithm if is_algorithm else algorithm(logdensity_fn)
 
 
 @jax.jit
@@ -127,22 +132,23 @@ def _start(algorithm, key, positions):
     return algorithm.init(key, positions)
 
 
-def _init(chains: _Chains, logdensity_fn: Callable, key: PRNGKey, positions: Any) -> Any:
-    init = _built(chains, logdensity_fn).init
+def _init(chains: _BlackjaxChains, logdensity_fn: Callable, key: PRNGKey, positions: Any) -> Any:
+    init = _sampling_algorithm(chains, logdensity_fn).init
     takes_key = len(inspect.signature(init).parameters) > 1
     keys = jax.random.split(key, jax.tree.leaves(positions)[0].shape[0])
     return engine.over(lambda k, p: init(p, k) if takes_key else init(p), chains.mode, keys, positions)
 
 
-def _step(chains: _Chains, logdensity_fn: Callable, key: PRNGKey, state: Any) -> tuple[Any, Any]:
-    step = _built(chains, logdensity_fn).step
+def _step(chains: _BlackjaxChains, logdensity_fn: Callable, key: PRNGKey, state: Any) -> tuple[Any, Any]:
+    step = _sampling_algorithm(chains, logdensity_fn).step
     keys = jax.random.split(key, jax.tree.leaves(state)[0].shape[0])
-    moved, info = engine.over(step, chains.mode, keys, state)
-    return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state), info
+    new_state, info = engine.over(step, chains.mode, keys, state)
+    # Some blackjax algorithms promote float32: the loop needs the same dtypes in and out
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state), info
 
 
 def _record(state: Any, info: Any) -> tuple[Any, dict[str, Any]]:
-    """The positions, and the info fields that are one number a chain."""
+    """Record the positions, and the info fields that are one number per chain."""
     fields = info._asdict() if hasattr(info, "_asdict") else {}
     return state.position, {
         name: value for name, value in fields.items() if isinstance(value, jax.Array) and value.ndim == 1

@@ -1,8 +1,9 @@
-"""NUTS and HMC as engines: start, warm up, draw, judge."""
+"""NUTS and HMC as engines: find starting points, warm up, draw, judge."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from probinfer.core.algorithms import Algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
-from probinfer.core.types import PRNGKey, field, pytree
+from probinfer.core.types import ArrayTree, PRNGKey, field, pytree
 from probinfer.inference import engine, tails
 from probinfer.inference.findings import Finding, combined
 from probinfer.inference.posterior import Posterior
@@ -30,26 +31,26 @@ from probinfer.targets.starts import starting_positions
 
 __all__ = ["HMC", "NUTS"]
 
-_LONGEST = 1000  # leapfrogs: where every chain takes so many in one transition, none has turned back
+_MAX_LEAPFROGS = 1000  # if every chain takes so many in one transition, none of them turns back
 
 
 @pytree
 class NUTS:
-    """The no-U-turn sampler with everything learned in warm-up.
+    """The no-U-turn sampler; step size and metric are learned in the warm-up.
 
-    The chains start where L-BFGS first meets the typical set, but not where the log density shows that there is no
-    mass to speak of (``mcmc.starts``; ``info.starts_reason`` says what was dropped). They share metric and step size,
-    and stop warming up as soon as the metric is good (``mcmc.warmup``). Nothing needs setting; the defaults suit up to
-    some thousand dimensions.
+    The chains start where L-BFGS first meets the typical set, but not in regions whose log density shows that their
+    mass is negligible (``mcmc.adaptation.starts``; ``info.starts_reason`` says what was dropped). They share metric and
+    step size, and the warm-up ends as soon as the metric is good (``mcmc.adaptation.warmup``). Nothing needs to be set;
+    the defaults suit up to some thousand dimensions.
 
     Args:
-        num_warmup: the most warm-up steps of a chain; an easy target takes about 120. 0: no warm-up.
-        num_draws: draws of a chain.
-        num_chains: chains; two or more are needed for R-hat.
+        num_warmup: maximum number of warm-up steps of a chain; an easy target takes about 120. 0: no warm-up.
+        num_draws: draws per chain.
+        num_chains: number of chains; two or more are needed for R-hat.
         metric: ``"auto"``, ``"diagonal"``, ``"low-rank"`` or ``"dense"``.
-        target_acceptance: mean acceptance rate; raise it towards 1 where there are divergences.
-        max_tree_depth: the most doublings of a trajectory.
-        mode: chains one after another (``"map"``), vectorised (``"vmap"``), or as the device asks (``"auto"``).
+        target_acceptance: mean acceptance rate; raise it towards 1 if there are divergences.
+        max_tree_depth: maximum number of doublings of a trajectory.
+        mode: chains one after another (``"map"``), vectorized (``"vmap"``), or as suits the device (``"auto"``).
 
     References:
         Hoffman and Gelman (2014); Betancourt (2017), appendix A; the transition is blackjax's.
@@ -80,21 +81,21 @@ class NUTS:
         Args:
             key: random key.
             target: an exact target.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+            progress: whether to show a bar; ``None``: if on a terminal.
+            checkpoint: where to store checkpoints; the same call continues from there to the same draws.
 
         Returns:
             The posterior; its ``info`` is an :class:`~probinfer.mcmc.MCMCInfo`.
 
         Raises:
             TypeError: not a key, not a target, or a minibatch target.
-            NumericalError: no finite starting point, a chain became non-finite, or the density is improper and the
-                warm-up shows it.
+            NumericalError: no finite starting point, a chain became non-finite, or the warm-up shows that the density
+                is improper.
 
         Warns:
             ConvergenceWarning: the chains disagree or have too few effective draws, one transition in a thousand or
-                more diverged, E-BFMI is below 0.3, one trajectory in twenty was cut off at ``max_tree_depth``, or the
-                density is improper; or Ctrl-C left a part of the draws.
+                more diverged, E-BFMI is below 0.3, one trajectory in twenty or more was cut off at ``max_tree_depth``,
+                or the density is improper; or Ctrl-C ended the run early.
         """
         trajectories = Trajectories("nuts", self.max_tree_depth, self.mode)
         return _sample(key, target, self, trajectories, progress, checkpoint)
@@ -105,13 +106,13 @@ class HMC:
     """Hamiltonian Monte Carlo with trajectories of jittered length.
 
     The length is a quarter period of the widest direction that the metric leaves, times a uniform number between
-    1/2 and 3/2 that avoids resonances; like metric and step size it is learned in warm-up. Every chain costs the
-    same, so on accelerators chains run in step.
+    1/2 and 3/2 to avoid resonances; like metric and step size it is learned in the warm-up. All chains cost the same,
+    so on accelerators none waits for another.
 
     Args:
-        num_warmup: the most warm-up steps of a chain.
-        num_draws: draws of a chain.
-        num_chains: chains.
+        num_warmup: maximum number of warm-up steps of a chain.
+        num_draws: draws per chain.
+        num_chains: number of chains.
         metric: ``"auto"``, ``"diagonal"``, ``"low-rank"`` or ``"dense"``.
         target_acceptance: mean acceptance rate.
         mode: as in :class:`NUTS`.
@@ -160,7 +161,7 @@ def _check_settings(config: Any) -> None:
         )
     if not 0 < config.target_acceptance < 1:
         raise ValueError(f"target_acceptance must lie between 0 and 1, got {config.target_acceptance}")
-    metrics.allowed(config.metric, 1)
+    metrics.allowed_metrics(config.metric, 1)
     if config.mode not in ("auto", "map", "vmap"):
         raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {config.mode!r}")
 
@@ -176,49 +177,64 @@ def _sample(
     name = type(config).__name__
     engine.check(key, target, name)
     Checkpoint.check(checkpoint)
+    # Start
     key_init, key_warmup, key_draws = jax.random.split(key, 3)
-    like = _candidates(key_init, target, config.num_chains)
-    logdensity_fn = engine.exact_logdensity(target, like)
-    state, chosen, algorithm = _start(logdensity_fn, engine.to_default_dtype(like), config, trajectories)
-    loop = _Loop(config, algorithm, progress, checkpoint, None if target.prior is not None else logdensity_fn)
+    candidates = _candidates(key_init, target, config.num_chains)
+    logdensity_fn = engine.exact_logdensity(target, candidates)
+    state, chosen, algorithm = _start(
+        logdensity_fn, engine.to_default_dtype(candidates), config, trajectories
+    )
+    # A normalized prior shows that the density has a finite integral: there is nothing to check
+    unchecked_fn = None if target.prior is not None else logdensity_fn
+    run = _SamplingRun(config, algorithm, progress, checkpoint, unchecked_fn)
     with bars.task(name, None, bars.label(progress, name)):
+        # Warm up
         if config.num_warmup:
-            state = _warm_up(key_warmup, loop, state)
+            state = _warm_up(key_warmup, run, state)
+        # Draw
         state = state._replace(remaining=jnp.asarray(config.num_draws, jnp.int32))
-        state, history = loop.run(key_draws, state, config.num_draws, "draws")
-        unfinished = engine.is_part(history) if history.interrupted else _check(history, state, loop)
+        state, history = run.run_phase(key_draws, state, config.num_draws, "draws")
+        unfinished = history.interrupted and engine.is_part(history)
+        if not history.interrupted:
+            _check(history, state, run)
+    # Judge
     positions, info = engine.chains_first(history.filled())
-    found = report.with_divergences(report.convergence(positions), info.diverging)
-    verdict = _verdict(loop, found, info, state)
+    verdict = report.with_divergences(report.convergence(positions), info.diverging)
+    finding = _finding(run, verdict, info, state)
     if unfinished:
-        said = f"{int(history.num_records)} of {config.num_draws} draws of a chain were made"
-        verdict = Finding(*engine.part(said, verdict.status, verdict.details))
-    found = found._replace(status=verdict.status)
-    engine.warn(verdict.status, verdict.details, name, verdict.advised)
-    return engine.finish(target, positions, like, _info(info, state.warmup, chosen, found))
+        progress_text = f"{int(history.num_records)} of {config.num_draws} draws per chain were made"
+        finding = Finding(*engine.part(progress_text, finding.status, finding.details))
+    verdict = verdict._replace(status=finding.status)
+    engine.warn(finding.status, finding.details, name, finding.advised)
+    return engine.finish(target, positions, candidates, _info(info, state.warmup, chosen, verdict))
 
 
-class _Loop(NamedTuple):
-    """One rule, one record and room for as many in all phases: they share one compiled program.
+class _SamplingRun(NamedTuple):
+    """Runs the phases of a sampler with one stopping rule, one record and one capacity, hence one compiled program.
 
-    ``doubtful`` is the log density, or None where a normalised prior shows that it can be integrated.
+    Attributes:
+        config: the engine.
+        algorithm: the chains.
+        progress: as in ``NUTS.sample``.
+        checkpoint: as in ``NUTS.sample``.
+        unchecked_fn: the log density if its integral may be infinite, else None.
     """
 
-    config: Any
+    config: NUTS | HMC
     algorithm: Algorithm
     progress: bool | str | None
     checkpoint: Checkpoint | None
-    doubtful: Any = None
+    unchecked_fn: Callable | None = None
 
-    def run(
-        self, key: PRNGKey, state: ChainsState, num_steps: int, phase: str, *, watched: bool = False
-    ) -> tuple:
-        """Run to the end of a phase, or, where it is watched, to a step in which no chain turned back."""
+    def run_phase(
+        self, key: PRNGKey, state: ChainsState, num_steps: int, phase: str, *, stop_if_unturned: bool = False
+    ) -> tuple[ChainsState, History]:
+        """Run to the end of a phase or, with ``stop_if_unturned``, to a step in which no chain turned back."""
         return run_until(
             key,
             self.algorithm,
             state,
-            jax.tree_util.Partial(_finished, jnp.asarray(watched)),
+            jax.tree_util.Partial(_stops, jnp.asarray(stop_if_unturned)),
             num_steps,
             buffer_steps=max(self.config.num_warmup, self.config.num_draws),
             progress=bars.label(self.progress, phase),
@@ -226,78 +242,85 @@ class _Loop(NamedTuple):
             checkpoint=None if self.checkpoint is None else self.checkpoint.child(phase),
         )
 
-    def improper(self, state: ChainsState, *, only_far: bool = False) -> str:
-        """Why there is nothing to sample, if that is so."""
-        if self.doubtful is None:
+    def why_improper(self, state: ChainsState, *, only_far: bool = False) -> str:
+        """Explain why the density has no finite integral; empty if that was not found."""
+        if self.unchecked_fn is None:
             return ""
-        return tails.improper(self.doubtful, state.chains.position, only_far=only_far)
+        return tails.improper(self.unchecked_fn, state.chains.position, only_far=only_far)
 
 
-def _warm_up(key: PRNGKey, loop: _Loop, state: ChainsState) -> ChainsState:
-    """Warm up; where all chains make the longest of trajectories, ask first whether there is anything to find.
+def _warm_up(key: PRNGKey, run: _SamplingRun, state: ChainsState) -> ChainsState:
+    """Warm up; pause at a step in which no chain turns back, to check whether the density is improper.
 
     Raises:
         NumericalError: the density is improper, or a chain became non-finite.
     """
-    num = loop.config.num_warmup
-    state, history = loop.run(key, state, num, "warm-up", watched=True)
-    _check(history, state, loop)
-    if int(state.warmup.stage) != warmups.OVER:
-        _refuse(loop, loop.improper(state, only_far=True))
-        rest = num - int(state.warmup.index)
-        state, history = loop.run(jax.random.fold_in(key, num), state, rest, "warm-up-2")
-        _check(history, state, loop)
+    num_warmup = run.config.num_warmup
+    state, history = run.run_phase(key, state, num_warmup, "warm-up", stop_if_unturned=True)
+    _check(history, state, run)
+    if int(state.warmup.stage) != warmups.FINISHED:
+        _raise_if_improper(run, run.why_improper(state, only_far=True))
+        remaining = num_warmup - int(state.warmup.num_steps)
+        state, history = run.run_phase(jax.random.fold_in(key, num_warmup), state, remaining, "warm-up-2")
+        _check(history, state, run)
     return state
 
 
-def _check(history: History, state: ChainsState, loop: _Loop) -> bool:
-    """Raise if the run was stopped, and say so if that is because the density has no integral; else False."""
-    if int(history.status) == Status.NON_FINITE:
-        _refuse(loop, loop.improper(state))
-    history.check()
-    return False
-
-
-def _refuse(loop: _Loop, found: str) -> None:
-    if found:
-        name, status = type(loop.config).__name__, Status.IMPROPER_DENSITY
-        raise NumericalError(f"{name}: {found}; {advice(status)}", status)
-
-
-def _verdict(loop: _Loop, found: report.Convergence, info: ChainsInfo, state: ChainsState) -> Finding:
-    """The worst status, in words what it is about, and what to do."""
-    config = loop.config
-    findings: list[Finding | None] = []
-    if int(found.status) != Status.OK:
-        words = [report.explain(found, config.num_chains, info.diverging.shape[1], info.diverging)]
-        if int(found.status) == Status.CHAINS_DISAGREE and config.num_chains > 1:
-            words.append(energies.lagging_chain(info.energy))
-        findings.append(Finding(Status(int(found.status)), ", ".join(word for word in words if word)))
-    findings.append(energies.slow_energies(info.energy))
-    if isinstance(config, NUTS):
-        findings.append(energies.cut_trajectories(info.tree_depth, info.diverging, config.max_tree_depth))
-    whole = combined(findings)
-    if whole.status >= Status.CHAINS_DISAGREE:
-        said = loop.improper(state)
-        return Finding(Status.IMPROPER_DENSITY, said) if said else whole
-    return whole
-
-
-def _candidates(key: PRNGKey, target: Target, num_chains: int) -> Any:
-    """Positions to climb from; those whose density is not finite are dropped with the hopeless ones.
+def _check(history: History, state: ChainsState, run: _SamplingRun) -> None:
+    """Raise an error if the run failed; if the density is improper, give that as the reason.
 
     Raises:
-        NumericalError: not one of them has a finite log density and gradient.
+        NumericalError: a chain became non-finite.
+    """
+    if int(history.status) == Status.NON_FINITE:
+        _raise_if_improper(run, run.why_improper(state))
+    history.check()
+
+
+def _raise_if_improper(run: _SamplingRun, reason: str) -> None:
+    if reason:
+        name, status = type(run.config).__name__, Status.IMPROPER_DENSITY
+        raise NumericalError(f"{name}: {reason}; {advice(status)}", status)
+
+
+def _finding(run: _SamplingRun, verdict: report.Convergence, info: ChainsInfo, state: ChainsState) -> Finding:
+    """Return the worst status, what it is about, and what to do."""
+    config = run.config
+    findings: list[Finding | None] = []
+    if int(verdict.status) != Status.OK:
+        clauses = [report.explain(verdict, config.num_chains, info.diverging.shape[1], info.diverging)]
+        if int(verdict.status) == Status.CHAINS_DISAGREE and config.num_chains > 1:
+            clauses.append(energies.low_density_chain(info.energy))
+        details = ", ".join(clause for clause in clauses if clause)
+        findings.append(Finding(Status(int(verdict.status)), details))
+    findings.append(energies.low_ebfmi(info.energy))
+    if isinstance(config, NUTS):
+        findings.append(
+            energies.truncated_trajectories(info.tree_depth, info.diverging, config.max_tree_depth)
+        )
+    finding = combined(findings)
+    # An improper density explains why chains disagree, and takes precedence
+    if finding.status >= Status.CHAINS_DISAGREE:
+        reason = run.why_improper(state)
+        return Finding(Status.IMPROPER_DENSITY, reason) if reason else finding
+    return finding
+
+
+def _candidates(key: PRNGKey, target: Target, num_chains: int) -> ArrayTree:
+    """Return positions to ascend from; those of non-finite density are dropped later, with those of negligible mass.
+
+    Raises:
+        NumericalError: none of them has a finite log density and gradient.
     """
     num = starts.CANDIDATES * num_chains
     positions, valid = starting_positions(key, target.logdensity_fn, target.draw_fn, target.start, num=num)
-    return positions if valid.any() else target.init(key, num)  # which explains what is wrong
+    return positions if valid.any() else target.init(key, num)  # raises and explains what is wrong
 
 
 def _start(logdensity_fn, positions, config: Any, trajectories: Trajectories):
     dimension = flatten(positions).shape[1]
     warmup = warmups.WarmupConfig(
-        jnp.asarray(metrics.allowed(config.metric, dimension)),
+        jnp.asarray(metrics.allowed_metrics(config.metric, dimension)),
         jnp.asarray(config.target_acceptance, jnp.result_type(float)),
         config.num_warmup,
         metrics.default_rank(config.metric, dimension),
@@ -311,23 +334,25 @@ def _first_state(
     num_chains: int, logdensity_fn, positions, warmup: warmups.WarmupConfig, trajectories: Trajectories
 ) -> tuple[ChainsState, starts.Starts]:
     chosen = starts.choose(logdensity_fn, positions, num_chains, mode=trajectories.mode)
-    found = chosen.climb
-    metric = metrics.from_secants(found.moved, found.bent, warmup.candidates, warmup.rank)
-    state = chains(logdensity_fn, trajectories, warmup).init(found.positions, metric)
-    return state._replace(warmup=state.warmup._replace(num_gradients=found.num_gradients)), chosen
+    ascent = chosen.ascent
+    metric = metrics.from_secants(
+        ascent.position_differences, ascent.gradient_differences, warmup.candidates, warmup.rank
+    )
+    state = chains(logdensity_fn, trajectories, warmup).init(ascent.positions, metric)
+    return state._replace(warmup=state.warmup._replace(num_gradients=ascent.num_gradients)), chosen
 
 
-def _finished(watched: jax.Array, state: ChainsState, info: ChainsInfo) -> jax.Array:
-    over = warmups.is_over(state.warmup) & (state.remaining == 0)
-    return over | (watched & jnp.all(info.num_leapfrogs >= _LONGEST))
+def _stops(stop_if_unturned: jax.Array, state: ChainsState, info: ChainsInfo) -> jax.Array:
+    finished = warmups.is_finished(state.warmup) & (state.remaining == 0)
+    return finished | (stop_if_unturned & jnp.all(info.num_leapfrogs >= _MAX_LEAPFROGS))
 
 
-def _record(state: ChainsState, info: ChainsInfo) -> tuple[Any, ChainsInfo]:
+def _record(state: ChainsState, info: ChainsInfo) -> tuple[ArrayTree, ChainsInfo]:
     return state.chains.position, info
 
 
 def _info(
-    info: ChainsInfo, warmup: warmups.Warmup, chosen: starts.Starts, found: report.Convergence
+    info: ChainsInfo, warmup: warmups.Warmup, chosen: starts.Starts, verdict: report.Convergence
 ) -> report.MCMCInfo:
     return report.MCMCInfo(
         **info._asdict(),
@@ -335,11 +360,11 @@ def _info(
         metric=warmup.choice.metric,
         chosen=warmup.choice.chosen,
         metric_divergences=warmup.choice.divergences,
-        num_warmup=warmup.index,
+        num_warmup=warmup.num_steps,
         num_warmup_gradients=warmup.num_gradients,
         num_dropped_starts=chosen.num_dropped,
         num_shared_starts=chosen.num_shared,
         num_restarts=warmup.num_restarts,
         deficits=warmup.deficits,
-        **found._asdict(),
+        **verdict._asdict(),
     )

@@ -1,4 +1,4 @@
-"""Gaussian variational inference as engines: weighted draws of the closest Gaussian, and what is known of them."""
+"""Gaussian variational inference as engines: weighted draws from the closest Gaussian, and a report on them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from probinfer.running import progress as bars
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import Target
 from probinfer.vi import gaussian
-from probinfer.vi.fitting import Problem, first_frame, fit, power_of_two
+from probinfer.vi.fitting import VIProblem, fit, initial_gaussian, power_of_two
 from probinfer.vi.report import details, refuse_improper
-from probinfer.vi.weighing import FEWEST, weighted_draws
+from probinfer.vi.weighing import MIN_JUDGED_DRAWS, weighted_draws
 
 __all__ = ["FullRank", "MeanField"]
 
@@ -28,21 +28,23 @@ _BLOCK = 32
 
 @pytree
 class MeanField:
-    """The Gaussian with independent unconstrained coordinates that is closest in KL(q || p), and weighted draws of it.
+    """The Gaussian with independent unconstrained coordinates that is closest in KL(q || p), with weighted draws.
 
     The draws come from the Gaussian with wider tails (in every second one a coordinate is drawn from a wide Student t
-    law) and carry Pareto-smoothed importance weights, so that ``summary``, ``expectation``, ``resample`` and
-    ``predictive`` are those of the posterior, not of the Gaussian: what they promise, :class:`VIInfo` says. Averages of
-    ``draws`` themselves are wrong; ``resample`` makes equal weights. The Gaussian is in ``info``. Where weights mend
-    nothing, the draws are the Gaussian's, of equal weights, and the status is ``POOR_APPROXIMATION``.
+    distribution) and carry Pareto-smoothed importance weights, so that ``summary``, ``expectation``, ``resample`` and
+    ``predictive`` are those of the posterior, not of the Gaussian; :class:`VIInfo` says how accurate they are. Averages
+    of ``draws`` without the weights are wrong; ``resample`` makes equal weights. The Gaussian is in ``info``. If
+    weights cannot correct the draws, these are the Gaussian's, of equal weights, and the status is
+    ``POOR_APPROXIMATION``.
 
-    The fixed sample starts with 16 points and doubles until the bound on fresh draws is below the optimised one by
-    no more than two standard errors or 0.01 nats a dimension.
+    The fixed sample starts with 16 points and doubles until the bound on fresh draws is below the optimized one by
+    no more than two standard errors or 0.01 nats per dimension.
 
     Args:
-        num_draws: draws from the approximation, one chain.
+        num_draws: draws from the approximation, in one chain.
         max_samples: the largest fixed sample.
-        mode: points one after another (``"map"``), in vectorised blocks (``"vmap"``), or as the device asks.
+        mode: points one after another (``"map"``), in vectorized blocks (``"vmap"``), or as suits the device
+            (``"auto"``).
     """
 
     num_draws: int = field(static=True, default=1000)
@@ -66,11 +68,11 @@ class MeanField:
         Args:
             key: random key.
             target: an exact target.
-            progress: a line while it works; ``None`` means on a terminal.
+            progress: whether to show a line; ``None``: if on a terminal.
             checkpoint: not used.
 
         Returns:
-            A posterior of one chain of weighted draws (of equal weights where the status is ``POOR_APPROXIMATION``),
+            A posterior of one chain of weighted draws (of equal weights if the status is ``POOR_APPROXIMATION``),
             without a log evidence; its ``info`` is a :class:`VIInfo`.
 
         Raises:
@@ -78,8 +80,8 @@ class MeanField:
             NumericalError: the log density is not finite around the starting point.
 
         Warns:
-            ConvergenceWarning: the gap did not close, the optimiser stalled, or weights cannot mend the approximation;
-                or Ctrl-C ended the search early.
+            ConvergenceWarning: the gap did not close, the optimizer stalled, or weights cannot correct the
+                approximation; or Ctrl-C ended the search early.
         """
         return _sample(key, target, self, False, progress)
 
@@ -89,11 +91,11 @@ class FullRank:
     """The Gaussian with any covariance that is closest in KL(q || p), with weighted draws as in :class:`MeanField`.
 
     The scale is a lower triangle with a positive diagonal. The fixed sample must span the space, or the bound on it
-    could be raised without limit by stretching the scale where no point is looking: it starts with at least 4 d
-    points, reflected pairs counted twice.
+    could be raised without limit by stretching the scale in a direction without points: it starts with at least 4 d
+    points, counting both of each reflected pair.
 
     Args:
-        num_draws: draws from the approximation, one chain.
+        num_draws: draws from the approximation, in one chain.
         max_samples: the largest fixed sample (at least 8 d are allowed).
         mode: as in :class:`MeanField`.
     """
@@ -137,38 +139,45 @@ def _check_settings(config: Any) -> None:
 def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: bool | str | None) -> Posterior:
     name = type(config).__name__
     engine.check(key, target, name)
+    # Start
     key_init, key_base, key_fresh, key_draws = jax.random.split(key, 4)
-    starting = target.init(key_init, 1)
-    logdensity_fn = engine.exact_logdensity(target, starting)
+    initial_positions = target.init(key_init, 1)
+    logdensity_fn = engine.exact_logdensity(target, initial_positions)
     mode = "map" if config.mode == "auto" and jax.default_backend() == "cpu" else config.mode
     with bars.task(name, None, progress) as bar, interrupts.deferred() as stop:
         seed = int(jax.random.bits(key_base))
-        starting_float = engine.to_default_dtype(starting)
-        dimension = sum(leaf.size for leaf in jax.tree.leaves(starting))
+        dimension = sum(leaf.size for leaf in jax.tree.leaves(initial_positions))
         batch = power_of_two(max(16, 4 * dimension)) if full else 2
         sample = jnp.asarray(gaussian.base_sample(seed, dimension, batch, batch))
-        frame, position, spent = interrupts.wait(first_frame(logdensity_fn, starting_float, sample, full))
-        problem = Problem(logdensity_fn, position, 1 if mode == "map" else _BLOCK)
+        initial = initial_gaussian(logdensity_fn, engine.to_default_dtype(initial_positions), sample, full)
+        q, position, num_gradients = interrupts.wait(initial)
+        # Fit
+        problem = VIProblem(logdensity_fn, position, 1 if mode == "map" else _BLOCK)
         try:
-            frame, info = fit(problem, frame, config.max_samples, seed, key_fresh, bar, stop)
+            q, info = fit(problem, q, config.max_samples, seed, key_fresh, bar, stop)
         except NumericalError as error:
             if target.prior is None:
                 refuse_improper(name, logdensity_fn, position, error)
             raise
-        drawn = interrupts.wait(weighted_draws(problem, frame, key_draws, config.num_draws))
-        early = stop.requested
-    poor = bool(drawn.poor)
+        # Draw and weigh
+        draws = interrupts.wait(weighted_draws(problem, q, key_draws, config.num_draws))
+        interrupted = stop.requested
+    # Judge
+    poor = bool(draws.poor)
     status = jnp.int32(Status.POOR_APPROXIMATION) if poor else info.status
-    spent = spent + info.num_gradients + max(config.num_draws, FEWEST)
-    start = jax.tree.map(lambda leaf: leaf[None], position)  # the fit itself may have gone beyond all numbers
-    # k-hat of draws that never went there does not see a tail that is too heavy to integrate
-    status, found = tails.doubted(status, logdensity_fn, start, prior=target.prior, always=True)
-    info = info._replace(khat=drawn.khat, identity=drawn.identity, num_gradients=spent, status=status)
-    said = found or (details(info) if int(status) != Status.OK else "")
-    if early:
-        status, said = engine.part("the Gaussian may be that of a search that had not ended", status, said)
+    num_gradients = num_gradients + info.num_gradients + max(config.num_draws, MIN_JUDGED_DRAWS)
+    # Look for an improper tail from the end of the ascent, since the fit may have diverged; and always, since k-hat of
+    # draws that never reach a tail does not show that it is too heavy to integrate
+    start = jax.tree.map(lambda leaf: leaf[None], position)
+    status, reason = tails.doubted(status, logdensity_fn, start, prior=target.prior, always=True)
+    info = info._replace(khat=draws.khat, identity=draws.identity, num_gradients=num_gradients, status=status)
+    description = reason or (details(info) if int(status) != Status.OK else "")
+    if interrupted:
+        status, description = engine.part(
+            "the search for the Gaussian may not have ended", status, description
+        )
         info = info._replace(status=jnp.int32(status))
-    engine.warn(status, said, name)
+    engine.warn(status, description, name)
     if poor:
-        return engine.finish(target, drawn.gaussian, starting, info)
-    return engine.finish(target, drawn.positions, starting, info, log_weights=drawn.log_weights)
+        return engine.finish(target, draws.gaussian, initial_positions, info)
+    return engine.finish(target, draws.positions, initial_positions, info, log_weights=draws.log_weights)

@@ -1,8 +1,8 @@
 """The posterior mode, by L-BFGS from several starts.
 
 A mode depends on the coordinates: the density of ``exp(z)`` and that of ``z`` differ by the Jacobian and so do their
-modes. By default the density of the constrained parameters is maximised, the one people mean by MAP; with
-``jacobian=True`` that of the unconstrained position.
+modes. By default the density of the constrained parameters is maximized, as is usual for MAP; with ``jacobian=True``
+that of the unconstrained position.
 """
 
 from __future__ import annotations
@@ -31,35 +31,39 @@ from probinfer.targets import Target
 
 __all__ = ["MAP", "MAPInfo", "maximize", "point_posterior"]
 
-# A gain of so many roots of the machine epsilon does not matter: 1.5e-7 nats in float64, 3e-3 in float32.
-_NATS = 10.0
-_APART = 0.01  # of a unit, or of the position
+# Differences below this many roots of the machine epsilon do not matter: 1.5e-7 nats in float64, 3e-3 in float32.
+_VALUE_TOLERANCE = 10.0
+_POSITION_TOLERANCE = 0.01  # absolute, or relative to the largest coordinate
 
 
 class MAPInfo(NamedTuple):
     """Report of a mode search.
 
-    ``log_density`` is that of the mode in the chosen coordinates, ``log_likelihood`` that of the mode where the engine
-    maximised nothing else (``gp.ML2``), else None; ``values``, ``statuses`` and ``num_evaluations``
-    have one entry a restart (the value of a failed one is minus infinity), ``best`` is the index of the one kept,
-    ``positions`` has the unconstrained end of every restart.
-    ``covariance`` (d, d), if asked for, is that of Laplace's approximation: minus the inverse Hessian with respect to
-    the unconstrained position, flattened, NaN where the Hessian is not negative definite. ``ends`` (restart, d) are
-    where the restarts ended, flattened. ``status`` is that of the best restart; ``IMPROPER_DENSITY`` where another
-    ended elsewhere at the same value and the density does not fall between them and beyond; ``INTERRUPTED`` where
-    Ctrl-C ended the search.
+    Attributes:
+        log_density: at the mode, in the chosen coordinates.
+        values: log density at the end of every restart; minus infinity if it failed.
+        statuses: of the restarts.
+        num_evaluations: of the restarts.
+        best: index of the restart that is returned.
+        covariance: of Laplace's approximation, minus the inverse Hessian with respect to the flattened unconstrained
+            position, NaN if the Hessian is not negative definite; None unless asked for.
+        status: of the best restart; ``IMPROPER_DENSITY`` if another restart ended elsewhere at the same value and the
+            density does not fall between them and beyond; ``INTERRUPTED`` if Ctrl-C ended the search.
+        log_likelihood: at the mode, if the engine maximized nothing else (``gp.ML2``); else None.
+        ends: flattened unconstrained ends of the restarts.
+        positions: the same, leaves (restart, ...).
     """
 
-    log_density: Any
-    values: Any
-    statuses: Any
-    num_evaluations: Any
-    best: Any
-    covariance: Any
-    status: Any
-    log_likelihood: Any = None
-    ends: Any = None
-    positions: Any = None
+    log_density: Float[Array, ""]
+    values: Float[Array, " restart"]
+    statuses: Int[Array, " restart"]
+    num_evaluations: Int[Array, " restart"]
+    best: Int[Array, ""]
+    covariance: Float[Array, "d d"] | None
+    status: Int[Array, ""] | Status
+    log_likelihood: Float[Array, ""] | None = None
+    ends: Float[Array, "restart d"] | None = None
+    positions: ArrayTree = None
 
 
 @pytree
@@ -67,12 +71,12 @@ class MAP:
     """The posterior mode as an engine: a posterior with a single draw.
 
     Args:
-        num_restarts: starting points; the best end is kept.
-        jacobian: maximise the density of the unconstrained position instead of that of the constrained values. The
-            former has a mode inside wherever the posterior does not pile up at a boundary.
+        num_restarts: number of starting points; the best end is returned.
+        jacobian: maximize the density of the unconstrained position instead of that of the constrained values. It has
+            an interior mode unless the posterior concentrates at a boundary.
         covariance: also compute Laplace's covariance (d gradients of the gradient).
-        max_steps: the most L-BFGS steps of a restart.
-        mode: restarts one after another (``"map"``), vectorised (``"vmap"``), or as the device asks (``"auto"``).
+        max_steps: maximum number of L-BFGS steps of a restart.
+        mode: restarts one after another (``"map"``), vectorized (``"vmap"``), or as suits the device (``"auto"``).
     """
 
     num_restarts: int = field(static=True, default=4)
@@ -89,7 +93,7 @@ class MAP:
             )
 
     def objective(self, target: Target) -> Callable:
-        """What is maximised: a ``Partial`` of the unconstrained position.
+        """Return the function to maximize, a ``Partial`` of the unconstrained position.
 
         Args:
             target: an exact target.
@@ -110,7 +114,7 @@ class MAP:
         Args:
             key: random key, for the starting points.
             target: an exact target.
-            progress: a line while it works; ``None`` means on a terminal.
+            progress: whether to show a line; ``None``: if on a terminal.
             checkpoint: not used: the search is short.
 
         Returns:
@@ -119,7 +123,7 @@ class MAP:
         Raises:
             TypeError: not a key, not a target, or a minibatch target.
             NumericalError: no restart ended at a finite log density.
-            Interrupted: Ctrl-C before there was one; a ``KeyboardInterrupt``.
+            Interrupted: Ctrl-C before any restart reached a finite log density; a ``KeyboardInterrupt``.
 
         Warns:
             ConvergenceWarning: the best restart did not converge, the mode is not unique and the density improper, or
@@ -129,11 +133,12 @@ class MAP:
         fn = self.objective(target)
         posterior, position = point_posterior("MAP", key, target, fn, self, progress)
         info = posterior.info
-        sound = info.status in (Status.OK, Status.INTERRUPTED)
-        if target.prior is None and (not sound or _is_elsewhere(info)):
-            status, found = tails.doubted(Status.MAX_ITERATIONS, fn, _rows_to_trees(position, info.ends))
-            if found:
-                engine.warn(status, f"the mode is not unique: {found}", "MAP")
+        # A normalized prior rules out an improper density; a search that converged to one maximum does not suggest one
+        converged = info.status in (Status.OK, Status.INTERRUPTED)
+        if target.prior is None and (not converged or _has_another_maximum(info)):
+            status, reason = tails.doubted(Status.MAX_ITERATIONS, fn, _rows_to_trees(position, info.ends))
+            if reason:
+                engine.warn(status, f"the mode is not unique: {reason}", "MAP")
                 posterior = dataclasses.replace(posterior, info=info._replace(status=status))
         if self.covariance:
             info = posterior.info._replace(covariance=laplace_covariance(fn, position))
@@ -144,55 +149,54 @@ class MAP:
 def point_posterior(
     name: str, key: PRNGKey, target: Target, fn: Callable, settings: Any, progress: bool | str | None
 ) -> tuple[Posterior, ArrayTree]:
-    """Maximise a function of the unconstrained position and hand the best point back as a posterior.
+    """Maximize a function of the unconstrained position and return the best point as a posterior.
 
     Args:
         name: of the engine, for messages.
         key: random key, for the starting points.
-        target: the target, checked before.
-        fn: what is maximised, a ``Partial``.
+        target: the target, already checked.
+        fn: the function to maximize, a ``Partial``.
         settings: anything with ``num_restarts``, ``max_steps`` and ``mode``.
-        progress: a line while it works; ``None`` means on a terminal.
+        progress: whether to show a line; ``None``: if on a terminal.
 
     Returns:
         A posterior with one chain of one draw, and the unconstrained position.
 
     Raises:
         NumericalError: no restart ended at a finite value.
-        Interrupted: Ctrl-C before there was one.
+        Interrupted: Ctrl-C before any restart reached a finite value.
     """
     with bars.task(name, None, progress):
-        # Compiling a check of the starts costs more than a restart that fails: check only if all of them did.
-        climb = functools.partial(maximize, fn, max_steps=settings.max_steps, mode=settings.mode)
-        position, info = climb(target.candidates(key, settings.num_restarts))
+        # Compiling a check of the starts costs more than a failed restart: check only if all of them failed.
+        ascend = functools.partial(maximize, fn, max_steps=settings.max_steps, mode=settings.mode)
+        position, info = ascend(target.candidates(key, settings.num_restarts))
         if int(info.status) == Status.INTERRUPTED and not np.isfinite(info.log_density):
-            raise interrupts.Interrupted(f"{name}: no restart had come to a finite log density")
+            raise interrupts.Interrupted(f"{name}: no restart had reached a finite log density")
         if int(info.status) == Status.NON_FINITE:
-            position, info = climb(target.init(key, settings.num_restarts))
+            position, info = ascend(target.init(key, settings.num_restarts))
         if int(info.status) == Status.NON_FINITE:
             raise NumericalError(
                 f"{name}: no restart ended at a finite log density; {advice(Status.NON_FINITE)}",
                 Status.NON_FINITE,
             )
-    ended = int(np.sum(np.asarray(info.statuses) != Status.INTERRUPTED))
-    said = f"the best of {settings.num_restarts} restarts did not converge"
-    said = (
-        said
-        if int(info.status) != Status.INTERRUPTED
-        else f"{ended} of {settings.num_restarts} restarts had ended"
-    )
-    engine.warn(info.status, said, name)
+    if int(info.status) == Status.INTERRUPTED:
+        num_ended = int(np.sum(np.asarray(info.statuses) != Status.INTERRUPTED))
+        description = f"{num_ended} of {settings.num_restarts} restarts had ended"
+    else:
+        description = f"the best of {settings.num_restarts} restarts did not converge"
+    engine.warn(info.status, description, name)
     draws = jax.tree.map(lambda x: x[None, None], position)
     return engine.finish(target, draws, position, info), position
 
 
-def _is_elsewhere(info: MAPInfo) -> bool:
-    """Whether a restart ended at the value of the best one, but not where it did."""
+def _has_another_maximum(info: MAPInfo) -> bool:
+    """Return whether a restart ended at the value of the best one, but at another position."""
     values, ends = np.asarray(info.values), np.asarray(info.ends)
     best = int(info.best)
-    as_good = values >= values[best] - _NATS * float(np.finfo(ends.dtype).eps) ** 0.5
-    apart = np.max(np.abs(ends - ends[best]), axis=1) > _APART * (1 + np.max(np.abs(ends[best])))
-    return bool(np.any(as_good & apart))
+    equal = values >= values[best] - _VALUE_TOLERANCE * float(np.finfo(ends.dtype).eps) ** 0.5
+    tolerance = _POSITION_TOLERANCE * (1 + np.max(np.abs(ends[best])))
+    distant = np.max(np.abs(ends - ends[best]), axis=1) > tolerance
+    return bool(np.any(equal & distant))
 
 
 def _rows_to_trees(position: ArrayTree, rows: Array) -> ArrayTree:
@@ -200,7 +204,7 @@ def _rows_to_trees(position: ArrayTree, rows: Array) -> ArrayTree:
 
 
 def _objective(logdensity_fn: Callable, jacobian_fn: Callable | None, position: ArrayTree) -> Scalar:
-    """Log p(values) = log p(position) - log |det d values / d position|."""
+    """Return log p(values) = log p(position) - log |det d values / d position|."""
     value = logdensity_fn(position)
     return value if jacobian_fn is None else value - jacobian_fn(position)
 
@@ -208,68 +212,80 @@ def _objective(logdensity_fn: Callable, jacobian_fn: Callable | None, position: 
 def maximize(
     fn: Callable, starts: ArrayTree, *, max_steps: int = 1000, mode: str = "auto"
 ) -> tuple[ArrayTree, MAPInfo]:
-    """Return the best of the maxima found from several starts.
+    """Maximize a function from several starts and return the best maximum.
 
     Args:
         fn: differentiable scalar function of one position.
         starts: positions with a leading axis.
-        max_steps: the most L-BFGS steps of a start.
+        max_steps: maximum number of L-BFGS steps per start.
         mode: ``"auto"``, ``"map"`` or ``"vmap"`` over the starts.
 
     Returns:
-        The position and the report, both without failing on non-finite values: the status says so. After Ctrl-C it is
-        the best that was found so far.
+        The position and the report. Non-finite values raise no error; the status reports them. After Ctrl-C it is the
+        best position so far.
     """
-    fn, limit = as_partial(fn), jnp.asarray(max_steps, jnp.int32)
-    climbs = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(_begin, starts))
-    pace, spent = interrupts.Pace(4), 0
+    fn, step_limit = as_partial(fn), jnp.asarray(max_steps, jnp.int32)
+    # Zeros in place of the initial states, which ``_ascend`` makes inside jit: nothing else is compiled
+    shapes = jax.eval_shape(_init_searches, starts)
+    searches = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    pace, num_done = interrupts.Pace(4), 0
     with interrupts.deferred() as stop:
         while True:
             with pace.measured(pace.size):
-                piece = _climb(fn, starts, climbs, np.int32(spent), np.int32(pace.size), limit, mode)
-                climbs, going, position, info = interrupts.wait(piece)
-            spent += pace.size
-            if not np.any(going) or stop.requested:
-                return position, info if not stop.requested else _interrupted(info, np.asarray(going))
+                piece = _ascend(
+                    fn, starts, searches, np.int32(num_done), np.int32(pace.size), step_limit, mode
+                )
+                searches, unfinished, position, info = interrupts.wait(piece)
+            num_done += pace.size
+            if stop.requested:
+                return position, _interrupted(info, np.asarray(unfinished))
+            if not np.any(unfinished):
+                return position, info
 
 
-def _interrupted(info: MAPInfo, going: np.ndarray) -> MAPInfo:
-    """The report of a search that Ctrl-C ended; restarts that had ended keep their status."""
-    statuses = jnp.where(going, jnp.int32(Status.INTERRUPTED), info.statuses)
+def _interrupted(info: MAPInfo, unfinished: np.ndarray) -> MAPInfo:
+    """Return the report of a search that Ctrl-C ended; finished restarts keep their status."""
+    statuses = jnp.where(unfinished, jnp.int32(Status.INTERRUPTED), info.statuses)
     return info._replace(statuses=statuses, status=jnp.maximum(info.status, jnp.int32(Status.INTERRUPTED)))
 
 
-def _begin(starts: ArrayTree) -> optimization.LBFGSState:
+def _init_searches(starts: ArrayTree) -> optimization.LBFGSState:
     # One vector instead of a tree: a third of the operations to compile.
     vectors = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
     return jax.vmap(optimization.begin)(vectors)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
-def _climb(
+def _ascend(
     fn: Callable,
     starts: ArrayTree,
-    climbs: Any,
-    spent: Int[Array, ""],
-    more: Int[Array, ""],
+    searches: optimization.LBFGSState,
+    num_done: Int[Array, ""],
+    num_evaluations: Int[Array, ""],
     max_steps: Int[Array, ""],
     mode: str,
-) -> tuple[Any, Bool[Array, " restart"], ArrayTree, MAPInfo]:
-    """Climb on, from the starts where nothing was spent, for so many more evaluations of every restart.
+) -> tuple[optimization.LBFGSState, Bool[Array, " restart"], ArrayTree, MAPInfo]:
+    """Continue all searches for some evaluations each, or start them if none are done.
 
-    Returns the climbs, which of them are not at their end, and position and report of the best.
+    Returns the searches, which of them are unfinished, and position and report of the best.
     """
+    # Continue
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], starts))
     loss = jax.tree_util.Partial(lambda fn, vector: -fn(unravel(vector)), fn)
-    climbs = jax.tree.map(functools.partial(jnp.where, spent == 0), _begin(starts), climbs)
-    decrease = _NATS * float(jnp.finfo(climbs.position.dtype).eps) ** 0.5
+    searches = jax.tree.map(functools.partial(jnp.where, num_done == 0), _init_searches(starts), searches)
+    tolerance = _VALUE_TOLERANCE * float(jnp.finfo(searches.position.dtype).eps) ** 0.5
     descend = functools.partial(
-        optimization.descend, loss, max_steps=max_steps, num_evaluations=spent + more, decrease=decrease
+        optimization.descend,
+        loss,
+        max_steps=max_steps,
+        num_evaluations=num_done + num_evaluations,
+        decrease=tolerance,
     )
-    climbs, going = engine.over(descend, mode, climbs)
-    results = jax.vmap(optimization.result)(climbs)
+    searches, unfinished = engine.over(descend, mode, searches)
+    # Report
+    results = jax.vmap(optimization.result)(searches)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
-    best = _best(values, results.status, decrease)
+    best = _best_restart(values, results.status, tolerance)
     info = MAPInfo(
         log_density=values[best],
         values=values,
@@ -281,20 +297,20 @@ def _climb(
         ends=results.position,
         positions=jax.vmap(unravel)(results.position),
     )
-    return climbs, going, unravel(results.position[best]), info
+    return searches, unfinished, unravel(results.position[best]), info
 
 
-def _best(values: Array, statuses: Array, gain: float) -> Array:
-    """The index of the highest value; of those that differ by no gain that matters, of one whose search converged."""
+def _best_restart(values: Array, statuses: Array, tolerance: float) -> Int[Array, ""]:
+    """Return the index of the highest value; among values within the tolerance, prefer a search that converged."""
     highest = jnp.max(values)
-    tied = values >= highest - gain * (1 + jnp.abs(highest))
+    tied = values >= highest - tolerance * (1 + jnp.abs(highest))
     converged = tied & (statuses == Status.OK)
     return jnp.argmax(jnp.where(jnp.where(converged.any(), converged, tied), values, -jnp.inf))
 
 
 @jax.jit
 def laplace_covariance(fn: Callable, position: ArrayTree) -> Float[Array, "d d"]:
-    """Return minus the inverse Hessian at a maximum; NaN where it is not negative definite.
+    """Return minus the inverse Hessian at a maximum; NaN if the Hessian is not negative definite.
 
     Args:
         fn: a ``Partial``, twice differentiable.

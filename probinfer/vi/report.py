@@ -1,4 +1,4 @@
-"""What a Gaussian approximation says of itself."""
+"""The report of a Gaussian approximation, and the texts of its warnings."""
 
 from __future__ import annotations
 
@@ -8,51 +8,56 @@ import jax
 
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
-from probinfer.core.types import ArrayTree
+from probinfer.core.types import Array, ArrayTree, Float, Int
 from probinfer.inference import tails
 
-__all__ = ["KHAT", "VIInfo", "details", "refuse_improper"]
+__all__ = ["MAX_KHAT", "VIInfo", "details", "refuse_improper"]
 
-KHAT = 0.7  # above: importance weights have no useful mean (Vehtari et al. 2024, section 3)
+MAX_KHAT = 0.7  # above, importance weights have no useful mean (Vehtari et al. 2024, section 3)
 
 
 class VIInfo(NamedTuple):
     """Report of a Gaussian approximation.
 
-    ``elbo`` is the evidence bound on 1000 fresh draws, ``elbo_standard_error`` its error, ``gap`` what the bound on
-    the fixed sample exceeds it by (the optimism of the fit). ``loc`` (d,) and ``scale`` describe the Gaussian in
-    unconstrained space: standard deviations (d,) or a lower triangle (d, d). ``num_samples`` is the final size of the
-    fixed sample, ``num_gradients`` the gradients the fit took, its start included.
+    ``khat`` judges the *weights*, not the Gaussian: up to 0.7 weighted means are accurate to a few of their Monte Carlo
+    errors, while the mean and the standard deviations of the Gaussian may be off by tenths of a standard deviation. It
+    is estimated from few large ratios, so ``identity`` checks the weights against the gradients. Both are blind to what
+    the draws never visit, such as a second mode.
 
-    ``khat`` is the Pareto shape of the importance ratios of the draws. It is a promise of the *weights*, not of the
-    Gaussian: up to 0.7 weighted means can be trusted to a few of their Monte Carlo errors, while the mean and the
-    standard deviations of the Gaussian may be off by tenths of a standard deviation. It is estimated from few large
-    ratios, so ``identity`` holds the promise against the gradients: by how much :math:`-E[z_j g_k]` differs from 1
-    (j = k) or 0, beyond 2.5 standard errors, at most (z, g: weighted draws and gradients, whitened by the weighted
-    covariance). Both are blind to what the draws never visit, such as a second mode.
-
-    ``status`` is ``IMPROPER_DENSITY`` if the density is. It is ``POOR_APPROXIMATION`` where weights mend nothing:
-    ``khat`` above 0.7 and weights worth less than a quarter of the draws, or ``identity`` above 0.1; then there are
-    none. It is ``MAX_ITERATIONS`` if the gap stayed open at the largest sample, else that of the last optimisation.
+    Attributes:
+        elbo: evidence lower bound on 1000 fresh draws.
+        elbo_standard_error: of the ELBO.
+        gap: bound on the fixed sample minus the ELBO, the optimism of the fit.
+        khat: Pareto shape of the importance ratios of the draws.
+        identity: largest deviation of :math:`-E[z_j g_k]` from 1 (j = k) or 0, beyond 2.5 standard errors; z and g are
+            weighted draws and gradients, whitened by the weighted covariance.
+        loc: location of the Gaussian in unconstrained space.
+        scale: standard deviations, or a lower triangle.
+        num_samples: final size of the fixed sample.
+        num_gradients: of the whole fit, the ascent to the typical set included.
+        status: ``IMPROPER_DENSITY`` if the density is; ``POOR_APPROXIMATION`` if weights cannot correct the draws:
+            ``khat`` above 0.7 and an effective sample size below a quarter of the draws, or ``identity`` above 0.1 (the
+            draws then have no weights); ``MAX_ITERATIONS`` if the gap stayed open at the largest sample; else that of
+            the last optimization.
     """
 
-    elbo: Any
-    elbo_standard_error: Any
-    gap: Any
-    khat: Any
-    identity: Any
-    loc: Any
-    scale: Any
-    num_samples: Any
-    num_gradients: Any
-    status: Any
+    elbo: Float[Array, ""]
+    elbo_standard_error: Float[Array, ""]
+    gap: Float[Array, ""]
+    khat: Float[Array, ""]
+    identity: Float[Array, ""]
+    loc: Float[Array, " d"]
+    scale: Float[Array, " d"] | Float[Array, "d d"]
+    num_samples: Int[Array, ""]
+    num_gradients: Int[Array, ""]
+    status: Int[Array, ""] | Status
 
 
 def details(info: VIInfo) -> str:
-    """Say what a warning is about."""
+    """Return the reason for a warning."""
     if int(info.status) == Status.POOR_APPROXIMATION:
-        if not float(info.khat) <= KHAT:
-            return f"Pareto k-hat is {float(info.khat):.2f}, above {KHAT}"
+        if not float(info.khat) <= MAX_KHAT:
+            return f"Pareto k-hat is {float(info.khat):.2f}, above {MAX_KHAT}"
         return (
             f"weighted draws miss the identity -E[z g] = 1 by {float(info.identity):.2f} beyond their errors (k-hat "
             f"{float(info.khat):.2f})"
@@ -61,12 +66,18 @@ def details(info: VIInfo) -> str:
 
 
 def refuse_improper(name: str, logdensity_fn: Any, position: ArrayTree, error: NumericalError) -> None:
-    """Raise with the better reason, if the density is improper.
+    """Raise an error with the better reason if the density is improper.
+
+    Args:
+        name: of the engine, for the message.
+        logdensity_fn: log density of a position.
+        position: unconstrained, without a leading axis.
+        error: the error of the fit.
 
     Raises:
-        NumericalError: it is.
+        NumericalError: the density is improper.
     """
-    found = tails.improper(logdensity_fn, jax.tree.map(lambda leaf: leaf[None], position))
-    if found:
+    reason = tails.improper(logdensity_fn, jax.tree.map(lambda leaf: leaf[None], position))
+    if reason:
         status = Status.IMPROPER_DENSITY
-        raise NumericalError(f"{name}: {found}; {advice(status)}", status) from error
+        raise NumericalError(f"{name}: {reason}; {advice(status)}", status) from error

@@ -1,4 +1,4 @@
-"""Draws of a fitted Gaussian with importance weights, and whether these can be trusted."""
+"""Draws from a fitted Gaussian with importance weights, and whether the weights can be trusted."""
 
 from __future__ import annotations
 
@@ -9,77 +9,100 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
+from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey, Scalar
 from probinfer.numerics import importance, weights
 from probinfer.vi import gaussian
-from probinfer.vi.fitting import Problem
-from probinfer.vi.report import KHAT
+from probinfer.vi.fitting import VIProblem
+from probinfer.vi.gaussian import VariationalGaussian
+from probinfer.vi.report import MAX_KHAT
 
-__all__ = ["FEWEST", "IDENTITY", "Weighted", "weighted_draws"]
+__all__ = ["MAX_IDENTITY_ERROR", "MIN_JUDGED_DRAWS", "WeightedDraws", "weighted_draws"]
 
-IDENTITY = 0.1
-FEWEST = 1000
-_ERRORS = 2.5  # standard errors that the identity is not blamed for
+MAX_IDENTITY_ERROR = 0.1
+MIN_JUDGED_DRAWS = 1000
+_NUM_ERRORS = 2.5  # standard errors that are tolerated in the identity
 
 
-class Weighted(NamedTuple):
-    """Positions (1, num, ...): ``gaussian`` of equal weights, ``positions`` with ``log_weights`` (1, num).
+class WeightedDraws(NamedTuple):
+    """Draws from the Gaussian, and weighted draws.
 
-    ``khat`` and ``identity`` as in ``VIInfo``; ``poor`` says that the weights mend nothing.
+    Attributes:
+        gaussian: leaves (1, num, ...), draws from the Gaussian, of equal weights.
+        positions: leaves (1, num, ...), draws from the widened distribution.
+        log_weights: of ``positions``.
+        khat: as in ``VIInfo``.
+        identity: as in ``VIInfo``.
+        poor: whether the weights cannot correct the draws.
     """
 
     gaussian: ArrayTree
     positions: ArrayTree
     log_weights: Float[Array, "1 num"]
-    khat: Array
-    identity: Array
-    poor: Array
+    khat: Float[Array, ""]
+    identity: Float[Array, ""]
+    poor: Bool[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames="num")
-def weighted_draws(problem: Problem, frame: gaussian.Frame, key: PRNGKey, num: int) -> Weighted:
-    """Draw from a fitted Gaussian, and with smoothed importance weights from its widened law.
+def weighted_draws(problem: VIProblem, q: VariationalGaussian, key: PRNGKey, num: int) -> WeightedDraws:
+    """Draw from a fitted Gaussian, and, with smoothed importance weights, from its widened distribution.
 
-    The verdict is on ``num`` draws, or on 1000 where fewer are asked for. Where the density or its gradient is
-    undefined, the weight is zero.
+    The weights are judged on ``num`` draws, or on 1000 if fewer are asked for. The weight is zero if the density or its
+    gradient is undefined.
 
     Args:
         problem: the target.
-        frame: the Gaussian at rest.
+        q: the fitted Gaussian.
         key: random key.
-        num: how many draws.
+        num: number of draws.
     """
+    # Draw
     key_draw, key_widen = jax.random.split(key)
-    narrow = gaussian.draw(frame, key_draw, max(num, FEWEST))
-    wide = gaussian.widened(frame, key_widen, narrow)
-    unravel = ravel_pytree(problem.like)[1]
-    both = jax.value_and_grad(lambda x: problem.logdensity_fn(unravel(x)))
-    values, gradients = jax.lax.map(both, wide) if problem.block == 1 else jax.vmap(both)(wide)
+    narrow = gaussian.draw(q, key_draw, max(num, MIN_JUDGED_DRAWS))
+    wide = gaussian.widened(q, key_widen, narrow)
+    # Weigh
+    unravel = ravel_pytree(problem.template)[1]
+    value_and_grad_fn = jax.value_and_grad(lambda x: problem.logdensity_fn(unravel(x)))
+    if problem.block == 1:
+        values, gradients = jax.lax.map(value_and_grad_fn, wide)
+    else:
+        values, gradients = jax.vmap(value_and_grad_fn)(wide)
     defined = ~jnp.isnan(values) & jnp.all(jnp.isfinite(gradients), axis=1)
-    ratios = jnp.where(defined, values - gaussian.log_widened(frame, wide), -jnp.inf)
-    smoothed = importance.psis(ratios)
-    identity = _breach(smoothed.log_weights, wide, jnp.where(defined[:, None], gradients, 0))
-    few = weights.ess(smoothed.log_weights) < len(ratios) / 4
-    poor = (~(smoothed.khat <= KHAT) & few) | ~(identity <= IDENTITY)
-    first, second = (
+    log_ratios = jnp.where(defined, values - gaussian.log_widened(q, wide), -jnp.inf)
+    smoothed = importance.psis(log_ratios)
+    # Judge
+    identity = _identity_error(smoothed.log_weights, wide, jnp.where(defined[:, None], gradients, 0))
+    low_ess = weights.ess(smoothed.log_weights) < len(log_ratios) / 4
+    # Negated comparisons: NaN is poor
+    poor = (~(smoothed.khat <= MAX_KHAT) & low_ess) | ~(identity <= MAX_IDENTITY_ERROR)
+    narrow_positions, wide_positions = (
         jax.tree.map(lambda leaf: leaf[None], jax.vmap(unravel)(rows[:num])) for rows in (narrow, wide)
     )
-    return Weighted(first, second, smoothed.log_weights[None, :num], smoothed.khat, identity, poor)
+    return WeightedDraws(
+        gaussian=narrow_positions,
+        positions=wide_positions,
+        log_weights=smoothed.log_weights[None, :num],
+        khat=smoothed.khat,
+        identity=identity,
+        poor=poor,
+    )
 
 
-def _breach(log_weights: Array, draws: Array, gradients: Array) -> Array:
-    r"""How far the weighted draws are from :math:`-E[z_j g_k] = 1_{j = k}`, beyond the noise.
+def _identity_error(log_weights: Array, draws: Array, gradients: Array) -> Scalar:
+    r"""Return how far weighted draws are from :math:`-E[z_j g_k] = 1_{j = k}`, beyond the noise.
 
-    With covariance C of the draws and a normal target of precision P, the matrix is that of C P in whitened
-    coordinates: a ridge whose length the draws do not see shows in it, whatever single variances say.
+    With covariance C of the draws and a normal target of precision P, the matrix is C P in whitened coordinates: a
+    ridge longer than the draws shows in it, even if all variances look right.
     """
-    shares = jnp.exp(weights.normalize(log_weights).log_weights)
-    centred = draws - shares @ draws
-    scale = jnp.sqrt(shares @ centred**2)
-    covariance = (shares[:, None] * (centred / scale)).T @ (centred / scale)
-    root = jnp.linalg.cholesky(covariance)
-    z = jax.scipy.linalg.solve_triangular(root, (centred / scale).T, lower=True).T
-    pulled = (gradients * scale) @ root
-    found = -(shares[:, None] * z).T @ pulled
-    error = jnp.sqrt((shares[:, None] ** 2 * z**2).T @ pulled**2)
-    return jnp.max(jnp.maximum(jnp.abs(found - jnp.eye(len(scale), dtype=found.dtype)) - _ERRORS * error, 0))
+    normalized = jnp.exp(weights.normalize(log_weights).log_weights)
+    centered = draws - normalized @ draws
+    # Whiten in two steps, scales first: a Cholesky factor of badly scaled coordinates loses precision
+    scale = jnp.sqrt(normalized @ centered**2)
+    standardized = centered / scale
+    root = jnp.linalg.cholesky((normalized[:, None] * standardized).T @ standardized)
+    z = jax.scipy.linalg.solve_triangular(root, standardized.T, lower=True).T
+    g = (gradients * scale) @ root
+    moments = -(normalized[:, None] * z).T @ g
+    error = jnp.sqrt((normalized[:, None] ** 2 * z**2).T @ g**2)
+    deviation = jnp.abs(moments - jnp.eye(len(scale), dtype=moments.dtype))
+    return jnp.max(jnp.maximum(deviation - _NUM_ERRORS * error, 0))

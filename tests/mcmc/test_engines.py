@@ -24,7 +24,7 @@ COVARIANCE = ROOT @ ROOT.T
 
 
 def two_normals(first, second, precision, lower, values):
-    """log of the sum of two normal densities of one covariance, the second one lower by so much (in logarithms)."""
+    """Log of the sum of two normal densities of one covariance, the second one lower by ``lower`` nats."""
 
     def log_normal(loc):
         offset = values - loc
@@ -147,7 +147,7 @@ def test_resumed_run_makes_the_same_draws(nuts, normal_target, tmp_path):
 
 def test_chains_in_different_modes_are_reported(dtype):
     target = make_target(LOC - 30 * SCALE, LOC + 30 * SCALE, np.diag(SCALE**2), dtype, example=LOC)
-    said = r"disagree most on value\[\d\] \(R-hat .*fewest effective draws .*look for several modes"
+    expected = r"disagree most on value\[\d\] \(R-hat .*fewest effective draws .*look for several modes"
     for seed in range(6):  # all four chains are in one mode at a rate of 1 in 8, six times over of 4e-6
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
@@ -156,12 +156,12 @@ def test_chains_in_different_modes_are_reported(dtype):
         assert posterior.info.status == (Status.CHAINS_DISAGREE if differ else Status.OK)
         if differ:
             break
-    assert re.search(said, str(caught[-1].message))
+    assert re.search(expected, str(caught[-1].message))
     assert float(jnp.max(posterior.info.rhat)) > 1.5
     assert posterior.info.num_dropped_starts == 0
 
 
-def test_no_chain_starts_in_a_mode_without_mass(dtype):
+def test_no_chain_starts_in_a_mode_of_negligible_mass(dtype):
     """The target of the test above, one mode e^100 times lower: a chain there would stay for the whole run.
 
     All 16 starts are in one mode at a rate of 3e-5.
@@ -173,8 +173,8 @@ def test_no_chain_starts_in_a_mode_without_mass(dtype):
     assert_moments(posterior, LOC - apart, np.diag(SCALE**2))
     num = int(posterior.info.num_dropped_starts)
     assert 0 < num < 16
-    said = f"{num} of 16 starts dropped: log density more than 28 (10 + d log 100) below the best"
-    assert posterior.info.starts_reason == said
+    expected = f"{num} of 16 starts dropped: log density more than 28 (10 + d log 100) below the best"
+    assert posterior.info.starts_reason == expected
     shared = posterior.info._replace(num_dropped_starts=13, num_shared_starts=1)
     assert shared.starts_reason.endswith("; 1 of 4 chains start where another one does")
 
@@ -189,43 +189,44 @@ def test_without_warmup_the_chains_are_blackjax_chains(dtype):
     algorithm = mcmc.chains(logdensity_fn, mcmc.Trajectories("nuts"), config)
     positions = jax.random.normal(jax.random.key(0), (2, 4), dtype)
     state = jax.jit(algorithm.init)(positions)
-    kernel = blackjax.nuts(logdensity_fn, state.warmup.step_size, jnp.ones(4, dtype))
-    hand = [kernel.init(position) for position in positions]
-    ours, theirs = jax.jit(algorithm.step), jax.jit(kernel.step)
+    sampler = blackjax.nuts(logdensity_fn, state.warmup.step_size, jnp.ones(4, dtype))
+    expected = [sampler.init(position) for position in positions]
+    ours, theirs = jax.jit(algorithm.step), jax.jit(sampler.step)
     for key in jax.random.split(jax.random.key(1), 3):
         state, info = ours(key, state)
-        moved = [theirs(k, chain) for k, chain in zip(jax.random.split(key, 2), hand, strict=True)]
-        hand = [chain for chain, _ in moved]
-        np.testing.assert_allclose(state.chains.position, [chain.position for chain in hand], atol=1e-10)
-        np.testing.assert_array_equal(info.num_leapfrogs, [i.num_integration_steps for _, i in moved])
+        steps = [theirs(k, chain) for k, chain in zip(jax.random.split(key, 2), expected, strict=True)]
+        expected = [chain for chain, _ in steps]
+        positions = [chain.position for chain in expected]
+        np.testing.assert_allclose(state.chains.position, positions, atol=1e-10)
+        np.testing.assert_array_equal(info.num_leapfrogs, [i.num_integration_steps for _, i in steps])
 
 
-def verdict(num_diverging, num_draws=1000, offset=0.0):
+def judged(num_diverging, num_draws=1000, offset=0.0):
     rng = np.random.default_rng(0)
     draws = jnp.asarray(rng.normal(size=(4, num_draws, 2)) + offset * np.arange(4)[:, None, None])
     diverging = (jnp.arange(4 * num_draws) < num_diverging).reshape(4, num_draws)
-    found = report.with_divergences(report.convergence({"mu": draws}), diverging)
-    return int(found.status), report.explain(found, 4, num_draws, diverging)
+    verdict = report.with_divergences(report.convergence({"mu": draws}), diverging)
+    return int(verdict.status), report.explain(verdict, 4, num_draws, diverging)
 
 
 def test_divergences_are_part_of_the_verdict():
-    assert verdict(0)[0] == verdict(3)[0] == Status.OK
-    status, text = verdict(4)
+    assert judged(0)[0] == judged(3)[0] == Status.OK
+    status, text = judged(4)
     assert status == Status.DIVERGENT_TRANSITIONS
     assert text == "4 of 4000 transitions diverged"
     assert "target_acceptance" in advice(status)
-    status, text = verdict(3, offset=1.0)
+    status, text = judged(3, offset=1.0)
     assert status == Status.CHAINS_DISAGREE
     assert text.startswith(
-        "3 of 4000 transitions diverged (raise target_acceptance, or reparametrise), the chains"
+        "3 of 4000 transitions diverged (raise target_acceptance, or reparametrize), the chains"
     )
 
 
 def test_too_few_draws_are_not_judged():
-    assert "3 draws of a chain are too few to judge" in verdict(0, num_draws=3)[1]
-    assert "nan" not in verdict(0, num_draws=5)[1]
-    still = report.convergence({"mu": jnp.zeros((2, 50))})
-    assert report.explain(still, 2, 50) == "the draws of mu do not move, or are too few to judge"
+    assert "3 draws per chain are too few to judge" in judged(0, num_draws=3)[1]
+    assert "nan" not in judged(0, num_draws=5)[1]
+    constant = report.convergence({"mu": jnp.zeros((2, 50))})
+    assert report.explain(constant, 2, 50) == "the draws of mu do not move, or are too few to judge"
 
 
 @pytest.mark.slow
@@ -236,7 +237,7 @@ def test_a_funnel_and_a_cliff_are_reported(dtype):
     diverge rarely (0 to 2 of 1000). What diverges is a trajectory that falls off a cliff: here most of them.
     """
     engine = mcmc.NUTS(num_warmup=200, num_draws=500, num_chains=2)
-    for edge, said in (
+    for edge, message in (
         (jnp.inf, "the chains disagree"),
         (1.0, "of 1000 transitions diverged.*target_acceptance"),
     ):
@@ -244,7 +245,7 @@ def test_a_funnel_and_a_cliff_are_reported(dtype):
             targets.LogDensity(funnel, jnp.asarray(edge, dtype)),
             {"width": jnp.zeros((), dtype), "x": jnp.zeros(9, dtype)},
         )
-        with pytest.warns(ConvergenceWarning, match=said):
+        with pytest.warns(ConvergenceWarning, match=message):
             posterior = engine.sample(jax.random.key(0), target, progress=False)
         assert posterior.info.status >= Status.DIVERGENT_TRANSITIONS
 
@@ -282,13 +283,13 @@ def test_the_simplest_metric_that_whitens_is_chosen(root, name, dtype):
     draws, gradients = normal_draws(root, dtype)
     candidates = jnp.ones(3, bool)
     choice = jax.jit(metrics.choose, static_argnums=4)(draws, gradients, jnp.asarray(30), candidates, 4)
-    if name == "dense":  # what low-rank leaves over here is small as well
+    if name == "dense":  # the divergence of a low-rank metric is small here as well
         assert metrics.NAMES[int(choice.chosen)] != "diagonal"
         assert choice.divergences[2] < 0.01
     else:
         assert metrics.NAMES[int(choice.chosen)] == name
     only = jax.jit(metrics.choose, static_argnums=4)(
-        draws, gradients, jnp.asarray(30), jnp.asarray(metrics.allowed(name, 4)), 4
+        draws, gradients, jnp.asarray(30), jnp.asarray(metrics.allowed_metrics(name, 4)), 4
     )
     assert metrics.NAMES[int(only.chosen)] == name
 
@@ -304,13 +305,13 @@ def test_rows_beyond_the_count_do_not_count(dtype):
     np.testing.assert_allclose(clean.metric.sigma, dirty.metric.sigma, rtol=1e-6)
 
 
-def test_warmup_stands_still_once_it_is_over(dtype):
+def test_nothing_changes_once_the_warmup_is_finished(dtype):
     config = warmups.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 30, 4)
     state = warmups.init(config, 4, metrics.identity(4, 4, dtype))
     update = jax.jit(warmups.update)
     draws, gradients = normal_draws(np.eye(4), dtype, steps=40)
     for index in range(30):
-        assert not bool(warmups.is_over(state)), index
+        assert not bool(warmups.is_finished(state)), index
         state = update(
             config,
             state,
@@ -320,7 +321,7 @@ def test_warmup_stands_still_once_it_is_over(dtype):
             jnp.full(4, 0.9, dtype),
             jnp.asarray(7),
         )
-    assert bool(warmups.is_over(state))
+    assert bool(warmups.is_finished(state))
     assert int(state.num_gradients) == 30 * 7
     after = update(
         config, state, draws[31], gradients[31], jnp.zeros(4, dtype), jnp.full(4, 0.1, dtype), jnp.asarray(7)

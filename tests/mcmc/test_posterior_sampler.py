@@ -1,4 +1,4 @@
-"""HMC for many data sets: moments of a conjugate model, the same in every mode, and what it says of itself."""
+"""HMC and NUTS for many data sets: moments of a conjugate model, the same in every mode, and the reports."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def test_moments(key, sampler, dtype):
 
 
 def test_map_and_vmap_agree(key, sampler):
-    """Warm-up and draws: the coarse tuning keeps rounding from growing where trajectories do not part by themselves."""
+    """Warm-up and draws: rounded tuning keeps rounding errors from growing if the dynamics are not chaotic."""
     keys, x = data_sets(key)
     mapped, batched = (pi.run_many(sampler, keys, x, mode=mode) for mode in ("map", "vmap"))
     np.testing.assert_allclose(mapped.draws, batched.draws, rtol=1e-9, atol=1e-9)
@@ -99,7 +99,7 @@ def test_nuts_in_a_queue(key):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "error", "message"),
     [
         ({"logdensity_fn": 1}, TypeError, "logdensity_fn"),
         ({"init_fn": None}, TypeError, "init_fn"),
@@ -113,7 +113,7 @@ def test_nuts_in_a_queue(key):
         ({"target_acceptance": 1.0}, ValueError, "between 0 and 1"),
     ],
 )
-def test_bad_input(change, error, words):
+def test_bad_input(change, error, message):
     arguments = {"logdensity_fn": log_joint, "init_fn": init} | change
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         mcmc.posterior_sampler(arguments.pop("logdensity_fn"), arguments.pop("init_fn"), **arguments)

@@ -1,4 +1,4 @@
-"""What a run of chains says of itself: lost chains, slow energies, cut trajectories, improper densities."""
+"""Verdicts on a run of chains: lost chains, low E-BFMI, truncated trajectories, improper densities."""
 
 import warnings
 from types import SimpleNamespace
@@ -26,50 +26,50 @@ def warmed_up(draws, logdensities, dtype):
     num_chains = draws.shape[1]
     state = warmups.init(config, num_chains, metrics.identity(2, 2, dtype))
     update = jax.jit(warmups.update)
-    moves = []
+    sources = []
     for row, values in zip(jnp.asarray(draws, dtype), jnp.asarray(logdensities, dtype)):
         state = update(config, state, row, -row, values, jnp.full(num_chains, 0.8, dtype), jnp.int32(7))
-        moves.append(np.asarray(state.rows))
-    return state, np.array(moves)
+        sources.append(np.asarray(state.sources))
+    return state, np.array(sources)
 
 
-def test_a_chain_in_a_region_without_mass_goes_on_from_another(dtype):
+def test_a_chain_of_negligible_mass_continues_from_another(dtype):
     """Chain 3 lies lower by 40 nats; chain 2 as well, but it is wide: e^40 in two directions."""
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(71, 4, 2))
     draws[:, 1] *= np.exp(20.0)
     logdensities = np.zeros((71, 4)) - rng.exponential(size=(71, 4)) - [0.0, 40.0, 40.0, 0.0]
-    state, moves = warmed_up(draws, logdensities, dtype)
-    stay = np.arange(4)
-    assert np.all(moves[:-2] == stay)  # windows of ten and twenty draws tell too little
-    assert moves[69].tolist() == [0, 1, 3, 3]
-    assert moves[70].tolist() == stay.tolist()
+    state, sources = warmed_up(draws, logdensities, dtype)
+    unchanged = np.arange(4)
+    assert np.all(sources[:-2] == unchanged)  # windows of ten and twenty draws are too short to tell
+    assert sources[69].tolist() == [0, 1, 3, 3]
+    assert sources[70].tolist() == unchanged.tolist()
     assert state.num_restarts.tolist() == [0, 0, 1, 0]
     assert float(state.deficits[2]) == pytest.approx(40, abs=1)
-    # within the margin of 10 + 2 log 3 nobody moves
-    state, moves = warmed_up(draws[:, [0, 2]], logdensities[:, [0, 0]] - [0.0, 12.0], dtype)
-    assert np.all(moves == np.arange(2))
+    # within the margin of 10 + 2 log 3 no chain moves
+    state, sources = warmed_up(draws[:, [0, 2]], logdensities[:, [0, 0]] - [0.0, 12.0], dtype)
+    assert np.all(sources == np.arange(2))
     assert not state.num_restarts.any()
 
 
-def test_a_lost_chain_starts_again_where_the_others_are(dtype):
-    """One of four chains is put into a mode e^40 lower; after the warm-up all are in the other one."""
+def test_a_lost_chain_is_restarted_where_the_others_are(dtype):
+    """One of four chains starts in a mode e^40 lower; after the warm-up all are in the other one."""
     target = make_target(
         LOC - 30 * SCALE, LOC + 30 * SCALE, np.diag(SCALE**2), dtype, example=LOC, lower=40.0
     )
     config = mcmc.WarmupConfig(jnp.ones(3, bool), jnp.asarray(0.8, dtype), 120, 4)
     algorithm = mcmc.chains(target.logdensity_fn, mcmc.Trajectories("nuts"), config)
-    places = np.array([LOC - 30 * SCALE] * 4)
-    places[1] = LOC + 30 * SCALE
-    state = jax.jit(algorithm.init)(jnp.asarray(places, dtype))
+    positions = np.array([LOC - 30 * SCALE] * 4)
+    positions[1] = LOC + 30 * SCALE
+    state = jax.jit(algorithm.init)(jnp.asarray(positions, dtype))
     state, _ = pi.run(jax.random.key(0), algorithm, state, 120)
     assert state.warmup.num_restarts.tolist() == [0, 1, 0, 0]
     assert np.all(np.asarray(state.chains.position) < LOC)
     assert float(state.warmup.deficits[1]) == pytest.approx(40, abs=10)
 
 
-def test_restarts_are_told():
-    info = report.MCMCInfo(*[None] * len(report.MCMCInfo._fields))._replace(
+def test_restarts_are_reported():
+    info = report.MCMCInfo(**dict.fromkeys(report.MCMCInfo._fields))._replace(
         diverging=np.zeros((4, 1)),
         metric=metrics.identity(2, 2, float),
         num_dropped_starts=0,
@@ -78,18 +78,18 @@ def test_restarts_are_told():
         deficits=np.array([0.0, 0.0, 41.3, 0.0]),
     )
     assert info.starts_reason == (
-        "none of 16 starts dropped; put where another chain was in the warm-up, their mass negligible: chain 3 (41 "
+        "none of 16 starts dropped; restarted in the warm-up from another chain, for negligible mass: chain 3 (41 "
         "nats below)"
     )
 
 
 def judged(energy, dtype, *, draws=None, depth=3, diverging=None, num_draws=400):
-    """The verdict of NUTS on draws of four chains, independent if none are given."""
+    """The finding of NUTS on draws of four chains, independent if none are given."""
     rng = np.random.default_rng(1)
     draws = rng.normal(size=(4, num_draws, 4)) if draws is None else draws
-    found = report.convergence(jnp.asarray(draws, dtype))
+    verdict = report.convergence(jnp.asarray(draws, dtype))
     diverging = jnp.zeros((4, num_draws), bool) if diverging is None else diverging
-    found = report.with_divergences(found, diverging)
+    verdict = report.with_divergences(verdict, diverging)
     info = ChainsInfo(
         diverging=diverging,
         acceptance_rate=None,
@@ -100,8 +100,8 @@ def judged(energy, dtype, *, draws=None, depth=3, diverging=None, num_draws=400)
     state = ChainsState(SimpleNamespace(position=jnp.asarray(draws[:, -1], dtype)), None, None)
     zero, matrix = jnp.zeros(4, dtype), jnp.eye(4, dtype=dtype)
     logdensity_fn = targets.LogDensity(two_normals, zero, zero, matrix, jnp.zeros((), dtype))
-    loop = engines._Loop(mcmc.NUTS(), None, False, None, logdensity_fn)
-    return engines._verdict(loop, found, info, state)
+    run = engines._SamplingRun(mcmc.NUTS(), None, False, None, logdensity_fn)
+    return engines._finding(run, verdict, info, state)
 
 
 @pytest.fixture
@@ -110,41 +110,41 @@ def energy():
     return np.random.default_rng(2).gamma(4.0, size=(4, 400))
 
 
-def test_the_chain_that_lies_low_is_named(energy, dtype):
+def test_the_chain_of_low_density_is_named(energy, dtype):
     draws = np.random.default_rng(1).normal(size=(4, 400, 4))
     draws[2] += 30.0
     low = energy + np.array([0.0, 0.0, 40.0, 0.0])[:, None]
-    verdict = judged(low, dtype, draws=draws)
-    assert verdict.status == Status.CHAINS_DISAGREE
-    assert "chain 3 lies 40 nats below chain" in verdict.details
-    assert "run more draws (num_draws)" in verdict.advised
-    # modes of one height, and chains that agree: nobody is named
+    finding = judged(low, dtype, draws=draws)
+    assert finding.status == Status.CHAINS_DISAGREE
+    assert "chain 3 lies 40 nats below chain" in finding.details
+    assert "run more draws (num_draws)" in finding.advised
+    # modes of equal height, and chains that agree: no chain is named
     assert "nats below" not in judged(energy, dtype, draws=draws).details
     assert judged(energy, dtype).status == Status.OK
 
 
-def test_slow_energies_are_told(energy, dtype):
+def test_low_ebfmi_is_reported(energy, dtype):
     walk = np.cumsum(np.random.default_rng(3).normal(size=(4, 400)), axis=1)
-    verdict = judged(np.where(np.arange(4)[:, None] == 1, walk, energy), dtype)
-    assert verdict.status == Status.CHAINS_DISAGREE
-    assert "E-BFMI is 0.0" in verdict.details
-    assert "in chain 2 (below 0.3)" in verdict.details
-    assert "reparametrise" in verdict.advised
-    assert energies.slow_energies(jnp.asarray(walk[:, :50])) is None  # too few to tell
+    finding = judged(np.where(np.arange(4)[:, None] == 1, walk, energy), dtype)
+    assert finding.status == Status.CHAINS_DISAGREE
+    assert "E-BFMI is 0.0" in finding.details
+    assert "in chain 2 (below 0.3)" in finding.details
+    assert "reparametrize" in finding.advised
+    assert energies.low_ebfmi(jnp.asarray(walk[:, :50])) is None  # too few to tell
 
 
-def test_cut_trajectories_are_told(energy, dtype):
+def test_truncated_trajectories_are_reported(energy, dtype):
     depth = np.where(np.arange(400) < 20, 10, 4)
-    verdict = judged(energy, dtype, depth=depth)
-    assert verdict.status == Status.MAX_ITERATIONS
-    assert verdict.details.startswith("80 of 1600 trajectories were cut off at max_tree_depth=10")
-    assert "raise max_tree_depth" in verdict.advised
+    finding = judged(energy, dtype, depth=depth)
+    assert finding.status == Status.MAX_ITERATIONS
+    assert finding.details.startswith("80 of 1600 trajectories were cut off at max_tree_depth=10")
+    assert "raise max_tree_depth" in finding.advised
     assert judged(energy, dtype, depth=np.where(np.arange(400) < 19, 10, 4)).status == Status.OK
-    # a trajectory that diverged was not cut
+    # a trajectory that diverged was not truncated
     diverging = jnp.broadcast_to(jnp.arange(400) < 20, (4, 400))
-    said = judged(energy, dtype, depth=depth, diverging=diverging)
-    assert said.status == Status.DIVERGENT_TRANSITIONS
-    assert "target_acceptance" in said.advised
+    finding = judged(energy, dtype, depth=depth, diverging=diverging)
+    assert finding.status == Status.DIVERGENT_TRANSITIONS
+    assert "target_acceptance" in finding.advised
 
 
 def flat(x):
@@ -181,20 +181,20 @@ BLACKJAX = mcmc.Blackjax(lambda fn: blackjax.nuts(fn, 0.5, jnp.ones(2)), num_dra
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_improper_densities_are_refused_or_reported(engine, density, dtype):
-    status, text = said_of(engine, density, dtype)
+    status, text = outcome(engine, density, dtype)
     assert status is Status.IMPROPER_DENSITY
     assert "away the log density" in text
     assert "the density has no finite integral" in text
 
 
-def said_of(engine, density, dtype):
-    """Status and last words, of a warning or an error."""
+def outcome(engine, density, dtype):
+    """Status and text, of the last warning or an error."""
     target = targets.from_logdensity(density, jnp.zeros(2, dtype))
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             status = engine.sample(jax.random.key(0), target, progress=False).info.status
-            text = str(said[-1].message)
+            text = str(caught[-1].message)
         except NumericalError as error:
             status, text = error.status, str(error)
     return status, text
@@ -202,7 +202,7 @@ def said_of(engine, density, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "density", "words"),
+    ("engine", "density", "message"),
     [
         (coin.SVGD(num_particles=32), flat, "it is flat, or improper"),
         (coin.SVGD(num_particles=32), sum_is_known, "it is flat, or improper"),
@@ -219,28 +219,28 @@ def said_of(engine, density, dtype):
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_other_engines_say_it_in_their_words(engine, density, words, dtype):
-    status, text = said_of(engine, density, dtype)
+def test_other_engines_report_it_in_their_terms(engine, density, message, dtype):
+    status, text = outcome(engine, density, dtype)
     assert status != Status.OK
-    assert words in text
+    assert message in text
 
 
-class Seen(Exception):
+class Called(Exception):
     pass
 
 
 @pytest.mark.slow
 def test_bars_end_where_the_draws_do(monkeypatch, dtype):
     """The bar of a phase is as long as the phase, though both phases have room for the longer one."""
-    seen = []
+    calls = []
 
-    def watched(key, algorithm, state, stop_fn, num_steps, **settings):
-        seen.append((settings["progress"], num_steps, settings["room"]))
-        raise Seen
+    def record_call(key, algorithm, state, stop_fn, num_steps, **settings):
+        calls.append((settings["progress"], num_steps, settings["room"]))
+        raise Called
 
-    monkeypatch.setattr(engines, "run_until", watched)
+    monkeypatch.setattr(engines, "run_until", record_call)
     target = make_target(LOC, LOC, np.diag(SCALE**2), dtype)
     for num_warmup in (0, 30):
-        with pytest.raises(Seen):
+        with pytest.raises(Called):
             mcmc.NUTS(num_warmup=num_warmup, num_draws=10).sample(jax.random.key(0), target, progress="NUTS")
-    assert seen == [("draws", 10, 10), ("warm-up", 30, 30)]
+    assert calls == [("draws", 10, 10), ("warm-up", 30, 30)]

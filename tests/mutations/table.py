@@ -34,23 +34,23 @@ MUTANTS = [
     *_of(
         "mcmc/adaptation/tuning.py",
         "mcmc/test_steps.py mcmc/test_posterior_sampler.py running/test_lanes.py",
-        ("number - num_warmup + 1", "number - num_warmup"),
+        ("index - num_warmup + 1", "index - num_warmup"),
     ),
     *_of(
         "mcmc/nuts_steps.py",
         "mcmc/test_steps.py mcmc/test_posterior_sampler.py mcmc/test_transitions_joint.py",
         (
-            "total = jnp.where(first, gain, jnp.logaddexp(log_weight, gain))",
-            "total = jnp.logaddexp(log_weight, gain)",
+            "total = jnp.where(first, log_weight, jnp.logaddexp(half.log_weight, log_weight))",
+            "total = jnp.logaddexp(half.log_weight, log_weight)",
         ),
         ("rho = momentum_sum - (first + last) / 2", "rho = momentum_sum"),
-        ("return ones - closed + 1, ones", "return ones - closed, ones"),
-        ("taken = joined & (jnp.log(uniform) < log_weight - tree.log_weight)", "taken = joined"),
+        ("return ones - completed + 1, ones", "return ones - completed, ones"),
+        ("accepted = joined & (jnp.log(uniform) < half.log_weight - tree.log_weight)", "accepted = joined"),
     ),
     *_of(
         "mcmc/lanes/hmc.py",
         "mcmc/test_steps.py mcmc/test_posterior_sampler.py mcmc/test_transitions_joint.py",
-        ("jnp.log(uniforms[1]) < gain", "jnp.log(uniforms[0]) < gain"),
+        ("jnp.log(uniforms[1]) < log_acceptance_ratio", "jnp.log(uniforms[0]) < log_acceptance_ratio"),
         ("(1 + _JITTER * (2 * uniforms[0] - 1))", "(1 + _JITTER * (2 * uniforms[0]))"),
     ),
     *_of(
@@ -138,7 +138,10 @@ MUTANTS = [
     *_of(
         "mcmc/adaptation/metric.py",
         "mcmc/test_steps.py mcmc/test_engines.py",
-        ("curvature = -jnp.sum(moved * bent, axis=1)", "curvature = jnp.sum(moved * bent, axis=1)"),
+        (
+            "curvature = -jnp.sum(position_differences * gradient_differences, axis=1)",
+            "curvature = jnp.sum(position_differences * gradient_differences, axis=1)",
+        ),
         (
             "((gradients @ metric.U) * (jnp.sqrt(metric.lam) - 1))",
             "((gradients @ metric.U) * (metric.lam - 1))",
@@ -147,11 +150,11 @@ MUTANTS = [
     *_of(
         "vi/gaussian.py",
         "test_vi.py",
-        ("return normal - _log_determinant(frame.scale)", "return normal"),
-        ("jnp.sum(moves.log_diagonal) + entropy)", "entropy)"),
+        ("return normal - _log_determinant(q.scale)", "return normal"),
+        ("jnp.sum(update.log_diagonal) + entropy)", "entropy)"),
         (
-            "counts = index * block + jnp.arange(block) < count",
-            "counts = index * block + jnp.arange(block) <= count",
+            "used = index * block + jnp.arange(block) < count",
+            "used = index * block + jnp.arange(block) <= count",
         ),
     ),
     # Particles.

@@ -120,7 +120,7 @@ def _quiet(engine: Any, key: Any, target: Any) -> Any:
 
 def _normal_density(posterior: Any) -> Any:
     """Log density of the law that variational inference drew from: its normal, widened where the draws have weights."""
-    frame = gaussian.Frame(posterior.info.loc, posterior.info.scale)
+    frame = gaussian.VariationalGaussian(posterior.info.loc, posterior.info.scale)
     log_q = gaussian.log_density if posterior.log_weights is None else gaussian.log_widened
     return lambda u: log_q(frame, u[None])[0]
 

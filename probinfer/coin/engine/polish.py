@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from probinfer.coin.cloud.table import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
-from probinfer.mcmc.hamiltonian import Place
+from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.nuts_steps import whole
+from probinfer.mcmc.nuts_steps import sample_trajectory
 from probinfer.numerics import importance
 
 __all__ = ["NUM_TRAJECTORIES", "WAYS", "Polished", "with_hmc", "with_nuts", "with_weights"]
@@ -90,7 +90,7 @@ def with_nuts(
 
     def transition(key, places, step_size):
         def one(key, place, wanted):
-            tree = whole(key, place, value_and_grad_fn, step_size, ones, _MAX_DEPTH, wanted)
+            tree = sample_trajectory(key, place, value_and_grad_fn, step_size, ones, _MAX_DEPTH, wanted)
             return tree.chosen, tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1), tree.num_leapfrogs
 
         moved, accepted, counts = jax.vmap(one)(jax.random.split(key, size), places, keep)
@@ -113,7 +113,7 @@ def _trajectories(key: PRNGKey, transition: Any, value_and_grad_fn: Any, z: Arra
 
     # A quarter period of a standard normal is π/2 long; in d dimensions the acceptance asks for d^(-1/4).
     first = jnp.asarray(math.pi / 2 / _LEAPFROGS * min(1.0, 2 * dims**-0.25), z.dtype)
-    carry = (Place(z, values, gradients), first)
+    carry = (IntegratorState(z, values, gradients), first)
     (places, _), (rates, counts) = jax.lax.scan(move, carry, jax.random.split(key, NUM_TRAJECTORIES))
     none = jnp.full((), jnp.nan, z.dtype)
     log_weights = jnp.where(keep, 0, -jnp.inf).astype(z.dtype)

@@ -27,7 +27,7 @@ from probinfer.coin.cloud_descent import CloudState, geometry_of
 from probinfer.coin.engine.modes import Shares, shares_of_modes, unseen
 from probinfer.core.algorithms import Algorithm
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
-from probinfer.mcmc.hamiltonian import Place
+from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.lanes.hmc import hmc_transition
 
 __all__ = ["Trial", "blank", "complaint", "findings", "tried", "vouches"]
@@ -260,7 +260,11 @@ def _trajectories(
         return (moved, step_size * jnp.exp(rate - _ACCEPTANCE), new), None
 
     first = jnp.asarray(math.pi / 8 * min(1.0, 2 * dims**-0.25), z.dtype)
-    start = (Place(z, values, gradients), first, _Moved(none, none, none, values, jnp.zeros((), z.dtype)))
+    start = (
+        IntegratorState(z, values, gradients),
+        first,
+        _Moved(none, none, none, values, jnp.zeros((), z.dtype)),
+    )
     counts = jnp.arange(_MOVES) >= _MOVES // 2
     (_, _, moved), _ = jax.lax.scan(move, start, (counts, jax.random.split(key, _MOVES)))
     return values, moved

@@ -1,14 +1,14 @@
-"""The metric of Hamiltonian samplers: estimated from draws and gradients, and chosen by what it leaves undone.
+"""The metric of Hamiltonian samplers: estimated from draws and gradients, chosen by the held-out Fisher divergence.
 
-Every metric is one object, an inverse mass matrix ``diag(s) (I + U (diag(l) - I) U^T) diag(s)``: all ``l = 1`` is
-diagonal, eigenvalues outside [1/2, 2] alone are low-rank, all of them dense. So the sampler is compiled once,
-whichever is chosen. The estimate minimises the Fisher divergence between the whitened posterior and a standard
-normal; it uses gradients, so ``d + 1`` draws are enough for a Gaussian target of any condition.
+Every metric is one object, an inverse mass matrix ``diag(s) (I + U (diag(l) - I) U^T) diag(s)``: it is diagonal if all
+``l = 1``, low-rank if only the eigenvalues outside [1/2, 2] are used, dense if all are. So the sampler is compiled
+once, whichever is chosen. The estimate minimizes the Fisher divergence between the whitened posterior and a standard
+normal; it uses gradients, so that ``d + 1`` draws are enough for a Gaussian target of any condition number.
 
 The choice: each candidate ``L L^T`` is fitted to one half of the chains and judged on the other half by
 ``mean |L^T grad log p(x) + L^{-1} (x - mean)|^2 / d``, zero for a target that it whitens to a standard normal. The
-simplest candidate whose divergence is within a quarter (and a twentieth) of the best is taken. A dense metric
-fitted to too few draws fails on the other half, which is what asks for enough draws per dimension.
+simplest candidate whose divergence is at most 1.25 times the best plus 0.05 is chosen. A dense metric fitted to too
+few draws fails on the other half, so that no rule on draws per dimension is needed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from blackjax.adaptation.metric_estimators import fisher_score_low_rank
 from blackjax.mcmc.metrics import LowRankInverseMassMatrix, Metric, gaussian_euclidean_low_rank
 from jax.flatten_util import ravel_pytree
 
-from probinfer.core.types import Array, Float, Int
+from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = [
     "NAMES",
-    "Choice",
-    "allowed",
+    "MetricChoice",
+    "allowed_metrics",
     "choose",
     "default_rank",
     "divergence",
@@ -42,22 +42,24 @@ _DENSE_LIMIT = 64
 _MAX_RANK = 32
 
 
-class Choice(NamedTuple):
-    """A chosen metric and the reasons.
+class MetricChoice(NamedTuple):
+    """A chosen metric and the reasons for it.
 
-    ``metric`` is blackjax's ``LowRankInverseMassMatrix``, ``chosen`` an index into ``NAMES``, ``divergences`` the
-    held-out Fisher divergences (3,) of the candidates, ``stretch`` the largest eigenvalue of the covariance of the
-    draws whitened by the metric.
+    Attributes:
+        metric: the inverse mass matrix.
+        chosen: its index in ``NAMES``.
+        divergences: held-out Fisher divergences of the candidates, per dimension.
+        stretch: largest eigenvalue of the covariance of the draws whitened by the metric.
     """
 
-    metric: Any
-    chosen: Any
-    divergences: Any
-    stretch: Any
+    metric: LowRankInverseMassMatrix
+    chosen: Int[Array, ""]
+    divergences: Float[Array, "3"]
+    stretch: Float[Array, ""]
 
 
 def default_rank(metric: str, dimension: int) -> int:
-    """Return how many eigenvectors are kept: all of them up to 64 dimensions or where a dense metric is asked for.
+    """Return the number of eigenvectors: all of them in up to 64 dimensions or for a dense metric.
 
     Args:
         metric: ``"auto"`` or a name in ``NAMES``.
@@ -68,8 +70,12 @@ def default_rank(metric: str, dimension: int) -> int:
     return dimension if metric == "dense" or dimension <= _DENSE_LIMIT else _MAX_RANK
 
 
-def allowed(metric: str, dimension: int) -> tuple[bool, bool, bool]:
-    """Return which candidates may be chosen.
+def allowed_metrics(metric: str, dimension: int) -> tuple[bool, bool, bool]:
+    """Return which of the candidates in ``NAMES`` may be chosen.
+
+    Args:
+        metric: ``"auto"`` or a name in ``NAMES``.
+        dimension: of the position.
 
     Raises:
         ValueError: the name is unknown.
@@ -87,7 +93,7 @@ def identity(dimension: int, rank: int, dtype: Any) -> LowRankInverseMassMatrix:
 
     Args:
         dimension: of the position.
-        rank: eigenvectors kept (none of them used).
+        rank: number of eigenvectors (their eigenvalues are 1).
         dtype: of the arrays.
     """
     return LowRankInverseMassMatrix(
@@ -96,27 +102,33 @@ def identity(dimension: int, rank: int, dtype: Any) -> LowRankInverseMassMatrix:
 
 
 def from_secants(
-    moved: Float[Array, "pair d"], bent: Float[Array, "pair d"], candidates: Array, rank: int
+    position_differences: Float[Array, "pair d"],
+    gradient_differences: Float[Array, "pair d"],
+    candidates: Bool[Array, "3"],
+    rank: int,
 ) -> LowRankInverseMassMatrix:
-    """Return the metric that makes the displacements and gradient changes of a climb agree.
+    """Return the metric in which the secant pairs of an L-BFGS search agree.
 
-    Every pair ``(dx, dg)`` with ``-dg . dx > 0`` is scaled to one and stands for a draw and its gradient, with both
-    signs; other pairs do not count. Directions no pair has seen keep the diagonal scale.
+    Every pair ``(dx, dg)`` with ``-dg . dx > 0`` is scaled to ``-dg . dx = 1`` and stands for a draw and its gradient,
+    with both signs; other pairs are ignored. Directions in which no pair differs keep the diagonal scale, coordinates
+    in which none differs the scale 1.
 
     Args:
-        moved: differences of positions.
-        bent: differences of gradients of the log density.
-        candidates: (3,) booleans; only the diagonal is used where nothing else is allowed.
-        rank: eigenvectors kept.
+        position_differences: dx.
+        gradient_differences: dg, of the log density.
+        candidates: metrics that may be chosen; only the diagonal is used if nothing else is allowed.
+        rank: number of eigenvectors.
     """
-    curvature = -jnp.sum(moved * bent, axis=1)
-    good = jnp.isfinite(curvature) & (curvature > 0)
-    scale = jnp.where(good, 1 / jnp.sqrt(jnp.where(good, curvature, 1)), 0)[:, None]
-    moved, bent = (jnp.where(good[:, None], x, 0) * scale for x in (moved, bent))
-    estimate = fisher_score_low_rank(
-        jnp.concatenate([moved, -moved]), jnp.concatenate([bent, -bent]), rank, cutoff=_CUTOFF
+    curvature = -jnp.sum(position_differences * gradient_differences, axis=1)
+    usable = jnp.isfinite(curvature) & (curvature > 0)
+    scale = jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, curvature, 1)), 0)[:, None]
+    draws, gradients = (
+        jnp.where(usable[:, None], x, 0) * scale for x in (position_differences, gradient_differences)
     )
-    sigma = jnp.where(jnp.any(moved != 0, axis=0) & jnp.any(bent != 0, axis=0), estimate.sigma, 1)
+    estimate = fisher_score_low_rank(
+        jnp.concatenate([draws, -draws]), jnp.concatenate([gradients, -gradients]), rank, cutoff=_CUTOFF
+    )
+    sigma = jnp.where(jnp.any(draws != 0, axis=0) & jnp.any(gradients != 0, axis=0), estimate.sigma, 1)
     return LowRankInverseMassMatrix(sigma, estimate.U, jnp.where(jnp.any(candidates[1:]), estimate.lam, 1))
 
 
@@ -124,30 +136,31 @@ def choose(
     draws: Float[Array, "step chain d"],
     gradients: Float[Array, "step chain d"],
     count: Int[Array, ""],
-    candidates: Array,
+    candidates: Bool[Array, "3"],
     rank: int,
-) -> Choice:
+) -> MetricChoice:
     """Fit the three candidates and choose one.
 
     Args:
         draws: unconstrained draws, of which the first ``count`` steps are valid.
         gradients: of the log density at the draws.
         count: number of valid steps.
-        candidates: (3,) booleans, which may be chosen.
-        rank: eigenvectors kept.
+        candidates: metrics that may be chosen.
+        rank: number of eigenvectors.
 
     Returns:
-        The choice, fitted to all valid draws.
+        The choice; its metric is fitted to all valid draws.
 
     References:
         Seyboldt, Carlson and Carpenter (2026), algorithm 1 and theorem 2.3 (the estimate, from blackjax).
     """
-    steps, chains, dimension = draws.shape
-    valid = jnp.broadcast_to((jnp.arange(steps) < count)[:, None], (steps, chains))
-    if chains > 1:
-        train = valid & (jnp.arange(chains) % 2 == 0)
+    # Split into a training half and a held-out half: by chains, or by time if there is only one
+    num_steps, num_chains, dimension = draws.shape
+    valid = jnp.broadcast_to((jnp.arange(num_steps) < count)[:, None], (num_steps, num_chains))
+    if num_chains > 1:
+        train = valid & (jnp.arange(num_chains) % 2 == 0)
     else:
-        train = valid & (jnp.arange(steps) < count // 2)[:, None]
+        train = valid & (jnp.arange(num_steps) < count // 2)[:, None]
     draws, gradients = draws.reshape(-1, dimension), gradients.reshape(-1, dimension)
     train, valid = train.reshape(-1), valid.reshape(-1)
 
@@ -155,36 +168,38 @@ def choose(
         estimate = fisher_score_low_rank(_fill(draws, mask), _fill(gradients, mask), rank, cutoff=1.0)
         return _candidates(estimate)
 
-    halves = jax.lax.map(fit, jnp.stack([train, valid]))
-    fitted, final = jax.tree.map(lambda x: x[0], halves), jax.tree.map(lambda x: x[1], halves)
-    divergences = jax.lax.map(lambda metric: divergence(metric, draws, gradients, valid & ~train), fitted)
+    # Fit
+    fits = jax.lax.map(fit, jnp.stack([train, valid]))
+    trained, final = jax.tree.map(lambda x: x[0], fits), jax.tree.map(lambda x: x[1], fits)
+    # Judge on the held-out half
+    divergences = jax.lax.map(lambda metric: divergence(metric, draws, gradients, valid & ~train), trained)
     divergences = jnp.where(jnp.isfinite(divergences), divergences, jnp.inf)
     ranked = jnp.where(candidates, divergences, jnp.inf)
-    # where no candidate is finite the first allowed one stands
+    # Choose the simplest that is close to the best; if no divergence is finite, the first candidate allowed
     close = candidates & (ranked <= 1.25 * jnp.min(ranked) + 0.05)
     chosen = jnp.argmax(close)
     metric = jax.tree.map(lambda x: x[chosen], final)
+    # Rows that do not count are filled with the mean: rescale the covariance from all rows to the valid ones
     whitened = _fill(whiten(metric, draws), valid)
     scale = draws.shape[0] / jnp.sum(valid)
-    stretch = jnp.linalg.eigvalsh(jnp.cov(whitened.T.reshape(dimension, -1)).reshape(dimension, dimension))[
-        -1
-    ]
-    return Choice(metric, chosen.astype(jnp.int32), divergences, (stretch * scale).astype(draws.dtype))
+    covariance = jnp.cov(whitened.T.reshape(dimension, -1)).reshape(dimension, dimension)
+    stretch = jnp.linalg.eigvalsh(covariance)[-1]
+    return MetricChoice(metric, chosen.astype(jnp.int32), divergences, (stretch * scale).astype(draws.dtype))
 
 
 def divergence(
     metric: LowRankInverseMassMatrix,
     draws: Float[Array, "n d"],
     gradients: Float[Array, "n d"],
-    mask: Array,
+    mask: Bool[Array, " n"],
 ) -> Float[Array, ""]:
-    """Return ``mean |L^T g + L^{-1} x|^2 / d`` over the masked rows, both centred: zero when whitened.
+    """Return ``mean |L^T g + L^{-1} x|^2 / d`` over the masked rows, both centered; zero for a whitened target.
 
     Args:
         metric: ``L L^T``.
         draws: unconstrained draws.
         gradients: of the log density at the draws.
-        mask: (n,) booleans, the rows that count.
+        mask: the rows that count.
     """
     draws = _fill(draws, mask) - _mean(draws, mask)
     gradients = (_fill(gradients, mask) - _mean(gradients, mask)) * metric.sigma
@@ -201,9 +216,9 @@ def whiten(metric: LowRankInverseMassMatrix, draws: Float[Array, "*n d"]) -> Flo
 def euclidean(metric: LowRankInverseMassMatrix) -> Metric:
     """Return blackjax's Euclidean metric with a kinetic energy that rounding cannot make negative.
 
-    In ``q . (q + U (l - 1) U^T q) / 2`` terms of single coordinates may be negative. Where a step far too large made
-    one of them overflow the energy was minus infinity, and the transition there, off the target by any distance, was
-    accepted. As half a square it is positive or, at worst, not a number, which is refused.
+    In ``q . (q + U (l - 1) U^T q) / 2`` the terms of single coordinates may be negative. If a step is far too large,
+    one of them may overflow to minus infinity, and the transition, however far from the target, is accepted. Written
+    as half a square, the energy is positive or, at worst, NaN, which is rejected.
 
     Args:
         metric: inverse mass matrix ``L L^T``.
@@ -220,23 +235,22 @@ def euclidean(metric: LowRankInverseMassMatrix) -> Metric:
 
 
 def _candidates(estimate: LowRankInverseMassMatrix) -> LowRankInverseMassMatrix:
-    """Stack diagonal, low-rank and dense: they differ in the eigenvalues that are not replaced by one."""
+    """Stack diagonal, low-rank and dense: they differ in the eigenvalues that are replaced by one."""
     lam = estimate.lam
     outside = (lam > _CUTOFF) | (lam < 1 / _CUTOFF)
-    lams = jnp.stack([jnp.ones_like(lam), jnp.where(outside, lam, 1), lam])
+    eigenvalues = jnp.stack([jnp.ones_like(lam), jnp.where(outside, lam, 1), lam])
     return LowRankInverseMassMatrix(
         jnp.broadcast_to(estimate.sigma, (3, *estimate.sigma.shape)),
         jnp.broadcast_to(estimate.U, (3, *estimate.U.shape)),
-        lams,
+        eigenvalues,
     )
 
 
 def _mean(rows: Array, mask: Array) -> Array:
-    return jnp.sum(jnp.where(mask[:, None], rows, 0), axis=0) / jnp.maximum(jnp.sum(mask), 1).astype(
-        rows.dtype
-    )
+    count = jnp.maximum(jnp.sum(mask), 1).astype(rows.dtype)
+    return jnp.sum(jnp.where(mask[:, None], rows, 0), axis=0) / count
 
 
 def _fill(rows: Array, mask: Array) -> Array:
-    """Replace the rows that do not count by the mean of those that do: they add nothing to a covariance."""
+    """Replace the rows that do not count by the mean of those that do, so that they add nothing to a covariance."""
     return jnp.where(mask[:, None], rows, _mean(rows, mask))

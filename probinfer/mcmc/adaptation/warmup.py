@@ -1,15 +1,15 @@
-"""Warm-up of a set of chains: one metric and one step size for all, learned from all, over when they are good.
+"""Warm-up of a set of chains: one metric and one step size for all, learned from all; it stops once they are good.
 
-Windows of 10, 20, 40, ... steps (400 at most) end with a new metric from the pooled draws and gradients of the
-window. Meanwhile the step size follows dual averaging on the mean acceptance rate of the chains. The metric stage
-is over when, on a fresh window, the metric in use is as good as the one the window would choose, the whitened
-target is near normal (Fisher divergence below 1 a dimension) and split R-hat of the whitened coordinates is below
-1.1, or when the steps run out; then the step size alone is tuned for 50 steps. A rest of fewer than ten draws is no
-window: the metric before it stays.
+Each window of 10, 20, 40, ... steps (at most 400) ends with a new metric from its pooled draws and gradients. Meanwhile
+the step size follows dual averaging on the mean acceptance rate of the chains. The metric stage ends when, on a fresh
+window, the metric in use is as good as the one that the window would choose, the whitened target is near normal (Fisher
+divergence below 1 per dimension) and split R-hat of the whitened coordinates is below 1.1, or when the steps run out;
+then the step size alone is tuned for 50 steps. A last window of fewer than ten draws changes nothing.
 
-A chain that a window shows in a region of negligible mass would stay there for the whole run: it goes on from where
-another chain is. Its mean log density must lie below that of the heaviest chain by more than ten and log 3 a dimension,
-and so must its mass, the density times the volume that the chain covered. ``num_restarts`` and ``deficits`` say so.
+A chain in a region of negligible mass would stay there for the whole run. If a window shows one, the chain continues
+from the position of another. Its mean log density must lie below that of the heaviest chain by more than 10 + d log 3,
+and so must its log mass, the log density plus the log volume that the chain covered. ``num_restarts`` and ``deficits``
+report it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 
-from probinfer.core.types import Array, Bool, Float, field, pytree
+from probinfer.core.types import Array, Bool, Float, Int, field, pytree
 from probinfer.mcmc.adaptation import metric as metrics
 
-__all__ = ["OVER", "Warmup", "WarmupConfig", "init", "is_over", "update"]
+__all__ = ["FINISHED", "Warmup", "WarmupConfig", "init", "is_finished", "update"]
 
-_FIRST_WINDOW = 10  # fewer draws teach no metric
-_MIN_WINDOW = 40  # of the draws that may declare the metric good
+_FIRST_WINDOW = 10  # fewer draws do not determine a metric
+_MIN_WINDOW = 40  # shorter windows cannot declare the metric good, or a chain lost
 _MAX_WINDOW = 400
-_NEAR_NORMAL = 1.0  # Fisher divergence a dimension; a target further from normal gets the whole warm-up
-_FINAL = 50
-_NEGLIGIBLE = 10.0  # log of how much more mass the heaviest chain has
+_NEAR_NORMAL = 1.0  # Fisher divergence per dimension; a target further from normal gets the whole warm-up
+_FINAL_STEPS = 50
+_NEGLIGIBLE = 10.0  # log of the ratio of the masses of the heaviest chain and a lost one
 _WIDER = math.log(3.0)  # log of how much wider a direction may be than a window of draws showed
-_METRIC, _STEP_SIZE, OVER = 0, 1, 2
+_LEARN_METRIC, _LEARN_STEP_SIZE, FINISHED = 0, 1, 2
 
 
 @pytree
@@ -43,8 +43,8 @@ class WarmupConfig:
     Attributes:
         candidates: (3,) booleans, the metrics that may be chosen.
         target_acceptance: mean acceptance rate that the step size aims at.
-        num_warmup: the most steps of a chain.
-        rank: eigenvectors of the metric.
+        num_warmup: maximum number of steps of a chain.
+        rank: number of eigenvectors of the metric.
     """
 
     candidates: Any
@@ -54,58 +54,71 @@ class WarmupConfig:
 
 
 class Warmup(NamedTuple):
-    """State of the warm-up: the current choice, the step size, and the window so far.
+    """State of the warm-up: the current metric and step size, and the draws of the window so far.
 
-    ``stage`` is 0 while the metric is learned, 1 while the step size alone is, 2 when all is fixed. ``rows`` (chain,)
-    says which chain each goes on from; ``num_restarts`` (chain,) how often it was another one, and ``deficits``
-    (chain,) by how much its log density lay below the heaviest then.
+    Attributes:
+        stage: 0 while the metric is learned, 1 while only the step size is, 2 when both are fixed.
+        num_steps: steps taken.
+        step_size: of the leapfrog.
+        choice: the metric in use, and the reasons for it.
+        dual: state of the dual averaging of the step size.
+        draws: positions of the window, of which the first ``window_count`` steps are valid; w steps fit in.
+        gradients: of the log density at the draws.
+        logdensities: at the draws.
+        window_count: steps of the window (in stage 1: of the stage) so far.
+        window_length: of the window (in stage 1: of the stage).
+        rhat: largest split R-hat of the last window.
+        sources: the chain whose position each chain continues from.
+        num_restarts: how often that was another chain.
+        deficits: how far the mean log density of a restarted chain lay below that of the heaviest chain, nats.
+        num_gradients: of all chains together.
     """
 
-    stage: Any
-    index: Any
-    step_size: Any
-    choice: metrics.Choice
+    stage: Int[Array, ""]
+    num_steps: Int[Array, ""]
+    step_size: Float[Array, ""]
+    choice: metrics.MetricChoice
     dual: DualAveragingAdaptationState
-    draws: Any
-    gradients: Any
-    logdensities: Any
-    count: Any
-    length: Any
-    rhat: Any
-    rows: Any
-    num_restarts: Any
-    deficits: Any
-    num_gradients: Any
+    draws: Float[Array, "w chain d"]
+    gradients: Float[Array, "w chain d"]
+    logdensities: Float[Array, "w chain"]
+    window_count: Int[Array, ""]
+    window_length: Int[Array, ""]
+    rhat: Float[Array, ""]
+    sources: Int[Array, " chain"]
+    num_restarts: Int[Array, " chain"]
+    deficits: Float[Array, " chain"]
+    num_gradients: Int[Array, ""]
 
 
-def init(config: WarmupConfig, chains: int, metric: metrics.LowRankInverseMassMatrix) -> Warmup:
-    """Start from a first metric and a step size that suits it if it whitens.
+def init(config: WarmupConfig, num_chains: int, metric: metrics.LowRankInverseMassMatrix) -> Warmup:
+    """Start with a metric and a step size that suits a whitened target.
 
     Args:
         config: the settings.
-        chains: how many there are.
+        num_chains: number of chains.
         metric: the first metric.
     """
     dimension, dtype = metric.sigma.shape[0], metric.sigma.dtype
-    window = jnp.zeros((min(_MAX_WINDOW, max(config.num_warmup, 1)), chains, dimension), dtype)
-    step_size = jnp.asarray(_normal_step_size(dimension), dtype)
+    window = jnp.zeros((min(_MAX_WINDOW, max(config.num_warmup, 1)), num_chains, dimension), dtype)
+    step_size = jnp.asarray(_whitened_step_size(dimension), dtype)
     zero = jnp.zeros((), jnp.int32)
-    choice = metrics.Choice(metric, zero, jnp.zeros(3, dtype), jnp.ones((), dtype))
+    choice = metrics.MetricChoice(metric, zero, jnp.zeros(3, dtype), jnp.ones((), dtype))
     return Warmup(
-        stage=jnp.asarray(_METRIC if config.num_warmup > 0 else OVER, jnp.int32),
-        index=zero,
+        stage=jnp.asarray(_LEARN_METRIC if config.num_warmup > 0 else FINISHED, jnp.int32),
+        num_steps=zero,
         step_size=step_size,
         choice=choice,
         dual=_dual_init(config, step_size),
         draws=window,
         gradients=window,
         logdensities=window[..., 0],
-        count=zero,
-        length=jnp.asarray(min(_FIRST_WINDOW, len(window)), jnp.int32),
+        window_count=zero,
+        window_length=jnp.asarray(min(_FIRST_WINDOW, len(window)), jnp.int32),
         rhat=jnp.ones((), dtype),
-        rows=jnp.arange(chains, dtype=jnp.int32),
-        num_restarts=jnp.zeros(chains, jnp.int32),
-        deficits=jnp.zeros(chains, dtype),
+        sources=jnp.arange(num_chains, dtype=jnp.int32),
+        num_restarts=jnp.zeros(num_chains, jnp.int32),
+        deficits=jnp.zeros(num_chains, dtype),
         num_gradients=jnp.zeros((), jnp.int32),
     )
 
@@ -119,145 +132,162 @@ def update(
     acceptance_rate: Float[Array, " chain"],
     num_gradients: Array,
 ) -> Warmup:
-    """Learn from one step of all chains; nothing changes once the warm-up is over.
+    """Learn from one step of all chains; once the warm-up is finished nothing changes.
 
     Args:
         config: the settings.
         warmup: the state.
         draws: positions after the step.
-        gradients: of the log density there.
-        logdensities: there.
+        gradients: of the log density at the draws.
+        logdensities: at the draws.
         acceptance_rate: of the step.
-        num_gradients: evaluations the step took, all chains together.
+        num_gradients: gradient evaluations of the step, all chains together.
     """
-    active = warmup.stage < OVER
-    learning = warmup.stage == _METRIC
-    row = jnp.where(learning, warmup.count, 0)
-    index = warmup.index + active
+    # Record the step
+    active = warmup.stage < FINISHED
+    learning = warmup.stage == _LEARN_METRIC
+    row = jnp.where(learning, warmup.window_count, 0)
+    num_steps = warmup.num_steps + active
     warmup = warmup._replace(
-        index=index,
+        num_steps=num_steps,
         dual=_dual_update(config, warmup.dual, jnp.mean(acceptance_rate), active),
         draws=warmup.draws.at[row].set(jnp.where(learning, draws, warmup.draws[row])),
         gradients=warmup.gradients.at[row].set(jnp.where(learning, gradients, warmup.gradients[row])),
         logdensities=warmup.logdensities.at[row].set(
             jnp.where(learning, logdensities, warmup.logdensities[row])
         ),
-        rows=jnp.arange(len(warmup.rows), dtype=warmup.rows.dtype),
-        count=warmup.count + learning,
+        sources=jnp.arange(len(warmup.sources), dtype=warmup.sources.dtype),
+        window_count=warmup.window_count + learning,
         num_gradients=warmup.num_gradients + jnp.where(active, num_gradients, 0),
     )
     warmup = warmup._replace(
         step_size=jnp.where(active, jnp.exp(warmup.dual.log_step_size), warmup.step_size)
     )
-    last = config.num_warmup - min(_FINAL, config.num_warmup // 3)
-    ends = learning & ((warmup.count >= warmup.length) | (index >= last))
-    learned = jax.lax.cond(ends, _end_window, _keep, config, warmup, index >= last)
-    warmup = warmup._replace(**learned._asdict())
-    over = (warmup.stage == _STEP_SIZE) & (warmup.count >= warmup.length)
-    over = active & (over | (index >= config.num_warmup))
+    # End the window
+    deadline = config.num_warmup - min(_FINAL_STEPS, config.num_warmup // 3)
+    window_ends = learning & ((warmup.window_count >= warmup.window_length) | (num_steps >= deadline))
+    changes = jax.lax.cond(window_ends, _end_window, _continue_window, config, warmup, num_steps >= deadline)
+    warmup = warmup._replace(**changes._asdict())
+    # End the warm-up
+    finished = (warmup.stage == _LEARN_STEP_SIZE) & (warmup.window_count >= warmup.window_length)
+    finished = active & (finished | (num_steps >= config.num_warmup))
     return warmup._replace(
-        stage=jnp.where(over, OVER, warmup.stage),
-        step_size=jnp.where(over, jnp.exp(warmup.dual.log_step_size_avg), warmup.step_size),
-        count=warmup.count + (warmup.stage == _STEP_SIZE),
+        stage=jnp.where(finished, FINISHED, warmup.stage),
+        step_size=jnp.where(finished, jnp.exp(warmup.dual.log_step_size_avg), warmup.step_size),
+        window_count=warmup.window_count + (warmup.stage == _LEARN_STEP_SIZE),
     )
 
 
-def is_over(warmup: Warmup) -> Bool[Array, ""]:
-    """Say whether metric and step size are fixed."""
-    return warmup.stage == OVER
+def is_finished(warmup: Warmup) -> Bool[Array, ""]:
+    """Return whether metric and step size are fixed."""
+    return warmup.stage == FINISHED
 
 
-class _Learned(NamedTuple):
-    stage: Any
-    choice: metrics.Choice
-    step_size: Any
+class _WindowUpdate(NamedTuple):
+    """The fields of ``Warmup`` that the end of a window changes."""
+
+    stage: Int[Array, ""]
+    choice: metrics.MetricChoice
+    step_size: Float[Array, ""]
     dual: DualAveragingAdaptationState
-    count: Any
-    length: Any
-    rhat: Any
-    rows: Any
-    num_restarts: Any
-    deficits: Any
+    window_count: Int[Array, ""]
+    window_length: Int[Array, ""]
+    rhat: Float[Array, ""]
+    sources: Int[Array, " chain"]
+    num_restarts: Int[Array, " chain"]
+    deficits: Float[Array, " chain"]
 
 
-def _keep(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
+def _continue_window(config: WarmupConfig, warmup: Warmup, last: Array) -> _WindowUpdate:
     del config, last
-    return _Learned(**{name: getattr(warmup, name) for name in _Learned._fields})
+    return _WindowUpdate(**{name: getattr(warmup, name) for name in _WindowUpdate._fields})
 
 
-def _end_window(config: WarmupConfig, warmup: Warmup, last: Array) -> _Learned:
-    """Choose the metric of the next window, and say whether it is the last one."""
-    steps, chains, dimension = warmup.draws.shape
-    choice = _learned_choice(config, warmup)
-    valid = jnp.repeat(jnp.arange(steps) < warmup.count, chains)
-    flat = (steps * chains, dimension)
+def _end_window(config: WarmupConfig, warmup: Warmup, last: Array) -> _WindowUpdate:
+    """Choose the metric of the next window, restart lost chains, and decide whether the metric stage ends."""
+    # Choose the metric
+    capacity, num_chains, dimension = warmup.draws.shape
+    choice = _window_choice(config, warmup)
+    valid = jnp.repeat(jnp.arange(capacity) < warmup.window_count, num_chains)
+    flat = (capacity * num_chains, dimension)
     in_use = metrics.divergence(
         warmup.choice.metric, warmup.draws.reshape(flat), warmup.gradients.reshape(flat), valid
     )
-    rhat = _split_rhat(metrics.whiten(choice.metric, warmup.draws), warmup.count)
+    # Judge the metric in use
+    rhat = _split_rhat(metrics.whiten(choice.metric, warmup.draws), warmup.window_count)
     best = choice.divergences[choice.chosen]
     good = (in_use <= 1.25 * best + 0.1) & (best < _NEAR_NORMAL)
-    finished = last | (good & (rhat < 1.1) & (warmup.length >= _MIN_WINDOW))
+    finished = last | (good & (rhat < 1.1) & (warmup.window_length >= _MIN_WINDOW))
+    # Restart dual averaging, not below the step size of a whitened target: the new metric whitens better
     average = jnp.exp(warmup.dual.log_step_size_avg)
-    step_size = jnp.maximum(average, jnp.asarray(_normal_step_size(dimension), average.dtype))
-    rows, deficits = _sources(metrics.whiten(choice.metric, warmup.draws), warmup.logdensities, warmup.count)
-    moved = rows != warmup.rows
-    return _Learned(
-        stage=jnp.where(finished, _STEP_SIZE, _METRIC).astype(jnp.int32),
+    step_size = jnp.maximum(average, jnp.asarray(_whitened_step_size(dimension), average.dtype))
+    # Restart lost chains
+    sources, deficits = _sources(
+        metrics.whiten(choice.metric, warmup.draws), warmup.logdensities, warmup.window_count
+    )
+    restarted = sources != warmup.sources
+    next_length = jnp.minimum(2 * warmup.window_length, capacity)
+    return _WindowUpdate(
+        stage=jnp.where(finished, _LEARN_STEP_SIZE, _LEARN_METRIC).astype(jnp.int32),
         choice=choice,
         step_size=step_size,
         dual=_dual_init(config, step_size),
-        count=jnp.zeros_like(warmup.count),
-        length=jnp.where(finished, _FINAL, jnp.minimum(2 * warmup.length, steps)).astype(jnp.int32),
+        window_count=jnp.zeros_like(warmup.window_count),
+        window_length=jnp.where(finished, _FINAL_STEPS, next_length).astype(jnp.int32),
         rhat=rhat,
-        rows=rows,
-        num_restarts=warmup.num_restarts + moved,
-        deficits=jnp.where(moved, deficits, warmup.deficits),
+        sources=sources,
+        num_restarts=warmup.num_restarts + restarted,
+        deficits=jnp.where(restarted, deficits, warmup.deficits),
     )
 
 
 def _sources(
     whitened: Float[Array, "step chain d"], logdensities: Float[Array, "step chain"], count: Array
 ) -> tuple[Array, Array]:
-    """Which chain each goes on from: itself, or one of the others if its own mass is negligible; its deficit."""
-    steps, num_chains, dimension = whitened.shape
-    weights = (jnp.arange(steps) < count).astype(whitened.dtype) / jnp.maximum(count, 1).astype(
-        whitened.dtype
-    )
-    centred = whitened - jnp.einsum("s,scd->cd", weights, whitened)
-    variances = jnp.einsum("s,scd->cd", weights, centred**2)
-    levels = weights @ logdensities
-    masses = levels + 0.5 * jnp.sum(jnp.log(jnp.maximum(variances, jnp.finfo(whitened.dtype).tiny)), axis=1)
-    heaviest = jnp.argmax(jnp.where(jnp.isfinite(masses), masses, -jnp.inf))
+    """Return the source of each chain, itself unless its mass is negligible, and its log-density deficit (chain,)."""
+    capacity, num_chains, dimension = whitened.shape
+    # Mean log density, and log mass: the log density plus the log volume of the draws
+    size = jnp.maximum(count, 1).astype(whitened.dtype)
+    weights = (jnp.arange(capacity) < count).astype(whitened.dtype) / size
+    centered = whitened - jnp.einsum("s,scd->cd", weights, whitened)
+    variances = jnp.einsum("s,scd->cd", weights, centered**2)
+    means = weights @ logdensities
+    tiny = jnp.finfo(whitened.dtype).tiny
+    log_masses = means + 0.5 * jnp.sum(jnp.log(jnp.maximum(variances, tiny)), axis=1)
+    # Chains far below the heaviest, in log density and in log mass
+    heaviest = jnp.argmax(jnp.where(jnp.isfinite(log_masses), log_masses, -jnp.inf))
     margin = _NEGLIGIBLE + _WIDER * dimension
-    deficits = levels[heaviest] - levels
-    lost = (deficits > margin) & (masses[heaviest] - masses > margin) & (count >= _MIN_WINDOW)
-    here = jnp.arange(num_chains)
-    others = jnp.argsort(lost, stable=True)[here % jnp.maximum(jnp.sum(~lost), 1)]
-    return jnp.where(lost, others, here).astype(jnp.int32), deficits.astype(whitened.dtype)
+    deficits = means[heaviest] - means
+    lost = (deficits > margin) & (log_masses[heaviest] - log_masses > margin) & (count >= _MIN_WINDOW)
+    # Lost chains are spread evenly over the others
+    indices = jnp.arange(num_chains)
+    others = jnp.argsort(lost, stable=True)[indices % jnp.maximum(jnp.sum(~lost), 1)]
+    return jnp.where(lost, others, indices).astype(jnp.int32), deficits.astype(whitened.dtype)
 
 
-def _normal_step_size(dimension: int) -> float:
-    """Half a standard deviation, less in many dimensions: safe where the metric whitens."""
+def _whitened_step_size(dimension: int) -> float:
+    """Half a standard deviation, less in many dimensions: safe if the metric whitens the target."""
     return 0.5 * dimension**-0.25
 
 
-def _learned_choice(config: WarmupConfig, warmup: Warmup) -> metrics.Choice:
-    """The metric of a full window; that in use where the window is too short, or its draws do not tell a scale."""
-    choice = metrics.choose(warmup.draws, warmup.gradients, warmup.count, config.candidates, config.rank)
-    usable = warmup.count >= _FIRST_WINDOW
+def _window_choice(config: WarmupConfig, warmup: Warmup) -> metrics.MetricChoice:
+    """Choose a metric by the window; keep the one in use if the window is too short or gives no finite scale."""
+    choice = metrics.choose(
+        warmup.draws, warmup.gradients, warmup.window_count, config.candidates, config.rank
+    )
+    usable = warmup.window_count >= _FIRST_WINDOW
     for leaf in jax.tree.leaves((choice.metric, choice.stretch)):
         usable &= jnp.all(jnp.isfinite(leaf))
     return jax.tree.map(lambda new, old: jnp.where(usable, new, old), choice, warmup.choice)
 
 
 def _split_rhat(draws: Float[Array, "step chain d"], count: Array) -> Float[Array, ""]:
-    """Return the largest R-hat over coordinates, every chain split in two; huge where a coordinate does not move."""
+    """Return the largest R-hat over coordinates, every chain split in two; huge if a coordinate does not move."""
     half = jnp.maximum(count // 2, 1)
     index = jnp.arange(draws.shape[0])
     masks = jnp.stack([index < half, (index >= half) & (index < 2 * half)]).astype(draws.dtype)
     size = half.astype(draws.dtype)
-    draws = draws - draws[0, 0]  # squares of large numbers would cancel
+    draws = draws - draws[0, 0]  # the difference of the squares of large numbers would cancel
     means = jnp.einsum("hs,scd->hcd", masks, draws) / size
     squares = jnp.einsum("hs,scd->hcd", masks, draws**2) / size
     within = jnp.mean(squares - means**2, axis=(0, 1))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from probinfer import resampling
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
-from probinfer.mcmc.hamiltonian import Place
+from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.smc.conditional.gibbs import gibbs_step
 from probinfer.smc.models.feynman_kac import FeynmanKac, as_batched
@@ -47,12 +47,12 @@ def parameter_gibbs_step(
     path, sweep = gibbs_step(key_path, model, conditional, path, num_particles, "ancestor")
     # Move the parameters given the path
     value_and_grad_fn = jax.value_and_grad(lambda position: log_joint(target, position, path))
-    place = Place(position, *value_and_grad_fn(position))
+    state = IntegratorState(position, *value_and_grad_fn(position))
     uniforms = jax.random.uniform(key_params, (2 + position.shape[0],), position.dtype)
-    place, log_acceptance_ratio = hmc_transition(
-        uniforms, place, value_and_grad_fn, step_size, inverse_mass, NUM_LEAPFROGS
+    state, log_acceptance_ratio = hmc_transition(
+        uniforms, state, value_and_grad_fn, step_size, inverse_mass, NUM_LEAPFROGS
     )
-    return place.position, path, jnp.exp(jnp.minimum(log_acceptance_ratio, 0)), sweep.status
+    return state.position, path, jnp.exp(jnp.minimum(log_acceptance_ratio, 0)), sweep.status
 
 
 def check_densities(target: Parameters) -> None:

@@ -17,7 +17,7 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.mcmc.hamiltonian import momentum
+from probinfer.mcmc.hamiltonian import momentum_from_uniforms
 from probinfer.numerics import covariance_factor
 
 __all__ = [
@@ -115,7 +115,7 @@ def hmc_moves(
         leapfrog_size = leapfrog_size.astype(positions.dtype)
 
         def move_one(state, uniforms):
-            initial_momentum = momentum(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
+            initial_momentum = momentum_from_uniforms(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
             return hamiltonian_transition(
                 evaluate,
                 state,

@@ -15,8 +15,8 @@ from jax import lax
 
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.inference.engine import over
-from probinfer.mcmc.hamiltonian import Place
-from probinfer.mcmc.nuts_steps import whole
+from probinfer.mcmc.hamiltonian import IntegratorState
+from probinfer.mcmc.nuts_steps import sample_trajectory
 from probinfer.numerics import covariance_factor
 from probinfer.smc.tempered.moves.hamiltonian import MoveResult, adapt_step_size
 
@@ -95,8 +95,8 @@ def _trajectory(
         return logdensity, covariance_factor.apply_transpose(factor, gradient)
 
     start_gradient = covariance_factor.apply_transpose(factor, gradient)
-    place = Place(jnp.zeros_like(position), logdensity, start_gradient)
-    tree = whole(key, place, standardized_logdensity, step_size, ones, _MAX_DEPTH, ~is_last)
+    place = IntegratorState(jnp.zeros_like(position), logdensity, start_gradient)
+    tree = sample_trajectory(key, place, standardized_logdensity, step_size, ones, _MAX_DEPTH, ~is_last)
     acceptance = tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1)
     end = position + covariance_factor.apply(factor, tree.chosen.position)
     return end, log_ratio, acceptance, tree.num_leapfrogs
