@@ -10,7 +10,7 @@ from probinfer import gp
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
 from probinfer.gp.approximation.admissible import evidence_status, largest_log_evidence
-from probinfer.gp.approximation.conditioning import Settled
+from probinfer.gp.approximation.conditioning import SiteSolutions
 from probinfer.gp.approximation.fixed_point import FixedPoint
 from probinfer.gp.hyperparameters.verification import verified
 from probinfer.vi import MAPInfo
@@ -115,16 +115,16 @@ OK, MISSED, OFF, STALLED = (
 )  # fmt: skip
 def test_the_best_end_is_one_that_was_verified(values, searches, fresh, warm, best, status):
     both = [jnp.asarray(np.concatenate(pair)) for pair in zip(fresh, warm, strict=True)]
-    settled = Settled(jnp.arange(6.0), both[0], both[1].astype(jnp.int32))
+    solutions = SiteSolutions(jnp.arange(6.0), both[0], both[1].astype(jnp.int32))
     values = jnp.asarray(values)
     info = MAPInfo(
         values[0], values, jnp.asarray(searches), None, 0, None, 0, values[0], positions=jnp.arange(3.0)
     )
-    got = verified(info, lambda positions: 10 * positions, lambda models, fresh: settled)
+    got = verified(info, lambda positions: 10 * positions, lambda models, fresh: solutions)
     assert int(got.info.best) == best
     assert Status(int(got.info.status)) == status
     assert got.models == 10.0 * best
-    assert got.settled.sites == 3.0 + best  # those that learning started from
+    assert got.solutions.sites == 3.0 + best  # those that learning started from
     assert got.info.log_density == values[best] == got.info.log_likelihood
 
 
@@ -133,12 +133,12 @@ def test_an_end_that_is_missed_from_scratch_counts_where_evidences_are_bounded()
     for bounded, seen, best in ((True, fresh, 0), (False, fresh, 1), (True, [-1.5, -2.0, -9.0], 1)):
         missed = [MISSED if np.isnan(value) else OK for value in seen]
         statuses = jnp.asarray([*missed, OK, OK, OK], jnp.int32)
-        settled = Settled(jnp.arange(6.0), jnp.asarray([*seen, *warm]), statuses)
+        solutions = SiteSolutions(jnp.arange(6.0), jnp.asarray([*seen, *warm]), statuses)
         values = jnp.asarray(warm)
         info = MAPInfo(
             values[0], values, jnp.zeros(3, jnp.int32), None, 0, None, 0, positions=jnp.arange(3.0)
         )
-        got = verified(info, lambda positions: positions, lambda m, f, s=settled: s, bounded=bounded)
+        got = verified(info, lambda positions: positions, lambda m, f, s=solutions: s, bounded=bounded)
         assert int(got.info.best) == best
         assert int(got.info.status) == OK
 
@@ -229,6 +229,6 @@ def test_a_search_that_modes_stop_says_so():
     where = rng.choice(24, 3, replace=False)
     y[where] += rng.choice([-1, 1], 3) * 100 * rng.uniform(0.5, 2, 3)
     model = gp.Model(gp.kernels.RBF(), gp.likelihoods.StudentT())
-    with pytest.warns(ConvergenceWarning, match=r"jumps from one mode.*take gp\.VI\(\)"):
+    with pytest.warns(ConvergenceWarning, match=r"jumps from one mode.*use gp\.VI\(\)"):
         fit = gp.fit(jax.random.key(1), model, X, y, inference=gp.Laplace())
     assert fit.info.status != Status.OK

@@ -13,7 +13,7 @@ import pytest
 from probinfer import gp, mcmc
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
-from probinfer.gp.approximation.conditioning import _settle, reference_sites, settle
+from probinfer.gp.approximation.conditioning import _condition_many, condition_many, reference_sites
 from probinfer.gp.hyperparameters.posterior import hyper_posterior
 from probinfer.gp.hyperparameters.verification import held_warnings, release
 from tests.gp.approximate_cases import jit
@@ -77,15 +77,15 @@ def test_default_inference_is_ep_and_its_evidence_is_maximal(ml2):
 
 
 def test_the_start_and_the_verification_of_restarts_share_a_program(ml2):
-    before = _settle._cache_size()
+    before = _condition_many._cache_size()
     warm, found = ml2.models, ml2.sites
     models = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf, 1.5 * leaf]), warm)
     start = jax.tree.map(lambda leaf: leaf[0], found)
-    settled = settle(ml2.inference, models, ml2.X, ml2.y, start, jnp.arange(3) < 1)
-    assert _settle._cache_size() == before
-    np.testing.assert_allclose(settled.log_evidence[1], settled.log_evidence[0], rtol=1e-9)
-    assert settled.sites.lam1.shape == (3, 16)
-    assert settled.log_evidence[2] < settled.log_evidence[1]  # the maximum was learned
+    solutions = condition_many(ml2.inference, models, ml2.X, ml2.y, start, jnp.arange(3) < 1)
+    assert _condition_many._cache_size() == before
+    np.testing.assert_allclose(solutions.log_evidence[1], solutions.log_evidence[0], rtol=1e-9)
+    assert solutions.sites.lam1.shape == (3, 16)
+    assert solutions.log_evidence[2] < solutions.log_evidence[1]  # the maximum was learned
 
 
 def test_class_probabilities(ml2):

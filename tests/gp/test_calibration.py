@@ -135,5 +135,5 @@ def test_pit_wants_one_output_a_point():
         def cdf(self, y):
             return np.full(3, 0.5)
 
-    with pytest.raises(ValueError, match="one entry a predicted point"):
+    with pytest.raises(ValueError, match="one entry per predicted point"):
         pit(Three(), jnp.zeros(1))

@@ -7,7 +7,7 @@ import pytest
 
 from probinfer import gp
 from probinfer.core.status import Status
-from probinfer.gp.approximation.conditioning import Settled
+from probinfer.gp.approximation.conditioning import SiteSolutions
 from probinfer.gp.approximation.sites import Sites
 from probinfer.gp.hyperparameters.continuation import continued
 from probinfer.gp.hyperparameters.verification import Verified
@@ -16,7 +16,7 @@ from probinfer.vi import MAPInfo
 OK, STALLED, MISSED = Status.OK, Status.LINE_SEARCH_STALLED, Status.MAX_ITERATIONS
 
 
-def end(value, status, settled=OK, place=0.0):
+def end(value, status, sites_status=OK, place=0.0):
     """The best of three ends, at ``place``, with sites that say where it is."""
     values = jnp.asarray([-100.0, value, -200.0])
     info = MAPInfo(
@@ -24,7 +24,9 @@ def end(value, status, settled=OK, place=0.0):
         positions={"a": jnp.asarray([7.0, place, 7.0])},
     )  # fmt: skip
     sites = Sites(jnp.asarray([[place, 1.0]]), jnp.asarray([[place, 2.0]]))
-    return Verified(jnp.zeros(1), Settled(sites, values[1:2], jnp.asarray([settled], jnp.int32)), info)
+    return Verified(
+        jnp.zeros(1), SiteSolutions(sites, values[1:2], jnp.asarray([sites_status], jnp.int32)), info
+    )
 
 
 def run(first, *others):
@@ -40,7 +42,12 @@ def run(first, *others):
 
 @pytest.mark.parametrize(
     "first",
-    [end(-3.0, OK), end(-3.0, Status.INTERRUPTED), end(-3.0, STALLED, settled=MISSED), end(-3.0, MISSED)],
+    [
+        end(-3.0, OK),
+        end(-3.0, Status.INTERRUPTED),
+        end(-3.0, STALLED, sites_status=MISSED),
+        end(-3.0, MISSED),
+    ],
 )
 def test_ends_that_are_no_edge_of_the_sites_are_left(first):
     found, given = run(first)

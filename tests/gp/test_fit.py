@@ -248,14 +248,14 @@ def test_predictions_under_jit_and_grad(ml2):
     np.testing.assert_allclose(density, ml2.log_prob(X_NEW, np.full(9, 300.0)), rtol=1e-9)
 
 
-def test_the_factor_is_kept(ml2):
+def test_the_factor_is_cached(ml2):
     """The factor is found once, is no part of the tree or of the file, and is not that of changed models."""
     fresh = dataclasses.replace(ml2)
-    assert "_kept" not in vars(fresh)
+    assert "_cached" not in vars(fresh)
     wanted = fresh.predict(X_NEW)
-    kept = vars(fresh)["_kept"]
+    cached = vars(fresh)["_cached"]
     np.testing.assert_array_equal(fresh.predict(X_NEW).mean, wanted.mean)
-    assert vars(fresh)["_kept"] is kept
+    assert vars(fresh)["_cached"] is cached
     assert jax.tree.structure(fresh) == jax.tree.structure(ml2)
     other = dataclasses.replace(fresh, models=jax.tree.map(lambda leaf: 9 * leaf, fresh.models))
     assert not np.allclose(other.predict(X_NEW).variance, wanted.variance, rtol=1e-3)
