@@ -17,7 +17,7 @@ from jax.scipy.special import logsumexp
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
-from probinfer.gp.hyperparameters.verdicts import warn_lost
+from probinfer.gp.hyperparameters.verdicts import warn_lost_precision
 from probinfer.gp.model.model import Model
 from probinfer.gp.model.scaling import Scaling
 from probinfer.gp.model.validation import check_data, check_inputs, check_outputs, is_traced
@@ -94,7 +94,7 @@ class Fit:
         latent, scale = self._latent(X_new), self.scaling.y_scale
         mixture = NormalMixture(*latent).affine(self.scaling.y_mean, scale)
         moments = LatentMoments(mixture.mean, mixture.variance, scale**2 * latent.floor.mean(0))
-        warn_lost(moments.variance, moments.floor)
+        warn_lost_precision(moments.variance, moments.floor)
         return moments
 
     def predict_y(self, X_new: Any, *, noise_variance: Any = None) -> Any:
@@ -116,7 +116,7 @@ class Fit:
             noise_variance = jnp.asarray(noise_variance, self.X.dtype) / scale**2
         predictive = self.models.likelihood.predictive(*latent, noise_variance)
         if isinstance(predictive, NormalMixture):
-            warn_lost(scale**2 * predictive.variance, scale**2 * latent.floor.mean(0))
+            warn_lost_precision(scale**2 * predictive.variance, scale**2 * latent.floor.mean(0))
         if not getattr(self.models.likelihood, "outputs_have_unit", False):
             return predictive
         return predictive.affine(self.scaling.y_mean, scale)
@@ -128,7 +128,7 @@ class Fit:
         """
         mean, covariance, floor = components.joint(self._components(), self._inputs(X_new))
         scale = self.scaling.y_scale
-        warn_lost(scale**2 * jnp.diagonal(covariance), scale**2 * floor)
+        warn_lost_precision(scale**2 * jnp.diagonal(covariance), scale**2 * floor)
         return self.scaling.y_mean + scale * mean, scale**2 * covariance
 
     def sample(self, key: PRNGKey, X_new: Any, num: int) -> jax.Array:

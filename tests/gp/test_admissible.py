@@ -12,7 +12,7 @@ from probinfer.core.status import Status
 from probinfer.gp.approximation.admissible import evidence_status, largest_log_evidence
 from probinfer.gp.approximation.conditioning import SiteSolutions
 from probinfer.gp.approximation.fixed_point import FixedPoint
-from probinfer.gp.hyperparameters.verification import verified
+from probinfer.gp.hyperparameters.verification import verify_ends
 from probinfer.vi import MAPInfo
 from tests.reference.likelihoods import LOG_DENSITIES
 
@@ -120,7 +120,7 @@ def test_the_best_end_is_one_that_was_verified(values, searches, fresh, warm, be
     info = MAPInfo(
         values[0], values, jnp.asarray(searches), None, 0, None, 0, values[0], positions=jnp.arange(3.0)
     )
-    got = verified(info, lambda positions: 10 * positions, lambda models, fresh: solutions)
+    got = verify_ends(info, lambda positions: 10 * positions, lambda models, fresh: solutions)
     assert int(got.info.best) == best
     assert Status(int(got.info.status)) == status
     assert got.models == 10.0 * best
@@ -138,7 +138,7 @@ def test_an_end_that_is_missed_from_scratch_counts_where_evidences_are_bounded()
         info = MAPInfo(
             values[0], values, jnp.zeros(3, jnp.int32), None, 0, None, 0, positions=jnp.arange(3.0)
         )
-        got = verified(info, lambda positions: positions, lambda m, f, s=solutions: s, bounded=bounded)
+        got = verify_ends(info, lambda positions: positions, lambda m, f, s=solutions: s, bounded=bounded)
         assert int(got.info.best) == best
         assert int(got.info.status) == OK
 

@@ -15,7 +15,7 @@ from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
 from probinfer.gp.approximation.conditioning import _condition_many, condition_many, reference_sites
 from probinfer.gp.hyperparameters.posterior import hyper_posterior
-from probinfer.gp.hyperparameters.verification import held_warnings, release
+from probinfer.gp.hyperparameters.verification import held_warnings, release_warnings
 from tests.gp.approximate_cases import jit
 from tests.reference import gp_sites as oracle
 from tests.reference.likelihoods import LOG_DENSITIES
@@ -186,7 +186,7 @@ def test_what_a_search_says_of_its_end_is_held_against_the_verification():
     for status, kept in ((Status.OK, {"in float32"}), (Status.MAX_ITERATIONS, None)):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            release(search(), status)
+            release_warnings(search(), status)
         words = {str(one.message) for one in said}
         assert words == (kept or {"in float32", "the best did not converge"})
         assert {one.filename for one in said} == {__file__}

@@ -9,8 +9,8 @@ from probinfer import gp
 from probinfer.core.status import Status
 from probinfer.gp.approximation.conditioning import SiteSolutions
 from probinfer.gp.approximation.sites import Sites
-from probinfer.gp.hyperparameters.continuation import continued
-from probinfer.gp.hyperparameters.verification import Verified
+from probinfer.gp.hyperparameters.continuation import continue_search
+from probinfer.gp.hyperparameters.verification import VerifiedEstimate
 from probinfer.vi import MAPInfo
 
 OK, STALLED, MISSED = Status.OK, Status.LINE_SEARCH_STALLED, Status.MAX_ITERATIONS
@@ -24,7 +24,7 @@ def end(value, status, sites_status=OK, place=0.0):
         positions={"a": jnp.asarray([7.0, place, 7.0])},
     )  # fmt: skip
     sites = Sites(jnp.asarray([[place, 1.0]]), jnp.asarray([[place, 2.0]]))
-    return Verified(
+    return VerifiedEstimate(
         jnp.zeros(1), SiteSolutions(sites, values[1:2], jnp.asarray([sites_status], jnp.int32)), info
     )
 
@@ -37,7 +37,7 @@ def run(first, *others):
         given.append((sites, np.asarray(starts["a"])))
         return others[len(given) - 1]
 
-    return continued(first, search_from, jax.random.key(0)), given
+    return continue_search(first, search_from, jax.random.key(0)), given
 
 
 @pytest.mark.parametrize(

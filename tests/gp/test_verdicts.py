@@ -11,7 +11,7 @@ import pytest
 from probinfer import gp
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
-from probinfer.gp.hyperparameters.verdicts import judged
+from probinfer.gp.hyperparameters.verdicts import add_verdicts
 
 SEEDS = range(6)
 LEARNED = {
@@ -37,7 +37,7 @@ def verdict(kernel, X, y, likelihood=None, sites=None, log_evidence=None):
     model, sites = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (model, sites))
     names = [name for name in LEARNED if sites is None or name.startswith("kernel")]
     draws = {name: LEARNED[name] for name in names}
-    return judged(Info(), model, jnp.asarray(X), jnp.asarray(y), sites, draws, log_evidence).status
+    return add_verdicts(Info(), model, jnp.asarray(X), jnp.asarray(y), sites, draws, log_evidence).status
 
 
 def rbf(variance=1.0, lengthscale=1.0):
@@ -106,7 +106,9 @@ def test_a_linear_mean_that_explains_everything_is_no_collapse():
     y = X[:, 0] - X[:, 1] + 0.3 * np.random.default_rng(1).normal(size=40)
     whole = gp.Model(rbf(1e-7), gp.likelihoods.Gaussian(0.09), gp.means.Linear([1.0, -1.0]))
     stacked = jax.tree.map(lambda leaf: leaf[None], whole)
-    assert judged(Info(), stacked, jnp.asarray(X), jnp.asarray(y), None, LEARNED, None).status == Status.OK
+    assert (
+        add_verdicts(Info(), stacked, jnp.asarray(X), jnp.asarray(y), None, LEARNED, None).status == Status.OK
+    )
 
 
 def test_noise_that_went_to_zero_is_a_verdict():
@@ -117,10 +119,10 @@ def test_noise_that_went_to_zero_is_a_verdict():
     with pytest.warns(
         ConvergenceWarning, match="202 hyperparameters are too many to be learned from 40 points"
     ):
-        found = judged(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, many, None)
+        found = add_verdicts(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, many, None)
     assert found.status == Status.AT_LIMIT
     fixed = {name: value for name, value in LEARNED.items() if name != "likelihood.variance"}
-    assert judged(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, fixed, None).status == 1
+    assert add_verdicts(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, fixed, None).status == 1
 
 
 def test_a_smooth_function_without_noise_is_learned_said_and_drawn():

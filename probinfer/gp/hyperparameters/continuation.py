@@ -16,9 +16,9 @@ import numpy as np
 
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
-from probinfer.gp.hyperparameters.verification import Verified
+from probinfer.gp.hyperparameters.verification import VerifiedEstimate
 
-__all__ = ["continued"]
+__all__ = ["continue_search"]
 
 _MAX_ROUNDS = 4
 _START_STDDEV = 0.05  # of the other starts around the end, unconstrained
@@ -26,7 +26,7 @@ _STOPPED = (Status.LINE_SEARCH_STALLED, Status.NON_FINITE)
 _MIN_GAIN = 1e-6  # of a round, relative to 1 + |log density|
 
 
-def continued(best: Verified, search_from: Callable, key: PRNGKey) -> Verified:
+def continue_search(best: VerifiedEstimate, search_from: Callable, key: PRNGKey) -> VerifiedEstimate:
     """Continue from the best end as long as it is an edge of convergence and not a maximum of the evidence.
 
     Args:

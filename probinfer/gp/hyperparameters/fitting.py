@@ -28,11 +28,16 @@ from probinfer.gp.approximation.conditioning import (
 from probinfer.gp.approximation.conjugate import Exact
 from probinfer.gp.approximation.laplace import Laplace
 from probinfer.gp.fitted import Fit
-from probinfer.gp.hyperparameters.continuation import continued
+from probinfer.gp.hyperparameters.continuation import continue_search
 from probinfer.gp.hyperparameters.point_estimates import ML2
 from probinfer.gp.hyperparameters.posterior import hyper_posterior, rebuild
-from probinfer.gp.hyperparameters.verdicts import judged
-from probinfer.gp.hyperparameters.verification import held_warnings, release, verified, worse
+from probinfer.gp.hyperparameters.verdicts import add_verdicts
+from probinfer.gp.hyperparameters.verification import (
+    held_warnings,
+    release_warnings,
+    verify_ends,
+    worsen_status,
+)
 from probinfer.gp.model.model import Model, cast
 from probinfer.gp.model.priors import default_prior
 from probinfer.gp.model.scaling import choose_scaling
@@ -143,7 +148,7 @@ def fit(
     if must_verify:
 
         def ends(target, info, start):
-            return verified(
+            return verify_ends(
                 info,
                 lambda positions: build(jax.vmap(target.constrain)(positions)),
                 lambda models, fresh: condition_many(inference, models, X, y, start, fresh),
@@ -162,25 +167,25 @@ def fit(
                 report = report._replace(covariance=laplace_covariance(fn, position))
             return ends(restarted, report, sites)
 
-        models, best, info = continued(ends(target, info, start), search_from, learn_key)
+        models, best, info = continue_search(ends(target, info, start), search_from, learn_key)
         solutions: SiteSolutions | None = best
-        release(caught, info.status)
+        release_warnings(caught, info.status)
         if int(info.status) != Status.OK and not caught:
             engine.warn(info.status, "the best end of the search did not pass the verification", "gp.fit")
         _check_modes(model, inference, info.status)
     else:
-        release(caught)
+        release_warnings(caught)
         is_complete = isinstance(inference, Exact) and not (is_point and log_evidence is None)
         solutions = None if is_complete else condition_many(inference, models, X, y, start)
     if solutions is not None:
-        info = worse(info, _check_solutions(inference, solutions, is_point))
+        info = worsen_status(info, _check_solutions(inference, solutions, is_point))
         sites = None if isinstance(inference, Exact) else solutions.sites
         log_evidence = solutions.log_evidence[0] if is_point else log_evidence
 
     # Warn about estimates at a limit, and return to the user's units
     if is_point:
-        info = worse(info, _check_amplitude(models, X))
-        info = judged(info, models, X, y, sites, draws, log_evidence)
+        info = worsen_status(info, _check_amplitude(models, X))
+        info = add_verdicts(info, models, X, y, sites, draws, log_evidence)
     if log_evidence is not None:
         log_evidence = jnp.asarray(np.asarray(log_evidence) - y.shape[0] * np.log(scaling.y_scale), y.dtype)
     return Fit(

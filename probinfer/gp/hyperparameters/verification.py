@@ -23,12 +23,12 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array
 from probinfer.gp.approximation.conditioning import SiteSolutions
 
-__all__ = ["Verified", "held_warnings", "release", "verified", "worse"]
+__all__ = ["VerifiedEstimate", "held_warnings", "release_warnings", "verify_ends", "worsen_status"]
 
 _TOLERANCE = 10.0  # square roots of the machine epsilon
 
 
-class Verified(NamedTuple):
+class VerifiedEstimate(NamedTuple):
     """The best end of all restarts."""
 
     models: Any
@@ -39,13 +39,13 @@ class Verified(NamedTuple):
     """The report of the search, with the statuses, values and choice after verification."""
 
 
-def verified(
+def verify_ends(
     info: Any,
     build: Callable[[Any], Any],
     condition_models: Callable[[Any, Any], SiteSolutions],
     *,
     bounded: bool = False,
-) -> Verified:
+) -> VerifiedEstimate:
     """Condition at the end of every restart and choose the best that can be trusted.
 
     Args:
@@ -71,7 +71,7 @@ def verified(
     is_interrupted = int(info.status) == Status.INTERRUPTED
     status = max(int(statuses[best]), int(Status.INTERRUPTED) if is_interrupted else 0)
     model, solution = jax.tree.map(lambda leaf: leaf[best][None], (models, warm))
-    return Verified(
+    return VerifiedEstimate(
         model,
         solution,
         info._replace(
@@ -113,7 +113,7 @@ def held_warnings() -> Iterator[list]:
     """Hold back the warnings of a search, because the verification decides whether its best end is good.
 
     Yields:
-        The list of held warnings, for ``release``; after an error they are released.
+        The list of held warnings, for ``release_warnings``; after an error they are released.
     """
     caught: list = []
     try:
@@ -121,11 +121,11 @@ def held_warnings() -> Iterator[list]:
             warnings.simplefilter("always")
             yield caught
     except BaseException:
-        release(caught)
+        release_warnings(caught)
         raise
 
 
-def release(caught: list, status: Status | int | Array = Status.NON_FINITE) -> None:
+def release_warnings(caught: list, status: Status | int | Array = Status.NON_FINITE) -> None:
     """Issue the held warnings, at the lines at which they arose.
 
     Args:
@@ -137,6 +137,6 @@ def release(caught: list, status: Status | int | Array = Status.NON_FINITE) -> N
             warnings.warn_explicit(held.message, held.category, held.filename, held.lineno)
 
 
-def worse(info: Any, status: Status | int | Array) -> Any:
+def worsen_status(info: Any, status: Status | int | Array) -> Any:
     """The report with a status at least as bad as ``status``."""
     return info._replace(status=jnp.maximum(jnp.asarray(info.status), int(status)).astype(jnp.int32))
