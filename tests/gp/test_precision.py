@@ -59,7 +59,7 @@ def test_matrices_are_those_of_dense_inverses(name, signed, dtype):
     tolerance = 1e-11 if dtype == jnp.float64 else 1e-5
     for matrix, exact in zip(got[:3], wanted[:3]):
         assert matrix.dtype == dtype
-        smallest = 1e-18 + tolerance * np.abs(exact).max()  # a site of zero is kept off zero by about tiny^½
+        smallest = 1e-18 + tolerance * np.abs(exact).max()  # a site of zero is replaced by about tiny^½
         np.testing.assert_allclose(matrix, exact, rtol=10 * tolerance, atol=smallest)
     # A small log determinant is a difference of logarithms near one: absolute digits.
     np.testing.assert_allclose(got.log_det, wanted[3], rtol=tolerance, atol=tolerance)
@@ -219,8 +219,8 @@ def test_forward_and_reverse_agree_where_only_some_inputs_move():
 def test_failures_have_a_status_and_are_nan(dtype):
     gram, ones = jnp.asarray(K, dtype), jnp.ones(N, dtype)
     cases = [
-        (gram, -0.1 * ones, False, Status.NOT_POSITIVE_DEFINITE),  # negative where none may be
-        (gram, -2.0 * ones, True, Status.NOT_POSITIVE_DEFINITE),  # K⁻¹ + Λ is not a precision
+        (gram, -0.1 * ones, False, Status.NOT_POSITIVE_DEFINITE),  # negative, though not allowed
+        (gram, -2.0 * ones, True, Status.NOT_POSITIVE_DEFINITE),  # K⁻¹ + Λ is not positive definite
         (gram.at[0, 0].set(jnp.nan), ones, False, Status.NON_FINITE),
         (gram.at[2, 0].set(jnp.inf).at[0, 2].set(jnp.inf), ones, True, Status.NON_FINITE),
         (-gram, ones, False, Status.NOT_POSITIVE_DEFINITE),

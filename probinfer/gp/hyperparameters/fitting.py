@@ -112,7 +112,7 @@ def fit(
     inference = default_inference(model) if inference is None else inference
     has_unit = getattr(model.likelihood, "outputs_have_unit", False)
     scaling = choose_scaling(standardize, X, y, outputs=has_unit, has_prior=prior is not None)
-    # In NumPy: nothing to compile.
+    # In NumPy, where nothing is compiled
     X, y = jnp.asarray(scaling.inputs(np.asarray(X))), jnp.asarray(scaling.outputs(np.asarray(y)))
     model = cast(model, X.dtype)
     prior = default_prior(model, X) if prior is None else prior
@@ -145,9 +145,10 @@ def fit(
     must_verify = (
         is_point and not isinstance(inference, Exact) and getattr(info, "positions", None) is not None
     )
+    solutions: SiteSolutions | None
     if must_verify:
 
-        def ends(target, info, start):
+        def verify(target, info, start):
             return verify_ends(
                 info,
                 lambda positions: build(jax.vmap(target.constrain)(positions)),
@@ -165,18 +166,17 @@ def fit(
                 report = report._replace(log_likelihood=report.log_density)
             if info.covariance is not None:
                 report = report._replace(covariance=laplace_covariance(fn, position))
-            return ends(restarted, report, sites)
+            return verify(restarted, report, sites)
 
-        models, best, info = continue_search(ends(target, info, start), search_from, learn_key)
-        solutions: SiteSolutions | None = best
+        models, solutions, info = continue_search(verify(target, info, start), search_from, learn_key)
         release_warnings(caught, info.status)
         if int(info.status) != Status.OK and not caught:
             engine.warn(info.status, "the best end of the search did not pass the verification", "gp.fit")
         _check_modes(model, inference, info.status)
     else:
         release_warnings(caught)
-        is_complete = isinstance(inference, Exact) and not (is_point and log_evidence is None)
-        solutions = None if is_complete else condition_many(inference, models, X, y, start)
+        has_evidence = isinstance(inference, Exact) and not (is_point and log_evidence is None)
+        solutions = None if has_evidence else condition_many(inference, models, X, y, start)
     if solutions is not None:
         info = worsen_status(info, _check_solutions(inference, solutions, is_point))
         sites = None if isinstance(inference, Exact) else solutions.sites

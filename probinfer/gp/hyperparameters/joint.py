@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 
 from probinfer.core.identity import notice
 from probinfer.core.types import Array, Float
-from probinfer.gp.hyperparameters.posterior import Free, free_hyperparameters, rebuild
+from probinfer.gp.hyperparameters.posterior import FreeHyperparameters, free_hyperparameters, rebuild
 from probinfer.gp.model.model import Model, cast
 from probinfer.gp.model.validation import check_data, check_inputs, check_outputs
 from probinfer.numerics.linalg import safe_cholesky, triangular_solve
@@ -32,7 +32,7 @@ LATENT = "latent"
 """The name of the whitened latent values among the parameters of the target."""
 
 
-def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[Free, Target]:
+def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[FreeHyperparameters, Target]:
     """The target p(ν, θ | y) ∝ p(y | f = μ + Lν) N(ν; 0, I) p(θ), for any engine.
 
     Args:
@@ -59,13 +59,13 @@ def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[Free, Tar
 
 
 def latent_values(
-    free: Free, model: Model, draws: dict[str, Array], X: Float[Array, "N D"]
+    free: FreeHyperparameters, model: Model, draws: dict[str, Array], X: Float[Array, "N D"]
 ) -> Float[Array, "S N"]:
     """The latent function at the training inputs, f = μ + Lν, one row for each draw.
 
     Args:
         free: from ``joint_posterior``.
-        model: the model given there.
+        model: the model that was passed there.
         draws: values by name with one leading axis, from ``posterior.flat()``; weighted ones from
             ``posterior.resample(key, num)``.
         X: the training inputs.
@@ -73,12 +73,14 @@ def latent_values(
     return jax.lax.map(lambda values: _latent(free, model, X, values), draws)
 
 
-def joint_predictive(free: Free, model: Model, draws: dict[str, Array], X: Any, X_new: Any) -> Any:
+def joint_predictive(
+    free: FreeHyperparameters, model: Model, draws: dict[str, Array], X: Any, X_new: Any
+) -> Any:
     """The distribution of outputs at new inputs: a mixture over draws of ∫ p(y* | f*) p(f* | f, θ) df*.
 
     Args:
         free: from ``joint_posterior``.
-        model: the model given there.
+        model: the model that was passed there.
         draws: values by name with one leading axis, from ``posterior.resample(key, num)``; a few hundred are enough.
         X: training inputs ``(N, D)``.
         X_new: new inputs ``(M, D)``.

@@ -22,11 +22,11 @@ from probinfer.gp.model.model import Model
 from probinfer.gp.model.priors import Tied, fixed
 from probinfer.targets import LogDensity, Target, from_prior
 
-__all__ = ["Free", "free_hyperparameters", "hyper_posterior", "rebuild"]
+__all__ = ["FreeHyperparameters", "free_hyperparameters", "hyper_posterior", "rebuild"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Free:
+class FreeHyperparameters:
     """The learned leaves of a model: hashable, so that it can be static in jitted functions.
 
     Attributes:
@@ -42,7 +42,7 @@ class Free:
         return {name: get_leaf(model, name) for name in self.names}
 
 
-def free_hyperparameters(model: Model, prior: Any) -> tuple[Free, dict[str, Distribution]]:
+def free_hyperparameters(model: Model, prior: Any) -> tuple[FreeHyperparameters, dict[str, Distribution]]:
     """Read a prior tree: the learned leaves and their distributions.
 
     Args:
@@ -80,10 +80,10 @@ def free_hyperparameters(model: Model, prior: Any) -> tuple[Free, dict[str, Dist
         raise ValueError(
             "every hyperparameter is fixed, so nothing is left to learn; use gp.condition instead"
         )
-    return Free(tuple(priors), ties), priors
+    return FreeHyperparameters(tuple(priors), ties), priors
 
 
-def rebuild(free: Free, model: Model, values: dict[str, Any]) -> Model:
+def rebuild(free: FreeHyperparameters, model: Model, values: dict[str, Any]) -> Model:
     """Insert free hyperparameters into the model; fixed leaves keep its values, tied ones take those of their source.
 
     Args:
@@ -106,7 +106,7 @@ def hyper_posterior(
     inference: Any,
     *,
     sites: Sites | None = None,
-) -> tuple[Free, Target]:
+) -> tuple[FreeHyperparameters, Target]:
     """The target p(θ | y) ∝ p(y | θ) p(θ).
 
     Its first initial position has the model's own values, further ones are drawn from the prior. Iterative inference
