@@ -35,7 +35,7 @@ from probinfer.gp.approximation.fixed_point import FixedPoint
 from probinfer.gp.approximation.gaussian_marginals import marginals_from
 from probinfer.gp.approximation.objectives import Objective, energy
 from probinfer.gp.approximation.updates import updated_sites
-from probinfer.gp.structure.dense import precision
+from probinfer.gp.structure.dense import posterior_matrices
 
 NODES, STEPS, STEP_SIZE, RATE, MAX_ROUNDS = 20, 20, 0.1, 0.01, 10_000
 OURS = {
@@ -75,7 +75,7 @@ def one_round(power: float, state: State, X, y) -> tuple[State, Any]:
     K, zeros = model_at(state.raw).kernel.gram(X), jnp.zeros_like(y)
 
     def site_step(_, sites):
-        q = marginals_from(precision(K, sites[1], False), zeros, *sites)
+        q = marginals_from(posterior_matrices(K, sites[1], False), zeros, *sites)
         new = updated_sites(Objective(0.0, NODES), likelihood, y, q, sites)
         return (1 - STEP_SIZE) * sites + STEP_SIZE * new
 

@@ -28,7 +28,7 @@ from probinfer import gp
 from probinfer.gp.approximation.gaussian_marginals import marginals_from
 from probinfer.gp.approximation.objectives import Objective
 from probinfer.gp.approximation.updates import updated_sites
-from probinfer.gp.structure.dense import precision
+from probinfer.gp.structure.dense import posterior_matrices
 
 NODES = 20
 LIKELIHOOD = gp.likelihoods.Bernoulli("probit")
@@ -45,7 +45,7 @@ def make_data(num: int, dims: int = 8, seed: int = 0):
 @functools.partial(jax.jit, static_argnums=0)
 def sweep(power, K, y, sites):
     """New sites."""
-    q = marginals_from(precision(K, sites[1], False), jnp.zeros_like(y), *sites)
+    q = marginals_from(posterior_matrices(K, sites[1], False), jnp.zeros_like(y), *sites)
     return updated_sites(Objective(power, NODES), LIKELIHOOD, y, q, sites)
 
 

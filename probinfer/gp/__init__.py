@@ -1,6 +1,7 @@
-"""Gaussian processes: hyperparameters learned, not chosen.
+"""Gaussian processes whose hyperparameters are learned from data.
 
-``fit`` does the whole job; ``condition`` and ``log_evidence`` are its pure, differentiable pieces.
+Start with ``hyperparameters.fitting`` (``fit``), which learns and returns a ``Fit`` that predicts. Its pure,
+differentiable parts are ``condition`` and ``log_evidence`` in ``approximation``.
 """
 
 from probinfer import kernels

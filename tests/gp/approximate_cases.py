@@ -1,4 +1,4 @@
-"""Five points under every method: one jitted evaluation a pair of method and likelihood, shared by all tests.
+"""Five points under every method: one jitted evaluation per pair of method and likelihood, shared by all tests.
 
 Compilation is the cost, so hyperparameters, data and first sites are arguments, and every model has the same structure.
 """
@@ -39,16 +39,16 @@ METHODS = {
     "partial": gp.Hybrid("partial", num_nodes=NODES, tolerance=1e-12),
     "total": gp.Hybrid(num_nodes=NODES, tolerance=1e-12),
 }
-NO_ROOM = 1e-30  # the variance of a kernel that is there for the structure
+UNUSED = 1e-30  # the variance of a kernel that is present for the structure only
 
-# Unoptimised code computes the same and compiles in half the time.
+# Unoptimized code computes the same and compiles in half the time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def model(likelihood, setting=SETTING_A, matern=False, mean=0.0):
     """A squared exponential or a Matern-5/2 kernel, in one structure."""
     variance, lengthscale = setting
-    first, second = (NO_ROOM, variance) if matern else (variance, NO_ROOM)
+    first, second = (UNUSED, variance) if matern else (variance, UNUSED)
     kernel = gp.kernels.RBF(first, lengthscale) + gp.kernels.Matern52(second, lengthscale)
     return gp.Model(kernel, likelihood, gp.means.Constant(mean))
 
@@ -87,7 +87,7 @@ def log_gradient(gradient, model):
 
 
 def problem(name, setting=SETTING_A, X=X, y=None, mean=0.0, parameters=None):
-    """The same for the oracle."""
+    """The same problem for the oracle: covariance, prior mean and log densities."""
     variance, lengthscale = setting
     y = OUTPUTS[name] if y is None else y
     parameters = PARAMETERS[name] if parameters is None else parameters

@@ -1,4 +1,4 @@
-"""What an evidence can be, and which end of a search is trusted."""
+"""Bounds of evidences, and the choice of the end of a search."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from probinfer import gp
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
 from probinfer.gp.approximation.admissible import evidence_status, largest_log_evidence
-from probinfer.gp.approximation.conditioning import Settled
+from probinfer.gp.approximation.conditioning import SiteSolutions
 from probinfer.gp.approximation.fixed_point import FixedPoint
-from probinfer.gp.hyperparameters.verification import verified
+from probinfer.gp.hyperparameters.verification import verify_ends
 from probinfer.vi import MAPInfo
 from tests.reference.likelihoods import LOG_DENSITIES
 
@@ -24,9 +24,9 @@ def known_exposure(y, f, log_exposure):
     return y * f - jnp.exp(f) - jax.scipy.special.gammaln(y + 1)
 
 
-def own(**said):
+def custom_likelihood(**settings):
     return gp.likelihoods.FromLogDensity(
-        known_exposure, {"log_exposure": np.log([1.0, 10, 100, 1000])}, **said
+        known_exposure, {"log_exposure": np.log([1.0, 10, 100, 1000])}, **settings
     )
 
 
@@ -36,19 +36,23 @@ def bound(likelihood, y):
 
 
 def test_no_evidence_is_above_the_largest_density():
-    """The mean of Π p(y | f) over f is not above Π sup p; of a concave density the supremum is known, of masses 0."""
+    """The mean of Π p(y | f) is at most Π sup p: the supremum of concave densities is computed, that of masses is 1."""
     positive = COUNTS[1:]
     wanted = np.sum(positive * np.log(positive) - positive - special.gammaln(positive + 1))
-    np.testing.assert_allclose(bound(own(concave=True), COUNTS), wanted, rtol=1e-9)
+    np.testing.assert_allclose(bound(custom_likelihood(concave=True), COUNTS), wanted, rtol=1e-9)
     np.testing.assert_allclose(
         bound(gp.likelihoods.Gaussian(0.3), [5.0, -40.0]), -np.log(2 * np.pi * 0.3), rtol=1e-9
     )
-    for likelihood in (gp.likelihoods.Poisson(), gp.likelihoods.NegativeBinomial(), own(discrete=True)):
+    for likelihood in (
+        gp.likelihoods.Poisson(),
+        gp.likelihoods.NegativeBinomial(),
+        custom_likelihood(discrete=True),
+    ):
         assert bound(likelihood, COUNTS) == 0
     assert bound(gp.likelihoods.Bernoulli("logit"), COUNTS[:2]) == 0
-    student = gp.likelihoods.StudentT(0.02, 0.7)  # not log-concave, and yet it has a peak
+    student = gp.likelihoods.StudentT(0.02, 0.7)  # not log-concave, but with a peak
     np.testing.assert_allclose(bound(student, COUNTS), 4 * (stats.t.logpdf(0, 0.7) - np.log(0.02)), rtol=1e-9)
-    assert bound(own(), COUNTS) == np.inf
+    assert bound(custom_likelihood(), COUNTS) == np.inf
 
 
 @pytest.mark.f32
@@ -70,22 +74,22 @@ def test_which_energies_are_evidences(energy, limit, residual, status, dtype):
     if dtype == jnp.float32 and energy == 1e-3:
         energy = 0.1
     energy, limit, residual = (jnp.asarray(value, dtype) for value in (energy, limit, residual))
-    found = FixedPoint(None, residual, None, None)
-    assert evidence_status(energy, limit, found) == status
+    fixed_point = FixedPoint(None, residual, None, None)
+    assert evidence_status(energy, limit, fixed_point) == status
 
 
 def test_an_energy_above_every_evidence_is_none():
-    """Masses that are none: the same counts with a density 10 nats too large each, said to be discrete."""
+    """Wrong masses: counts whose log density, declared discrete, is 10 nats too large."""
 
     def too_large(y, f):
         return y * f - jnp.exp(f) - jax.scipy.special.gammaln(y + 1) + 10.0
 
     X, y = np.linspace(-1, 1, 4)[:, None], np.array([2.0, 0, 3, 1])
     likelihood = gp.likelihoods.FromLogDensity(too_large, concave=True, discrete=True)
-    found = gp.condition(gp.Model(gp.kernels.RBF(), likelihood), X, y, gp.Laplace())
-    assert found.status == Status.POOR_APPROXIMATION
-    assert np.isnan(found.log_evidence)
-    assert np.isfinite(found.mean).all()
+    conditioned = gp.condition(gp.Model(gp.kernels.RBF(), likelihood), X, y, gp.Laplace())
+    assert conditioned.status == Status.POOR_APPROXIMATION
+    assert np.isnan(conditioned.log_evidence)
+    assert np.isfinite(conditioned.mean).all()
 
 
 OK, MISSED, OFF, STALLED = (
@@ -108,37 +112,37 @@ OK, MISSED, OFF, STALLED = (
         ([-1.0, -2.0, -9.0], [OK] * 3, ([-1.5, -2.0, -9.0], [OK] * 3), ([-1.0, -2.0, -9.0], [OK] * 3), 1, OK),
         # no end is verified: the best with its status
         ([-1.0, -2.0, -9.0], [OK] * 3, ([-1.5, -2.1, -9.1], [OK] * 3), ([-1.0, -2.0, -9.0], [OK] * 3), 0, OFF),
-        # a search that did not end is not hidden behind a lower one that did, unless they tie
+        # a search that did not converge is not replaced by a lower one that did, unless they tie
         ([-1.0, -2.0, -9.0], [STALLED, OK, OK], ([-1.0, -2.0, -9.0], [OK] * 3), ([-1.0, -2, -9], [OK] * 3), 0, STALLED),
         ([-2.0, -2.0, -9.0], [STALLED, OK, OK], ([-2.0, -2.0, -9.0], [OK] * 3), ([-2.0, -2.0, -9.0], [OK] * 3), 1, OK),
     ],
 )  # fmt: skip
 def test_the_best_end_is_one_that_was_verified(values, searches, fresh, warm, best, status):
     both = [jnp.asarray(np.concatenate(pair)) for pair in zip(fresh, warm, strict=True)]
-    settled = Settled(jnp.arange(6.0), both[0], both[1].astype(jnp.int32))
+    solutions = SiteSolutions(jnp.arange(6.0), both[0], both[1].astype(jnp.int32))
     values = jnp.asarray(values)
     info = MAPInfo(
         values[0], values, jnp.asarray(searches), None, 0, None, 0, values[0], positions=jnp.arange(3.0)
     )
-    got = verified(info, lambda positions: 10 * positions, lambda models, fresh: settled)
+    got = verify_ends(info, lambda positions: 10 * positions, lambda models, fresh: solutions)
     assert int(got.info.best) == best
     assert Status(int(got.info.status)) == status
     assert got.models == 10.0 * best
-    assert got.settled.sites == 3.0 + best  # those that learning started from
+    assert got.solutions.sites == 3.0 + best  # those of the warm start
     assert got.info.log_density == values[best] == got.info.log_likelihood
 
 
 def test_an_end_that_is_missed_from_scratch_counts_where_evidences_are_bounded():
     fresh, warm = [np.nan, -2.0, -9.0], [-1.0, -2.0, -9.0]
-    for bounded, seen, best in ((True, fresh, 0), (False, fresh, 1), (True, [-1.5, -2.0, -9.0], 1)):
-        missed = [MISSED if np.isnan(value) else OK for value in seen]
+    for bounded, scratch, best in ((True, fresh, 0), (False, fresh, 1), (True, [-1.5, -2.0, -9.0], 1)):
+        missed = [MISSED if np.isnan(value) else OK for value in scratch]
         statuses = jnp.asarray([*missed, OK, OK, OK], jnp.int32)
-        settled = Settled(jnp.arange(6.0), jnp.asarray([*seen, *warm]), statuses)
+        solutions = SiteSolutions(jnp.arange(6.0), jnp.asarray([*scratch, *warm]), statuses)
         values = jnp.asarray(warm)
         info = MAPInfo(
             values[0], values, jnp.zeros(3, jnp.int32), None, 0, None, 0, positions=jnp.arange(3.0)
         )
-        got = verified(info, lambda positions: positions, lambda m, f, s=settled: s, bounded=bounded)
+        got = verify_ends(info, lambda positions: positions, lambda m, f, s=solutions: s, bounded=bounded)
         assert int(got.info.best) == best
         assert int(got.info.status) == OK
 
@@ -148,22 +152,22 @@ def test_an_end_that_is_missed_from_scratch_counts_where_evidences_are_bounded()
     "inference", [gp.Laplace(), gp.EP(), gp.VI(), gp.Hybrid()], ids=lambda i: type(i).__name__
 )
 def test_unmodelled_exposures_end_at_an_evidence(inference):
-    """Forty counts up to 223 with exposures of which the model knows nothing: once an evidence of 4e50, called OK."""
+    """Forty counts up to 223 with exposures that the model ignores, where a wrong energy is as large as 4e50."""
     rng = np.random.default_rng(0)
     x = np.linspace(0, 10, 40)[:, None]
     y = 1.0 * rng.poisson(rng.uniform(1, 100, 40) * np.exp(np.sin(x[:, 0])))
     model = gp.Model(gp.kernels.RBF(), gp.likelihoods.Poisson())
     fit = gp.fit(jax.random.key(0), model, x, y, inference=inference, progress=False)
     np.testing.assert_allclose(fit.log_evidence, -246.7, atol=0.3)
-    found = gp.condition(fit.model, fit.X, fit.y, inference)
-    assert found.status == Status.OK
-    np.testing.assert_allclose(found.log_evidence, fit.log_evidence, rtol=1e-6)
+    conditioned = gp.condition(fit.model, fit.X, fit.y, inference)
+    assert conditioned.status == Status.OK
+    np.testing.assert_allclose(conditioned.log_evidence, fit.log_evidence, rtol=1e-6)
     np.testing.assert_allclose(fit.predict_y(x).mean, y, rtol=0.25, atol=2)
 
 
 @pytest.mark.slow
 def test_exposures_of_an_own_likelihood():
-    """Exposures from 1 to 1000 in a log density of one's own: an evidence, where it once was 2.6e120."""
+    """Exposures from 1 to 1000 in a custom log density, where a wrong energy is as large as 2.6e120."""
     rng = np.random.default_rng(1)
     x = np.linspace(0, 10, 24)[:, None]
     exposure = 10 ** rng.uniform(0, 3, 24)
@@ -201,27 +205,27 @@ def test_laplaces_evidence_has_no_bound_where_a_mode_vanishes():
         return np.log(integrate.quad(joint, -40, 40, points=[0, y], limit=400)[0])
 
     fold = optimize.brentq(lambda m: at(m)[1], 1.0, 3.9, xtol=1e-13)
-    assert at(fold - 1e-9)[2] > exact(at(fold)[0]) + 8  # nats, and as many more as one likes
+    assert at(fold - 1e-9)[2] > exact(at(fold)[0]) + 8  # nats; unbounded towards the fold
     X, outputs, verdicts = jnp.zeros((1, 1)), jnp.array([y]), []
     for mode in (0.5, 1.5, 2.0, fold - 0.3, fold - 0.01, fold - 1e-4):
         variance, shrunk, formula = at(mode)
         model = gp.Model(gp.kernels.RBF(variance=variance), gp.likelihoods.StudentT(scale, df))
-        found = gp.condition(model, X, outputs, gp.Laplace())
-        np.testing.assert_allclose(found.mean[0], mode, rtol=1e-4)
-        verdicts.append(int(found.status))
+        conditioned = gp.condition(model, X, outputs, gp.Laplace())
+        np.testing.assert_allclose(conditioned.mean[0], mode, rtol=1e-4)
+        verdicts.append(int(conditioned.status))
         if shrunk > 0.25:
-            np.testing.assert_allclose(found.log_evidence, formula, rtol=1e-7)
-            assert found.status == Status.OK
+            np.testing.assert_allclose(conditioned.log_evidence, formula, rtol=1e-7)
+            assert conditioned.status == Status.OK
             assert formula < exact(variance) + np.log(2)
         else:
-            assert np.isnan(found.log_evidence)
-            assert found.status == Status.POOR_APPROXIMATION
+            assert np.isnan(conditioned.log_evidence)
+            assert conditioned.status == Status.POOR_APPROXIMATION
     assert len(set(verdicts)) == 2
 
 
 @pytest.mark.slow
 def test_a_search_that_modes_stop_says_so():
-    """Three outliers at a thousand noise scales: every search of Laplace's evidence stalls, and the reason is named."""
+    """Three outliers at a thousand noise scales: searches of Laplace's evidence stall, and a warning explains it."""
     rng = np.random.default_rng([1, 3])
     X = np.linspace(0, 10, 24)[:, None]
     K = np.exp(-0.5 * ((X - X.T) / rng.uniform(1, 3)) ** 2)
@@ -229,6 +233,6 @@ def test_a_search_that_modes_stop_says_so():
     where = rng.choice(24, 3, replace=False)
     y[where] += rng.choice([-1, 1], 3) * 100 * rng.uniform(0.5, 2, 3)
     model = gp.Model(gp.kernels.RBF(), gp.likelihoods.StudentT())
-    with pytest.warns(ConvergenceWarning, match=r"jumps from one mode.*take gp\.VI\(\)"):
+    with pytest.warns(ConvergenceWarning, match=r"jumps from one mode.*use gp\.VI\(\)"):
         fit = gp.fit(jax.random.key(1), model, X, y, inference=gp.Laplace())
     assert fit.info.status != Status.OK

@@ -13,9 +13,9 @@ import pytest
 from probinfer import gp, mcmc
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
-from probinfer.gp.approximation.conditioning import _settle, reference_sites, settle
+from probinfer.gp.approximation.conditioning import _condition_many, condition_many, reference_sites
 from probinfer.gp.hyperparameters.posterior import hyper_posterior
-from probinfer.gp.hyperparameters.verification import held_warnings, release
+from probinfer.gp.hyperparameters.verification import held_warnings, release_warnings
 from tests.gp.approximate_cases import jit
 from tests.reference import gp_sites as oracle
 from tests.reference.likelihoods import LOG_DENSITIES
@@ -52,9 +52,7 @@ def ml2():
 def nuts():
     engine = mcmc.NUTS(num_warmup=30, num_draws=20, num_chains=2)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # 20 draws are too few for the convergence rule, and the engine says so
+        warnings.simplefilter("ignore")  # 20 draws are too few for the convergence rule, and the engine warns
         return gp.fit(jax.random.key(1), model(), X, Y, prior=prior(), learn=engine, standardize=False)
 
 
@@ -70,22 +68,22 @@ def test_default_inference_is_ep_and_its_evidence_is_maximal(ml2):
         return oracle.energy(slow, *oracle.ep(slow, tolerance=1e-6), 1.0)
 
     best = np.log([ml2.model.kernel.variance, ml2.model.kernel.lengthscale])
-    here = value(*best)
-    np.testing.assert_allclose(ml2.log_evidence, here, atol=1e-4)  # the oracle adds 1e-7 and inverts
+    best_value = value(*best)
+    np.testing.assert_allclose(ml2.log_evidence, best_value, atol=1e-4)  # the oracle adds 1e-7 and inverts
     for step in ([0.2, 0], [-0.2, 0], [0, 0.2], [0, -0.2]):
-        assert value(*(best + step)) < here
+        assert value(*(best + step)) < best_value
 
 
 def test_the_start_and_the_verification_of_restarts_share_a_program(ml2):
-    before = _settle._cache_size()
-    warm, found = ml2.models, ml2.sites
+    before = _condition_many._cache_size()
+    warm, sites = ml2.models, ml2.sites
     models = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf, 1.5 * leaf]), warm)
-    start = jax.tree.map(lambda leaf: leaf[0], found)
-    settled = settle(ml2.inference, models, ml2.X, ml2.y, start, jnp.arange(3) < 1)
-    assert _settle._cache_size() == before
-    np.testing.assert_allclose(settled.log_evidence[1], settled.log_evidence[0], rtol=1e-9)
-    assert settled.sites.lam1.shape == (3, 16)
-    assert settled.log_evidence[2] < settled.log_evidence[1]  # the maximum was learned
+    start = jax.tree.map(lambda leaf: leaf[0], sites)
+    solutions = condition_many(ml2.inference, models, ml2.X, ml2.y, start, jnp.arange(3) < 1)
+    assert _condition_many._cache_size() == before
+    np.testing.assert_allclose(solutions.log_evidence[1], solutions.log_evidence[0], rtol=1e-9)
+    assert solutions.sites.lam1.shape == (3, 16)
+    assert solutions.log_evidence[2] < solutions.log_evidence[1]  # the maximum was learned
 
 
 def test_class_probabilities(ml2):
@@ -126,25 +124,27 @@ def test_files(which, request, tmp_path):
     fit = request.getfixturevalue(which)
     fit.save(tmp_path / "fit.npz")
     back = gp.load(tmp_path / "fit.npz")
-    assert jax.tree.structure(back) == jax.tree.structure(fit)  # the settings of inference are in it
+    assert jax.tree.structure(back) == jax.tree.structure(
+        fit
+    )  # the structure includes the settings of inference
     np.testing.assert_array_equal(back.log_prob(X_NEW, np.ones(3)), fit.log_prob(X_NEW, np.ones(3)))
     np.testing.assert_array_equal(back.loo(), fit.loo())
 
 
 @pytest.mark.slow
 def test_the_density_is_a_function_of_the_position_alone():
-    """The same bits whatever was evaluated before: every search starts at the stored sites."""
+    """The value does not depend on earlier evaluations: every search starts at the stored sites."""
     arrays = jnp.asarray(X), jnp.asarray(Y)
     _, target = hyper_posterior(model(), prior(), *arrays, gp.EP())
     density = jit(lambda target, position: jax.value_and_grad(target.logdensity_fn)(position))
     positions = target.init(jax.random.key(3), 4)
-    here = jax.tree.map(lambda leaf: leaf[1], positions)
-    first = density(target, here)
+    position = jax.tree.map(lambda leaf: leaf[1], positions)
+    first = density(target, position)
     for i in (3, 0, 2):
         density(target, jax.tree.map(lambda leaf, i=i: leaf[i], positions))
-    jax.tree.map(np.testing.assert_array_equal, density(target, here), first)
+    jax.tree.map(np.testing.assert_array_equal, density(target, position), first)
     rebuilt = hyper_posterior(model(), prior(), *arrays, gp.EP())[1]
-    jax.tree.map(np.testing.assert_array_equal, density(rebuilt, here), first)
+    jax.tree.map(np.testing.assert_array_equal, density(rebuilt, position), first)
     # They are the sites at the model's own values, where one more update changes nothing.
     sites = reference_sites(model(), *arrays, gp.EP())
     again = gp.condition(model(), *arrays, gp.EP(), sites=sites)
@@ -155,7 +155,7 @@ def test_the_density_is_a_function_of_the_position_alone():
 
 @pytest.mark.slow
 def test_a_method_that_did_not_converge_is_said():
-    """A tolerance that rounding does not allow: the evidence is good, and yet the status is not OK."""
+    """A tolerance below rounding: the evidence is good, but the status is not OK."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit = gp.fit(
@@ -168,14 +168,14 @@ def test_a_method_that_did_not_converge_is_said():
             learn=gp.ML2(num_restarts=1),
             standardize=False,
         )
-    words = [str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning)]
-    assert any("EP did not converge" in text and "max_updates" in text for text in words)
+    messages = [str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning)]
+    assert any("EP did not converge" in text and "max_updates" in text for text in messages)
     assert np.isfinite(fit.log_evidence)
     assert fit.info.status == Status.MAX_ITERATIONS
 
 
 def test_what_a_search_says_of_its_end_is_held_against_the_verification():
-    """A search that stopped early is not warned of where another end, which converged, was chosen."""
+    """There is no warning about a search that stopped early if a converged end was chosen."""
 
     def search():
         with held_warnings() as caught:
@@ -183,13 +183,13 @@ def test_what_a_search_says_of_its_end_is_held_against_the_verification():
             warnings.warn("in float32", UserWarning, stacklevel=1)
         return caught
 
-    for status, kept in ((Status.OK, {"in float32"}), (Status.MAX_ITERATIONS, None)):
-        with warnings.catch_warnings(record=True) as said:
+    for status, expected in ((Status.OK, {"in float32"}), (Status.MAX_ITERATIONS, None)):
+        with warnings.catch_warnings(record=True) as issued:
             warnings.simplefilter("always")
-            release(search(), status)
-        words = {str(one.message) for one in said}
-        assert words == (kept or {"in float32", "the best did not converge"})
-        assert {one.filename for one in said} == {__file__}
+            release_warnings(search(), status)
+        messages = {str(warning.message) for warning in issued}
+        assert messages == (expected or {"in float32", "the best did not converge"})
+        assert {warning.filename for warning in issued} == {__file__}
 
     def broken():
         with held_warnings():
@@ -202,7 +202,7 @@ def test_what_a_search_says_of_its_end_is_held_against_the_verification():
 
 @pytest.mark.slow
 def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
-    """On heavy-tailed noise it may be larger than any evidence, and would be where the search ends."""
+    """On heavy-tailed noise it may be larger than any evidence, and would attract the search."""
     inference = gp.EP(max_updates=1)
     arrays = jnp.asarray(X), jnp.asarray(Y)
     assert np.isnan(gp.log_evidence(model(), *arrays, inference))
@@ -221,7 +221,7 @@ def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
                 standardize=False,
             )
         refused = f"max_updates=1 {fit.info.status}"
-    except NumericalError as error:  # or there was none anywhere
+    except NumericalError as error:  # or there was no evidence anywhere
         refused = str(error)
     assert "max_updates=1" in refused
     assert "OK" not in refused
@@ -229,10 +229,10 @@ def test_an_energy_far_from_its_fixed_point_is_not_learned_from():
 
 @pytest.mark.slow
 def test_separable_labels_are_bounded_by_the_prior():
-    """Maximum likelihood runs away with the variance and says so; the posterior mode stays where the prior has mass."""
+    """Maximum likelihood diverges with the variance and warns; the posterior mode stays where the prior has mass."""
     labels = (X[:, 0] > 0).astype(float)
     arguments = {"prior": prior(), "standardize": False}
-    with pytest.warns(ConvergenceWarning) as caught:  # the search for a maximum at infinity may say so, too
+    with pytest.warns(ConvergenceWarning) as caught:  # the search for a maximum at infinity may warn, too
         runaway = gp.fit(jax.random.key(0), model(), X, labels, learn=gp.ML2(num_restarts=1), **arguments)
     assert any("separable" in str(warning.message) for warning in caught)
     assert runaway.info.status == Status.AT_LIMIT
@@ -243,9 +243,9 @@ def test_separable_labels_are_bounded_by_the_prior():
 
 
 @pytest.mark.parametrize(
-    ("y", "words"),
+    ("y", "message"),
     [(Y + 1, "labels 0 and 1"), (np.where(Y == 1, 0.5, Y), "labels 0 and 1"), (Y[:-1], "16 rows")],
 )
-def test_bad_outputs(y, words):
-    with pytest.raises(ValueError, match=words):
+def test_bad_outputs(y, message):
+    with pytest.raises(ValueError, match=message):
         inspect.unwrap(gp.fit)(jax.random.key(0), model(), X, y)

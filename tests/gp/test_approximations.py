@@ -1,4 +1,4 @@
-"""Laplace, EP, VI and Hybrid: against a slow oracle and brute force, derivatives, limits, and what bad data give."""
+"""Laplace, EP, VI and Hybrid: against a slow oracle and brute force, derivatives, limits, and bad data."""
 
 import dataclasses
 import inspect
@@ -17,9 +17,9 @@ from probinfer.gp.approximation.updates import first_sites, updated_sites
 from tests.gp.approximate_cases import (
     LIKELIHOODS,
     METHODS,
-    NO_ROOM,
     OUTPUTS,
     SETTING_A,
+    UNUSED,
     X,
     case,
     evaluate,
@@ -59,8 +59,8 @@ ORACLES = {
 )
 def test_everything_matches_the_slow_oracle(method, name):
     slow = problem(name, UNEVEN, X_UNEVEN, mean=0.4)
-    found = ORACLES[method](slow)
-    (lam1, lam2), evidence = (found[:2], found[2]) if method == "Laplace" else found
+    solution = ORACLES[method](slow)
+    (lam1, lam2), evidence = (solution[:2], solution[2]) if method == "Laplace" else solution
     mean, covariance, _ = oracle.condition(*slow[:2], lam1, lam2)
     at = model(LIKELIHOODS[name], UNEVEN, mean=0.4)
     conditioned, (new_mean, new_variance), _, _ = evaluate(METHODS[method], at, OUTPUTS[name], X_UNEVEN)
@@ -103,11 +103,11 @@ def test_counts_far_from_the_prior(method):
 
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
 def test_one_update_is_that_of_the_oracle(power):
-    """At a fixed point the change is zero whatever its factor, so one update away from it is looked at."""
+    """At a fixed point any multiple of the change is zero, so an update at other sites is tested."""
     m, v = np.array([0.3, -1.4, 2.0]), np.array([0.5, 1.2, 0.3])
     lam1, lam2, y = np.array([0.1, 0.4, -0.3]), np.array([0.3, 0.2, 0.05]), np.array([2.0, 0, 11])
-    none = jnp.zeros(())
-    q = Marginals(jnp.asarray(m), jnp.asarray(v), none, none, none)
+    unused = jnp.zeros(())
+    q = Marginals(jnp.asarray(m), jnp.asarray(v), unused, unused, unused)
     sites = jnp.asarray([lam1, lam2])
     new = jit(updated_sites, static_argnums=0)(
         Objective(power, 128), LIKELIHOODS["poisson"], jnp.asarray(y), q, sites
@@ -124,11 +124,13 @@ def test_distances_to_brute_force():
     slow = problem("probit")
     exact = oracle.log_evidence(slow, 14)
     np.testing.assert_allclose(exact, -4.2311724145, atol=1e-6)
-    found = {name: float(case(name, "probit")[0].log_evidence) for name in ("Laplace", "EP", "VI", "total")}
-    assert found["VI"] < exact
-    assert abs(found["EP"] - exact) < 1e-3
-    assert abs(found["total"] - exact) < 1e-3
-    assert 0.03 < abs(found["Laplace"] - exact) < 0.06
+    evidences = {
+        name: float(case(name, "probit")[0].log_evidence) for name in ("Laplace", "EP", "VI", "total")
+    }
+    assert evidences["VI"] < exact
+    assert abs(evidences["EP"] - exact) < 1e-3
+    assert abs(evidences["total"] - exact) < 1e-3
+    assert 0.03 < abs(evidences["Laplace"] - exact) < 0.06
     loo = oracle.leave_one_out(slow, 14)
     np.testing.assert_allclose(loo[[0, 2]], [-0.5277390568, -1.4486056210], atol=1e-5)
     for name, distance in {"EP": 0.034, "VI": 0.041, "Laplace": 0.14}.items():
@@ -183,23 +185,23 @@ def test_gradient_in_the_dispersion():
     ],
 )
 def test_hessians_match_differences_of_gradients(method, name):
-    def build(theta):
-        lengthscale, variance = jnp.exp(theta)
-        kernel = gp.kernels.RBF(variance, lengthscale) + gp.kernels.Matern52(NO_ROOM, lengthscale)
+    def build(log_parameters):
+        lengthscale, variance = jnp.exp(log_parameters)
+        kernel = gp.kernels.RBF(variance, lengthscale) + gp.kernels.Matern52(UNUSED, lengthscale)
         return gp.Model(kernel, LIKELIHOODS[name], gp.means.Constant(0.0))
 
     arrays = jnp.asarray(X), jnp.asarray(OUTPUTS[name])
 
-    def value(theta):
-        return METHODS[method].condition(build(theta), *arrays).log_evidence
+    def value(log_parameters):
+        return METHODS[method].condition(build(log_parameters), *arrays).log_evidence
 
-    def gradient(theta):
-        at = model(LIKELIHOODS[name], (np.exp(theta[1]), np.exp(theta[0])))
+    def gradient(log_parameters):
+        at = model(LIKELIHOODS[name], (np.exp(log_parameters[1]), np.exp(log_parameters[0])))
         return log_gradient(evaluate(METHODS[method], at, OUTPUTS[name])[2], at)
 
-    theta = np.log([SETTING_A[1], SETTING_A[0]])
-    hessian = jit(jax.hessian(value))(jnp.asarray(theta))
-    columns = [difference(lambda h, e=e: gradient(theta + h * e)) for e in np.eye(2)]
+    log_parameters = np.log([SETTING_A[1], SETTING_A[0]])
+    hessian = jit(jax.hessian(value))(jnp.asarray(log_parameters))
+    columns = [difference(lambda h, e=e: gradient(log_parameters + h * e)) for e in np.eye(2)]
     np.testing.assert_allclose(hessian, np.stack(columns, 1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-7)
 
@@ -325,7 +327,7 @@ def test_failures_have_a_status(dtype):
     assert np.isnan(conditioned.log_evidence)
     indefinite = model(gp.likelihoods.Bernoulli(), (jnp.asarray(-3.0), 0.9))
     conditioned, _, _, _ = evaluate(engine("EP", dtype), indefinite, OUTPUTS["probit"], dtype=dtype)
-    # The first sites are zero, where negative variances are found as NaN.
+    # The first sites are zero, where negative variances give NaN.
     assert conditioned.status in (Status.NOT_POSITIVE_DEFINITE, Status.NON_FINITE)
     assert np.isnan(conditioned.log_evidence)
 
@@ -349,7 +351,7 @@ def test_duplicate_rows_need_no_jitter():
 
 @pytest.mark.parametrize("method", quick(["Laplace", "EP", "VI", "total"], "EP"))
 def test_separable_labels_under_a_huge_kernel_variance(method):
-    """A step of labels: every method ends, says whether it converged, and gives no evidence above log 1."""
+    """A step of labels: every method ends, reports whether it converged, and gives no evidence above log 1."""
     y = np.array([0.0, 0, 0, 1, 1])
     for variance in (1e2, 1e3, 1e6):
         at = model(LIKELIHOODS["probit"], (variance, 1.0))
@@ -361,12 +363,12 @@ def test_separable_labels_under_a_huge_kernel_variance(method):
         assert (np.sign(conditioned.mean) == 2 * y - 1).all()
         if conditioned.status == Status.OK:
             assert conditioned.log_evidence < 0
-        else:  # far from a fixed point there is none to give
+        else:  # far from a fixed point there is no evidence
             assert not conditioned.log_evidence >= 0
 
 
 def test_an_outlier_far_away_under_ep():
-    """A cavity may not exist on the way, the precision at the end is negative, and the answer is the oracle's."""
+    """A cavity may not exist during the iteration, the final precision is negative, and the result is the oracle's."""
     y = np.array([-1.2, 0.4, 0.5, 6.0, 0.9])
     at = model(gp.likelihoods.StudentT(0.3, 4.0))
     conditioned, _, _, _ = evaluate(METHODS["EP"], at, y)
@@ -392,8 +394,8 @@ def test_an_outlier_far_away_under_ep():
 )
 def test_too_few_updates_have_a_status(inference):
     def report(X, y):
-        found = inference.condition(model(LIKELIHOODS["poisson"]), X, y)
-        return found.status, found.num_iterations, found.residual, found.log_evidence
+        conditioned = inference.condition(model(LIKELIHOODS["poisson"]), X, y)
+        return conditioned.status, conditioned.num_iterations, conditioned.residual, conditioned.log_evidence
 
     status, num_updates, residual, value = jit(report)(jnp.asarray(X), jnp.asarray(OUTPUTS["poisson"]))
     assert status == Status.MAX_ITERATIONS
@@ -410,7 +412,7 @@ def condition(name, y, inference=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "y", "words"),
+    ("name", "y", "message"),
     [
         ("logit", [0, 1, 2, 0, 1], "labels 0 and 1, got 0, 1, 2"),
         ("logit", [-1, 1, 0, 1, 1], "labels 0 and 1"),
@@ -419,8 +421,8 @@ def condition(name, y, inference=None):
         ("poisson", [0.5, 0, 1, 2, 3], "counts 0, 1, 2"),
     ],
 )
-def test_outputs_that_the_likelihood_cannot_give(name, y, words):
-    with pytest.raises(ValueError, match=words):
+def test_outputs_that_the_likelihood_cannot_give(name, y, message):
+    with pytest.raises(ValueError, match=message):
         condition(name, y)
 
 
@@ -437,13 +439,13 @@ def test_labels_of_minus_one_and_one_are_taken_and_said():
     [("logit", bool), ("logit", int), pytest.param("poisson", np.int32, marks=pytest.mark.slow)],
 )
 def test_classes_and_counts_may_be_integers(name, kind):
-    whole = gp.condition(model(LIKELIHOODS[name]), X, OUTPUTS[name].astype(kind), gp.EP(num_nodes=64))
-    np.testing.assert_array_equal(whole.log_evidence, condition(name, OUTPUTS[name]).log_evidence)
+    from_integers = gp.condition(model(LIKELIHOODS[name]), X, OUTPUTS[name].astype(kind), gp.EP(num_nodes=64))
+    np.testing.assert_array_equal(from_integers.log_evidence, condition(name, OUTPUTS[name]).log_evidence)
 
 
 def test_integers_must_fit_into_the_dtype_and_real_outputs_are_floating():
     X = np.zeros((2, 1), np.float32)
-    with pytest.raises(ValueError, match="does not hold exactly"):
+    with pytest.raises(ValueError, match="cannot represent exactly"):
         gp.condition(gp.Model(gp.kernels.RBF(), gp.likelihoods.Poisson()), X, np.array([2**24 + 1, 0]))
     with pytest.raises(TypeError, match="y must be floating point, got dtype int"):
         gp.condition(gp.Model(gp.kernels.RBF()), X, np.array([1, 0]))
@@ -457,7 +459,7 @@ def test_one_class_only_is_said():
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: inspect.unwrap(gp.EP)(power=0.0), r"\(0, 1\], got 0.0; for the limit 0 use gp.VI"),
         (lambda: gp.EP(power=1.5), "power must be in"),
@@ -471,6 +473,6 @@ def test_one_class_only_is_said():
         (lambda: condition("probit", OUTPUTS["probit"], gp.Exact()), r"gp.EP\(\)"),
     ],
 )
-def test_wrong_settings(make, words):
-    with pytest.raises(ValueError, match=words):
+def test_wrong_settings(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

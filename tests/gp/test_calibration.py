@@ -1,4 +1,4 @@
-"""Reliability and probability integral transforms: by hand, by simulation, and on predictions that are wrong."""
+"""Reliability and probability integral transforms: small examples, simulations, and wrong predictions."""
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +75,9 @@ def test_ties_stay_together_and_few_points_suffice():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (([0.1, 0.2], [1.0]), "vectors of one length"),
-        (([], []), "vectors of one length"),
-        (([[0.1]], [[1]]), "vectors of one length"),
+        (([0.1, 0.2], [1.0]), "vectors of equal length"),
+        (([], []), "vectors of equal length"),
+        (([[0.1]], [[1]]), "vectors of equal length"),
         (([1.1], [1]), r"within \[0, 1\]"),
         (([np.nan], [1]), r"within \[0, 1\]"),
         (([0.5], [2]), "labels must be 0 or 1"),
@@ -107,7 +107,7 @@ def test_pit_of_real_outputs():
 
 @pytest.mark.parametrize("name", ["counts", "classes"])
 def test_pit_of_discrete_outputs(name, key):
-    """Uniform when right (one of 10^4 keys fails), and inside the jump; wrong predictions are seen.
+    """Uniform for right predictions (one of 10^4 keys fails), and within the jump; wrong predictions are detected.
 
     With means off by 0.8 the largest p-value of 200 keys was 1e-17; with 0.5, two of 200 were above 1e-6 for classes.
     """
@@ -135,5 +135,5 @@ def test_pit_wants_one_output_a_point():
         def cdf(self, y):
             return np.full(3, 0.5)
 
-    with pytest.raises(ValueError, match="one entry a predicted point"):
+    with pytest.raises(ValueError, match="one entry per predicted point"):
         pit(Three(), jnp.zeros(1))

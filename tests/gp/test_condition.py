@@ -1,4 +1,4 @@
-"""Exact conditioning against NumPy inverses, and what bad data give."""
+"""Exact conditioning against NumPy inverses, and errors for bad data."""
 
 import jax
 import jax.numpy as jnp
@@ -162,14 +162,14 @@ def test_derivatives_of_predictions_are_right():
 def test_hessian_is_symmetric_and_matches_differences_of_the_gradient():
     x, y, _ = data(jnp.float64)
 
-    def value(theta):
-        kernel = gp.kernels.Matern52(theta[0], theta[1:3])
-        return gp.log_evidence(gp.Model(kernel, gp.likelihoods.Gaussian(theta[3])), x, y)
+    def value(parameters):
+        kernel = gp.kernels.Matern52(parameters[0], parameters[1:3])
+        return gp.log_evidence(gp.Model(kernel, gp.likelihoods.Gaussian(parameters[3])), x, y)
 
-    theta = jnp.array([1.7, 0.6, 1.9, 0.3])
-    hessian = jax.jit(jax.hessian(value))(theta)
+    parameters = jnp.array([1.7, 0.6, 1.9, 0.3])
+    hessian = jax.jit(jax.hessian(value))(parameters)
     grad = jax.jit(jax.grad(value))
-    columns = [(grad(theta + 1e-5 * e) - grad(theta - 1e-5 * e)) / 2e-5 for e in jnp.eye(4)]
+    columns = [(grad(parameters + 1e-5 * e) - grad(parameters - 1e-5 * e)) / 2e-5 for e in jnp.eye(4)]
     np.testing.assert_allclose(hessian, jnp.stack(columns), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-12)
 
@@ -234,7 +234,7 @@ def test_an_indefinite_gram_gives_nan_and_a_status(dtype):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "error", "words"),
+    ("x", "y", "error", "message"),
     [
         (X[:, 0], Y, ValueError, r"X\[:, None\]"),
         (X, Y[:, None], ValueError, r"y.ravel\(\)"),
@@ -251,8 +251,8 @@ def test_an_indefinite_gram_gives_nan_and_a_status(dtype):
         (X + 1j, Y, TypeError, "floating point"),
     ],
 )
-def test_bad_data(x, y, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_data(x, y, error, message):
+    with pytest.raises(error, match=message):
         gp.condition(model(), x, y)
 
 
@@ -265,7 +265,7 @@ def test_bad_new_inputs():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: gp.Model(gp.kernels.RBF), TypeError, "parentheses"),
         (lambda: gp.Model(gp.kernels.RBF(), likelihood=0.1), TypeError, "Model.likelihood"),
@@ -275,6 +275,6 @@ def test_bad_new_inputs():
         (lambda: gp.condition(model(mean=gp.means.Linear(np.ones(3))), X, Y), ValueError, "3 entries"),
     ],
 )
-def test_bad_models(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_models(make, error, message):
+    with pytest.raises(error, match=message):
         make()

@@ -58,12 +58,12 @@ def test_weights_are_unbiased(base):
 @pytest.mark.parametrize("base", SITES)
 def test_intervals_cover(base):
     """Of 200 estimates from 32 runs 95 % cover; the limits are four binomial standard errors away (rate 1e-4)."""
-    found = [ais.summarize(part) for part in gaussian_runs(base).reshape(200, 32)]
-    covered = np.mean([abs(e.log_evidence) <= e.half_width for e in found])
+    summaries = [ais.summarize(part) for part in gaussian_runs(base).reshape(200, 32)]
+    covered = np.mean([abs(e.log_evidence) <= e.half_width for e in summaries])
     assert 0.888 < covered < 1
     # E log(mean w) = -var(w) / 2R to leading order
     expected = -np.exp(gaussian_runs(base)).var() / 64
-    errors = np.array([e.log_evidence for e in found])
+    errors = np.array([e.log_evidence for e in summaries])
     assert abs(errors.mean() - expected) < 4 * errors.std() / np.sqrt(200)
 
 
@@ -77,14 +77,14 @@ def test_three_labels_are_an_orthant(variance):
     exact = np.log(1 / 8 + np.arcsin(correlation[np.triu_indices(3, 1)]).sum() / (4 * np.pi))
     rng = np.random.default_rng(3)
     log_weights, path = ais.annealed(rng, K, np.zeros(3), probit(sign), ais.power_ladder(200), 1000)
-    found = ais.summarize(log_weights, level=1 - 6e-5)
+    summary = ais.summarize(log_weights, level=1 - 6e-5)
     assert path.shape == (200, 1000)
-    assert found.half_width < 0.15
-    assert abs(found.log_evidence - exact) < found.half_width
+    assert summary.half_width < 0.15
+    assert abs(summary.log_evidence - exact) < summary.half_width
 
 
 def test_too_few_temperatures_show():
-    """Three steps from the prior to 40 sharp points: too low, and the effective number of runs says so."""
+    """Three steps from the prior to 40 sharp points: too low, as the effective number of runs shows."""
     rng = np.random.default_rng(4)
     x = rng.normal(size=(40, 2))
     K, sign = squared_exponential(x, 100.0, 1.0), np.sign(x[:, 0])
@@ -99,7 +99,7 @@ def test_too_few_temperatures_show():
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_cumulants_explain_the_error_of_ep(case):
-    """Golden values: the leading correction takes nine tenths of EP's error away."""
+    """Golden values: the leading correction removes nine tenths of EP's error."""
     variance, lengthscale, sign, exact, ep = case
     K = squared_exponential(X, variance, lengthscale)
     problem = K, np.zeros(5), [lambda f, s=s: special.log_ndtr(s * f) for s in sign]
@@ -114,8 +114,12 @@ def surface(X, y, points):
 
     def one(point):
         kernel = gp.kernels.RBF(jnp.exp(2 * point[1]), jnp.exp(point[0]))
-        found = gp.EP().condition(gp.Model(kernel, gp.likelihoods.Bernoulli()), X, y)
-        return found.log_evidence, found.status, jnp.stack([found.sites.lam1, found.sites.lam2])
+        conditioned = gp.EP().condition(gp.Model(kernel, gp.likelihoods.Bernoulli()), X, y)
+        return (
+            conditioned.log_evidence,
+            conditioned.status,
+            jnp.stack([conditioned.sites.lam1, conditioned.sites.lam2]),
+        )
 
     return jax.lax.map(one, points)
 
@@ -134,10 +138,10 @@ def test_ep_beside_the_evidence():
         K = squared_exponential(x, np.exp(2 * log_sigma), np.exp(log_lengthscale))
         ladder = ais.power_ladder(300)
         weights, _ = ais.annealed(rng, K, np.zeros(30), probit(sign), ladder, 256, sites[index])
-        found = ais.summarize(weights, level=1 - 6e-5)
+        summary = ais.summarize(weights, level=1 - 6e-5)
         missing = sum(
             ep_correction(K, np.zeros(30), lambda i, f: special.log_ndtr(sign[i] * f), *sites[index])
         )
-        assert found.half_width < 0.05
-        assert abs(ep[index] - found.log_evidence) < found.half_width + 0.1
-        assert abs(ep[index] + missing - found.log_evidence) < found.half_width + 0.01
+        assert summary.half_width < 0.05
+        assert abs(ep[index] - summary.log_evidence) < summary.half_width + 0.1
+        assert abs(ep[index] + missing - summary.log_evidence) < summary.half_width + 0.01

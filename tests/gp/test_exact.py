@@ -23,7 +23,7 @@ def log_evidence(kernel, X, residual, noise):
 
 
 def generic(kernel, X, residual, noise):
-    """What our rules must agree with: autodiff through JAX's own Cholesky."""
+    """The reference for our derivative rules: autodiff through JAX's own Cholesky."""
     L = jnp.linalg.cholesky(kernel.gram(X) + jnp.diag(noise))
     half = jax.scipy.linalg.solve_triangular(L, residual, lower=True)
     return -0.5 * half @ half - jnp.sum(jnp.log(jnp.diag(L))) - 0.5 * len(half) * np.log(2 * np.pi)

@@ -37,7 +37,7 @@ def nuts():
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # 100 draws are too few for the convergence rule, and the engine says so
+        )  # 100 draws are too few for the convergence rule, and the engine warns
         return gp.fit(jax.random.key(1), model(), X, Y, learn=engine)
 
 
@@ -48,8 +48,8 @@ def standardized():
 def test_ml2_finds_the_maximum_that_scipy_finds(ml2):
     x, y = standardized()
 
-    def negative(theta):
-        variance, l1, l2, noise = np.exp(theta)
+    def negative(log_parameters):
+        variance, l1, l2, noise = np.exp(log_parameters)
         return -oracle.condition(
             oracle.rbf(x, x, variance, np.array([l1, l2])), y, np.full(40, noise), np.zeros(40)
         )[2]
@@ -84,7 +84,7 @@ def test_predictions_are_in_the_users_units(ml2):
 
 
 def test_evidence_does_not_depend_on_standardisation():
-    """The same model stated in both units has the same evidence of the same data."""
+    """The same model in either unit has the same evidence of the same data."""
     fixed = {name: gp.fixed for name in gp.leaf_names(model()) if name != "likelihood.variance"}
     prior = gp.replace(gp.default_prior(model(), standardized()[0]), fixed)
     scaled = gp.fit(jax.random.key(0), model(), X, Y, prior=prior, standardize=True)
@@ -101,7 +101,7 @@ def test_evidence_does_not_depend_on_standardisation():
 
 @pytest.mark.slow
 def test_mixture_over_draws_is_the_mean_of_densities(nuts):
-    """Pointwise: log of the mean over hyperparameter draws, by hand from the stacked models."""
+    """Pointwise: log of the mean over hyperparameter draws, computed from the stacked models."""
     y_new = np.linspace(250, 350, 9)
     x, y = standardized()
     x_new = (X_NEW - X.mean(0)) / X.std(0)
@@ -189,8 +189,8 @@ def test_a_second_fit_of_the_same_shape_compiles_nothing(ml2, count_compiles):
 
 def test_known_noise_in_the_users_units():
     noise = np.full(40, 16.0)
-    known = gp.Model(gp.kernels.RBF(1.0, jnp.ones(2)), gp.likelihoods.KnownNoise(noise))
-    fit = gp.fit(jax.random.key(0), known, X, Y)
+    with_noise = gp.Model(gp.kernels.RBF(1.0, jnp.ones(2)), gp.likelihoods.KnownNoise(noise))
+    fit = gp.fit(jax.random.key(0), with_noise, X, Y)
     np.testing.assert_allclose(fit.model.likelihood.noise, 16.0 / Y.var())
     latent = fit.predict(X_NEW)[1]
     np.testing.assert_allclose(fit.predict_y(X_NEW, noise_variance=25.0).variance, latent + 25.0, rtol=1e-9)
@@ -205,7 +205,7 @@ def test_float32_data_give_a_float32_fit():
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", ConvergenceWarning
-        )  # the search may end at the rounding level, and says so
+        )  # the search may end at the rounding level, with a warning
         fit = gp.fit(jax.random.key(0), model(), x, y)
     mean, variance = fit.predict(X_NEW.astype(np.float32))
     assert mean.dtype == variance.dtype == jnp.float32
@@ -229,7 +229,7 @@ def test_padding_does_not_show(ml2):
 
 
 def test_predictions_under_jit_and_grad(ml2):
-    """The fit closed over and as an argument; slopes by central differences."""
+    """The fit as a closure and as an argument; slopes by central differences."""
     mean, variance = ml2.predict(X_NEW)
     for traced in (jax.jit(ml2.predict)(X_NEW), jax.jit(lambda fit, x: fit.predict(x))(ml2, X_NEW)):
         np.testing.assert_allclose(traced.mean, mean, rtol=1e-10)
@@ -237,8 +237,8 @@ def test_predictions_under_jit_and_grad(ml2):
         assert traced.status == Status.OK
 
     def height(x):
-        found = ml2.predict(x)
-        return found.mean[0] + found.variance[2]
+        moments = ml2.predict(x)
+        return moments.mean[0] + moments.variance[2]
 
     slope, step = jax.jit(jax.grad(height))(jnp.asarray(X_NEW)), np.zeros_like(X_NEW)
     step[[0, 2], 0] = 1e-5
@@ -248,18 +248,18 @@ def test_predictions_under_jit_and_grad(ml2):
     np.testing.assert_allclose(density, ml2.log_prob(X_NEW, np.full(9, 300.0)), rtol=1e-9)
 
 
-def test_the_factor_is_kept(ml2):
-    """The factor is found once, is no part of the tree or of the file, and is not that of changed models."""
+def test_the_factor_is_cached(ml2):
+    """The factor is computed once, is no part of the tree or of the file, and is not reused for changed models."""
     fresh = dataclasses.replace(ml2)
-    assert "_kept" not in vars(fresh)
+    assert "_cached" not in vars(fresh)
     wanted = fresh.predict(X_NEW)
-    kept = vars(fresh)["_kept"]
+    cached = vars(fresh)["_cached"]
     np.testing.assert_array_equal(fresh.predict(X_NEW).mean, wanted.mean)
-    assert vars(fresh)["_kept"] is kept
+    assert vars(fresh)["_cached"] is cached
     assert jax.tree.structure(fresh) == jax.tree.structure(ml2)
     other = dataclasses.replace(fresh, models=jax.tree.map(lambda leaf: 9 * leaf, fresh.models))
     assert not np.allclose(other.predict(X_NEW).variance, wanted.variance, rtol=1e-3)
-    anew = jax.jit(lambda fit, x: fit.predict(x))(fresh, X_NEW)  # conditioned where it is needed
+    anew = jax.jit(lambda fit, x: fit.predict(x))(fresh, X_NEW)  # conditioned within the trace
     np.testing.assert_allclose(anew.variance, wanted.variance, rtol=1e-6)
 
 
@@ -298,10 +298,10 @@ def test_a_prior_of_unsaid_units_is_asked_about():
     prior = gp.default_prior(model(), x)
     quick = gp.ML2(num_restarts=1, max_steps=2)
     asked = []
-    for given, standardize in (((X, Y), None), ((X, Y), True), ((X, Y), False), ((x, y), None)):
+    for data, standardize in (((X, Y), None), ((X, Y), True), ((X, Y), False), ((x, y), None)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            gp.fit(jax.random.key(0), model(), *given, prior=prior, learn=quick, standardize=standardize)
+            gp.fit(jax.random.key(0), model(), *data, prior=prior, learn=quick, standardize=standardize)
         asked.append(sum("standardize=False" in str(warning.message) for warning in caught))
     assert asked == [1, 0, 0, 0]
 
@@ -319,7 +319,7 @@ def test_one_point_needs_its_own_units():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "error", "message"),
     [
         ({"X": X.astype(int)}, TypeError, "floating point"),
         ({"y": np.where(Y[0] == Y, np.nan, Y)}, ValueError, "NaN"),
@@ -333,7 +333,7 @@ def test_one_point_needs_its_own_units():
         ({"y": np.full(40, 3.5)}, ValueError, r"y is 3\.5 at every point.*standardize=False"),
     ],
 )
-def test_bad_input(change, error, words):
+def test_bad_input(change, error, message):
     arguments = {"key": jax.random.key(0), "model": model(), "X": X, "y": Y, **change}
-    with pytest.raises(error, match=words):
-        inspect.unwrap(gp.fit)(**arguments)  # the checks of annotations in tests would speak first
+    with pytest.raises(error, match=message):
+        inspect.unwrap(gp.fit)(**arguments)  # the annotation checks of the tests would raise first

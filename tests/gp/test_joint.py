@@ -23,8 +23,8 @@ def model():
 
 def prior():
     tree = gp.default_prior(model(), X)
-    own = {"kernel.variance": dist.LogNormal(np.log(2.0), SD), "kernel.lengthscale": gp.fixed}
-    return gp.replace(tree, own)
+    leaves = {"kernel.variance": dist.LogNormal(np.log(2.0), SD), "kernel.lengthscale": gp.fixed}
+    return gp.replace(tree, leaves)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def test_moments_are_those_of_the_integrals(sampled, integrals):
     free, _, posterior = sampled
     draws = posterior.flat()
     f = np.asarray(gp.latent_values(free, model(), draws, jnp.asarray(X)))
-    found = np.column_stack([f, np.log(draws["kernel.variance"])])
+    values = np.column_stack([f, np.log(draws["kernel.variance"])])
     # five standard errors from at least 1000 effective draws of 4000: false-fail rate below 1e-5
     assert float(min(np.min(leaf) for leaf in jax.tree.leaves(posterior.info.ess))) > 1000
-    error = 5 * found.std(0) / np.sqrt(1000)
-    assert np.all(np.abs(found.mean(0) - integrals[:4]) < error)
+    error = 5 * values.std(0) / np.sqrt(1000)
+    assert np.all(np.abs(values.mean(0) - integrals[:4]) < error)
 
 
 def test_class_probabilities_are_those_of_the_integrals(sampled, integrals):

@@ -84,7 +84,7 @@ def test_probit_to_any_order_and_beyond_the_range():
 
 @pytest.mark.f32
 def test_derivatives_from_one_fraction_are_those_of_the_single_functions(dtype):
-    """Also one order higher, which the rule for derivatives must give."""
+    """Also one order higher, from the derivative rule."""
     z = jnp.asarray([-40.0, -8.0, -3.01, -2.99, -1.01, -0.99, 0.0, 3.0, 9.0], dtype)
     one = jnp.ones_like(z)
 
@@ -164,13 +164,13 @@ FAR = {  # likelihood, the reference's name and parameters, outputs
 def test_tilted_moments_far_from_the_marginal_and_narrower(name):
     """A count of 10 000 under the prior N(0, 1): 9 standard deviations away, of width .01; 48 nodes as in inference."""
     likelihood, reference, params, y = FAR[name]
-    m, v, zero = arrays(jnp.float64, [0.0, 0.0, 0.5, 1.0], [1.0, 4.0, 0.2, 1.0], [0.0] * 4)
+    m, v, zeros = arrays(jnp.float64, [0.0, 0.0, 0.5, 1.0], [1.0, 4.0, 0.2, 1.0], [0.0] * 4)
 
     def both(*args):
         ratio = moments.log_ratio(likelihood, *args, 1.0, 48)
         return ratio, *moments.tilted_moments(likelihood, *args, 1.0, 48)
 
-    got = np.asarray(jax.jit(both)(jnp.asarray(y), m, v, zero, zero))
+    got = np.asarray(jax.jit(both)(jnp.asarray(y), m, v, zeros, zeros))
     for i in range(4):
         log_total, first, second = integrals(
             lambda f, i=i: LOG_DENSITIES[reference](y[i], f, *params),
@@ -203,7 +203,7 @@ def test_expected_log_density_by_quadrature(name, dtype):
 
 @pytest.mark.parametrize("name", ["probit", "logit", "negative binomial"])
 def test_expected_log_density_under_a_wide_marginal(name):
-    """Latent standard deviations of 10, with the 48 nodes that inference takes: Gauss-Hermite has two digits there."""
+    """Latent standard deviations of 10, with the 48 nodes of inference: Gauss-Hermite has two digits there."""
     likelihood, y, log_density, _ = case(name, jnp.float64)
     m, v = jnp.asarray([0.3, 8.0, -15.0, -2.0]), jnp.full(4, 100.0)
     got = jax.jit(lambda *args: moments.expected_log_density(likelihood, y, *args, 48))(m, v)
@@ -269,15 +269,15 @@ def probit_log_density(y, f):
 
 def test_far_tilted_moments_do_not_cancel(dtype):
     """Label against a confident marginal: variance of a normal known to be above 0, from extended precision."""
-    y, m, v, zero = arrays(dtype, [1.0], [-4e4], [1e6], [0.0])
-    variance = moments.tilted_moments(likelihoods.Bernoulli(), y, m, v, zero, zero, 1.0, 20)[1]
+    y, m, v, zeros = arrays(dtype, [1.0], [-4e4], [1e6], [0.0])
+    variance = moments.tilted_moments(likelihoods.Bernoulli(), y, m, v, zeros, zeros, 1.0, 20)[1]
     z = -4e4 / np.sqrt(1 + 1e6)
     wanted = 1e6 - 1e12 / (1 + 1e6) * -extended_derivatives(z)[1]
     np.testing.assert_allclose(variance, wanted, rtol=1e-8)
 
 
 def test_a_cavity_that_does_not_exist_is_seen():
-    """lam2 v >= 1: the integral diverges, and the closed forms say so; the other points are not touched."""
+    """lam2 v >= 1: the integral diverges, and the closed forms give NaN; the other points are not affected."""
     y, m, v, lam1, lam2 = arrays(jnp.float64, [1, 1, 1], [0.3] * 3, [1.0] * 3, [0.1] * 3, [0.5, 1.0, 1.4])
     ratio = moments.log_ratio(likelihoods.Bernoulli(), y, m, v, lam1, lam2, 1.0, 20)
     tilted = moments.tilted_moments(likelihoods.Bernoulli(), y, m, v, lam1, lam2, 1.0, 20)
@@ -319,8 +319,8 @@ def test_gradients_in_likelihood_parameters(name):
     y = jnp.asarray(CASES[name][1])
     data = arrays(jnp.float64, M, V, LAM1, LAM2)
 
-    def everything(theta):
-        likelihood = build(theta)
+    def everything(values):
+        likelihood = build(values)
         mean, variance = moments.tilted_moments(likelihood, y, *data, 0.5, 32)
         terms = (
             moments.log_ratio(likelihood, y, *data, 1.0, 32),
@@ -331,18 +331,18 @@ def test_gradients_in_likelihood_parameters(name):
         )
         return jnp.stack(terms).sum(1)
 
-    theta = jnp.asarray(start)
-    both, h = jax.jit(lambda theta: (everything(theta), jax.jacfwd(everything)(theta))), 1e-4
-    forward = both(theta)[1]
+    values = jnp.asarray(start)
+    both, h = jax.jit(lambda values: (everything(values), jax.jacfwd(everything)(values))), 1e-4
+    forward = both(values)[1]
 
-    def fn(theta):
-        return both(theta)[0]
+    def fn(values):
+        return both(values)[0]
 
     for j in range(len(start)):
         step = h * jnp.eye(len(start))[j]
-        wanted = (8 * (fn(theta + step) - fn(theta - step)) - fn(theta + 2 * step) + fn(theta - 2 * step)) / (
-            12 * h
-        )
+        wanted = (
+            8 * (fn(values + step) - fn(values - step)) - fn(values + 2 * step) + fn(values - 2 * step)
+        ) / (12 * h)
         np.testing.assert_allclose(forward[:, j], wanted, rtol=1e-8, atol=1e-9)
 
 
@@ -371,11 +371,11 @@ def test_jit_vmap_and_gradients_in_the_marginals(name, dtype):
 @pytest.mark.f32
 def test_huge_rates_stay_finite(dtype):
     """Nodes where exp(f) is beyond the range have no weight and no derivative."""
-    y, m, v, zero = arrays(dtype, [3.0], [1.0], [2000.0], [0.0])
+    y, m, v, zeros = arrays(dtype, [3.0], [1.0], [2000.0], [0.0])
     for likelihood in (likelihoods.Poisson(), likelihoods.NegativeBinomial(jnp.asarray(0.5, dtype))):
 
         def value(m, v, likelihood=likelihood):
-            return moments.log_ratio(likelihood, y, m, v, zero, zero, 1.0, 64)[0]
+            return moments.log_ratio(likelihood, y, m, v, zeros, zeros, 1.0, 64)[0]
 
         got, slopes = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(m, v)
         assert np.isfinite(got)
@@ -408,7 +408,7 @@ def test_limits_of_the_parameters(dtype):
 
 
 def test_gaussian_sites_are_the_likelihood():
-    """At t = p/constant the ratio is constant and the tilted density is q, whatever the power."""
+    """At t = p/constant the ratio is constant and the tilted density is q, for every power."""
     y, m, v = arrays(jnp.float64, REALS, M, V)
     for likelihood in (likelihoods.Gaussian(0.3), likelihoods.KnownNoise(np.array([0.1, 0.2, 0.3, 1e-4]))):
         noise = likelihood.noise_variance(4)
@@ -427,12 +427,12 @@ NODES = 200
 
 @jax.jit
 def by_power(likelihood, *data):
-    """Expectations, and by power the log ratio and the tilted moments: compiled once a likelihood."""
-    found = {0: jnp.stack(moments.expected_log_density(likelihood, *data[:3], NODES))}
+    """Expectations, and by power the log ratio and the tilted moments: compiled once per likelihood."""
+    expectations = {0: jnp.stack(moments.expected_log_density(likelihood, *data[:3], NODES))}
     for power in (1.0, 0.5):
         ratio = moments.log_ratio(likelihood, *data, power, NODES)
-        found[power] = jnp.stack([ratio, *moments.tilted_moments(likelihood, *data, power, NODES)])
-    return found
+        expectations[power] = jnp.stack([ratio, *moments.tilted_moments(likelihood, *data, power, NODES)])
+    return expectations
 
 
 X = np.array([-1.5, -0.4, 0.3, 1.1, 2.0])
@@ -465,7 +465,7 @@ def gram(lengthscale, variance):
 
 
 def posterior(K, lam1, lam2):
-    """Mean and variance of q, its log normaliser and log|B|, by plain inverses."""
+    """Mean and variance of q, its log normalizer and log|B|, by plain inverses."""
     B = np.eye(5) + K * lam2
     cov = np.linalg.solve(B, K)
     log_det = np.linalg.slogdet(B)[1]
@@ -486,12 +486,12 @@ def sites(likelihood, y, K, power):
     """Damped updates to the fixed point: expectation propagation of a power, or with power 0 conjugate VI."""
     lam1, lam2, m, v = np.zeros(5), np.full(5, 1e-6), np.zeros(5), np.diag(K)
     for _ in range(400):
-        found = np.asarray(by_power(likelihood, y, m, v, lam1, lam2)[power])
+        expectations = np.asarray(by_power(likelihood, y, m, v, lam1, lam2)[power])
         if power == 0:
-            _, d1, d2 = found
+            _, d1, d2 = expectations
             new1, new2 = d1 - d2 * m, -d2
         else:
-            _, mean, variance = found
+            _, mean, variance = expectations
             new1 = lam1 + (mean / variance - m / v) / power
             new2 = lam2 + (1 / variance - 1 / v) / power
         change = max(abs(new1 - lam1).max(), abs(new2 - lam2).max())
@@ -548,12 +548,12 @@ def test_golden_fixed_sites_and_their_gradients():
     R = np.diag(lam2) - lam2[:, None] * cov * lam2
     alpha, half = lam1 - lam2 * m, np.eye(5) - cov * lam2
     for power, wanted in golden.items():
-        found = np.asarray(by_power(likelihood, y, m, v, lam1, lam2)[power])
+        expectations = np.asarray(by_power(likelihood, y, m, v, lam1, lam2)[power])
         if power == 0:
-            _, d1, d2 = found
+            _, d1, d2 = expectations
             by_m, by_v = d1 - (lam1 - lam2 * m), 0.5 * d2 + 0.5 * lam2
         else:
-            _, mean, variance = found
+            _, mean, variance = expectations
             delta = mean - m
             by_m, by_v = delta / (power * v), (delta**2 + variance - v) / (2 * power * v**2)
         outer = np.outer(half.T @ np.asarray(by_m), alpha)
@@ -562,7 +562,7 @@ def test_golden_fixed_sites_and_their_gradients():
         np.testing.assert_allclose(got, wanted, atol=1e-9)
 
 
-# Outputs, parameters and likelihoods of a user's own
+# Outputs, parameters and custom likelihoods
 
 
 def test_labels_are_checked():
@@ -627,10 +627,10 @@ class Own(likelihoods.Likelihood):
 
 
 def test_a_likelihood_of_ones_own():
-    """A Gaussian density by a user: everything follows, and equals the closed forms of ours."""
-    own, ours = Own(), likelihoods.Gaussian(0.5)
+    """A user's Gaussian density: all results equal the closed forms of the library."""
+    custom, ours = Own(), likelihoods.Gaussian(0.5)
     y, *data = arrays(jnp.float64, REALS, M, V, LAM1, LAM2)
-    assert not own.outputs_have_unit
+    assert not custom.outputs_have_unit
     everything = jax.jit(
         lambda likelihood: (
             moments.log_ratio(likelihood, y, *data, 0.7, 60),
@@ -639,19 +639,19 @@ def test_a_likelihood_of_ones_own():
             likelihood.log_prob(y, *data[:2]),
         )
     )
-    np.testing.assert_allclose(everything(own), everything(ours), rtol=1e-8)
-    gp.Model(gp.kernels.RBF(), own)  # a model takes it
-    priors = gp.default_prior(gp.Model(gp.kernels.RBF(), own), np.zeros((3, 1)) + np.arange(3.0)[:, None])
+    np.testing.assert_allclose(everything(custom), everything(ours), rtol=1e-8)
+    gp.Model(gp.kernels.RBF(), custom)  # a model accepts it
+    priors = gp.default_prior(gp.Model(gp.kernels.RBF(), custom), np.zeros((3, 1)) + np.arange(3.0)[:, None])
     assert isinstance(priors.likelihood.width, dist.LogNormal)
 
 
 def test_from_a_function():
-    made = likelihoods.FromLogDensity(laplace, {"log_scale": 0.2})
-    assert gp.leaf_names(gp.Model(gp.kernels.RBF(), made))[-1] == "likelihood.params.log_scale"
+    likelihood = likelihoods.FromLogDensity(laplace, {"log_scale": 0.2})
+    assert gp.leaf_names(gp.Model(gp.kernels.RBF(), likelihood))[-1] == "likelihood.params.log_scale"
     again = likelihoods.FromLogDensity(laplace, {"log_scale": 0.2})
-    assert jax.tree.structure(made) == jax.tree.structure(again)
+    assert jax.tree.structure(likelihood) == jax.tree.structure(again)
     y, m, v = arrays(jnp.float64, REALS, M, V)
-    got = made.log_prob(y, m, v)
+    got = likelihood.log_prob(y, m, v)
     for i in range(4):
         wanted = integrals(lambda f, i=i: -np.sqrt((REALS[i] - f) ** 2 + 1e-2) * np.exp(-0.2), M[i], V[i])[0]
         np.testing.assert_allclose(got[i], wanted, rtol=1e-4)

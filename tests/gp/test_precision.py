@@ -9,7 +9,7 @@ import pytest
 
 from probinfer.core.status import Status
 from probinfer.gp.approximation.gaussian_marginals import marginals
-from probinfer.gp.structure.dense import negative_factor, positive_factor, precision
+from probinfer.gp.structure.dense import negative_factor, positive_factor, posterior_matrices
 from tests.reference import gp_sites as oracle
 
 N = 6
@@ -28,7 +28,7 @@ SITES = {
     "all negative": np.full(N, -0.1),
 }
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-fast_precision = jit(precision, static_argnums=2)
+fast_matrices = jit(posterior_matrices, static_argnums=2)
 fast_marginals = jit(marginals, static_argnums=4)
 
 
@@ -53,13 +53,13 @@ def cases():
 @pytest.mark.parametrize(("name", "signed"), cases())
 def test_matrices_are_those_of_dense_inverses(name, signed, dtype):
     lam2 = SITES[name]
-    got = fast_precision(jnp.asarray(K, dtype), jnp.asarray(lam2, dtype), signed)
+    got = fast_matrices(jnp.asarray(K, dtype), jnp.asarray(lam2, dtype), signed)
     wanted = dense(lam2)
     assert got.status == Status.OK
     tolerance = 1e-11 if dtype == jnp.float64 else 1e-5
     for matrix, exact in zip(got[:3], wanted[:3]):
         assert matrix.dtype == dtype
-        smallest = 1e-18 + tolerance * np.abs(exact).max()  # a site of zero is kept off zero by about tiny^½
+        smallest = 1e-18 + tolerance * np.abs(exact).max()  # a site of zero is replaced by about tiny^½
         np.testing.assert_allclose(matrix, exact, rtol=10 * tolerance, atol=smallest)
     # A small log determinant is a difference of logarithms near one: absolute digits.
     np.testing.assert_allclose(got.log_det, wanted[3], rtol=tolerance, atol=tolerance)
@@ -70,7 +70,7 @@ def test_matrices_are_those_of_dense_inverses(name, signed, dtype):
 def test_variances_keep_their_digits(name, dtype):
     """diag Σ and diag R to relative precision, where Σ is 1e-4 and where R is 1e-12."""
     lam2 = SITES[name]
-    got = fast_precision(jnp.asarray(K, dtype), jnp.asarray(lam2, dtype), False)
+    got = fast_matrices(jnp.asarray(K, dtype), jnp.asarray(lam2, dtype), False)
     covariance, reduction, _, _ = dense(np.maximum(lam2, 1e-300))
     rtol = 1e-12 if dtype == jnp.float64 else 1e-5
     np.testing.assert_allclose(jnp.diagonal(got.covariance), np.diag(covariance), rtol=rtol)
@@ -145,8 +145,8 @@ def derivative_functions(which):
     """(ours unsigned, ours signed, plain): value, gradient and Hessian in (directions of K, vectors)."""
     if which == "precision":
         functions = [
-            lambda x: matrices_projected(precision(direction(x["K"]), x["lam2"], False)),
-            lambda x: matrices_projected(precision(direction(x["K"]), x["lam2"], True)),
+            lambda x: matrices_projected(posterior_matrices(direction(x["K"]), x["lam2"], False)),
+            lambda x: matrices_projected(posterior_matrices(direction(x["K"]), x["lam2"], True)),
             lambda x: matrices_projected(plain_precision(direction(x["K"]), x["lam2"])),
         ]
     else:
@@ -219,16 +219,16 @@ def test_forward_and_reverse_agree_where_only_some_inputs_move():
 def test_failures_have_a_status_and_are_nan(dtype):
     gram, ones = jnp.asarray(K, dtype), jnp.ones(N, dtype)
     cases = [
-        (gram, -0.1 * ones, False, Status.NOT_POSITIVE_DEFINITE),  # negative where none may be
-        (gram, -2.0 * ones, True, Status.NOT_POSITIVE_DEFINITE),  # K⁻¹ + Λ is not a precision
+        (gram, -0.1 * ones, False, Status.NOT_POSITIVE_DEFINITE),  # negative, though not allowed
+        (gram, -2.0 * ones, True, Status.NOT_POSITIVE_DEFINITE),  # K⁻¹ + Λ is not positive definite
         (gram.at[0, 0].set(jnp.nan), ones, False, Status.NON_FINITE),
         (gram.at[2, 0].set(jnp.inf).at[0, 2].set(jnp.inf), ones, True, Status.NON_FINITE),
         (-gram, ones, False, Status.NOT_POSITIVE_DEFINITE),
     ]
     for covariance, lam2, signed, status in cases:
-        known = fast_precision(covariance, lam2, signed)
-        assert known.status == status
-        assert np.isnan(known.log_det)
+        matrices = fast_matrices(covariance, lam2, signed)
+        assert matrices.status == status
+        assert np.isnan(matrices.log_det)
         q = fast_marginals(covariance, 0 * ones, ones, lam2, signed)
         assert q.status == status
         assert np.isnan(q.log_z)
@@ -236,7 +236,7 @@ def test_failures_have_a_status_and_are_nan(dtype):
 
 def test_vmap_over_sites():
     batch = jnp.stack([SITES["moderate"], SITES["negative"], -2 * np.ones(N)])
-    got = jit(jax.vmap(lambda lam2: precision(jnp.asarray(K), lam2, True)))(batch)
+    got = jit(jax.vmap(lambda lam2: posterior_matrices(jnp.asarray(K), lam2, True)))(batch)
     np.testing.assert_array_equal(got.status, [Status.OK, Status.OK, Status.NOT_POSITIVE_DEFINITE])
     for i in (0, 1):
         np.testing.assert_allclose(got.covariance[i], dense(np.asarray(batch[i]))[0], rtol=1e-10, atol=1e-12)

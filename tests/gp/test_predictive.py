@@ -60,7 +60,7 @@ def test_quantiles_of_one_component_are_exact(dtype):
 
 
 def test_cdf_and_samples_agree(key):
-    """Kolmogorov-Smirnov of 4000 draws a point; three tests at 1e-4 each: false-fail rate 3e-4 (the key is fixed)."""
+    """Kolmogorov-Smirnov of 4000 draws per point; three tests at 1e-4 each: false-fail rate 3e-4 (the key is fixed)."""
     draws = np.asarray(mixture(jnp.float64).sample(key, 4000))
     for m in range(3):
         cdf = lambda y, m=m: np.mean([c.cdf(y) for c in components(m)], axis=0)  # noqa: E731

@@ -71,7 +71,7 @@ def test_classes_in_the_tails(dtype):
 
 
 def test_labels_have_one_meaning(dtype):
-    """−1 is class 0 wherever a label is read; no other number is a label, and truth values are."""
+    """−1 is read as class 0 and truth values as labels; other numbers have probability 0."""
     log_zeros = jnp.log(jnp.asarray([[0.2, 0.7, 0.4, 0.5]], dtype))
     predictive = BernoulliMixture(log_zeros, jnp.log1p(-jnp.exp(log_zeros)))
     wanted = predictive.log_prob(np.array([0.0, 1, 0, 1]))
@@ -87,12 +87,12 @@ def test_what_is_no_count_has_no_mass(tables):
     shape = predictive.means.shape[1:]
     for wrong in (0.5, -1.0, 3.2):
         np.testing.assert_array_equal(predictive.log_prob(np.full(shape, wrong)), -np.inf)
-    whole = predictive.log_prob(np.full(shape, 3))
-    np.testing.assert_array_equal(whole, predictive.log_prob(jnp.full(shape, 3.0)))
+    from_integers = predictive.log_prob(np.full(shape, 3))
+    np.testing.assert_array_equal(from_integers, predictive.log_prob(jnp.full(shape, 3.0)))
 
 
 def test_class_samples(key):
-    """4000 draws a point; frequencies within 4.5 standard errors (three tests: false-fail rate 2e-5)."""
+    """4000 draws per point; frequencies within 4.5 standard errors (three tests: false-fail rate 2e-5)."""
     got = predictive(likelihoods.Bernoulli(), jnp.float64)
     frequency = got.sample(key, 4000).mean(0)
     assert np.all(np.abs(frequency - got.probability) < 4.5 * np.sqrt(got.variance / 4000))
@@ -103,7 +103,7 @@ def test_class_samples(key):
 
 @pytest.fixture(scope="module")
 def tables():
-    """log_prob of 0..K at the three points, K beyond all the mass that float64 sees."""
+    """log_prob of 0..K at the three points, for a K beyond all mass that float64 resolves."""
 
     def table(name):
         mixture = predictive(COUNTS[name], jnp.float64)
@@ -124,7 +124,7 @@ def test_count_probabilities_by_quadrature(name, tables):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_count_moments_cdf_and_quantiles_are_sums(name, tables):
-    """What the sums leave beyond K = 1500 bounds the tolerance."""
+    """The mass beyond K = 1500, which the sums omit, bounds the tolerance."""
     mixture, table = tables[name]
     probability, k = np.exp(table), np.arange(len(table))[:, None]
     left = np.abs(1 - probability.sum(0))
@@ -145,7 +145,7 @@ def test_count_moments_cdf_and_quantiles_are_sums(name, tables):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_count_samples(name, tables, key):
-    """Randomised transforms of 2000 draws are uniform; six tests at 1e-4: false-fail rate 6e-4 (the key is fixed)."""
+    """Randomized transforms of 2000 draws are uniform; six tests at 1e-4: false-fail rate 6e-4 (the key is fixed)."""
     mixture, table = tables[name]
     draws = np.asarray(mixture.sample(key, 2000)).astype(int)
     cumulative = np.concatenate([np.zeros((1, 3)), np.cumsum(np.exp(table), 0)])
@@ -171,12 +171,12 @@ def test_count_cdf_with_narrow_and_wide_latents(name, dtype):
     for i in range(len(y)):
         f = m[i] + np.sqrt(v[i]) * np.linspace(-9, 9, 200_001)
         if name == "poisson":
-            given = special.gammaincc(y[i] + 1, np.exp(f))
+            conditional = special.gammaincc(y[i] + 1, np.exp(f))
         else:
-            given = special.betainc(1 / 0.3, y[i] + 1, special.expit(-(f + np.log(0.3))))
+            conditional = special.betainc(1 / 0.3, y[i] + 1, special.expit(-(f + np.log(0.3))))
         weight = stats.norm.pdf(np.linspace(-9, 9, 200_001))
         np.testing.assert_allclose(
-            got[i], given @ weight / weight.sum(), rtol=1e-8 if dtype == jnp.float64 else 2e-3
+            got[i], conditional @ weight / weight.sum(), rtol=1e-8 if dtype == jnp.float64 else 2e-3
         )
 
 
@@ -234,10 +234,10 @@ def test_student_cdf_is_the_integral_and_quantiles_invert_it(dtype):
 def test_student_noise_alone_is_student(df):
     """A known latent value: scipy's Student-t, far into the tails."""
     likelihood = likelihoods.StudentT(0.7, df)
-    y, zero = jnp.asarray([0.0, -1.0, 30.0, -1e4]), jnp.zeros(4)
+    y, zeros = jnp.asarray([0.0, -1.0, 30.0, -1e4]), jnp.zeros(4)
     reference = stats.t(df, scale=0.7)
     both = jax.jit(lambda likelihood, *args: (likelihood.log_prob(*args), likelihood.cdf(*args)))
-    log_prob, cdf = both(likelihood, y, zero, zero + 1e-20)
+    log_prob, cdf = both(likelihood, y, zeros, zeros + 1e-20)
     np.testing.assert_allclose(log_prob, reference.logpdf(y), rtol=1e-6 if df < 1 else 2e-8)
     np.testing.assert_allclose(cdf, reference.cdf(y), rtol=1e-6 if df < 1 else 1e-7, atol=1e-14)
 
@@ -251,7 +251,7 @@ def test_student_moments_that_do_not_exist():
 
 
 def test_student_samples(key):
-    """Transforms of 2000 draws a point are uniform; three tests at 1e-4: false-fail rate 3e-4 (the key is fixed)."""
+    """Transforms of 2000 draws per point are uniform; three tests at 1e-4: false-fail rate 3e-4 (the key is fixed)."""
     mixture = predictive(STUDENT, jnp.float64).affine(1.0, 2.0)
     draws = mixture.sample(key, 2000)
     assert draws.shape == (2000, 3)
@@ -260,7 +260,7 @@ def test_student_samples(key):
         assert stats.kstest(np.asarray(values[:, m]), "uniform").pvalue > 1e-4
 
 
-# A likelihood of a user's own, bad input
+# A custom likelihood, bad input
 
 
 def sech(y, f, log_scale):

@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 import pytest
 
 from probinfer import gp
-from probinfer.gp.hyperparameters.posterior import Free, free_hyperparameters, rebuild
+from probinfer.gp.hyperparameters.posterior import FreeHyperparameters, free_hyperparameters, rebuild
 from probinfer.gp.model.leaves import get_leaf, leaf_names
 
 X = np.random.default_rng(0).normal(size=(20, 3)) * np.array([1.0, 10.0, 0.1])
@@ -67,7 +67,7 @@ def test_fixed_and_tied_leaves_are_not_free():
 
 
 def test_rebuild_inverts_values():
-    free = Free(leaf_names(model()))
+    free = FreeHyperparameters(leaf_names(model()))
     rebuilt = rebuild(free, model(), free.values(model()))
     for name in free.names:
         np.testing.assert_array_equal(get_leaf(rebuilt, name), get_leaf(model(), name))
@@ -95,7 +95,7 @@ def bad(**changes):
 
 
 @pytest.mark.parametrize(
-    ("prior", "error", "words"),
+    ("prior", "error", "message"),
     [
         (
             lambda: bad(likelihood__variance=dist.Normal(0.0, 1.0)),
@@ -120,8 +120,8 @@ def bad(**changes):
         ),
     ],
 )
-def test_priors_that_do_not_fit(prior, error, words):
-    with pytest.raises(error, match=words):
+def test_priors_that_do_not_fit(prior, error, message):
+    with pytest.raises(error, match=message):
         free_hyperparameters(model(), prior())
 
 

@@ -1,4 +1,4 @@
-"""Predictive variances at the level of rounding: right or said, positive semi-definite, and drawn from."""
+"""Predictive variances at the level of rounding: right or reported, positive semi-definite, and usable for draws."""
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,14 @@ def conditioned(variance, lengthscale, noise, dtype):
     return gp.condition(model, jnp.asarray(X, dtype), jnp.asarray(Y, dtype))
 
 
-def true_variances(given, dtype, jitter=True):
-    kernel = given.model.kernel
+def true_variances(process, dtype, jitter=True):
+    kernel = process.model.kernel
     x, new = np.asarray(X, dtype), np.asarray(X_NEW, dtype)
     grams = [
         oracle.rbf_long_double(a, b, float(kernel.variance), kernel.lengthscale)
         for a, b in ((x, x), (x, new))
     ]
-    noise = np.full(30, float(given.model.likelihood.variance) + jitter * float(given.jitter))
+    noise = np.full(30, float(process.model.likelihood.variance) + jitter * float(process.jitter))
     return oracle.variance_long_double(*grams, np.longdouble(float(kernel.variance)), noise)
 
 
@@ -41,16 +41,21 @@ def true_variances(given, dtype, jitter=True):
 @pytest.mark.parametrize("variance", [1.0, 1e6])
 def test_a_variance_is_right_to_its_floor(variance, lengthscale, noise, dtype):
     """Against extended precision, with whatever jitter was reported; where nothing is lost, to a factor of two."""
-    given = conditioned(variance, lengthscale, noise, dtype)
-    assert given.status == Status.OK
-    found, true = predict(given, jnp.asarray(X_NEW, dtype)), true_variances(given, dtype)
-    assert (np.abs(found.variance - true) <= found.floor).all()
-    assert (found.variance > 0).all()
-    kept = ~np.asarray(found.lost)
-    np.testing.assert_allclose(found.variance[kept], true[kept], rtol=1)
-    if given.jitter > 0:  # what is not called lost is no work of the jitter
-        np.testing.assert_allclose(found.variance[kept], true_variances(given, dtype, False)[kept], rtol=1)
-    assert found.status == (Status.OK if kept.all() else Status.PRECISION_LOST)
+    process = conditioned(variance, lengthscale, noise, dtype)
+    assert process.status == Status.OK
+    moments, true = (
+        predict(process, jnp.asarray(X_NEW, dtype)),
+        true_variances(process, dtype),
+    )
+    assert (np.abs(moments.variance - true) <= moments.floor).all()
+    assert (moments.variance > 0).all()
+    resolved = ~np.asarray(moments.lost)
+    np.testing.assert_allclose(moments.variance[resolved], true[resolved], rtol=1)
+    if process.jitter > 0:  # a variance that is not lost is not due to the jitter
+        np.testing.assert_allclose(
+            moments.variance[resolved], true_variances(process, dtype, False)[resolved], rtol=1
+        )
+    assert moments.status == (Status.OK if resolved.all() else Status.PRECISION_LOST)
 
 
 def test_ordinary_noise_loses_nothing():
@@ -59,39 +64,44 @@ def test_ordinary_noise_loses_nothing():
 
 def test_nearly_linear_data_keep_their_standard_deviations():
     """A prior variance of 2e6 beside a noise variance of 7e-9: differences of variances are zero or negative."""
-    given = conditioned(2.4e6, 2000.0, 7e-9, float)
+    process = conditioned(2.4e6, 2000.0, 7e-9, float)
     new = jnp.asarray(X_NEW)
-    found, true = predict(given, new), true_variances(given, float)
-    plain = given.model.kernel.diag(new) - jnp.sum(
-        jax.scipy.linalg.solve_triangular(given.chol, given.model.kernel.gram(given.X, new), lower=True) ** 2,
+    moments, true = predict(process, new), true_variances(process, float)
+    plain = process.model.kernel.diag(new) - jnp.sum(
+        jax.scipy.linalg.solve_triangular(
+            process.chol,
+            process.model.kernel.gram(process.X, new),
+            lower=True,
+        )
+        ** 2,
         0,
     )
     assert (plain <= 0).any()
-    np.testing.assert_allclose(found.stddev, np.sqrt(true), rtol=0.5)
-    assert found.status == Status.PRECISION_LOST
-    _, covariance = predict_joint(given, new)
+    np.testing.assert_allclose(moments.stddev, np.sqrt(true), rtol=0.5)
+    assert moments.status == Status.PRECISION_LOST
+    _, covariance = predict_joint(process, new)
     np.testing.assert_allclose(np.sqrt(np.diagonal(covariance)), np.sqrt(true), rtol=0.5)
     values = np.linalg.eigvalsh(covariance)
     assert values[0] > -1e-13 * values[-1]
 
 
-def stack(given):
-    return jax.tree.map(lambda leaf: leaf[None], given)
+def stack(process):
+    return jax.tree.map(lambda leaf: leaf[None], process)
 
 
 @pytest.mark.f32
 @pytest.mark.parametrize(("variance", "noise"), [(1.0, 1e-14), (1.0, 1e-2), (2.4e6, 7e-9)])
 def test_functions_are_drawn_on_dense_grids_and_duplicates(variance, noise, dtype):
-    """The factor behind the draws gives the covariance back; equal points get equal values."""
-    given = conditioned(variance, 2.0, noise, dtype)
+    """The factor of the draws reproduces the covariance; equal points have equal values."""
+    process = conditioned(variance, 2.0, noise, dtype)
     line = np.linspace(-1, 1, 12)[:, None] * 1e-3 * np.ones(2)
     line[6:] = line[:6]
     new = jnp.asarray(line, dtype)
-    mean, covariance = predict_joint(given, new)
-    drawn = components.functions(stack(given), jnp.zeros(12, int), new, jnp.eye(12, dtype=dtype)) - mean
+    mean, covariance = predict_joint(process, new)
+    drawn = components.functions(stack(process), jnp.zeros(12, int), new, jnp.eye(12, dtype=dtype)) - mean
     eps = float(np.finfo(dtype).eps)
     np.testing.assert_allclose(drawn.T @ drawn, covariance, atol=100 * eps * float(covariance.max()))
-    floor = float(predict(given, new).floor.max())
+    floor = float(predict(process, new).floor.max())
     np.testing.assert_allclose(drawn[:, :6], drawn[:, 6:], atol=3 * np.sqrt(floor))
 
 
@@ -106,14 +116,14 @@ def test_functions_are_drawn_on_dense_grids_and_duplicates(variance, noise, dtyp
 def test_approximations_have_semidefinite_covariances(likelihood, inference):
     y = jnp.asarray((Y[:12] > 0) + 0.0).at[0].set(4.0 if hasattr(likelihood, "df") else 1.0)
     model = gp.Model(gp.kernels.RBF(4.0, jnp.full(2, 5.0)), likelihood)
-    given = gp.condition(model, jnp.asarray(X[:12]), y, inference)
+    process = gp.condition(model, jnp.asarray(X[:12]), y, inference)
     new = jnp.concatenate([jnp.asarray(X_NEW), jnp.asarray(X_NEW)])
-    found, (_, covariance) = predict(given, new), predict_joint(given, new)
-    assert found.status == Status.OK
-    np.testing.assert_allclose(jnp.diagonal(covariance), found.variance, rtol=1e-6)
+    moments, (_, covariance) = predict(process, new), predict_joint(process, new)
+    assert moments.status == Status.OK
+    np.testing.assert_allclose(jnp.diagonal(covariance), moments.variance, rtol=1e-6)
     values = np.linalg.eigvalsh(covariance)
     assert values[0] > -1e-13 * values[-1]
-    drawn = components.functions(stack(given), jnp.zeros(5, int), new, jnp.ones((5, 24)))
+    drawn = components.functions(stack(process), jnp.zeros(5, int), new, jnp.ones((5, 24)))
     np.testing.assert_allclose(drawn[:, :12], drawn[:, 12:], atol=1e-5)
 
 
@@ -123,13 +133,14 @@ def test_derivatives_pass_the_bound():
     x = jnp.asarray(X_NEW[6])
 
     def slope(variance, lengthscale, noise):
-        given = conditioned(variance, lengthscale, noise, float)
-        return jax.grad(lambda x: given.predict(x[None]).variance[0])(x), given
+        process = conditioned(variance, lengthscale, noise, float)
+        return jax.grad(lambda x: process.predict(x[None]).variance[0])(x), process
 
-    got, given = slope(1.0, 1.0, 1e-2)
+    got, process = slope(1.0, 1.0, 1e-2)
     step = 1e-6
     wanted = [
-        (given.predict((x + step * e)[None])[1][0] - given.predict((x - step * e)[None])[1][0]) / (2 * step)
+        (process.predict((x + step * e)[None])[1][0] - process.predict((x - step * e)[None])[1][0])
+        / (2 * step)
         for e in np.eye(2)
     ]
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
@@ -137,14 +148,14 @@ def test_derivatives_pass_the_bound():
 
 
 def test_a_variance_that_is_the_jitters_is_lost():
-    """Duplicate columns and no noise to speak of: the variances are those of the jitter."""
+    """Duplicate columns and almost no noise: the variances are those of the jitter."""
     x = np.linspace(0, 3, 40)[:, None] * np.ones(2)
     model = gp.Model(gp.kernels.RBF(2.2, jnp.full(2, 2.9)), gp.likelihoods.Gaussian(1e-24))
-    given = gp.condition(model, jnp.asarray(x), jnp.sin(jnp.asarray(x[:, 0])))
-    found = given.predict(jnp.linspace(0.03, 2.97, 50)[:, None] * jnp.ones(2))
-    assert given.jitter > 0
-    assert found.status == Status.PRECISION_LOST
-    assert np.asarray(found.lost).all()
-    far = given.predict(jnp.full((1, 2), 30.0))
+    process = gp.condition(model, jnp.asarray(x), jnp.sin(jnp.asarray(x[:, 0])))
+    moments = process.predict(jnp.linspace(0.03, 2.97, 50)[:, None] * jnp.ones(2))
+    assert process.jitter > 0
+    assert moments.status == Status.PRECISION_LOST
+    assert np.asarray(moments.lost).all()
+    far = process.predict(jnp.full((1, 2), 30.0))
     assert far.status == Status.OK
     np.testing.assert_allclose(far.variance, 2.2, rtol=1e-9)

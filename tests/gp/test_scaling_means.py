@@ -1,4 +1,4 @@
-"""Standardisation maps and mean functions."""
+"""Standardization maps and mean functions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Fits on disk: what comes back predicts the same, and files that are not fits are refused."""
+"""Fits on disk: a loaded fit predicts the same, and files that are not fits are refused."""
 
 import dataclasses
 import importlib
@@ -81,7 +81,7 @@ def normal_density(values):
 def test_reports_of_every_engine_come_back(engine, tmp_path):
     target = targets.from_logdensity(normal_density, {"kernel.variance": jnp.ones(2)})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # so little work is not enough, and the engines say so
+        warnings.simplefilter("ignore")  # the engines warn about so little work
         posterior = engine.sample(jax.random.key(0), target, progress=False)
     fit = dataclasses.replace(make(posterior=posterior), info=posterior.info)
     fit.save(tmp_path / "fit.npz")

@@ -1,4 +1,4 @@
-"""Values that a user gives are in the units of the data: a table over all kernels, means and likelihoods."""
+"""The values of a user are in the units of the data: a table over all kernels, means and likelihoods."""
 
 import warnings
 
@@ -37,7 +37,7 @@ KERNELS = {
 }
 
 
-def whole(kernel, mean=None, likelihood=None):
+def make_model(kernel, mean=None, likelihood=None):
     return gp.Model(kernel, likelihood or gp.likelihoods.Gaussian(7.0), mean or gp.means.Zero())
 
 
@@ -52,8 +52,8 @@ def test_the_table_has_every_kernel():
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_covariance_is_the_same_in_both_units(name):
-    """K in the units of the data is the square of that of y times K of the standardised inputs."""
-    model, unknown = converted(whole(KERNELS[name]))
+    """K in the units of the data is the square of that of y times K of the standardized inputs."""
+    model, unknown = converted(make_model(KERNELS[name]))
     assert unknown == []
     scaled = jnp.asarray(SCALING.inputs(X))
     np.testing.assert_allclose(
@@ -66,15 +66,15 @@ def test_the_covariance_is_the_same_in_both_units(name):
     "mean", [gp.means.Constant(50.0), gp.means.Linear([2.0, -0.1], 5.0), gp.means.Zero()]
 )
 def test_the_mean_is_the_same_in_both_units(mean):
-    model, unknown = converted(whole(k.RBF(), mean), SHIFTED)
+    model, unknown = converted(make_model(k.RBF(), mean), SHIFTED)
     assert unknown == []
     wanted = mean(jnp.asarray(X)) if not isinstance(mean, gp.means.Zero) else 20.0
     np.testing.assert_allclose(20.0 + 30.0 * model.mean(jnp.asarray(SHIFTED.inputs(X))), wanted, rtol=1e-9)
 
 
 def test_likelihoods():
-    def likelihood_of(given):
-        return converted(whole(k.RBF(), likelihood=given))[0].likelihood
+    def likelihood_of(likelihood):
+        return converted(make_model(k.RBF(), likelihood=likelihood))[0].likelihood
 
     np.testing.assert_allclose(
         likelihood_of(gp.likelihoods.KnownNoise(np.arange(6.0))).noise, np.arange(6) / 900
@@ -85,21 +85,21 @@ def test_likelihoods():
 
 
 def test_defaults_are_standard_deviations_unless_they_are_fixed_or_a_period():
-    model = whole(k.Periodic() + k.RBF(lengthscale=jnp.ones(2)), likelihood=gp.likelihoods.Gaussian())
+    model = make_model(k.Periodic() + k.RBF(lengthscale=jnp.ones(2)), likelihood=gp.likelihoods.Gaussian())
     start, _ = converted(model, fixed=())
     periodic, rbf = start.kernel.terms
     np.testing.assert_allclose([rbf.variance, *rbf.lengthscale, start.likelihood.variance], 1.0)
     np.testing.assert_allclose([periodic.variance, periodic.lengthscale], 1.0)
     np.testing.assert_allclose(periodic.period, 1 / np.sqrt(4 * 700.0))  # one period for both columns
-    kept, _ = converted(model)
-    np.testing.assert_allclose(kept.kernel.terms[1].lengthscale, [1 / 4, 1 / 700])
-    np.testing.assert_allclose(kept.kernel.terms[0].period, [1 / 4, 1 / 700])
-    np.testing.assert_allclose(kept.likelihood.variance, 1 / 900)
+    converted_model, _ = converted(model)
+    np.testing.assert_allclose(converted_model.kernel.terms[1].lengthscale, [1 / 4, 1 / 700])
+    np.testing.assert_allclose(converted_model.kernel.terms[0].period, [1 / 4, 1 / 700])
+    np.testing.assert_allclose(converted_model.likelihood.variance, 1 / 900)
 
 
 def test_one_factor_carries_the_unit():
-    """A variance of 1 that is fixed beside a learned one is a pure number."""
-    model = whole(k.RBF(lengthscale=2.0).on(0) * k.RBF(lengthscale=3.0).on(1))
+    """A fixed variance of 1 in a product with a learned one is a pure number."""
+    model = make_model(k.RBF(lengthscale=2.0).on(0) * k.RBF(lengthscale=3.0).on(1))
     start, _ = converted(model, fixed=["kernel.factors.1.kernel.variance"])
     np.testing.assert_allclose([factor.kernel.variance for factor in start.kernel.factors], 1.0)
 
@@ -107,11 +107,11 @@ def test_one_factor_carries_the_unit():
 @pytest.mark.parametrize(
     ("model", "fixed", "scaling", "unknown"),
     [
-        (whole(k.Linear(2.0)), ["kernel.variance"], SHIFTED, ["kernel.variance"]),
-        (whole(k.Linear(2.0)), [], SHIFTED, []),
-        (whole(k.Polynomial(2.0, 3.0)), ["kernel.variance"], SCALING, ["kernel.variance"]),
-        (whole(k.Warped(k.RBF(), jnp.log1p)), [], SCALING, ["kernel.fn"]),
-        (whole(k.RBF(), gp.means.Linear(1.0, 5.0)), ["mean.intercept"], SHIFTED, ["mean.intercept"]),
+        (make_model(k.Linear(2.0)), ["kernel.variance"], SHIFTED, ["kernel.variance"]),
+        (make_model(k.Linear(2.0)), [], SHIFTED, []),
+        (make_model(k.Polynomial(2.0, 3.0)), ["kernel.variance"], SCALING, ["kernel.variance"]),
+        (make_model(k.Warped(k.RBF(), jnp.log1p)), [], SCALING, ["kernel.fn"]),
+        (make_model(k.RBF(), gp.means.Linear(1.0, 5.0)), ["mean.intercept"], SHIFTED, ["mean.intercept"]),
     ],
 )
 def test_what_cannot_be_converted_is_named(model, fixed, scaling, unknown):
@@ -119,7 +119,7 @@ def test_what_cannot_be_converted_is_named(model, fixed, scaling, unknown):
 
 
 def test_a_known_period_is_that_of_the_users_column():
-    """With a prior that fixes it and without, and said to be in standard deviations."""
+    """With and without a prior that fixes it, and declared to be in standard deviations."""
     rng = np.random.default_rng(0)
     x = np.linspace(0, 12, 40)[:, None]
     y = 300 + 50 * np.sin(2 * np.pi * x[:, 0] / 1.5) + 5 * rng.normal(size=40)
@@ -131,15 +131,15 @@ def test_a_known_period_is_that_of_the_users_column():
     with pytest.warns(
         UserWarning, match="distributions of the prior are read in units of standard deviations"
     ):
-        kept = gp.fit(jax.random.key(0), model, x, y, learn=learn, prior=prior)
-    np.testing.assert_allclose(float(kept.model.kernel.period) * x.std(), 1.5, rtol=1e-12)
+        fit = gp.fit(jax.random.key(0), model, x, y, learn=learn, prior=prior)
+    np.testing.assert_allclose(float(fit.model.kernel.period) * x.std(), 1.5, rtol=1e-12)
     scaled = gp.replace(
         model, {"kernel.period": jnp.asarray(1.5 / x.std()), "likelihood.variance": jnp.asarray(0.02)}
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same = gp.fit(jax.random.key(0), scaled, x, y, learn=learn, prior=prior, standardize=True)
-    np.testing.assert_allclose(same.log_evidence, kept.log_evidence, rtol=1e-5)
+    np.testing.assert_allclose(same.log_evidence, fit.log_evidence, rtol=1e-5)
 
 
 def test_what_was_not_converted_is_warned_of():

@@ -1,4 +1,4 @@
-"""What a point estimate says of itself, in both directions: a right fit has no verdict, a collapsed one does."""
+"""Verdicts on point estimates, in both directions: a right fit has none, a collapsed one does."""
 
 import warnings
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import pytest
 from probinfer import gp
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
-from probinfer.gp.hyperparameters.verdicts import judged
+from probinfer.gp.hyperparameters.verdicts import add_verdicts
 
 SEEDS = range(6)
 LEARNED = {
@@ -37,7 +37,7 @@ def verdict(kernel, X, y, likelihood=None, sites=None, log_evidence=None):
     model, sites = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], (model, sites))
     names = [name for name in LEARNED if sites is None or name.startswith("kernel")]
     draws = {name: LEARNED[name] for name in names}
-    return judged(Info(), model, jnp.asarray(X), jnp.asarray(y), sites, draws, log_evidence).status
+    return add_verdicts(Info(), model, jnp.asarray(X), jnp.asarray(y), sites, draws, log_evidence).status
 
 
 def rbf(variance=1.0, lengthscale=1.0):
@@ -50,14 +50,14 @@ def model():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_right_fit_has_no_verdict(seed):
-    """Warnings are errors here; the smallest gain over these seeds is 5 nats, ten times what is asked for."""
+    """Warnings are errors here; the smallest gain over these seeds is 5 nats, ten times the threshold."""
     X, y = data(seed)
     fit = gp.fit(jax.random.key(seed), model(), X, y, learn=gp.ML2(num_restarts=1))
     assert fit.info.status == Status.OK
 
 
 @pytest.mark.parametrize(
-    ("kernel", "words"),
+    ("kernel", "message"),
     [
         (rbf(variance=1e-7), "variance of the kernel went to zero"),
         (rbf(lengthscale=1e5), "lengthscales went to infinity"),
@@ -65,9 +65,9 @@ def test_a_right_fit_has_no_verdict(seed):
         (gp.kernels.White(0.5) + rbf(variance=1e-7), "nothing was learned"),
     ],
 )
-def test_a_fit_that_learned_nothing_says_why(kernel, words):
+def test_a_fit_that_learned_nothing_says_why(kernel, message):
     X, y = data(0)
-    with pytest.warns(ConvergenceWarning, match=words):
+    with pytest.warns(ConvergenceWarning, match=message):
         assert verdict(kernel, X, y, gp.likelihoods.Gaussian(0.5)) == Status.NOTHING_LEARNED
 
 
@@ -81,7 +81,7 @@ def test_a_fit_that_learned_nothing_says_why(kernel, words):
     ],
 )
 def test_approximations_are_judged_by_their_evidence(likelihood, inference):
-    """One kernel that knows the inputs, three that do not, over seeds."""
+    """One kernel that depends on the inputs, three that do not, for several seeds."""
     kernels = {
         Status.OK: [rbf(1.0, 1.0)],
         Status.NOTHING_LEARNED: [rbf(1e-4), rbf(1.0, 1e5), rbf(0.3, 1e-3)],
@@ -94,33 +94,35 @@ def test_approximations_are_judged_by_their_evidence(likelihood, inference):
             y = np.random.default_rng(seed).poisson(np.exp(1 + 1.5 * np.sin(2 * X[:, 0]))) * 1.0
         for wanted, candidates in kernels.items():
             for kernel in candidates:
-                found = gp.condition(gp.Model(kernel, likelihood), X, y, inference)
+                conditioned = gp.condition(gp.Model(kernel, likelihood), X, y, inference)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    got = verdict(kernel, X, y, likelihood, found.sites, found.log_evidence)
+                    got = verdict(kernel, X, y, likelihood, conditioned.sites, conditioned.log_evidence)
                 assert got == wanted
 
 
 def test_a_linear_mean_that_explains_everything_is_no_collapse():
     X, _ = data(0)
     y = X[:, 0] - X[:, 1] + 0.3 * np.random.default_rng(1).normal(size=40)
-    whole = gp.Model(rbf(1e-7), gp.likelihoods.Gaussian(0.09), gp.means.Linear([1.0, -1.0]))
-    stacked = jax.tree.map(lambda leaf: leaf[None], whole)
-    assert judged(Info(), stacked, jnp.asarray(X), jnp.asarray(y), None, LEARNED, None).status == Status.OK
+    fitted_model = gp.Model(rbf(1e-7), gp.likelihoods.Gaussian(0.09), gp.means.Linear([1.0, -1.0]))
+    stacked = jax.tree.map(lambda leaf: leaf[None], fitted_model)
+    assert (
+        add_verdicts(Info(), stacked, jnp.asarray(X), jnp.asarray(y), None, LEARNED, None).status == Status.OK
+    )
 
 
 def test_noise_that_went_to_zero_is_a_verdict():
     X, _ = data(0)
     y = np.sin(X[:, 0])
-    many = {**LEARNED, "kernel.lengthscale": np.ones((1, 200))}
+    draws = {**LEARNED, "kernel.lengthscale": np.ones((1, 200))}
     stacked = jax.tree.map(lambda leaf: leaf[None], gp.Model(rbf(), gp.likelihoods.Gaussian(1e-90)))
     with pytest.warns(
         ConvergenceWarning, match="202 hyperparameters are too many to be learned from 40 points"
     ):
-        found = judged(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, many, None)
-    assert found.status == Status.AT_LIMIT
+        report = add_verdicts(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, draws, None)
+    assert report.status == Status.AT_LIMIT
     fixed = {name: value for name, value in LEARNED.items() if name != "likelihood.variance"}
-    assert judged(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, fixed, None).status == 1
+    assert add_verdicts(Info(1), stacked, jnp.asarray(X), jnp.asarray(y), None, fixed, None).status == 1
 
 
 def test_a_smooth_function_without_noise_is_learned_said_and_drawn():

@@ -1,9 +1,9 @@
-"""The conditioned Gaussian process: everything that inference finds, computed once.
+"""The conditioned Gaussian process: the result of an inference method, with what prediction needs.
 
-An inference method ends in sites t_i(f) (see ``sites``). With S = diag(scale) and L Lᵀ the factored matrix, every
+An inference method results in sites t_i(f) (see ``sites``). With S = diag(scale) and L Lᵀ the factored matrix, every
 method of this package has R = (K + Λ⁻¹)⁻¹ = S L⁻ᵀ L⁻¹ S and α = R(ỹ − m): exact inference with S = I and
-L Lᵀ = K + noise, the others with S = Λ^½ and L Lᵀ = I + S K S. Prediction needs only L, S and α, and where some sites
-have a negative precision the factor that takes them in (see ``precision``).
+L Lᵀ = K + noise, the others with S = Λ^½ and L Lᵀ = I + S K S. Prediction needs only L, S and α, and if some sites have
+a negative precision the factor that adds them (see ``structure.dense``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from probinfer.core.types import Array, Float, pytree
 from probinfer.gp.approximation.sites import Sites
 from probinfer.gp.model.validation import check_inputs
 from probinfer.gp.prediction import LatentMoments
-from probinfer.gp.structure.rounding import Factored, lower_covariance, resolve
+from probinfer.gp.structure.rounding import Factorization, lower_covariance, resolve
 from probinfer.numerics.semidefinite import cleared_of_rounding
 
 __all__ = ["Conditioned", "failed"]
@@ -39,14 +39,14 @@ class Conditioned:
         chol: lower Cholesky factor L, shape ``(N, N)``.
         scale: diagonal of S, shape ``(N,)``.
         precision_diagonal: diag(R), shape ``(N,)``.
-        log_evidence: log p(y | X), or its approximation; NaN where there is none: the status is bad, the search ended
-            far from a fixed point, or the number is larger than any evidence can be (``POOR_APPROXIMATION``).
+        log_evidence: log p(y | X), or its approximation; NaN if the status is bad, if the search ended far from a fixed
+            point, or if the number is larger than any evidence can be (``POOR_APPROXIMATION``).
         status: a ``Status``.
-        jitter: what was added to the diagonal of the factored matrix, 0 where nothing was needed.
-        residual: the largest change of a site that another sweep would make, in posterior standard deviations.
-        num_iterations: sweeps until the sites stopped moving (0 for exact inference).
+        jitter: added to the diagonal of the factored matrix; 0 if nothing was needed.
+        residual: largest change of a site that another update would make, in posterior standard deviations.
+        num_iterations: updates until the sites stopped moving (0 for exact inference).
         log_loo: leave-one-out log predictive densities ``(N,)`` of the training outputs.
-        negative: N ``(N,)`` and the factor ``(N, N)`` of sites with negative precision, None where there cannot be any.
+        negative: N ``(N,)`` and the factor ``(N, N)`` of sites with negative precision; None if there cannot be any.
     """
 
     model: Any
@@ -69,63 +69,83 @@ class Conditioned:
     def predict(self, X_new: Any) -> LatentMoments:
         """Mean m + k*ᵀα and variance k** − |L⁻¹ S k*|² of the latent function at new inputs, as a pair.
 
-        A variance that is lost in the rounding of k** is replaced by the lower bound of ``rounding``; ``.status`` and
-        ``.floor`` of the pair say so, and where a jitter makes most of a variance.
+        A variance that is lost in the rounding of k** is replaced by the lower bound of ``structure.rounding``;
+        ``.status`` and ``.floor`` of the pair report this, and a variance that is mostly due to a jitter.
 
         Raises:
             ValueError: ``X_new`` has another number of columns than the training inputs, or is not finite.
         """
-        given = self._project(X_new)
-        prior = self.model.kernel.diag(given.X_new)
-        positive = prior - jnp.sum(given.half * given.half, 0)
-        variance, error = resolve(self._factored(), given.right, prior, positive)
+        projection = self._project(X_new)
+        prior_variance = self.model.kernel.diag(projection.X_new)
+        difference = prior_variance - jnp.sum(projection.reduction_root**2, 0)
+        variance, error = resolve(self._factorization(), projection.scaled_cross, prior_variance, difference)
         return LatentMoments(
-            given.mean, variance + jnp.sum(given.more * given.more, 0), jnp.maximum(error, given.mean_error)
+            projection.mean,
+            variance + jnp.sum(projection.increase_root**2, 0),
+            jnp.maximum(error, projection.mean_error),
         )
 
     def predict_joint(self, X_new: Any) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
         """Mean and covariance matrix of the latent function at new inputs; positive semi-definite."""
-        given = self._project(X_new)
-        positive = self.model.kernel.gram(given.X_new) - given.half.T @ given.half
-        covariance = cleared_of_rounding(positive, lower_covariance, self._factored(), given.right)
-        return given.mean, covariance + given.more.T @ given.more
+        projection = self._project(X_new)
+        prior_covariance = self.model.kernel.gram(projection.X_new)
+        difference = prior_covariance - projection.reduction_root.T @ projection.reduction_root
+        covariance = cleared_of_rounding(
+            difference, lower_covariance, self._factorization(), projection.scaled_cross
+        )
+        return projection.mean, covariance + projection.increase_root.T @ projection.increase_root
 
-    def _factored(self):
+    def _factorization(self):
         lam2 = self.sites.lam2
-        # I for approximations, the noise for exact inference; sites kept off zero have a noise of 1, too.
-        known = lam2 > float(jnp.finfo(lam2.dtype).tiny) ** 0.5
-        noise = jnp.where(known, self.scale**2 / jnp.where(known, lam2, 1), 1)
-        return Factored(
-            self.chol, self.scale, noise, self.model.kernel.diag(self.X), jnp.asarray(self.jitter, lam2.dtype)
+        # The noise is S² Λ⁻¹: that of the data for exact inference, 1 for approximations. Sites whose scale was
+        # bounded away from zero have S² > Λ, and a noise of 1 all the same.
+        is_resolved = lam2 > float(jnp.finfo(lam2.dtype).tiny) ** 0.5
+        noise = jnp.where(is_resolved, self.scale**2 / jnp.where(is_resolved, lam2, 1), 1)
+        return Factorization(
+            chol=self.chol,
+            scale=self.scale,
+            noise=noise,
+            prior_variance=self.model.kernel.diag(self.X),
+            jitter=jnp.asarray(self.jitter, lam2.dtype),
         )
 
     def _project(self, X_new):
-        """The mean, and roots of what the positive sites take from the prior covariance and the negative ones give."""
+        """The mean, and roots of the changes of the prior covariance by the positive and by the negative sites."""
         X_new = check_inputs(X_new, columns=self.X.shape[1], dtype=self.X.dtype)
         cross = self.model.kernel.gram(self.X, X_new)
         mean = self.model.mean(X_new) + cross.T @ self.alpha
         eps = float(jnp.finfo(cross.dtype).eps)
         mean_error = jax.lax.stop_gradient(jnp.sum((eps * cross * self.alpha[:, None]) ** 2, 0))
-        right = self.scale[:, None] * cross
-        half = solve_triangular(self.chol, right, lower=True)
+        scaled_cross = self.scale[:, None] * cross
+        reduction_root = solve_triangular(self.chol, scaled_cross, lower=True)
         if self.negative is None:
-            more = jnp.zeros((0, cross.shape[1]), cross.dtype)
-            return _Projected(X_new, mean, mean_error, right, half, more)
-        n, chol = self.negative
-        given_positive = solve_triangular(self.chol, half, lower=True, trans=1) / self.scale[:, None]
-        more = solve_triangular(chol, n[:, None] * given_positive, lower=True)
-        return _Projected(X_new, mean, mean_error, right, half, more)
+            increase_root = jnp.zeros((0, cross.shape[1]), cross.dtype)
+        else:
+            n, chol = self.negative
+            # S⁻¹ L⁻ᵀ L⁻¹ S k* = M₊ k*: the cross covariance given the positive sites
+            cross_positive = (
+                solve_triangular(self.chol, reduction_root, lower=True, trans=1) / self.scale[:, None]
+            )
+            increase_root = solve_triangular(chol, n[:, None] * cross_positive, lower=True)
+        return _Projection(
+            X_new=X_new,
+            mean=mean,
+            mean_error=mean_error,
+            scaled_cross=scaled_cross,
+            reduction_root=reduction_root,
+            increase_root=increase_root,
+        )
 
 
-class _Projected(NamedTuple):
-    X_new: Any
-    mean: Any
-    mean_error: Any  # squared rounding error of the sum k*ᵀα
-    right: Any  # S k*
-    half: Any  # L⁻¹ S k*
-    more: Any  # what negative sites give back
+class _Projection(NamedTuple):
+    X_new: Float[Array, "M D"]
+    mean: Float[Array, " M"]
+    mean_error: Float[Array, " M"]  # squared rounding error of the sum k*ᵀα
+    scaled_cross: Float[Array, "N M"]  # S k*
+    reduction_root: Float[Array, "N M"]  # L⁻¹ S k*
+    increase_root: Float[Array, "_ M"]  # C^-½ N M₊ k*, without rows if no site can be negative
 
 
 def failed(status: Any) -> Any:
-    """Whether a status means that the numbers are not to be used."""
+    """Whether a status means that the numbers must not be used."""
     return status >= Status.NOT_POSITIVE_DEFINITE

@@ -24,7 +24,7 @@ class Exact:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before; ``sites`` are not needed and not used.
+        """Condition on checked data; ``sites`` are not used.
 
         Raises:
             ValueError: the likelihood has no ``noise_variance``.

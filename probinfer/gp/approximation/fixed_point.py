@@ -1,12 +1,12 @@
-"""Fixed points of site updates: Newton's method on λ = T(λ), with damped updates where it does not help.
+"""Fixed points of site updates: Newton's method on λ = T(λ), with damped updates where Newton's method does not help.
 
-A Newton step solves (I − ∂T/∂λ) δ = T(λ) − λ, which costs a few products of N² operations beside the N³ of an update,
-and squares the residual near the solution. A step that does not make the residual smaller is taken back; some damped
-updates λ + ρ(T(λ) − λ) follow before the next is tried. Residuals are measured in posterior standard deviations, so
-that the rules have no unit.
+A Newton step solves (I − ∂T/∂λ) δ = T(λ) − λ. It costs a few products of N² operations on top of the N³ of an update,
+and squares the residual near the solution. A Newton step that does not reduce the residual is undone, and some damped
+updates λ + ρ(T(λ) − λ) are taken before the next attempt. Residuals are measured in posterior standard deviations, so
+that the rules do not depend on units.
 
-Where the sites that are looked for maximize a merit (the evidence lower bound, whose natural gradient a damped update
-follows), a step that makes it smaller is taken back too, so that the search cannot run away from a bad start.
+Where the solution maximizes a merit (the evidence lower bound, whose natural gradient a damped update follows), a step
+that lowers the merit is undone as well, so that the search cannot run away from a bad start.
 
 References:
     Kelley (1995), Iterative Methods for Linear and Nonlinear Equations, chapter 6 (inexact Newton methods).
@@ -22,93 +22,93 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import bicgstab
 
 from probinfer.core.status import Status
-from probinfer.core.types import Array, Float
+from probinfer.core.types import Array, Bool, Float, Int
 
-__all__ = ["FixedPoint", "Point", "check_settings", "default_tolerance", "find"]
+__all__ = ["FixedPoint", "SiteUpdate", "check_settings", "default_tolerance", "find_fixed_point"]
 
-_PATIENCE, _LONGEST_PATIENCE = 3, 12  # damped updates after a Newton step that did not help
-_RECOVERY, _LOWERING, _SMALLEST_DAMPING = 1.3, 0.7, 0.02
-_SHORTEST = 1e-5  # damping after steps that were taken back
-_SLACK = 100.0  # machine epsilons of the merit that are rounding
-_NEAR = 1e-3  # residuals below which the merit, stationary at the solution, says no more
-_FORCING = 0.1  # the linear system is solved to this fraction at first, to the residual later
+_PATIENCE, _MAX_PATIENCE = 3, 12  # damped updates after a Newton step that did not help
+_DAMPING_GROWTH, _LIMIT_DECAY, _MIN_DAMPING_LIMIT = 1.3, 0.7, 0.02
+_MIN_DAMPING = 1e-5  # after steps that were undone
+_MERIT_SLACK = 100.0  # machine epsilons: smaller differences of the merit are rounding
+_MERIT_RESIDUAL = 1e-3  # below this residual the merit, stationary at the solution, cannot tell steps apart
+_MAX_FORCING = 0.1  # relative tolerance of the first linear systems; later ones are solved to the residual
 
 
 class FixedPoint(NamedTuple):
-    """Where the iteration ended."""
+    """The end of an iteration."""
 
-    sites: Array
-    """(2, N) the sites."""
-    residual: Array
-    """The largest change that another update would make, in posterior standard deviations."""
-    num_updates: Array
-    """Updates computed."""
-    status: Array
-    """``Status``: ``OK``, ``MAX_ITERATIONS``, or that of the first update where it failed."""
+    sites: Float[Array, "2 N"]
+    """Natural parameters (λ1, λ2) of the sites."""
+    residual: Float[Array, ""]
+    """Largest change that another update would make, in posterior standard deviations."""
+    num_updates: Int[Array, ""]
+    """Number of updates computed."""
+    status: Int[Array, ""]
+    """``Status``: ``OK``, ``MAX_ITERATIONS``, or that of the first update if it failed."""
     nodes: Any = None
-    """What the update at the sites used, so that it need not be found again."""
+    """Quadrature nodes of the update at these sites, so that they need not be found again."""
 
 
-class Point(NamedTuple):
-    """An update at some sites."""
+class SiteUpdate(NamedTuple):
+    """An update evaluated at some sites λ."""
 
-    change: Any
-    """(2, N) T(λ) - λ."""
-    scale: Any
-    """(2, N) factors that make changes dimensionless."""
-    status: Any
-    """``Status``."""
+    change: Float[Array, "2 N"]
+    """T(λ) - λ."""
+    scale: Float[Array, "2 N"]
+    """Factors that make changes dimensionless."""
+    status: Int[Array, ""]
+    """``Status`` of the marginals."""
     jacobian: Callable[[Array], Array]
     """δ ↦ ∂T/∂λ δ."""
-    mean: Any
-    """(N,) the marginal means m: a change of (mλ2, λ2) leaves the mean where it is."""
-    complete: Any
-    """Whether every site could be updated: one that could not be has no change, and yet is no solution."""
-    merit: Any
-    """What the solution maximizes; a constant where that is not known."""
+    mean: Float[Array, " N"]
+    """Marginal means m: a change in the direction (mλ2, λ2) leaves the mean unchanged."""
+    is_complete: Bool[Array, ""]
+    """Whether every site was updated: one that could not be updated has no change, and yet is no solution."""
+    merit: Float[Array, ""]
+    """What the solution maximizes; a constant if that is unknown."""
     nodes: Any
-    """Quadrature nodes of the update, without derivative; None where it has none."""
+    """Quadrature nodes of the update, without derivative; None if it uses none."""
 
 
-class _Search(NamedTuple):
-    trial: Any  # sites to evaluate next, and whether a Newton step led there
-    is_newton: Any
-    sites: Any  # the last accepted sites, their change, its norm and its largest entry
-    change: Any
-    size: Any
-    residual: Any
-    merit: Any
+class _IterationState(NamedTuple):
+    trial: Float[Array, "2 N"]  # sites to evaluate next
+    is_newton: Bool[Array, ""]  # whether a Newton step led to them
+    sites: Float[Array, "2 N"]  # the last accepted sites
+    change: Float[Array, "2 N"]  # T(λ) − λ there
+    norm: Float[Array, ""]  # Euclidean norm of the dimensionless change
+    residual: Float[Array, ""]  # its largest entry
+    merit: Float[Array, ""]
     nodes: Any
-    damping: Any
-    ceiling: Any  # of the damping: falls for good with every update that makes the residual larger
-    wait: Any  # damped updates until the next Newton step, and how many there will be after one that fails
-    patience: Any
-    num_updates: Any
-    status: Any
+    damping: Float[Array, ""]  # ρ
+    damping_limit: Float[Array, ""]  # of ρ: falls for good with every update that increases the residual
+    newton_countdown: Int[Array, ""]  # damped updates until the next Newton step
+    patience: Int[Array, ""]  # the countdown after a Newton step that fails
+    num_updates: Int[Array, ""]
+    status: Int[Array, ""]
 
 
-def check_settings(engine: Any) -> None:
-    """Check the settings that every iterative engine has.
+def check_settings(inference: Any) -> None:
+    """Check the settings that all iterative methods share.
 
     Raises:
-        ValueError: one is outside its range.
+        ValueError: a setting is outside its range.
     """
-    name = type(engine).__name__
-    if engine.num_nodes < 2 or engine.max_updates < 1:
+    name = type(inference).__name__
+    if inference.num_nodes < 2 or inference.max_updates < 1:
         raise ValueError(
-            f"{name} needs num_nodes >= 2 and max_updates >= 1, got {engine.num_nodes} and {engine.max_updates}"
+            f"{name} needs num_nodes >= 2 and max_updates >= 1, got {inference.num_nodes} and {inference.max_updates}"
         )
-    if engine.tolerance is not None and not engine.tolerance > 0:
-        raise ValueError(f"{name}.tolerance must be positive, got {engine.tolerance}")
+    if inference.tolerance is not None and not inference.tolerance > 0:
+        raise ValueError(f"{name}.tolerance must be positive, got {inference.tolerance}")
 
 
 def default_tolerance(dtype: Any) -> float:
-    """What a residual may be: 1e-8 in float64, 1e-4 in float32."""
+    """Largest residual of a solution: 1e-8 in float64, 1e-4 in float32."""
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4
 
 
-def find(
-    update: Callable[[Array], Point],
+def find_fixed_point(
+    update: Callable[[Array], SiteUpdate],
     start: Float[Array, "2 N"],
     nodes: Any,
     *,
@@ -121,102 +121,116 @@ def find(
     Args:
         update: the update at given sites.
         start: the first sites.
-        nodes: of any update: for their shapes.
-        project: sites to the nearest allowed ones.
-        tolerance: for the residual.
-        max_updates: the most updates.
+        nodes: arrays shaped like the nodes of an update.
+        project: maps sites to the nearest allowed ones.
+        tolerance: largest residual of a solution.
+        max_updates: maximum number of updates.
 
     Returns:
-        The last sites that were accepted. Where the very first update fails, its status.
+        The last accepted sites; if the very first update fails, with its status.
     """
-    zero, infinite = jnp.zeros_like(start), jnp.full((), jnp.inf, start.dtype)
+    zero_change, infinite = jnp.zeros_like(start), jnp.full((), jnp.inf, start.dtype)
     count = jnp.zeros((), jnp.int32)
-    search = _Search(
+    state = _IterationState(
         trial=start,
         is_newton=jnp.array(False),
         sites=start,
-        change=zero,
-        size=infinite,
+        change=zero_change,
+        norm=infinite,
         residual=infinite,
         merit=-infinite,
         nodes=nodes,
         damping=jnp.ones((), start.dtype),
-        ceiling=jnp.ones((), start.dtype),
-        wait=count,
+        damping_limit=jnp.ones((), start.dtype),
+        newton_countdown=count,
         patience=count + _PATIENCE,
         num_updates=count,
         status=count,
     )
 
-    def unfinished(search):
-        going = (search.residual > tolerance) & (search.status == Status.OK)
-        return going & (search.num_updates < max_updates)
+    def is_unfinished(state):
+        active = (state.residual > tolerance) & (state.status == Status.OK)
+        return active & (state.num_updates < max_updates)
 
-    search = jax.lax.while_loop(unfinished, lambda search: _advance(update, project, search), search)
-    stuck = jnp.where(search.residual > tolerance, int(Status.MAX_ITERATIONS), int(Status.OK))
-    status = jnp.where(search.status == Status.OK, stuck, search.status).astype(jnp.int32)
-    return FixedPoint(search.sites, search.residual, search.num_updates, status, search.nodes)
-
-
-def _advance(update, project, search: _Search) -> _Search:
-    point = update(search.trial)
-    # Around the mean: far from zero λ1 and mλ2 are large and cancel.
-    scaled = point.scale * point.change.at[0].add(-point.mean * point.change[1])
-    size, residual = jnp.linalg.norm(scaled), jnp.max(jnp.abs(scaled))
-    residual = jnp.where(point.complete, residual, jnp.maximum(residual, 1))
-    valid = (point.status == Status.OK) & jnp.isfinite(size) & jnp.isfinite(point.merit)
-    rounding = _SLACK * float(jnp.finfo(size.dtype).eps) * jnp.abs(search.merit)
-    not_lower = (point.merit >= search.merit - rounding) | jnp.isinf(search.merit)
-    valid &= not_lower | (residual < _NEAR)
-    better = valid & (size < search.size)
-    accepted = valid & (
-        better | ~search.is_newton
-    )  # a damped update may make the residual larger for a while
-    moved = search._replace(
-        sites=search.trial,
-        change=point.change,
-        size=size,
-        residual=residual,
-        merit=point.merit,
-        nodes=point.nodes,
+    state = jax.lax.while_loop(is_unfinished, lambda state: _advance(update, project, state), state)
+    end = jnp.where(state.residual > tolerance, int(Status.MAX_ITERATIONS), int(Status.OK))
+    status = jnp.where(state.status == Status.OK, end, state.status).astype(jnp.int32)
+    return FixedPoint(
+        sites=state.sites,
+        residual=state.residual,
+        num_updates=state.num_updates,
+        status=status,
+        nodes=state.nodes,
     )
-    kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), moved, search)
-    failed_newton = search.is_newton & ~accepted
-    worse_update = ~search.is_newton & ~better
-    # Without a ceiling the damping recovers, fails and recovers again: a cycle.
-    ceiling = jnp.where(worse_update & valid, _LOWERING, 1) * search.ceiling
-    ceiling = jnp.maximum(ceiling, _SMALLEST_DAMPING).astype(search.ceiling.dtype)
-    damping = jnp.where(worse_update, jnp.where(valid, 0.5, 0.25), _RECOVERY) * search.damping
-    damping = jnp.clip(damping, _SHORTEST, ceiling)
-    damping = jnp.where(search.is_newton, search.damping, damping)
-    patience = jnp.where(failed_newton, jnp.minimum(2 * search.patience, _LONGEST_PATIENCE), search.patience)
-    patience = jnp.where(search.is_newton & accepted, _PATIENCE, patience)
-    wait = jnp.where(failed_newton, patience, jnp.maximum(search.wait - 1, 0))
-    use_newton = accepted & (wait == 0)
-    step = jnp.where(use_newton, _newton_step(point, residual), damping * kept.change)
-    failed = jnp.where(point.status == Status.OK, int(Status.NON_FINITE), point.status)
-    first = search.num_updates == 0
-    return kept._replace(
-        trial=project(kept.sites + step),
+
+
+def _advance(update, project, state: _IterationState) -> _IterationState:
+    # Evaluate the trial
+    trial = update(state.trial)
+    # Measure the change around the mean: far from zero λ1 and mλ2 are large and cancel.
+    scaled = trial.scale * trial.change.at[0].add(-trial.mean * trial.change[1])
+    norm, residual = jnp.linalg.norm(scaled), jnp.max(jnp.abs(scaled))
+    residual = jnp.where(trial.is_complete, residual, jnp.maximum(residual, 1))
+
+    # Accept or undo
+    is_valid = (trial.status == Status.OK) & jnp.isfinite(norm) & jnp.isfinite(trial.merit)
+    rounding = _MERIT_SLACK * float(jnp.finfo(norm.dtype).eps) * jnp.abs(state.merit)
+    not_lower = (trial.merit >= state.merit - rounding) | jnp.isinf(state.merit)
+    is_valid &= not_lower | (residual < _MERIT_RESIDUAL)
+    is_better = is_valid & (norm < state.norm)
+    # Only a Newton step must reduce the residual; a damped update may increase it for a while.
+    is_accepted = is_valid & (is_better | ~state.is_newton)
+    proposed = state._replace(
+        sites=state.trial,
+        change=trial.change,
+        norm=norm,
+        residual=residual,
+        merit=trial.merit,
+        nodes=trial.nodes,
+    )
+    accepted = jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), proposed, state)
+
+    # Adapt the damping
+    newton_failed = state.is_newton & ~is_accepted
+    update_is_worse = ~state.is_newton & ~is_better
+    # Without a limit that falls for good the damping recovers, fails and recovers again: a cycle.
+    damping_limit = jnp.where(update_is_worse & is_valid, _LIMIT_DECAY, 1) * state.damping_limit
+    damping_limit = jnp.maximum(damping_limit, _MIN_DAMPING_LIMIT).astype(state.damping_limit.dtype)
+    damping = jnp.where(update_is_worse, jnp.where(is_valid, 0.5, 0.25), _DAMPING_GROWTH) * state.damping
+    damping = jnp.clip(damping, _MIN_DAMPING, damping_limit)
+    damping = jnp.where(state.is_newton, state.damping, damping)
+
+    # Schedule the next Newton step: later after every failure, since each costs an update
+    patience = jnp.where(newton_failed, jnp.minimum(2 * state.patience, _MAX_PATIENCE), state.patience)
+    patience = jnp.where(state.is_newton & is_accepted, _PATIENCE, patience)
+    countdown = jnp.where(newton_failed, patience, jnp.maximum(state.newton_countdown - 1, 0))
+
+    # Propose the next trial
+    use_newton = is_accepted & (countdown == 0)
+    step = jnp.where(use_newton, _newton_step(trial, residual), damping * accepted.change)
+    failure = jnp.where(trial.status == Status.OK, int(Status.NON_FINITE), trial.status)
+    is_first = state.num_updates == 0
+    return accepted._replace(
+        trial=project(accepted.sites + step),
         is_newton=use_newton,
         damping=damping,
-        ceiling=ceiling,
-        wait=wait,
+        damping_limit=damping_limit,
+        newton_countdown=countdown,
         patience=patience,
-        num_updates=search.num_updates + 1,
-        status=jnp.where(first & ~valid, failed, search.status).astype(jnp.int32),
+        num_updates=state.num_updates + 1,
+        status=jnp.where(is_first & ~is_valid, failure, state.status).astype(jnp.int32),
     )
 
 
-def _newton_step(point: Point, residual: Array) -> Array:
-    """(I − ∂T/∂λ)⁻¹ (T(λ) − λ) to a few digits, or the full update where it is not finite."""
+def _newton_step(update: SiteUpdate, residual: Array) -> Array:
+    """(I − ∂T/∂λ)⁻¹ (T(λ) − λ) to a few digits, or the full update if that is not finite."""
 
     def operator(x):
-        return x - point.scale * point.jacobian(x / point.scale)
+        return x - update.scale * update.jacobian(x / update.scale)
 
-    # No more digits than the next residual will have.
-    tolerance = jnp.minimum(_FORCING, residual)
-    target = point.scale * point.change
-    solved, _ = bicgstab(operator, target, x0=target, tol=tolerance, atol=0.0, maxiter=30)
-    step = solved / point.scale
-    return jnp.where(jnp.all(jnp.isfinite(step)), step, point.change)
+    # More digits than the next residual will have are wasted (an inexact Newton method).
+    tolerance = jnp.minimum(_MAX_FORCING, residual)
+    target = update.scale * update.change
+    solution, _ = bicgstab(operator, target, x0=target, tol=tolerance, atol=0.0, maxiter=30)
+    step = solution / update.scale
+    return jnp.where(jnp.all(jnp.isfinite(step)), step, update.change)

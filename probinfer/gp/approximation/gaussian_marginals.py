@@ -1,8 +1,8 @@
-"""The marginals of a Gaussian process times Gaussian sites, and the normaliser of their product.
+"""The marginals of a Gaussian process times Gaussian sites, and the normalizer of their product.
 
-q(f) ∝ N(f; μ, K) Π t_i(f_i), t_i(f) = exp(λ1_i f − ½ λ2_i f²). The rules for derivatives are those of the marginals,
-not of the matrices behind them: forward one product of n x n matrices for a tangent of K and n² operations for tangents
-of the sites; backward the same.
+q(f) ∝ N(f; μ, K) Π t_i(f_i), t_i(f) = exp(λ1_i f − ½ λ2_i f²). The derivative rule is that of the marginals, not of
+the matrices behind them: one product of N x N matrices for a tangent of K and N² operations for tangents of the sites,
+forward and backward.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from probinfer.core.types import Array, Float
-from probinfer.gp.structure.dense import Precision, precision
+from probinfer.core.types import Array, Float, Int
+from probinfer.gp.structure.dense import PosteriorMatrices, posterior_matrices
 
 __all__ = ["Marginals", "marginals", "marginals_from"]
 
 
 class Marginals(NamedTuple):
-    """What the sites leave of the prior at the training points."""
+    """The Gaussian posterior at the training points."""
 
-    mean: Array
-    """(N,) posterior means, the prior mean plus K alpha."""
-    variance: Array
-    """(N,) posterior variances v = diag Σ."""
-    alpha: Array
-    """(N,) lam1 - lam2 m."""
-    log_z: Array
-    """Scalar log ∫ N(f; μ, K) Π t_i(f_i) df."""
-    status: Array
-    """``Status`` of the factorisation."""
+    mean: Float[Array, " N"]
+    """Posterior means m = μ + K alpha."""
+    variance: Float[Array, " N"]
+    """Posterior variances v = diag Σ."""
+    alpha: Float[Array, " N"]
+    """λ1 - λ2 m."""
+    log_z: Float[Array, ""]
+    """log ∫ N(f; μ, K) Π t_i(f_i) df."""
+    status: Int[Array, ""]
+    """``Status`` of the factorization."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -54,52 +54,62 @@ def marginals(
         signed: whether precisions may be negative.
 
     Returns:
-        The marginals; NaN where the status is bad.
+        The marginals; NaN if the status is bad.
     """
-    return marginals_from(precision(K, lam2, signed), prior_mean, lam1, lam2)
+    return marginals_from(posterior_matrices(K, lam2, signed), prior_mean, lam1, lam2)
 
 
 def marginals_from(
-    known: Precision, prior_mean: Float[Array, " N"], lam1: Float[Array, " N"], lam2: Float[Array, " N"]
+    matrices: PosteriorMatrices,
+    prior_mean: Float[Array, " N"],
+    lam1: Float[Array, " N"],
+    lam2: Float[Array, " N"],
 ) -> Marginals:
-    """The same where the matrices are known; differentiable through them."""
-    # B⁻¹ is symmetric, so M = S⁻¹B⁻¹S and Mᵀ differ: both are products with a vector, n² operations.
-    shift = known.covariance @ (lam1 - lam2 * prior_mean)  # m − μ
-    alpha = known.shrinkage.T @ lam1 - known.reduction @ prior_mean
+    """The same from matrices that were computed before; differentiable through them."""
+    # B⁻¹ is symmetric, so M = S⁻¹B⁻¹S and Mᵀ differ: both are products with a vector, N² operations.
+    shift = matrices.covariance @ (lam1 - lam2 * prior_mean)  # m − μ
+    alpha = matrices.shrinkage.T @ lam1 - matrices.reduction @ prior_mean
     log_z = (
         0.5 * jnp.dot(lam1 - lam2 * prior_mean, shift)
         + jnp.dot(lam1 - 0.5 * lam2 * prior_mean, prior_mean)
-        - 0.5 * known.log_det
+        - 0.5 * matrices.log_det
     )
-    return Marginals(prior_mean + shift, jnp.diagonal(known.covariance), alpha, log_z, known.status)
+    return Marginals(
+        mean=prior_mean + shift,
+        variance=jnp.diagonal(matrices.covariance),
+        alpha=alpha,
+        log_z=log_z,
+        status=matrices.status,
+    )
 
 
-def _rule(signed, primals, tangents):
+def _marginals_jvp(signed, primals, tangents):
     K, prior_mean, lam1, lam2 = primals
     dK, dprior, dlam1, dlam2 = tangents
-    known = precision(K, lam2, signed)
-    q = marginals_from(known, prior_mean, lam1, lam2)
+    matrices = posterior_matrices(K, lam2, signed)
+    q = marginals_from(matrices, prior_mean, lam1, lam2)
     dvariance, dlog_z = jnp.zeros_like(lam1), jnp.zeros_like(q.log_z)
+    # dm = M dfield + Σ dsites: what changes the prior mean, and what changes λ1 − λ2 m.
     dsites, dfield = jnp.zeros_like(lam1), jnp.zeros_like(lam1)
     if not isinstance(dlam1, SymbolicZero):
         dsites += dlam1
         dlog_z += jnp.dot(q.mean, dlam1)
     if not isinstance(dlam2, SymbolicZero):
         dsites -= q.mean * dlam2
-        dvariance -= (known.covariance * known.covariance) @ dlam2
+        dvariance -= (matrices.covariance * matrices.covariance) @ dlam2
         dlog_z -= 0.5 * jnp.dot(q.mean * q.mean + q.variance, dlam2)
     if not isinstance(dprior, SymbolicZero):
         dfield += dprior
         dlog_z += jnp.dot(q.alpha, dprior)
     if not isinstance(dK, SymbolicZero):
-        through = dK @ q.alpha
-        dfield += through
-        dvariance += jnp.sum((known.shrinkage @ dK) * known.shrinkage, 1)
-        dlog_z += 0.5 * jnp.dot(q.alpha, through) - 0.5 * jnp.sum(known.reduction * dK)
-    dmean = known.shrinkage @ dfield + known.covariance @ dsites
-    dalpha = known.shrinkage.T @ dsites - known.reduction @ dfield
+        dK_alpha = dK @ q.alpha
+        dfield += dK_alpha
+        dvariance += jnp.sum((matrices.shrinkage @ dK) * matrices.shrinkage, 1)
+        dlog_z += 0.5 * jnp.dot(q.alpha, dK_alpha) - 0.5 * jnp.sum(matrices.reduction * dK)
+    dmean = matrices.shrinkage @ dfield + matrices.covariance @ dsites
+    dalpha = matrices.shrinkage.T @ dsites - matrices.reduction @ dfield
     dstatus: Any = np.zeros(q.status.shape, jax.dtypes.float0)
-    return q, Marginals(dmean, dvariance, dalpha, dlog_z, dstatus)
+    return q, Marginals(mean=dmean, variance=dvariance, alpha=dalpha, log_z=dlog_z, status=dstatus)
 
 
-marginals.defjvp(_rule, symbolic_zeros=True)
+marginals.defjvp(_marginals_jvp, symbolic_zeros=True)

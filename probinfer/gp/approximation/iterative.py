@@ -23,14 +23,14 @@ __all__ = ["EP", "VI", "Hybrid"]
 class EP:
     """Expectation propagation, or power EP: sites whose tilted moments are those of the marginals.
 
-    Updates of all sites at once, damped, accelerated, and taken back where they fail. At the fixed point the evidence
-    is stationary in the sites, so its gradient costs one inverse more.
+    All sites are updated at once; updates are damped, accelerated, and undone if they fail. At the fixed point the
+    evidence is stationary in the sites, so its gradient costs one more inverse (Rasmussen and Williams 2006, eq. 5.27).
 
     Attributes:
         power: η in (0, 1]; 1 is EP, towards 0 power EP becomes variational inference.
-        num_nodes: quadrature nodes of likelihoods without closed forms.
-        max_updates: the most updates; a status says when they were not enough.
-        tolerance: the largest change left, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
+        num_nodes: quadrature nodes, for likelihoods without closed forms.
+        max_updates: maximum number of updates; the status reports if they were not enough.
+        tolerance: largest remaining change, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -53,11 +53,8 @@ class EP:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
-        objective = Objective(self.power, self.num_nodes)
-        found = _solve(self, objective, model, X, y, sites)
-        evidence = stationary_energy(objective, model, X, y, found.sites, found.nodes)
-        return assemble(model, X, y, found, evidence, self.num_nodes)
+        """Condition on checked data, starting at ``sites`` or at the sites of each output alone."""
+        return _condition(self, Objective(self.power, self.num_nodes), model, X, y, sites)
 
 
 @pytree
@@ -65,9 +62,9 @@ class VI:
     """Variational inference with a full Gaussian q, by conjugate-computation natural gradients: 2 N parameters.
 
     Attributes:
-        num_nodes: quadrature nodes of likelihoods without closed forms.
-        max_updates: the most updates; a status says when they were not enough.
-        tolerance: the largest change left, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
+        num_nodes: quadrature nodes, for likelihoods without closed forms.
+        max_updates: maximum number of updates; the status reports if they were not enough.
+        tolerance: largest remaining change, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -87,11 +84,8 @@ class VI:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
-        objective = Objective(0.0, self.num_nodes)
-        found = _solve(self, objective, model, X, y, sites)
-        evidence = stationary_energy(objective, model, X, y, found.sites, found.nodes)
-        return assemble(model, X, y, found, evidence, self.num_nodes)
+        """Condition on checked data, starting at ``sites`` or at the sites of each output alone."""
+        return _condition(self, Objective(0.0, self.num_nodes), model, X, y, sites)
 
 
 @pytree
@@ -101,9 +95,9 @@ class Hybrid:
     Attributes:
         gradient: ``"total"``, the derivative of the evidence as a function of the hyperparameters, sites included; or
             ``"partial"``, with the sites held fixed, as published: not the gradient of any function.
-        num_nodes: quadrature nodes of likelihoods without closed forms.
-        max_updates: the most updates; a status says when they were not enough.
-        tolerance: the largest change left, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
+        num_nodes: quadrature nodes, for likelihoods without closed forms.
+        max_updates: maximum number of updates; the status reports if they were not enough.
+        tolerance: largest remaining change, in posterior standard deviations; None: 1e-8, and 1e-4 in float32.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -126,20 +120,28 @@ class Hybrid:
     def condition(
         self, model: Model, X: Float[Array, "N D"], y: Float[Array, " N"], sites: Any = None
     ) -> Conditioned:
-        """Condition on data that were checked before, from ``sites`` or from those of each output alone."""
-        found = _solve(self, Objective(0.0, self.num_nodes), model, X, y, sites)
-        at = found.sites if self.gradient == "total" else jax.lax.stop_gradient(found.sites)
-        value = energy(Objective(1.0, self.num_nodes), model, X, y, at)
-        return assemble(model, X, y, found, value, self.num_nodes)
+        """Condition on checked data, starting at ``sites`` or at the sites of each output alone."""
+        fixed_point = _solve(self, Objective(0.0, self.num_nodes), model, X, y, sites)
+        stacked = fixed_point.sites
+        # The energy of EP is not stationary at these sites: its total derivative goes through them.
+        stacked = stacked if self.gradient == "total" else jax.lax.stop_gradient(stacked)
+        log_evidence = energy(Objective(1.0, self.num_nodes), model, X, y, stacked)
+        return assemble(model, X, y, fixed_point, log_evidence, self.num_nodes)
 
 
-def _solve(settings, objective, model, X, y, sites):
+def _condition(inference, objective, model, X, y, sites):
+    fixed_point = _solve(inference, objective, model, X, y, sites)
+    log_evidence = stationary_energy(objective, model, X, y, fixed_point.sites, fixed_point.nodes)
+    return assemble(model, X, y, fixed_point, log_evidence, inference.num_nodes)
+
+
+def _solve(inference, objective, model, X, y, sites):
     K, prior_mean = model.kernel.gram(X), model.mean(X)
     if sites is None:
-        start = first_sites(model.likelihood, y, prior_mean, jnp.diagonal(K), settings.num_nodes)
+        start = first_sites(model.likelihood, y, prior_mean, jnp.diagonal(K), inference.num_nodes)
     else:
         start = _stacked(sites)
-    tolerance = default_tolerance(X.dtype) if settings.tolerance is None else settings.tolerance
+    tolerance = default_tolerance(X.dtype) if inference.tolerance is None else inference.tolerance
     return converged_sites(
         objective,
         model.likelihood,
@@ -148,7 +150,7 @@ def _solve(settings, objective, model, X, y, sites):
         prior_mean,
         jax.lax.stop_gradient(start),
         tolerance=tolerance,
-        max_updates=settings.max_updates,
+        max_updates=inference.max_updates,
     )
 
 

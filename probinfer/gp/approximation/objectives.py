@@ -1,11 +1,11 @@
-"""What an approximation maximises: one energy for EP, power EP, variational inference and their hybrid.
+"""The objective of an approximation: one energy for EP, power EP, variational inference and their hybrid.
 
 For sites t_i and marginals q_i = N(m_i, v_i) of their product with the prior,
 
     E_η = log Z + (1/η) Σ_i log E_{q_i}[(p(y_i | f) / t_i(f))^η],    log Z = log ∫ N(f; μ, K) Π t_i df,
 
 is the evidence of EP at η = 1 and of power EP at other η; its limit η → 0 is the evidence lower bound. It is defined at
-any sites, those of another method included, and has no division by their precisions.
+any sites, including those of another method, and never divides by their precisions.
 
 References:
     Minka (2004), "Power EP"; Li, John and Solin (2023), "Improving hyperparameter learning under approximate inference
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from probinfer.core.types import Array, Float
 from probinfer.gp.approximation.gaussian_marginals import marginals, marginals_from
 from probinfer.gp.model.likelihoods.moments import expected_log_density, log_ratio
-from probinfer.gp.structure.dense import precision
+from probinfer.gp.structure.dense import posterior_matrices
 from probinfer.gp.structure.exact_evidence import inner
 
 __all__ = ["Objective", "energy", "site_terms", "stationary_energy"]
@@ -32,11 +32,11 @@ __all__ = ["Objective", "energy", "site_terms", "stationary_energy"]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which energy: hashable, so that it can be static.
+    """The choice of an energy: hashable, so that it can be static.
 
     Attributes:
         power: η, 0 for the evidence lower bound.
-        num_nodes: quadrature nodes where a likelihood has no closed form.
+        num_nodes: quadrature nodes, for likelihoods without closed forms.
     """
 
     power: float
@@ -87,19 +87,20 @@ def stationary_energy(
 ) -> Float[Array, ""]:
     """E_η at its own fixed point, where its derivative with respect to the sites, and so to (m, v), is zero.
 
-    The gradient then is ½ αᵀ dK α − ½ tr(R dK) and that of the likelihood at fixed q: one inverse, whatever the number
-    of hyperparameters. The derivative of this gradient is right, too, if ``sites`` carry theirs.
+    Its gradient is then ½ αᵀ dK α − ½ tr(R dK) (Rasmussen and Williams 2006, eq. 5.27) plus that of the likelihood at
+    fixed q: one inverse, whatever the number of hyperparameters. Higher derivatives are right if ``sites`` carry their
+    own derivative.
     """
     return energy(objective, model, X, y, sites, nodes)
 
 
 @stationary_energy.defjvp
-def _stationary_rule(objective, primals, tangents):
+def _stationary_energy_jvp(objective, primals, tangents):
     model, X, y, (lam1, lam2), nodes = primals
     dmodel, dX, dy, *_ = tangents
-    known = precision(model.kernel.gram(X), lam2, not model.likelihood.log_concave)
+    matrices = posterior_matrices(model.kernel.gram(X), lam2, not model.likelihood.log_concave)
     prior_mean, dprior_mean = jax.jvp(lambda mean, X: mean(X), (model.mean, X), (dmodel.mean, dX))
-    q = marginals_from(known, prior_mean, lam1, lam2)
+    q = marginals_from(matrices, prior_mean, lam1, lam2)
     terms, dterms = jax.jvp(
         lambda likelihood, y: jnp.sum(
             site_terms(objective, likelihood, y, q.mean, q.variance, lam1, lam2, nodes)
@@ -107,7 +108,7 @@ def _stationary_rule(objective, primals, tangents):
         (model.likelihood, y),
         (dmodel.likelihood, dy),
     )
-    G = 0.5 * (q.alpha[:, None] * q.alpha[None, :] - known.reduction)
-    through_kernel, through_X = model.kernel.contract(X, G)
-    dlog_z = inner(through_kernel, dmodel.kernel, y.dtype) + jnp.sum(through_X * dX)
+    G = 0.5 * (q.alpha[:, None] * q.alpha[None, :] - matrices.reduction)
+    kernel_gradient, X_gradient = model.kernel.contract(X, G)
+    dlog_z = inner(kernel_gradient, dmodel.kernel, y.dtype) + jnp.sum(X_gradient * dX)
     return q.log_z + terms, dlog_z + jnp.dot(q.alpha, dprior_mean) + dterms

@@ -1,7 +1,7 @@
-"""Sites: Gaussian factors in natural parameters, one a data point.
+"""Sites: Gaussian factors in natural parameters, one for each data point.
 
-t_i(f) = exp(lam1_i f − ½ lam2_i f²). Every inference method of this package ends in sites; exact inference has them in
-closed form: for y = f + noise of variance s², lam2 = 1/s² and lam1 = y/s².
+t_i(f) = exp(lam1_i f − ½ lam2_i f²). The result of every inference method of this package is a set of sites; those of
+exact inference have a closed form: for y = f + noise of variance s², lam2 = 1/s² and lam1 = y/s².
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Hyperparameters learned: point estimates that are verified, and whole posteriors.
+"""Learning of hyperparameters: verified point estimates, and posteriors.
 
-Start with ``fitting`` (``fit``). ``posterior`` makes a target of the marginal hyperparameter posterior, ``joint`` of
-latent values and hyperparameters together; ``verdicts`` is what a fit must say of itself.
+Start with ``fitting`` (``fit``). ``posterior`` builds the target of the marginal hyperparameter posterior, ``joint``
+that of latent values and hyperparameters together; ``verdicts`` warns about fits at a limit.
 """

@@ -1,8 +1,8 @@
-"""Latent values and hyperparameters sampled together: the gold standard, without approximation of the latent process.
+"""Joint sampling of latent values and hyperparameters: the gold standard, without approximation of the latent process.
 
-With f = μ + Lν, L Lᵀ = K(θ), the whitened ν are independent standard normal under the prior whatever θ, which takes
-most of the coupling of f and θ away. The cost is one Cholesky factorisation and its derivative for each gradient, and N
-more dimensions.
+With f = μ + Lν, L Lᵀ = K(θ), the whitened ν are independent standard normal under the prior for every θ, which removes
+most of the coupling of f and θ. The cost is one Cholesky factorization and its derivative for each gradient, and N more
+dimensions.
 
 References:
     Murray and Adams (2010), "Slice sampling covariance hyperparameters of latent Gaussian models".
@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 
 from probinfer.core.identity import notice
 from probinfer.core.types import Array, Float
-from probinfer.gp.hyperparameters.posterior import Free, free_hyperparameters, rebuild
+from probinfer.gp.hyperparameters.posterior import FreeHyperparameters, free_hyperparameters, rebuild
 from probinfer.gp.model.model import Model, cast
 from probinfer.gp.model.validation import check_data, check_inputs, check_outputs
 from probinfer.numerics.linalg import safe_cholesky, triangular_solve
@@ -32,17 +32,17 @@ LATENT = "latent"
 """The name of the whitened latent values among the parameters of the target."""
 
 
-def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[Free, Target]:
+def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[FreeHyperparameters, Target]:
     """The target p(ν, θ | y) ∝ p(y | f = μ + Lν) N(ν; 0, I) p(θ), for any engine.
 
     Args:
-        model: the model; fixed leaves keep its values, the others start there.
+        model: the model; fixed leaves keep its values, the others start at them.
         prior: a tree shaped like the model, from ``gp.default_prior``.
         X: inputs ``(N, D)``, floating point.
         y: outputs ``(N,)`` of the same dtype.
 
     Returns:
-        Which leaves are learned, and the target over a dictionary of their values and of ``"latent"`` ``(N,)``.
+        The learned leaves, and the target over a dictionary of their values and of ``"latent"`` ``(N,)``.
 
     Raises:
         TypeError: the data are not floating point, differ in dtype, or a leaf of the prior is of the wrong kind.
@@ -59,13 +59,13 @@ def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[Free, Tar
 
 
 def latent_values(
-    free: Free, model: Model, draws: dict[str, Array], X: Float[Array, "N D"]
+    free: FreeHyperparameters, model: Model, draws: dict[str, Array], X: Float[Array, "N D"]
 ) -> Float[Array, "S N"]:
-    """The latent function at the training inputs, f = μ + Lν, one row a draw.
+    """The latent function at the training inputs, f = μ + Lν, one row for each draw.
 
     Args:
         free: from ``joint_posterior``.
-        model: the model given there.
+        model: the model that was passed there.
         draws: values by name with one leading axis, from ``posterior.flat()``; weighted ones from
             ``posterior.resample(key, num)``.
         X: the training inputs.
@@ -73,12 +73,14 @@ def latent_values(
     return jax.lax.map(lambda values: _latent(free, model, X, values), draws)
 
 
-def joint_predictive(free: Free, model: Model, draws: dict[str, Array], X: Any, X_new: Any) -> Any:
-    """The distribution of outputs at new inputs: a mixture over the draws, of p(y* | f*) under p(f* | f, θ).
+def joint_predictive(
+    free: FreeHyperparameters, model: Model, draws: dict[str, Array], X: Any, X_new: Any
+) -> Any:
+    """The distribution of outputs at new inputs: a mixture over draws of ∫ p(y* | f*) p(f* | f, θ) df*.
 
     Args:
         free: from ``joint_posterior``.
-        model: the model given there.
+        model: the model that was passed there.
         draws: values by name with one leading axis, from ``posterior.resample(key, num)``; a few hundred are enough.
         X: training inputs ``(N, D)``.
         X_new: new inputs ``(M, D)``.
@@ -117,7 +119,7 @@ def _predict_one(model, X, X_new, whitened):
     half = triangular_solve(chol, model.kernel.gram(X, X_new))
     # K* K⁻¹ (f − μ) = (L⁻¹ K*ᵀ)ᵀ ν
     variance = model.kernel.diag(X_new) - jnp.sum(half * half, 0)
-    # Given f there is no noise, and so no better bound than the rounding of the prior variance.
+    # Conditional on f there is no noise, and so no better lower bound than the rounding of the prior variance.
     rounding = float(jnp.finfo(variance.dtype).eps) * model.kernel.diag(X_new)
     return model.mean(X_new) + half.T @ whitened, jnp.maximum(variance, rounding)
 

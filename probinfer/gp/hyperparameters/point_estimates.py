@@ -1,7 +1,7 @@
 """Point estimates of the hyperparameters.
 
-``ML2`` maximises the evidence p(y | θ) (type-II maximum likelihood), ``MAP`` the posterior density. Both are engines:
-a posterior with a single draw.
+``ML2`` maximizes the evidence p(y | θ) (type-II maximum likelihood), ``MAP`` the posterior density. Both are engines,
+which return a posterior with a single draw.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["MAP", "ML2"]
 class ML2:
     """Type-II maximum likelihood: argmax over θ of p(y | θ), by L-BFGS from several starts.
 
-    The first start is the model as it was given, the others are drawn from the prior, which plays no other part.
+    The first start is the model itself; the others are drawn from the prior, which has no other role.
 
     Attributes:
-        num_restarts: starting points; the best end is kept.
-        max_steps: the most L-BFGS steps of a start.
-        mode: starts one after another (``"map"``), vectorised (``"vmap"``), or as the device asks (``"auto"``).
+        num_restarts: number of starting points; the best end is returned.
+        max_steps: maximum number of L-BFGS steps from each start.
+        mode: starts one after another (``"map"``), vectorized (``"vmap"``), or as suits the device (``"auto"``).
 
     References:
         Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, section 5.4.1.
@@ -42,7 +42,7 @@ class ML2:
     mode: str = field(static=True, default="auto")
 
     def objective(self, target: Target) -> Callable:
-        """What is maximised: a ``Partial`` of the unconstrained position.
+        """The function that is maximized: a ``Partial`` of the unconstrained position.
 
         Args:
             target: an exact target whose log likelihood is known.
@@ -62,7 +62,7 @@ class ML2:
         Args:
             key: random key, for the starting points.
             target: an exact target whose log likelihood is known.
-            progress: a line while it works; ``None`` means on a terminal.
+            progress: whether to show progress; by default on a terminal.
             checkpoint: not used: the search is short.
 
         Returns:

@@ -1,7 +1,7 @@
 """The hyperparameter posterior of a Gaussian process as a ``Target``, for any engine.
 
-p(θ | y) ∝ p(y | θ) p(θ), with the evidence of any inference method as p(y | θ). A position is a dictionary from dotted
-names to the values of the free hyperparameters; ``rebuild`` puts it back into the model.
+p(θ | y) ∝ p(y | θ) p(θ), where p(y | θ) is the evidence of any inference method. A position is a dictionary from dotted
+names to the values of the free hyperparameters; ``rebuild`` inserts it into the model.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from probinfer.gp.model.model import Model
 from probinfer.gp.model.priors import Tied, fixed
 from probinfer.targets import LogDensity, Target, from_prior
 
-__all__ = ["Free", "free_hyperparameters", "hyper_posterior", "rebuild"]
+__all__ = ["FreeHyperparameters", "free_hyperparameters", "hyper_posterior", "rebuild"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Free:
-    """Which leaves of a model are learned: hashable, so that jitted functions can take it as static.
+class FreeHyperparameters:
+    """The learned leaves of a model: hashable, so that it can be static in jitted functions.
 
     Attributes:
         names: dotted names of the leaves with a distribution.
-        ties: pairs (leaf, leaf that it follows).
+        ties: pairs (leaf, leaf whose value it takes).
     """
 
     names: tuple[str, ...]
@@ -42,8 +42,8 @@ class Free:
         return {name: get_leaf(model, name) for name in self.names}
 
 
-def free_hyperparameters(model: Model, prior: Any) -> tuple[Free, dict[str, Distribution]]:
-    """Read a prior tree: which leaves are learned, and their distributions.
+def free_hyperparameters(model: Model, prior: Any) -> tuple[FreeHyperparameters, dict[str, Distribution]]:
+    """Read a prior tree: the learned leaves and their distributions.
 
     Args:
         model: the model.
@@ -54,39 +54,40 @@ def free_hyperparameters(model: Model, prior: Any) -> tuple[Free, dict[str, Dist
 
     Raises:
         TypeError: a leaf of the prior is neither a distribution, ``gp.fixed`` nor a tie.
-        ValueError: the prior has not the structure of the model, a shape or a support does not fit, or nothing is free.
+        ValueError: the prior does not have the structure of the model, a shape or a support does not fit, or no leaf is
+            free.
     """
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name in leaf_names(model):
         try:
-            found[name] = get_leaf(prior, name)
+            leaves[name] = get_leaf(prior, name)
         except KeyError as error:
             raise ValueError(
                 f"the prior has nothing for {name}; make it with gp.default_prior(model, X) and replace leaves"
             ) from error
-    priors = {name: value for name, value in found.items() if isinstance(value, Distribution)}
-    ties = tuple((name, value.source) for name, value in found.items() if isinstance(value, Tied))
-    for name, value in found.items():
+    priors = {name: value for name, value in leaves.items() if isinstance(value, Distribution)}
+    ties = tuple((name, value.source) for name, value in leaves.items() if isinstance(value, Tied))
+    for name, value in leaves.items():
         if not (isinstance(value, (Distribution, Tied)) or value is fixed):
             raise TypeError(
                 f"the prior of {name} must be a NumPyro distribution, gp.fixed or a tie, got {type(value).__name__}"
             )
-    for name, prior_of_leaf in priors.items():
-        _check_prior(model, name, prior_of_leaf)
+    for name, distribution in priors.items():
+        _check_prior(model, name, distribution)
     for name, source in ties:
         _check_tie(model, name, source, priors)
     if not priors:
         raise ValueError(
             "every hyperparameter is fixed, so nothing is left to learn; use gp.condition instead"
         )
-    return Free(tuple(priors), ties), priors
+    return FreeHyperparameters(tuple(priors), ties), priors
 
 
-def rebuild(free: Free, model: Model, values: dict[str, Any]) -> Model:
-    """Put free hyperparameters back into the model; fixed leaves keep the model's values, tied ones follow.
+def rebuild(free: FreeHyperparameters, model: Model, values: dict[str, Any]) -> Model:
+    """Insert free hyperparameters into the model; fixed leaves keep its values, tied ones take those of their source.
 
     Args:
-        free: which leaves are learned.
+        free: the learned leaves.
         model: the model.
         values: by dotted name; arrays may have further leading axes.
 
@@ -105,23 +106,23 @@ def hyper_posterior(
     inference: Any,
     *,
     sites: Sites | None = None,
-) -> tuple[Free, Target]:
+) -> tuple[FreeHyperparameters, Target]:
     """The target p(θ | y) ∝ p(y | θ) p(θ).
 
-    Its first initial position is the model's own values, further ones are drawn from the prior. Iterative inference
-    starts at the sites that belong to the model's own values, so the density is a function of the position alone; where
-    that finds no evidence (see ``admissible``), the density is NaN.
+    Its first initial position has the model's own values, further ones are drawn from the prior. Iterative inference
+    starts at the sites of the model's own values, so the density is a function of the position alone; it is NaN where
+    there is no evidence (see ``admissible``).
 
     Args:
         model: the model; fixed leaves keep its values.
         prior: a tree shaped like the model.
         X: checked inputs.
         y: checked outputs.
-        inference: the method whose evidence stands for p(y | θ).
-        sites: where its searches start; by default at the sites of the model's own values.
+        inference: the method whose evidence is used for p(y | θ).
+        sites: start of its searches; by default the sites of the model's own values.
 
     Returns:
-        Which leaves are learned, and the target over a dictionary of their values.
+        The learned leaves, and the target over a dictionary of their values.
 
     Raises:
         TypeError: see ``free_hyperparameters``.
@@ -134,7 +135,7 @@ def hyper_posterior(
 
 
 def _log_evidence_at(free, inference, model, X, y, sites, values):
-    # NaN where there is none: energies far from a fixed point may be larger than any evidence, and would be chosen.
+    # NaN if there is no evidence: an energy far from a fixed point may exceed every evidence, and would win the search.
     return condition(rebuild(free, model, values), X, y, inference, sites=sites).log_evidence
 
 
@@ -146,25 +147,25 @@ def _check_prior(model, name, prior):
             f"the prior of {name} has shape {shape}, the hyperparameter {np.shape(value)}; "
             f"use .expand({list(np.shape(value))}) or set the model's initial value to that shape"
         )
-    wanted, given = constraint_of(model, name), prior.support
+    constraint, support = constraint_of(model, name), prior.support
     if prior.is_discrete:
         raise ValueError(
             f"the prior of {name} is discrete ({type(prior).__name__}); hyperparameters are continuous"
         )
-    inside = None if given is wanted else _support_points(given)
-    if inside is not None and not bool(np.all(np.asarray(wanted(inside)))):
+    points = None if support is constraint else _support_points(support)
+    if points is not None and not bool(np.all(np.asarray(constraint(points)))):
         raise ValueError(
-            f"the prior of {name} has support {given}, but the hyperparameter must be {wanted}; "
+            f"the prior of {name} has support {support}, but the hyperparameter must be {constraint}; "
             "use for example LogNormal, Gamma or HalfNormal"
         )
-    if isinstance(value, jax.Array) and not bool(np.all(np.asarray(given(np.asarray(value))))):
+    if isinstance(value, jax.Array) and not bool(np.all(np.asarray(support(np.asarray(value))))):
         raise ValueError(
-            f"the model's value of {name} is outside the support {given} of its prior; start inside it"
+            f"the model's value of {name} is outside the support {support} of its prior; start inside it"
         )
 
 
 def _support_points(support):
-    """Points of the prior's support on both sides of zero, where an inverse of its bijector is known."""
+    """Points of a support, on both sides of zero if it has both; None if no bijector is known for it."""
     from numpyro.distributions import biject_to
 
     try:

@@ -1,6 +1,6 @@
-"""What a fit or a prediction must say of itself: lost precision, hyperparameters at a limit, nothing learned.
+"""Warnings about fits and predictions: lost precision, hyperparameters at a limit, nothing learned.
 
-A point estimate learned nothing where a model that knows no inputs explains the data as well: one common level, or
+A point estimate has learned nothing if a model without inputs explains the data as well: one common level, or
 independent values of one variance, the limits of every kernel whose variance goes to zero or whose lengthscale goes to
 infinity or zero.
 """
@@ -18,29 +18,30 @@ from scipy.special import logsumexp
 
 from probinfer.core.errors import ConvergenceWarning, advice
 from probinfer.core.status import Status
+from probinfer.core.types import Float
 from probinfer.gp.model.validation import is_traced
 
-__all__ = ["judged", "warn_lost"]
+__all__ = ["add_verdicts", "warn_lost_precision"]
 
-_GAIN = 0.5  # nats over the model without inputs: less is no evidence of any dependence
-_NOISE = 64.0  # ε times the variance of the outputs: noise variances below are not told from zero
+_MIN_GAIN = 0.5  # nats over the model without inputs: less is no evidence of any dependence
+_NOISE_LIMIT = 64.0  # ε times the variance of the outputs: smaller noise variances cannot be told from zero
 
 
 class _Data(NamedTuple):
-    """Gaussian data (N,) and the model of them; those of a likelihood that is none stand for its sites."""
+    """Gaussian data and their model; for other likelihoods those that are equivalent to the sites."""
 
-    y: Any
-    noise: Any
-    gram: Any
-    mean: Any
+    y: Float[np.ndarray, " N"]
+    noise: Float[np.ndarray, " N"]
+    gram: Float[np.ndarray, "N N"]
+    mean: Float[np.ndarray, " N"]
 
 
-def warn_lost(variance: Any, floor: Any) -> None:
-    """Warn where variances are below what the arithmetic resolves; while a function is traced, nothing is known.
+def warn_lost_precision(variance: Any, floor: Any) -> None:
+    """Warn about variances below the resolution of the arithmetic; does nothing while a function is traced.
 
     Args:
         variance: predictive variances ``(M,)``.
-        floor: what their rounding errors amount to ``(M,)``.
+        floor: the size of their rounding errors ``(M,)``.
     """
     if is_traced((variance, floor)):
         return
@@ -54,37 +55,40 @@ def warn_lost(variance: Any, floor: Any) -> None:
         )
 
 
-def judged(
+def add_verdicts(
     info: Any, models: Any, X: Any, y: Any, sites: Any, draws: dict[str, Any], log_evidence: Any
 ) -> Any:
-    """The report of a point estimate with the verdict on its end, which is warned of where it is bad.
+    """Add verdicts to the report of a point estimate, and warn about them.
 
     Args:
         info: the report, a named tuple with a ``status``.
         models: the learned model, leaves ``(1, ...)``.
-        X: inputs ``(N, D)`` in its units.
-        y: outputs ``(N,)`` in its units.
-        sites: what inference found, leaves ``(1, N)``; None where it was exact.
+        X: inputs ``(N, D)`` in the model's units.
+        y: outputs ``(N,)`` in the model's units.
+        sites: the sites, leaves ``(1, N)``; None for exact inference.
         draws: the learned hyperparameters by dotted name.
-        log_evidence: log p(y | X) in its units; that of exact inference is computed here.
+        log_evidence: log p(y | X) in the model's units; not used for exact inference.
 
     Returns:
-        The report, its status not better than ``AT_LIMIT`` or ``NOTHING_LEARNED`` where that is the verdict.
+        The report, with a status at least as bad as ``AT_LIMIT`` or ``NOTHING_LEARNED`` if that is a verdict.
     """
     model, sites = jax.tree.map(lambda leaf: leaf[0], (models, sites))
     gram, mean = (np.asarray(value, float) for value in _prior(model, X))
     data = _gaussian_data(model, np.asarray(y, float), sites, gram, mean)
-    found = []
-    limit = _NOISE * float(np.finfo(X.dtype).eps) * float(np.var(y))
+    verdicts = []
+    # Noise at zero
+    limit = _NOISE_LIMIT * float(np.finfo(X.dtype).eps) * float(np.var(y))
     if _learned_noise(model, draws) < limit:
-        found.append((Status.AT_LIMIT, _noise_text(len(y), sum(np.size(draw) for draw in draws.values()))))
+        num_free = sum(np.size(draw) for draw in draws.values())
+        verdicts.append((Status.AT_LIMIT, _noise_text(len(y), num_free)))
+    # No better than the model without inputs
     if sites is None:
         gain = _log_normal(data) - _log_normal_without_inputs(data)
     else:
         gain = float(log_evidence) - _log_evidence_without_inputs(model.likelihood, y, data)
-    if gain < _GAIN:
-        found.append((Status.NOTHING_LEARNED, _nothing_text(data, gain)))
-    for status, text in found:
+    if gain < _MIN_GAIN:
+        verdicts.append((Status.NOTHING_LEARNED, _nothing_text(data, gain)))
+    for status, text in verdicts:
         warnings.warn(text, ConvergenceWarning, stacklevel=3)
         info = info._replace(status=max(int(info.status), int(status)))
     return info
@@ -104,7 +108,7 @@ def _gaussian_data(model, y, sites, gram, mean):
 
 
 def _learned_noise(model, names):
-    """The variance of the noise in squared units of y, where it was learned."""
+    """The variance of the noise in squared units of y; infinite if it was not learned."""
     likelihood = model.likelihood
     if "likelihood.variance" in names:
         return float(likelihood.variance)
@@ -120,7 +124,7 @@ def _log_normal(data):
     try:
         chol = cholesky(B, lower=True)
     except (np.linalg.LinAlgError, ValueError):
-        return np.inf  # the noise is below rounding: no sign of a fit that learned nothing
+        return np.inf  # the noise is below rounding, so the fit has learned something
     half = solve_triangular(chol, root * (data.y - data.mean), lower=True)
     return -0.5 * half @ half - np.log(np.diagonal(chol)).sum() + np.log(root).sum()
 
@@ -138,23 +142,24 @@ def _log_normal_without_inputs(data):
 
 
 def _log_evidence_without_inputs(likelihood, y, data):
-    """The same for any likelihood, the larger of f = c and of independent f_i, for f on a grid."""
+    """The same for any likelihood: the larger of f = c and of independent f_i, for f on a grid."""
     level, spread = float(data.mean.mean()), 1.0
     if getattr(likelihood, "outputs_have_unit", False):
         spread = max(float(np.std(y)), 1e-150)
+    # A grid that covers the prior and the informative outputs, finer than the narrowest site
     center = data.y[data.noise < 100 * np.median(data.noise)]
     low, high = np.clip([center.min(), center.max()], level - 40 * spread, level + 40 * spread)
     low, high = min(level, low) - 6 * spread, max(level, high) + 6 * spread
     num = int(np.clip((high - low) / (0.25 * np.sqrt(data.noise.min())), 256, 4096))
     grid = np.linspace(low, high, num)
     log_density = np.asarray(_on_grid(likelihood, y, jnp.asarray(grid, y.dtype)), float)
-    found = []
+    values = []
     for variance in spread**2 * np.geomspace(1e-4, 1e2, 25):
         log_weights = -0.5 * (grid - level) ** 2 / variance
         log_weights -= logsumexp(log_weights)
-        found.append(logsumexp(log_density.sum(1) + log_weights))
-        found.append(logsumexp(log_density + log_weights[:, None], axis=0).sum())
-    return float(max(found))
+        values.append(logsumexp(log_density.sum(1) + log_weights))  # f = c
+        values.append(logsumexp(log_density + log_weights[:, None], axis=0).sum())  # independent f_i
+    return float(max(values))
 
 
 @jax.jit
@@ -164,34 +169,34 @@ def _on_grid(likelihood, y, grid):
 
 def _noise_text(num, num_free):
     text = (
-        "the noise went to zero: the data are reproduced without noise. If they are the output of a computation, that "
-        "is right, and fixing the noise at a small value says so; if they were measured, the model is flexible enough "
-        "to fit their noise"
+        "the noise went to zero: the model reproduces the data without noise. If they are the output of a computation, "
+        "that is right, and fix the noise at a small value; if they were measured, the model is flexible enough to fit "
+        "their noise"
     )
     if num_free > num // 4:
         return (
             f"{text}: {num_free} hyperparameters are too many to be learned from {num} points by maximum likelihood. "
             "Learn them under the prior (gp.MAP(), mcmc.NUTS()), or share one lengthscale between the columns"
         )
-    return f"{text}: learn under the prior (gp.MAP(), mcmc.NUTS()), or look for duplicate rows that agree by copying"
+    return f"{text}: learn under the prior (gp.MAP(), mcmc.NUTS()), or look for rows that were duplicated by copying"
 
 
 def _nothing_text(data, gain):
     scale = np.sqrt(np.maximum(np.diagonal(data.gram), 1e-290))
     correlation = data.gram / np.outer(scale, scale) - np.eye(len(scale))
     if np.mean(scale**2 / data.noise) * len(scale) < 0.1:
-        why = "the variance of the kernel went to zero"
+        reason = "the variance of the kernel went to zero"
     elif len(scale) > 1 and (correlation + np.eye(len(scale))).min() > 0.99:
-        why = "the lengthscales went to infinity, so that the function is a constant"
+        reason = "the lengthscales went to infinity, so that the function is a constant"
     elif np.median(np.abs(correlation).max(1)) < 0.1:
-        why = (
-            "the lengthscales went below the spacing of the inputs, so that every point stands alone and nothing is "
-            "known of new ones"
+        reason = (
+            "the lengthscales went below the spacing of the inputs, so that points are independent and tell nothing "
+            "about new ones"
         )
     else:
-        why = "no dependence on the inputs shows"
+        reason = "the data show no dependence on the inputs"
     return (
-        f"nothing was learned of how y depends on X: {why}. The data are explained as well by a model without inputs "
+        f"nothing was learned about how y depends on X: {reason}. A model without inputs explains the data as well "
         f"(log evidence {max(gain, -999.0):+.2g} relative to it). If there should be a dependence, start elsewhere "
         "(gp.ML2(num_restarts=16), another lengthscale), let each column have its own lengthscale or drop columns, or "
         "learn under the prior (gp.MAP(), mcmc.NUTS())"

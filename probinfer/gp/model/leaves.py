@@ -1,7 +1,7 @@
 """The leaves of a model by name: dotted paths such as ``kernel.lengthscale``, their constraints, and replacement.
 
-A tree shaped like a model may hold distributions or markers where the model holds numbers. NumPyro's distributions are
-pytrees themselves, so such trees are walked along the model's structure, never flattened.
+A tree shaped like a model may have distributions or markers in place of numbers. NumPyro's distributions are pytrees
+themselves, so such trees are traversed along the structure of the model and never flattened.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def map_named(fn: Callable, model: Any) -> Any:
 
 
 def get_leaf(tree: Any, name: str) -> Any:
-    """What stands at a dotted name.
+    """The leaf or part of a tree at a dotted name.
 
     Raises:
-        KeyError: there is nothing of that name.
+        KeyError: nothing has that name.
     """
     for part in name.split("."):
         tree = _child(tree, part, name)
@@ -46,10 +46,10 @@ def replace(tree: Any, values: dict[str, Any]) -> Any:
         values: new leaves by dotted name.
 
     Returns:
-        A new tree; the old one is not changed.
+        A new tree; the argument is not changed.
 
     Raises:
-        KeyError: the tree has nothing of that name; the message lists the parts that it has there.
+        KeyError: nothing in the tree has that name; the message lists the parts that it has.
     """
     for name, value in values.items():
         tree = _replaced(tree, name.split("."), value, name)
@@ -57,7 +57,7 @@ def replace(tree: Any, values: dict[str, Any]) -> Any:
 
 
 def constraint_of(model: Any, name: str) -> Any:
-    """The constraint in the metadata of the field that holds a leaf; real where there is none."""
+    """The constraint in the metadata of the field of a leaf; real if there is none."""
     *parents, last = name.split(".")
     owner = model
     for part in parents:

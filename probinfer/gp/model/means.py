@@ -64,6 +64,6 @@ class Linear:
         slope = jnp.asarray(self.slope, X.dtype)
         if slope.ndim == 1 and slope.shape[0] not in (1, X.shape[1]):
             raise ValueError(
-                f"Linear.slope has {slope.shape[0]} entries but X has {X.shape[1]} columns; give one slope a column"
+                f"Linear.slope has {slope.shape[0]} entries but X has {X.shape[1]} columns; give one slope per column"
             )
         return X @ jnp.broadcast_to(slope, (X.shape[1],)) + jnp.asarray(self.intercept, X.dtype)

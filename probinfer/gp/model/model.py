@@ -18,7 +18,7 @@ __all__ = ["Model", "cast"]
 class Model:
     """f ~ GP(mean, kernel), y_i | f ~ likelihood(f(x_i)).
 
-    Every leaf is a hyperparameter; a tree of the same shape with NumPyro distributions at its leaves is a prior.
+    Every leaf is a hyperparameter; a tree of the same structure with NumPyro distributions at its leaves is a prior.
 
     Attributes:
         kernel: the covariance function, one of ``gp.kernels`` or any registered class with its methods.
@@ -26,7 +26,7 @@ class Model:
         mean: one of ``gp.means``.
 
     Raises:
-        TypeError: a part has not the methods that its place asks for.
+        TypeError: a part does not have the methods that it needs.
     """
 
     kernel: Any
@@ -47,12 +47,12 @@ class Model:
                 )
                 raise TypeError(
                     f"Model.{name} must have the methods {', '.join(methods)}; got {part!r}. "
-                    f"{hint or f'Take one from gp.{name}s, or write a registered class with these methods.'}"
+                    f"{hint or f'Use one from gp.{name}s, or write a registered class with these methods.'}"
                 )
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Give every floating leaf of a tree the dtype of the data, which decides the precision of the work."""
+    """Give every floating-point leaf of a tree the dtype of the data, which sets the precision of all computations."""
 
     def leaf(value):
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.floating):

@@ -1,8 +1,8 @@
 """Priors: trees of NumPyro distributions shaped like the model.
 
-``default_prior`` gives one for every hyperparameter, for inputs and outputs of unit scale (what ``fit`` standardises
-to; the lengthscales follow the spread of ``X`` where it has another). Any leaf can be replaced: by another
-distribution, by ``fixed`` (keep the model's value), or by a tie to another leaf.
+``default_prior`` gives one for every hyperparameter, for inputs and outputs of unit scale (to which ``fit``
+standardizes; for inputs of another scale the lengthscales follow the spread of ``X``). Any leaf can be replaced: by
+another distribution, by ``fixed`` (keep the model's value), or by a tie to another leaf.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ class Tied:
 
 
 def tie(prior: Any, source: str, *others: str) -> Any:
-    """Share one hyperparameter: the ``others`` take the value of ``source``, which keeps its prior.
+    """Share one hyperparameter: the ``others`` have the value of ``source``, which keeps its prior.
 
     Args:
         prior: a tree shaped like the model.
-        source: dotted name of the leaf that is learned.
-        *others: dotted names of the leaves that follow it; their shapes must be that of ``source``.
+        source: dotted name of the learned leaf.
+        *others: dotted names of the leaves that share its value; they must have its shape.
 
     Returns:
         The prior with the ties in it.
 
     Raises:
         KeyError: a name is not in the tree.
-        ValueError: no other name was given, or ``source`` itself is fixed or tied.
+        ValueError: there is no other name, or ``source`` itself is fixed or tied.
     """
     if not others or source in others:
         raise ValueError(
-            "tie needs the name of the leaf that is learned and at least one other that follows it"
+            "tie needs the name of the learned leaf and at least one other name that shares its value"
         )
     if isinstance(get_leaf(prior, source), (_Fixed, Tied)):
         raise ValueError(
@@ -94,16 +94,16 @@ def default_prior(model: Model, X: Any) -> Any:
         A tree shaped like ``model`` with distributions at its leaves.
 
     Raises:
-        ValueError: a hyperparameter has a constraint for which there is no default; give it a prior by
-            ``gp.replace`` on a prior made without it.
+        ValueError: a hyperparameter has a constraint without a default; set its prior by ``gp.replace`` on a prior
+            that was built without it.
     """
     X = np.asarray(check_inputs(X))
     spread = X.std(0)
     spread = np.where(spread > 0, spread, 1.0)
-    return map_named(lambda name, leaf: _default(model, name, np.shape(leaf), spread), model)
+    return map_named(lambda name, leaf: _default_distribution(model, name, np.shape(leaf), spread), model)
 
 
-def _default(model, name, shape, spread):
+def _default_distribution(model, name, shape, spread):
     last = name.rsplit(".", 1)[-1]
     if name == "likelihood.noise":
         return fixed
@@ -123,22 +123,23 @@ def _default(model, name, shape, spread):
 
 
 def _length_prior(kind, model, name, shape, spread):
-    dims = spread[_active(model, name, len(spread))]
-    unit = np.log(dims) if shape == dims.shape else np.full(shape, np.log(dims).mean())
+    spread = spread[_active_columns(model, name, len(spread))]
+    # One value for several columns: their mean log spread
+    loc = np.log(spread) if shape == spread.shape else np.full(shape, np.log(spread).mean())
     if kind == "period":
-        return _log_normal(unit, 1.5, shape)
-    return _log_normal(unit + math.sqrt(2) + 0.5 * math.log(len(dims)), math.sqrt(3), shape)
+        return _log_normal(loc, 1.5, shape)
+    return _log_normal(loc + math.sqrt(2) + 0.5 * math.log(len(spread)), math.sqrt(3), shape)
 
 
-def _active(model, name, num_columns):
-    """The input columns that a leaf's kernel sees: those of the innermost kernel restricted to some."""
+def _active_columns(model, name, num_columns):
+    """The input columns of a leaf's kernel: those of the innermost restriction to some columns."""
     dims, parts = tuple(range(num_columns)), name.split(".")
     for depth in range(1, len(parts)):
         owner = get_leaf(model, ".".join(parts[:depth]))
         if isinstance(owner, ActiveDims):
             dims = tuple(dims[i] for i in owner.dims)
         elif isinstance(owner, Warped):
-            return list(range(num_columns))  # lengthscales in the space of features: the unit is not known
+            return list(range(num_columns))  # lengthscales in the space of features, whose unit is unknown
     return list(dims)
 
 
@@ -150,7 +151,7 @@ def _by_constraint(constraint, name, shape):
     lower, upper = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     if lower is not None and upper is not None:
         return dist.Uniform(np.full(shape, float(lower)), float(upper))
-    raise ValueError(f"no default prior for {name} with support {constraint}; give one of your own")
+    raise ValueError(f"no default prior for {name} with support {constraint}; set its prior yourself")
 
 
 def _log_normal(loc, scale, shape):

@@ -1,4 +1,4 @@
-"""Standardisation: the two affine maps between the user's units and those of the model."""
+"""Standardization: the two affine maps between the user's units and those of the model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from probinfer.core.types import pytree
 __all__ = ["Scaling", "choose_scaling", "identity_scaling", "is_near_identity", "standardization"]
 
 _NEAR_UNIT = 0.01  # of a mean from zero and of a standard deviation from one
-_READ_IN_UNITS = (
-    "the data are standardised, so the distributions of the prior are read in units of standard deviations of the "
-    "data, while the values of the model, fixed ones included, are in the units of the data; pass standardize=True if "
-    "all are in standard deviations, or standardize=False to take data, prior and model in the units of the data"
+_PRIOR_MESSAGE = (
+    "the data are standardized, so the distributions of the prior are read in units of standard deviations of the "
+    "data, while the values of the model, including fixed ones, are in the units of the data; pass standardize=True if "
+    "all are in standard deviations, or standardize=False if data, prior and model are in the units of the data"
 )
 
 
@@ -26,8 +26,8 @@ class Scaling:
     Attributes:
         x_mean: column means ``(D,)``.
         x_scale: column standard deviations ``(D,)``.
-        y_mean: mean of the outputs, 0 where the outputs have no unit.
-        y_scale: standard deviation of the outputs, 1 where they have no unit.
+        y_mean: mean of the outputs; 0 if they have no unit.
+        y_scale: standard deviation of the outputs; 1 if they have no unit.
     """
 
     x_mean: Any
@@ -45,25 +45,29 @@ class Scaling:
 
 
 def identity_scaling(num_columns: int, dtype: Any) -> Scaling:
-    """The maps that change nothing."""
-    zero, one = np.zeros((), dtype), np.ones((), dtype)
-    return Scaling(np.zeros(num_columns, dtype), np.ones(num_columns, dtype), zero, one)
+    """The identity maps."""
+    return Scaling(
+        x_mean=np.zeros(num_columns, dtype),
+        x_scale=np.ones(num_columns, dtype),
+        y_mean=np.zeros((), dtype),
+        y_scale=np.ones((), dtype),
+    )
 
 
 def choose_scaling(standardize: Any, X: Any, y: Any, *, outputs: bool, has_prior: bool) -> Scaling:
-    """The maps that a user asked for.
+    """Choose the maps that the ``standardize`` argument of ``gp.fit`` requests.
 
     Args:
-        standardize: True: to zero mean and unit standard deviation; False: none; None: as True, with a warning where
-            there is a prior whose units would change.
+        standardize: True: to zero mean and unit standard deviation; False: none; None: as True, with a warning if there
+            is a prior whose units change.
         X: checked inputs ``(N, D)``.
         y: checked outputs ``(N,)``.
         outputs: whether the outputs have a unit.
         has_prior: whether the prior is the user's.
 
     Raises:
-        TypeError: ``standardize`` is something else.
-        ValueError: see ``standardization``; or entries whose squares overflow.
+        TypeError: ``standardize`` is another object.
+        ValueError: see ``standardization``; or squares of entries overflow.
     """
     if standardize is not None and not isinstance(standardize, (bool, np.bool_)):
         raise TypeError(f"standardize must be True, False or None, got {standardize!r}")
@@ -74,12 +78,12 @@ def choose_scaling(standardize: Any, X: Any, y: Any, *, outputs: bool, has_prior
         return identity_scaling(X.shape[1], X.dtype)
     scaling = standardization(X, y, outputs=outputs)
     if standardize is None and has_prior and not is_near_identity(scaling):
-        warnings.warn(_READ_IN_UNITS, stacklevel=3)
+        warnings.warn(_PRIOR_MESSAGE, stacklevel=3)
     return scaling
 
 
 def is_near_identity(scaling: Scaling) -> bool:
-    """Whether standardisation changes next to nothing."""
+    """Whether standardization leaves the data almost unchanged."""
     means = np.append(scaling.x_mean, scaling.y_mean)
     scales = np.append(scaling.x_scale, scaling.y_scale)
     return bool(np.all(np.abs(means) <= _NEAR_UNIT) and np.all(np.abs(scales - 1) <= _NEAR_UNIT))
@@ -88,7 +92,7 @@ def is_near_identity(scaling: Scaling) -> bool:
 def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
     """The maps to zero mean and unit standard deviation.
 
-    A constant column keeps its unit, with a warning: nothing can be learned from it.
+    A constant column, from which nothing can be learned, is not scaled, and a warning names it.
 
     Args:
         X: checked inputs ``(N, D)``.
@@ -99,35 +103,39 @@ def standardization(X: Any, y: Any, *, outputs: bool) -> Scaling:
         The maps, in the dtype of the data.
 
     Raises:
-        ValueError: there is only one point, all outputs are equal, so there is no spread, or the spread is one whose
-            square the dtype does not hold.
+        ValueError: there is only one point, all outputs are equal, or the dtype cannot represent the square of their
+            standard deviation.
     """
     X, y = np.asarray(X), np.asarray(y)
     if len(X) < 2:
-        raise ValueError("standardisation needs at least 2 points; pass standardize=False for a single one")
+        raise ValueError("standardization needs at least 2 points; pass standardize=False for a single one")
     x_mean, x_scale = _moments(X)
     constant = np.flatnonzero(x_scale <= 1e-12 * np.maximum(np.abs(x_mean), 1e-300))
     if len(constant):
         warnings.warn(
             f"input columns {constant.tolist()} are constant: they carry no information and their lengthscales follow "
-            "the prior; drop them",
+            "the prior; remove them",
             stacklevel=4,
         )
         x_scale[constant] = 1.0
     y_mean, y_scale = _moments(y) if outputs else (0.0, 1.0)
     if y_scale <= 1e-12 * max(abs(float(y_mean)), 1e-300):
         raise ValueError(
-            f"y is {float(y_mean):g} at every point, so there is nothing to learn and no spread to standardise by; "
+            f"y is {float(y_mean):g} at every point, so there is nothing to learn and no spread to standardize by; "
             "check that y is the right column, or pass standardize=False with a prior in the units of y"
         )
     if outputs:
         _check_range("y", y_scale, X.dtype, smallest=1.0)
-    arrays = (np.asarray(value, X.dtype) for value in (x_mean, x_scale, y_mean, y_scale))
-    return Scaling(*arrays)
+    return Scaling(
+        x_mean=np.asarray(x_mean, X.dtype),
+        x_scale=np.asarray(x_scale, X.dtype),
+        y_mean=np.asarray(y_mean, X.dtype),
+        y_scale=np.asarray(y_scale, X.dtype),
+    )
 
 
 def _moments(values):
-    """Mean and standard deviation over rows, of numbers of any size: nothing overflows."""
+    """Mean and standard deviation over rows, without overflow for numbers of any size."""
     largest = np.abs(values).max(0).astype(np.float64)
     unit = np.where(largest > 0, largest, 1.0)
     scaled = values.astype(np.float64) / unit
@@ -135,16 +143,16 @@ def _moments(values):
 
 
 def _check_range(name, size, dtype, smallest=0.0):
-    """Variances are squares: refuse numbers whose squares overflow or vanish, or come within ε of that."""
+    """Refuse numbers whose squares, which variances are, overflow or vanish or come within ε of that."""
     limits = np.finfo(dtype)
     low, high = (
         np.sqrt(float(limits.tiny) / float(limits.eps)),
         np.sqrt(float(limits.max) * float(limits.eps)),
     )
     if size > high or size < smallest * low:
-        what = "a spread" if smallest else "entries"
-        wider = "" if np.dtype(dtype) == np.float64 else ", or use float64"
+        quantity = "a standard deviation" if smallest else "entries"
+        alternative = "" if np.dtype(dtype) == np.float64 else ", or use float64"
         raise ValueError(
-            f"{name} has {what} of size {size:.3g}; a fit needs squares, which {np.dtype(dtype)} holds for sizes from "
-            f"{low:.0e} to {high:.0e}: change the unit, for example to {name} / {size:.0e}{wider}"
+            f"{name} has {quantity} of size {size:.3g}; a fit needs squares, which {np.dtype(dtype)} represents for "
+            f"sizes from {low:.0e} to {high:.0e}: change the unit, for example to {name} / {size:.0e}{alternative}"
         )

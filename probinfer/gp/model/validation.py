@@ -1,4 +1,4 @@
-"""What the data of a Gaussian process must be, checked at the boundary."""
+"""Checks of the data of a Gaussian process, at the boundary of the library."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["check_data", "check_inputs", "check_outputs", "is_traced"]
 
 
 def check_data(X: Any, y: Any, likelihood: Any) -> tuple[jax.Array, jax.Array]:
-    """Check training data and turn them into arrays.
+    """Check training data and convert them to arrays.
 
     Args:
         X: inputs ``(N, D)``, floating point.
-        y: outputs ``(N,)``, floating point of the same dtype; for classes and counts integers and truth values, too.
-        likelihood: of the outputs; its own check of their values is ``check_outputs``.
+        y: outputs ``(N,)``, floating point of the same dtype; for classes and counts also integers or truth values.
+        likelihood: likelihood of the outputs; ``check_outputs`` calls its own check of their values.
 
     Returns:
         ``X`` and ``y`` as arrays.
 
     Raises:
         TypeError: an array is not floating point, or the dtypes differ.
-        ValueError: shapes do not fit, N or D is zero, an entry is NaN or infinite, or an integer is too
-            large for the dtype.
+        ValueError: shapes do not fit, N or D is zero, an entry is NaN or infinite, or an integer is too large for the
+            dtype.
     """
     X = check_inputs(X)
     if not getattr(likelihood, "outputs_have_unit", False):
-        y = _whole_as_floating(y, X.dtype)
+        y = _integers_as_floating(y, X.dtype)
     y = _array("y", y)
     if y.ndim != 1:
         hint = "; use y.ravel()" if y.ndim == 2 and 1 in y.shape else ""
@@ -46,18 +46,18 @@ def check_data(X: Any, y: Any, likelihood: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def check_inputs(X: Any, columns: int | None = None, dtype: Any = None) -> jax.Array:
-    """Check an input matrix and turn it into an array.
+    """Check an input matrix and convert it to an array.
 
     Args:
         X: inputs ``(N, D)``, floating point.
-        columns: the D that is asked for.
-        dtype: the dtype that is asked for.
+        columns: the required D; by default any.
+        dtype: the required dtype; by default any.
 
     Returns:
         ``X`` as an array.
 
     Raises:
-        TypeError: not floating point, or another dtype than asked for.
+        TypeError: not floating point, or not the required dtype.
         ValueError: not a matrix, no rows or columns, another number of columns, or an entry is NaN or infinite.
     """
     X = _array("X", X)
@@ -76,10 +76,10 @@ def check_inputs(X: Any, columns: int | None = None, dtype: Any = None) -> jax.A
 
 
 def check_outputs(likelihood: Any, y: Any) -> Any:
-    """Outputs in the form that the likelihood takes; left alone while a function is traced, when values are not known.
+    """Outputs in the form that the likelihood takes; unchanged while a function is traced, when they have no values.
 
     Raises:
-        ValueError: an output is not one that the likelihood can give.
+        ValueError: an output is impossible under the likelihood.
     """
     if isinstance(y, jax.core.Tracer) or not hasattr(likelihood, "check_outputs"):
         return y
@@ -87,20 +87,20 @@ def check_outputs(likelihood: Any, y: Any) -> Any:
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether an array of a tree has no value yet, because a function that it is an argument of is traced."""
+    """Whether a tree contains an array without a value, because a function of it is traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _whole_as_floating(y, dtype):
-    """Integers and truth values as numbers of the dtype of the inputs; anything else as it came."""
-    whole: Any = y if isinstance(y, jax.Array) else np.asarray(y)
-    if whole.dtype.kind not in "biu":
+def _integers_as_floating(y, dtype):
+    """Integers and truth values in the dtype of the inputs; anything else unchanged."""
+    array: Any = y if isinstance(y, jax.Array) else np.asarray(y)
+    if array.dtype.kind not in "biu":
         return y
-    if isinstance(whole, jax.core.Tracer):
-        return whole.astype(dtype)
-    floating = np.asarray(whole).astype(dtype)
-    if (floating != np.asarray(whole)).any():
-        raise ValueError(f"y has integers that {np.dtype(dtype)} does not hold exactly; use float64 data")
+    if isinstance(array, jax.core.Tracer):
+        return array.astype(dtype)
+    floating = np.asarray(array).astype(dtype)
+    if (floating != np.asarray(array)).any():
+        raise ValueError(f"y has integers that {np.dtype(dtype)} cannot represent exactly; use float64 data")
     return floating
 
 

@@ -1,9 +1,8 @@
 """Predictive distributions: pointwise mixtures over hyperparameter draws.
 
-A draw of the hyperparameters gives a Gaussian for the latent function at each new point, and the likelihood turns it
+Each draw of the hyperparameters gives a Gaussian for the latent function at each new point, which the likelihood turns
 into a distribution of the output; the posterior predictive is the mixture over draws. Its log density is the log of the
-mean over draws, never the mean of the logs, and its quantiles are found by inverting the mixture's distribution
-function.
+mean over draws, not the mean of the logs, and its quantiles invert the distribution function of the mixture.
 """
 
 from probinfer.gp.prediction.classes import BernoulliMixture

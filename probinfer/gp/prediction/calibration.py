@@ -1,7 +1,7 @@
-"""Calibration: do predicted probabilities happen as often as they say?
+"""Calibration: whether events happen as often as predicted.
 
-``reliability`` for classes, ``pit`` for outputs of any kind. Both take predictions of held-out outputs; on the training
-data every fit looks better than it is.
+``reliability`` is for classes, ``pit`` for outputs of any kind. Both need predictions of held-out outputs: on the
+training data every fit looks better than it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.special import ndtri
 from probinfer.core.types import PRNGKey
 from probinfer.gp.prediction import BernoulliMixture
 
-__all__ = ["Pit", "Reliability", "pit", "reliability"]
+__all__ = ["PITReport", "Reliability", "pit", "reliability"]
 
 
 class Reliability(NamedTuple):
@@ -29,9 +29,9 @@ class Reliability(NamedTuple):
         upper: upper end ``(B,)``.
         num_points: number of points in each bin ``(B,)``.
         calibration_error: the expected calibration error, the mean over points of |frequency − probability| of their
-            bin. It is positive even where the probabilities are perfect, and grows with the number of bins: compare
-            it with ``calibration_error_by_chance``, not with 0.
-        calibration_error_by_chance: its mean if the probabilities were the true ones (normal approximation).
+            bin. It is positive even for perfect probabilities, and grows with the number of bins: compare it with
+            ``calibration_error_by_chance``, not with 0.
+        calibration_error_by_chance: its mean if the probabilities are the true ones (normal approximation).
         log_loss: mean of −log of the probability of the label.
         brier: mean of (probability − label)².
     """
@@ -47,14 +47,14 @@ class Reliability(NamedTuple):
     brier: float
 
 
-class Pit(NamedTuple):
-    """Probability integral transforms: uniform on [0, 1] where the predictions are calibrated.
+class PITReport(NamedTuple):
+    """Probability integral transforms: uniform on [0, 1] if the predictions are calibrated.
 
     Attributes:
-        values: P(Y_i <= y_i), spread at random over the jump of a discrete output, shape ``(N,)``.
+        values: P(Y_i <= y_i), drawn uniformly from the jump of a discrete output, shape ``(N,)``.
         statistic: the Kolmogorov-Smirnov distance from the uniform distribution.
-        pvalue: its p-value for independent values; predictions from one data set share its accidents, so read a small
-            one as a question, not as a verdict.
+        pvalue: its p-value for independent values. Predictions from one data set are not independent, so a small
+            p-value is a reason to look closer and no proof.
     """
 
     values: np.ndarray
@@ -63,14 +63,14 @@ class Pit(NamedTuple):
 
 
 def reliability(probabilities: Any, labels: Any, num_bins: int = 10, *, level: float = 0.95) -> Reliability:
-    """Bin predicted probabilities and compare them with what happened.
+    """Compare binned predicted probabilities with observed frequencies.
 
-    Bins hold about equal numbers of points; equal probabilities are never parted, so there may be fewer bins.
+    Bins have about equal numbers of points; equal probabilities are in one bin, so there may be fewer bins.
 
     Args:
         probabilities: predicted probabilities of class 1 ``(N,)``.
-        labels: what happened ``(N,)``, 0 or 1 (or −1 and 1), of any dtype.
-        num_bins: the most bins.
+        labels: observed labels ``(N,)``, 0 or 1 (or −1 and 1), of any dtype.
+        num_bins: maximum number of bins.
         level: probability content of the intervals (Wilson's, for a binomial proportion).
 
     Returns:
@@ -81,14 +81,14 @@ def reliability(probabilities: Any, labels: Any, num_bins: int = 10, *, level: f
             ``num_bins`` is not positive or ``level`` is not inside (0, 1).
 
     References:
-        Wilson (1927), the score interval. Bröcker and Smith (2007), on the reading of such diagrams.
+        Wilson (1927), the score interval. Bröcker and Smith (2007), on reading such diagrams.
     """
     p, y = _check(probabilities, labels)
     if num_bins < 1 or not 0 < level < 1:
         raise ValueError(f"num_bins must be at least 1 and 0 < level < 1, got {num_bins} and {level}")
     order = np.argsort(p, kind="stable")
     p, y = p[order], y[order]
-    starts = _starts(p, num_bins)
+    starts = _bin_starts(p, num_bins)
     count = np.diff(np.append(starts, len(p)))
     probability, frequency, noise = (np.add.reduceat(a, starts) / count for a in (p, y, p * (1 - p)))
     lower, upper = _wilson(frequency, count, level)
@@ -108,19 +108,19 @@ def reliability(probabilities: Any, labels: Any, num_bins: int = 10, *, level: f
     )
 
 
-def pit(predictive: Any, y: Any, key: PRNGKey | None = None) -> Pit:
+def pit(predictive: Any, y: Any, key: PRNGKey | None = None) -> PITReport:
     """Probability integral transforms of held-out outputs, and a test of their uniformity.
 
     Args:
         predictive: a predictive distribution of N points with a ``cdf``, from ``fit.predict_y``.
-        y: the outputs ``(N,)``, not used in the fit.
-        key: random key, for discrete outputs only: u = F(y − 1) + V (F(y) − F(y − 1)), V uniform.
+        y: held-out outputs ``(N,)``.
+        key: random key, needed for discrete outputs only: u = F(y − 1) + V (F(y) − F(y − 1)), V uniform.
 
     Returns:
         The values, and the Kolmogorov-Smirnov test.
 
     Raises:
-        ValueError: the output is discrete and there is no key, or y has not one entry a point.
+        ValueError: the output is discrete and there is no key, or y does not have one entry per point.
 
     References:
         Czado, Gneiting and Held (2009), Predictive model assessment for count data, section 2.1.
@@ -133,7 +133,9 @@ def pit(predictive: Any, y: Any, key: PRNGKey | None = None) -> Pit:
         y = jnp.where(y == -1, 0, y)  # another name of class 0
     upper = np.asarray(predictive.cdf(y), float)
     if upper.shape != y.shape or y.ndim != 1:
-        raise ValueError(f"y must be a vector with one entry a predicted point, got {y.shape}, {upper.shape}")
+        raise ValueError(
+            f"y must be a vector with one entry per predicted point, got {y.shape}, {upper.shape}"
+        )
     values = upper
     if getattr(predictive, "discrete", False):
         if key is None:
@@ -143,14 +145,14 @@ def pit(predictive: Any, y: Any, key: PRNGKey | None = None) -> Pit:
         below = np.asarray(predictive.cdf(y - 1), float)
         values = below + np.asarray(jax.random.uniform(key, y.shape), float) * (upper - below)
     test = kstest(values, "uniform")
-    return Pit(values, float(test.statistic), float(test.pvalue))
+    return PITReport(values=values, statistic=float(test.statistic), pvalue=float(test.pvalue))
 
 
 def _check(probabilities, labels):
     p, y = np.asarray(probabilities, float), np.asarray(labels, float)
     if p.shape != y.shape or p.ndim != 1 or p.size == 0:
         raise ValueError(
-            f"probabilities and labels must be vectors of one length, got {p.shape} and {y.shape}"
+            f"probabilities and labels must be vectors of equal length, got {p.shape} and {y.shape}"
         )
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(
@@ -163,11 +165,11 @@ def _check(probabilities, labels):
     return p, y
 
 
-def _starts(p, num_bins):
-    """Where the bins of sorted probabilities start, each moved right to the end of its tie."""
-    wanted = np.arange(1, num_bins) * len(p) // num_bins
-    moved = np.searchsorted(p, p[wanted - 1], side="right")[wanted > 0]
-    return np.unique(np.concatenate([[0], moved[moved < len(p)]]))
+def _bin_starts(p, num_bins):
+    """First indices of the bins of sorted probabilities, each moved right to the end of a tie."""
+    equal_starts = np.arange(1, num_bins) * len(p) // num_bins
+    starts = np.searchsorted(p, p[equal_starts - 1], side="right")[equal_starts > 0]
+    return np.unique(np.concatenate([[0], starts[starts < len(p)]]))
 
 
 def _wilson(frequency, count, level):

@@ -15,7 +15,7 @@ __all__ = ["BernoulliMixture"]
 
 @pytree
 class BernoulliMixture:
-    """P(y_m = 1) = (1/S) Σ_s exp(log_ones[s, m]); both logs are kept, so that neither tail loses digits.
+    """P(y_m = 1) = (1/S) Σ_s exp(log_ones[s, m]); both logs are stored, so that neither tail loses digits.
 
     Attributes:
         log_zeros: log P(y_m = 0 | draw s), shape ``(S, M)``.
@@ -47,14 +47,14 @@ class BernoulliMixture:
         return jnp.sqrt(self.variance)
 
     def log_prob(self, y: Any) -> Float[Array, " M"]:
-        """Log P(y), pointwise, for labels 0 and 1; −1 is another name of class 0, and no other label has any mass."""
+        """Log P(y), pointwise, for labels 0 and 1; −1 is read as class 0, and any other label has probability 0."""
         y = jnp.asarray(y)
         num = jnp.log(jnp.asarray(self.log_ones.shape[0], self.log_ones.dtype))
         zero, one = logsumexp(self.log_zeros, axis=0) - num, logsumexp(self.log_ones, axis=0) - num
         return jnp.where(y == 1, one, jnp.where((y == 0) | (y == -1), zero, -jnp.inf))
 
     def cdf(self, y: Float[Array, " M"]) -> Float[Array, " M"]:
-        """P(Y <= y), pointwise; Y is 0 or 1 here, so it is 0 at −1."""
+        """P(Y <= y), pointwise, for Y in {0, 1}: 0 at y = −1."""
         zero = jnp.exp(self.log_zeros).mean(0)
         return jnp.where(y < 0, 0.0, jnp.where(y < 1, zero, 1.0)).astype(zero.dtype)
 

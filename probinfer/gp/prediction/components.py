@@ -1,7 +1,7 @@
-"""What the components of a fit say: each a model, and the sites that inference found for it.
+"""Predictions of the components of a fit: each is a model, and its sites.
 
-Components are taken one after another, so that memory does not grow with their number. Known sites make a component
-cheap, one factorisation instead of a search; a conditioned component, whose factor was kept, cheaper still.
+Components are processed one after another, so that memory does not grow with their number. With known sites a component
+costs one factorization instead of a search; a conditioned component, which has its factor, costs even less.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from probinfer.gp.approximation.conditioning import condition
 from probinfer.gp.prediction import LatentMoments
 from probinfer.numerics.semidefinite import semidefinite_factor
 
-__all__ = ["Given", "conditioned", "functions", "joint", "leave_one_out", "marginals"]
+__all__ = ["UnconditionedComponents", "conditioned", "functions", "joint", "leave_one_out", "marginals"]
 
 
 @pytree
-class Given:
-    """Components that are conditioned where they are needed; a stack of conditioned ones may stand in its place.
+class UnconditionedComponents:
+    """Components that are conditioned when needed; functions take a stack of conditioned ones as well.
 
     Attributes:
         inference: the inference method.
@@ -45,84 +45,87 @@ def conditioned(inference: Any, components: Any, X: Float[Array, "N D"], y: Floa
 
 
 @jax.jit
-def marginals(given: Any, chunks: Float[Array, "C B D"]) -> LatentMoments:
+def marginals(components: Any, chunks: Float[Array, "C B D"]) -> LatentMoments:
     """Moments ``(S, M)`` of the latent function at M = C B new inputs.
 
     Args:
-        given: ``Given``, or a stack of conditioned components.
+        components: ``UnconditionedComponents``, or a stack of conditioned components.
         chunks: the new inputs.
     """
 
-    def one(component):
-        found = jax.lax.map(_ready(given, component).predict, chunks)
-        return jax.tree.map(jnp.ravel, found)
+    def predict_one(component):
+        moments = jax.lax.map(_ensure_conditioned(components, component).predict, chunks)
+        return jax.tree.map(jnp.ravel, moments)
 
-    return jax.lax.map(one, _stack(given))
+    return jax.lax.map(predict_one, _stack(components))
 
 
 @jax.jit
 def joint(
-    given: Any, X_new: Float[Array, "M D"]
+    components: Any, X_new: Float[Array, "M D"]
 ) -> tuple[Float[Array, " M"], Float[Array, "M M"], Float[Array, " M"]]:
-    """Mean and covariance of the latent function at new inputs over the mixture, and the floor of its variances."""
+    """Mean and covariance of the latent function at new inputs under the mixture, and the floor of its variances."""
 
-    def add(total, counted):
-        count, component = counted
-        ready = _ready(given, component)
-        mean, covariance = ready.predict_joint(X_new)
-        # Welford's update: no difference of large second moments.
-        delta = mean - total[0]
-        center = total[0] + delta / count
-        covariance = total[1] + covariance + jnp.outer(delta, mean - center)
-        return (center, covariance, total[2] + ready.predict(X_new).floor), None
+    def accumulate(totals, numbered):
+        count, component = numbered
+        conditioned = _ensure_conditioned(components, component)
+        mean, covariance = conditioned.predict_joint(X_new)
+        # Welford's update avoids a difference of large second moments.
+        delta = mean - totals[0]
+        center = totals[0] + delta / count
+        covariance = totals[1] + covariance + jnp.outer(delta, mean - center)
+        return (center, covariance, totals[2] + conditioned.predict(X_new).floor), None
 
-    components = _stack(given)
-    num = jax.tree.leaves(components)[0].shape[0]
+    stack = _stack(components)
+    num = jax.tree.leaves(stack)[0].shape[0]
     zeros = jnp.zeros(X_new.shape[0], X_new.dtype)
     counts = jnp.arange(1, num + 1).astype(X_new.dtype)
-    (mean, total, floor), _ = jax.lax.scan(add, (zeros, jnp.outer(zeros, zeros), zeros), (counts, components))
-    return mean, total / num, floor / num
+    totals = zeros, jnp.outer(zeros, zeros), zeros
+    (mean, covariance, floor), _ = jax.lax.scan(accumulate, totals, (counts, stack))
+    return mean, covariance / num, floor / num
 
 
 @jax.jit
 def functions(
-    given: Any, chosen: Int[Array, " K"], X_new: Float[Array, "M D"], noise: Float[Array, "K M"]
+    components: Any, chosen: Int[Array, " K"], X_new: Float[Array, "M D"], noise: Float[Array, "K M"]
 ) -> Float[Array, "K M"]:
-    """Latent functions at new inputs, each of the chosen component; one factorisation a component."""
-    components = _stack(given)
-    if jax.tree.leaves(components)[0].shape[0] > len(chosen):  # only those that were chosen
-        components = jax.tree.map(lambda leaf: leaf[chosen], components)
+    """Latent functions at new inputs, each from its chosen component, with one factorization per component."""
+    stack = _stack(components)
+    if jax.tree.leaves(stack)[0].shape[0] > len(chosen):  # skip components that were not chosen
+        stack = jax.tree.map(lambda leaf: leaf[chosen], stack)
         chosen = jnp.arange(len(chosen))
 
-    def draw(drawn, counted):
-        index, component = counted
-        mean, covariance = _ready(given, component).predict_joint(X_new)
-        of_this = mean + noise @ semidefinite_factor(covariance).T
-        return jnp.where(chosen[:, None] == index, of_this, drawn), None
+    def draw(functions, numbered):
+        index, component = numbered
+        mean, covariance = _ensure_conditioned(components, component).predict_joint(X_new)
+        from_component = mean + noise @ semidefinite_factor(covariance).T
+        return jnp.where(chosen[:, None] == index, from_component, functions), None
 
-    num = jax.tree.leaves(components)[0].shape[0]
-    return jax.lax.scan(draw, jnp.zeros_like(noise), (jnp.arange(num), components))[0]
+    num = jax.tree.leaves(stack)[0].shape[0]
+    return jax.lax.scan(draw, jnp.zeros_like(noise), (jnp.arange(num), stack))[0]
 
 
 @jax.jit
 def leave_one_out(
     inference: Any, components: Any, X: Float[Array, "N D"], y: Float[Array, " N"]
 ) -> Float[Array, "S N"]:
-    """Log densities of each training output given all others, of each component."""
+    """Log densities of each training output given all others, under each component."""
     return jax.lax.map(lambda component: _condition(inference, component, X, y).log_loo, components)
 
 
-def _stack(given):
-    return given.components if isinstance(given, Given) else given
+def _stack(components):
+    return components.components if isinstance(components, UnconditionedComponents) else components
 
 
-def _ready(given, component):
-    return _condition(given.inference, component, given.X, given.y) if isinstance(given, Given) else component
+def _ensure_conditioned(components, component):
+    if not isinstance(components, UnconditionedComponents):
+        return component
+    return _condition(components.inference, component, components.X, components.y)
 
 
-def _for_prediction(found):
+def _for_prediction(conditioned):
     unused = ("mean", "variance", "precision_diagonal", "log_evidence", "log_loo")
-    return dataclasses.replace(found, **dict.fromkeys(unused))
+    return dataclasses.replace(conditioned, **dict.fromkeys(unused))
 
 
 def _condition(inference, component, X, y):

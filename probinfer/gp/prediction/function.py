@@ -1,4 +1,4 @@
-"""The latent function at new inputs: moments, and what the arithmetic can resolve of them."""
+"""Moments of the latent function at new inputs, and the precision with which they are computed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class LatentMoments:
     Attributes:
         mean: means ``(M,)``.
         variance: variances ``(M,)``.
-        floor: the variance ``(M,)`` that rounding errors of variance and mean amount to. A variance below it is right
-            in its order of magnitude only.
+        floor: the size ``(M,)`` of the rounding errors of variance and mean. A variance below it is accurate in its
+            order of magnitude only.
     """
 
     mean: Any
@@ -30,12 +30,12 @@ class LatentMoments:
 
     @property
     def lost(self) -> Bool[Array, " M"]:
-        """Where the variance is below its floor."""
+        """Whether the variance is below its floor."""
         return self.variance < self.floor
 
     @property
     def status(self) -> Int[Array, ""]:
-        """``Status``: ``NON_FINITE``, ``PRECISION_LOST`` where a variance is below its floor, or ``OK``."""
+        """``Status``: ``NON_FINITE``, ``PRECISION_LOST`` if a variance is below its floor, or ``OK``."""
         finite = jnp.all(jnp.isfinite(self.mean) & jnp.isfinite(self.variance))
         lost = jnp.where(jnp.any(self.lost), int(Status.PRECISION_LOST), int(Status.OK))
         return jnp.where(finite, lost, int(Status.NON_FINITE)).astype(jnp.int32)
@@ -46,7 +46,7 @@ class LatentMoments:
         return jnp.sqrt(self.variance)
 
     def __iter__(self) -> Iterator[Any]:
-        """The mean, then the variance."""
+        """Iterate over the mean and the variance."""
         return iter((self.mean, self.variance))
 
     def __getitem__(self, index: Any) -> Any:

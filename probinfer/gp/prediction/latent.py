@@ -1,7 +1,7 @@
 """Outputs of any likelihood: mixtures over hyperparameter draws of p(y | f) integrated over a Gaussian f.
 
-The likelihood does the integrals: ``log_prob(y, mean, variance)`` always, ``output_moments``, ``cdf`` and ``sample`` if
-it has them; what it has not is asked for by name.
+The likelihood computes the integrals: always ``log_prob(y, mean, variance)``, and ``output_moments``, ``cdf`` and
+``sample`` if it has them; the error for a missing method names it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from probinfer.core.types import Array, Float, PRNGKey, pytree
+from probinfer.gp.prediction.bisection import bisect, check_levels
 
 __all__ = ["CountMixture", "LatentMixture"]
 
 
 class _Mixture:
-    """What counts and densities share; the draws are taken one after another, so memory does not grow with S."""
+    """The common part of counts and densities. Draws are processed one after another: memory does not grow with S."""
 
     likelihood: Any
     means: Any
     variances: Any
-    _quantile: Callable  # (q,) to the quantile of each point
+    _quantile: Callable  # maps a scalar q to the quantile of each point
 
     @property
     def mean(self) -> Float[Array, " M"]:
-        """The mean of y; NaN where it does not exist.
+        """The mean of y; NaN if it does not exist.
 
         Raises:
             TypeError: the likelihood has no ``output_moments``.
@@ -63,7 +64,7 @@ class _Mixture:
         return _cdf(self, jnp.asarray(y, self.means.dtype))
 
     def quantile(self, q: Any) -> Float[Array, "..."]:
-        """The ``q``-quantile of each point: for counts the smallest with P(Y <= count) >= q.
+        """The ``q``-quantile of each point; for counts the smallest count with P(Y <= count) >= q.
 
         Args:
             q: a probability strictly between 0 and 1, or a vector ``(Q,)`` of them.
@@ -75,9 +76,7 @@ class _Mixture:
             ValueError: a concrete ``q`` is outside (0, 1).
             TypeError: the likelihood has no ``cdf``.
         """
-        q = jnp.asarray(q, self.means.dtype)
-        if not isinstance(q, jax.core.Tracer) and not bool(jnp.all((q > 0) & (q < 1))):
-            raise ValueError("quantiles are defined for 0 < q < 1")
+        q = check_levels(q, self.means.dtype)
         if q.ndim == 0:
             return self._quantile(q)
         return jax.lax.map(self._quantile, q)
@@ -125,12 +124,12 @@ class LatentMixture(_Mixture):
 
     @property
     def mean(self) -> Float[Array, " M"]:
-        """The mean of y; NaN where it does not exist."""
+        """The mean of y; NaN if it does not exist."""
         return self.shift + self.scale * super().mean
 
     @property
     def variance(self) -> Float[Array, " M"]:
-        """The variance of y; infinite or NaN where it does not exist."""
+        """The variance of y; infinite or NaN if it does not exist."""
         return self.scale**2 * super().variance
 
     def log_prob(self, y: Any) -> Float[Array, " M"]:
@@ -177,7 +176,7 @@ class CountMixture(_Mixture):
     discrete: ClassVar[bool] = True
 
     def log_prob(self, y: Any) -> Float[Array, " M"]:
-        """Log P(y), pointwise; minus infinity where y is no count."""
+        """Log P(y), pointwise; minus infinity if y is no count."""
         y = jnp.asarray(y, self.means.dtype)
         is_count = (y >= 0) & (y == jnp.floor(y))
         return jnp.where(is_count, super().log_prob(jnp.where(is_count, y, 0)), -jnp.inf)
@@ -196,59 +195,55 @@ def _method(likelihood, name):
     if method is None:
         raise TypeError(
             f"{type(likelihood).__name__} has no {name}; define it to get this part of the predictive distribution "
-            "(probinfer.gp.likelihoods.base says how)"
+            "(see probinfer.gp.likelihoods.base)"
         )
     return method
 
 
 @jax.jit
 def _log_prob(mixture, y):
-    def one(component):
+    def component_log_prob(component):
         likelihood, mean, variance = component
         return likelihood.log_prob(y, mean, variance)
 
-    values = jax.lax.map(one, (mixture.likelihood, mixture.means, mixture.variances))
+    values = jax.lax.map(component_log_prob, (mixture.likelihood, mixture.means, mixture.variances))
     return logsumexp(values, axis=0) - jnp.log(jnp.asarray(values.shape[0], values.dtype))
 
 
 @jax.jit
 def _cdf(mixture, y):
-    def one(component):
+    def component_cdf(component):
         return _method(component[0], "cdf")(y, *component[1:])
 
-    return jax.lax.map(one, (mixture.likelihood, mixture.means, mixture.variances)).mean(0)
+    return jax.lax.map(component_cdf, (mixture.likelihood, mixture.means, mixture.variances)).mean(0)
 
 
 @jax.jit
 def _real_quantile(mixture, q, center, spread):
-    # Bisection of t in y = center + spread sinh(t), which reaches every number.
+    # Bisection of t in y = center + spread sinh(t), which covers the whole range of the dtype.
     end, num_steps = (300.0, 64) if center.dtype == jnp.float64 else (80.0, 36)
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        below = _cdf(mixture, center + spread * jnp.sinh(middle)) < q
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+    def is_below(t):
+        return _cdf(mixture, center + spread * jnp.sinh(t)) < q
 
-    ends = jnp.full_like(center, -end), jnp.full_like(center, end)
-    low, high = jax.lax.fori_loop(0, num_steps, halve, ends)
-    return center + spread * jnp.sinh(0.5 * (low + high))
+    low, high = jnp.full_like(center, -end), jnp.full_like(center, end)
+    return center + spread * jnp.sinh(bisect(is_below, low, high, num_steps=num_steps))
 
 
 @jax.jit
 def _count_quantile(mixture, q):
-    # P(Y <= low) < q <= P(Y <= high): high doubles until that holds, then the integers between are halved.
-    def unfinished(state):
-        low, high, growing = state
-        return jnp.any(growing | (high - low > 1))
+    # Invariant P(Y <= low) < q <= P(Y <= high): high doubles until it holds, then the bracket of integers is halved.
+    def is_unfinished(state):
+        low, high, is_doubling = state
+        return jnp.any(is_doubling | (high - low > 1))
 
     def step(state):
-        low, high, growing = state
-        point = jnp.where(growing, high, jnp.floor(0.5 * (low + high)))
-        short = mixture.cdf(point) < q
-        grown = jnp.where(growing & short, 2 * high + 1, high)
-        return jnp.where(short, point, low), jnp.where(short, grown, point), growing & short
+        low, high, is_doubling = state
+        point = jnp.where(is_doubling, high, jnp.floor(0.5 * (low + high)))
+        is_below = mixture.cdf(point) < q
+        doubled = jnp.where(is_doubling & is_below, 2 * high + 1, high)
+        return jnp.where(is_below, point, low), jnp.where(is_below, doubled, point), is_doubling & is_below
 
     low = jnp.full_like(mixture.means[0], -1.0)
-    growing = jnp.ones(low.shape, bool)
-    return jax.lax.while_loop(unfinished, step, (low, jnp.zeros_like(low), growing))[1]
+    is_doubling = jnp.ones(low.shape, bool)
+    return jax.lax.while_loop(is_unfinished, step, (low, jnp.zeros_like(low), is_doubling))[1]

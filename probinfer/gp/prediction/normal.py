@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp, ndtr, ndtri
 
 from probinfer.core.types import Array, Float, PRNGKey, pytree
+from probinfer.gp.prediction.bisection import bisect, check_levels
 
 __all__ = ["NormalMixture"]
 
 
 @pytree
 class NormalMixture:
-    """p(y_m) = (1/S) Σ_s N(y_m; means[s, m], variances[s, m]), one mixture a point.
+    """p(y_m) = (1/S) Σ_s N(y_m; means[s, m], variances[s, m]), one mixture for each point.
 
     Attributes:
         means: component means ``(S, M)``.
@@ -62,9 +63,7 @@ class NormalMixture:
         Raises:
             ValueError: a concrete ``q`` is outside (0, 1).
         """
-        q = jnp.asarray(q, self.means.dtype)
-        if not isinstance(q, jax.core.Tracer) and not bool(jnp.all((q > 0) & (q < 1))):
-            raise ValueError("quantiles are defined for 0 < q < 1")
+        q = check_levels(q, self.means.dtype)
         if q.ndim == 0:
             return _quantile(self.means, self.variances, q)
         return jax.lax.map(lambda level: _quantile(self.means, self.variances, level), q)
@@ -85,15 +84,11 @@ class NormalMixture:
 
 @jax.jit
 def _quantile(means, variances, q):
-    sd = jnp.sqrt(variances)
-    ends = means + sd * ndtri(q)
+    stddev = jnp.sqrt(variances)
+    component_quantiles = means + stddev * ndtri(q)
     num_steps = 60 if means.dtype == jnp.float64 else 30  # halvings until the bracket is at rounding level
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        below = ndtr((middle - means) / sd).mean(0) < q
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+    def is_below(y):
+        return ndtr((y - means) / stddev).mean(0) < q
 
-    low, high = jax.lax.fori_loop(0, num_steps, halve, (ends.min(0), ends.max(0)))
-    return 0.5 * (low + high)
+    return bisect(is_below, component_quantiles.min(0), component_quantiles.max(0), num_steps=num_steps)

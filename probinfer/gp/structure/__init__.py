@@ -1,5 +1,5 @@
 """The covariance matrix of the latent values, and how it is factorized.
 
-Start with ``precision`` (a process times Gaussian sites); ``exact_evidence`` is the evidence of Gaussian noise and its
-gradient; ``rounding`` says what the arithmetic can resolve.
+Start with ``dense`` (a process times Gaussian sites); ``exact_evidence`` is the evidence of Gaussian noise and its
+gradient; ``rounding`` bounds what the arithmetic can resolve.
 """

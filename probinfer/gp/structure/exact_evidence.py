@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.status import Status
-from probinfer.core.types import Array, Float
+from probinfer.core.types import Array, Float, Int
 from probinfer.kernels.base import Kernel
 from probinfer.numerics.linalg import (
     SpdInverse,
@@ -27,21 +27,21 @@ from probinfer.numerics.linalg import (
     triangular_solve,
 )
 
-__all__ = ["Evidence", "gaussian_evidence", "inner"]
+__all__ = ["GaussianEvidence", "gaussian_evidence", "inner"]
 
 
-class Evidence(NamedTuple):
-    """What conditioning on Gaussian observations leaves behind, ``A = K(X, X) + diag(noise_variance) + jitter I``."""
+class GaussianEvidence(NamedTuple):
+    """The evidence of Gaussian observations and its factors, ``A = K(X, X) + diag(noise_variance) + jitter I``."""
 
-    log_evidence: Array
-    """Scalar ``log N(residual; 0, A)``; NaN when the status is bad."""
-    chol: Array
-    """(N, N) lower Cholesky factor of A."""
-    alpha: Array
-    """(N,) ``A⁻¹ residual``: the posterior mean at z is ``K(z, X) alpha``."""
-    jitter: Array
-    """Scalar that was added to the diagonal, 0 for a matrix that needed none."""
-    status: Array
+    log_evidence: Float[Array, ""]
+    """``log N(residual; 0, A)``; NaN if the status is bad."""
+    chol: Float[Array, "N N"]
+    """Lower Cholesky factor of A."""
+    alpha: Float[Array, " N"]
+    """``A⁻¹ residual``: the posterior mean at z is ``K(z, X) alpha``."""
+    jitter: Float[Array, ""]
+    """Added to the diagonal; 0 if nothing was needed."""
+    status: Int[Array, ""]
     """``Status`` as an integer."""
 
 
@@ -51,11 +51,12 @@ def gaussian_evidence(
     X: Float[Array, "N D"],
     residual: Float[Array, " N"],
     noise_variance: Float[Array, " N"],
-) -> Evidence:
+) -> GaussianEvidence:
     """``log N(residual; 0, K(X, X) + diag(noise_variance))`` and the factor behind it.
 
-    The value costs one Cholesky factorisation; its gradient with respect to everything (hyperparameters, X, residual,
-    noise) one inverse more. The factor and alpha may be differentiated too, and cost nothing when they are not.
+    The value costs one Cholesky factorization, and its gradient with respect to everything (hyperparameters, X,
+    residual, noise) one more inverse. The factor and alpha can be differentiated too; tangents that are not used cost
+    nothing.
 
     Args:
         kernel: covariance of the latent function.
@@ -64,7 +65,7 @@ def gaussian_evidence(
         noise_variance: variance of the noise of each observation, in squared units of the residual.
 
     Returns:
-        The evidence; nothing raises, a failure shows in ``status`` and as NaN in the value and its derivatives.
+        The evidence. Nothing raises: a failure shows in ``status``, and as NaN in the value and its derivatives.
 
     References:
         Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, equations 2.30 and 5.9.
@@ -80,25 +81,33 @@ def gaussian_evidence(
 def _gaussian_evidence_jvp(primals, tangents):
     kernel, X, residual, noise_variance = primals
     dkernel, dX, dresidual, dnoise = tangents
-    # The tangents of the factor, alpha and the jitter; where nobody asks for them they are never computed.
-    known, dknown = jax.jvp(_solve, primals, tangents)
-    alpha = known.solution
-    value = _evidence(known.chol, jnp.dot(residual, alpha), alpha, known.jitter, known.status)
+    # The tangents of the factor, alpha and the jitter: compiled away if they are not used.
+    factored, dfactored = jax.jvp(_solve, primals, tangents)
+    alpha = factored.solution
+    value = _evidence(factored.chol, jnp.dot(residual, alpha), alpha, factored.jitter, factored.status)
 
-    G = _evidence_weights(known, _mean_variance(kernel, X, noise_variance))
-    through_kernel, through_X = kernel.contract(X, G)
+    # R&W eq. 5.9 for all hyperparameters at once: ⟨G, dA⟩ = ½ tr((α αᵀ − A⁻¹) dA)
+    G = _evidence_weights(factored, _mean_variance(kernel, X, noise_variance))
+    kernel_gradient, X_gradient = kernel.contract(X, G)
     dlog_evidence = (
-        inner(through_kernel, dkernel, residual.dtype)
-        + jnp.sum(through_X * dX)
+        inner(kernel_gradient, dkernel, residual.dtype)
+        + jnp.sum(X_gradient * dX)
         - jnp.dot(alpha, dresidual)
         + jnp.dot(jnp.diagonal(G), dnoise)
     )
-    return value, Evidence(dlog_evidence, dknown.chol, dknown.solution, dknown.jitter, dknown.status)
+    tangent = GaussianEvidence(
+        log_evidence=dlog_evidence,
+        chol=dfactored.chol,
+        alpha=dfactored.solution,
+        jitter=dfactored.jitter,
+        status=dfactored.status,
+    )
+    return value, tangent
 
 
 @jax.custom_jvp
 def _solve(kernel: Kernel, X: Array, residual: Array, noise_variance: Array) -> SpdInverse:
-    """``spd_inverse`` of the covariance, which is built where it is needed and not kept."""
+    """``spd_inverse`` of the covariance, which is built again for its derivative instead of being stored."""
     mean_variance = _mean_variance(kernel, X, noise_variance)
     chol, jitter, status = climb(_covariance, mean_variance, kernel, X, noise_variance)
     return spd_inverse_from_cholesky(chol, jitter, status, residual)
@@ -108,9 +117,9 @@ def _solve(kernel: Kernel, X: Array, residual: Array, noise_variance: Array) -> 
 def _solve_jvp(primals, tangents):
     kernel, X, _, noise_variance = primals
     dkernel, dX, dresidual, dnoise = tangents
-    known = _solve(*primals)
+    factored = _solve(*primals)
     _, dK = jax.jvp(_covariance, (kernel, X, noise_variance), (dkernel, dX, dnoise))
-    return known, spd_inverse_tangent(known, _mean_variance(kernel, X, noise_variance), dK, dresidual)
+    return factored, spd_inverse_tangent(factored, _mean_variance(kernel, X, noise_variance), dK, dresidual)
 
 
 def _mean_variance(kernel: Kernel, X: Array, noise_variance: Array) -> Array:
@@ -122,22 +131,28 @@ def _covariance(kernel: Kernel, X: Array, noise_variance: Array) -> Array:
     return add_to_diagonal(kernel.gram(X), noise_variance)
 
 
-def _evidence(chol: Array, quad: Array, alpha: Array, jitter: Array, status: Array) -> Evidence:
+def _evidence(chol: Array, quad: Array, alpha: Array, jitter: Array, status: Array) -> GaussianEvidence:
     size = chol.shape[0]
     half_log_det = jnp.sum(jnp.log(jnp.diagonal(chol)))
     log_evidence = -0.5 * quad - half_log_det - 0.5 * size * math.log(2.0 * math.pi)
     overflow = jnp.where(jnp.isfinite(log_evidence), int(Status.OK), int(Status.NON_FINITE))
     bad = (status != Status.OK) | (overflow != Status.OK)
     status = jnp.where(status == Status.OK, overflow, status).astype(jnp.int32)
-    return Evidence(jnp.where(bad, jnp.nan, log_evidence), chol, alpha, jitter, status)
+    return GaussianEvidence(
+        log_evidence=jnp.where(bad, jnp.nan, log_evidence),
+        chol=chol,
+        alpha=alpha,
+        jitter=jitter,
+        status=status,
+    )
 
 
-def _evidence_weights(known: SpdInverse, mean_variance: Array) -> Array:
+def _evidence_weights(factored: SpdInverse, mean_variance: Array) -> Array:
     """``G = ½ (α αᵀ − A⁻¹)``, plus ``c tr(G) / N`` on the diagonal for a jitter of ``c · mean(diag A)``."""
-    alpha = known.solution
-    G = 0.5 * (alpha[:, None] * alpha[None, :] - known.inverse)
-    trace = 0.5 * (jnp.dot(alpha, alpha) - jnp.sum(jnp.diagonal(known.inverse)))
-    return add_to_diagonal(G, relative_jitter(known.jitter, mean_variance) * trace / G.shape[0])
+    alpha = factored.solution
+    G = 0.5 * (alpha[:, None] * alpha[None, :] - factored.inverse)
+    trace = 0.5 * (jnp.dot(alpha, alpha) - jnp.sum(jnp.diagonal(factored.inverse)))
+    return add_to_diagonal(G, relative_jitter(factored.jitter, mean_variance) * trace / G.shape[0])
 
 
 def inner(gradient: Any, tangent: Any, dtype: Any) -> Array:

@@ -1,7 +1,7 @@
-"""Likelihoods p(y | f), factorising over the data.
+"""Likelihoods p(y | f), factorizing over the data.
 
-A likelihood is a registered class whose leaves are its parameters. What inference asks of it is in ``moments``; how to
-write one is in ``base``.
+A likelihood is a registered class whose leaves are its parameters. ``base`` explains how to write one; ``moments``
+computes the expectations that inference needs.
 """
 
 from probinfer.gp.model.likelihoods import base, moments

@@ -1,4 +1,4 @@
-"""What a likelihood is: a log density log p(y | f), factorising over the data, and what can be had from it alone.
+"""The base class of likelihoods: a log density log p(y | f), factorizing over the data, and what follows from it.
 
 A likelihood is a registered class whose leaves are its parameters. ``Likelihood`` fills in every other member, by
 quadrature where there is no closed form, so that a likelihood of your own is ``log_density`` and nothing else::
@@ -13,12 +13,12 @@ quadrature where there is no closed form, so that a likelihood of your own is ``
 
 or, without a class, ``FromLogDensity(fn, {"scale": 1.0})``.
 
-Optional members speed things up, sharpen the quadrature or add to the predictive distribution:
+Optional members make inference faster, the quadrature more accurate or the predictive distribution more complete:
 ``closed_expected_log_density(y, m, v)``, ``closed_log_ratio(y, m, v, lam1, lam2, power)``, ``closed_tilted_moments``
-and ``closed_derivatives(y, f)`` (closed forms of the functions of ``moments``; they return None where there is none),
-``bend(y)`` (where in f the log density is least like a parabola, and about three times the scale on which it bends),
-``peak(y)`` (where in f a density that is not log-concave is largest: with it there is a bound for the evidence),
-``output_moments(mean, variance)``, ``cdf(y, mean, variance)`` and ``sample(key, f)``.
+and ``closed_derivatives(y, f)`` (closed forms of the functions of ``moments``; they return None if there is none),
+``curvature_location(y)`` (the f at which the curvature of the log density changes most, and about three times the scale
+on which it changes), ``peak(y)`` (the f that maximizes a density that is not log-concave; it gives a bound for the
+evidence), ``output_moments(mean, variance)``, ``cdf(y, mean, variance)`` and ``sample(key, f)``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Likelihood:
     """Base class of likelihoods: subclass it, write ``log_density(y, f)``, and decorate with ``types.pytree``.
 
     Attributes:
-        log_concave: log p(y | f) is concave in f for every y. Inference and quadrature rely on it where it is said.
-        discrete: p(y | f) is a probability mass, as of counts and classes: no evidence is above 1.
+        log_concave: log p(y | f) is concave in f for every y. Inference and quadrature rely on it.
+        discrete: p(y | f) is a probability mass, as for counts and classes: no evidence is above 1.
         outputs_have_unit: y may be shifted and scaled (``gp.fit`` then standardises it).
     """
 
@@ -56,12 +56,12 @@ class Likelihood:
         """Log p(y | f), elementwise; differentiable in f.
 
         Raises:
-            TypeError: the subclass has none.
+            TypeError: the subclass does not define it.
         """
         raise TypeError(f"{type(self).__name__} must define log_density(y, f)")
 
     def check_outputs(self, y: Any) -> Any:
-        """Check the outputs and return them in the form that ``log_density`` takes; here, as they came."""
+        """Check the outputs and return them in the form that ``log_density`` takes; unchanged by default."""
         return y
 
     def log_prob(
@@ -74,17 +74,17 @@ class Likelihood:
         """The distribution of y at M new points, S hyperparameter draws of equal weight (leaves with an axis S).
 
         Raises:
-            ValueError: a noise variance was given, which is for ``KnownNoise`` only.
+            ValueError: a noise variance was passed, which is for ``KnownNoise`` only.
         """
         refuse_noise(self, noise)
         return LatentMixture(self, mean, variance)
 
 
 def refuse_noise(likelihood: Any, noise: Any) -> None:
-    """Say that a noise variance at new points makes no sense here.
+    """Refuse a noise variance at new points for a likelihood with its own noise.
 
     Raises:
-        ValueError: one was given.
+        ValueError: one was passed.
     """
     if noise is not None:
         raise ValueError(
@@ -97,13 +97,13 @@ class FromLogDensity(Likelihood):
     """A likelihood from a function ``log_density_fn(y, f, **params)``.
 
     Attributes:
-        log_density_fn: elementwise and differentiable in f. It is read when the likelihood is made: one that depends
-            on something else (the values of arrays that it captures, too) is compiled anew.
-        params: its parameters, numbers or arrays by name, on the whole real line (exponentiate inside where they must
-            be positive). They are learned like any hyperparameter.
-        concave: log p(y | f) is concave in f. Inference then knows where its integrals are and how large an evidence
-            can be, so say it where it is so.
-        discrete: p(y | f) is a probability mass, as of counts and classes: an evidence above 1 is refused.
+        log_density_fn: elementwise and differentiable in f. It is read when the likelihood is created: a function with
+            other captured values, those of arrays included, is compiled again.
+        params: its parameters, numbers or arrays by name, on the whole real line (if they must be positive,
+            exponentiate inside). They are learned like any hyperparameter.
+        concave: log p(y | f) is concave in f. Inference can then locate its integrals and bound the evidence, so set it
+            whenever it is true.
+        discrete: p(y | f) is a probability mass, as for counts and classes: an evidence above 1 is refused.
     """
 
     log_density_fn: Any = field(static=True)
@@ -121,7 +121,7 @@ class FromLogDensity(Likelihood):
 
     @property
     def log_concave(self) -> bool:  # type: ignore[override]
-        """What was said when it was made."""
+        """The value of ``concave``."""
         return self.concave
 
     def log_density(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -31,7 +31,7 @@ class Bernoulli(Likelihood):
         link: ``"probit"`` (closed forms for expectation propagation and prediction) or ``"logit"``.
 
     Raises:
-        ValueError: another link.
+        ValueError: the link is unknown.
     """
 
     link: str = field(static=True, default="probit")
@@ -48,14 +48,14 @@ class Bernoulli(Likelihood):
         z = (2 * y - 1) * f
         return log_ndtr(z) if self.link == "probit" else _log_sigmoid(z)
 
-    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Both links pass from one asymptote to the other within some units of f = 0."""
+    def curvature_location(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """F = 0: both links pass from one asymptote to the other within some units around it."""
         return jnp.zeros_like(y), jnp.full_like(y, 7.0)
 
     def closed_derivatives(
         self, y: Float[Array, "..."], f: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]] | None:
-        """Log p and its first three derivatives in f: those of the probit come from one continued fraction."""
+        """Log p and its first three derivatives in f, for the probit from one continued fraction."""
         if self.link != "probit":
             return None
         sign = 2 * y - 1
@@ -63,28 +63,28 @@ class Bernoulli(Likelihood):
         return value, sign * first, second, sign * third
 
     def check_outputs(self, y: Any) -> Any:
-        """Labels in {0, 1}; −1 and +1 are taken for 0 and 1, with a warning.
+        """Check labels in {0, 1}; −1 and +1 are converted to 0 and 1, with a warning.
 
         Raises:
             ValueError: there are other values.
         """
         values = np.asarray(y)
-        found = np.unique(values)
-        if -1 in found and np.isin(found, (-1, 1)).all():
+        labels = np.unique(values)
+        if -1 in labels and np.isin(labels, (-1, 1)).all():
             warnings.warn(
-                "the labels are -1 and +1: taken as classes 0 and 1. Pass (y + 1) / 2 to say so yourself",
+                "the labels are -1 and +1: read as classes 0 and 1. Pass (y + 1) / 2 to avoid this warning",
                 stacklevel=3,
             )
             y, values = (y + 1) / 2, (values + 1) / 2
-        elif not np.isin(found, (0, 1)).all():
-            shown = ", ".join(f"{value:g}" for value in found[:5])
+        elif not np.isin(labels, (0, 1)).all():
+            shown = ", ".join(f"{value:g}" for value in labels[:5])
             raise ValueError(
-                f"Bernoulli needs labels 0 and 1, got {shown}{', ...' if len(found) > 5 else ''}; for two classes of "
-                "other names pass (labels == the_second).astype(X.dtype)"
+                f"Bernoulli needs labels 0 and 1, got {shown}{', ...' if len(labels) > 5 else ''}; for two classes "
+                "with other names pass (labels == the_second).astype(X.dtype)"
             )
         if values.size and (values == values.flat[0]).all():
             warnings.warn(
-                f"all labels are {values.flat[0]:g}: with one class only, the data cannot tell the "
+                f"all labels are {values.flat[0]:g}: with one class only, the data do not determine the "
                 "hyperparameters, and the prior decides",
                 stacklevel=3,
             )
@@ -104,7 +104,7 @@ class Bernoulli(Likelihood):
         """The distribution of the class at M new points, S hyperparameter draws of equal weight.
 
         Raises:
-            ValueError: a noise variance was given, which is for ``KnownNoise`` only.
+            ValueError: a noise variance was passed, which is for ``KnownNoise`` only.
         """
         refuse_noise(self, noise)
         return BernoulliMixture(*_log_probabilities(self, mean, variance))
@@ -118,7 +118,7 @@ class Bernoulli(Likelihood):
         lam2: Float[Array, " N"],
         power: float,
     ) -> Float[Array, " N"] | None:
-        """Log E[p/t] through the cavity: the probit with power 1."""
+        """Log E[p/t] from the normalizer of cavity times likelihood, for the probit with power 1 (eq. 3.58 of R&W)."""
         if self.link != "probit" or power != 1:
             return None
         mean, variance, _ = cavity(m, v, lam1, lam2, power)
@@ -133,7 +133,7 @@ class Bernoulli(Likelihood):
         lam2: Float[Array, " N"],
         power: float,
     ) -> tuple[Float[Array, " N"], Float[Array, " N"]] | None:
-        """Moments of p(y | f) times the cavity: the probit with power 1 (Rasmussen and Williams 2006, eq. 3.58)."""
+        """Moments of p(y | f) times the cavity, for the probit with power 1 (Rasmussen and Williams 2006, eq. 3.58)."""
         if self.link != "probit" or power != 1:
             return None
         mean, variance, _ = cavity(m, v, lam1, lam2, power)
@@ -148,10 +148,11 @@ class Bernoulli(Likelihood):
 
 @jax.jit
 def _log_probabilities(likelihood, mean, variance):
-    def one(moments):
+    def log_probabilities(moments):
         return tuple(likelihood.log_prob(jnp.full_like(moments[0], label), *moments) for label in (0.0, 1.0))
 
-    return jax.lax.map(one, (mean, variance))  # draws one after another: the quadrature of all would not fit
+    # Draws one after another: the quadrature nodes of all draws at once would not fit into memory.
+    return jax.lax.map(log_probabilities, (mean, variance))
 
 
 @jax.custom_jvp

@@ -19,11 +19,14 @@ def cavity(
     """Mean and variance of the density ∝ N(f; m, v) / t(f)^power, and c = 1 − power lam2 v.
 
     Returns:
-        ``(mean, variance, c)``; where c is not positive there is no such density, and mean and variance are NaN.
+        ``(mean, variance, c)``; if c is not positive there is no such density, and mean and variance are NaN.
+
+    References:
+        Rasmussen and Williams (2006), eq. 3.56 (for power 1).
     """
     c = 1 - power * lam2 * v
-    safe = jnp.where(c > 0, c, jnp.nan)
-    return (m - power * lam1 * v) / safe, v / safe, c
+    positive = jnp.where(c > 0, c, jnp.nan)
+    return (m - power * lam1 * v) / positive, v / positive, c
 
 
 def log_ratio_from_cavity(
@@ -36,7 +39,7 @@ def log_ratio_from_cavity(
 ) -> Float[Array, " N"]:
     """Log E_{N(m, v)}[(p/t)^power] from the log of ∫ p^power cavity df.
 
-    log Ẑ − ½ log c + power [½ lam2 m² − lam1 m + ½ power lam1² v] / c: safe for lam2 → 0.
+    log Ẑ − ½ log c + power [½ lam2 m² − lam1 m + ½ power lam1² v] / c: never divides by lam2, which may be 0.
     """
     c = 1 - power * lam2 * v
     bracket = 0.5 * lam2 * m**2 - lam1 * m + 0.5 * power * lam1**2 * v

@@ -22,45 +22,47 @@ __all__ = ["NegativeBinomial", "Poisson", "log_gamma_ratio"]
 
 
 _NUM_POINTS = 161
-_REACH = 7.0  # of the grid in u: sinh(7) = 550 widths
+_GRID_END = 7.0  # in u: sinh(7) = 550 widths
 
 
 class _Counts(Likelihood):
     log_concave: ClassVar[bool] = True
     discrete: ClassVar[bool] = True
-    cdf_given: Callable  # P(Y <= y | f) for whole y >= 0
+    cdf_given: Callable  # P(Y <= y | f) for integer y >= 0
 
     def cdf(
         self, y: Float[Array, "..."], mean: Float[Array, "..."], variance: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        """P(Y <= y) where f ~ N(mean, variance), for whole y >= 0, elementwise.
+        """P(Y <= y) for f ~ N(mean, variance) and integer y >= 0, elementwise.
 
         P(Y <= y | f) = P(A > f) for a variable A with density (y + 1) p(y + 1 | a), so P(Y <= y) = E Φ((A − mean)/√v).
-        The integral over the narrower of A and f is taken: the other factor is smooth on that scale.
+        The integral is taken over the narrower of A and f, because the other factor is smooth on its scale.
         """
         y, mean, variance = jnp.broadcast_arrays(y, mean, variance)
         center = jnp.log(y + 1)
         width = jax.lax.rsqrt(-derivatives(self, y + 1, center)[2])
-        u = np.linspace(-_REACH, _REACH, _NUM_POINTS).reshape(_NUM_POINTS, *(1,) * mean.ndim)
+        # Integrate over A
+        u = np.linspace(-_GRID_END, _GRID_END, _NUM_POINTS).reshape(_NUM_POINTS, *(1,) * mean.ndim)
         a = center + width * jnp.asarray(np.sinh(u), mean.dtype)
         log_weights = self.log_density(y + 1, a) + jnp.asarray(np.log(np.cosh(u)), mean.dtype)
         weights = jax.nn.softmax(log_weights, axis=0)
         over_a = jnp.sum(weights * ndtr((a - mean) * jax.lax.rsqrt(variance)), axis=0)
-        narrow = jnp.minimum(variance, (0.3 * width) ** 2)
-        over_f = expectation(lambda f: self.cdf_given(y, f), mean, narrow, order=20)
-        return jnp.where(variance < narrow * 1.0001, over_f, over_a)
+        # Integrate over f; its variance is limited so that the branch that is not used is finite
+        limited = jnp.minimum(variance, (0.3 * width) ** 2)
+        over_f = expectation(lambda f: self.cdf_given(y, f), mean, limited, order=20)
+        return jnp.where(variance < limited * 1.0001, over_f, over_a)
 
     def check_outputs(self, y: Any) -> Any:
-        """Whole numbers that are not negative.
+        """Check that the outputs are nonnegative integers.
 
         Raises:
-            ValueError: there are others.
+            ValueError: there are other values.
         """
         values = np.asarray(y)
-        wrong = values[(values < 0) | (values != np.floor(values))]
-        if wrong.size:
+        invalid = values[(values < 0) | (values != np.floor(values))]
+        if invalid.size:
             raise ValueError(
-                f"{type(self).__name__} needs counts 0, 1, 2, ..., got {wrong.flat[0]:g} ({wrong.size} of "
+                f"{type(self).__name__} needs counts 0, 1, 2, ..., got {invalid.flat[0]:g} ({invalid.size} of "
                 f"{values.size} entries); rates and measurements need another likelihood, such as Gaussian or StudentT"
             )
         return y
@@ -71,7 +73,7 @@ class _Counts(Likelihood):
         """The distribution of the count at M new points, S hyperparameter draws of equal weight.
 
         Raises:
-            ValueError: a noise variance was given, which is for ``KnownNoise`` only.
+            ValueError: a noise variance was passed, which is for ``KnownNoise`` only.
         """
         refuse_noise(self, noise)
         return CountMixture(self, mean, variance)
@@ -92,19 +94,19 @@ class Poisson(_Counts):
         rate = _exp(m + 0.5 * v)
         return y * m - rate - gammaln(y + 1), y - rate, -rate
 
-    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Where the rate is y + 1: log p falls exponentially on the right of it."""
+    def curvature_location(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The f at which the rate is y + 1: on the right of it log p falls exponentially."""
         return jnp.log(y + 1), jnp.full_like(y, 4.0)
 
     def output_moments(
         self, mean: Float[Array, "..."], variance: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Mean and variance of y where f ~ N(mean, variance)."""
+        """Mean and variance of y for f ~ N(mean, variance)."""
         rate = jnp.exp(mean + 0.5 * variance)
         return rate, rate + rate**2 * jnp.expm1(variance)
 
     def cdf_given(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:
-        """P(Y <= y | f) for whole y >= 0."""
+        """P(Y <= y | f) for integer y >= 0."""
         return gammaincc(y + 1, _exp(f))
 
     def sample(self, key: PRNGKey, f: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -129,19 +131,19 @@ class NegativeBinomial(_Counts):
         softplus = jnp.logaddexp(f + jnp.log(self.dispersion), 0.0)
         return log_gamma_ratio(y, r) - gammaln(y + 1) + y * f - (y + r) * softplus
 
-    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Where the rate is 1/dispersion, and log p passes from one slope to another."""
+    def curvature_location(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The f at which the rate is 1/dispersion, where log p passes from one slope to another."""
         return jnp.full_like(y, -jnp.log(self.dispersion)), jnp.full_like(y, 7.0)
 
     def output_moments(
         self, mean: Float[Array, "..."], variance: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Mean and variance of y where f ~ N(mean, variance)."""
+        """Mean and variance of y for f ~ N(mean, variance)."""
         rate = jnp.exp(mean + 0.5 * variance)
         return rate, rate + rate**2 * (jnp.expm1(variance) + self.dispersion * jnp.exp(variance))
 
     def cdf_given(self, y: Float[Array, "..."], f: Float[Array, "..."]) -> Float[Array, "..."]:
-        """P(Y <= y | f) for whole y >= 0."""
+        """P(Y <= y | f) for integer y >= 0."""
         x = f + jnp.log(self.dispersion)
         return betainc(1 / self.dispersion, y + 1, jax.nn.sigmoid(-x))
 
@@ -176,7 +178,7 @@ def _stirling(x):
 def _exp(f):
     """exp(f), continued by its tangent near the end of the exponent range.
 
-    The density there is 0 to any precision; so it stays concave, and 0 times its slope is 0.
+    The density there is 0 to any precision. The tangent keeps its log concave and finite, so 0 times its slope is 0.
     """
     end = 0.8 * math.log(float(jnp.finfo(f.dtype).max))
     return jnp.exp(jnp.minimum(f, end)) * (1 + jnp.maximum(f - end, 0.0))

@@ -1,6 +1,6 @@
 """Gaussian noise, of unknown or of known variance.
 
-The Gaussian likelihoods also give their ``noise_variance``, which makes exact inference possible.
+The Gaussian likelihoods also have a ``noise_variance``, which makes exact inference possible.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Gaussian(_Closed):
         variance: the noise variance, in squared units of y.
 
     Raises:
-        ValueError: the variance is not a scalar; for one value a point use ``KnownNoise``.
+        ValueError: the variance is not a scalar; for one value per point use ``KnownNoise``.
     """
 
     variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
@@ -116,7 +116,7 @@ class Gaussian(_Closed):
         """The distribution of y at M new points, S hyperparameter draws of equal weight.
 
         Raises:
-            ValueError: a noise variance was given, which this likelihood has of its own.
+            ValueError: a noise variance was passed, although this likelihood has its own.
         """
         refuse_noise(self, noise)
         return NormalMixture(mean, variance + self.variance[:, None])
@@ -141,7 +141,9 @@ class KnownNoise(_Closed):
         object.__setattr__(self, "noise", strong_array(self.noise))
         shape = getattr(self.noise, "shape", (1,))
         if isinstance(shape, tuple) and len(shape) == 0 and not hasattr(self.noise, "log_prob"):
-            raise ValueError("KnownNoise.noise must be a vector with one variance a data point, got a scalar")
+            raise ValueError(
+                "KnownNoise.noise must be a vector with one variance per data point, got a scalar"
+            )
 
     def _noise(self):
         return self.noise
@@ -170,11 +172,11 @@ class KnownNoise(_Closed):
         """The distribution of y at M new points whose noise variances are ``noise``, shape ``(M,)`` or a scalar.
 
         Raises:
-            ValueError: no noise variance was given.
+            ValueError: no noise variance was passed.
         """
         if noise is None:
             raise ValueError(
-                "with KnownNoise the noise at new points is not known to the model: pass noise_variance=(M,) or a "
+                "with KnownNoise the model does not know the noise at new points: pass noise_variance=(M,) or a "
                 "scalar, or use predict for the noise-free function"
             )
         return NormalMixture(mean, variance + jnp.asarray(noise, mean.dtype))

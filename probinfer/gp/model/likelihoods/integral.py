@@ -1,8 +1,8 @@
 """Log ∫ p(y | f) N(f; m, v) df for any log density, for prediction: accurate for narrow likelihoods and far outputs.
 
-With f = m + √v (z* + w sinh u) the integral over u is taken by the trapezoid rule. Where log p is concave, z* is the
-maximum of the integrand, found by bisection, and w its width there; since the prior alone bounds the decay by
-exp(−½(z − z*)²), nine standard deviations on each side hold everything. Otherwise z* = 0 and w = 1.
+With f = m + √v (z* + w sinh u) the integral over u is computed by the trapezoid rule. If log p is concave, z* is the
+maximum of the integrand, found by bisection, and w its width there; the integrand then decays at least as fast as the
+prior, exp(−½(z − z*)²), so nine standard deviations on each side contain the integral. Otherwise z* = 0 and w = 1.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from probinfer.core.types import Array, Float
+from probinfer.gp.prediction.bisection import bisect
 
 __all__ = ["log_integral"]
 
 _NUM_POINTS = 129
-_REACH = 9.0  # standard deviations of the prior: exp(-9²/2) = 3e-18
-_FARTHEST = 60.0  # standard deviations from the mean within which the maximum is looked for
+_HALF_WIDTH = 9.0  # standard deviations of the prior: exp(-9²/2) = 3e-18
+_MAX_DISTANCE = 60.0  # standard deviations from the mean within which the maximum is searched
 _NUM_HALVINGS = 40
 
 
@@ -34,13 +35,13 @@ def log_integral(
     """Log ∫ p(y | f) N(f; mean, variance) df, elementwise.
 
     Args:
-        likelihood: has ``log_density(y, f)`` and ``log_concave``.
+        likelihood: an object with ``log_density(y, f)`` and ``log_concave``.
         y: outputs.
         mean: means of the latent function.
         variance: its variances, positive.
 
     Returns:
-        The log predictive densities. Log densities that are not concave in f must vary on a scale of at least
+        The log predictive densities. A log density that is not concave in f must vary on a scale of at least
         0.2 √variance.
     """
     y, mean, variance = jnp.broadcast_arrays(y, mean, variance)
@@ -51,7 +52,7 @@ def log_integral(
         center, width = jnp.zeros_like(mean), jnp.ones_like(mean)
     shape = (_NUM_POINTS, *(1,) * mean.ndim)
     grid = jnp.asarray(np.linspace(-1.0, 1.0, _NUM_POINTS).reshape(shape), mean.dtype)
-    end = jnp.arcsinh((_REACH if likelihood.log_concave else 1.5 * _REACH) / width)
+    end = jnp.arcsinh((_HALF_WIDTH if likelihood.log_concave else 1.5 * _HALF_WIDTH) / width)
     u = grid * end
     z = center + width * jnp.sinh(u)
     log_step = jnp.log(end * width) + math.log(2.0 / (_NUM_POINTS - 1)) - 0.5 * math.log(2.0 * math.pi)
@@ -60,21 +61,14 @@ def log_integral(
 
 
 def _maximum(arguments):
-    """Where log p(y | m + √v z) − ½z² is largest, and 1/√(−second derivative) there."""
+    """The maximum of log p(y | m + √v z) − ½z² in z, and 1/√(−second derivative) there."""
     likelihood, y, mean, stddev = arguments
 
     def slope(z):
-        one = jnp.ones_like(z)
-        return jax.jvp(lambda z: likelihood.log_density(y, mean + stddev * z), (z,), (one,))[1] - z
+        unit = jnp.ones_like(z)
+        return jax.jvp(lambda z: likelihood.log_density(y, mean + stddev * z), (z,), (unit,))[1] - z
 
-    def halve(_, bracket):
-        low, high = bracket
-        middle = 0.5 * (low + high)
-        up = slope(middle) > 0
-        return jnp.where(up, middle, low), jnp.where(up, high, middle)
-
-    ends = jnp.full_like(mean, -_FARTHEST), jnp.full_like(mean, _FARTHEST)
-    low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, ends)
-    center = 0.5 * (low + high)
+    low, high = jnp.full_like(mean, -_MAX_DISTANCE), jnp.full_like(mean, _MAX_DISTANCE)
+    center = bisect(lambda z: slope(z) > 0, low, high, num_steps=_NUM_HALVINGS)
     curvature = -jax.jvp(slope, (center,), (jnp.ones_like(center),))[1]
     return center, jax.lax.rsqrt(jnp.maximum(curvature, 1.0))

@@ -1,4 +1,4 @@
-"""Student-t noise: regression that outliers do not pull."""
+"""Student-t noise: regression that is robust against outliers."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class StudentT(Likelihood):
         return log_norm - jnp.log(self.scale) - (half + 0.5) * jnp.log1p(square / self.df)
 
     def peak(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Where in f the density is largest: at the output."""
+        """The f that maximizes the density: the output."""
         return y
 
-    def bend(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Around the output, over some scales: log p has its singularities at y ± i √df scale."""
+    def curvature_location(self, y: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The output, over some scales: log p has its singularities at y ± i √df scale."""
         return y, jnp.broadcast_to(2 * self.scale * jnp.sqrt(self.df), y.shape)
 
     def log_prob(
@@ -56,19 +56,19 @@ class StudentT(Likelihood):
     ) -> Float[Array, "..."]:
         """Log ∫ p(y | f) N(f; mean, variance) df, elementwise.
 
-        It is the log of N(y; mean, variance + scale²/w) averaged over w ~ Gamma(df/2, rate df/2), for df >= 0.5.
+        The log of the mean of N(y; mean, variance + scale²/w) over w ~ Gamma(df/2, rate df/2), for df >= 0.5.
         """
         y, mean, variance = jnp.broadcast_arrays(y, mean, variance)
-        log_weights, w = self._mixture((y - mean) ** 2 / self.scale**2)
+        log_weights, w = self._gamma_nodes((y - mean) ** 2 / self.scale**2)
         total = variance + self.scale**2 / w
         return logsumexp(log_weights - 0.5 * (jnp.log(2 * jnp.pi * total) + (y - mean) ** 2 / total), axis=0)
 
     def cdf(
         self, y: Float[Array, "..."], mean: Float[Array, "..."], variance: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        """P(Y <= y) where f ~ N(mean, variance), elementwise."""
+        """P(Y <= y) for f ~ N(mean, variance), elementwise."""
         y, mean, variance = jnp.broadcast_arrays(y, mean, variance)
-        log_weights, w = self._mixture((y - mean) ** 2 / self.scale**2)
+        log_weights, w = self._gamma_nodes((y - mean) ** 2 / self.scale**2)
         return jnp.sum(
             jnp.exp(log_weights) * ndtr((y - mean) / jnp.sqrt(variance + self.scale**2 / w)), axis=0
         )
@@ -76,7 +76,7 @@ class StudentT(Likelihood):
     def output_moments(
         self, mean: Float[Array, "..."], variance: Float[Array, "..."]
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Mean and variance of y where f ~ N(mean, variance); infinite or NaN where they do not exist."""
+        """Mean and variance of y for f ~ N(mean, variance); infinite or NaN if they do not exist."""
         noise = jnp.where(
             self.df > 2, self.scale**2 * self.df / jnp.where(self.df > 2, self.df - 2, 1), jnp.inf
         )
@@ -86,8 +86,8 @@ class StudentT(Likelihood):
         """An output for each entry of f."""
         return f + self.scale * jax.random.t(key, jnp.broadcast_to(self.df, f.shape), dtype=f.dtype)
 
-    def _mixture(self, square):
-        """Nodes w and log weights of w ~ Gamma(df/2, rate df/2), by the trapezoid rule in u = log w.
+    def _gamma_nodes(self, square):
+        """Log weights and nodes w of w ~ Gamma(df/2, rate df/2), by the trapezoid rule in u = log w.
 
         With x = 36 / (df/2) the density of u has fallen by exp(−36) at log(1 + x + √2x) and, left of the smallest w
         that an output at that distance makes likely, at −(x + √2x).
