@@ -526,7 +526,7 @@ def test_bad_parameters(name):
 @pytest.mark.parametrize("name", ["particle", "fuse"])
 @pytest.mark.parametrize("shapes", [((3, 2), (4,)), ((3,), ())])
 def test_particles_without_a_common_axis(name, shapes):
-    with pytest.raises(ValueError, match="must count the same particles, got shapes"):
+    with pytest.raises(ValueError, match="must index the same particles, got shapes"):
         ALL[name].init([jnp.zeros(shape) for shape in shapes])
 
 

@@ -219,15 +219,15 @@ MUTANTS = [
         "betting/units.py",
         "test_betting.py",
         ("_SHARE = 0.25", "_SHARE = 1.0"),
-        ("rest = jax.tree.map(jnp.subtract, real, state.bet.displacement)", "rest = real"),
+        ("remainder = jax.tree.map(jnp.subtract, actual, state.bet.displacement)", "remainder = actual"),
     ),
     *_of(
         "betting/moves.py",
         "test_betting.py",
-        ("<= _ROUNDING * coarsest * size, bet, shown)", "< 0, bet, shown)"),
+        ("<= _ROUNDING * eps * magnitude, bet, displacement)", "< 0, bet, displacement)"),
         (
-            "moves = groups.select(norm, usable, moves, groups.zeros(moves))",
-            "moves = groups.select(norm, usable, moves, moves)",
+            "updates = groups.select_leaves(norm, usable, updates, groups.zeros(updates))",
+            "updates = groups.select_leaves(norm, usable, updates, updates)",
         ),
     ),
     *_of(
