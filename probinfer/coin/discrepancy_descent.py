@@ -92,13 +92,13 @@ def ksd_descent(
     return descent(logdensity_fn, _direction, kernel, geometry, bet, bandwidth=bandwidth)
 
 
-def _direction(kernel: Any, z: Array, scores: Array, keep: Array, score_fn: Any) -> Array:
+def _direction(kernel: Any, z: Array, scores: Array, mask: Array, score_fn: Any) -> Array:
     """Return ``ksd_direction``, as ``descent`` calls it."""
 
     def curvature(z, vectors):
         return jax.jvp(score_fn, (z,), (vectors,))[1]
 
-    return ksd_direction(kernel, z, scores, curvature, keep)
+    return ksd_direction(kernel, z, scores, curvature, mask)
 
 
 def hessian_products(
@@ -122,7 +122,7 @@ def ksd_direction(
     particles: Float[Array, "N D"],
     scores: Shaped[Array, "_ _"],
     curvature_fn: Callable[[Array, Array], Array],
-    keep: Bool[Array, " N"] | None = None,
+    mask: Bool[Array, " N"] | None = None,
     *,
     tile: int = 256,
 ) -> Float[Array, "N D"]:
@@ -138,7 +138,7 @@ def ksd_direction(
         scores: gradients of the log density at the particles.
         curvature_fn: ``curvature_fn(particles, vectors) -> (N, D)``: Hessians of the log density times vectors, for
             example the second result of ``hessian_products``.
-        keep: which particles count; None: all. The others get the direction NaN, which freezes a bet on them.
+        mask: which particles count; None: all. The others get the direction NaN, which freezes a bet on them.
         tile: the pairs are visited in squares of this many particles (static): memory O(N D) beside some
             ``(tile, tile)`` arrays, ``(tile, tile, D)`` for kernels that are not functions of a scaled distance.
 
@@ -160,19 +160,19 @@ def ksd_direction(
             f"scores must have the shape of the particles, {particles.shape}, got {scores.shape}; give the gradient "
             "of the log density at each particle"
         )
-    keep = jnp.ones(particles.shape[0], bool) if keep is None else keep
-    by_place, by_score = _gradients(kernel, particles, scores, keep, tile=tile)
+    mask = jnp.ones(particles.shape[0], bool) if mask is None else mask
+    by_place, by_score = _gradients(kernel, particles, scores, mask, tile=tile)
     curved = curvature_fn(particles, by_score)
     if curved.shape != particles.shape:
         raise ValueError(
             f"curvature_fn must return one Hessian product a particle, shape {particles.shape}, got {curved.shape}"
         )
-    return jnp.where(keep[:, None], -(by_place + curved), jnp.nan)
+    return jnp.where(mask[:, None], -(by_place + curved), jnp.nan)
 
 
 @partial(jax.jit, static_argnames="tile")
 def _gradients(
-    kernel: Kernel, particles: Array, scores: Array, keep: Array, *, tile: int
+    kernel: Kernel, particles: Array, scores: Array, mask: Array, *, tile: int
 ) -> tuple[Array, Array]:
     """Derivatives of the mean of the Stein kernel over pairs, for places and for scores.
 
@@ -181,10 +181,10 @@ def _gradients(
     size = particles.shape[0]
     tile = min(tile, size)
     pad = -size % tile
-    held = jnp.pad(keep.astype(particles.dtype), (0, pad)).reshape(-1, tile)
+    held = jnp.pad(mask.astype(particles.dtype), (0, pad)).reshape(-1, tile)
     count = jnp.maximum(jnp.sum(held), 1)
     cloud, slopes = (
-        jnp.pad(jnp.where(keep[:, None], a, 0), ((0, pad), (0, 0))).reshape(-1, tile, a.shape[1])
+        jnp.pad(jnp.where(mask[:, None], a, 0), ((0, pad), (0, 0))).reshape(-1, tile, a.shape[1])
         for a in (particles, scores)
     )
 

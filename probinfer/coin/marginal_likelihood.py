@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal
+from probinfer.coin.cloud.particles import check_positions, ravel_particles
 from probinfer.coin.cloud_descent import CloudInfo, CloudState, choose_geometry
 from probinfer.coin.stein_descent import svgd
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
@@ -57,8 +57,8 @@ class EMInfo(NamedTuple):
 
 
 @pytree
-class _Rule:
-    maximise_fn: Any
+class _EMConfig:
+    maximize_fn: Any
     bet: Any
     svgd: dict
     bandwidth: str = field(static=True)
@@ -68,7 +68,7 @@ class _Rule:
 def em(
     log_joint_fn: Any,
     *,
-    maximise_fn: Any | None = None,
+    maximize_fn: Any | None = None,
     parameter_bet: optax.GradientTransformation | None = None,
     kernel: Any = None,
     geometry: Any = None,
@@ -83,7 +83,7 @@ def em(
     Args:
         log_joint_fn: ``log p(z, x | theta)`` of one latent position (a tree) and the parameters (an unconstrained
             tree), or a ``StochasticLogDensity`` of a key, a position and the parameters: one batch a step.
-        maximise_fn: ``maximise_fn(particles) -> parameters``, the maximum over theta of the mean log joint density of
+        maximize_fn: ``maximize_fn(particles) -> parameters``, the maximum over theta of the mean log joint density of
             particles with leaves (N, ...): the marginal M-step. None: a gradient step by ``parameter_bet``.
         parameter_bet: an optax transformation for the parameters. None: ``betting.coin()``, which finds their units.
         kernel: of the particles, as in ``coin.svgd``.
@@ -94,12 +94,12 @@ def em(
 
     Returns:
         ``init(particles, parameters) -> EMState`` with leaves (N, ...) for the particles (``parameters`` may be None
-        with a ``maximise_fn``), and ``step(key, state) -> (EMState, EMInfo)``, for ``pi.run``. A gradient in z and one
+        with a ``maximize_fn``), and ``step(key, state) -> (EMState, EMInfo)``, for ``pi.run``. A gradient in z and one
         in theta a particle and step.
 
     Raises:
         TypeError: functions that are none; from ``init``: particles or parameters that are not floating point.
-        ValueError: from ``init``: particles that are no cloud, no parameters, or a ``maximise_fn`` whose value is not
+        ValueError: from ``init``: particles that are no cloud, no parameters, or a ``maximize_fn`` whose value is not
             shaped like them.
 
     References:
@@ -110,8 +110,8 @@ def em(
         raise TypeError(
             f"log_joint_fn must be a function of a latent position and parameters, got {shortened(log_joint_fn)}"
         )
-    if maximise_fn is not None and not callable(maximise_fn):
-        raise TypeError(f"maximise_fn must be a function of the particles, got {shortened(maximise_fn)}")
+    if maximize_fn is not None and not callable(maximize_fn):
+        raise TypeError(f"maximize_fn must be a function of the particles, got {shortened(maximize_fn)}")
     parameter_bet = betting.coin() if parameter_bet is None else parameter_bet
     parameter_bet = optax.GradientTransformation(
         as_partial(parameter_bet.init), as_partial(parameter_bet.update)
@@ -121,18 +121,20 @@ def em(
     settings = {"kernel": kernel, "geometry": geometry, "bet": bet}
     stochastic = isinstance(log_joint_fn, StochasticLogDensity)
     svgd(log_joint_fn, **settings, bandwidth=bandwidth)  # refuses bad settings now
-    maximise_fn = None if maximise_fn is None else as_partial(maximise_fn)
-    rule = _Rule(maximise_fn, parameter_bet, settings, bandwidth, stochastic)
-    return algorithm(_init, _step, rule, as_partial(log_joint_fn))
+    maximize_fn = None if maximize_fn is None else as_partial(maximize_fn)
+    config = _EMConfig(maximize_fn, parameter_bet, settings, bandwidth, stochastic)
+    return algorithm(_init, _step, config, as_partial(log_joint_fn))
 
 
-def _particles(rule: _Rule, log_joint_fn: Any, parameters: ArrayTree, positions: ArrayTree) -> Algorithm:
+def _particles(
+    config: _EMConfig, log_joint_fn: Any, parameters: ArrayTree, positions: ArrayTree
+) -> Algorithm:
     """Stein variational gradient descent at the current parameters."""
-    num, dims = cloud.ravel(positions).shape
-    geometry = rule.svgd["geometry"] or (choose_geometry(num, dims) if dims < num else Diagonal())
-    kind = StochasticLogDensity if rule.stochastic else LogDensity
-    at = _noisy_at if rule.stochastic else _at
-    settings = rule.svgd | {"geometry": geometry, "bandwidth": rule.bandwidth}
+    num, dims = ravel_particles(positions).shape
+    geometry = config.svgd["geometry"] or (choose_geometry(num, dims) if dims < num else Diagonal())
+    kind = StochasticLogDensity if config.stochastic else LogDensity
+    at = _noisy_at if config.stochastic else _at
+    settings = config.svgd | {"geometry": geometry, "bandwidth": config.bandwidth}
     return svgd(kind(at, log_joint_fn, parameters), **settings)
 
 
@@ -144,17 +146,19 @@ def _noisy_at(log_joint_fn: Any, parameters: ArrayTree, key: PRNGKey, position: 
     return log_joint_fn(key, position, parameters)
 
 
-def _init(rule: _Rule, log_joint_fn: Any, particles: ArrayTree, parameters: ArrayTree = None) -> EMState:
-    cloud.check_positions(particles)
-    latents = _particles(rule, log_joint_fn, parameters, particles).init(particles)
-    if rule.maximise_fn is None:
+def _init(
+    config: _EMConfig, log_joint_fn: Any, particles: ArrayTree, parameters: ArrayTree = None
+) -> EMState:
+    check_positions(particles)
+    latents = _particles(config, log_joint_fn, parameters, particles).init(particles)
+    if config.maximize_fn is None:
         betting.coin().init(parameters)  # refuses what is not floating point, in words
         parameters = jax.tree.map(jnp.asarray, parameters)
-        return EMState(latents, parameters, rule.bet.init(parameters))
-    best = rule.maximise_fn(latents.positions)
+        return EMState(latents, parameters, config.bet.init(parameters))
+    best = config.maximize_fn(latents.positions)
     if parameters is not None and _shapes(best) != _shapes(parameters):
         raise ValueError(
-            "maximise_fn must return parameters shaped like those given, expected "
+            "maximize_fn must return parameters shaped like those given, expected "
             f"{_shapes(parameters)}, got {_shapes(best)}"
         )
     return EMState(latents, jax.tree.map(jnp.asarray, best if parameters is None else parameters), ())
@@ -164,13 +168,13 @@ def _shapes(tree: ArrayTree) -> Any:
     return jax.tree.map(jnp.shape, tree)
 
 
-def _step(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[EMState, EMInfo]:
-    algorithm = _particles(rule, log_joint_fn, state.parameters, state.positions)
+def _step(config: _EMConfig, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[EMState, EMInfo]:
+    algorithm = _particles(config, log_joint_fn, state.parameters, state.positions)
     latents, info = algorithm.step(key, state.cloud)
-    if rule.maximise_fn is not None:
-        return _marginal(rule, state, latents, info)
-    value, gradient = _mean_gradient(rule, log_joint_fn, key, state)
-    updates, bet = rule.bet.update(jax.tree.map(jnp.negative, gradient), state.bet, state.parameters)
+    if config.maximize_fn is not None:
+        return _marginal(config, state, latents, info)
+    value, gradient = _mean_gradient(config, log_joint_fn, key, state)
+    updates, bet = config.bet.update(jax.tree.map(jnp.negative, gradient), state.bet, state.parameters)
     parameters = jax.tree.map(
         lambda p, u: jnp.where(jnp.isfinite(u), p + u.astype(p.dtype), p), state.parameters, updates
     )
@@ -178,11 +182,13 @@ def _step(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple
     return EMState(latents, parameters, bet), EMInfo(info, value, norm, info.status)
 
 
-def _mean_gradient(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[Array, ArrayTree]:
+def _mean_gradient(
+    config: _EMConfig, log_joint_fn: Any, key: PRNGKey, state: EMState
+) -> tuple[Array, ArrayTree]:
     """Mean log joint density over the particles that have one, and its gradient in the parameters."""
 
     def of_one(position):
-        batch = (key,) if rule.stochastic else ()
+        batch = (key,) if config.stochastic else ()
         return jax.value_and_grad(lambda parameters: log_joint_fn(*batch, position, parameters))(
             state.parameters
         )
@@ -202,9 +208,11 @@ def _mean_gradient(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState)
     return mean(values), jax.tree.map(mean, gradients)
 
 
-def _marginal(rule: _Rule, state: EMState, latents: CloudState, info: CloudInfo) -> tuple[EMState, EMInfo]:
+def _marginal(
+    config: _EMConfig, state: EMState, latents: CloudState, info: CloudInfo
+) -> tuple[EMState, EMInfo]:
     """The best parameters given the particles, where they are finite."""
-    best = rule.maximise_fn(latents.positions)
+    best = config.maximize_fn(latents.positions)
     usable = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]))
     parameters = jax.tree.map(
         lambda new, old: jnp.where(usable, jnp.asarray(new, old.dtype), old), best, state.parameters

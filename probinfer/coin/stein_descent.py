@@ -9,7 +9,7 @@ import jax
 
 from probinfer.coin.cloud.bandwidth import check_rule
 from probinfer.coin.cloud.geometry import Diagonal, Identity
-from probinfer.coin.cloud.graphical import graphical_direction, neighbourhoods
+from probinfer.coin.cloud.graphical import graphical_direction, neighborhoods
 from probinfer.coin.cloud_descent import descent
 from probinfer.core.algorithms import Algorithm
 from probinfer.core.types import Array
@@ -26,7 +26,7 @@ def svgd(
     bet: Any = None,
     *,
     bandwidth: str = "median",
-    neighbours: Any = None,
+    neighbors: Any = None,
 ) -> Algorithm:
     r"""Carry particles to a density along :math:`\frac1N \sum_j [k(x_j, x_i) s(x_j) + \nabla_{x_j} k(x_j, x_i)]`.
 
@@ -48,9 +48,9 @@ def svgd(
             has settled, ``betting.fuse(unit=0.1, particles=True)`` from there on.
         bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the
             median over log(N + 1); "fixed": the kernel as it is.
-        neighbours: for each coordinate of the flattened position the others that its kernel sees (``coin.graphical``);
+        neighbors: for each coordinate of the flattened position the others that its kernel sees (``coin.graphical``);
             ``[()] * d``: none. With it the geometry is ``Diagonal()`` (or ``Identity()``), the bandwidth the median of
-            each neighbourhood. None: one kernel sees all coordinates.
+            each neighborhood. None: one kernel sees all coordinates.
 
     Returns:
         ``init(positions) -> CloudState`` with leaves (N, ...), whose ``.positions`` are the particles, and
@@ -59,7 +59,7 @@ def svgd(
     Raises:
         TypeError: ``logdensity_fn`` is no function, a kernel without a lengthscale, a ``bet`` that is no optax
             transformation; from ``init``: positions that are not floating point.
-        ValueError: an unknown bandwidth rule; ``neighbours`` with another bandwidth or a geometry that mixes; from
+        ValueError: an unknown bandwidth rule; ``neighbors`` with another bandwidth or a geometry that mixes; from
             ``init``: no leaves, leading axes that differ, fewer than two particles, NaN, identical particles, or a
             coordinate without spread where the geometry needs one.
 
@@ -68,19 +68,19 @@ def svgd(
         Sharrock and Nemeth (2025), arXiv 2510.25315, for distance over gradients.
     """
     kernel = RBF(lengthscale=math.sqrt(0.5)) if kernel is None else kernel
-    if neighbours is not None:
+    if neighbors is not None:
         check_rule(kernel, "median")
         geometry = Diagonal() if geometry is None else geometry
         if bandwidth != "median" or not isinstance(geometry, Diagonal | Identity):
             raise ValueError(
-                "neighbours need coordinates that are not mixed, and set their own bandwidths: use geometry="
+                "neighbors need coordinates that are not mixed, and set their own bandwidths: use geometry="
                 "coin.Diagonal() or coin.Identity(), and bandwidth='median'"
             )
-        direction_fn = jax.tree_util.Partial(graphical_direction, *neighbourhoods(neighbours))
+        direction_fn = jax.tree_util.Partial(graphical_direction, *neighborhoods(neighbors))
         return descent(logdensity_fn, direction_fn, kernel, geometry, bet, bandwidth="fixed")
     return descent(logdensity_fn, svgd_direction, kernel, geometry, bet, bandwidth=bandwidth)
 
 
-def svgd_direction(kernel: Any, z: Array, scores: Array, keep: Array, score_fn: Any) -> Array:
+def svgd_direction(kernel: Any, z: Array, scores: Array, mask: Array, score_fn: Any) -> Array:
     """Return ``stein.stein_direction``, as ``descent`` calls it."""
-    return stein_direction(kernel, z, scores, keep)
+    return stein_direction(kernel, z, scores, mask)

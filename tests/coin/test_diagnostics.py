@@ -21,7 +21,7 @@ def test_identities_and_discrepancy_of_the_particles_that_count():
     keep = np.arange(12) < 10
     z, pulled = x / [1, 2, 3], s * [1, 2, 3]
     bad = np.where(keep[:, None], s, np.nan)
-    found = diagnostics.judge(*map(jnp.asarray, (x, bad, z, np.where(keep[:, None], pulled, 0), keep)))
+    found = diagnostics.diagnose(*map(jnp.asarray, (x, bad, z, np.where(keep[:, None], pulled, 0), keep)))
     x, s, z, pulled = (a[:10] for a in (x, s, z, pulled))
     np.testing.assert_allclose(found.virial, np.mean((x - x.mean(0)) * s, axis=0))
     np.testing.assert_allclose(found.location, s.mean(0) * x.std(0))
@@ -42,7 +42,7 @@ def test_identities_and_discrepancy_of_the_particles_that_count():
     ],
 )
 def test_complaints(ratio, size, dims, words):
-    found = diagnostics.complaint(np.full(dims, -ratio), size)
+    found = diagnostics.describe_misfit(np.full(dims, -ratio), size)
     assert (words in found) if words else (found == "")
 
 
@@ -77,7 +77,7 @@ def script_step(script, key, state):
 
 def steps_until_settled(virials, norms, stale=-1):
     script = Script(jnp.asarray(virials), jnp.asarray(norms), jnp.int32(stale))
-    loop = stopping.watched(algorithm(script_init, script_step, script))
+    loop = stopping.monitor_epochs(algorithm(script_init, script_step, script))
     state = loop.init(jnp.zeros((2, 1)))
     for t in range(len(norms)):
         state, info = loop.step(jax.random.key(0), state)
@@ -102,7 +102,7 @@ def test_a_run_ends_where_an_epoch_changed_nothing():
 
 
 def test_a_cloud_in_the_wrong_place_is_complained_of():
-    found = diagnostics.complaint(np.full(3, -1.0), 200, np.array([0.1, -1.5, 0.0]))
+    found = diagnostics.describe_misfit(np.full(3, -1.0), 200, np.array([0.1, -1.5, 0.0]))
     assert "not where its density is" in found
     assert "1.5" in found
-    assert not diagnostics.complaint(np.full(3, -1.0), 200, np.array([0.1, -0.5, 0.0]))
+    assert not diagnostics.describe_misfit(np.full(3, -1.0), 200, np.array([0.1, -0.5, 0.0]))

@@ -10,7 +10,7 @@ import pytest
 import probinfer as pi
 from probinfer import coin, targets
 from probinfer.coin.engine import reports
-from probinfer.coin.engine.trajectories import blank
+from probinfer.coin.engine.trajectories import empty_trajectory_report
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
@@ -90,9 +90,12 @@ def test_a_run_that_is_too_short_says_what_is_wrong(key):
         found = pi.infer(key, normal(np.ones(3)), coin.SVGD(num_particles=40, max_steps=3), progress=False)
     assert int(found.info.status) == Status.POOR_APPROXIMATION
     assert float(found.info.shift["y"]) > 0.3
-    nothing = blank(4, found.info.ksd.dtype)
+    nothing = empty_trajectory_report(4, found.info.ksd.dtype)
     untried = found.info._replace(status=Status.MAX_ITERATIONS)
-    assert reports.details(untried, nothing, normal()) == "direction and virial had not settled after 3 steps"
+    assert (
+        reports.describe_status(untried, nothing, normal())
+        == "direction and virial had not settled after 3 steps"
+    )
 
 
 def test_particles_that_lost_their_density_have_weight_zero(key):
@@ -137,13 +140,13 @@ def test_minibatch_targets_run_and_are_not_polished(key):
     assert np.all(abs(np.std(draws, axis=0) * 8 - 1) < 0.3)
     with pytest.raises(TypeError, match="needs the exact log density"):
         coin.SVGD(polish="hmc").sample(key, target)
-    # no trajectories there; with as many parameters as particles, as in networks, the words name what is ahead
+    # no trajectories there; with as many parameters as particles, as in networks, the advice names Adam
     assert np.all(np.isnan(found.info.shift))
-    nothing = blank(2, found.info.ksd.dtype)
+    nothing = empty_trajectory_report(2, found.info.ksd.dtype)
     short = found.info._replace(status=Status.MAX_ITERATIONS)
-    assert reports.details(short, nothing, target).endswith(f"after {int(short.num_steps)} steps")
+    assert reports.describe_status(short, nothing, target).endswith(f"after {int(short.num_steps)} steps")
     network = short._replace(num_particles=2)
-    assert "Adam with a tuned rate is ahead" in reports.details(network, nothing, target)
+    assert "Adam with a tuned rate is far better" in reports.describe_status(network, nothing, target)
 
 
 @pytest.mark.slow

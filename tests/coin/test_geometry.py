@@ -29,7 +29,7 @@ def test_particles_come_back_and_scores_are_pulled_by_the_transpose(shape):
     np.testing.assert_allclose(shape.from_z(metric, z), X, rtol=1e-9)
     scores = jnp.asarray(RNG.normal(size=X.shape))
     _, pullback = jax.vjp(lambda z: shape.from_z(metric, z), z)
-    np.testing.assert_allclose(shape.pull(metric, scores), pullback(scores)[0], rtol=1e-9)
+    np.testing.assert_allclose(shape.pullback(metric, scores), pullback(scores)[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("shape", WITH_SCALE, ids=name)

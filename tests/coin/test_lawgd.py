@@ -48,7 +48,7 @@ def test_functions_of_a_normal_density_are_hermite_polynomials(deep):
     """Second order in the spacing, 0.012 sd: the fifth function to 1e-3 where 99 % of the mass is."""
     x = cloud(jnp.float64)
     spectrum = find_spectrum(normal, x, 5)
-    np.testing.assert_allclose([spectrum.centre[0], spectrum.scale[0]], [MEAN, SD], rtol=1e-6)
+    np.testing.assert_allclose([spectrum.center[0], spectrum.scale[0]], [MEAN, SD], rtol=1e-6)
     np.testing.assert_allclose(spectrum.rates, np.arange(1, 6), rtol=1e-3)
     values, slopes, known = evaluate_spectrum(spectrum, x)
     exact, derivatives = oracle.hermite(5, (np.asarray(x)[:, 0] - MEAN) / SD)
@@ -112,7 +112,7 @@ def test_a_thin_curved_density_gets_a_grid_as_fine_as_it_needs(deep):
     size = spectrum.values.shape[0] - 1
     assert int(spectrum.rows.max()) == size
     assert size > 0.8 * 48**2
-    np.testing.assert_allclose(spectrum.centre, [0, 1], atol=1e-4)
+    np.testing.assert_allclose(spectrum.center, [0, 1], atol=1e-4)
     np.testing.assert_allclose(spectrum.scale, [1, np.sqrt(2 + 0.3**2)], rtol=1e-3)
     assert spectrum.rates[0] < 0.3  # along the arms, slower than any direction of a normal density
 
@@ -157,7 +157,7 @@ def heavy(x):
 
 
 @pytest.mark.parametrize(
-    ("fn", "words"), [(flat, "normalisable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
+    ("fn", "words"), [(flat, "normalizable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
 )
 def test_densities_that_no_grid_can_hold_are_refused(fn, words):
     with pytest.raises(NumericalError, match=words):

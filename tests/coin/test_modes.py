@@ -17,8 +17,8 @@ def log_mixture(means, sds, log_shares, x):
 
 
 @jax.jit
-def looked_at(density, table, keep):
-    return modes.shares_of_modes(density, table, keep, jax.vmap(density)(table))
+def estimate(density, table, keep):
+    return modes.estimate_mode_shares(density, table, keep, jax.vmap(density)(table))
 
 
 def mixture(dims, shares, counts, dtype, seed=0):
@@ -40,8 +40,8 @@ def test_shares_are_counts_and_masses_are_those_of_the_density(dims, dtype):
     """A normal mode tells its mass but for the error of a covariance of 60 rows: .03 in five dimensions, squared."""
     shares, counts = np.array([0.75, 0.05, 0.2]), (60, 90, 70)
     density, table, owner = mixture(dims, shares, counts, dtype)
-    found = looked_at(density, jnp.asarray(table, dtype), jnp.ones(len(table), bool))
-    held, asked = np.asarray(found.found), np.asarray(found.asked)
+    found = estimate(density, jnp.asarray(table, dtype), jnp.ones(len(table), bool))
+    held, asked = np.asarray(found.particles), np.asarray(found.mass)
     np.testing.assert_allclose(np.sort(held), np.sort([*np.array(counts) / 220, 0]), atol=1e-6)
     of_mode = {n / 220: share for n, share in zip(counts, shares, strict=True)}
     for part, mass in zip(held[:3], asked[:3], strict=True):
@@ -57,7 +57,7 @@ def test_shares_are_counts_and_masses_are_those_of_the_density(dims, dtype):
         )
     expected = np.exp(masses - logsumexp(masses))
     np.testing.assert_allclose(np.sort(asked[:3]), np.sort(expected), rtol=1e-3)
-    assert np.all(np.asarray(found.error)[:3] < 0.7)
+    assert np.all(np.asarray(found.log_error)[:3] < 0.7)
 
 
 def test_what_is_one_mode_is_one(dtype):
@@ -72,16 +72,16 @@ def test_what_is_one_mode_is_one(dtype):
         (lambda x: -0.5 * ((jnp.sqrt(jnp.sum(x**2)) - 3) / 0.3) ** 2, ring),
         (lambda x: -0.5 * jnp.sum(x**2), rng.normal(size=(200, 20))),
     ):
-        found = looked_at(jax.tree_util.Partial(density), jnp.asarray(table, dtype), jnp.ones(200, bool))
-        np.testing.assert_allclose(found.found, [1, 0, 0, 0], atol=1e-6)
-        np.testing.assert_allclose(found.asked, [1, 0, 0, 0], atol=1e-6)
+        found = estimate(jax.tree_util.Partial(density), jnp.asarray(table, dtype), jnp.ones(200, bool))
+        np.testing.assert_allclose(found.particles, [1, 0, 0, 0], atol=1e-6)
+        np.testing.assert_allclose(found.mass, [1, 0, 0, 0], atol=1e-6)
 
 
 def test_modes_of_few_particles_are_counted_and_not_weighed(dtype):
     density, table, _ = mixture(2, np.array([0.5, 0.5]), (95, 5), dtype)
-    found = looked_at(density, jnp.asarray(table, dtype), jnp.ones(100, bool))
-    np.testing.assert_allclose(np.sort(found.found)[::-1][:2], [0.95, 0.05], atol=1e-6)
-    assert np.sum(np.asarray(found.asked) > 0) == 1
+    found = estimate(density, jnp.asarray(table, dtype), jnp.ones(100, bool))
+    np.testing.assert_allclose(np.sort(found.particles)[::-1][:2], [0.95, 0.05], atol=1e-6)
+    assert np.sum(np.asarray(found.mass) > 0) == 1
 
 
 def test_particles_that_do_not_count_are_left_out(dtype):
@@ -89,5 +89,5 @@ def test_particles_that_do_not_count_are_left_out(dtype):
     lost = owner == 1
     bad = np.where(lost[:, None], np.nan, table)
     for rows in (table, bad):
-        found = looked_at(density, jnp.asarray(rows, dtype), jnp.asarray(~lost))
-        np.testing.assert_allclose(found.found, [1, 0, 0, 0], atol=1e-6)
+        found = estimate(density, jnp.asarray(rows, dtype), jnp.asarray(~lost))
+        np.testing.assert_allclose(found.particles, [1, 0, 0, 0], atol=1e-6)

@@ -9,7 +9,7 @@ from probinfer.coin.engine import polish
 
 
 def log_skewed(z):
-    """Three independent standardised log-gamma coordinates (shape 2), unnormalised."""
+    """Three independent standardized log-gamma coordinates (shape 2), unnormalised."""
     y = 0.8 * z + 0.4
     return jnp.sum(2 * y - jnp.exp(y))
 
@@ -21,23 +21,23 @@ MEAN, SD = (0.4228 - 0.4) / 0.8, 0.6449**0.5 / 0.8  # digamma(2), root of trigam
 
 @pytest.mark.f32
 @pytest.mark.parametrize("width", [1.0, 0.4])
-@pytest.mark.parametrize("way", ["hmc", "nuts"])
-def test_trajectories_keep_the_law_and_give_back_a_lost_width(key, dtype, way, width):
+@pytest.mark.parametrize("polish_name", ["hmc", "nuts"])
+def test_trajectories_keep_the_law_and_give_back_a_lost_width(key, dtype, polish_name, width):
     """1200 numbers: standard errors 0.03 of mean and 0.035 of sd (skewed); 5 of them, rate 6e-7 each."""
     z = jnp.asarray(width * (EXACT - MEAN) + MEAN, dtype)
-    found = jax.jit(polish.WAYS[way])(key, BOTH, z, jnp.ones(400, bool))
+    found = jax.jit(polish.POLISH_FNS[polish_name])(key, BOTH, z, jnp.ones(400, bool))
     assert found.z.dtype == dtype
     assert abs(np.mean(found.z) - MEAN) < 0.15
     assert abs(np.std(found.z) - SD) < 0.175
     assert 0.6 < float(found.acceptance) < 0.99
     per_trajectory = (int(found.num_gradients) - 400) / 400 / polish.NUM_TRAJECTORIES
-    assert per_trajectory == 4 if way == "hmc" else 1 < per_trajectory < 15
+    assert per_trajectory == 4 if polish_name == "hmc" else 1 < per_trajectory < 15
 
 
-@pytest.mark.parametrize("way", ["hmc", "nuts"])
-def test_particles_that_are_not_kept_stay_and_weigh_nothing(key, way):
+@pytest.mark.parametrize("polish_name", ["hmc", "nuts"])
+def test_particles_that_are_not_kept_stay_and_weigh_nothing(key, polish_name):
     keep = np.arange(400) != 7
-    found = jax.jit(polish.WAYS[way])(key, BOTH, jnp.asarray(EXACT), jnp.asarray(keep))
+    found = jax.jit(polish.POLISH_FNS[polish_name])(key, BOTH, jnp.asarray(EXACT), jnp.asarray(keep))
     np.testing.assert_array_equal(found.z[7], EXACT[7])
     assert np.all(np.isneginf(found.log_weights) == ~keep)
 
@@ -65,10 +65,10 @@ def test_the_mixture_that_is_drawn_from_is_the_one_in_the_weights(key):
     """With the mixture itself as the target every weight is equal: its log density from NumPy, at the draws."""
     z = np.random.default_rng(1).normal(size=(30, 2)) * [1, 3]
     found = polish.with_weights(key, BOTH2, jnp.asarray(z), jnp.ones(30, bool))
-    h, shrink, centred = 30 ** (-1 / 6), 2 / 30, z - z.mean(0)
-    C = centred.T @ centred / 30
+    h, shrink, centered = 30 ** (-1 / 6), 2 / 30, z - z.mean(0)
+    C = centered.T @ centered / 30
     C = (1 - shrink) * C + shrink * np.diag(np.diag(C))
-    places = z.mean(0) + np.sqrt(1 - h**2) * centred
+    places = z.mean(0) + np.sqrt(1 - h**2) * centered
     gaps = np.asarray(found.z)[:, None] - places[None]
     squares = np.einsum("ijk,kl,ijl->ij", gaps, np.linalg.inv(0.6 * h**2 * C), gaps)
     log_q = np.log(np.sum((1 + squares / 5) ** -3.5, axis=1))

@@ -103,7 +103,7 @@ def test_the_published_coin_is_that_of_the_loops():
 
 
 def test_a_bet_that_looks_at_its_parameters_sees_the_cloud():
-    """The published optimiser with alpha = 0 is the published coin; it reads its displacement from the parameters."""
+    """The published optimizer with alpha = 0 is the published coin; it reads its displacement from the parameters."""
     bet = optax.contrib.cocob(alpha=0.0, eps=1e-8)
     settings = {"geometry": coin.Identity(), "bandwidth": "published"}
     theirs = go(curved(), start(), 30, bet=bet, **settings).state.positions
@@ -247,7 +247,7 @@ def test_a_particle_without_a_score_is_left_out_and_stays_where_it_is():
     assert np.all(np.asarray(seen.state.bets[0].total)[-1] == 0)
 
 
-def test_an_optimiser_that_knows_nothing_of_it_is_frozen_too():
+def test_an_optimizer_that_knows_nothing_of_it_is_frozen_too():
     x = np.concatenate([start(23) * 0.3, [[3.0, 3.0, 3.0]]])
     state = go(gauss(1.0, radius=1.0), x, 3, **OTHERS[1]).state
     np.testing.assert_allclose(state.positions[-1], x[-1], rtol=1e-12)

@@ -10,7 +10,13 @@ import pytest
 
 import probinfer as pi
 from probinfer import coin, targets
-from probinfer.coin.engine.trajectories import blank, complaint, findings, tried, vouches
+from probinfer.coin.engine.trajectories import (
+    confirms_cloud,
+    describe_drift,
+    describe_misfit,
+    empty_trajectory_report,
+    run_trajectories,
+)
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning
 from probinfer.core.status import Status
@@ -36,7 +42,7 @@ def density(log_share=-np.inf, dtype=float):
 @jax.jit
 def try_cloud(key, algorithm, state, early):
     keep = jnp.ones(len(state.z), bool)
-    return tried(key, algorithm, state, state.z, keep, (early,))
+    return run_trajectories(key, algorithm, state, state.z, keep, (early,))
 
 
 def trial_of(key, table, early=None, log_share=-np.inf, dtype=float):
@@ -58,7 +64,7 @@ def test_exact_draws_stay(dtype):
     """
     for seed in range(10):
         trial = trial_of(jax.random.key(seed), draws(seed), dtype=dtype)
-        assert complaint(trial, NAMES) == ""
+        assert describe_misfit(trial, NAMES) == ""
         assert 0.4 < float(trial.acceptance) <= 1
         assert int(trial.num_lost) == int(trial.num_forsaken) == 0
         assert int(trial.num_gradients) == N * 129
@@ -70,7 +76,7 @@ def test_a_steady_cloud_is_vouched_for(key):
     normal = np.random.default_rng(1).normal(size=(N, DIMS))
     ranks = np.argsort(np.argsort(normal, axis=0), axis=0)
     grid = np.asarray(jax.scipy.special.ndtri((ranks + 0.5) / N)) * SCALE
-    assert vouches(trial_of(key, grid))
+    assert confirms_cloud(trial_of(key, grid))
 
 
 @pytest.mark.parametrize(
@@ -85,12 +91,12 @@ def test_a_steady_cloud_is_vouched_for(key):
 def test_wrong_clouds_are_moved_back(key, wrong, words, match):
     """Errors of a half to two standard deviations, at more than six errors of the trial: 1e-6 to miss one."""
     trial = trial_of(key, wrong(draws()))
-    said = complaint(trial, NAMES)
+    said = describe_misfit(trial, NAMES)
     match(words, said)
-    assert "does not stand for its density" in said
+    assert "does not represent its density" in said
     assert "polish='nuts'" in said
-    assert not vouches(trial)
-    assert "move by" in findings(trial)
+    assert not confirms_cloud(trial)
+    assert "move by" in describe_drift(trial)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_a_particle_in_a_mode_without_mass_is_lost(key):
     lost = trial_of(key, table, log_share=-60.0)
     assert int(lost.num_lost) == 1
     np.testing.assert_allclose(lost.depth, 60, atol=6)
-    assert "1 of the particles rest where the density is e^-" in complaint(lost, NAMES)
+    assert "1 of the particles are where the density is e^-" in describe_misfit(lost, NAMES)
     # the same place is none of negligible mass where the mode has a share
     assert int(trial_of(key, table, log_share=0.0).num_lost) == 0
 
@@ -119,7 +125,7 @@ def test_a_mode_that_only_early_particles_saw_is_forsaken(key):
     early[:5] += SCALE * [FAR, 0, 0]
     found = trial_of(key, draws(), early, log_share=0.0)
     assert int(found.num_forsaken) == 5
-    assert "5 early particles stood in a mode that has none now" in complaint(found, NAMES)
+    assert "5 early particles were in a mode that has none now" in describe_misfit(found, NAMES)
     # its tails, a mode of e^-60 of the mass, and a mode that has a particle are nothing to speak of
     assert int(trial_of(key, draws(), early, log_share=-60.0).num_forsaken) == 0
     both = draws()
@@ -133,17 +139,17 @@ def test_modes_that_hold_the_wrong_share_are_named(key, log_share, wrong):
     both = draws()
     both[::2] += SCALE * [FAR, 0, 0]
     found = trial_of(key, both, log_share=log_share)
-    np.testing.assert_allclose(found.shares.found, [0.5, 0.5, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(found.shares.particles, [0.5, 0.5, 0, 0], atol=1e-6)
     asked = np.exp(log_share) / (1 + np.exp(log_share))
-    np.testing.assert_allclose(np.sort(found.shares.asked[:2]), np.sort([asked, 1 - asked]), atol=0.06)
-    said = complaint(found, NAMES)
-    assert ("particles stand in 2 modes apart, and one of these holds 50% of them" in said) == wrong
+    np.testing.assert_allclose(np.sort(found.shares.mass[:2]), np.sort([asked, 1 - asked]), atol=0.06)
+    said = describe_misfit(found, NAMES)
+    assert ("the particles are in 2 separate modes, and one of these holds 50% of them" in said) == wrong
 
 
 def test_no_trial_says_nothing():
-    trial = blank(DIMS, jnp.float32)
-    assert complaint(trial, NAMES) == findings(trial) == ""
-    assert not vouches(trial)
+    trial = empty_trajectory_report(DIMS, jnp.float32)
+    assert describe_misfit(trial, NAMES) == describe_drift(trial) == ""
+    assert not confirms_cloud(trial)
 
 
 def log_funnel(x):

@@ -194,17 +194,17 @@ MUTANTS = [
         "coin/cloud/geometry.py",
         "coin/test_geometry.py",
         (
-            "return Metric(metric.centre + metric.factor * mean, metric.factor * spread), (z - mean) / spread",
-            "return Metric(metric.centre + mean, metric.factor * spread), (z - mean) / spread",
+            "return Metric(metric.center + metric.factor * mean, metric.factor * spread), (z - mean) / spread",
+            "return Metric(metric.center + mean, metric.factor * spread), (z - mean) / spread",
         ),
         ("return scores @ metric.factor\n", "return scores @ metric.factor.T\n"),
-        ("shrinkage = min(1.0, dims / size)", "shrinkage = 0.0"),
+        ("shrinkage = min(1.0, num_dims / num_particles)", "shrinkage = 0.0"),
     ),
     *_of(
         "coin/cloud/bandwidth.py",
         "coin/test_bandwidth.py",
-        ("(bits <= middle) & keep) >= wanted", "(bits <= middle) & keep) > wanted"),
-        ("middle / math.log(size + 1)", "middle / math.log(size)"),
+        ("(bits <= middle) & mask) >= rank", "(bits <= middle) & mask) > rank"),
+        ("square / math.log(num_particles + 1)", "square / math.log(num_particles)"),
     ),
     *_of(
         "betting/coins.py",

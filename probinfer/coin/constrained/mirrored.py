@@ -13,7 +13,7 @@ import optax
 from probinfer import betting
 from probinfer.coin.cloud import bandwidth as bandwidths
 from probinfer.coin.cloud.geometry import Diagonal, Identity
-from probinfer.coin.constrained.mirrored_step import MirroredInfo, MirroredState, Rule, init, step
+from probinfer.coin.constrained.mirrored_step import MirroredConfig, MirroredInfo, MirroredState, init, step
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened
@@ -156,5 +156,5 @@ def _build(
     early = optax.GradientTransformation(as_partial(early.init), as_partial(early.update))
     late = betting.fuse(unit=_UNIT, particles=True) if bet is None and on != "adapted" else None
     stochastic = isinstance(logdensity_fn, StochasticLogDensity)
-    rule = Rule(mirror, kernel, geometry, early, late, cutoff, bandwidth, on, stochastic)
-    return algorithm(init, step, rule, as_partial(logdensity_fn))
+    config = MirroredConfig(mirror, kernel, geometry, early, late, cutoff, bandwidth, on, stochastic)
+    return algorithm(init, step, config, as_partial(logdensity_fn))

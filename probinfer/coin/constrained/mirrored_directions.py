@@ -26,7 +26,7 @@ def mirrored_direction(
     positions: Float[Array, "N D"],
     jacobians: Float[Array, "N D d"],
     scores: Float[Array, "N d"],
-    keep: Bool[Array, " N"],
+    mask: Bool[Array, " N"],
 ) -> Float[Array, "N d"]:
     r"""Return :math:`\frac1N \sum_j k(\theta_j, \theta_i) s_j + T_j^\top \nabla_{\theta_j} k(\theta_j, \theta_i)`.
 
@@ -35,7 +35,7 @@ def mirrored_direction(
         positions: theta.
         jacobians: T.
         scores: s.
-        keep: particles that the others feel.
+        mask: particles that the others feel.
 
     Returns:
         The direction in eta. Memory O(N² + N D d).
@@ -43,11 +43,11 @@ def mirrored_direction(
     References:
         Shi, Liu and Mackey (2022), "Sampling with mirrored Stein operators", algorithm 1 (MSVGD).
     """
-    value, slope, flat = _slopes(kernel, positions, keep)
+    value, slope, flat = _slopes(kernel, positions, mask)
     own = jnp.einsum("jpd,jp->jd", jacobians, flat)
     spread = (slope @ jacobians.reshape(len(flat), -1)).reshape(jacobians.shape)
     pushed = slope @ own - jnp.einsum("ipd,ip->id", spread, flat)
-    return (value @ scores + pushed) / jnp.maximum(jnp.sum(keep), 1)
+    return (value @ scores + pushed) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def adapted_direction(
@@ -55,7 +55,7 @@ def adapted_direction(
     positions: Float[Array, "N D"],
     jacobians: Float[Array, "N D d"],
     scores: Float[Array, "N d"],
-    keep: Bool[Array, " N"],
+    mask: Bool[Array, " N"],
     hessian: Callable,
     cutoff: Any,
 ) -> Float[Array, "N d"]:
@@ -70,7 +70,7 @@ def adapted_direction(
         positions: theta.
         jacobians: T.
         scores: s.
-        keep: particles that the others feel.
+        mask: particles that the others feel.
         hessian: ``hessian(vectors (N, d)) -> (N, d)``, products with the Hessian of psi at every particle.
         cutoff: eigenvectors are kept, the largest first, until they hold this share of the trace.
 
@@ -81,27 +81,27 @@ def adapted_direction(
     References:
         Shi, Liu and Mackey (2022), "Sampling with mirrored Stein operators", section 4.3 (SVMD).
     """
-    value, slope, flat = _slopes(kernel, positions, keep)
-    value = jnp.where(keep[:, None], value, 0)
+    value, slope, flat = _slopes(kernel, positions, mask)
+    value = jnp.where(mask[:, None], value, 0)
     values, vectors = jnp.linalg.eigh(value + _JITTER * jnp.eye(len(flat), dtype=flat.dtype))
     values = jnp.maximum(values, _JITTER / 10)
     larger = jnp.cumsum(values[::-1])[::-1] - values
     vectors = jnp.where(larger < cutoff * jnp.sum(values), vectors, 0)
-    slope = jnp.where(keep[:, None], slope, 0)
+    slope = jnp.where(mask[:, None], slope, 0)
     own = jnp.einsum("jpd,jp->jd", jacobians, flat)
     spread = (slope @ jacobians.reshape(len(flat), -1)).reshape(jacobians.shape)
     gradients = vectors.T @ (slope @ own) - vectors.T @ jnp.einsum("lpd,lp->ld", spread, flat)
-    means = vectors.T @ jnp.where(keep[:, None], scores, 0) + gradients / values[:, None]
+    means = vectors.T @ jnp.where(mask[:, None], scores, 0) + gradients / values[:, None]
     root = jnp.sqrt(values)[:, None]
     turned = hessian(vectors @ (root * means))
-    turned = jnp.where(keep[:, None], turned, 0)
-    return vectors @ (root * (vectors.T @ turned)) / jnp.maximum(jnp.sum(keep), 1)
+    turned = jnp.where(mask[:, None], turned, 0)
+    return vectors @ (root * (vectors.T @ turned)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def _slopes(kernel: Any, positions: Array, keep: Array) -> tuple[Array, Array, Array]:
+def _slopes(kernel: Any, positions: Array, mask: Array) -> tuple[Array, Array, Array]:
     """Gram matrix and its slope, 2 f' / lengthscale², of the kept columns; positions from their mean."""
     flat = positions - jnp.mean(positions, axis=0)
     scaled = flat / kernel.lengthscale
     squared = squared_distances(scaled, scaled)
     value, slope = jax.jvp(kernel.profile, (squared,), (jnp.ones_like(squared),))
-    return value * keep, 2 * slope * keep / kernel.lengthscale**2, flat
+    return value * mask, 2 * slope * mask / kernel.lengthscale**2, flat

@@ -11,8 +11,15 @@ import optax
 
 from probinfer.coin.cloud import bandwidth as bandwidths
 from probinfer.coin.cloud import geometry as geometries
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Metric
+from probinfer.coin.cloud.particles import (
+    ParticleScores,
+    check_positions,
+    check_spread,
+    masked_mean,
+    ravel_particles,
+    score_particles,
+)
 from probinfer.coin.cloud_descent import choose_geometry
 from probinfer.coin.constrained.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.core.errors import shortened
@@ -20,7 +27,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.numerics.stein import stein_direction
 
-__all__ = ["MirroredInfo", "MirroredState", "Rule", "init", "step"]
+__all__ = ["MirroredConfig", "MirroredInfo", "MirroredState", "init", "step"]
 
 _SWITCH = 64  # from this step on the late bet
 _LONG = 2**20
@@ -62,7 +69,7 @@ class MirroredInfo(NamedTuple):
 
 
 @pytree
-class Rule:
+class MirroredConfig:
     """What a step needs beside the log density and the state; ``on`` says where the kernel measures."""
 
     mirror: Any
@@ -76,34 +83,34 @@ class Rule:
     stochastic: bool = field(static=True)
 
 
-def init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
+def init(config: MirroredConfig, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
     """State of a constrained cloud; refuses what is none (see ``mirrored_svgd``)."""
-    cloud.check_positions(positions)
-    cloud.check_spread(positions, every=False)
+    check_positions(positions)
+    check_spread(positions, every=False)
     positions = jax.tree.map(jnp.asarray, positions)
-    _check_shape(rule.mirror, positions)
-    _check_inside(rule.mirror, positions)
-    eta = jax.vmap(rule.mirror.dual)(positions)
-    geometry = _geometry(rule, eta)
-    cloud.check_spread(eta, every=geometry.restarts)
+    _check_shape(config.mirror, positions)
+    _check_inside(config.mirror, positions)
+    eta = jax.vmap(config.mirror.dual)(positions)
+    geometry = _geometry(config, eta)
+    check_spread(eta, every=geometry.restarts)
     metric, z = geometry.start(eta, jnp.ones(len(eta), bool))
-    scale = _scale(rule, geometry, positions)
-    return MirroredState(positions, z, metric, scale, _fresh(rule, z), jnp.zeros((), jnp.int32))
+    scale = _scale(config, geometry, positions)
+    return MirroredState(positions, z, metric, scale, _fresh(config, z), jnp.zeros((), jnp.int32))
 
 
-def _geometry(rule: Rule, table: Array) -> Any:
-    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+def _geometry(config: MirroredConfig, table: Array) -> Any:
+    return choose_geometry(*table.shape) if config.geometry is None else config.geometry
 
 
-def _fresh(rule: Rule, z: Array) -> tuple:
+def _fresh(config: MirroredConfig, z: Array) -> tuple:
     """States of the bets without outcomes."""
-    return tuple(bet.init(z) for bet in (rule.early, rule.late) if bet is not None)
+    return tuple(bet.init(z) for bet in (config.early, config.late) if bet is not None)
 
 
-def _scale(rule: Rule, geometry: Any, positions: ArrayTree) -> Array:
+def _scale(config: MirroredConfig, geometry: Any, positions: ArrayTree) -> Array:
     """Standard deviations of the positions; ones where they keep their units or have no spread."""
-    spread = jnp.std(cloud.ravel(positions), axis=0)
-    relative = geometry.restarts and rule.on == "positions"
+    spread = jnp.std(ravel_particles(positions), axis=0)
+    relative = geometry.restarts and config.on == "positions"
     return jnp.where((spread > 0) & relative, spread, jnp.ones_like(spread))
 
 
@@ -136,54 +143,54 @@ def _check_inside(mirror: Any, positions: ArrayTree) -> None:
     )
 
 
-def step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
+def step(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
     """One step: score, metric, direction, bet, and back to the positions."""
-    everyone = jnp.ones(len(state.z), bool)
-    due = geometries.is_due(state.step) | geometries.is_stale(state.z, everyone)
-    due = due if _geometry(rule, state.z).restarts else jnp.array(False)
-    metric, z, scale, bets = jax.lax.cond(due, _renewed, _kept, rule, state)
-    geometry = _geometry(rule, z)
+    all_particles = jnp.ones(len(state.z), bool)
+    due = geometries.is_due(state.step) | geometries.is_stale(state.z, all_particles)
+    due = due if _geometry(config, state.z).restarts else jnp.array(False)
+    metric, z, scale, bets = jax.lax.cond(due, _renewed, _kept, config, state)
+    geometry = _geometry(config, z)
     eta = geometry.from_z(metric, z)
-    _, scores, valid = _scores(rule, logdensity_fn, key, eta)
+    _, scores, valid = _scores(config, logdensity_fn, key, eta)
     scores = jnp.where(valid[:, None], scores, 0)
-    direction, square = _direction(rule, state.step, metric, z, eta, scale, scores, valid)
+    direction, square = _direction(config, state.step, metric, z, eta, scale, scores, valid)
     direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bets = _bet(rule, bets, direction, z, state.step)
+    move, bets = _bet(config, bets, direction, z, state.step)
     z = z + jnp.where(jnp.isfinite(move), move, 0)
-    moved = jax.vmap(rule.mirror.primal)(geometry.from_z(metric, z))
+    moved = jax.vmap(config.mirror.primal)(geometry.from_z(metric, z))
     positions = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.positions)
     info = MirroredInfo(
-        direction_norm=jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2))),
-        virial=cloud.masked_mean(valid, (eta - cloud.masked_mean(valid, eta)) * scores),
+        direction_norm=jnp.sqrt(jnp.sum(masked_mean(valid, direction**2))),
+        virial=masked_mean(valid, (eta - masked_mean(valid, eta)) * scores),
         squared_bandwidth=square,
         restarted=due,
         num_nonfinite=jnp.sum(~valid).astype(jnp.int32),
-        feasible=jnp.mean(jax.vmap(rule.mirror.inside)(positions).astype(z.dtype)),
+        feasible=jnp.mean(jax.vmap(config.mirror.inside)(positions).astype(z.dtype)),
         status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
     )
     return MirroredState(positions, z, metric, scale, bets, state.step + 1), info
 
 
-def _kept(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+def _kept(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
     return state.metric, state.z, state.scale, state.bets
 
 
-def _renewed(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
-    geometry = _geometry(rule, state.z)
+def _renewed(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+    geometry = _geometry(config, state.z)
     metric, z = geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, _scale(rule, geometry, state.positions), _fresh(rule, z)
+    return metric, z, _scale(config, geometry, state.positions), _fresh(config, z)
 
 
-def _bet(rule: Rule, bets: tuple, direction: Array, z: Array, step: Array) -> tuple[Array, tuple]:
+def _bet(config: MirroredConfig, bets: tuple, direction: Array, z: Array, step: Array) -> tuple[Array, tuple]:
     """The move of z: by the early bet up to step 64, by the late one from there on."""
     loss = -direction
-    if rule.late is None:
-        move, state = rule.early.update(loss, bets[0], z)
+    if config.late is None:
+        move, state = config.early.update(loss, bets[0], z)
         return move, (state,)
-    late = rule.late
+    late = config.late
 
     def now_early():
-        move, state = rule.early.update(loss, bets[0], z)
+        move, state = config.early.update(loss, bets[0], z)
         return move, (state, bets[1])
 
     def now_late():
@@ -194,43 +201,56 @@ def _bet(rule: Rule, bets: tuple, direction: Array, z: Array, step: Array) -> tu
     return jax.lax.cond(step < _SWITCH, now_early, now_late)
 
 
-def _scores(rule: Rule, logdensity_fn: Any, key: PRNGKey, eta: Array) -> cloud.Scores:
+def _scores(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, eta: Array) -> ParticleScores:
     """Log densities of the dual coordinates and their gradients."""
 
     def value(*batch_and_row: Any) -> Array:
         *batch, row = batch_and_row
-        return logdensity_fn(*batch, rule.mirror.primal(row)) + rule.mirror.log_det(row)
+        return logdensity_fn(*batch, config.mirror.primal(row)) + config.mirror.log_det(row)
 
-    like = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
-    return cloud.scores_of(value, like, eta, key if rule.stochastic else None)
+    template = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
+    return score_particles(value, template, eta, key if config.stochastic else None)
 
 
 def _direction(
-    rule: Rule, step: Array, metric: Metric, z: Array, eta: Array, scale: Array, scores: Array, valid: Array
+    config: MirroredConfig,
+    step: Array,
+    metric: Metric,
+    z: Array,
+    eta: Array,
+    scale: Array,
+    scores: Array,
+    valid: Array,
 ) -> tuple[Array, Array]:
     """The direction in z, and the squared bandwidth."""
 
     def flat(row):
-        return cloud.ravel(jax.tree.map(lambda leaf: leaf[None], rule.mirror.primal(row)))[0] / scale
+        return ravel_particles(jax.tree.map(lambda leaf: leaf[None], config.mirror.primal(row)))[0] / scale
 
-    pull = _geometry(rule, z).pull
-    points = z if rule.on == "dual" else jax.vmap(flat)(eta)
-    kernel, square = _kernel(rule, points, valid, step)
-    if rule.on == "dual":
-        return stein_direction(kernel, z, pull(metric, scores), valid), square
+    pullback = _geometry(config, z).pullback
+    points = z if config.on == "dual" else jax.vmap(flat)(eta)
+    kernel, square = _kernel(config, points, valid, step)
+    if config.on == "dual":
+        return stein_direction(kernel, z, pullback(metric, scores), valid), square
     jacobians = jax.vmap(jax.jacfwd(flat))(eta)
-    if rule.on == "positions":
-        return pull(metric, mirrored_direction(kernel, points, jacobians, scores, valid)), square
+    if config.on == "positions":
+        return pullback(metric, mirrored_direction(kernel, points, jacobians, scores, valid)), square
     found = adapted_direction(
-        kernel, points, jacobians, scores, valid, lambda v: jax.vmap(rule.mirror.hessian)(eta, v), rule.cutoff
+        kernel,
+        points,
+        jacobians,
+        scores,
+        valid,
+        lambda v: jax.vmap(config.mirror.hessian)(eta, v),
+        config.cutoff,
     )
-    return pull(metric, found), square
+    return pullback(metric, found), square
 
 
-def _kernel(rule: Rule, points: Array, valid: Array, step: Array) -> tuple[Any, Array]:
+def _kernel(config: MirroredConfig, points: Array, valid: Array, step: Array) -> tuple[Any, Array]:
     """The kernel of this step, and its squared bandwidth."""
-    if rule.bandwidth == "fixed":
-        return rule.kernel, jnp.ones((), points.dtype)
-    late = jnp.asarray(_LONG, jnp.int32) if rule.bandwidth == "published" else step
+    if config.bandwidth == "fixed":
+        return config.kernel, jnp.ones((), points.dtype)
+    late = jnp.asarray(_LONG, jnp.int32) if config.bandwidth == "published" else step
     square = bandwidths.squared_bandwidth("median", points, valid, late)
-    return bandwidths.scaled_kernel(rule.kernel, square), square
+    return bandwidths.scaled_kernel(config.kernel, square), square

@@ -108,8 +108,8 @@ class Box:
         ):
             raise ValueError(f"a box needs low < high everywhere, got low={self.low} and high={self.high}")
 
-    def _bounds(self, like: Array) -> tuple[Array, Array]:
-        return jnp.asarray(self.low, like.dtype), jnp.asarray(self.high, like.dtype)
+    def _bounds(self, template: Array) -> tuple[Array, Array]:
+        return jnp.asarray(self.low, template.dtype), jnp.asarray(self.high, template.dtype)
 
     def primal(self, eta: Float[Array, " d"]) -> Float[Array, " d"]:
         """``low + (high - low) sigmoid(eta)``."""

@@ -16,8 +16,16 @@ import optax
 
 from probinfer import betting
 from probinfer.coin.cloud import geometry as geometries
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal, Metric
+from probinfer.coin.cloud.particles import (
+    check_positions,
+    check_spread,
+    masked_mean,
+    particle_template,
+    ravel_particles,
+    score_particles,
+    unravel_particles,
+)
 from probinfer.coin.constrained.barrier import nearest_move
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.errors import shortened
@@ -63,7 +71,7 @@ class MIEDInfo(NamedTuple):
 
 
 @pytree
-class _Rule:
+class _MIEDConfig:
     constraint_fn: Any
     geometry: Any
     bet: optax.GradientTransformation
@@ -112,15 +120,15 @@ def mied(
     constraint_fn = None if constraint_fn is None else as_partial(constraint_fn)
     bet = betting.coin(unit=_UNIT) if bet is None else bet
     bet = optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
-    rule = _Rule(constraint_fn, Diagonal() if geometry is None else geometry, bet)
-    return algorithm(_init, _step, rule, as_partial(logdensity_fn))
+    config = _MIEDConfig(constraint_fn, Diagonal() if geometry is None else geometry, bet)
+    return algorithm(_init, _step, config, as_partial(logdensity_fn))
 
 
 def riesz_direction(
     particles: Float[Array, "N d"],
     log_densities: Float[Array, " N"],
     scores: Float[Array, "N d"],
-    keep: Bool[Array, " N"],
+    mask: Bool[Array, " N"],
 ) -> tuple[Float[Array, "N d"], Float[Array, ""]]:
     r"""Return minus the gradient of the logarithm of the energy, and that logarithm.
 
@@ -128,11 +136,11 @@ def riesz_direction(
         particles: x.
         log_densities: log p.
         scores: their gradients.
-        keep: particles that take part.
+        mask: particles that take part.
 
     Returns:
         The direction, zero where a particle is not kept, and the log energy. In the place of the infinite energy of a
-        particle with itself stands that at 1 / (1.3 d)^(1/d) of the distance to its nearest neighbour.
+        particle with itself stands that at 1 / (1.3 d)^(1/d) of the distance to its nearest neighbor.
 
     References:
         Li et al. (2023), section 4.1.
@@ -141,14 +149,14 @@ def riesz_direction(
     power = 2 * _POWER * dims + _SINGULAR
     own = jnp.eye(num, dtype=bool)
     squares = squared_distances(particles, particles)
-    others = jnp.where(own | ~keep[None, :], jnp.inf, squares)
+    others = jnp.where(own | ~mask[None, :], jnp.inf, squares)
     nearest = jnp.min(others, axis=1) / (_DIAGONAL * dims) ** (2 / dims)
     squares = jnp.where(own, nearest[:, None], squares)
     tiny = float(jnp.finfo(squares.dtype).tiny)
     squares = jnp.maximum(squares, tiny)
-    logs = jnp.where(keep, log_densities, 0)
+    logs = jnp.where(mask, log_densities, 0)
     terms = -0.5 * power * jnp.log(squares) - _POWER * (logs[:, None] + logs[None, :])
-    terms = jnp.where(keep[:, None] & keep[None, :], terms, -jnp.inf)
+    terms = jnp.where(mask[:, None] & mask[None, :], terms, -jnp.inf)
     log_energy = jax.scipy.special.logsumexp(terms)
     weights = jnp.exp(terms - jnp.where(jnp.isfinite(log_energy), log_energy, 0))
     pull = 2 * _POWER * jnp.sum(weights, axis=1, keepdims=True) * scores
@@ -158,34 +166,36 @@ def riesz_direction(
     ), log_energy
 
 
-def _init(rule: _Rule, logdensity_fn: Any, positions: ArrayTree) -> MIEDState:
-    cloud.check_positions(positions)
-    cloud.check_spread(positions, every=rule.geometry.restarts)
+def _init(config: _MIEDConfig, logdensity_fn: Any, positions: ArrayTree) -> MIEDState:
+    check_positions(positions)
+    check_spread(positions, every=config.geometry.restarts)
     positions = jax.tree.map(jnp.asarray, positions)
-    if rule.constraint_fn is not None:
-        found = jax.eval_shape(rule.constraint_fn, cloud.like_one(positions))
+    if config.constraint_fn is not None:
+        found = jax.eval_shape(config.constraint_fn, particle_template(positions))
         if not hasattr(found, "shape") or len(found.shape) > 1:
             raise ValueError(f"constraint_fn must return a vector (m,) or a scalar, got {found}")
-    table = cloud.ravel(positions)
-    metric, z = rule.geometry.start(table, jnp.ones(len(table), bool))
-    return MIEDState(positions, z, metric, rule.bet.init(z), jnp.zeros((), jnp.int32))
+    table = ravel_particles(positions)
+    metric, z = config.geometry.start(table, jnp.ones(len(table), bool))
+    return MIEDState(positions, z, metric, config.bet.init(z), jnp.zeros((), jnp.int32))
 
 
-def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tuple[MIEDState, MIEDInfo]:
-    like, everyone = cloud.like_one(state.positions), jnp.ones(len(state.z), bool)
-    due = geometries.is_due(state.step) | geometries.is_stale(state.z, everyone)
-    due = due if rule.geometry.restarts else jnp.array(False)
-    metric, z, bet = jax.lax.cond(due, _renewed, lambda rule, s: (s.metric, s.z, s.bet), rule, state)
-    values, scores, valid = cloud.scores_of(logdensity_fn, like, rule.geometry.from_z(metric, z))
-    scores = rule.geometry.pull(metric, jnp.where(valid[:, None], scores, 0))
+def _step(
+    config: _MIEDConfig, logdensity_fn: Any, key: PRNGKey, state: MIEDState
+) -> tuple[MIEDState, MIEDInfo]:
+    template, all_particles = particle_template(state.positions), jnp.ones(len(state.z), bool)
+    due = geometries.is_due(state.step) | geometries.is_stale(state.z, all_particles)
+    due = due if config.geometry.restarts else jnp.array(False)
+    metric, z, bet = jax.lax.cond(due, _renewed, lambda config, s: (s.metric, s.z, s.bet), config, state)
+    values, scores, valid = score_particles(logdensity_fn, template, config.geometry.from_z(metric, z))
+    scores = config.geometry.pullback(metric, jnp.where(valid[:, None], scores, 0))
     direction, log_energy = riesz_direction(z, values, scores, valid)
-    pace = jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2)))
-    direction = _bounded(rule, like, metric, z, direction, pace)
+    pace = jnp.sqrt(jnp.sum(masked_mean(valid, direction**2)))
+    direction = _bounded(config, template, metric, z, direction, pace)
     direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bet = rule.bet.update(-direction, bet, z)
+    move, bet = config.bet.update(-direction, bet, z)
     move = jnp.where(jnp.isfinite(move), move, 0)
-    z = z + jnp.where(valid[:, None], _bounded(rule, like, metric, z, move, _SHARE), 0)
-    feasible, violation = _feasibility(rule, like, metric, z)
+    z = z + jnp.where(valid[:, None], _bounded(config, template, metric, z, move, _SHARE), 0)
+    feasible, violation = _feasibility(config, template, metric, z)
     info = MIEDInfo(
         log_energy=log_energy,
         feasible=feasible,
@@ -194,39 +204,41 @@ def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tu
         restarted=due,
         status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
     )
-    positions = cloud.unravel(like, rule.geometry.from_z(metric, z))
+    positions = unravel_particles(template, config.geometry.from_z(metric, z))
     return MIEDState(positions, z, metric, bet, state.step + 1), info
 
 
-def _renewed(rule: _Rule, state: MIEDState) -> tuple[Metric, Array, Any]:
-    metric, z = rule.geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, rule.bet.init(z)
+def _renewed(config: _MIEDConfig, state: MIEDState) -> tuple[Metric, Array, Any]:
+    metric, z = config.geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
+    return metric, z, config.bet.init(z)
 
 
-def _constraints(rule: _Rule, like: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
+def _constraints(config: _MIEDConfig, template: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
     """Values (N, m) of g, and their gradients (N, m, d) in z."""
 
     def values(row):
-        return jnp.atleast_1d(rule.constraint_fn(cloud.unravel(like, row)))
+        return jnp.atleast_1d(config.constraint_fn(unravel_particles(template, row)))
 
-    table = rule.geometry.from_z(metric, z)
+    table = config.geometry.from_z(metric, z)
     slopes = jax.vmap(jax.jacrev(values))(table)
-    pulled = jax.vmap(lambda rows: rule.geometry.pull(metric, rows))(slopes)
-    return jax.vmap(values)(table), pulled
+    scores_in_z = jax.vmap(lambda rows: config.geometry.pullback(metric, rows))(slopes)
+    return jax.vmap(values)(table), scores_in_z
 
 
-def _bounded(rule: _Rule, like: ArrayTree, metric: Metric, z: Array, moves: Array, share: Any) -> Array:
+def _bounded(
+    config: _MIEDConfig, template: ArrayTree, metric: Metric, z: Array, moves: Array, share: Any
+) -> Array:
     """The nearest moves that change g by at most ``-share g``, to first order."""
-    if rule.constraint_fn is None:
+    if config.constraint_fn is None:
         return moves
-    values, slopes = _constraints(rule, like, metric, z)
+    values, slopes = _constraints(config, template, metric, z)
     return jax.vmap(nearest_move)(moves, slopes, -share * values)
 
 
-def _feasibility(rule: _Rule, like: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
-    if rule.constraint_fn is None:
+def _feasibility(config: _MIEDConfig, template: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
+    if config.constraint_fn is None:
         return jnp.ones((), z.dtype), jnp.full((), -jnp.inf, z.dtype)
-    values, slopes = _constraints(rule, like, metric, z)
+    values, slopes = _constraints(config, template, metric, z)
     slack = _SLACK * jnp.sqrt(jnp.sum(slopes**2, axis=-1))
     inside = jnp.all(values <= slack, axis=1)
     return jnp.mean(inside.astype(z.dtype)), jnp.max(values)

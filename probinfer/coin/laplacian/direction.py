@@ -18,8 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal, Metric
+from probinfer.coin.cloud.particles import (
+    check_positions,
+    particle_template,
+    ravel_particles,
+    unravel_particles,
+)
 from probinfer.coin.cloud_descent import descent
 from probinfer.coin.laplacian.spectrum import Spectrum, find_spectrum
 from probinfer.core.algorithms import Algorithm, as_partial
@@ -80,19 +85,19 @@ def spectrum_of(logdensity_fn: Any, positions: ArrayTree) -> Spectrum:
         )
     if not callable(logdensity_fn):
         raise TypeError(f"logdensity_fn must be a function of one position, got {shortened(logdensity_fn)}")
-    cloud.check_positions(positions)
+    check_positions(positions)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(positions)):
         raise ValueError(
             "coin.lawgd computes a spectrum outside jit: call it before, and run its steps inside"
         )
-    table = cloud.ravel(positions)
+    table = ravel_particles(positions)
     if table.shape[1] > 2:
         raise ValueError(
             f"LAWGD needs eigenfunctions on a grid, so positions of one or two coordinates; got {table.shape[1]}: use "
             "coin.svgd"
         )
-    like, num = cloud.like_one(positions), _num_functions(*table.shape)
-    return find_spectrum(lambda row: logdensity_fn(cloud.unravel(like, row)), table, num)
+    template, num = particle_template(positions), _num_functions(*table.shape)
+    return find_spectrum(lambda row: logdensity_fn(unravel_particles(template, row)), table, num)
 
 
 def algorithm_of(logdensity_fn: Any, spectrum: Spectrum, bet: Any = None) -> Algorithm:
@@ -111,11 +116,11 @@ def algorithm_of(logdensity_fn: Any, spectrum: Spectrum, bet: Any = None) -> Alg
 def _init(spectrum: Spectrum, init_fn: Callable, positions: ArrayTree) -> Any:
     """Refuse a start from which the particles would meet at one point of the edge; traced positions pass."""
     state = init_fn(positions)
-    known = evaluate_spectrum(spectrum, spectrum.centre + spectrum.scale * state.z)[2]
+    known = evaluate_spectrum(spectrum, spectrum.center + spectrum.scale * state.z)[2]
     if not isinstance(known, jax.core.Tracer) and 2 * jnp.sum(known) < len(known):
         raise ValueError(
             f"{int(jnp.sum(known))} of {len(known)} particles start where the density is not negligible, and LAWGD "
-            f"knows nothing elsewhere; start at draws from about N({spectrum.centre}, diag({spectrum.scale})^2), or "
+            f"knows nothing elsewhere; start at draws from about N({spectrum.center}, diag({spectrum.scale})^2), or "
             "bring the particles near by coin.svgd"
         )
     return state
@@ -139,14 +144,14 @@ class _Standard(Diagonal):
     spectrum: Any
     restarts = False
 
-    def start(self, table: Float[Array, "N d"], keep: Bool[Array, " N"]) -> tuple[Metric, Array]:
-        metric = Metric(self.spectrum.centre.astype(table.dtype), self.spectrum.scale.astype(table.dtype))
-        return metric, (table - metric.centre) / metric.factor
+    def start(self, table: Float[Array, "N d"], mask: Bool[Array, " N"]) -> tuple[Metric, Array]:
+        metric = Metric(self.spectrum.center.astype(table.dtype), self.spectrum.scale.astype(table.dtype))
+        return metric, (table - metric.center) / metric.factor
 
 
-def _direction(spectrum: Spectrum, z: Array, scores: Array, keep: Array, score_fn: Any) -> Array:
+def _direction(spectrum: Spectrum, z: Array, scores: Array, mask: Array, score_fn: Any) -> Array:
     """Return ``lawgd_direction``, as ``descent`` calls it: from z to z."""
-    return lawgd_direction(spectrum, spectrum.centre + spectrum.scale * z, keep) / spectrum.scale
+    return lawgd_direction(spectrum, spectrum.center + spectrum.scale * z, mask) / spectrum.scale
 
 
 class _Episode(NamedTuple):
@@ -177,7 +182,7 @@ def _continue(bet: optax.GradientTransformation, updates: Any, state: _Episode, 
 def lawgd_direction(
     spectrum: Spectrum,
     particles: Float[Array, "N D"],
-    keep: Bool[Array, " N"] | None = None,
+    mask: Bool[Array, " N"] | None = None,
 ) -> Float[Array, "N D"]:
     r"""Return :math:`-\frac1N \sum_j \nabla_1 K(x_i, x_j)` for every particle, in its own units.
 
@@ -187,7 +192,7 @@ def lawgd_direction(
     Args:
         spectrum: of the density, from ``find_spectrum``.
         particles: the cloud x.
-        keep: which particles count; None: all. The others get the direction NaN, which freezes a bet on them.
+        mask: which particles count; None: all. The others get the direction NaN, which freezes a bet on them.
 
     Returns:
         The direction, in the units of the particles: the move in one unit of the time of the flow. Memory
@@ -197,18 +202,18 @@ def lawgd_direction(
         Chewi, Le Gouic, Lu, Maunu and Rigollet (2020), "SVGD as a kernelized Wasserstein gradient flow of the
         chi-squared divergence", equation LAWGD, section 4.
     """
-    keep = jnp.ones(particles.shape[0], bool) if keep is None else keep
+    mask = jnp.ones(particles.shape[0], bool) if mask is None else mask
     values, slopes, known = evaluate_spectrum(spectrum, particles)
-    counted = (known & keep).astype(values.dtype)
+    counted = (known & mask).astype(values.dtype)
     excess = counted @ values / (jnp.maximum(jnp.sum(counted), 1) * spectrum.rates)
     along = -jnp.einsum("k,nkd->nd", excess, slopes)
     move = jnp.where(known[:, None], along, _home(spectrum, particles))
-    return jnp.where(keep[:, None], spectrum.scale * move, jnp.nan)
+    return jnp.where(mask[:, None], spectrum.scale * move, jnp.nan)
 
 
 def _home(spectrum: Spectrum, particles: Array) -> Array:
     """The way to the nearest known place, in standard units: by way of the edge of the box, from outside it."""
-    w = (particles - spectrum.centre) / spectrum.scale
+    w = (particles - spectrum.center) / spectrum.scale
     last = jnp.asarray(spectrum.rows.shape) - 1
     index = jnp.clip(jnp.round((w - spectrum.origin) / spectrum.spacing), 0, last).astype(jnp.int32)
     return spectrum.homes[tuple(index.T)] - w
@@ -227,7 +232,7 @@ def evaluate_spectrum(
         Values, zero outside the grid; slopes in standard units, zero outside; whether all grid points around a
         particle are known.
     """
-    w = (particles - spectrum.centre) / spectrum.scale
+    w = (particles - spectrum.center) / spectrum.scale
     place = (w - spectrum.origin) / spectrum.spacing
     cell = jnp.clip(jnp.floor(place), 0, jnp.asarray(spectrum.rows.shape) - 2)
     share = place - cell

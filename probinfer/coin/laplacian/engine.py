@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud import table
+from probinfer.coin.cloud.particles import unravel_particles
 from probinfer.coin.engine.svgd import check_particles, sample_particles
 from probinfer.coin.laplacian.direction import algorithm_of, evaluate_spectrum, spectrum_of
 from probinfer.coin.laplacian.spectrum import Spectrum
@@ -87,8 +87,8 @@ class LAWGD:
         key_search, key = jax.random.split(key)
         positions = target.init(key_search, self.num_particles)
         spectrum = spectrum_of(target.logdensity_fn, positions)
-        like = jax.tree.map(lambda leaf: leaf[0], positions)
-        near = dataclasses.replace(target, draw_fn=Bound(_draw, spectrum, like), start=None)
+        template = jax.tree.map(lambda leaf: leaf[0], positions)
+        near = dataclasses.replace(target, draw_fn=Bound(_draw, spectrum, template), start=None)
         try:
             return sample_particles(
                 self, lambda fn: algorithm_of(fn, spectrum, self.bet), key, near, progress, checkpoint
@@ -101,16 +101,16 @@ class LAWGD:
             raise NumericalError(f"LAWGD: {said}; {advice(status)}", status) from error
 
 
-def _draw(spectrum: Spectrum, like: ArrayTree, key: PRNGKey, attempt: Array) -> ArrayTree:
+def _draw(spectrum: Spectrum, template: ArrayTree, key: PRNGKey, attempt: Array) -> ArrayTree:
     """A normal draw with the moments of the density, from where it is negligible moved to the nearest known place."""
     key_draw, key_shift = jax.random.split(jax.random.fold_in(key, attempt))
-    w = jax.random.normal(key_draw, spectrum.centre.shape, spectrum.centre.dtype)
+    w = jax.random.normal(key_draw, spectrum.center.shape, spectrum.center.dtype)
     shift = jax.random.uniform(key_shift, w.shape, w.dtype, -0.5, 0.5)  # no two particles at one place
-    row = spectrum.centre + spectrum.scale * w
+    row = spectrum.center + spectrum.scale * w
     known = evaluate_spectrum(spectrum, row[None])[2][0]
     last = jnp.asarray(spectrum.rows.shape) - 1
     index = jnp.clip(jnp.round((w - spectrum.origin) / spectrum.spacing), 0, last).astype(jnp.int32)
     home = spectrum.homes[tuple(index)] + shift * spectrum.spacing
-    found = spectrum.centre + spectrum.scale * jnp.where(known, w, home)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    return table.unravel(one, found)
+    found = spectrum.center + spectrum.scale * jnp.where(known, w, home)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+    return unravel_particles(one, found)

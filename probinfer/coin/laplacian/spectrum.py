@@ -3,8 +3,8 @@ r"""The slow functions of a density in one or two dimensions: eigenfunctions of 
 The Langevin diffusion of a density p ∝ exp(−U) relaxes by :math:`L f = -\Delta f + \nabla U \cdot \nabla f`, which is
 self-adjoint under p; its eigenfunctions say in which shapes, and how slowly, a cloud differs from p. On a grid, with
 :math:`f = v / \sqrt p`, L becomes the symmetric matrix of a Schrödinger operator: the off-diagonal elements are
-:math:`-1/h^2` and the diagonal is :math:`\sum \sqrt{p_{j}/p_i} / h^2` over the neighbours j of i. Its null vector
-:math:`\sqrt p` is exact, and only ratios of neighbouring densities occur.
+:math:`-1/h^2` and the diagonal is :math:`\sum \sqrt{p_{j}/p_i} / h^2` over the neighbors j of i. Its null vector
+:math:`\sqrt p` is exact, and only ratios of neighboring densities occur.
 
 The grid covers the places whose density is at least ``exp(-DEPTH)`` of the highest. Nothing flows through its edge:
 beyond it eigenfunctions would be rounding errors divided by :math:`\sqrt p`. It is built on the host in float64.
@@ -37,10 +37,10 @@ _ROUNDS = 60
 
 
 class Spectrum(NamedTuple):
-    """Eigenfunctions at the M known points of a grid in standard units, ``w = (x - centre) / scale``.
+    """Eigenfunctions at the M known points of a grid in standard units, ``w = (x - center) / scale``.
 
     Attributes:
-        centre: mean of the density, ``(D,)``, in the units of the particles.
+        center: mean of the density, ``(D,)``, in the units of the particles.
         scale: its standard deviations, ``(D,)``.
         origin: first grid point in standard units, ``(D,)``.
         spacing: of the grid in standard units, ``(D,)``.
@@ -51,7 +51,7 @@ class Spectrum(NamedTuple):
         homes: for each grid point the nearest known one away from the edge, in standard units, ``(*grid, D)``.
     """
 
-    centre: Array
+    center: Array
     scale: Array
     origin: Array
     spacing: Array
@@ -68,7 +68,7 @@ def decompose(
     """Eigenvalues and eigenfunctions of the diffusion on a grid of one or two axes.
 
     Args:
-        log_density: unnormalised, on the grid.
+        log_density: unnormalized, on the grid.
         spacing: of the grid along each axis.
         num: how many, the constant function apart; fewer where the grid has fewer points.
 
@@ -85,7 +85,7 @@ def decompose(
     rows, size = _number(known), int(known.sum())
     diagonal, edges = np.zeros(size), []
     for axis, step in enumerate(spacing):
-        i, j, (before, after, joined) = _neighbours(rows, known, axis)
+        i, j, (before, after, joined) = _neighbors(rows, known, axis)
         half = (log_density[after][joined] - log_density[before][joined]) / 2
         np.add.at(diagonal, i, np.exp(half) / step**2)
         np.add.at(diagonal, j, np.exp(-half) / step**2)
@@ -108,8 +108,8 @@ def _without_specks(known: np.ndarray, log_density: np.ndarray) -> np.ndarray:
     return known & np.isin(pieces, 1 + np.flatnonzero(mass > 1e-3 * mass.sum()))
 
 
-def _neighbours(rows: np.ndarray, known: np.ndarray, axis: int) -> tuple[Any, Any, Any]:
-    """Rows of known neighbours along an axis, and the slices of the grid that pair them."""
+def _neighbors(rows: np.ndarray, known: np.ndarray, axis: int) -> tuple[Any, Any, Any]:
+    """Rows of known neighbors along an axis, and the slices of the grid that pair them."""
     before, after = (
         tuple(part if k == axis else slice(None) for k in range(rows.ndim))
         for part in (slice(None, -1), slice(1, None))
@@ -128,7 +128,7 @@ def _smallest(diagonal: np.ndarray, edges: list, num: int) -> tuple[Any, Any]:
     matrix = scipy.sparse.coo_matrix((w, (i, j)), (len(diagonal),) * 2)
     matrix = (matrix + matrix.T + scipy.sparse.diags(diagonal)).tocsc()
     start = np.random.default_rng(0).normal(size=len(diagonal))  # the same vectors in every run
-    # Shifted just below zero: the factorised matrix is positive definite, the smallest eigenvalues converge first.
+    # Shifted just below zero: the factorized matrix is positive definite, the smallest eigenvalues converge first.
     rates, vectors = scipy.sparse.linalg.eigsh(matrix, num, sigma=-0.01, v0=start)
     order = np.argsort(rates)
     return rates[order], vectors[:, order]
@@ -175,18 +175,18 @@ def find_spectrum(
         share = np.mean(log_density >= log_density.max() - DEPTH)
         axes, log_density = density(low, high, min(int(POINTS[2] / np.sqrt(share)), MOST_POINTS))
     _check_resolved(log_density)
-    centre, scale = _moments(axes, log_density)
+    center, scale = _moments(axes, log_density)
     spacing = np.array([axis[1] - axis[0] for axis in axes]) / scale
     rows, rates, functions = decompose(log_density, spacing, num)
     fields = {
-        "centre": centre,
+        "center": center,
         "scale": scale,
-        "origin": (low - centre) / scale,
+        "origin": (low - center) / scale,
         "spacing": spacing,
         "rates": rates,
         "values": np.pad(functions, ((0, 1), (0, 0))),
         "slopes": np.pad(_slopes(functions, rows, spacing), ((0, 1), (0, 0), (0, 0))),
-        "homes": (low - centre) / scale + _nearest_inside(rows < len(functions), spacing) * spacing,
+        "homes": (low - center) / scale + _nearest_inside(rows < len(functions), spacing) * spacing,
     }
     return Spectrum(
         **{name: jnp.asarray(x, dtype) for name, x in fields.items()}, rows=jnp.asarray(rows, jnp.int32)
@@ -219,7 +219,7 @@ def _box_of_mass(density_fn: Callable, positions: np.ndarray, dims: int) -> tupl
             return low, high
     raise NumericalError(
         f"no box holds the mass of this density: after {_ROUNDS} steps it still reaches the edge at {low} ... {high}; "
-        "is it normalisable? LAWGD needs a proper density with light enough tails, coin.svgd does not look that far",
+        "is it normalizable? LAWGD needs a proper density with light enough tails, coin.svgd does not look that far",
         Status.NON_FINITE,
     )
 
@@ -249,7 +249,7 @@ def _moments(axes: list[np.ndarray], log_density: np.ndarray) -> tuple[np.ndarra
 
 
 def _nearest_inside(known: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """For each grid point the indices (*grid, D) of the nearest known point whose neighbours are known as well."""
+    """For each grid point the indices (*grid, D) of the nearest known point whose neighbors are known as well."""
     around = np.ones((3,) * known.ndim)
     inside = scipy.ndimage.binary_erosion(known, around, iterations=2)
     inside = inside if inside.any() else known
@@ -260,10 +260,10 @@ def _nearest_inside(known: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _slopes(functions: np.ndarray, rows: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Derivatives (M, K, D) by central differences of known neighbours, one-sided at the edge."""
+    """Derivatives (M, K, D) by central differences of known neighbors, one-sided at the edge."""
     parts = []
     for axis, step in enumerate(spacing):
-        i, j, _ = _neighbours(rows, rows < len(functions), axis)
+        i, j, _ = _neighbors(rows, rows < len(functions), axis)
         change = (functions[j] - functions[i]) / step
         total, count = np.zeros_like(functions), np.zeros(len(functions))
         for end in (i, j):  # every point at most once in either
