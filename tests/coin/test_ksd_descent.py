@@ -148,7 +148,7 @@ def test_bad_inputs_are_refused():
     x = cloud(jnp.float64)
     with pytest.raises(ValueError, match="shape of the particles"):
         ksd_direction(imq(jnp.float64), x, x[:3], _times)
-    with pytest.raises(ValueError, match="one Hessian product a particle"):
+    with pytest.raises(ValueError, match="one Hessian product per particle"):
         ksd_direction(imq(jnp.float64), x, x, lambda x, v: v[:2])
     with pytest.raises(TypeError, match="floating point"):
         ksd_direction(imq(jnp.float64), x, jnp.ones(x.shape, int), _times)
