@@ -1,4 +1,4 @@
-"""The step of constrained coin sampling: what ``mirrored_svgd`` and ``mirrored_svmd`` share."""
+"""The step of constrained coin sampling, which ``mirrored_svgd`` and ``mirrored_svmd`` share."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from probinfer.coin.cloud.particles import (
     check_positions,
     check_spread,
     masked_mean,
+    ravel_particle,
     ravel_particles,
     score_particles,
 )
@@ -24,53 +25,61 @@ from probinfer.coin.cloud_descent import choose_geometry
 from probinfer.coin.constrained.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.numerics.stein import stein_direction
 
 __all__ = ["MirroredConfig", "MirroredInfo", "MirroredState", "init", "step"]
 
-_SWITCH = 64  # from this step on the late bet
-_LONG = 2**20
+_SWITCH = 64  # first step of the late bet
+_AFTER_WARMUP = 2**20  # a step after the bandwidth has reached the median
 
 
 class MirroredState(NamedTuple):
-    """Where a constrained cloud stands.
+    r"""State of a constrained cloud.
 
-    ``positions`` is the tree of constrained particles; ``z`` (N, d) and ``metric`` are their dual coordinates relative
-    to their cloud, ``scale`` (D,) the units in which the kernel measures positions, their standard deviations when the
-    metric was made; ``bets`` are the states of the early and the late bet and ``step`` counts the steps.
+    Attributes:
+        positions: the constrained particles, leaves (N, ...).
+        z: dual coordinates relative to their cloud.
+        metric: these coordinates, :math:`\eta = c + B z`.
+        scale: units of the positions in the kernel, their standard deviations when the metric was last refreshed.
+        bets: states of the early and the late bet.
+        step: number of steps.
     """
 
     positions: ArrayTree
-    z: Array
+    z: Float[Array, "N d"]
     metric: Metric
-    scale: Array
+    scale: Float[Array, " D"]
     bets: Any
-    step: Array
+    step: Int[Array, ""]
 
 
 class MirroredInfo(NamedTuple):
-    r"""Report of a step.
+    r"""Report of a step: of the cloud before it moved, but for ``feasible``.
 
-    Before the move: ``direction_norm``, the root mean square length of the direction in the coordinates of the dual
-    cloud; ``virial`` (d,), the mean of :math:`(\eta_k - \bar\eta_k) s_k`, -1 where the cloud is right;
-    ``squared_bandwidth``; ``restarted``; ``num_nonfinite``, the particles without a finite log density and score, which
-    did not move. After it: ``feasible``, the fraction of particles strictly inside, below 1 only where a position has
-    rounded onto the boundary. ``status`` is ``NON_FINITE`` where no particle has a score.
+    Attributes:
+        direction_norm: root mean square over particles of the length of the direction in z.
+        virial: mean of :math:`(\eta_k - \bar\eta_k) s_k`; -1 if the cloud is right.
+        squared_bandwidth: h, in the units of the kernel.
+        restarted: whether the metric was refreshed.
+        num_nonfinite: number of particles without a finite log density and score, which did not move.
+        feasible: share of the particles that are strictly inside after the move; below 1 only if a position has been
+            rounded to the boundary.
+        status: ``NON_FINITE`` if no particle has a score.
     """
 
-    direction_norm: Array
-    virial: Array
-    squared_bandwidth: Array
-    restarted: Array
-    num_nonfinite: Array
-    feasible: Array
-    status: Array
+    direction_norm: Float[Array, ""]
+    virial: Float[Array, " d"]
+    squared_bandwidth: Float[Array, ""]
+    restarted: Bool[Array, ""]
+    num_nonfinite: Int[Array, ""]
+    feasible: Float[Array, ""]
+    status: Int[Array, ""]
 
 
 @pytree
 class MirroredConfig:
-    """What a step needs beside the log density and the state; ``on`` says where the kernel measures."""
+    """Settings of a step; ``on`` is what the distances of the kernel are computed from."""
 
     mirror: Any
     kernel: Any
@@ -84,7 +93,7 @@ class MirroredConfig:
 
 
 def init(config: MirroredConfig, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
-    """State of a constrained cloud; refuses what is none (see ``mirrored_svgd``)."""
+    """Return the state of a constrained cloud; refuses other positions (see ``mirrored_svgd``)."""
     check_positions(positions)
     check_spread(positions, every=False)
     positions = jax.tree.map(jnp.asarray, positions)
@@ -95,27 +104,33 @@ def init(config: MirroredConfig, logdensity_fn: Any, positions: ArrayTree) -> Mi
     check_spread(eta, every=geometry.restarts)
     metric, z = geometry.start(eta, jnp.ones(len(eta), bool))
     scale = _scale(config, geometry, positions)
-    return MirroredState(positions, z, metric, scale, _fresh(config, z), jnp.zeros((), jnp.int32))
+    return MirroredState(
+        positions=positions,
+        z=z,
+        metric=metric,
+        scale=scale,
+        bets=_init_bets(config, z),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def _geometry(config: MirroredConfig, table: Array) -> Any:
     return choose_geometry(*table.shape) if config.geometry is None else config.geometry
 
 
-def _fresh(config: MirroredConfig, z: Array) -> tuple:
-    """States of the bets without outcomes."""
+def _init_bets(config: MirroredConfig, z: Array) -> tuple:
     return tuple(bet.init(z) for bet in (config.early, config.late) if bet is not None)
 
 
 def _scale(config: MirroredConfig, geometry: Any, positions: ArrayTree) -> Array:
-    """Standard deviations of the positions; ones where they keep their units or have no spread."""
+    """Return the standard deviations of the positions; ones if they keep their units, and where they have no spread."""
     spread = jnp.std(ravel_particles(positions), axis=0)
     relative = geometry.restarts and config.on == "positions"
     return jnp.where((spread > 0) & relative, spread, jnp.ones_like(spread))
 
 
 def _check_shape(mirror: Any, positions: ArrayTree) -> None:
-    """Refuse trees where the mirror takes vectors."""
+    """Refuse trees if the mirror takes vectors."""
     if not getattr(mirror, "takes_vectors", False):
         return
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(positions)]
@@ -127,10 +142,10 @@ def _check_shape(mirror: Any, positions: ArrayTree) -> None:
 
 
 def _check_inside(mirror: Any, positions: ArrayTree) -> None:
-    """Refuse concrete positions outside.
+    """Refuse positions that are not strictly inside; traced positions are not checked.
 
     Raises:
-        ValueError: a position on or outside the boundary.
+        ValueError: A position is on or outside the boundary.
     """
     inside = jax.vmap(mirror.inside)(positions)
     if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
@@ -144,21 +159,30 @@ def _check_inside(mirror: Any, positions: ArrayTree) -> None:
 
 
 def step(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
-    """One step: score, metric, direction, bet, and back to the positions."""
+    """Return the next state and its ``MirroredInfo``."""
+    # Refresh the metric and restart the bets, if due
     all_particles = jnp.ones(len(state.z), bool)
     due = geometries.is_due(state.step) | geometries.is_stale(state.z, all_particles)
     due = due if _geometry(config, state.z).restarts else jnp.array(False)
-    metric, z, scale, bets = jax.lax.cond(due, _renewed, _kept, config, state)
+    metric, z, scale, bets = jax.lax.cond(due, _refresh, _unchanged, config, state)
     geometry = _geometry(config, z)
     eta = geometry.from_z(metric, z)
+
+    # Score the particles in the dual space
     _, scores, valid = _scores(config, logdensity_fn, key, eta)
     scores = jnp.where(valid[:, None], scores, 0)
+
+    # Direction in z
     direction, square = _direction(config, state.step, metric, z, eta, scale, scores, valid)
-    direction = jnp.where(valid[:, None], direction, jnp.nan)
+    direction = jnp.where(
+        valid[:, None], direction, jnp.nan
+    )  # NaN freezes the bets of particles without a score
+
+    # Bet and move, then map to the constrained positions
     move, bets = _bet(config, bets, direction, z, state.step)
     z = z + jnp.where(jnp.isfinite(move), move, 0)
-    moved = jax.vmap(config.mirror.primal)(geometry.from_z(metric, z))
-    positions = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.positions)
+    primal = jax.vmap(config.mirror.primal)(geometry.from_z(metric, z))
+    positions = jax.tree.map(lambda new, old: new.astype(old.dtype), primal, state.positions)
     info = MirroredInfo(
         direction_norm=jnp.sqrt(jnp.sum(masked_mean(valid, direction**2))),
         virial=masked_mean(valid, (eta - masked_mean(valid, eta)) * scores),
@@ -168,48 +192,50 @@ def step(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, state: Mirror
         feasible=jnp.mean(jax.vmap(config.mirror.inside)(positions).astype(z.dtype)),
         status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
     )
-    return MirroredState(positions, z, metric, scale, bets, state.step + 1), info
+    new = MirroredState(positions=positions, z=z, metric=metric, scale=scale, bets=bets, step=state.step + 1)
+    return new, info
 
 
-def _kept(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+def _unchanged(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
     return state.metric, state.z, state.scale, state.bets
 
 
-def _renewed(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+def _refresh(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
     geometry = _geometry(config, state.z)
     metric, z = geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, _scale(config, geometry, state.positions), _fresh(config, z)
+    return metric, z, _scale(config, geometry, state.positions), _init_bets(config, z)
 
 
 def _bet(config: MirroredConfig, bets: tuple, direction: Array, z: Array, step: Array) -> tuple[Array, tuple]:
-    """The move of z: by the early bet up to step 64, by the late one from there on."""
-    loss = -direction
+    """Return the move of z, by the early bet before step 64 and by the late one from then on."""
+    gradient = -direction  # of a loss
     if config.late is None:
-        move, state = config.early.update(loss, bets[0], z)
+        move, state = config.early.update(gradient, bets[0], z)
         return move, (state,)
     late = config.late
 
-    def now_early():
-        move, state = config.early.update(loss, bets[0], z)
+    def bet_early():
+        move, state = config.early.update(gradient, bets[0], z)
         return move, (state, bets[1])
 
-    def now_late():
-        start = jax.tree.map(lambda new, old: jnp.where(step == _SWITCH, new, old), late.init(z), bets[1])
-        move, state = late.update(loss, start, z)
+    def bet_late():
+        # The late bet starts where the particles are at the switch.
+        old = jax.tree.map(lambda new, old: jnp.where(step == _SWITCH, new, old), late.init(z), bets[1])
+        move, state = late.update(gradient, old, z)
         return move, (bets[0], state)
 
-    return jax.lax.cond(step < _SWITCH, now_early, now_late)
+    return jax.lax.cond(step < _SWITCH, bet_early, bet_late)
 
 
 def _scores(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, eta: Array) -> ParticleScores:
-    """Log densities of the dual coordinates and their gradients."""
+    """Return log densities and scores of the dual coordinates."""
 
-    def value(*batch_and_row: Any) -> Array:
-        *batch, row = batch_and_row
-        return logdensity_fn(*batch, config.mirror.primal(row)) + config.mirror.log_det(row)
+    def dual_logdensity(*key_and_row: Any) -> Array:
+        *keys, row = key_and_row
+        return logdensity_fn(*keys, config.mirror.primal(row)) + config.mirror.log_det(row)
 
     template = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
-    return score_particles(value, template, eta, key if config.stochastic else None)
+    return score_particles(dual_logdensity, template, eta, key if config.stochastic else None)
 
 
 def _direction(
@@ -222,20 +248,20 @@ def _direction(
     scores: Array,
     valid: Array,
 ) -> tuple[Array, Array]:
-    """The direction in z, and the squared bandwidth."""
+    """Return the direction in z, and the squared bandwidth."""
 
-    def flat(row):
-        return ravel_particles(jax.tree.map(lambda leaf: leaf[None], config.mirror.primal(row)))[0] / scale
+    def scaled_position(row):
+        return ravel_particle(config.mirror.primal(row)) / scale
 
     pullback = _geometry(config, z).pullback
-    points = z if config.on == "dual" else jax.vmap(flat)(eta)
+    points = z if config.on == "dual" else jax.vmap(scaled_position)(eta)
     kernel, square = _kernel(config, points, valid, step)
     if config.on == "dual":
         return stein_direction(kernel, z, pullback(metric, scores), valid), square
-    jacobians = jax.vmap(jax.jacfwd(flat))(eta)
+    jacobians = jax.vmap(jax.jacfwd(scaled_position))(eta)
     if config.on == "positions":
         return pullback(metric, mirrored_direction(kernel, points, jacobians, scores, valid)), square
-    found = adapted_direction(
+    direction = adapted_direction(
         kernel,
         points,
         jacobians,
@@ -244,13 +270,13 @@ def _direction(
         lambda v: jax.vmap(config.mirror.hessian)(eta, v),
         config.cutoff,
     )
-    return pullback(metric, found), square
+    return pullback(metric, direction), square
 
 
 def _kernel(config: MirroredConfig, points: Array, valid: Array, step: Array) -> tuple[Any, Array]:
-    """The kernel of this step, and its squared bandwidth."""
+    """Return the kernel of this step, and its squared bandwidth."""
     if config.bandwidth == "fixed":
         return config.kernel, jnp.ones((), points.dtype)
-    late = jnp.asarray(_LONG, jnp.int32) if config.bandwidth == "published" else step
-    square = bandwidths.squared_bandwidth("median", points, valid, late)
+    bandwidth_step = jnp.asarray(_AFTER_WARMUP, jnp.int32) if config.bandwidth == "published" else step
+    square = bandwidths.squared_bandwidth("median", points, valid, bandwidth_step)
     return bandwidths.scaled_kernel(config.kernel, square), square
