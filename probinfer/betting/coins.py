@@ -89,9 +89,12 @@ class Coin:
     def _rate(self, length: Array, largest: Array, reward: Array, unit: Array) -> Array:
         """Return bet / S = (2 w + R / L) / max(A + L, alpha L), which squares no gradient and so cannot overflow."""
         nonzero = largest > 0
-        top = jnp.where(nonzero, largest, jnp.ones_like(largest))
-        share = jnp.maximum(length + top, jnp.asarray(self.alpha, top.dtype) * top)
-        return jnp.where(nonzero, (2 * unit.astype(top.dtype) + reward / top) / share, jnp.zeros_like(top))
+        safe_largest = jnp.where(nonzero, largest, jnp.ones_like(largest))
+        dtype = safe_largest.dtype
+        min_length = jnp.asarray(self.alpha, dtype) * safe_largest
+        share = jnp.maximum(length + safe_largest, min_length)
+        rate = (2 * unit.astype(dtype) + reward / safe_largest) / share
+        return jnp.where(nonzero, rate, jnp.zeros_like(rate))
 
 
 def coin(

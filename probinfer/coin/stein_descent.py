@@ -50,7 +50,7 @@ def svgd(
         bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the
             median over log(N + 1); "fixed": the lengthscale of the kernel.
         neighbors: for each coordinate of the flattened position the others that its kernel depends on
-            (``coin.graphical``); ``[()] * d``: none. The geometry is then ``Diagonal()`` (or ``Identity()``), and the
+            (``coin.cloud.graphical``); ``[()] * d``: none. The geometry is then ``Diagonal()`` (or ``Identity()``), and the
             bandwidth the median of each neighborhood. None: one kernel depends on all coordinates.
 
     Returns:
@@ -84,5 +84,5 @@ def svgd(
 
 
 def svgd_direction(kernel: Any, z: Array, scores: Array, mask: Array, score_fn: Any) -> Array:
-    """Return ``stein.stein_direction``, as ``descent`` calls it."""
+    """Return ``numerics.stein.stein_direction``, as ``descent`` calls it."""
     return stein_direction(kernel, z, scores, mask)

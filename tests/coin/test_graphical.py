@@ -15,18 +15,18 @@ RNG = np.random.default_rng(0)
 def test_direction_is_that_of_the_loops_on_each_neighborhood():
     z, s = RNG.normal(size=(2, 9, 3))
     blankets = [(1,), (0, 2), ()]
-    wanted = np.zeros_like(z)
+    expected = np.zeros_like(z)
     for k, others in enumerate(blankets):
         table = z[:, [k, *others]]
-        own = np.zeros_like(table)
-        own[:, 0] = s[:, k]
-        wanted[:, k] = direction(table, own, quantile_of_pairs(table, 0.5))[:, 0]
+        score = np.zeros_like(table)
+        score[:, 0] = s[:, k]
+        expected[:, k] = direction(table, score, quantile_of_pairs(table, 0.5))[:, 0]
     parts = graphical.neighborhoods(blankets)
     kernel = kernels.RBF(lengthscale=0.5**0.5)
-    found = graphical.graphical_direction(
+    actual = graphical.graphical_direction(
         *parts, kernel, jnp.asarray(z), jnp.asarray(s), jnp.ones(9, bool), None
     )
-    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def log_standard(x):

@@ -64,11 +64,11 @@ def test_direction_equals_the_double_loop(deep, dtype):
     x = cloud(dtype)
     away = jnp.asarray(np.linspace(-2000, -1000, 5)[:, None], dtype)
     spectrum = find_spectrum(normal, away, 4)
-    found = lawgd_direction(spectrum, x)
-    assert found.dtype == x.dtype
+    direction = lawgd_direction(spectrum, x)
+    assert direction.dtype == x.dtype
     values, slopes = oracle.hermite(4, (np.float64(x)[:, 0] - MEAN) / SD)
     expected = SD * oracle.direction(values, slopes, np.arange(1, 5))
-    np.testing.assert_allclose(found[:, 0], expected, atol=3e-3 * SD)
+    np.testing.assert_allclose(direction[:, 0], expected, atol=3e-3 * SD)
 
 
 @pytest.mark.parametrize("shape", [(40,), (7, 6)])
@@ -99,9 +99,9 @@ def test_direction_in_two_dimensions_equals_the_double_loop(deep):
     np.testing.assert_allclose(spectrum.rates, [1, 1, 2, 2, 2], rtol=0.03)
     (one, two), (first, second) = (oracle.hermite(2, w[:, d])[0] for d in (0, 1))
     slopes = [oracle.hermite(2, w[:, d])[1] for d in (0, 1)]
-    values, zero, rates = np.array([one, first, two, second, one * first]), 0 * one, [1, 1, 2, 2, 2]
-    along = [slopes[0][0], zero, slopes[0][1], zero, slopes[0][0] * first]
-    across = [zero, slopes[1][0], zero, slopes[1][1], one * slopes[1][0]]
+    values, zeros, rates = np.array([one, first, two, second, one * first]), 0 * one, [1, 1, 2, 2, 2]
+    along = [slopes[0][0], zeros, slopes[0][1], zeros, slopes[0][0] * first]
+    across = [zeros, slopes[1][0], zeros, slopes[1][1], one * slopes[1][0]]
     expected = np.stack([oracle.direction(values, np.array(d), rates) for d in (along, across)], axis=1)
     np.testing.assert_allclose(lawgd_direction(spectrum, x) / scale, expected, atol=0.03)
 
@@ -121,12 +121,12 @@ def test_particles_off_the_grid_go_straight_to_it_and_are_not_counted(deep):
     """The grid ends at six standard deviations, and the places to go to two points before."""
     x = cloud(jnp.float64, 5).at[0].set(MEAN - 50 * SD)
     spectrum = find_spectrum(normal, cloud(jnp.float64), 4)
-    found = lawgd_direction(spectrum, x, jnp.arange(5) < 4)
-    np.testing.assert_allclose(found[0, 0], (50 - 6) * SD, rtol=2e-3)
+    direction = lawgd_direction(spectrum, x, jnp.arange(5) < 4)
+    np.testing.assert_allclose(direction[0, 0], (50 - 6) * SD, rtol=2e-3)
     values, slopes = oracle.hermite(4, (np.asarray(x)[1:4, 0] - MEAN) / SD)
     expected = SD * oracle.direction(values, slopes, np.arange(1, 5))
-    np.testing.assert_allclose(found[1:4, 0], expected, atol=3e-3 * SD)
-    assert np.isnan(found[4, 0])
+    np.testing.assert_allclose(direction[1:4, 0], expected, atol=3e-3 * SD)
+    assert np.isnan(direction[4, 0])
 
 
 def test_particles_end_at_the_quantiles_of_the_density(count_compiles):
@@ -138,9 +138,9 @@ def test_particles_end_at_the_quantiles_of_the_density(count_compiles):
     history.check()
     quantiles = norm.ppf((np.arange(12) + 0.5) / 12)
     np.testing.assert_allclose(np.sort(state.positions["x"][:, 0]), MEAN + SD * quantiles, atol=0.1 * SD)
-    again = jax.block_until_ready(algorithm.init({"x": x - 0.1 * SD}))
+    restarted = jax.block_until_ready(algorithm.init({"x": x - 0.1 * SD}))
     with count_compiles() as counter:
-        jax.block_until_ready(run(jax.random.key(1), algorithm, again, 300, collect=record_nothing))
+        jax.block_until_ready(run(jax.random.key(1), algorithm, restarted, 300, collect=record_nothing))
     assert counter.count == 0
 
 
@@ -157,10 +157,10 @@ def heavy(x):
 
 
 @pytest.mark.parametrize(
-    ("fn", "words"), [(flat, "normalizable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
+    ("fn", "message"), [(flat, "normalizable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
 )
-def test_densities_that_no_grid_can_hold_are_refused(fn, words):
-    with pytest.raises(NumericalError, match=words):
+def test_densities_that_no_grid_can_hold_are_refused(fn, message):
+    with pytest.raises(NumericalError, match=message):
         find_spectrum(fn, cloud(jnp.float64), 4)
 
 

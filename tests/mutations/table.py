@@ -211,8 +211,8 @@ MUTANTS = [
         "test_betting.py",
         ("jnp.maximum(r + g, 0)", "r + g"),
         (
-            "share = jnp.maximum(length + top, jnp.asarray(self.alpha, top.dtype) * top)",
-            "share = length + top",
+            "share = jnp.maximum(length + safe_largest, min_length)",
+            "share = length + safe_largest",
         ),
     ),
     *_of(
