@@ -94,7 +94,7 @@ class Coin:
         min_length = jnp.asarray(self.alpha, dtype) * safe_largest
         share = jnp.maximum(length + safe_largest, min_length)
         rate = (2 * unit.astype(dtype) + reward / safe_largest) / share
-        return jnp.where(nonzero, rate, jnp.zeros_like(rate))
+        return jnp.where(nonzero, rate, jnp.zeros_like(safe_largest))
 
 
 def coin(

@@ -1,9 +1,9 @@
 r"""Kernel Stein discrepancy descent: gradient descent of the squared discrepancy in the positions of the particles.
 
 The squared discrepancy of a cloud from a density p is a double sum over its particles,
-:math:`V = N^{-2} \sum_{jl} k_\pi(x_j, x_l)` with the Stein kernel :math:`k_\pi` (``numerics.stein.stein_gram``), and its
-gradient is exact. V depends on each position directly and through its score s(x) = ∇ log p(x), so the chain rule needs
-one product with the Hessian of log p per particle, which costs as much as a few gradients.
+:math:`V = N^{-2} \sum_{jl} k_\pi(x_j, x_l)` with the Stein kernel :math:`k_\pi` (``numerics.stein.stein_gram``), and
+its gradient is exact. V depends on each position directly and through its score s(x) = ∇ log p(x), so the chain rule
+needs one product with the Hessian of log p per particle, which costs as much as a few gradients.
 
 V has other stationary points besides the density: a cloud may stop between modes, or in a symmetry that the target does
 not have. Start with a spread like that of the target.

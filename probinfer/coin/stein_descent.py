@@ -50,8 +50,8 @@ def svgd(
         bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the
             median over log(N + 1); "fixed": the lengthscale of the kernel.
         neighbors: for each coordinate of the flattened position the others that its kernel depends on
-            (``coin.cloud.graphical``); ``[()] * d``: none. The geometry is then ``Diagonal()`` (or ``Identity()``), and the
-            bandwidth the median of each neighborhood. None: one kernel depends on all coordinates.
+            (``coin.cloud.graphical``); ``[()] * d``: none. The geometry is then ``Diagonal()`` (or ``Identity()``), and
+            the bandwidth the median of each neighborhood. None: one kernel depends on all coordinates.
 
     Returns:
         ``init(positions) -> CloudState`` with leaves (N, ...), whose ``.positions`` are the particles, and

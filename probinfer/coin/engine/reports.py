@@ -33,8 +33,8 @@ class ParticlesInfo(NamedTuple):
 
     The first four fields are those of the cloud before it was polished; for a minibatch target those of the mean score
     of 16 batches, with ``location`` shrunk by four of its standard errors. ``shift`` to ``mode_masses`` describe 16
-    short trajectories from the final particles (``coin.engine.trajectories``); they are NaN and 0 for minibatch targets and
-    weights. A mode that no particle ever visited is not detected.
+    short trajectories from the final particles (``coin.engine.trajectories``); they are NaN and 0 for minibatch targets
+    and weights. A mode that no particle ever visited is not detected.
 
     ``status`` is ``POOR_APPROXIMATION`` if the cloud is misplaced, too narrow or too wide, trajectories move it
     significantly, particles are lost, a mode is forsaken, the shares of two modes are wrong by more than a factor of
@@ -61,8 +61,8 @@ class ParticlesInfo(NamedTuple):
         num_lost: number of particles where the density is negligible compared with the others.
         num_forsaken: number of particles of the start and of step 32 in a mode that has no particle now.
         mode_shares: (4,) shares of the particles in modes with a drop of 1.5 nats between them, highest first.
-        mode_masses: (4,) the shares that their densities imply if each mode is normal (``coin.engine.modes``); 0 if there are
-            fewer modes, or too few particles in the mode.
+        mode_masses: (4,) the shares that their densities imply if each mode is normal (``coin.engine.modes``); 0 if
+            there are fewer modes, or too few particles in the mode.
         status: ``Status`` of the run.
     """
 
