@@ -1,4 +1,4 @@
-"""Bets against slow NumPy, the published optimiser, and their promises: scale, freezing, dtype, no retrace."""
+"""Bets against slow NumPy, the published optimizer, and their promises: scale, freezing, dtype, no retrace."""
 
 import jax
 import jax.numpy as jnp
@@ -231,7 +231,7 @@ def descend(optimizer, x):
 
 
 @pytest.mark.parametrize("alpha", [100.0, 0.0])
-def test_equals_the_published_optimiser(alpha):
+def test_equals_the_published_optimizer(alpha):
     x = jnp.array([4.0, -3.0])
     theirs = contrib.cocob(alpha=alpha, eps=1e-8)
     theirs = optax.GradientTransformation(*map(jax.tree_util.Partial, theirs))
@@ -470,7 +470,7 @@ def test_inside_optax(link, tmp_path):
 @pytest.mark.f32
 @pytest.mark.parametrize("make", [betting.coin, betting.kt, lambda: betting.fuse(unit=0.1)])
 def test_optimizer_of_an_nnx_module(make):
-    """An nnx optimiser takes every bet as it takes Adam, and a linear model learns."""
+    """An nnx optimizer takes every bet as it takes Adam, and a linear model learns."""
     from flax import nnx
 
     model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))

@@ -75,16 +75,7 @@ class Coin:
 
     def freeze(self, usable: ArrayTree, new: CoinState, old: CoinState) -> CoinState:
         """Keep the old state of the groups that are not usable, and count them."""
-        leaves = {
-            name: groups.select_leaves(self.norm, usable, getattr(new, name), getattr(old, name))
-            for name in ("displacement", "total")
-        }
-        statistics = {
-            name: groups.select_statistics(usable, getattr(new, name), getattr(old, name))
-            for name in ("length", "reward", "largest")
-        }
-        num_nonfinite = old.num_nonfinite + groups.count_frozen(usable)
-        return old._replace(**leaves, **statistics, num_nonfinite=num_nonfinite)
+        return groups.freeze(self.norm, usable, new, old, ("length", "reward", "largest"))
 
     def _rate(self, length: Array, largest: Array, reward: Array, unit: Array) -> Array:
         """Return bet / S = (2 w + R / L) / max(A + L, alpha L), which squares no gradient and so cannot overflow."""

@@ -22,6 +22,7 @@ __all__ = [
     "check_norm",
     "check_params",
     "count_frozen",
+    "freeze",
     "inner_products",
     "lengths",
     "outcomes",
@@ -164,3 +165,21 @@ def count_frozen(usable: ArrayTree) -> Int[Array, ""]:
     return sum(
         (jnp.sum(~leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(usable)), jnp.zeros((), jnp.int32)
     )
+
+
+def freeze(norm: Norm, usable: ArrayTree, new: Any, old: Any, statistics: tuple[str, ...]) -> Any:
+    """Return the new state of the groups that are usable and the old one of the others, and count these.
+
+    Args:
+        norm: who bets.
+        usable: which groups are usable.
+        new: a state with trees ``displacement`` and ``total``, statistics and ``num_nonfinite``.
+        old: the state before.
+        statistics: names of the fields with one number per group.
+    """
+    leaves = {
+        name: select_leaves(norm, usable, getattr(new, name), getattr(old, name))
+        for name in ("displacement", "total")
+    }
+    numbers = {name: select_statistics(usable, getattr(new, name), getattr(old, name)) for name in statistics}
+    return old._replace(**leaves, **numbers, num_nonfinite=old.num_nonfinite + count_frozen(usable))

@@ -73,16 +73,7 @@ class KT:
 
     def freeze(self, usable: ArrayTree, new: KTState, old: KTState) -> KTState:
         """Keep the old state of the groups that are not usable, and count them."""
-        leaves = {
-            name: groups.select_leaves(self.norm, usable, getattr(new, name), getattr(old, name))
-            for name in ("displacement", "total")
-        }
-        statistics = {
-            name: groups.select_statistics(usable, getattr(new, name), getattr(old, name))
-            for name in ("gain", "largest", "num_outcomes")
-        }
-        num_nonfinite = old.num_nonfinite + groups.count_frozen(usable)
-        return old._replace(**leaves, **statistics, num_nonfinite=num_nonfinite)
+        return groups.freeze(self.norm, usable, new, old, ("gain", "largest", "num_outcomes"))
 
 
 def kt(*, norm: Norm = "element", unit: Any | None = None) -> optax.GradientTransformation:

@@ -55,7 +55,7 @@ def test_particles_that_are_not_kept_do_not_matter():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_nearest_move_solves_its_quadratic_programme(seed):
+def test_the_nearest_move_solves_its_quadratic_program(seed):
     rng = np.random.default_rng(seed)
     slopes, limits, move = rng.normal(size=(3, 4)), rng.uniform(-0.5, 1, 3), 2 * rng.normal(size=4)
     cuts = {"type": "ineq", "fun": lambda v: limits - slopes @ v, "jac": lambda v: -slopes}

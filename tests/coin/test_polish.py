@@ -9,7 +9,7 @@ from probinfer.coin.engine import polish
 
 
 def log_skewed(z):
-    """Three independent standardized log-gamma coordinates (shape 2), unnormalised."""
+    """Three independent standardized log-gamma coordinates (shape 2), unnormalized."""
     y = 0.8 * z + 0.4
     return jnp.sum(2 * y - jnp.exp(y))
 
