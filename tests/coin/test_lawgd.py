@@ -168,7 +168,7 @@ def test_what_the_algorithm_cannot_do_is_refused_with_advice():
     x = cloud(jnp.float64)
     with pytest.raises(ValueError, match=r"one or two coordinates; got 3: use coin\.svgd"):
         lawgd(normal, jnp.concatenate([x, x, x], axis=1))
-    with pytest.raises(ValueError, match="hold 450 particles; got 451"):
+    with pytest.raises(ValueError, match="enough for 450 particles; got 451"):
         lawgd(normal, jnp.linspace(0.0, 1.0, 451)[:, None])
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda x: lawgd(normal, x).init(x))(x)
