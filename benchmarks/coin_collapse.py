@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from probinfer import betting, coin
-from probinfer.coin.engine.diagnostics import complaint
+from probinfer.coin.engine.diagnostics import describe_misfit
 
 NAME = "coin_collapse"
 SEEDS, PARTICLES = 10, 100
@@ -65,7 +65,7 @@ def row(method: str, dims: int, size: int, steps: tuple[int, ...], seeds: int) -
     """All seeds of one dimension."""
     noise = np.random.default_rng(dims).normal(size=(seeds, size, dims))
     ratios, virials = (np.asarray(a, float) for a in measure(method, steps, jnp.asarray(1 + 0.3 * noise)))
-    warned = np.array([[bool(complaint(virial, size)) for virial in seed] for seed in virials])
+    warned = np.array([[bool(describe_misfit(virial, size)) for virial in seed] for seed in virials])
     half = stats.t.ppf(0.975, seeds - 1) * ratios.std(axis=0, ddof=1) / seeds**0.5
     print(f"{method}, d = {dims}, N = {size}:", np.round(ratios.mean(axis=0), 3), flush=True)
     return {

@@ -47,9 +47,9 @@ def ways(maximise_fn: Any) -> dict[str, Any]:
     theirs = {"geometry": coin.Identity(), "bandwidth": "published"}
     return {
         "coin.em, joint": lambda fn: coin.em(fn),
-        "coin.em, marginal": lambda fn: coin.em(fn, maximise_fn=maximise_fn),
+        "coin.em, marginal": lambda fn: coin.em(fn, maximize_fn=maximise_fn),
         "published coin, joint": lambda fn: coin.em(fn, bet=half, parameter_bet=half, **theirs),
-        "published coin, marginal": lambda fn: coin.em(fn, bet=half, maximise_fn=maximise_fn, **theirs),
+        "published coin, marginal": lambda fn: coin.em(fn, bet=half, maximize_fn=maximise_fn, **theirs),
         "Adam": lambda fn, rate: coin.em(fn, bet=adam(rate), parameter_bet=adam(rate), **theirs),
     }
 

@@ -1,4 +1,4 @@
-"""Bets against slow NumPy, the published optimiser, and their promises: scale, freezing, dtype, no retrace."""
+"""Bets against slow NumPy, the published optimizer, and their promises: scale, freezing, dtype, no retrace."""
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,8 @@ def drive(bet, outcomes, params):
         moved = jax.tree.map(jnp.add, moved, updates)
         return (moved, state), moved
 
-    still = jax.tree.map(jnp.zeros_like, params)
-    (_, state), path = jax.lax.scan(step, (still, bet.init(params)), outcomes)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (_, state), path = jax.lax.scan(step, (zeros, bet.init(params)), outcomes)
     return path, state
 
 
@@ -76,36 +76,36 @@ def test_every_number_bets_for_itself(name, dtype):
     path, _ = drive(MAKERS[name]("element"), *data(dtype))
     for leaf in OUTCOMES:
         flat = OUTCOMES[leaf].reshape(T, -1)
-        want = np.concatenate([ORACLES[name](flat[:, [i]]) for i in range(flat.shape[1])], axis=1)
-        np.testing.assert_allclose(path[leaf].reshape(T, -1), want, **tolerance(dtype))
+        expected = np.concatenate([ORACLES[name](flat[:, [i]]) for i in range(flat.shape[1])], axis=1)
+        np.testing.assert_allclose(path[leaf].reshape(T, -1), expected, **tolerance(dtype))
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_leaf_bets_for_itself(name, dtype):
     path, _ = drive(MAKERS[name]("block"), *data(dtype))
     for leaf in OUTCOMES:
-        want = ORACLES[name](OUTCOMES[leaf].reshape(T, -1))
-        np.testing.assert_allclose(path[leaf].reshape(T, -1), want, **tolerance(dtype))
+        expected = ORACLES[name](OUTCOMES[leaf].reshape(T, -1))
+        np.testing.assert_allclose(path[leaf].reshape(T, -1), expected, **tolerance(dtype))
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_particle_bets_for_itself(name, dtype):
     path, _ = drive(MAKERS[name]("particle"), *data(dtype))
-    found, given = particle_path(path), particle_path(OUTCOMES)
+    result, outcome_of = particle_path(path), particle_path(OUTCOMES)
     for i in range(4):
-        np.testing.assert_allclose(found(i), ORACLES[name](given(i)), **tolerance(dtype))
+        np.testing.assert_allclose(result(i), ORACLES[name](outcome_of(i)), **tolerance(dtype))
 
 
 @pytest.mark.f32
 def test_fuse_of_a_cloud_and_of_one_iterate(dtype):
     cloud = np.stack([particle_path(OUTCOMES)(i) for i in range(4)], axis=1)
     path, _ = drive(betting.fuse(unit=0.3, particles=True), *data(dtype))
-    found = np.stack([particle_path(path)(i) for i in range(4)], axis=1)
-    np.testing.assert_allclose(found, oracle.fuse(cloud, 0.3), **tolerance(dtype))
+    result = np.stack([particle_path(path)(i) for i in range(4)], axis=1)
+    np.testing.assert_allclose(result, oracle.fuse(cloud, 0.3), **tolerance(dtype))
     path, _ = drive(betting.fuse(unit=0.3), *data(dtype))
-    together = np.concatenate([OUTCOMES[leaf].reshape(T, -1) for leaf in "ab"], axis=1)
-    found = np.concatenate([path[leaf].reshape(T, -1) for leaf in "ab"], axis=1)
-    np.testing.assert_allclose(found, oracle.fuse(together[:, None], 0.3)[:, 0], **tolerance(dtype))
+    flat = np.concatenate([OUTCOMES[leaf].reshape(T, -1) for leaf in "ab"], axis=1)
+    result = np.concatenate([path[leaf].reshape(T, -1) for leaf in "ab"], axis=1)
+    np.testing.assert_allclose(result, oracle.fuse(flat[:, None], 0.3)[:, 0], **tolerance(dtype))
 
 
 def test_one_iterate_of_fuse_starts_as_distance_over_gradients():
@@ -126,7 +126,7 @@ def turning(x, t):
 
 
 @jax.jit
-def boxed(bet, x, top=BOX):
+def run_in_box(bet, x, top=BOX):
     """Iterates that are clipped after every step."""
 
     def step(carry, t):
@@ -151,7 +151,7 @@ IN_A_BOX = {
 def test_gains_are_those_of_the_moves_that_were_made(name, dtype):
     """The wall is met, no bet runs away, and no iterate is ever far from the box."""
     bet, slow = IN_A_BOX[name]
-    path, _ = boxed(bet, jnp.zeros(1, dtype))
+    path, _ = run_in_box(bet, jnp.zeros(1, dtype))
     assert float(path[99, 0]) == BOX
     assert float(jnp.min(path)) > -BOX
     np.testing.assert_allclose(path[:, 0], slow(), **tolerance(dtype))
@@ -160,7 +160,7 @@ def test_gains_are_those_of_the_moves_that_were_made(name, dtype):
 @pytest.mark.f32
 @pytest.mark.parametrize("name", ["coin", "kt"])
 def test_a_unit_is_found_in_a_box(name, dtype):
-    path, state = boxed({"coin": betting.coin(), "kt": betting.kt()}[name], jnp.zeros(1, dtype))
+    path, state = run_in_box({"coin": betting.coin(), "kt": betting.kt()}[name], jnp.zeros(1, dtype))
     assert float(path[99, 0]) == BOX
     assert float(jnp.max(jnp.abs(path))) == BOX
     assert float(jnp.max(jnp.abs(state.bet.displacement))) < 10
@@ -169,9 +169,9 @@ def test_a_unit_is_found_in_a_box(name, dtype):
 
 def test_a_bet_within_the_rounding_of_its_parameters_is_made(dtype):
     """Where every step is below the rounding of x the iterate waits until the bets have grown, and then goes."""
-    path, _ = boxed(betting.coin(unit=1e-3), jnp.array([-1000.0], jnp.float32))
+    path, _ = run_in_box(betting.coin(unit=1e-3), jnp.array([-1000.0], jnp.float32))
     assert float(path[0, 0]) == pytest.approx(-1000.0, abs=2e-3)
-    path, _ = boxed(betting.coin(unit=1e-2), jnp.array([-1000.0], jnp.bfloat16))
+    path, _ = run_in_box(betting.coin(unit=1e-2), jnp.array([-1000.0], jnp.bfloat16))
     assert float(path[0, 0]) == -1000.0
     assert float(path[99, 0]) == BOX
 
@@ -184,11 +184,11 @@ def test_displacement_and_parameters_of_low_precision_stay_together(name):
         "kt": betting.kt(unit=0.3),
         "fuse": betting.fuse(unit=0.3),
     }[name]
-    path, state = boxed(bet, jnp.full(4, -1.5, jnp.bfloat16), jnp.inf)
+    path, state = run_in_box(bet, jnp.full(4, -1.5, jnp.bfloat16), jnp.inf)
     inner = getattr(state, "bet", state)
-    held = inner.start + inner.displacement
+    shown = inner.start + inner.displacement
     eps, farthest = float(jnp.finfo(jnp.bfloat16).eps), float(jnp.max(jnp.abs(path)))
-    np.testing.assert_allclose(path[-1].astype(jnp.float32), held, atol=2 * eps * farthest)
+    np.testing.assert_allclose(path[-1].astype(jnp.float32), shown, atol=2 * eps * farthest)
     assert farthest > 4  # the minimum at 6 was on the way
 
 
@@ -208,8 +208,8 @@ def test_a_frozen_group_does_not_move_even_from_where_it_was_put():
     bet = betting.coin(unit=0.3)
     x = jnp.zeros(2)
     updates, state = bet.update(jnp.array([1.0, 1.0]), bet.init(x), x)
-    put = jnp.array([5.0, -0.3])
-    updates, state = bet.update(jnp.array([jnp.nan, 1.0]), state, put)
+    position = jnp.array([5.0, -0.3])
+    updates, state = bet.update(jnp.array([jnp.nan, 1.0]), state, position)
     assert float(updates[0]) == 0.0
     assert float(updates[1]) < 0.0
 
@@ -220,18 +220,18 @@ def badly_scaled(x):
 
 
 @jax.jit
-def descend(optimiser, x):
+def descend(optimizer, x):
     def step(carry, _):
         x, state = carry
-        updates, state = optimiser.update(jax.grad(badly_scaled)(x), state, x)
+        updates, state = optimizer.update(jax.grad(badly_scaled)(x), state, x)
         x = optax.apply_updates(x, updates)
         return (x, state), x
 
-    return jax.lax.scan(step, (x, optimiser.init(x)), length=60)[1]
+    return jax.lax.scan(step, (x, optimizer.init(x)), length=60)[1]
 
 
 @pytest.mark.parametrize("alpha", [100.0, 0.0])
-def test_equals_the_published_optimiser(alpha):
+def test_equals_the_published_optimizer(alpha):
     x = jnp.array([4.0, -3.0])
     theirs = contrib.cocob(alpha=alpha, eps=1e-8)
     theirs = optax.GradientTransformation(*map(jax.tree_util.Partial, theirs))
@@ -255,15 +255,15 @@ def quadratic(c, gradient_scale, x):
 
 
 @jax.jit
-def settle(optimiser, c, gradient_scale):
+def final_loss(optimizer, c, gradient_scale):
     def step(carry, _):
         x, state = carry
         gradient = jax.grad(lambda x: quadratic(c, gradient_scale, x))(x)
-        updates, state = optimiser.update(gradient, state, x)
+        updates, state = optimizer.update(gradient, state, x)
         return (optax.apply_updates(x, updates), state), None
 
     x = jnp.zeros(3)
-    x, _ = jax.lax.scan(step, (x, optimiser.init(x)), length=128)[0]
+    x, _ = jax.lax.scan(step, (x, optimizer.init(x)), length=128)[0]
     return quadratic(c, 1.0, x)
 
 
@@ -271,7 +271,7 @@ def settle(optimiser, c, gradient_scale):
 def test_any_scale_of_the_parameters_is_reached():
     """From zero, the minimum 1e-6 to 1e6 away, in 128 steps: the loss falls from 60 to rounding."""
     at = jnp.array([1e-6, 1e-3, 1.0, 1e3, 1e6])
-    lost = jax.vmap(settle, (None, 0, None))(betting.coin(), at, 1.0)
+    lost = jax.vmap(final_loss, (None, 0, None))(betting.coin(), at, 1.0)
     assert float(jnp.max(lost)) < 1e-9
 
 
@@ -334,7 +334,7 @@ def test_what_is_not_finite_is_frozen_and_counted(maker, unit, norm):
     outcomes = jax.tree.map(lambda leaf: leaf[2:14], outcomes)  # one epoch: no restart by the clock
     spoiled = {"a": outcomes["a"].at[5, 2, 1].set(jnp.nan), "b": outcomes["b"].at[5, 2].set(jnp.inf)}
     path, state = drive(maker(norm=norm, unit=unit), spoiled, params)
-    whole, _ = drive(maker(norm=norm, unit=unit), outcomes, params)
+    unspoiled, _ = drive(maker(norm=norm, unit=unit), outcomes, params)
     moved_up = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:5], leaf[6:], leaf[:1]]), outcomes)
     without, _ = drive(maker(norm=norm, unit=unit), moved_up, params)
     hit = {
@@ -346,8 +346,8 @@ def test_what_is_not_finite_is_frozen_and_counted(maker, unit, norm):
     hit["a"][2, 1] = True
     for leaf in "ab":
         np.testing.assert_array_equal(path[leaf][5][hit[leaf]], path[leaf][4][hit[leaf]])
-        want = np.where(hit[leaf], without[leaf][-2], whole[leaf][-1])
-        np.testing.assert_allclose(path[leaf][-1], want, rtol=1e-12)
+        expected = np.where(hit[leaf], without[leaf][-2], unspoiled[leaf][-1])
+        np.testing.assert_allclose(path[leaf][-1], expected, rtol=1e-12)
     assert int(state.num_nonfinite) == {"element": 2, "block": 2, "particle": 1}[norm]
 
 
@@ -357,13 +357,13 @@ def test_fuse_leaves_out_particles_that_are_not_finite(dtype):
     bad = {"a": outcomes["a"].at[:, 2, 1].set(jnp.nan), "b": outcomes["b"]}
     path, state = drive(betting.fuse(unit=0.3, particles=True), bad, params)
     others = jnp.array([0, 1, 3])
-    want, _ = drive(
+    expected, _ = drive(
         betting.fuse(unit=0.3, particles=True),
         jax.tree.map(lambda leaf: leaf[:, others], outcomes),
         jax.tree.map(lambda leaf: leaf[others], params),
     )
     for leaf in "ab":
-        np.testing.assert_allclose(path[leaf][:, others], want[leaf], rtol=1e-6)
+        np.testing.assert_allclose(path[leaf][:, others], expected[leaf], rtol=1e-6)
         np.testing.assert_array_equal(path[leaf][:, 2], 0)
     assert int(state.num_nonfinite) == T
     path, state = drive(betting.fuse(unit=0.3), bad, params)
@@ -403,8 +403,8 @@ def test_vmap_equals_a_loop(dtype):
     outcomes, params = data(dtype)
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), outcomes)
     paths, _ = jax.vmap(drive, (None, 0, None))(ALL["particle"], both, params)
-    want, _ = drive(ALL["particle"], jax.tree.map(lambda leaf: leaf[::-1], outcomes), params)
-    np.testing.assert_allclose(paths["a"][1], want["a"], rtol=1e-12)
+    expected, _ = drive(ALL["particle"], jax.tree.map(lambda leaf: leaf[::-1], outcomes), params)
+    np.testing.assert_allclose(paths["a"][1], expected["a"], rtol=1e-12)
 
 
 def test_without_jit_the_same(dtype):
@@ -461,8 +461,8 @@ def test_inside_optax(link, tmp_path):
         params, state = step(params, state)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
         files.save(tmp_path / "state", args=ocp.args.StandardSave(state))
-        again = files.restore(tmp_path / "state", args=ocp.args.StandardRestore(state))
-    one, other = step(params, state)[0], step(params, again)[0]
+        restored = files.restore(tmp_path / "state", args=ocp.args.StandardRestore(state))
+    one, other = step(params, state)[0], step(params, restored)[0]
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert float(loss(params)) < before - 1
 
@@ -470,7 +470,7 @@ def test_inside_optax(link, tmp_path):
 @pytest.mark.f32
 @pytest.mark.parametrize("make", [betting.coin, betting.kt, lambda: betting.fuse(unit=0.1)])
 def test_optimizer_of_an_nnx_module(make):
-    """An nnx optimiser takes every bet as it takes Adam, and a linear model learns."""
+    """An nnx optimizer takes every bet as it takes Adam, and a linear model learns."""
     from flax import nnx
 
     model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
@@ -500,7 +500,7 @@ def test_last_link_of_a_chain():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: betting.coin(norm="row"), ValueError, "'element', 'block' or 'particle', got 'row'"),
         (lambda: betting.kt(norm=""), ValueError, "norm must be"),
@@ -510,8 +510,8 @@ def test_last_link_of_a_chain():
         (lambda: betting.coin(alpha=-1.0), ValueError, "must not be negative, got -1.0"),
     ],
 )
-def test_bad_settings(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_settings(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
@@ -526,7 +526,7 @@ def test_bad_parameters(name):
 @pytest.mark.parametrize("name", ["particle", "fuse"])
 @pytest.mark.parametrize("shapes", [((3, 2), (4,)), ((3,), ())])
 def test_particles_without_a_common_axis(name, shapes):
-    with pytest.raises(ValueError, match="must count the same particles, got shapes"):
+    with pytest.raises(ValueError, match="must index the same particles, got shapes"):
         ALL[name].init([jnp.zeros(shape) for shape in shapes])
 
 

@@ -274,7 +274,7 @@ def test_what_is_allowed_passes(tmp_path):
         "__main__.py": "from probinfer.app import command_line",
         "app/command_line.py": "import typer\nfrom probinfer import gp, lm",
         "gp/__init__.py": "from probinfer.gp.fitted import Fit",
-        "gp/fitted.py": "from probinfer.coin.cloud import table",
+        "gp/fitted.py": "from probinfer.coin.cloud import particles",
     }
     assert plant(tmp_path, files) == []
 

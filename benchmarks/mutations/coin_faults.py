@@ -60,7 +60,7 @@ class Unpulled:
     def from_z(self, metric, z):
         return coin.Full().from_z(metric, z)
 
-    def pull(self, metric, scores):
+    def pullback(self, metric, scores):
         del metric
         return scores
 

@@ -1,4 +1,4 @@
-"""The coin: bet a share of the wealth, the share set by the outcomes so far, in units of the largest outcome."""
+"""Coin betting: bet a share of the wealth that past outcomes determine, in units of the largest outcome."""
 
 from __future__ import annotations
 
@@ -11,69 +11,81 @@ import optax
 from probinfer.betting import groups
 from probinfer.betting.groups import Norm
 from probinfer.betting.units import checked_number, transformation
-from probinfer.core.types import Array, ArrayTree, field, pytree
+from probinfer.core.types import Array, ArrayTree, Int, field, pytree
 
 __all__ = ["Coin", "CoinState", "coin"]
 
-_NUM_BETS = 64  # without a unit: the last step of the coins
+_NUM_BETS = 64  # without a given unit: the step after which distance over gradients replaces the coin
 
 
 class CoinState(NamedTuple):
-    """What a coin remembers.
+    r"""State of a coin.
 
-    ``start``, ``displacement`` zeta from there and ``total`` S, the sum of the outcomes, are trees like the parameters
-    (at least float32);
-    ``length`` A, the sum of the sizes of the outcomes, ``reward`` R and ``largest`` L hold one number a group.
-    ``num_nonfinite`` counts the groups that were frozen, summed over the steps.
+    Attributes:
+        start: where the run started, a tree like the parameters (at least float32, as are the next two).
+        displacement: :math:`\zeta`, the last bet, relative to ``start``.
+        total: :math:`S = \sum c`, the sum of the outcomes.
+        length: :math:`A = \sum |c|`, one number per group.
+        reward: :math:`R`, what the bets have won, one number per group.
+        largest: :math:`L = \max |c|`, one number per group.
+        num_nonfinite: number of frozen groups, summed over the steps.
     """
 
-    start: Any
-    displacement: Any
-    total: Any
-    length: Any
-    reward: Any
-    largest: Any
-    num_nonfinite: Any
+    start: ArrayTree
+    displacement: ArrayTree
+    total: ArrayTree
+    length: ArrayTree
+    reward: ArrayTree
+    largest: ArrayTree
+    num_nonfinite: Int[Array, ""]
 
 
 @pytree
 class Coin:
-    """The recursion of :func:`coin`; the unit comes with every step."""
+    """The recursion of :func:`coin`, given the unit at every step."""
 
     alpha: Any
     norm: Norm = field(static=True)
 
-    def start(self, params: ArrayTree) -> CoinState:
-        """A state without outcomes."""
-        still = groups.zeros(params)
-        none = groups.size(self.norm, still)
-        return CoinState(groups.wide(params), still, still, none, none, none, jnp.zeros((), jnp.int32))
+    def init(self, params: ArrayTree) -> CoinState:
+        """Return the state before the first outcome."""
+        zeros = groups.zeros(params)
+        group_zeros = groups.lengths(self.norm, zeros)
+        return CoinState(
+            start=groups.widen(params),
+            displacement=zeros,
+            total=zeros,
+            length=group_zeros,
+            reward=group_zeros,
+            largest=group_zeros,
+            num_nonfinite=jnp.zeros((), jnp.int32),
+        )
 
     def advance(self, state: CoinState, outcome: ArrayTree, unit: ArrayTree) -> CoinState:
-        """Take one finite outcome, bet again."""
-        sizes = groups.size(self.norm, outcome)
-        largest = jax.tree.map(jnp.maximum, state.largest, sizes)
-        length = jax.tree.map(jnp.add, state.length, sizes)
-        gain = groups.inner(self.norm, state.displacement, outcome)
-        reward = jax.tree.map(lambda r, g: jnp.maximum(r + g, 0), state.reward, gain)
+        """Collect the winnings of one finite outcome and place the next bet."""
+        lengths = groups.lengths(self.norm, outcome)
+        largest = jax.tree.map(jnp.maximum, state.largest, lengths)
+        length = jax.tree.map(jnp.add, state.length, lengths)
+        winnings = groups.inner_products(self.norm, state.displacement, outcome)
+        reward = jax.tree.map(lambda r, g: jnp.maximum(r + g, 0), state.reward, winnings)
         total = jax.tree.map(jnp.add, state.total, outcome)
         rate = jax.tree.map(self._rate, length, largest, reward, unit)
-        bet = jax.tree.map(jnp.multiply, total, groups.spread(self.norm, rate, total))
-        return CoinState(state.start, bet, total, length, reward, largest, state.num_nonfinite)
+        bet = jax.tree.map(jnp.multiply, total, groups.broadcast(self.norm, rate, total))
+        return state._replace(displacement=bet, total=total, length=length, reward=reward, largest=largest)
 
     def freeze(self, usable: ArrayTree, new: CoinState, old: CoinState) -> CoinState:
         """Keep the old state of the groups that are not usable, and count them."""
-        norm, count = self.norm, old.num_nonfinite + groups.count_frozen(usable)
-        bet, total = (groups.select(norm, usable, new[i], old[i]) for i in (1, 2))
-        length, reward, largest = (groups.choose(usable, new[i], old[i]) for i in range(3, 6))
-        return CoinState(old.start, bet, total, length, reward, largest, count)
+        return groups.freeze(self.norm, usable, new, old, ("length", "reward", "largest"))
 
     def _rate(self, length: Array, largest: Array, reward: Array, unit: Array) -> Array:
-        """The bet per total outcome, (2 w + R / L) / max(A + L, alpha L): no product of two gradients."""
-        some = largest > 0
-        top = jnp.where(some, largest, jnp.ones_like(largest))
-        share = jnp.maximum(length + top, jnp.asarray(self.alpha, top.dtype) * top)
-        return jnp.where(some, (2 * unit.astype(top.dtype) + reward / top) / share, jnp.zeros_like(top))
+        """Return bet / S = (2 w + R / L) / max(A + L, alpha L), which squares no gradient and so cannot overflow."""
+        nonzero = largest > 0
+        safe_largest = jnp.where(nonzero, largest, jnp.ones_like(largest))
+        dtype = safe_largest.dtype
+        min_length = jnp.asarray(self.alpha, dtype) * safe_largest
+        share = jnp.maximum(length + safe_largest, min_length)
+        rate = (2 * unit.astype(dtype) + reward / safe_largest) / share
+        return jnp.where(nonzero, rate, jnp.zeros_like(safe_largest))
 
 
 def coin(
@@ -88,32 +100,32 @@ def coin(
 
     so that the first step has the length ``unit`` = w (alpha up to 2) whatever the scale of the gradients.
 
-    The emitted update leads from where the parameters are to the start plus the bet. It should be the **last link** of
-    an ``optax.chain``. Where the parameters are given to ``update``, as ``optax`` asks, the reward counts the
-    displacement that they show, so that they may be projected or clipped after the step and may be of low precision;
-    without them every emitted update is believed to have been made in full. Arithmetic is at least float32.
+    The emitted update leads from the current parameters to the start plus the bet, so this should be the **last link**
+    of an ``optax.chain``. If the parameters are passed to ``update``, as ``optax`` recommends, the reward is computed
+    from their actual displacement: they may be projected or clipped after the step, and may have low precision.
+    Otherwise every emitted update is assumed to have been applied in full. Arithmetic is at least float32.
 
-    Without a unit a single iterate finds one, in epochs that end at steps 16, 32, 64, ... In the first each group steps
-    along minus its gradient by the distance travelled in the epoch, at first 1e-6 (1 + \|x\|), over the root of its sum
-    of squared gradients; coins follow up to step 64, in units of a quarter of the distance travelled in the epoch
-    before; after that it walks again as in the first, from that unit.
+    If no unit is given, it is estimated in epochs that end at steps 16, 32, 64, ... In the first epoch each group steps
+    along minus its gradient by the distance travelled in the epoch, initially 1e-6 (1 + \|x\|), over the root of its
+    sum of squared gradients; coins follow up to step 64, in units of a quarter of the distance travelled in the
+    previous epoch; later epochs step as the first one does, with that unit as the initial distance.
 
     Args:
-        alpha: wait: the bet is held below S / (alpha L) times the wealth. 0 is the published sampler, 100 the published
-            optimiser of neural networks.
-        norm: who bets. "element": every number for itself. "block": one bet a leaf, with Euclidean lengths.
-            "particle": the leading axis of every leaf counts particles, one bet a particle over all leaves.
-        unit: length of the first step in units of the parameters; 0.5 is the published update. In coordinates that
-            are already relative to a cloud of particles: 0.1. None: found, as said above.
+        alpha: caution: the bet is at most S / (alpha L) times the wealth. 0 is the published sampler, 100 the published
+            optimizer of neural networks.
+        norm: who bets. "element": every number by itself. "block": one bet per leaf, with Euclidean lengths.
+            "particle": the leading axis of every leaf indexes particles; one bet per particle over all leaves.
+        unit: length of the first step in units of the parameters; 0.5 is the published update. Use 0.1 in coordinates
+            that are standardized by a cloud of particles. None: estimated, as described above.
 
     Returns:
         A transformation of gradients of a loss. Groups with a gradient or a bet that is not finite do not move, their
         state does not change, and ``state.num_nonfinite`` counts them.
 
     Raises:
-        ValueError: an unknown norm, a unit that is not positive, a negative alpha; from ``init``: no parameters, or
-            particles without a common leading axis.
-        TypeError: from ``init``: parameters that are not floating point.
+        ValueError: The norm is unknown, the unit is not positive, or alpha is negative; from ``init``: there are no
+            parameters, or the particles have no common leading axis.
+        TypeError: From ``init``: the parameters are not floating point.
 
     References:
         Orabona and Tommasi (2017), "Training deep networks without learning rates through coin betting", algorithm 2;

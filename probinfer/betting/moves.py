@@ -1,8 +1,8 @@
-"""The displacement that was really made: what a bettor has won depends on where the parameters are.
+"""The actual displacement of the parameters, from which a bettor's winnings are computed.
 
-A bet is a displacement from the start. Parameters that are projected, clipped or rounded after the step are somewhere
-else; a bettor that believed in the bet would count gains that nobody made, and its wealth, hence its next bet, would
-grow without limit. Where the parameters are given to ``update``, the displacement is therefore read from them.
+A bet is a displacement from the start, but parameters may be projected, clipped or rounded after the step. A bettor
+that assumed its bet would count winnings that it never made, and its wealth, and so its next bet, would grow without
+limit. If the parameters are passed to ``update``, the displacement is therefore computed from them.
 """
 
 from __future__ import annotations
@@ -16,40 +16,44 @@ from probinfer.betting import groups
 from probinfer.betting.groups import Norm
 from probinfer.core.types import Array, ArrayTree
 
-__all__ = ["displacements", "emitted"]
+__all__ = ["displacements", "updates_to_bet"]
 
-_ROUNDING = 8  # a step rounds the update, the sum and, in the comparison, both displacements
+_ROUNDING = (
+    8  # in units of eps: a step rounds the update and the sum, and the comparison rounds both displacements
+)
 
 
 def displacements(state: Any, updates: ArrayTree, params: ArrayTree | None) -> tuple[ArrayTree, ArrayTree]:
-    """The displacement from ``state.start`` that counts, and the one that the parameters show.
+    """Return the displacement from ``state.start`` that is credited to the bettor, and that of the parameters.
 
-    They differ by rounding at most: a displacement that agrees with the last bet to the rounding of the parameters is
-    the last bet, which is known to more digits. So a bet far below the rounding of its parameters is not lost.
+    They differ at most by rounding: where the parameters agree with the last bet up to their rounding, the credited
+    displacement is the last bet, which has more digits. So a bet far below the rounding of its parameters is not lost.
 
     Args:
         state: with trees ``start`` and ``displacement``, the last bet.
-        updates: the gradients, whose dtype the moves are rounded to.
-        params: the parameters now, or ``None``: then the last bet is believed to have been made.
+        updates: the gradients, to whose dtype the moves are rounded.
+        params: the current parameters. None: the last bet is assumed to have been applied.
     """
     if params is None:
         return state.displacement, state.displacement
 
-    def shown(start: Array, leaf: Any) -> Array:
+    def displacement_of(start: Array, leaf: Any) -> Array:
         return jnp.asarray(leaf).astype(start.dtype) - start
 
-    def counted(bet: Array, shown: Array, start: Array, leaf: Any, update: Any) -> Array:
-        coarsest = max(float(jnp.finfo(jnp.result_type(part)).eps) for part in (leaf, update))
-        size = jnp.abs(start) + jnp.abs(jnp.asarray(leaf).astype(start.dtype)) + jnp.abs(bet)
-        return jnp.where(jnp.abs(shown - bet) <= _ROUNDING * coarsest * size, bet, shown)
+    def credit(bet: Array, displacement: Array, start: Array, leaf: Any, update: Any) -> Array:
+        eps = max(float(jnp.finfo(jnp.result_type(part)).eps) for part in (leaf, update))
+        magnitude = jnp.abs(start) + jnp.abs(jnp.asarray(leaf).astype(start.dtype)) + jnp.abs(bet)
+        return jnp.where(jnp.abs(displacement - bet) <= _ROUNDING * eps * magnitude, bet, displacement)
 
-    real = jax.tree.map(shown, state.start, params)
-    made = jax.tree.map(counted, state.displacement, real, state.start, params, updates)
-    return made, real
+    actual = jax.tree.map(displacement_of, state.start, params)
+    credited = jax.tree.map(credit, state.displacement, actual, state.start, params, updates)
+    return credited, actual
 
 
-def emitted(norm: Norm, usable: ArrayTree, bet: ArrayTree, real: ArrayTree, like: ArrayTree) -> ArrayTree:
-    """The update that leads from the parameters to the bet, zero in frozen groups, in the dtype of ``like``."""
-    moves = jax.tree.map(jnp.subtract, bet, real)
-    moves = groups.select(norm, usable, moves, groups.zeros(moves))
-    return jax.tree.map(lambda move, leaf: move.astype(jnp.result_type(leaf)), moves, like)
+def updates_to_bet(
+    norm: Norm, usable: ArrayTree, bet: ArrayTree, actual: ArrayTree, template: ArrayTree
+) -> ArrayTree:
+    """Return the updates that lead from the parameters to the bet, zero in frozen groups, in ``template``'s dtypes."""
+    updates = jax.tree.map(jnp.subtract, bet, actual)
+    updates = groups.select_leaves(norm, usable, updates, groups.zeros(updates))
+    return jax.tree.map(lambda update, leaf: update.astype(jnp.result_type(leaf)), updates, template)

@@ -1,13 +1,13 @@
-r"""From a bettor to an optax transformation: with a unit of length, or with one found in restarts.
+r"""The optax transformation of a bettor, with a given unit of length or with one that restarts estimate.
 
-A bettor is an object with ``norm``, ``start``, ``advance`` and ``freeze``. Without a unit the game is played in epochs
-that end at steps 16, 32, 64, 128, ... The first walks from the tiny unit 1e-6 (1 + \|x\|) and every other one starts
-from the current iterate, without memory, in units of a quarter of the largest displacement of the epoch before. In a
-walk each group steps :math:`D / \sqrt G` along its outcome, the distance travelled in the epoch (at least the unit)
-over the root of the squared gradients of the epoch: the distance doubles as long as the outcomes agree, so nothing of
-the scale of the parameters is left to choose, and steps shrink under noise. A coin bets in the epochs from step 16 to
+A bettor is an object with ``norm``, ``init``, ``advance`` and ``freeze``. If no unit is given, the run is split into
+epochs that end at steps 16, 32, 64, 128, ... The first epoch walks from the tiny unit 1e-6 (1 + \|x\|); every other one
+starts at the current iterate, with a fresh state, in units of a quarter of the largest displacement of the previous
+epoch. In a walk each group steps :math:`D / \sqrt G` along its outcome, the distance travelled in the epoch (at least
+the unit) over the root of the squared gradients of the epoch: the distance doubles as long as the outcomes agree, so
+the scale of the parameters need not be known, and steps shrink under noise. A coin bets in the epochs from step 16 to
 64 and walks again after that. The constants were chosen on quadratics and one logistic regression;
-``benchmarks/betting.py`` shows these and others beside Adam.
+``benchmarks/betting.py`` compares them with others and with Adam.
 """
 
 from __future__ import annotations
@@ -20,34 +20,38 @@ import optax
 
 from probinfer.betting import groups, moves
 from probinfer.core.errors import shortened
-from probinfer.core.types import Array, ArrayTree, pytree, strong_array
+from probinfer.core.types import Array, ArrayTree, Int, pytree, strong_array
 
 __all__ = ["RestartState", "check_unit", "checked_number", "transformation"]
 
-_START = 1e-6  # unit of the first epoch, relative to 1 + |x|
-_FIRST = 16  # steps of the first epoch; later ones end at the powers of two
-_SHARE = 0.25  # unit of an epoch over the farthest displacement of the one before
+_RELATIVE_UNIT = 1e-6  # unit of the first epoch, relative to 1 + |x|
+_FIRST_EPOCH = 16  # steps of the first epoch; later ones end at the powers of two
+_SHARE = 0.25  # unit of an epoch, relative to the largest displacement of the previous one
 
 
 class RestartState(NamedTuple):
-    """What a bettor that looks for its unit remembers beside its ``bet``, whose displacement is from the last restart.
+    r"""State of a bettor that estimates its unit.
 
-    ``unit`` is the unit of this epoch, ``farthest`` the largest displacement before the last step and ``root_sum`` the
-    root of the sum of squared outcomes in it, one number a group each; ``num_steps`` counts steps, ``num_nonfinite``
-    the groups that were frozen, summed over the steps.
+    Attributes:
+        bet: state of the bettor since the last restart, a ``CoinState`` or ``KTState``.
+        unit: w, the unit of this epoch, one number per group.
+        farthest: D, the largest displacement in this epoch before the last step, one number per group.
+        root_sum: :math:`\sqrt G`, the root of the sum of squared outcomes in this epoch, one number per group.
+        num_steps: number of steps.
+        num_nonfinite: number of frozen groups, summed over the steps.
     """
 
     bet: Any
-    unit: Any
-    farthest: Any
-    root_sum: Any
-    num_steps: Any
-    num_nonfinite: Any
+    unit: ArrayTree
+    farthest: ArrayTree
+    root_sum: ArrayTree
+    num_steps: Int[Array, ""]
+    num_nonfinite: Int[Array, ""]
 
 
 @pytree
 class _Betting:
-    """A bettor, and a unit, or the step after which distance over gradients takes over from its bets."""
+    """A bettor with its unit, or else with the step after which distance over gradients replaces its bets."""
 
     bettor: Any
     unit: Any
@@ -55,40 +59,46 @@ class _Betting:
 
 
 def check_unit(unit: Any) -> Any:
-    """The unit as a number.
+    """Return the unit as a number.
 
     Raises:
-        TypeError: no number.
-        ValueError: not positive.
+        TypeError: The unit is not a number.
+        ValueError: The unit is not positive.
     """
-    what = "is a length and must be positive"
-    return checked_number("unit", unit, what, lambda value: value > 0, "; None finds one")
+    requirement = "is a length and must be positive"
+    return checked_number("unit", unit, requirement, lambda value: value > 0, "; None estimates one")
 
 
-def checked_number(name: str, value: Any, what: str, holds: Any, more: str = "") -> Any:
-    """A number as a float; traced ones are not looked at.
+def checked_number(name: str, value: Any, requirement: str, is_valid: Any, suffix: str = "") -> Any:
+    """Return a number as a float; traced numbers are not checked.
 
-    A Python number is data where a transformation is an argument of a jitted function, so that another number traces
-    nothing, and it is none where flax asks a static attribute to hold no arrays (``nnx.Optimizer``).
+    A float rather than an array: it is still data if the transformation is an argument of a jitted function, so that
+    another number compiles nothing, and flax accepts it in a static attribute (``nnx.Optimizer``).
 
     Raises:
-        TypeError: no number.
-        ValueError: one for which ``holds`` is False.
+        TypeError: The value is not a number.
+        ValueError: ``is_valid`` is False for the number.
     """
     array = strong_array(value)
     if isinstance(array, jax.core.Tracer):
         return array
     if not isinstance(array, jax.Array) or array.ndim or not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"{name} {what}, got {shortened(value)}{more}")
-    if not bool(holds(array)):
-        raise ValueError(f"{name} {what}, got {value}{more}")
+        raise TypeError(f"{name} {requirement}, got {shortened(value)}{suffix}")
+    if not bool(is_valid(array)):
+        raise ValueError(f"{name} {requirement}, got {value}{suffix}")
     return float(array)
 
 
 def transformation(
     bettor: Any, unit: Any | None, num_bets: int | None = None
 ) -> optax.GradientTransformation:
-    """The optax transformation of a bettor; with ``unit`` None it walks 16 steps, then bets up to step ``num_bets``."""
+    """Return the optax transformation of a bettor.
+
+    Args:
+        bettor: with ``norm``, ``init``, ``advance`` and ``freeze``.
+        unit: its unit; None: estimated in epochs.
+        num_bets: without a unit, the step after which it walks again; None: never.
+    """
     if unit is None:
         limit = int(jnp.iinfo(jnp.int32).max) if num_bets is None else num_bets
         functions, betting = (_init_restarts, _update_restarts), _Betting(bettor, None, limit)
@@ -99,41 +109,53 @@ def transformation(
 
 def _init(betting: _Betting, params: ArrayTree) -> Any:
     groups.check_params(params, particles=betting.bettor.norm == "particle")
-    return betting.bettor.start(params)
+    return betting.bettor.init(params)
 
 
 def _update(betting: _Betting, updates: ArrayTree, state: Any, params: ArrayTree | None = None) -> Any:
     bettor = betting.bettor
     outcome, usable = _outcomes(bettor, updates)
-    made, real = moves.displacements(state, updates, params)
-    state = state._replace(displacement=made)
-    numbers = groups.size(bettor.norm, made)
-    unit = jax.tree.map(lambda number: jnp.full(number.shape, betting.unit, number.dtype), numbers)
+    credited, actual = moves.displacements(state, updates, params)
+    state = state._replace(displacement=credited)
+    lengths = groups.lengths(bettor.norm, credited)
+    unit = jax.tree.map(lambda length: jnp.full(length.shape, betting.unit, length.dtype), lengths)
     new, usable = _freeze(bettor, usable, bettor.advance(state, outcome, unit), state)
-    return moves.emitted(bettor.norm, usable, new.displacement, real, updates), new
+    return moves.updates_to_bet(bettor.norm, usable, new.displacement, actual, updates), new
 
 
 def _outcomes(bettor: Any, updates: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
-    """Outcomes, zero in the groups where one is not finite, and which groups are usable."""
-    raw = groups.outcomes(updates)
-    usable = groups.finite(bettor.norm, raw)
-    return groups.select(bettor.norm, usable, raw, groups.zeros(raw)), usable
+    """Return the outcomes, zero in groups that are not finite, and which groups are usable."""
+    outcome = groups.outcomes(updates)
+    usable = groups.all_finite(bettor.norm, outcome)
+    return groups.select_leaves(bettor.norm, usable, outcome, groups.zeros(outcome)), usable
 
 
 def _freeze(bettor: Any, usable: ArrayTree, new: Any, old: Any) -> tuple[Any, ArrayTree]:
-    """Keep the state of groups whose outcome or bet is not finite."""
-    bets = groups.finite(bettor.norm, new.displacement)
-    usable = jax.tree.map(jnp.logical_and, usable, bets)
+    """Keep the old state of groups whose outcome or bet is not finite."""
+    finite = groups.all_finite(bettor.norm, new.displacement)
+    usable = jax.tree.map(jnp.logical_and, usable, finite)
     return bettor.freeze(usable, new, old), usable
 
 
 def _init_restarts(betting: _Betting, params: ArrayTree) -> RestartState:
     bet = _init(betting, params)
-    sizes = groups.size(betting.bettor.norm, groups.outcomes(params))
-    unit = jax.tree.map(lambda size: _START * (1 + size), sizes)
-    none = jax.tree.map(jnp.zeros_like, unit)
+    lengths = groups.lengths(betting.bettor.norm, groups.outcomes(params))
+    unit = jax.tree.map(lambda length: _RELATIVE_UNIT * (1 + length), lengths)
     count = jnp.zeros((), jnp.int32)
-    return RestartState(bet, unit, none, none, count, count)
+    return _start_epoch(bet, unit, count, count)
+
+
+def _start_epoch(bet: Any, unit: ArrayTree, num_steps: Array, num_nonfinite: Array) -> RestartState:
+    """Return the state at the start of an epoch."""
+    zeros = jax.tree.map(jnp.zeros_like, unit)
+    return RestartState(
+        bet=bet,
+        unit=unit,
+        farthest=zeros,
+        root_sum=zeros,
+        num_steps=num_steps,
+        num_nonfinite=num_nonfinite,
+    )
 
 
 def _update_restarts(
@@ -141,53 +163,58 @@ def _update_restarts(
 ) -> tuple[ArrayTree, RestartState]:
     bettor = betting.bettor
     outcome, usable = _outcomes(bettor, updates)
-    made, real = moves.displacements(state.bet, updates, params)
-    state, real = _next_epoch(bettor, _settled(bettor, state, made), real)
-    root_sum = jax.tree.map(jnp.hypot, state.root_sum, groups.size(bettor.norm, outcome))
+    credited, actual = moves.displacements(state.bet, updates, params)
+    state, actual = _restart_if_due(bettor, _with_displacement(bettor, state, credited), actual)
+
+    # Bet or walk
+    root_sum = jax.tree.map(jnp.hypot, state.root_sum, groups.lengths(bettor.norm, outcome))
     bet = bettor.advance(state.bet, outcome, state.unit)
     walk = state.bet._replace(displacement=_walk(bettor, state, outcome, root_sum))
-    betting_now = (state.num_steps >= _FIRST) & (state.num_steps < betting.num_bets)
-    proposed = _where(betting_now, bet, walk)
+    is_bet = (state.num_steps >= _FIRST_EPOCH) & (state.num_steps < betting.num_bets)
+    proposed = _where(is_bet, bet, walk)
+
+    # Freeze groups that are not finite
     bet, usable = _freeze(bettor, usable, proposed, state.bet)
-    root_sum = groups.choose(usable, root_sum, state.root_sum)
+    root_sum = groups.select_statistics(usable, root_sum, state.root_sum)
     new = state._replace(
         bet=bet, root_sum=root_sum, num_steps=state.num_steps + 1, num_nonfinite=bet.num_nonfinite
     )
-    return moves.emitted(bettor.norm, usable, bet.displacement, real, updates), new
+    return moves.updates_to_bet(bettor.norm, usable, bet.displacement, actual, updates), new
 
 
-def _settled(bettor: Any, state: RestartState, made: ArrayTree) -> RestartState:
-    """The state with the displacement that was made by the last step."""
-    farthest = jax.tree.map(jnp.maximum, state.farthest, groups.size(bettor.norm, made))
-    return state._replace(bet=state.bet._replace(displacement=made), farthest=farthest)
+def _with_displacement(bettor: Any, state: RestartState, displacement: ArrayTree) -> RestartState:
+    """Return the state with the displacement that followed from the last step."""
+    farthest = jax.tree.map(jnp.maximum, state.farthest, groups.lengths(bettor.norm, displacement))
+    return state._replace(bet=state.bet._replace(displacement=displacement), farthest=farthest)
 
 
-def _next_epoch(bettor: Any, state: RestartState, real: ArrayTree) -> tuple[RestartState, ArrayTree]:
-    """The state, restarted where an epoch is over, and the displacement of the parameters from its start."""
-    over = (state.num_steps >= _FIRST) & (state.num_steps & (state.num_steps - 1) == 0)
-    rest = jax.tree.map(jnp.subtract, real, state.bet.displacement)
-    return _where(over, (_restarted(bettor, state), rest), (state, real))
+def _restart_if_due(bettor: Any, state: RestartState, actual: ArrayTree) -> tuple[RestartState, ArrayTree]:
+    """Return the state, restarted at the end of an epoch, and the parameters' displacement from its start."""
+    epoch_ended = (state.num_steps >= _FIRST_EPOCH) & (state.num_steps & (state.num_steps - 1) == 0)
+    remainder = jax.tree.map(jnp.subtract, actual, state.bet.displacement)
+    return _where(epoch_ended, (_restart(bettor, state), remainder), (state, actual))
 
 
 def _walk(bettor: Any, state: RestartState, outcome: ArrayTree, root_sum: ArrayTree) -> ArrayTree:
-    """The displacement after a step D / sqrt(G) along the outcome."""
+    """Return the displacement after a step D / sqrt(G) along the outcome."""
 
     def rate(unit: Array, farthest: Array, root: Array) -> Array:
-        some = jnp.where(root > 0, root, jnp.ones_like(root))
-        return jnp.where(root > 0, jnp.maximum(unit, farthest) / some, jnp.zeros_like(root))
+        divisor = jnp.where(root > 0, root, jnp.ones_like(root))
+        return jnp.where(root > 0, jnp.maximum(unit, farthest) / divisor, jnp.zeros_like(root))
 
     rates = jax.tree.map(rate, state.unit, state.farthest, root_sum)
-    steps = jax.tree.map(jnp.multiply, outcome, groups.spread(bettor.norm, rates, outcome))
+    steps = jax.tree.map(jnp.multiply, outcome, groups.broadcast(bettor.norm, rates, outcome))
     return jax.tree.map(jnp.add, state.bet.displacement, steps)
 
 
-def _restarted(bettor: Any, state: RestartState) -> RestartState:
-    """The state at the start of the next epoch."""
-    unit = jax.tree.map(lambda far, old: jnp.where(far > 0, _SHARE * far, old), state.farthest, state.unit)
-    none = jax.tree.map(jnp.zeros_like, unit)
+def _restart(bettor: Any, state: RestartState) -> RestartState:
+    """Return the state at the start of the next epoch."""
+    unit = jax.tree.map(
+        lambda farthest, old: jnp.where(farthest > 0, _SHARE * farthest, old), state.farthest, state.unit
+    )
     start = jax.tree.map(jnp.add, state.bet.start, state.bet.displacement)
-    bet = bettor.start(start)._replace(num_nonfinite=state.num_nonfinite)
-    return RestartState(bet, unit, none, none, state.num_steps, state.num_nonfinite)
+    bet = bettor.init(start)._replace(num_nonfinite=state.num_nonfinite)
+    return _start_epoch(bet, unit, state.num_steps, state.num_nonfinite)
 
 
 def _where(condition: Array, new: Any, old: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Particles that are carried to a density without a learning rate."""
+"""Particle samplers without a learning rate: coin sampling, and its constrained and latent-variable variants.
+
+Start with ``stein_descent`` (``svgd``) and ``cloud_descent``, the step that the samplers share.
+"""
 
 from probinfer.coin.cloud.geometry import Diagonal, Full, Identity
 from probinfer.coin.cloud.low_rank import LowRank

@@ -1,12 +1,12 @@
-r"""The direction of kernel Stein discrepancy descent: the particles as the variables of one smooth function.
+r"""Kernel Stein discrepancy descent: gradient descent of the squared discrepancy in the positions of the particles.
 
 The squared discrepancy of a cloud from a density p is a double sum over its particles,
-:math:`V = N^{-2} \sum_{jl} k_\pi(x_j, x_l)` with the Stein kernel :math:`k_\pi` (``stein.stein_gram``), and its
-gradient is exact. A particle enters by its place and by its score s(x) = ∇ log p(x), so the chain rule asks for one
-product with the Hessian of log p a particle, which is as dear as a few gradients.
+:math:`V = N^{-2} \sum_{jl} k_\pi(x_j, x_l)` with the Stein kernel :math:`k_\pi` (``numerics.stein.stein_gram``), and
+its gradient is exact. V depends on each position directly and through its score s(x) = ∇ log p(x), so the chain rule
+needs one product with the Hessian of log p per particle, which costs as much as a few gradients.
 
-Its fixed points are more than the density asks for: a cloud may rest between modes, or symmetric about an axis that
-the target does not have. Start with a spread like that of the target.
+V has other stationary points besides the density: a cloud may stop between modes, or in a symmetry that the target does
+not have. Start with a spread like that of the target.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class KSDDescent(SVGD):
     """Descent of the kernel Stein discrepancy without a learning rate.
 
     An engine like ``coin.SVGD``, with the same settings, stopping rule and report; only the direction differs. It
-    needs second derivatives, and it may rest at clouds that are not right, between modes above all, where
-    ``coin.SVGD`` goes on: compare the two.
+    needs second derivatives, and it may stop at clouds that are not right, above all between modes, where ``coin.SVGD``
+    goes on: compare the two.
 
     Args:
-        num_particles: None: enough to keep 95 % of the standard deviation in as many dimensions, 100 to 2000.
-        max_steps: the most steps.
+        num_particles: None: enough to keep 95 % of the standard deviation in this dimension, from 100 to 2000.
+        max_steps: maximal number of steps.
         polish: as in ``coin.SVGD``.
         kernel: as in ``coin.ksd_descent``, like ``geometry``, ``bet`` and ``bandwidth``.
 
@@ -64,25 +64,26 @@ def ksd_descent(
 ) -> Algorithm:
     r"""Carry particles to a density along the gradient of their squared kernel Stein discrepancy.
 
-    The twin of ``coin.svgd``, with the same geometry, bets and bandwidth: only the direction differs.
+    As ``coin.svgd``, with the same geometry, bets and bandwidth; only the direction differs.
 
     Args:
         logdensity_fn: log density of one position (a tree), twice differentiable, or a ``StochasticLogDensity``.
-        kernel: None: ``kernels.InverseMultiquadric()``, whose discrepancy sees whether a cloud converges; three times
-            differentiable. The lengthscale is in units of the root of the bandwidth, unless that is "fixed".
+        kernel: three times differentiable. None: ``kernels.InverseMultiquadric()``, whose discrepancy detects whether a
+            cloud converges. The lengthscale is in units of the root of the bandwidth, unless that is "fixed".
         geometry: as in ``coin.svgd``.
         bet: as in ``coin.svgd``.
         bandwidth: as in ``coin.svgd``.
 
     Returns:
         ``init(positions) -> CloudState`` with leaves (N, ...), whose ``.positions`` are the particles, and
-        ``step(key, state) -> (CloudState, CloudInfo)``, for ``pi.run``. Memory O(N d) beside that of the densities.
+        ``step(key, state) -> (CloudState, CloudInfo)``, for ``pi.run``. Memory O(N d) in addition to the densities.
 
     Raises:
-        TypeError: ``logdensity_fn`` is no function, a kernel without a lengthscale, a ``bet`` that is no optax
-            transformation; from ``init``: positions that are not floating point.
-        ValueError: an unknown bandwidth rule; from ``init``: no leaves, leading axes that differ, fewer than two
-            particles, NaN, identical particles, or a coordinate without spread where the geometry needs one.
+        TypeError: ``logdensity_fn`` is not a function, the kernel has no lengthscale, or ``bet`` is not an optax
+            transformation; from ``init``: the positions are not floating point.
+        ValueError: The bandwidth rule is unknown; from ``init``: there are no leaves or fewer than two particles,
+            leading axes differ, entries are NaN, particles are identical, or a coordinate has no spread but the
+            geometry needs it.
 
     References:
         Korba, Aubin-Frankowski, Majewski and Ablin (2021), "Kernel Stein discrepancy descent"; Sharrock and Nemeth
@@ -92,13 +93,13 @@ def ksd_descent(
     return descent(logdensity_fn, _direction, kernel, geometry, bet, bandwidth=bandwidth)
 
 
-def _direction(kernel: Any, z: Array, scores: Array, keep: Array, score_fn: Any) -> Array:
+def _direction(kernel: Any, z: Array, scores: Array, mask: Array, score_fn: Any) -> Array:
     """Return ``ksd_direction``, as ``descent`` calls it."""
 
-    def curvature(z, vectors):
+    def curvature_fn(z, vectors):
         return jax.jvp(score_fn, (z,), (vectors,))[1]
 
-    return ksd_direction(kernel, z, scores, curvature, keep)
+    return ksd_direction(kernel, z, scores, curvature_fn, mask)
 
 
 def hessian_products(
@@ -108,8 +109,8 @@ def hessian_products(
 
     Args:
         logdensity_fn: log density of one point ``(D,)``, twice differentiable.
-        points: where.
-        vectors: one a point.
+        points: where the derivatives are taken.
+        vectors: one per point.
 
     Returns:
         Scores and products, in the units of 1 / point and of vector / point².
@@ -122,32 +123,32 @@ def ksd_direction(
     particles: Float[Array, "N D"],
     scores: Shaped[Array, "_ _"],
     curvature_fn: Callable[[Array, Array], Array],
-    keep: Bool[Array, " N"] | None = None,
+    mask: Bool[Array, " N"] | None = None,
     *,
     tile: int = 256,
 ) -> Float[Array, "N D"]:
     r"""Return :math:`-\nabla_{x_i} \frac{1}{N^2} \sum_{jl} k_\pi(x_j, x_l)` for every particle.
 
-    With a and b the derivatives of the double sum for places and scores, the direction is
-    :math:`-(a_i + \nabla^2 \log p(x_i)\, b_i)`. The kernel is held fixed, also where its lengthscale was taken from
-    the particles.
+    With the derivatives a and b of the double sum for positions and scores, the direction is
+    :math:`-(a_i + \nabla^2 \log p(x_i)\, b_i)`. The kernel is held fixed, even if its lengthscale was computed from the
+    particles.
 
     Args:
-        kernel: three times differentiable; the heavy tails of ``InverseMultiquadric`` let far particles be seen.
+        kernel: three times differentiable; with the heavy tails of ``InverseMultiquadric`` distant particles interact.
         particles: the cloud x.
         scores: gradients of the log density at the particles.
         curvature_fn: ``curvature_fn(particles, vectors) -> (N, D)``: Hessians of the log density times vectors, for
             example the second result of ``hessian_products``.
-        keep: which particles count; None: all. The others get the direction NaN, which freezes a bet on them.
-        tile: the pairs are visited in squares of this many particles (static): memory O(N D) beside some
-            ``(tile, tile)`` arrays, ``(tile, tile, D)`` for kernels that are not functions of a scaled distance.
+        mask: which particles count; None: all. The others get the direction NaN, which freezes a bet on them.
+        tile: the pairs are visited in squares of this many particles (static): memory O(N D) in addition to a few
+            ``(tile, tile)`` arrays, or ``(tile, tile, D)`` for kernels that are not functions of a scaled distance.
 
     Returns:
         The direction of steepest descent of the squared discrepancy, in units of squared discrepancy / particle.
 
     Raises:
-        ValueError: scores or Hessian products do not have the shape of the particles.
-        TypeError: not floating point.
+        ValueError: Scores or Hessian products do not have the shape of the particles.
+        TypeError: Particles or scores are not floating point.
 
     References:
         Korba, Aubin-Frankowski, Majewski and Ablin (2021), "Kernel Stein discrepancy descent", equation 10.
@@ -160,46 +161,49 @@ def ksd_direction(
             f"scores must have the shape of the particles, {particles.shape}, got {scores.shape}; give the gradient "
             "of the log density at each particle"
         )
-    keep = jnp.ones(particles.shape[0], bool) if keep is None else keep
-    by_place, by_score = _gradients(kernel, particles, scores, keep, tile=tile)
-    curved = curvature_fn(particles, by_score)
-    if curved.shape != particles.shape:
+    mask = jnp.ones(particles.shape[0], bool) if mask is None else mask
+    position_gradient, score_gradient = _gradients(kernel, particles, scores, mask, tile=tile)
+    products = curvature_fn(particles, score_gradient)
+    if products.shape != particles.shape:
         raise ValueError(
-            f"curvature_fn must return one Hessian product a particle, shape {particles.shape}, got {curved.shape}"
+            f"curvature_fn must return one Hessian product per particle, shape {particles.shape}, got {products.shape}"
         )
-    return jnp.where(keep[:, None], -(by_place + curved), jnp.nan)
+    return jnp.where(mask[:, None], -(position_gradient + products), jnp.nan)
 
 
 @partial(jax.jit, static_argnames="tile")
 def _gradients(
-    kernel: Kernel, particles: Array, scores: Array, keep: Array, *, tile: int
+    kernel: Kernel, particles: Array, scores: Array, mask: Array, *, tile: int
 ) -> tuple[Array, Array]:
-    """Derivatives of the mean of the Stein kernel over pairs, for places and for scores.
+    """Return the derivatives of the mean of the Stein kernel over pairs, for positions and for scores.
 
-    The Stein kernel is symmetric: twice the derivative for its first argument, the diagonal included.
+    As the Stein kernel is symmetric, they are twice the derivatives for its first argument, also on the diagonal.
     """
-    size = particles.shape[0]
-    tile = min(tile, size)
-    pad = -size % tile
-    held = jnp.pad(keep.astype(particles.dtype), (0, pad)).reshape(-1, tile)
-    count = jnp.maximum(jnp.sum(held), 1)
-    cloud, slopes = (
-        jnp.pad(jnp.where(keep[:, None], a, 0), ((0, pad), (0, 0))).reshape(-1, tile, a.shape[1])
+    num_particles = particles.shape[0]
+    tile = min(tile, num_particles)
+    padding = -num_particles % tile
+
+    # Tiles of positions, scores and weights; padding has weight zero
+    weights = jnp.pad(mask.astype(particles.dtype), (0, padding)).reshape(-1, tile)
+    count = jnp.maximum(jnp.sum(weights), 1)
+    position_tiles, score_tiles = (
+        jnp.pad(jnp.where(mask[:, None], a, 0), ((0, padding), (0, 0))).reshape(-1, tile, a.shape[1])
         for a in (particles, scores)
     )
 
-    def toward(rows):
-        def add(total, source):
-            new = jax.grad(partial(_block_sum, kernel))(rows, *source)
+    def row_gradients(rows):
+        def add(total, sources):
+            new = jax.grad(partial(_tile_sum, kernel))(rows, *sources)
             return jax.tree.map(jnp.add, total, new), None
 
-        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, rows), (cloud, slopes, held))[0]
+        zeros = jax.tree.map(jnp.zeros_like, rows)
+        return jax.lax.scan(add, zeros, (position_tiles, score_tiles, weights))[0]
 
-    both = jax.lax.map(toward, (cloud, slopes))
-    places, by_score = (2 * a.reshape(-1, a.shape[-1])[:size] / count**2 for a in both)
-    return places, by_score
+    gradients = jax.lax.map(row_gradients, (position_tiles, score_tiles))
+    by_position, by_score = (2 * a.reshape(-1, a.shape[-1])[:num_particles] / count**2 for a in gradients)
+    return by_position, by_score
 
 
-def _block_sum(kernel: Any, rows: tuple[Array, Array], points: Array, scores: Array, held: Array) -> Array:
-    """Sum of the Stein kernel over the rows and the sources that are not padding."""
-    return jnp.sum(stein_gram(kernel, *rows, points, scores) * held)
+def _tile_sum(kernel: Any, rows: tuple[Array, Array], points: Array, scores: Array, weights: Array) -> Array:
+    """Return the weighted sum of the Stein kernel between the rows and the sources."""
+    return jnp.sum(stein_gram(kernel, *rows, points, scores) * weights)

@@ -1,9 +1,9 @@
-r"""Latent variables by particles, parameters by one iterate: maximum marginal likelihood without a learning rate.
+r"""Maximum marginal likelihood without a learning rate: particles for the latent variables, one iterate of parameters.
 
-The free energy :math:`F(\theta, \mu) = E_\mu[\log \mu(z) - \log p(z, x \mid \theta)]` is least at the maximum of the
-marginal likelihood, with the posterior of the latent variables in the place of :math:`\mu`. The particles follow the
-Stein direction at the current parameters, in the coordinates of their cloud (``coin.svgd``); the parameters follow the
-mean gradient over the particles by a bet of their own, or are set to their best values given the particles.
+The free energy :math:`F(\theta, \mu) = E_\mu[\log \mu(z) - \log p(z, x \mid \theta)]` has its minimum at the maximum of
+the marginal likelihood, where :math:`\mu` is the posterior of the latent variables. The particles follow the Stein
+direction at the current parameters, in the coordinates of their cloud (``coin.svgd``); the parameters follow the mean
+gradient over the particles by a separate bet, or are set to their maximum given the particles.
 """
 
 from __future__ import annotations
@@ -15,21 +15,27 @@ import jax.numpy as jnp
 import optax
 
 from probinfer import betting
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal
-from probinfer.coin.cloud_descent import CloudInfo, CloudState, choose_geometry
+from probinfer.coin.cloud.particles import check_positions, ravel_particles
+from probinfer.coin.cloud_descent import CloudInfo, CloudState, bind_bet, choose_geometry
 from probinfer.coin.stein_descent import svgd
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, field, pytree
 
 __all__ = ["EMInfo", "EMState", "em"]
 
 
 class EMState(NamedTuple):
-    """Where a run stands: ``cloud`` of the latent variables, ``parameters``, and the state of their bet (or ())."""
+    """State of a run.
+
+    Attributes:
+        cloud: state of the cloud of latent variables.
+        parameters: the current parameters.
+        bet: state of the bet of the parameters; () in a marginal M-step.
+    """
 
     cloud: CloudState
     parameters: ArrayTree
@@ -44,21 +50,26 @@ class EMState(NamedTuple):
 class EMInfo(NamedTuple):
     """Report of a step.
 
-    ``cloud`` is the ``CloudInfo`` of the particles before they moved. ``log_joint`` is the mean log joint density of
-    the particles with a finite one, and ``gradient_norm`` the length of its gradient in the parameters, both before the
-    step; NaN in a marginal M-step, which takes no gradient. ``status`` is ``NON_FINITE`` where the particles have no
-    score, or a marginal M-step gave parameters that are not finite (the old ones are kept), else that of the cloud.
+    Attributes:
+        cloud: ``CloudInfo`` of the particles before they moved.
+        log_joint: mean log joint density before the step, over the particles where it is finite; NaN in a marginal
+            M-step, which takes no gradient.
+        gradient_norm: length of its gradient with respect to the parameters; NaN in a marginal M-step.
+        status: ``NON_FINITE`` if no particle has a score, or a marginal M-step gave parameters that are not finite (the
+            old ones are kept); otherwise that of the cloud.
     """
 
     cloud: CloudInfo
-    log_joint: Array
-    gradient_norm: Array
-    status: Array
+    log_joint: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    status: Int[Array, ""]
 
 
 @pytree
-class _Rule:
-    maximise_fn: Any
+class _EMConfig:
+    """Settings of a step; ``bet`` is that of the parameters, ``svgd`` the settings of the particles."""
+
+    maximize_fn: Any
     bet: Any
     svgd: dict
     bandwidth: str = field(static=True)
@@ -68,7 +79,7 @@ class _Rule:
 def em(
     log_joint_fn: Any,
     *,
-    maximise_fn: Any | None = None,
+    maximize_fn: Any | None = None,
     parameter_bet: optax.GradientTransformation | None = None,
     kernel: Any = None,
     geometry: Any = None,
@@ -77,30 +88,31 @@ def em(
 ) -> Algorithm:
     r"""Find :math:`\arg\max_\theta \log \int p(z, x \mid \theta)\, dz` and the posterior of z there.
 
-    The published set-up is ``geometry=coin.Identity(), bet=betting.coin(unit=0.5),
+    The published algorithm is ``geometry=coin.Identity(), bet=betting.coin(unit=0.5),
     parameter_bet=betting.coin(unit=0.5), bandwidth="published"``.
 
     Args:
         log_joint_fn: ``log p(z, x | theta)`` of one latent position (a tree) and the parameters (an unconstrained
-            tree), or a ``StochasticLogDensity`` of a key, a position and the parameters: one batch a step.
-        maximise_fn: ``maximise_fn(particles) -> parameters``, the maximum over theta of the mean log joint density of
-            particles with leaves (N, ...): the marginal M-step. None: a gradient step by ``parameter_bet``.
-        parameter_bet: an optax transformation for the parameters. None: ``betting.coin()``, which finds their units.
+            tree), or a ``StochasticLogDensity`` of a key, a position and the parameters: one batch per step.
+        maximize_fn: ``maximize_fn(particles) -> parameters``, the maximizer of the mean log joint density of particles
+            with leaves (N, ...): the marginal M-step. None: a gradient step by ``parameter_bet``.
+        parameter_bet: an optax transformation for the parameters. None: ``betting.coin()``, which estimates its unit.
         kernel: of the particles, as in ``coin.svgd``.
-        geometry: of the particles. None: ``coin.Full()`` where there are more particles than latent numbers, else
+        geometry: of the particles. None: ``coin.Full()`` if there are more particles than latent dimensions, otherwise
             ``coin.Diagonal()``.
         bet: of the particles, as in ``coin.svgd``.
         bandwidth: as in ``coin.svgd``.
 
     Returns:
         ``init(particles, parameters) -> EMState`` with leaves (N, ...) for the particles (``parameters`` may be None
-        with a ``maximise_fn``), and ``step(key, state) -> (EMState, EMInfo)``, for ``pi.run``. A gradient in z and one
-        in theta a particle and step.
+        with a ``maximize_fn``), and ``step(key, state) -> (EMState, EMInfo)``, for ``pi.run``. A step takes one
+        gradient in z and one in theta per particle.
 
     Raises:
-        TypeError: functions that are none; from ``init``: particles or parameters that are not floating point.
-        ValueError: from ``init``: particles that are no cloud, no parameters, or a ``maximise_fn`` whose value is not
-            shaped like them.
+        TypeError: ``log_joint_fn`` or ``maximize_fn`` is not a function, or a bet is not an optax transformation; from
+            ``init``: particles or parameters are not floating point.
+        ValueError: From ``init``: the particles are not a cloud, there are no parameters, or ``maximize_fn`` returns
+            parameters of other shapes.
 
     References:
         Sharrock, Dodd and Nemeth (2024), "Tuning-free maximum likelihood training of latent variable models via coin
@@ -110,88 +122,102 @@ def em(
         raise TypeError(
             f"log_joint_fn must be a function of a latent position and parameters, got {shortened(log_joint_fn)}"
         )
-    if maximise_fn is not None and not callable(maximise_fn):
-        raise TypeError(f"maximise_fn must be a function of the particles, got {shortened(maximise_fn)}")
-    parameter_bet = betting.coin() if parameter_bet is None else parameter_bet
-    parameter_bet = optax.GradientTransformation(
-        as_partial(parameter_bet.init), as_partial(parameter_bet.update)
+    if maximize_fn is not None and not callable(maximize_fn):
+        raise TypeError(f"maximize_fn must be a function of the particles, got {shortened(maximize_fn)}")
+    svgd_settings = {
+        "kernel": kernel,
+        "geometry": geometry,
+        "bet": None if bet is None else bind_bet(bet),
+    }
+    svgd(log_joint_fn, **svgd_settings, bandwidth=bandwidth)  # refuses bad settings now
+    config = _EMConfig(
+        maximize_fn=None if maximize_fn is None else as_partial(maximize_fn),
+        bet=bind_bet(betting.coin() if parameter_bet is None else parameter_bet),
+        svgd=svgd_settings,
+        bandwidth=bandwidth,
+        stochastic=isinstance(log_joint_fn, StochasticLogDensity),
     )
-    if bet is not None:
-        bet = optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
-    settings = {"kernel": kernel, "geometry": geometry, "bet": bet}
-    stochastic = isinstance(log_joint_fn, StochasticLogDensity)
-    svgd(log_joint_fn, **settings, bandwidth=bandwidth)  # refuses bad settings now
-    maximise_fn = None if maximise_fn is None else as_partial(maximise_fn)
-    rule = _Rule(maximise_fn, parameter_bet, settings, bandwidth, stochastic)
-    return algorithm(_init, _step, rule, as_partial(log_joint_fn))
+    return algorithm(_init, _step, config, as_partial(log_joint_fn))
 
 
-def _particles(rule: _Rule, log_joint_fn: Any, parameters: ArrayTree, positions: ArrayTree) -> Algorithm:
-    """Stein variational gradient descent at the current parameters."""
-    num, dims = cloud.ravel(positions).shape
-    geometry = rule.svgd["geometry"] or (choose_geometry(num, dims) if dims < num else Diagonal())
-    kind = StochasticLogDensity if rule.stochastic else LogDensity
-    at = _noisy_at if rule.stochastic else _at
-    settings = rule.svgd | {"geometry": geometry, "bandwidth": rule.bandwidth}
-    return svgd(kind(at, log_joint_fn, parameters), **settings)
+def _svgd_algorithm(
+    config: _EMConfig, log_joint_fn: Any, parameters: ArrayTree, positions: ArrayTree
+) -> Algorithm:
+    """Return Stein variational gradient descent at the current parameters."""
+    num_particles, num_dims = ravel_particles(positions).shape
+    geometry = config.svgd["geometry"]
+    if not geometry:
+        geometry = choose_geometry(num_particles, num_dims) if num_dims < num_particles else Diagonal()
+    logdensity_fn: Any
+    if config.stochastic:
+        logdensity_fn = StochasticLogDensity(_stochastic_log_joint_at, log_joint_fn, parameters)
+    else:
+        logdensity_fn = LogDensity(_log_joint_at, log_joint_fn, parameters)
+    return svgd(logdensity_fn, **(config.svgd | {"geometry": geometry, "bandwidth": config.bandwidth}))
 
 
-def _at(log_joint_fn: Any, parameters: ArrayTree, position: ArrayTree) -> Array:
+def _log_joint_at(log_joint_fn: Any, parameters: ArrayTree, position: ArrayTree) -> Array:
     return log_joint_fn(position, parameters)
 
 
-def _noisy_at(log_joint_fn: Any, parameters: ArrayTree, key: PRNGKey, position: ArrayTree) -> Array:
+def _stochastic_log_joint_at(
+    log_joint_fn: Any, parameters: ArrayTree, key: PRNGKey, position: ArrayTree
+) -> Array:
     return log_joint_fn(key, position, parameters)
 
 
-def _init(rule: _Rule, log_joint_fn: Any, particles: ArrayTree, parameters: ArrayTree = None) -> EMState:
-    cloud.check_positions(particles)
-    latents = _particles(rule, log_joint_fn, parameters, particles).init(particles)
-    if rule.maximise_fn is None:
-        betting.coin().init(parameters)  # refuses what is not floating point, in words
+def _init(
+    config: _EMConfig, log_joint_fn: Any, particles: ArrayTree, parameters: ArrayTree = None
+) -> EMState:
+    check_positions(particles)
+    cloud = _svgd_algorithm(config, log_joint_fn, parameters, particles).init(particles)
+    if config.maximize_fn is None:
+        betting.coin().init(parameters)  # refuses parameters that are not floating point
         parameters = jax.tree.map(jnp.asarray, parameters)
-        return EMState(latents, parameters, rule.bet.init(parameters))
-    best = rule.maximise_fn(latents.positions)
-    if parameters is not None and _shapes(best) != _shapes(parameters):
+        return EMState(cloud, parameters, config.bet.init(parameters))
+    maximum = config.maximize_fn(cloud.positions)
+    if parameters is not None and _shapes(maximum) != _shapes(parameters):
         raise ValueError(
-            "maximise_fn must return parameters shaped like those given, expected "
-            f"{_shapes(parameters)}, got {_shapes(best)}"
+            "maximize_fn must return parameters shaped like those given, expected "
+            f"{_shapes(parameters)}, got {_shapes(maximum)}"
         )
-    return EMState(latents, jax.tree.map(jnp.asarray, best if parameters is None else parameters), ())
+    return EMState(cloud, jax.tree.map(jnp.asarray, maximum if parameters is None else parameters), ())
 
 
 def _shapes(tree: ArrayTree) -> Any:
     return jax.tree.map(jnp.shape, tree)
 
 
-def _step(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[EMState, EMInfo]:
-    algorithm = _particles(rule, log_joint_fn, state.parameters, state.positions)
-    latents, info = algorithm.step(key, state.cloud)
-    if rule.maximise_fn is not None:
-        return _marginal(rule, state, latents, info)
-    value, gradient = _mean_gradient(rule, log_joint_fn, key, state)
-    updates, bet = rule.bet.update(jax.tree.map(jnp.negative, gradient), state.bet, state.parameters)
+def _step(config: _EMConfig, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[EMState, EMInfo]:
+    # Particles
+    algorithm = _svgd_algorithm(config, log_joint_fn, state.parameters, state.positions)
+    cloud, info = algorithm.step(key, state.cloud)
+
+    # Parameters
+    if config.maximize_fn is not None:
+        return _marginal_m_step(config, state, cloud, info)
+    value, gradient = _mean_gradient(config, log_joint_fn, key, state)
+    updates, bet = config.bet.update(jax.tree.map(jnp.negative, gradient), state.bet, state.parameters)
     parameters = jax.tree.map(
         lambda p, u: jnp.where(jnp.isfinite(u), p + u.astype(p.dtype), p), state.parameters, updates
     )
     norm = optax.tree.norm(gradient)
-    return EMState(latents, parameters, bet), EMInfo(info, value, norm, info.status)
+    return EMState(cloud, parameters, bet), EMInfo(info, value, norm, info.status)
 
 
-def _mean_gradient(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState) -> tuple[Array, ArrayTree]:
-    """Mean log joint density over the particles that have one, and its gradient in the parameters."""
+def _mean_gradient(
+    config: _EMConfig, log_joint_fn: Any, key: PRNGKey, state: EMState
+) -> tuple[Array, ArrayTree]:
+    """Return the mean log joint density over the particles where it is finite, and its gradient for the parameters."""
 
-    def of_one(position):
-        batch = (key,) if rule.stochastic else ()
+    def value_and_grad(position):
+        batch = (key,) if config.stochastic else ()
         return jax.value_and_grad(lambda parameters: log_joint_fn(*batch, position, parameters))(
             state.parameters
         )
 
-    values, gradients = jax.vmap(of_one)(state.positions)
-    fine = [
-        jnp.all(jnp.isfinite(leaf).reshape(len(values), -1), axis=1) for leaf in jax.tree.leaves(gradients)
-    ]
-    usable = jnp.all(jnp.stack([jnp.isfinite(values), *fine]), axis=0)
+    values, gradients = jax.vmap(value_and_grad)(state.positions)
+    usable = jnp.isfinite(values) & jnp.all(jnp.isfinite(ravel_particles(gradients)), axis=1)
     count = jnp.sum(usable)
 
     def mean(leaf):
@@ -202,13 +228,15 @@ def _mean_gradient(rule: _Rule, log_joint_fn: Any, key: PRNGKey, state: EMState)
     return mean(values), jax.tree.map(mean, gradients)
 
 
-def _marginal(rule: _Rule, state: EMState, latents: CloudState, info: CloudInfo) -> tuple[EMState, EMInfo]:
-    """The best parameters given the particles, where they are finite."""
-    best = rule.maximise_fn(latents.positions)
-    usable = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(best)]))
+def _marginal_m_step(
+    config: _EMConfig, state: EMState, cloud: CloudState, info: CloudInfo
+) -> tuple[EMState, EMInfo]:
+    """Set the parameters to their maximum given the particles, if it is finite."""
+    maximum = config.maximize_fn(cloud.positions)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(maximum)]))
     parameters = jax.tree.map(
-        lambda new, old: jnp.where(usable, jnp.asarray(new, old.dtype), old), best, state.parameters
+        lambda new, old: jnp.where(finite, jnp.asarray(new, old.dtype), old), maximum, state.parameters
     )
-    status = jnp.where(usable, info.status, jnp.int32(Status.NON_FINITE))
-    unknown = jnp.full((), jnp.nan, latents.z.dtype)
-    return EMState(latents, parameters, ()), EMInfo(info, unknown, unknown, status)
+    status = jnp.where(finite, info.status, jnp.int32(Status.NON_FINITE))
+    nan = jnp.full((), jnp.nan, cloud.z.dtype)
+    return EMState(cloud, parameters, ()), EMInfo(info, nan, nan, status)

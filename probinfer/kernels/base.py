@@ -1,8 +1,8 @@
-"""A kernel is the pytree of its hyperparameters, with a rule for pairs, for grams and for contractions of grams.
+"""The kernel base class: a kernel is the pytree of its hyperparameters, with its values, grams and their contraction.
 
-Every kernel answers four questions: ``evaluate`` one pair, ``gram`` of all pairs, its ``diag``, and ``contract``: the
-gradient of ``Σ_ij G_ij k(x_i, x_j)``, which is all that a first-order method ever needs of the derivatives of k.
-Hyperparameters are cast to the dtype of the inputs, so float32 inputs stay float32.
+Every kernel has four methods: ``evaluate`` for one pair, ``gram`` for all pairs, ``diag`` for the diagonal of a gram,
+and ``contract`` for the gradient of ``Σ_ij G_ij k(x_i, x_j)``, the only derivative of k that a first-order method
+needs. Hyperparameters are cast to the dtype of the inputs, so float32 inputs stay float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from probinfer.core.types import Array, Float, Scalar, strong_array
 __all__ = ["COMPOSITES", "Kernel", "cast", "check_inputs", "parameter"]
 
 
-# What the operators make, filled in by ``composite``, which needs ``Kernel`` first.
+# The classes that the operators build. ``composite`` registers them, because it imports ``Kernel`` from here.
 COMPOSITES: dict[str, Callable[..., Any]] = {}
 
 
@@ -34,7 +34,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def gram(self, X: Float[Array, "N D"], Z: Float[Array, "M D"] | None = None) -> Float[Array, "N M"]:
-        """The matrix of ``k(x_i, z_j)``; with ``Z=None`` that of X with itself, exactly symmetric."""
+        """The matrix of ``k(x_i, z_j)``; for ``Z=None`` that of ``k(x_i, x_j)``, exactly symmetric."""
 
     @abc.abstractmethod
     def diag(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
@@ -48,14 +48,14 @@ class Kernel(abc.ABC):
             G: symmetric weights, held constant.
 
         Returns:
-            A tree like the kernel with the derivatives with respect to its leaves (``float0`` for leaves that are
-            not floating point), and the derivative with respect to X. Both are differentiable in turn.
+            The derivatives with respect to the leaves of the kernel, in a tree like the kernel (``float0`` for leaves
+            that are not floating point), and the derivative with respect to X. Both can be differentiated again.
         """
         _, pullback = jax.vjp(lambda kernel, X: kernel.gram(X), self, X)
         return pullback(G)
 
     def on(self, dims: int | Sequence[int]) -> Kernel:
-        """The same kernel on some columns of the inputs."""
+        """Apply the kernel to some columns of the inputs only."""
         return COMPOSITES["columns"](self, (dims,) if isinstance(dims, (int, np.integer)) else tuple(dims))
 
     def __add__(self, other: Any) -> Kernel:
@@ -63,7 +63,7 @@ class Kernel(abc.ABC):
         return COMPOSITES["sum"]((self, other)) if isinstance(other, Kernel) else NotImplemented
 
     def __mul__(self, other: Any) -> Kernel:
-        """``k1 k2`` for a kernel, ``variance · k`` for a number or a scalar array."""
+        """``k1 · k2`` for a kernel, ``variance · k`` for a number or a scalar array."""
         if isinstance(other, Kernel):
             return COMPOSITES["product"]((self, other))
         return COMPOSITES["scaled"](self, other)
@@ -74,19 +74,19 @@ class Kernel(abc.ABC):
 
 
 def parameter(name: str, value: Any, *, max_ndim: int = 0) -> Any:
-    """Check what is static about a hyperparameter and make numbers strong arrays.
+    """Check the static properties of a hyperparameter, and turn numbers into strongly typed arrays.
 
     Args:
-        name: its name, for the message.
-        value: a number, an array, or anything that may stand in the place of one (a prior, a tracer).
-        max_ndim: 0 for scalars, 1 where one value for each input dimension is allowed.
+        name: its name, for error messages.
+        value: a number, an array, or a placeholder for one (a prior, a tracer).
+        max_ndim: 0 for scalars, 1 if one value for each input dimension is allowed.
 
     Returns:
-        An array where ``value`` was numeric, otherwise ``value``.
+        An array if ``value`` is numeric, otherwise ``value``.
 
     Raises:
-        ValueError: too many axes, or a number that is not positive and finite.
-        TypeError: an integer or complex array, a text, a kernel, or nothing.
+        ValueError: The value has too many axes, or is a number that is not positive and finite.
+        TypeError: The value is an integer or complex array, a string, a kernel or None.
     """
     if value is None or isinstance(value, (str, bytes, bool, Kernel)):
         raise TypeError(f"{name} must be a positive number or an array of them, got {shortened(value)}")
@@ -108,17 +108,17 @@ def parameter(name: str, value: Any, *, max_ndim: int = 0) -> Any:
     return value
 
 
-def cast(value: Any, like: Array) -> Array:
-    """The hyperparameter in the dtype of the inputs."""
-    return jnp.asarray(value, dtype=like.dtype)
+def cast(value: Any, inputs: Array) -> Array:
+    """Return the hyperparameter in the dtype of the inputs."""
+    return jnp.asarray(value, dtype=inputs.dtype)
 
 
 def check_inputs(X: Array, Z: Array | None = None) -> None:
-    """Refuse inputs that are not two tables of floating-point numbers with the same columns.
+    """Refuse inputs that are not floating-point matrices with the same number of columns.
 
     Raises:
-        TypeError: an integer dtype.
-        ValueError: not two-dimensional, or different numbers of columns.
+        TypeError: The dtype of X or Z is not floating point.
+        ValueError: X or Z is not two-dimensional, or they have different numbers of columns.
     """
     for name, value in (("X", X),) if Z is None else (("X", X), ("Z", Z)):
         check_floating(name, value)

@@ -1,7 +1,7 @@
-"""Kernels made of kernels: sums, products, scaling, and kernels on some columns only.
+"""Composite kernels: sums, products, scaled kernels, and kernels of some columns only.
 
-A contraction goes through each of them by its own product rule, so that a sum of stationary kernels keeps their fast
-contraction.
+Each class delegates ``contract`` to its parts by the rule of its derivative, so that a sum of stationary kernels keeps
+their fast contraction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Sum(Kernel):
     terms: Any = field()
 
     def __post_init__(self):
-        object.__setattr__(self, "terms", _members("terms", self.terms, Sum))
+        object.__setattr__(self, "terms", _flattened("terms", self.terms, Sum))
 
     def evaluate(self, x: Float[Array, " D"], z: Float[Array, " D"]) -> Scalar:
         """The sum over the terms."""
@@ -44,9 +44,9 @@ class Sum(Kernel):
         return _sum(term.diag(X) for term in self.terms)
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """Each term is contracted with the same G."""
+        """Contract each term with the same G."""
         parts = [term.contract(X, G) for term in self.terms]
-        return _like(self, tuple(part for part, _ in parts)), _sum(dX for _, dX in parts)
+        return _rebuild(self, tuple(part for part, _ in parts)), _sum(dX for _, dX in parts)
 
 
 @pytree
@@ -56,7 +56,7 @@ class Product(Kernel):
     factors: Any = field()
 
     def __post_init__(self):
-        object.__setattr__(self, "factors", _members("factors", self.factors, Product))
+        object.__setattr__(self, "factors", _flattened("factors", self.factors, Product))
 
     def evaluate(self, x: Float[Array, " D"], z: Float[Array, " D"]) -> Scalar:
         """The product over the factors."""
@@ -71,13 +71,13 @@ class Product(Kernel):
         return _product(factor.diag(X) for factor in self.factors)
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """Each factor is contracted with ``G ∘`` the grams of the others."""
+        """Contract each factor with ``G ∘`` the grams of the other factors."""
         grams = [factor.gram(X) for factor in self.factors]
         parts = [
             factor.contract(X, _product([G, *grams[:i], *grams[i + 1 :]]))
             for i, factor in enumerate(self.factors)
         ]
-        return _like(self, tuple(part for part, _ in parts)), _sum(dX for _, dX in parts)
+        return _rebuild(self, tuple(part for part, _ in parts)), _sum(dX for _, dX in parts)
 
 
 @pytree
@@ -103,12 +103,12 @@ class Scaled(Kernel):
         return cast(self.variance, X) * self.kernel.diag(X)
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """The kernel is contracted with ``variance · G``, the variance with ``Σ G ∘ gram``."""
-        inner = self.kernel.gram(X)
+        """Contract the kernel with ``variance · G``; the derivative for the variance is ``Σ G ∘ gram``."""
+        gram = self.kernel.gram(X)
         _, pullback = jax.vjp(lambda variance: cast(variance, X), self.variance)
-        (dvariance,) = pullback(jnp.sum(G * inner))
+        (dvariance,) = pullback(jnp.sum(G * gram))
         through_kernel, dX = self.kernel.contract(X, cast(self.variance, X) * G)
-        return _like(self, through_kernel, dvariance), dX
+        return _rebuild(self, through_kernel, dvariance), dX
 
 
 @pytree
@@ -116,12 +116,12 @@ class ActiveDims(Kernel):
     """``k`` of some columns of the inputs, written ``k.on((0, 2))``.
 
     Attributes:
-        kernel: the kernel of these columns; it sees them as columns 0, 1, ...
-        dims: column numbers of X from 0 on, all different; one number for one column.
+        kernel: the kernel of these columns; it receives them as columns 0, 1, ...
+        dims: distinct column numbers of X from 0 on; an integer for one column.
 
     Raises:
-        TypeError: ``dims`` is a kernel, or no sequence of numbers.
-        ValueError: ``dims`` is empty, repeats a column or holds a negative number.
+        TypeError: ``dims`` is a kernel, or not a sequence of numbers.
+        ValueError: ``dims`` is empty, repeats a column or contains a negative number.
     """
 
     kernel: Any = field()
@@ -138,41 +138,41 @@ class ActiveDims(Kernel):
         object.__setattr__(self, "dims", tuple(int(d) for d in dims))
 
     def evaluate(self, x: Float[Array, " D"], z: Float[Array, " D"]) -> Scalar:
-        """``k`` of the chosen entries."""
-        return self.kernel.evaluate(self._take(x), self._take(z))
+        """``k`` of the selected entries."""
+        return self.kernel.evaluate(self._select_columns(x), self._select_columns(z))
 
     def gram(self, X: Float[Array, "N D"], Z: Float[Array, "M D"] | None = None) -> Float[Array, "N M"]:
-        """The gram of the chosen columns."""
+        """The gram of the selected columns."""
         check_inputs(X, Z)
-        return self.kernel.gram(self._take(X), None if Z is None else self._take(Z))
+        return self.kernel.gram(self._select_columns(X), None if Z is None else self._select_columns(Z))
 
     def diag(self, X: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """The diagonal on the chosen columns."""
-        return self.kernel.diag(self._take(X))
+        """The diagonal of the selected columns."""
+        return self.kernel.diag(self._select_columns(X))
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """The other columns have no gradient."""
-        through_kernel, dX = self.kernel.contract(self._take(X), G)
-        return _like(self, through_kernel), jnp.zeros_like(X).at[:, np.array(self.dims)].set(dX)
+        """Contract on the selected columns; the gradient of the other columns is zero."""
+        through_kernel, dX = self.kernel.contract(self._select_columns(X), G)
+        return _rebuild(self, through_kernel), jnp.zeros_like(X).at[:, np.array(self.dims)].set(dX)
 
-    def _take(self, X: Array) -> Array:
+    def _select_columns(self, X: Array) -> Array:
         if max(self.dims) >= X.shape[-1]:
             raise ValueError(
-                f"the kernel uses column {max(self.dims)} and the inputs have {X.shape[-1]} columns"
+                f"the kernel uses column {max(self.dims)}, but the inputs have {X.shape[-1]} columns"
             )
         return X[..., np.array(self.dims)]
 
 
-def _members(name: str, kernels: Sequence[Any], cls: type) -> tuple[Any, ...]:
-    """Flatten sums in sums and products in products, so that the names of the parts stay short."""
+def _flattened(name: str, kernels: Sequence[Any], cls: type) -> tuple[Any, ...]:
+    """Flatten sums of sums and products of products, so that the hyperparameters have short names."""
     if len(kernels) == 0:
         raise ValueError(f"{name} must hold at least one kernel")
-    nested = [getattr(kernel, name) if isinstance(kernel, cls) else (kernel,) for kernel in kernels]
-    return tuple(kernel for group in nested for kernel in group)
+    groups = [getattr(kernel, name) if isinstance(kernel, cls) else (kernel,) for kernel in kernels]
+    return tuple(kernel for group in groups for kernel in group)
 
 
-def _like(kernel: Kernel, *children: Any) -> Any:
-    """A tree of the class and static fields of ``kernel`` around other children."""
+def _rebuild(kernel: Kernel, *children: Any) -> Any:
+    """Return a tree with the class and static fields of ``kernel`` and other children."""
     structure = jax.tree.structure(kernel, is_leaf=lambda node: node is not kernel)
     return jax.tree.unflatten(structure, children)
 

@@ -1,4 +1,4 @@
-"""The kernel of a scaled distance that measures how well draws fit a density."""
+"""The inverse multiquadric kernel, the standard choice for kernel Stein discrepancies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["InverseMultiquadric"]
 
 @pytree
 class InverseMultiquadric(Stationary):
-    """``variance · (1 + r²)^(−exponent)``: tails so heavy that far points still feel one another.
+    """``variance · (1 + r²)^(−exponent)``, with tails so heavy that distant points still interact.
 
-    With an exponent in (0, 1) the kernel Stein discrepancy sees whether draws converge to their target; with a squared
-    exponential it does not from three dimensions on. Equal to ``RationalQuadratic`` with ``alpha = exponent`` and
-    ``2 alpha lengthscale²`` in the place of ``lengthscale²``.
+    With an exponent in (0, 1) the kernel Stein discrepancy detects whether draws converge to their target; with a
+    squared exponential it does not in three or more dimensions. Equal to ``RationalQuadratic`` with
+    ``alpha = exponent`` and ``2 alpha lengthscale²`` in place of ``lengthscale²``.
 
     Attributes:
         variance: scalar, k(x, x).

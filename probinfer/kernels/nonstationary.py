@@ -1,4 +1,4 @@
-"""Kernels that are not functions of a distance: linear, polynomial, constant, white noise."""
+"""Kernels that do not depend on a scaled distance: linear, polynomial, constant, white noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Constant", "Linear", "Polynomial", "White"]
 
 @pytree
 class Linear(Kernel):
-    """``k(x, z) = Σ_d variance_d x_d z_d``: Bayesian linear regression with no intercept (add ``Constant()``)."""
+    """``k(x, z) = Σ_d variance_d x_d z_d``: Bayesian linear regression without an intercept (add ``Constant()``)."""
 
     variance: Any = field(default=1.0, constraint=constraints.positive, units=(-2, 2))
 
@@ -49,7 +49,7 @@ def _offset_units(kernel):
 
 @pytree
 class Polynomial(Kernel):
-    """``k(x, z) = (variance · xᵀz + offset)^degree``, all monomials up to a degree."""
+    """``k(x, z) = (variance · xᵀz + offset)^degree``: all monomials up to a degree."""
 
     variance: Any = field(default=1.0, constraint=constraints.positive, units=_slope_units)
     offset: Any = field(default=1.0, constraint=constraints.positive, units=_offset_units)
@@ -80,7 +80,7 @@ class Polynomial(Kernel):
 
 @pytree
 class Constant(Kernel):
-    """``k(x, z) = variance``: an unknown common level."""
+    """``k(x, z) = variance``: an unknown constant function."""
 
     variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
 
@@ -92,7 +92,7 @@ class Constant(Kernel):
         return cast(self.variance, x)
 
     def gram(self, X: Float[Array, "N D"], Z: Float[Array, "M D"] | None = None) -> Float[Array, "N M"]:
-        """The variance everywhere."""
+        """The variance in every entry."""
         check_inputs(X, Z)
         return jnp.full((X.shape[0], (X if Z is None else Z).shape[0]), cast(self.variance, X))
 
@@ -105,8 +105,8 @@ class Constant(Kernel):
 class White(Kernel):
     """Noise that is independent for each observation, even at equal inputs.
 
-    ``gram(X)`` is ``variance · I``; two separate sets of points share no noise, so ``gram(X, Z)`` and ``evaluate``
-    are zero.
+    ``gram(X)`` is ``variance · I``. Different sets of points share no noise, so ``gram(X, Z)`` and ``evaluate`` are
+    zero.
     """
 
     variance: Any = field(default=1.0, constraint=constraints.positive, units=(0, 2))
@@ -119,7 +119,7 @@ class White(Kernel):
         return jnp.zeros((), x.dtype)
 
     def gram(self, X: Float[Array, "N D"], Z: Float[Array, "M D"] | None = None) -> Float[Array, "N M"]:
-        """``variance · I``, or zero between two sets."""
+        """``variance · I``, or zero between two sets of points."""
         check_inputs(X, Z)
         if Z is not None:
             return jnp.zeros((X.shape[0], Z.shape[0]), X.dtype)
@@ -130,6 +130,6 @@ class White(Kernel):
         return jnp.full(X.shape[:1], cast(self.variance, X))
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """The trace of G; X does not matter."""
+        """``tr G`` for the variance, zero for X."""
         _, pullback = jax.vjp(lambda kernel: kernel.diag(X), self)
         return pullback(jnp.diagonal(G))[0], jnp.zeros_like(X)

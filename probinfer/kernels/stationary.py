@@ -1,9 +1,9 @@
 """Kernels of a scaled distance: squared exponential, Matérn, rational quadratic, periodic.
 
-All are ``k(x, z) = profile(|φ(x) − φ(z)|²)`` with a feature map φ: division by the lengthscales, or the circle for the
-periodic kernel. Distances are sums of squared differences, never differences of squares: nothing cancels, the
-diagonal is zero, the gram is symmetric. A contraction with G needs ``M = G ∘ profile′`` and the product ``M [φ, 1]``:
-``O(N²)`` memory, whatever the number of lengthscales, and the gradient with respect to X comes with it.
+All are ``k(x, z) = profile(|φ(x) − φ(z)|²)`` with a feature map φ: division by the lengthscales, or the map to a circle
+for the periodic kernel. Distances are sums of squared differences, never differences of squares, so nothing cancels,
+the distance of a point from itself is zero and grams are symmetric. A contraction with G needs ``M = G ∘ profile′`` and
+the product ``M [φ, 1]``: ``O(N²)`` memory for any number of lengthscales, and it yields the gradient with respect to X.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
     "squared_distances",
 ]
 
-_UNROLL = 16
+_UNROLL = 16  # dimensions whose squares are added in one fused pass
 
 
 class Stationary(Kernel):
-    """``k(x, z) = profile(|φ(x) − φ(z)|²)``; a member says what its profile is, and its features if unusual."""
+    """``k(x, z) = profile(|φ(x) − φ(z)|²)``; a subclass defines ``profile``, and ``features`` if φ is not scaling."""
 
     variance: Any
     lengthscale: Any
@@ -46,10 +46,10 @@ class Stationary(Kernel):
 
     @abc.abstractmethod
     def profile(self, squared: Array) -> Array:
-        """``k`` as a function of the squared scaled distance, elementwise."""
+        """``k`` as a function of squared scaled distances, elementwise."""
 
     def features(self, X: Float[Array, "N D"]) -> Float[Array, "N F"]:
-        """``φ(X)``: inputs, measured from any common origin, in units of the lengthscale."""
+        """``φ(X)``: the inputs, relative to any common origin, in units of the lengthscale."""
         return X / _per_column(self.lengthscale, X)
 
     def evaluate(self, x: Float[Array, " D"], z: Float[Array, " D"]) -> Scalar:
@@ -58,7 +58,7 @@ class Stationary(Kernel):
         return self.profile(jnp.sum((pair[0] - pair[1]) ** 2))
 
     def gram(self, X: Float[Array, "N D"], Z: Float[Array, "M D"] | None = None) -> Float[Array, "N M"]:
-        """Profile of all squared distances between the features."""
+        """The profile of all squared distances between the features."""
         check_inputs(X, Z)
         origin = _origin(X)
         left = self.features(X - origin)
@@ -70,7 +70,7 @@ class Stationary(Kernel):
         return jnp.broadcast_to(cast(self.variance, X), X.shape[:1])
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """Through the profile, the distances and the features, in turn."""
+        """Pull G back through the profile, the distances and the features, in turn."""
         F, features_pullback = jax.vjp(lambda kernel, X: kernel.features(X - _origin(X)), self, X)
         squared = squared_distances(F, F)
         _, profile_pullback = jax.vjp(lambda kernel, squared: kernel.profile(squared), self, squared)
@@ -209,7 +209,7 @@ class Periodic(Stationary):
 
 
 def _origin(X: Array) -> Array:
-    """A common origin near the data. Distances do not depend on it, so it carries no derivative."""
+    """Return a common origin near the data. Distances do not depend on it, so it has no derivative."""
     return lax.stop_gradient(jnp.mean(X, axis=0))
 
 
@@ -217,27 +217,27 @@ def _per_column(value: Any, X: Array) -> Array:
     value = cast(value, X)
     if value.ndim == 1 and value.shape[0] != X.shape[1]:
         raise ValueError(
-            f"the kernel has {value.shape[0]} lengthscales or periods and the inputs have {X.shape[1]} columns; "
+            f"the kernel has {value.shape[0]} lengthscales or periods, but the inputs have {X.shape[1]} columns; "
             "give one value for each column, or a scalar"
         )
     return jnp.broadcast_to(value, X.shape[1:])
 
 
 def _add(a: Any, b: Any) -> Any:
-    """Add cotangents; those of integers (float0) add to themselves."""
+    """Add cotangents; those of integers have dtype float0, which cannot be added."""
     return a if a.dtype == jax.dtypes.float0 else a + b
 
 
 @jax.custom_jvp
 def squared_distances(A: Float[Array, "N D"], B: Float[Array, "M D"]) -> Float[Array, "N M"]:
-    """``Σ_d (A_id − B_jd)²`` without cancellation; derivatives by matrix products, of any order.
+    """``Σ_d (A_id − B_jd)²`` without cancellation, with derivatives of any order by matrix products.
 
     Args:
         A: points.
         B: points.
 
     Returns:
-        Squared distances; exactly zero between equal points.
+        The squared distances, exactly zero between equal points.
     """
     A, B = _columns(A), _columns(B)
     dims = A.shape[0]
@@ -254,7 +254,7 @@ def squared_distances(A: Float[Array, "N D"], B: Float[Array, "M D"]) -> Float[A
 
 
 def _columns(A: Array) -> Array:
-    """``Aᵀ`` with each column of A contiguous in memory: behind the barrier a view would not do."""
+    """``Aᵀ`` with each column of A contiguous in memory; the barrier keeps XLA from replacing it by a strided view."""
     return lax.optimization_barrier(A.T.reshape(-1)).reshape(A.shape[::-1])
 
 
@@ -271,8 +271,8 @@ def _squared_distances_jvp(primals, tangents):
     origin = _origin(B)
     a, b = A - origin, B - origin
     # d|a − b|² = 2 (a·da + b·db − a·db − da·b)
-    own = jnp.sum(a * dA, axis=1)[:, None] + jnp.sum(b * dB, axis=1)[None, :]
-    return squared_distances(A, B), 2.0 * (own - a @ dB.T - dA @ b.T)
+    same_point = jnp.sum(a * dA, axis=1)[:, None] + jnp.sum(b * dB, axis=1)[None, :]
+    return squared_distances(A, B), 2.0 * (same_point - a @ dB.T - dA @ b.T)
 
 
 def _contract_distances(F: Array, M: Array) -> Array:
@@ -284,14 +284,14 @@ def _contract_distances(F: Array, M: Array) -> Array:
 
 @jax.custom_jvp
 def _root(squared: Array) -> Array:
-    """``√s`` with derivative 0 where the points coincide to rounding and stay together."""
+    """``√s``, with derivative 0 where the points coincide up to rounding."""
     return jnp.sqrt(squared)
 
 
 @_root.defjvp
 def _root_jvp(primals, tangents):
-    # A compiler may compute s twice with different rounding (0 here, 1e-34 there), so no two selects may depend on
-    # each other: a floor under the root, and one select.
+    # A compiler may compute s twice with different rounding (0 and 1e-34), so that two selects on s could disagree:
+    # therefore a floor under the root, and a single select.
     (s,), (ds,) = primals, tangents
     floor = (16.0 * float(jnp.finfo(s.dtype).eps)) ** 2
     return _root(s), jnp.where(s > floor, 0.5 * ds / _root(jnp.maximum(s, floor)), 0.0)

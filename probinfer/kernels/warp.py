@@ -16,11 +16,11 @@ __all__ = ["Warped"]
 
 @pytree
 class Warped(Kernel):
-    """``k(fn(x), fn(z))`` for a map ``fn`` with parameters of its own.
+    """``k(fn(x), fn(z))`` for a map ``fn`` that may have parameters.
 
-    ``fn`` maps a whole table (N, D) to (N, E), row by row. Its parameters are hyperparameters of the kernel: a
+    ``fn`` maps a matrix (N, D) to (N, E), row by row. Its parameters are hyperparameters of the kernel: use a
     ``jax.tree_util.Partial`` of a module-level function over arrays, or a registered pytree with ``__call__``. A plain
-    function has none. A flax module is split first: ``graphdef, state = nnx.split(module)``, then
+    function has no parameters. Split a flax module first: ``graphdef, state = nnx.split(module)``, then
     ``Partial(apply, graphdef, state)`` with ``def apply(graphdef, state, X): return nnx.merge(graphdef, state)(X)``.
 
     References:
@@ -37,7 +37,9 @@ class Warped(Kernel):
             fn = Partial(frozen(self.fn.func), *self.fn.args, **self.fn.keywords)
         else:
             fn = Partial(frozen(self.fn)) if jax.tree_util.all_leaves([self.fn]) else self.fn
-        object.__setattr__(self, "fn", fn)  # what the function captures is fixed: no leaf, no hyperparameter
+        object.__setattr__(
+            self, "fn", fn
+        )  # frozen: arrays that the function captures are not hyperparameters
 
     def evaluate(self, x: Float[Array, " D"], z: Float[Array, " D"]) -> Scalar:
         """``k(fn(x), fn(z))``."""
@@ -53,7 +55,7 @@ class Warped(Kernel):
         return self.kernel.diag(self.fn(X))
 
     def contract(self, X: Float[Array, "N D"], G: Float[Array, "N N"]) -> tuple[Any, Float[Array, "N D"]]:
-        """The gradient with respect to the transformed points is pulled back through ``fn``."""
+        """Pull the gradient with respect to the transformed points back through ``fn``."""
         features, pullback = jax.vjp(lambda fn, X: fn(X), self.fn, X)
         through_kernel, dfeatures = self.kernel.contract(features, G)
         through_fn, dX = pullback(dfeatures)

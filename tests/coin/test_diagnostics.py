@@ -18,21 +18,21 @@ RNG = np.random.default_rng(0)
 def test_identities_and_discrepancy_of_the_particles_that_count():
     x = RNG.normal(size=(12, 3)) * [1, 2, 3] + 4
     s = -(x - 4) / np.array([1, 4, 9])
-    keep = np.arange(12) < 10
+    mask = np.arange(12) < 10
     z, pulled = x / [1, 2, 3], s * [1, 2, 3]
-    bad = np.where(keep[:, None], s, np.nan)
-    found = diagnostics.judge(*map(jnp.asarray, (x, bad, z, np.where(keep[:, None], pulled, 0), keep)))
+    bad = np.where(mask[:, None], s, np.nan)
+    result = diagnostics.diagnose(*map(jnp.asarray, (x, bad, z, np.where(mask[:, None], pulled, 0), mask)))
     x, s, z, pulled = (a[:10] for a in (x, s, z, pulled))
-    np.testing.assert_allclose(found.virial, np.mean((x - x.mean(0)) * s, axis=0))
-    np.testing.assert_allclose(found.location, s.mean(0) * x.std(0))
+    np.testing.assert_allclose(result.virial, np.mean((x - x.mean(0)) * s, axis=0))
+    np.testing.assert_allclose(result.location, s.mean(0) * x.std(0))
     squares = np.sum((z[:, None] - z[None]) ** 2, axis=-1)[np.triu_indices(10, 1)]
     scale = np.full(3, np.sort(squares)[22] ** 0.5)  # the 23rd of 45
-    wanted = np.sqrt(np.mean(oracle.gram(z, pulled, z, pulled, scale, 0.5)))
-    np.testing.assert_allclose(found.ksd, wanted, rtol=1e-9)
+    expected = np.sqrt(np.mean(oracle.gram(z, pulled, z, pulled, scale, 0.5)))
+    np.testing.assert_allclose(result.ksd, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "size", "dims", "words"),
+    ("ratio", "size", "dims", "message"),
     [
         (1.0, 100, 10, ""),
         (0.7, 100, 10, "too narrow"),
@@ -41,9 +41,9 @@ def test_identities_and_discrepancy_of_the_particles_that_count():
         (1.5, 100, 10, "wider than its density"),
     ],
 )
-def test_complaints(ratio, size, dims, words):
-    found = diagnostics.complaint(np.full(dims, -ratio), size)
-    assert (words in found) if words else (found == "")
+def test_complaints(ratio, size, dims, message):
+    result = diagnostics.describe_misfit(np.full(dims, -ratio), size)
+    assert (message in result) if message else (result == "")
 
 
 class Cloud(NamedTuple):
@@ -69,15 +69,15 @@ def script_init(script, positions):
 
 
 def script_step(script, key, state):
-    none = jnp.int32(0)
+    zero = jnp.int32(0)
     t = state.step
-    info = CloudInfo(script.norms[t], script.virials[t][None], 1.0, False, none, none)
+    info = CloudInfo(script.norms[t], script.virials[t][None], 1.0, False, zero, zero)
     return state._replace(step=t + 1, age=t + 1 - jnp.maximum(script.stale, 0)), info
 
 
 def steps_until_settled(virials, norms, stale=-1):
     script = Script(jnp.asarray(virials), jnp.asarray(norms), jnp.int32(stale))
-    loop = stopping.watched(algorithm(script_init, script_step, script))
+    loop = stopping.monitor_epochs(algorithm(script_init, script_step, script))
     state = loop.init(jnp.zeros((2, 1)))
     for t in range(len(norms)):
         state, info = loop.step(jax.random.key(0), state)
@@ -102,7 +102,7 @@ def test_a_run_ends_where_an_epoch_changed_nothing():
 
 
 def test_a_cloud_in_the_wrong_place_is_complained_of():
-    found = diagnostics.complaint(np.full(3, -1.0), 200, np.array([0.1, -1.5, 0.0]))
-    assert "not where its density is" in found
-    assert "1.5" in found
-    assert not diagnostics.complaint(np.full(3, -1.0), 200, np.array([0.1, -0.5, 0.0]))
+    result = diagnostics.describe_misfit(np.full(3, -1.0), 200, np.array([0.1, -1.5, 0.0]))
+    assert "not where its density is" in result
+    assert "1.5" in result
+    assert not diagnostics.describe_misfit(np.full(3, -1.0), 200, np.array([0.1, -0.5, 0.0]))

@@ -26,10 +26,10 @@ def mean_latent(latents):
 
 
 @pytest.mark.f32
-@pytest.mark.parametrize("maximise_fn", [None, mean_latent])
-def test_the_best_mean_of_a_hierarchical_model(key, dtype, maximise_fn, count_compiles):
+@pytest.mark.parametrize("maximize_fn", [None, mean_latent])
+def test_the_best_mean_of_a_hierarchical_model(key, dtype, maximize_fn, count_compiles):
     """Every fixed point has the particle mean at (x + theta)/2, so theta is exact with any number of particles."""
-    algorithm = coin.em(LogDensity(log_joint, jnp.asarray(DATA, dtype)), maximise_fn=maximise_fn)
+    algorithm = coin.em(LogDensity(log_joint, jnp.asarray(DATA, dtype)), maximize_fn=maximize_fn)
     state = algorithm.init(start(dtype), jnp.zeros((), dtype))
     state, (_, info) = pi.run(key, algorithm, state, 500)
     assert float(state.parameters) == pytest.approx(DATA.mean(), abs=0.02)
@@ -38,10 +38,10 @@ def test_the_best_mean_of_a_hierarchical_model(key, dtype, maximise_fn, count_co
     assert int(jnp.max(info.status)) == pi.Status.OK
     # the posterior deviation is 0.71; 30 particles in 12 dimensions are a little narrow
     assert 0.5 < np.std(state.positions, axis=0).mean() < 0.75
-    other = coin.em(LogDensity(log_joint, jnp.asarray(DATA[::-1].copy() * 2, dtype)), maximise_fn=maximise_fn)
-    begin = other.init(start(dtype) * 2, jnp.ones((), dtype))
+    other = coin.em(LogDensity(log_joint, jnp.asarray(DATA[::-1].copy() * 2, dtype)), maximize_fn=maximize_fn)
+    initial = other.init(start(dtype) * 2, jnp.ones((), dtype))
     with count_compiles() as compiles:
-        pi.run(key, other, begin, 500)
+        pi.run(key, other, initial, 500)
     assert compiles.count == 0
 
 
@@ -59,15 +59,15 @@ def test_parameters_of_another_scale(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("maximise_fn", [None, mean_latent])
-def test_few_particles_in_many_dimensions_far_away(key, maximise_fn):
+@pytest.mark.parametrize("maximize_fn", [None, mean_latent])
+def test_few_particles_in_many_dimensions_far_away(key, maximize_fn):
     """Single coordinates leave the metric all the time there; when each stopped all others, 1000 steps were too few."""
     x = 1e3 * (5 + np.sqrt(2) * np.random.default_rng(2).normal(size=100))
 
     def log_scaled(latent, parameters):
         return 1e-6 * log_joint(x, latent, parameters)
 
-    algorithm = coin.em(log_scaled, maximise_fn=maximise_fn)
+    algorithm = coin.em(log_scaled, maximize_fn=maximize_fn)
     state, _ = pi.run(key, algorithm, algorithm.init(start(float, 10, 100), jnp.zeros(())), 600)
     assert abs(float(state.parameters) - x.mean()) < 0.03 * 1e3
 
@@ -87,8 +87,8 @@ def test_a_variance_is_found_with_enough_particles(key):
     algorithm = coin.em(log_joint_with_scale)
     state = algorithm.init(start(jnp.float64, 100, 4), {"mean": jnp.zeros(()), "log_tau": jnp.zeros(())})
     state, (_, info) = pi.run(key, algorithm, state, 1000)
-    want = np.sqrt(np.var(FOUR) - 1)
-    assert float(jnp.exp(state.parameters["log_tau"])) == pytest.approx(want, rel=0.05)
+    expected = np.sqrt(np.var(FOUR) - 1)
+    assert float(jnp.exp(state.parameters["log_tau"])) == pytest.approx(expected, rel=0.05)
     assert float(state.parameters["mean"]) == pytest.approx(FOUR.mean(), abs=0.05)
     assert float(info.gradient_norm[-1]) < 0.3
     assert float(info.log_joint[-1]) > float(info.log_joint[0])
@@ -112,9 +112,9 @@ def hole(latent, parameters):
 
 def test_a_particle_without_a_density_is_left_out(key):
     algorithm = coin.em(hole)
-    begin = start(jnp.float64).at[4, 0].set(60.0)
-    state, (_, info) = pi.run(key, algorithm, algorithm.init(begin, jnp.zeros(())), 30)
-    np.testing.assert_allclose(state.positions[4], begin[4], rtol=1e-9)
+    initial = start(jnp.float64).at[4, 0].set(60.0)
+    state, (_, info) = pi.run(key, algorithm, algorithm.init(initial, jnp.zeros(())), 30)
+    np.testing.assert_allclose(state.positions[4], initial[4], rtol=1e-9)
     assert int(info.cloud.num_nonfinite[0]) == 1
     assert np.all(np.isfinite(info.log_joint))
     assert 0 < float(state.parameters) < 5
@@ -125,13 +125,13 @@ def nowhere(latent, parameters):
 
 
 def test_without_any_density_nothing_moves_and_the_status_says_so(key):
-    for maximise_fn in (None, lambda latents: jnp.nan * jnp.mean(latents)):
-        algorithm = coin.em(nowhere, maximise_fn=maximise_fn)
-        begin = algorithm.init(start(jnp.float64, 6), jnp.ones(()))
-        state, info = jax.jit(algorithm.step)(key, begin)
+    for maximize_fn in (None, lambda latents: jnp.nan * jnp.mean(latents)):
+        algorithm = coin.em(nowhere, maximize_fn=maximize_fn)
+        initial = algorithm.init(start(jnp.float64, 6), jnp.ones(()))
+        state, info = jax.jit(algorithm.step)(key, initial)
         assert int(info.status) == pi.Status.NON_FINITE
         assert float(state.parameters) == 1.0
-        np.testing.assert_allclose(state.positions, begin.positions, rtol=1e-12)
+        np.testing.assert_allclose(state.positions, initial.positions, rtol=1e-12)
 
 
 def test_the_published_set_up_moves_by_halves(key):
@@ -144,28 +144,28 @@ def test_the_published_set_up_moves_by_halves(key):
         parameter_bet=half,
         bandwidth="published",
     )
-    begin = algorithm.init(start(jnp.float64, 6), jnp.zeros(()))
-    state, _ = jax.jit(algorithm.step)(key, begin)
-    np.testing.assert_allclose(jnp.abs(state.positions - begin.positions), 0.5, rtol=1e-9)
+    initial = algorithm.init(start(jnp.float64, 6), jnp.zeros(()))
+    state, _ = jax.jit(algorithm.step)(key, initial)
+    np.testing.assert_allclose(jnp.abs(state.positions - initial.positions), 0.5, rtol=1e-9)
     assert abs(float(state.parameters)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: coin.em(None), TypeError, "log_joint_fn must be a function"),
-        (lambda: coin.em(hole, maximise_fn=1.0), TypeError, "maximise_fn must be a function"),
+        (lambda: coin.em(hole, maximize_fn=1.0), TypeError, "maximize_fn must be a function"),
         (lambda: coin.em(hole, bandwidth="wide"), ValueError, "bandwidth must be"),
         (lambda: coin.em(hole).init(jnp.eye(12), {}), ValueError, "no leaves"),
         (lambda: coin.em(hole).init(jnp.eye(12), jnp.arange(2)), TypeError, "floating point"),
         (lambda: coin.em(hole).init(jnp.ones((3, 12)), jnp.zeros(())), ValueError, "identical"),
         (
-            lambda: coin.em(hole, maximise_fn=mean_latent).init(jnp.eye(12), jnp.zeros(2)),
+            lambda: coin.em(hole, maximize_fn=mean_latent).init(jnp.eye(12), jnp.zeros(2)),
             ValueError,
             "shaped like those given",
         ),
     ],
 )
-def test_bad_input(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
         make()

@@ -10,7 +10,7 @@ import pytest
 import probinfer as pi
 from probinfer import coin, targets
 from probinfer.coin.engine import reports
-from probinfer.coin.engine.trajectories import blank
+from probinfer.coin.engine.trajectories import empty_trajectory_report
 from probinfer.core.binding import LogDensity
 from probinfer.core.errors import ConvergenceWarning, NumericalError
 from probinfer.core.status import Status
@@ -41,12 +41,12 @@ def quietly(key, target, engine):
 @pytest.mark.f32
 def test_particles_of_a_normal_have_its_moments(key, dtype):
     """The mean-field sd of 40 particles in 4 dimensions is 0.97."""
-    found = pi.infer(key, normal(dtype=dtype), coin.SVGD(num_particles=40), progress=False)
-    assert found.draws["x"].shape == (1, 40, 3)
-    assert found.draws["x"].dtype == dtype
-    np.testing.assert_allclose(np.std(found.draws["x"][0], axis=0) / SCALE, 0.96, atol=0.04)
-    np.testing.assert_allclose(np.mean(found.draws["y"]), 3, atol=0.05)
-    info = found.info
+    posterior = pi.infer(key, normal(dtype=dtype), coin.SVGD(num_particles=40), progress=False)
+    assert posterior.draws["x"].shape == (1, 40, 3)
+    assert posterior.draws["x"].dtype == dtype
+    np.testing.assert_allclose(np.std(posterior.draws["x"][0], axis=0) / SCALE, 0.96, atol=0.04)
+    np.testing.assert_allclose(np.mean(posterior.draws["y"]), 3, atol=0.05)
+    info = posterior.info
     assert int(info.status) == Status.OK
     assert 128 <= int(info.num_steps) < 2048
     assert len(info.virials) == len(info.direction_norms) == int(info.num_steps)
@@ -54,15 +54,15 @@ def test_particles_of_a_normal_have_its_moments(key, dtype):
     np.testing.assert_allclose(info.virial["x"], -(0.96**2), atol=0.06)
     np.testing.assert_allclose(info.location["y"], 0, atol=0.05)
     assert 0 < float(info.ksd) < 0.1
-    assert found.log_weights is None
+    assert posterior.log_weights is None
     assert np.isnan(info.khat)
 
 
 def test_too_few_particles_are_told_how_many_to_take(key):
     with pytest.warns(ConvergenceWarning, match=r"too narrow .*num_particles=100.*polish='hmc'"):
-        found = pi.infer(key, normal(), coin.SVGD(num_particles=8), progress=False)
-    assert int(found.info.status) == Status.POOR_APPROXIMATION
-    assert np.all(np.std(found.draws["x"][0], axis=0) < 0.87 * SCALE)
+        posterior = pi.infer(key, normal(), coin.SVGD(num_particles=8), progress=False)
+    assert int(posterior.info.status) == Status.POOR_APPROXIMATION
+    assert np.all(np.std(posterior.draws["x"][0], axis=0) < 0.87 * SCALE)
 
 
 def test_trajectories_run_at_the_end_and_are_counted(key):
@@ -75,34 +75,39 @@ def test_trajectories_run_at_the_end_and_are_counted(key):
 
 
 def test_weights_come_with_their_pareto_shape(key):
-    found = pi.infer(key, normal(), coin.SVGD(num_particles=40, polish="weights"), progress=False)
-    assert found.log_weights.shape == (1, 40)
-    assert float(found.info.khat) < 0.7
-    weights = np.exp(np.asarray(found.log_weights[0]))
+    posterior = pi.infer(key, normal(), coin.SVGD(num_particles=40, polish="weights"), progress=False)
+    assert posterior.log_weights.shape == (1, 40)
+    assert float(posterior.info.khat) < 0.7
+    weights = np.exp(np.asarray(posterior.log_weights[0]))
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)
-    mean = weights @ np.asarray(found.draws["y"][0])
+    mean = weights @ np.asarray(posterior.draws["y"][0])
     assert abs(mean - 3) < 5 / 40**0.5  # five standard errors of 40 equal draws: rate 6e-7
 
 
 def test_a_run_that_is_too_short_says_what_is_wrong(key):
     """After three steps the mean of y is still 3 of its standard deviations away."""
     with pytest.warns(ConvergenceWarning, match="not where its density is"):
-        found = pi.infer(key, normal(np.ones(3)), coin.SVGD(num_particles=40, max_steps=3), progress=False)
-    assert int(found.info.status) == Status.POOR_APPROXIMATION
-    assert float(found.info.shift["y"]) > 0.3
-    nothing = blank(4, found.info.ksd.dtype)
-    untried = found.info._replace(status=Status.MAX_ITERATIONS)
-    assert reports.details(untried, nothing, normal()) == "direction and virial had not settled after 3 steps"
+        posterior = pi.infer(
+            key, normal(np.ones(3)), coin.SVGD(num_particles=40, max_steps=3), progress=False
+        )
+    assert int(posterior.info.status) == Status.POOR_APPROXIMATION
+    assert float(posterior.info.shift["y"]) > 0.3
+    no_trajectories = empty_trajectory_report(4, posterior.info.ksd.dtype)
+    untried = posterior.info._replace(status=Status.MAX_ITERATIONS)
+    assert (
+        reports.describe_status(untried, no_trajectories, normal())
+        == "direction and virial had not settled after 3 steps"
+    )
 
 
 def test_particles_that_lost_their_density_have_weight_zero(key):
     """Over keys 18 to 34 of 40 get over an edge 1.5 sd from the mean (mean 26.6, sd 3.3): 4 sd from none and all."""
     with pytest.warns(ConvergenceWarning, match="have no finite log density"):
-        found = pi.infer(key, normal(edge=4.5), coin.SVGD(num_particles=40), progress=False)
-    lost = int(found.info.num_nonfinite)
+        posterior = pi.infer(key, normal(edge=4.5), coin.SVGD(num_particles=40), progress=False)
+    lost = int(posterior.info.num_nonfinite)
     assert 0 < lost < 40
-    assert int(np.sum(np.isneginf(found.log_weights))) == lost
-    assert int(found.info.status) == Status.NON_FINITE
+    assert int(np.sum(np.isneginf(posterior.log_weights))) == lost
+    assert int(posterior.info.status) == Status.NON_FINITE
 
 
 def test_a_flat_density_is_an_error(key):
@@ -112,11 +117,11 @@ def test_a_flat_density_is_an_error(key):
 
 def test_an_interrupted_run_goes_on_to_the_same_particles(key, tmp_path):
     engine = coin.SVGD(num_particles=40)
-    whole = pi.infer(key, normal(), engine, progress=False)
+    uninterrupted = pi.infer(key, normal(), engine, progress=False)
     store = Checkpoint(tmp_path / "run", every=50)
     for _ in range(2):  # the second call finds the run at its end
-        again = pi.infer(key, normal(), engine, progress=False, checkpoint=store)
-        np.testing.assert_allclose(again.draws["x"], whole.draws["x"], rtol=1e-12)
+        resumed = pi.infer(key, normal(), engine, progress=False, checkpoint=store)
+        np.testing.assert_allclose(resumed.draws["x"], uninterrupted.draws["x"], rtol=1e-12)
 
 
 def rows_log_likelihood(mean, rows):
@@ -131,19 +136,21 @@ def test_minibatch_targets_run_and_are_not_polished(key):
     """Mean of 64 rows of unit variance: posterior sd 1/8."""
     rows = np.random.default_rng(0).normal(size=(64, 2)) + 5
     target = targets.minibatch(no_prior, rows_log_likelihood, jnp.asarray(rows), 16, example=jnp.zeros(2))
-    found = quietly(key, target, coin.SVGD(num_particles=40, max_steps=512))
-    draws = np.asarray(found.draws[0])
+    posterior = quietly(key, target, coin.SVGD(num_particles=40, max_steps=512))
+    draws = np.asarray(posterior.draws[0])
     assert np.all(abs(np.mean(draws, axis=0) - rows.mean(0)) < 0.125)
     assert np.all(abs(np.std(draws, axis=0) * 8 - 1) < 0.3)
     with pytest.raises(TypeError, match="needs the exact log density"):
         coin.SVGD(polish="hmc").sample(key, target)
-    # no trajectories there; with as many parameters as particles, as in networks, the words name what is ahead
-    assert np.all(np.isnan(found.info.shift))
-    nothing = blank(2, found.info.ksd.dtype)
-    short = found.info._replace(status=Status.MAX_ITERATIONS)
-    assert reports.details(short, nothing, target).endswith(f"after {int(short.num_steps)} steps")
-    network = short._replace(num_particles=2)
-    assert "Adam with a tuned rate is ahead" in reports.details(network, nothing, target)
+    # no trajectories there; with as many parameters as particles, as in networks, the advice names Adam
+    assert np.all(np.isnan(posterior.info.shift))
+    no_trajectories = empty_trajectory_report(2, posterior.info.ksd.dtype)
+    unsettled = posterior.info._replace(status=Status.MAX_ITERATIONS)
+    assert reports.describe_status(unsettled, no_trajectories, target).endswith(
+        f"after {int(unsettled.num_steps)} steps"
+    )
+    network = unsettled._replace(num_particles=2)
+    assert "Adam with a tuned rate is far better" in reports.describe_status(network, no_trajectories, target)
 
 
 @pytest.mark.slow
@@ -158,11 +165,11 @@ def test_the_noise_of_batches_is_no_complaint(key):
         example={"m": jnp.zeros(())},
     )
     for seed in range(3):
-        found = quietly(jax.random.fold_in(key, seed), target, coin.SVGD(num_particles=50, max_steps=512))
-        assert int(found.info.status) != Status.POOR_APPROXIMATION
-        assert float(found.info.location["m"]) == 0
-        assert found.info.num_gradients == 50 * (int(found.info.num_steps) + 16)
-        assert abs(np.mean(found.draws["m"]) - y.mean()) < 0.5 / 200**0.5
+        posterior = quietly(jax.random.fold_in(key, seed), target, coin.SVGD(num_particles=50, max_steps=512))
+        assert int(posterior.info.status) != Status.POOR_APPROXIMATION
+        assert float(posterior.info.location["m"]) == 0
+        assert posterior.info.num_gradients == 50 * (int(posterior.info.num_steps) + 16)
+        assert abs(np.mean(posterior.draws["m"]) - y.mean()) < 0.5 / 200**0.5
     # a cloud that has not arrived is still told, with advice that can be followed
     far = targets.minibatch(
         lambda v: -0.5 * v["m"] ** 2 / 1e8,

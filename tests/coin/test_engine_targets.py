@@ -17,12 +17,12 @@ DATA = np.random.default_rng(7).normal(2.0, 0.7, size=12)
 def moments(grid, log_weights):
     """Means and standard deviations over a two-dimensional grid, per axis."""
     weights = np.exp(log_weights - logsumexp(log_weights))
-    found = []
+    posterior = []
     for axis, points in enumerate(grid):
         marginal = weights.sum(axis=1 - axis)
         mean = marginal @ points
-        found.append((mean, np.sqrt(marginal @ (points - mean) ** 2)))
-    return found
+        posterior.append((mean, np.sqrt(marginal @ (points - mean) ** 2)))
+    return posterior
 
 
 def check(draws, exact):
@@ -46,16 +46,16 @@ def test_a_numpyro_model(key, polish):
     likelihood = norm.logpdf(DATA[:, None, None], mu, sigma).sum(axis=0)
     exact = moments(grid, likelihood + norm.logpdf(mu, 0, 10) + halfnorm.logpdf(sigma, 0, 5) + log_sigma)
     target = targets.from_numpyro(location_and_scale, DATA)
-    found = pi.infer(key, target, coin.SVGD(num_particles=60, polish=polish), progress=False)
-    assert int(found.info.status) == Status.OK
-    assert np.all(found.draws["sigma"] > 0)
+    posterior = pi.infer(key, target, coin.SVGD(num_particles=60, polish=polish), progress=False)
+    assert int(posterior.info.status) == Status.OK
+    assert np.all(posterior.draws["sigma"] > 0)
     if polish is None:
-        check(found.draws["mu"][0], exact[0])
-        check(np.log(found.draws["sigma"][0]), exact[1])
+        check(posterior.draws["mu"][0], exact[0])
+        check(np.log(posterior.draws["sigma"][0]), exact[1])
     else:  # 60 independent draws: five standard errors of mean and sd, 6e-7 each
-        assert abs(np.mean(found.draws["mu"]) - exact[0][0]) < 5 * exact[0][1] / 60**0.5
-        assert abs(np.std(found.draws["mu"]) / exact[0][1] - 1) < 5 / 120**0.5
-        assert 0.6 < float(found.info.acceptance) < 0.99
+        assert abs(np.mean(posterior.draws["mu"]) - exact[0][0]) < 5 * exact[0][1] / 60**0.5
+        assert abs(np.std(posterior.draws["mu"]) / exact[0][1] - 1) < 5 / 120**0.5
+        assert 0.6 < float(posterior.info.acceptance) < 0.99
 
 
 @pytest.mark.slow
@@ -73,12 +73,12 @@ def test_hyperparameters_of_a_gaussian_process(key):
             values[i, j] = -0.5 * whitened @ whitened - np.log(np.diag(chol)).sum() + prior
     exact = moments(grid, values)
     model = gp.Model(gp.kernels.RBF(1.0, 1.0), gp.likelihoods.Gaussian(0.5))
-    own = {
+    prior_overrides = {
         "kernel.variance": gp.fixed,
         "kernel.lengthscale": dist.LogNormal(0.0, 1.0),
         "likelihood.variance": dist.LogNormal(-1.0, 1.0),
     }
-    prior = gp.replace(gp.default_prior(model, x), own)
+    prior = gp.replace(gp.default_prior(model, x), prior_overrides)
     engine = coin.SVGD(num_particles=60)
     fit = gp.fit(key, model, x, y, prior=prior, learn=engine, standardize=False, progress=False)
     draws = fit.posterior.draws

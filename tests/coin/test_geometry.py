@@ -29,7 +29,7 @@ def test_particles_come_back_and_scores_are_pulled_by_the_transpose(shape):
     np.testing.assert_allclose(shape.from_z(metric, z), X, rtol=1e-9)
     scores = jnp.asarray(RNG.normal(size=X.shape))
     _, pullback = jax.vjp(lambda z: shape.from_z(metric, z), z)
-    np.testing.assert_allclose(shape.pull(metric, scores), pullback(scores)[0], rtol=1e-9)
+    np.testing.assert_allclose(shape.pullback(metric, scores), pullback(scores)[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("shape", WITH_SCALE, ids=name)
@@ -54,8 +54,8 @@ def test_one_refresh_is_the_shrunk_factor():
     metric, z = coin.Full().start(X, EVERYONE)
     new, _ = coin.Full().refresh(metric, z, EVERYONE)
     C, shrink = np.cov(z.T, bias=True), 4 / 30
-    wanted = np.asarray(metric.factor) @ np.linalg.cholesky((1 - shrink) * C + shrink * np.diag(np.diag(C)))
-    np.testing.assert_allclose(new.factor, wanted, rtol=1e-9, atol=1e-12)
+    expected = np.asarray(metric.factor) @ np.linalg.cholesky((1 - shrink) * C + shrink * np.diag(np.diag(C)))
+    np.testing.assert_allclose(new.factor, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_with_fewer_particles_than_dimensions_the_full_metric_is_diagonal():
@@ -68,17 +68,17 @@ def test_with_fewer_particles_than_dimensions_the_full_metric_is_diagonal():
 @pytest.mark.parametrize("shape", WITH_SCALE, ids=name)
 def test_a_coordinate_without_spread_keeps_its_scale(shape):
     metric, z = shape.start(X, EVERYONE)
-    still = z.at[:, 1].set(0.5)
-    new, turned = shape.refresh(metric, still, EVERYONE)
+    constant = z.at[:, 1].set(0.5)
+    new, turned = shape.refresh(metric, constant, EVERYONE)
     assert np.all(np.isfinite(turned))
-    np.testing.assert_allclose(shape.from_z(new, turned), shape.from_z(metric, still), rtol=1e-8)
+    np.testing.assert_allclose(shape.from_z(new, turned), shape.from_z(metric, constant), rtol=1e-8)
 
 
 @pytest.mark.parametrize("shape", WITH_SCALE, ids=name)
 def test_particles_that_are_not_kept_do_not_bend_the_metric(shape):
     far = X.at[-3:].set(1e6)
-    keep = EVERYONE.at[-3:].set(False)
-    metric, z = shape.refresh(*shape.start(far, keep), keep)
+    mask = EVERYONE.at[-3:].set(False)
+    metric, z = shape.refresh(*shape.start(far, mask), mask)
     np.testing.assert_allclose(shape.from_z(metric, z), far, rtol=1e-7)
     assert np.max(np.std(z[:-3], 0)) < 1.7
 

@@ -42,7 +42,7 @@ def cloud(dtype, n=7):
     return jnp.asarray(np.random.default_rng(0).normal(size=(n, 2)) * [1, 3] + 0.5, dtype)
 
 
-def found(kernel, x):
+def direction(kernel, x):
     fn = target(x.dtype)
     scores = jax.vmap(jax.grad(fn))(x)
     return ksd_direction(kernel, x, scores, partial(_curvature, fn))
@@ -52,11 +52,11 @@ def found(kernel, x):
 def test_direction_equals_differences_of_the_double_loop(dtype):
     """Central differences are right to 1e-8 of values near 1; float32 to rounding."""
     x = cloud(dtype)
-    direction = found(imq(dtype), x)
-    assert direction.dtype == x.dtype
+    actual = direction(imq(dtype), x)
+    assert actual.dtype == x.dtype
     expected = oracle.direction(np.float64(x), skewed_score, SCALE, POWER)
     tolerance = 1e-7 if dtype == jnp.float64 else 1e-4
-    np.testing.assert_allclose(direction, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
 
 
 def test_direction_is_minus_the_gradient_of_the_discrepancy():
@@ -67,7 +67,9 @@ def test_direction_is_minus_the_gradient_of_the_discrepancy():
         scores = jax.vmap(jax.grad(target(x.dtype)))(x)
         return jnp.mean(stein.stein_gram(kernel, x, scores))
 
-    np.testing.assert_allclose(found(kernel, x), -jax.jit(jax.grad(discrepancy))(x), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        direction(kernel, x), -jax.jit(jax.grad(discrepancy))(x), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_one_particle_goes_to_the_mode():
@@ -76,19 +78,19 @@ def test_one_particle_goes_to_the_mode():
     scores = jax.vmap(jax.grad(fn))(x)
     alone = jnp.arange(7) == 3
     expected = -2 * hessian_products(fn, x, scores)[1][3]
-    direction = ksd_direction(imq(jnp.float64), x, scores, partial(_curvature, fn), alone)
-    np.testing.assert_allclose(direction[3], expected, rtol=1e-10)
+    actual = ksd_direction(imq(jnp.float64), x, scores, partial(_curvature, fn), alone)
+    np.testing.assert_allclose(actual[3], expected, rtol=1e-10)
 
 
 def test_particles_that_are_not_kept_are_as_if_they_were_not_there():
     """Visited in tiles of three, the last with two particles that pad it."""
     x, fn = cloud(jnp.float64), target(jnp.float64)
     scores = jax.vmap(jax.grad(fn))(x).at[2].set(jnp.nan)
-    keep = jnp.arange(7) != 2
-    seen = ksd_direction(imq(jnp.float64), x, scores, partial(_curvature, fn), keep, tile=3)
-    assert np.isnan(seen[2]).all()
-    expected = oracle.direction(np.asarray(x[keep]), skewed_score, SCALE, POWER)
-    np.testing.assert_allclose(seen[keep], expected, rtol=1e-7, atol=1e-7)
+    mask = jnp.arange(7) != 2
+    actual = ksd_direction(imq(jnp.float64), x, scores, partial(_curvature, fn), mask, tile=3)
+    assert np.isnan(actual[2]).all()
+    expected = oracle.direction(np.asarray(x[mask]), skewed_score, SCALE, POWER)
+    np.testing.assert_allclose(actual[mask], expected, rtol=1e-7, atol=1e-7)
 
 
 def _curvature(fn, x, v):
@@ -148,7 +150,7 @@ def test_bad_inputs_are_refused():
     x = cloud(jnp.float64)
     with pytest.raises(ValueError, match="shape of the particles"):
         ksd_direction(imq(jnp.float64), x, x[:3], _times)
-    with pytest.raises(ValueError, match="one Hessian product a particle"):
+    with pytest.raises(ValueError, match="one Hessian product per particle"):
         ksd_direction(imq(jnp.float64), x, x, lambda x, v: v[:2])
     with pytest.raises(TypeError, match="floating point"):
         ksd_direction(imq(jnp.float64), x, jnp.ones(x.shape, int), _times)

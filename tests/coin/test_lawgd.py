@@ -48,7 +48,7 @@ def test_functions_of_a_normal_density_are_hermite_polynomials(deep):
     """Second order in the spacing, 0.012 sd: the fifth function to 1e-3 where 99 % of the mass is."""
     x = cloud(jnp.float64)
     spectrum = find_spectrum(normal, x, 5)
-    np.testing.assert_allclose([spectrum.centre[0], spectrum.scale[0]], [MEAN, SD], rtol=1e-6)
+    np.testing.assert_allclose([spectrum.center[0], spectrum.scale[0]], [MEAN, SD], rtol=1e-6)
     np.testing.assert_allclose(spectrum.rates, np.arange(1, 6), rtol=1e-3)
     values, slopes, known = evaluate_spectrum(spectrum, x)
     exact, derivatives = oracle.hermite(5, (np.asarray(x)[:, 0] - MEAN) / SD)
@@ -64,11 +64,11 @@ def test_direction_equals_the_double_loop(deep, dtype):
     x = cloud(dtype)
     away = jnp.asarray(np.linspace(-2000, -1000, 5)[:, None], dtype)
     spectrum = find_spectrum(normal, away, 4)
-    found = lawgd_direction(spectrum, x)
-    assert found.dtype == x.dtype
+    direction = lawgd_direction(spectrum, x)
+    assert direction.dtype == x.dtype
     values, slopes = oracle.hermite(4, (np.float64(x)[:, 0] - MEAN) / SD)
     expected = SD * oracle.direction(values, slopes, np.arange(1, 5))
-    np.testing.assert_allclose(found[:, 0], expected, atol=3e-3 * SD)
+    np.testing.assert_allclose(direction[:, 0], expected, atol=3e-3 * SD)
 
 
 @pytest.mark.parametrize("shape", [(40,), (7, 6)])
@@ -99,9 +99,9 @@ def test_direction_in_two_dimensions_equals_the_double_loop(deep):
     np.testing.assert_allclose(spectrum.rates, [1, 1, 2, 2, 2], rtol=0.03)
     (one, two), (first, second) = (oracle.hermite(2, w[:, d])[0] for d in (0, 1))
     slopes = [oracle.hermite(2, w[:, d])[1] for d in (0, 1)]
-    values, zero, rates = np.array([one, first, two, second, one * first]), 0 * one, [1, 1, 2, 2, 2]
-    along = [slopes[0][0], zero, slopes[0][1], zero, slopes[0][0] * first]
-    across = [zero, slopes[1][0], zero, slopes[1][1], one * slopes[1][0]]
+    values, zeros, rates = np.array([one, first, two, second, one * first]), 0 * one, [1, 1, 2, 2, 2]
+    along = [slopes[0][0], zeros, slopes[0][1], zeros, slopes[0][0] * first]
+    across = [zeros, slopes[1][0], zeros, slopes[1][1], one * slopes[1][0]]
     expected = np.stack([oracle.direction(values, np.array(d), rates) for d in (along, across)], axis=1)
     np.testing.assert_allclose(lawgd_direction(spectrum, x) / scale, expected, atol=0.03)
 
@@ -112,7 +112,7 @@ def test_a_thin_curved_density_gets_a_grid_as_fine_as_it_needs(deep):
     size = spectrum.values.shape[0] - 1
     assert int(spectrum.rows.max()) == size
     assert size > 0.8 * 48**2
-    np.testing.assert_allclose(spectrum.centre, [0, 1], atol=1e-4)
+    np.testing.assert_allclose(spectrum.center, [0, 1], atol=1e-4)
     np.testing.assert_allclose(spectrum.scale, [1, np.sqrt(2 + 0.3**2)], rtol=1e-3)
     assert spectrum.rates[0] < 0.3  # along the arms, slower than any direction of a normal density
 
@@ -121,12 +121,12 @@ def test_particles_off_the_grid_go_straight_to_it_and_are_not_counted(deep):
     """The grid ends at six standard deviations, and the places to go to two points before."""
     x = cloud(jnp.float64, 5).at[0].set(MEAN - 50 * SD)
     spectrum = find_spectrum(normal, cloud(jnp.float64), 4)
-    found = lawgd_direction(spectrum, x, jnp.arange(5) < 4)
-    np.testing.assert_allclose(found[0, 0], (50 - 6) * SD, rtol=2e-3)
+    direction = lawgd_direction(spectrum, x, jnp.arange(5) < 4)
+    np.testing.assert_allclose(direction[0, 0], (50 - 6) * SD, rtol=2e-3)
     values, slopes = oracle.hermite(4, (np.asarray(x)[1:4, 0] - MEAN) / SD)
     expected = SD * oracle.direction(values, slopes, np.arange(1, 5))
-    np.testing.assert_allclose(found[1:4, 0], expected, atol=3e-3 * SD)
-    assert np.isnan(found[4, 0])
+    np.testing.assert_allclose(direction[1:4, 0], expected, atol=3e-3 * SD)
+    assert np.isnan(direction[4, 0])
 
 
 def test_particles_end_at_the_quantiles_of_the_density(count_compiles):
@@ -138,9 +138,9 @@ def test_particles_end_at_the_quantiles_of_the_density(count_compiles):
     history.check()
     quantiles = norm.ppf((np.arange(12) + 0.5) / 12)
     np.testing.assert_allclose(np.sort(state.positions["x"][:, 0]), MEAN + SD * quantiles, atol=0.1 * SD)
-    again = jax.block_until_ready(algorithm.init({"x": x - 0.1 * SD}))
+    restarted = jax.block_until_ready(algorithm.init({"x": x - 0.1 * SD}))
     with count_compiles() as counter:
-        jax.block_until_ready(run(jax.random.key(1), algorithm, again, 300, collect=record_nothing))
+        jax.block_until_ready(run(jax.random.key(1), algorithm, restarted, 300, collect=record_nothing))
     assert counter.count == 0
 
 
@@ -157,10 +157,10 @@ def heavy(x):
 
 
 @pytest.mark.parametrize(
-    ("fn", "words"), [(flat, "normalisable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
+    ("fn", "message"), [(flat, "normalizable"), (undefined, "NaN"), (heavy, "tails are too heavy")]
 )
-def test_densities_that_no_grid_can_hold_are_refused(fn, words):
-    with pytest.raises(NumericalError, match=words):
+def test_densities_that_no_grid_can_hold_are_refused(fn, message):
+    with pytest.raises(NumericalError, match=message):
         find_spectrum(fn, cloud(jnp.float64), 4)
 
 
@@ -168,7 +168,7 @@ def test_what_the_algorithm_cannot_do_is_refused_with_advice():
     x = cloud(jnp.float64)
     with pytest.raises(ValueError, match=r"one or two coordinates; got 3: use coin\.svgd"):
         lawgd(normal, jnp.concatenate([x, x, x], axis=1))
-    with pytest.raises(ValueError, match="hold 450 particles; got 451"):
+    with pytest.raises(ValueError, match="enough for 450 particles; got 451"):
         lawgd(normal, jnp.linspace(0.0, 1.0, 451)[:, None])
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda x: lawgd(normal, x).init(x))(x)

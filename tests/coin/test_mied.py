@@ -37,37 +37,37 @@ def test_the_direction_is_the_gradient_of_the_energy():
     nearest = np.min(squares + np.where(np.eye(5), np.inf, 0), axis=1) / (1.3 * 2) ** (2 / 2)
     value, gradient = jax.value_and_grad(log_energy)(particles, skewed, nearest)
     values, scores = jax.vmap(jax.value_and_grad(skewed))(particles)
-    direction, found = jax.jit(riesz_direction)(particles, values, scores, jnp.ones(5, bool))
+    direction, result = jax.jit(riesz_direction)(particles, values, scores, jnp.ones(5, bool))
     np.testing.assert_allclose(direction, -gradient, rtol=1e-9)
-    assert float(found) == pytest.approx(float(value), rel=1e-12)
+    assert float(result) == pytest.approx(float(value), rel=1e-12)
 
 
 def test_particles_that_are_not_kept_do_not_matter():
     particles = jnp.asarray(RNG.normal(size=(6, 2)))
     values, scores = jax.vmap(jax.value_and_grad(skewed))(particles)
-    keep = jnp.arange(6) != 3
+    mask = jnp.arange(6) != 3
     direct = jax.jit(riesz_direction)
-    found, energy = direct(particles, values.at[3].set(jnp.nan), scores.at[3].set(0.0), keep)
-    want, alone = direct(particles[keep], values[keep], scores[keep], keep[keep])
-    np.testing.assert_allclose(found[keep], want, rtol=1e-12)
-    np.testing.assert_array_equal(found[3], 0)
+    result, energy = direct(particles, values.at[3].set(jnp.nan), scores.at[3].set(0.0), mask)
+    expected, alone = direct(particles[mask], values[mask], scores[mask], mask[mask])
+    np.testing.assert_allclose(result[mask], expected, rtol=1e-12)
+    np.testing.assert_array_equal(result[3], 0)
     assert float(energy) == pytest.approx(float(alone))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_nearest_move_solves_its_quadratic_programme(seed):
+def test_the_nearest_move_solves_its_quadratic_program(seed):
     rng = np.random.default_rng(seed)
     slopes, limits, move = rng.normal(size=(3, 4)), rng.uniform(-0.5, 1, 3), 2 * rng.normal(size=4)
     cuts = {"type": "ineq", "fun": lambda v: limits - slopes @ v, "jac": lambda v: -slopes}
-    want = minimize(
+    expected = minimize(
         lambda v: np.sum((v - move) ** 2),
         np.zeros(4),
         jac=lambda v: 2 * (v - move),
         constraints=cuts,
         options={"ftol": 1e-14, "maxiter": 500},
     )
-    found = nearest_move(jnp.asarray(move), jnp.asarray(slopes), jnp.asarray(limits), 2000)
-    np.testing.assert_allclose(found, want.x, atol=1e-5)
+    result = nearest_move(jnp.asarray(move), jnp.asarray(slopes), jnp.asarray(limits), 2000)
+    np.testing.assert_allclose(result, expected.x, atol=1e-5)
     once = nearest_move(jnp.asarray(move), jnp.asarray(slopes[:1]), jnp.asarray(limits[:1]), 1)
     excess = max(slopes[0] @ move - limits[0], 0) / np.sum(slopes[0] ** 2)
     np.testing.assert_allclose(once, move - excess * slopes[0], rtol=1e-12)
@@ -96,7 +96,7 @@ def walls(low, high, x):
     return jnp.concatenate([low - x, x - high])
 
 
-def nothing(x):
+def flat(x):
     return 0.0 * jnp.sum(x)
 
 
@@ -104,7 +104,7 @@ def nothing(x):
 def test_a_start_outside_a_box_is_brought_in(key, count_compiles):
     """A badly scaled box: three quarters start outside, none is outside after 60 steps, and the box is filled."""
     low, high = jnp.array([-1e-3, -1e3]), jnp.array([1e-3, 1e3])
-    algorithm = coin.mied(nothing, LogDensity(walls, low, high))
+    algorithm = coin.mied(flat, LogDensity(walls, low, high))
     start = jnp.asarray(np.random.default_rng(2).normal(size=(40, 2)) * 2) * high
     state, (_, info) = pi.run(key, algorithm, algorithm.init(start), 200)
     assert float(info.feasible[0]) < 0.6
@@ -114,7 +114,7 @@ def test_a_start_outside_a_box_is_brought_in(key, count_compiles):
     np.testing.assert_allclose(np.mean(filled, axis=0), 0, atol=0.15)
     # uniform: 0.577; the particles that lean on the walls make it larger
     assert np.all((np.std(filled, axis=0) > 0.55) & (np.std(filled, axis=0) < 0.8))
-    other = coin.mied(nothing, LogDensity(walls, 2 * low, high))
+    other = coin.mied(flat, LogDensity(walls, 2 * low, high))
     with count_compiles() as compiles:
         pi.run(key, other, other.init(start), 200)
     assert compiles.count == 0
@@ -154,19 +154,19 @@ def test_two_particles_in_one_place_stay_finite(key):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: coin.mied(0.0), TypeError, "logdensity_fn must be a function"),
-        (lambda: coin.mied(nothing, "x > 0"), TypeError, "constraint_fn must be a function"),
+        (lambda: coin.mied(flat, "x > 0"), TypeError, "constraint_fn must be a function"),
         (
-            lambda: coin.mied(nothing, lambda x: jnp.outer(x, x)).init(jnp.eye(2)),
+            lambda: coin.mied(flat, lambda x: jnp.outer(x, x)).init(jnp.eye(2)),
             ValueError,
             r"must return a vector \(m,\) or a scalar",
         ),
-        (lambda: coin.mied(nothing).init(jnp.ones((4, 2))), ValueError, "identical"),
-        (lambda: coin.mied(nothing).init(jnp.arange(4)), TypeError, "floating point"),
+        (lambda: coin.mied(flat).init(jnp.ones((4, 2))), ValueError, "identical"),
+        (lambda: coin.mied(flat).init(jnp.arange(4)), TypeError, "floating point"),
     ],
 )
-def test_bad_input(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
         make()

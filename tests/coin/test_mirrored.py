@@ -52,8 +52,8 @@ def test_the_score_of_a_dirichlet_has_its_closed_form():
     def value(e):
         return jnp.sum((concentration - 1) * jnp.log(mirror.primal(e))) + mirror.log_det(e)
 
-    want = concentration[:-1] - jnp.sum(concentration) * positions[:, :-1]
-    np.testing.assert_allclose(jax.vmap(jax.grad(value))(eta), want, rtol=1e-9, atol=1e-10)
+    expected = concentration[:-1] - jnp.sum(concentration) * positions[:, :-1]
+    np.testing.assert_allclose(jax.vmap(jax.grad(value))(eta), expected, rtol=1e-9, atol=1e-10)
 
 
 def ingredients(name):
@@ -65,60 +65,60 @@ def ingredients(name):
 
 @pytest.mark.parametrize("name", ["orthant", "box"])
 def test_the_direction_equals_the_double_loop(name):
-    _, positions, _, jacobians, scores, keep = ingredients(name)
+    _, positions, _, jacobians, scores, mask = ingredients(name)
     kernel = kernels.InverseMultiquadric(lengthscale=0.7)
-    found = mirrored_direction(kernel, positions, jacobians, scores, keep)
-    want = oracle.direction(*map(np.asarray, (positions, jacobians, scores)), 0.49)
-    np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-12)
+    result = mirrored_direction(kernel, positions, jacobians, scores, mask)
+    expected = oracle.direction(*map(np.asarray, (positions, jacobians, scores)), 0.49)
+    np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_masked_particles_are_not_felt():
-    _, positions, _, jacobians, scores, keep = ingredients("orthant")
+    _, positions, _, jacobians, scores, mask = ingredients("orthant")
     kernel = kernels.InverseMultiquadric(lengthscale=0.7)
-    rest = mirrored_direction(kernel, positions, jacobians, scores.at[2].set(0.0), keep.at[2].set(False))
+    rest = mirrored_direction(kernel, positions, jacobians, scores.at[2].set(0.0), mask.at[2].set(False))
     others = jnp.arange(7) != 2
-    want = mirrored_direction(kernel, positions[others], jacobians[others], scores[others], keep[others])
-    np.testing.assert_allclose(rest[others], want, rtol=1e-10)
+    expected = mirrored_direction(kernel, positions[others], jacobians[others], scores[others], mask[others])
+    np.testing.assert_allclose(rest[others], expected, rtol=1e-10)
     mirror, _, eta, *_ = ingredients("orthant")
     hessian = jax.vmap(mirror.hessian)
     adapted = jax.jit(adapted_direction, static_argnames="hessian")
     rest = adapted(
-        kernel, positions, jacobians, scores, keep.at[2].set(False), lambda v: hessian(eta, v), 1.0
+        kernel, positions, jacobians, scores, mask.at[2].set(False), lambda v: hessian(eta, v), 1.0
     )
-    want = adapted(
+    expected = adapted(
         kernel,
         positions[others],
         jacobians[others],
         scores[others],
-        keep[others],
+        mask[others],
         lambda v: hessian(eta[others], v),
         1.0,
     )
-    np.testing.assert_allclose(rest[others], want, rtol=1e-6)
+    np.testing.assert_allclose(rest[others], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("cutoff", [0.9, 1.0])
 def test_the_adapted_direction_equals_its_definition(cutoff):
-    mirror, positions, eta, jacobians, scores, keep = ingredients("box")
-    found = adapted_direction(
+    mirror, positions, eta, jacobians, scores, mask = ingredients("box")
+    result = adapted_direction(
         kernels.InverseMultiquadric(lengthscale=0.7),
         positions,
         jacobians,
         scores,
-        keep,
+        mask,
         lambda v: jax.vmap(mirror.hessian)(eta, v),
         cutoff,
     )
-    want = oracle.adapted(*map(np.asarray, (positions, jacobians, scores)), 0.49, cutoff)
-    np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-8)
+    expected = oracle.adapted(*map(np.asarray, (positions, jacobians, scores)), 0.49, cutoff)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-8)
 
 
 def test_without_a_mirror_the_adapted_direction_is_the_plain_one():
-    _, positions, _, _, scores, keep = ingredients("box")
+    _, positions, _, _, scores, mask = ingredients("box")
     kernel, flat = kernels.InverseMultiquadric(lengthscale=0.7), jnp.tile(jnp.eye(3), (7, 1, 1))
-    found = adapted_direction(kernel, positions, flat, scores, keep, lambda v: v, 1.0)
-    want = mirrored_direction(kernel, positions, flat, scores, keep)
-    np.testing.assert_allclose(found, want, atol=3e-5)  # the jitter of the Gram matrix is 1e-5
+    result = adapted_direction(kernel, positions, flat, scores, mask, lambda v: v, 1.0)
+    expected = mirrored_direction(kernel, positions, flat, scores, mask)
+    np.testing.assert_allclose(result, expected, atol=3e-5)  # the jitter of the Gram matrix is 1e-5
 
 
 def dirichlet(concentration, position):
@@ -212,8 +212,8 @@ def test_a_minibatch_is_shared_by_all_particles(key):
     slopes = [
         1 - np.asarray(start[:, 0]) * (1 + float(jax.random.normal(k))) for k in (key, jax.random.key(1))
     ]
-    for found, slope in zip((one, other), slopes, strict=True):
-        np.testing.assert_allclose(found[0], np.mean((eta - eta.mean()) * slope), rtol=1e-9)
+    for result, slope in zip((one, other), slopes, strict=True):
+        np.testing.assert_allclose(result[0], np.mean((eta - eta.mean()) * slope), rtol=1e-9)
 
 
 def noisy(rate, key, position):
@@ -242,7 +242,7 @@ def flat(position):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: coin.mirrored_svgd(3, coin.Simplex()), TypeError, "logdensity_fn must be a function"),
         (lambda: coin.mirrored_svgd(flat, "simplex"), TypeError, "mirror must be a mirror map"),
@@ -270,13 +270,13 @@ def flat(position):
         ),
     ],
 )
-def test_bad_settings(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_settings(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
 @pytest.mark.parametrize(
-    ("positions", "error", "words"),
+    ("positions", "error", "message"),
     [
         (np.array([[0.5, 0.5], [0.5, 0.6]]), ValueError, "1 of 2 particles are not strictly inside"),
         (np.array([[0.5, 0.5], [1.0, 0.0]]), ValueError, r"the first is number 1: \[1.0, 0.0\]"),
@@ -285,8 +285,8 @@ def test_bad_settings(make, error, words):
         (np.array([[0.5, 0.5]]), ValueError, "at least 2 particles"),
     ],
 )
-def test_bad_starts(positions, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_starts(positions, error, message):
+    with pytest.raises(error, match=message):
         coin.mirrored_svgd(flat, coin.Simplex()).init(jnp.asarray(positions))
 
 

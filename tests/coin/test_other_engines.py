@@ -35,11 +35,11 @@ def normal(scale):
 @pytest.mark.f32
 def test_lawgd_divides_the_particles_among_the_modes_in_proportion(key, dtype):
     """From a start of U(-2, 2), 15 000 standard deviations away; a quarter of 40 particles, to one."""
-    found = pi.infer(key, mixture(dtype), coin.LAWGD(num_particles=40), progress=False)
-    assert int(found.info.status) == Status.OK
-    assert found.draws["x"].shape == (1, 40)
-    assert found.draws["x"].dtype == dtype
-    z = (np.asarray(found.draws["x"], float) - MEAN) / SD
+    posterior = pi.infer(key, mixture(dtype), coin.LAWGD(num_particles=40), progress=False)
+    assert int(posterior.info.status) == Status.OK
+    assert posterior.draws["x"].shape == (1, 40)
+    assert posterior.draws["x"].dtype == dtype
+    z = (np.asarray(posterior.draws["x"], float) - MEAN) / SD
     assert abs(np.sum(z > 3) - 10) <= 1
     np.testing.assert_allclose(np.std(z[z < 3]), 1, atol=0.1)
 
@@ -47,10 +47,10 @@ def test_lawgd_divides_the_particles_among_the_modes_in_proportion(key, dtype):
 @pytest.mark.slow
 def test_ksd_descent_finds_the_moments_of_a_normal(key):
     scale = np.array([0.1, 10.0])
-    found = pi.infer(key, normal(scale), coin.KSDDescent(num_particles=30), progress=False)
-    assert int(found.info.status) == Status.OK
-    np.testing.assert_allclose(np.std(found.draws["x"][0], axis=0) / scale, 1, atol=0.08)
-    np.testing.assert_allclose(np.mean(found.draws["x"][0], axis=0) / scale, 0, atol=0.05)
+    posterior = pi.infer(key, normal(scale), coin.KSDDescent(num_particles=30), progress=False)
+    assert int(posterior.info.status) == Status.OK
+    np.testing.assert_allclose(np.std(posterior.draws["x"][0], axis=0) / scale, 1, atol=0.08)
+    np.testing.assert_allclose(np.mean(posterior.draws["x"][0], axis=0) / scale, 0, atol=0.05)
 
 
 def test_what_the_engines_cannot_do_is_refused(key):

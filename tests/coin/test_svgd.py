@@ -10,6 +10,7 @@ import pytest
 
 import probinfer as pi
 from probinfer import betting, coin, kernels
+from probinfer.coin.cloud.particles import ravel_particles
 from probinfer.core.binding import LogDensity, StochasticLogDensity
 from probinfer.core.status import Status
 from probinfer.running.driver import record_nothing
@@ -43,7 +44,7 @@ def start(n=24, d=3, seed=0):
     return np.random.default_rng(seed).normal(size=(n, d))
 
 
-class Seen(NamedTuple):
+class Run(NamedTuple):
     """The last state and info, and the least and largest spread on the way."""
 
     state: Any
@@ -55,30 +56,28 @@ class Seen(NamedTuple):
 @jax.jit
 def advance(algorithm, state, steps, key):
     info = jax.eval_shape(algorithm.step, key, state)[1]
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), info)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), info)
     spread = jnp.std(state.z, axis=0)
 
-    def step(i, seen):
-        state, info = algorithm.step(jax.random.fold_in(key, i), seen.state)
-        x = jnp.concatenate(
-            [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(state.positions)], axis=1
-        )
-        now = jnp.std(x.astype(spread.dtype), axis=0)
-        return Seen(state, info, jnp.minimum(seen.low, now), jnp.maximum(seen.high, now))
+    def step(i, run):
+        state, info = algorithm.step(jax.random.fold_in(key, i), run.state)
+        x = ravel_particles(state.positions)
+        spread_now = jnp.std(x.astype(spread.dtype), axis=0)
+        return Run(state, info, jnp.minimum(run.low, spread_now), jnp.maximum(run.high, spread_now))
 
-    return jax.lax.fori_loop(0, steps, step, Seen(state, nothing, spread + jnp.inf, 0 * spread))
+    return jax.lax.fori_loop(0, steps, step, Run(state, zeros, spread + jnp.inf, 0 * spread))
 
 
-def go(log_density, x, steps, key=None, **settings):
+def run_steps(log_density, x, steps, key=None, **settings):
     """So many steps: the number is data."""
     algorithm = coin.svgd(log_density, **settings)
     key = jax.random.key(0) if key is None else key
     return advance(algorithm, algorithm.init(jax.tree.map(jnp.asarray, x)), jnp.int32(steps), key)
 
 
-def go_published(log_density, x, steps):
+def run_published(log_density, x, steps):
     settings = {"geometry": coin.Identity(), "bet": betting.coin(unit=0.5), "bandwidth": "published"}
-    return go(log_density, x, steps, **settings)
+    return run_steps(log_density, x, steps, **settings)
 
 
 # What it computes
@@ -87,28 +86,28 @@ def go_published(log_density, x, steps):
 @pytest.mark.slow
 def test_the_default_rule_is_that_of_the_loops():
     """Both bets, restarts on schedule and stale ones; rounding grows with the steps."""
-    wanted, settled = oracle.default(start(), score, 130)
-    seen = go(curved(), start(), 130)
-    assert int(seen.state.step) == 130
+    expected, settled = oracle.default(start(), score, 130)
+    run = run_steps(curved(), start(), 130)
+    assert int(run.state.step) == 130
     assert settled
-    assert bool(seen.state.settled)
-    np.testing.assert_allclose(seen.state.positions, wanted, rtol=1e-5, atol=1e-6)
+    assert bool(run.state.settled)
+    np.testing.assert_allclose(run.state.positions, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_published_coin_is_that_of_the_loops():
-    seen = go_published(curved(), start(), 20)
+    run = run_published(curved(), start(), 20)
     np.testing.assert_allclose(
-        seen.state.positions, oracle.published(start(), score, 20), rtol=1e-7, atol=1e-9
+        run.state.positions, oracle.published(start(), score, 20), rtol=1e-7, atol=1e-9
     )
 
 
 def test_a_bet_that_looks_at_its_parameters_sees_the_cloud():
-    """The published optimiser with alpha = 0 is the published coin; it reads its displacement from the parameters."""
+    """The published optimizer with alpha = 0 is the published coin; it reads its displacement from the parameters."""
     bet = optax.contrib.cocob(alpha=0.0, eps=1e-8)
     settings = {"geometry": coin.Identity(), "bandwidth": "published"}
-    theirs = go(curved(), start(), 30, bet=bet, **settings).state.positions
+    published = run_steps(curved(), start(), 30, bet=bet, **settings).state.positions
     np.testing.assert_allclose(
-        theirs, go_published(curved(), start(), 30).state.positions, rtol=1e-6, atol=1e-6
+        published, run_published(curved(), start(), 30).state.positions, rtol=1e-6, atol=1e-6
     )
 
 
@@ -116,27 +115,27 @@ def test_runs_of_the_library_take_the_same_steps(key):
     """As an ``Algorithm`` of ``pi.run``."""
     algorithm = coin.svgd(curved())
     state, _ = pi.run(key, algorithm, algorithm.init(start()), 3, collect=record_nothing)
-    np.testing.assert_allclose(state.positions, go(curved(), start(), 3).state.positions, rtol=1e-9)
+    np.testing.assert_allclose(state.positions, run_steps(curved(), start(), 3).state.positions, rtol=1e-9)
 
 
 def test_the_report_of_a_step_is_of_the_cloud_before_it():
-    info, x, s = go(curved(), start(), 1).info, start(), score(start())
+    info, x, s = run_steps(curved(), start(), 1).info, start(), score(start())
     np.testing.assert_allclose(info.virial, np.mean((x - x.mean(0)) * s, axis=0), rtol=1e-9)
     z = (x - x.mean(0)) / x.std(0)
-    wanted = oracle.direction(z, s * x.std(0), oracle.bandwidth("median", z, 0))
-    np.testing.assert_allclose(info.direction_norm, np.sqrt(np.mean(np.sum(wanted**2, axis=1))), rtol=1e-9)
+    expected = oracle.direction(z, s * x.std(0), oracle.bandwidth("median", z, 0))
+    np.testing.assert_allclose(info.direction_norm, np.sqrt(np.mean(np.sum(expected**2, axis=1))), rtol=1e-9)
 
 
 def test_scales_of_the_coordinates_change_nothing():
     """Powers of two, so that rounding is the same."""
     units = np.array([2.0**-20, 1.0, 2.0**15])
-    plain = go(gauss(1.0), start(), 40).state.positions
-    moved = go(gauss(units), start() * units, 40).state.positions
+    plain = run_steps(gauss(1.0), start(), 40).state.positions
+    moved = run_steps(gauss(units), start() * units, 40).state.positions
     np.testing.assert_allclose(moved / units, plain, rtol=1e-9)
 
 
 def test_the_order_of_the_particles_does_not_matter():
-    there, back = (go(curved(), x, 20).state.positions for x in (start(), start()[::-1]))
+    there, back = (run_steps(curved(), x, 20).state.positions for x in (start(), start()[::-1]))
     np.testing.assert_allclose(back[::-1], there, rtol=1e-7)
 
 
@@ -145,31 +144,31 @@ def test_the_order_of_the_particles_does_not_matter():
 def test_targets_of_any_scale_are_reached_from_one_start(dtype, power):
     """No setting is changed. 24 particles in 3 dimensions: the mean-field sd is 0.96."""
     c = 10.0 ** (power if dtype == jnp.float64 else power * 2 / 3)
-    seen = go(gauss(c, dtype=dtype), jnp.asarray(start(), dtype), 1000)
-    x = np.asarray(seen.state.positions) / c
+    run = run_steps(gauss(c, dtype=dtype), jnp.asarray(start(), dtype), 1000)
+    x = np.asarray(run.state.positions) / c
     assert np.std(x, axis=0).min() > 0.9
     assert np.std(x, axis=0).max() < 1.1
     assert np.all(abs(np.mean(x, axis=0)) < 0.1)
-    assert np.all(abs(np.asarray(seen.info.virial) + np.var(x, axis=0)) < 0.05)
+    assert np.all(abs(np.asarray(run.info.virial) + np.var(x, axis=0)) < 0.05)
 
 
 def test_badly_scaled_and_correlated_targets_are_reached_too():
-    seen = go(curved(10.0 ** np.array([-3, 0, 3]), ROTATION, 0.0), start(), 1000)
-    y = np.asarray(seen.state.positions) / 10.0 ** np.array([-3, 0, 3]) @ ROTATION
+    run = run_steps(curved(10.0 ** np.array([-3, 0, 3]), ROTATION, 0.0), start(), 1000)
+    y = np.asarray(run.state.positions) / 10.0 ** np.array([-3, 0, 3]) @ ROTATION
     assert np.all(abs(np.std(y, axis=0) - 1) < 0.1)
     assert np.all(abs(np.mean(y, axis=0)) < 0.1)
 
 
 def test_a_start_of_the_right_scale_is_never_left():
-    seen = go(gauss(1e-6), start(100) * 1e-6, 200)
-    assert seen.low.min() > 0.8e-6
-    assert seen.high.max() < 1.25e-6
+    run = run_steps(gauss(1e-6), start(100) * 1e-6, 200)
+    assert run.low.min() > 0.8e-6
+    assert run.high.max() < 1.25e-6
 
 
 def test_new_data_traces_nothing(count_compiles):
-    go(curved(), start(), 2)
+    run_steps(curved(), start(), 2)
     with count_compiles() as counter:
-        go(curved(2 * SCALE), start(seed=3), 3)
+        run_steps(curved(2 * SCALE), start(seed=3), 3)
     assert counter.count == 0
 
 
@@ -188,7 +187,7 @@ def test_trees_of_mixed_dtypes_keep_their_shapes_and_dtypes(dtype):
         "a": jnp.asarray(rng.normal(size=(20, 2, 2)), dtype),
         "b": jnp.asarray(rng.normal(size=20), jnp.bfloat16),
     }
-    state = go(log_tree, positions, 100).state
+    state = run_steps(log_tree, positions, 100).state
     kinds = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (positions, state.positions)]
     assert kinds[0] == kinds[1]
     assert abs(float(jnp.mean(state.positions["b"].astype(dtype))) - 3) < 0.1
@@ -205,7 +204,8 @@ def test_all_particles_of_a_step_share_one_batch(key):
     settings = {"geometry": coin.Identity(), "bet": optax.sgd(0.1), "bandwidth": "fixed"}
     noisy = StochasticLogDensity(log_noisy, jnp.full(3, 1e6))
     moves = (
-        go(noisy, start(), 1, key, kernel=kernels.RBF(lengthscale=1e6), **settings).state.positions - start()
+        run_steps(noisy, start(), 1, key, kernel=kernels.RBF(lengthscale=1e6), **settings).state.positions
+        - start()
     )
     assert np.min(abs(np.mean(moves, 0))) > 1e-4
     np.testing.assert_allclose(moves, np.broadcast_to(np.mean(moves, 0), moves.shape), rtol=1e-6)
@@ -213,10 +213,11 @@ def test_all_particles_of_a_step_share_one_batch(key):
 
 def test_minibatch_noise_does_not_stop_it(key):
     scale = np.array([0.5, 2.0, 1.0])
-    found = np.std(
-        go(StochasticLogDensity(log_noisy, jnp.asarray(scale)), start(), 400, key).state.positions, axis=0
+    spread = np.std(
+        run_steps(StochasticLogDensity(log_noisy, jnp.asarray(scale)), start(), 400, key).state.positions,
+        axis=0,
     )
-    assert np.all(abs(found / scale - 0.96) < 0.15), found
+    assert np.all(abs(spread / scale - 0.96) < 0.15), spread
 
 
 OTHERS = [
@@ -228,8 +229,8 @@ OTHERS = [
 @pytest.mark.parametrize("settings", OTHERS)
 def test_other_kernels_geometries_and_bets_reach_the_same_target(settings):
     scale = np.array([0.1, 1.0, 5.0])
-    found = np.std(go(gauss(scale), start(), 300, **settings).state.positions, axis=0) / scale
-    assert np.all(abs(found - 0.96) < 0.1), found
+    spread = np.std(run_steps(gauss(scale), start(), 300, **settings).state.positions, axis=0) / scale
+    assert np.all(abs(spread - 0.96) < 0.1), spread
 
 
 # Faults
@@ -238,18 +239,18 @@ def test_other_kernels_geometries_and_bets_reach_the_same_target(settings):
 def test_a_particle_without_a_score_is_left_out_and_stays_where_it_is():
     """The others move as if it did not exist."""
     x = np.concatenate([start(23) * 0.3, [[3.0, 3.0, 3.0]]])
-    seen = go_published(gauss(1.0, radius=1.0), x, 20)
-    np.testing.assert_allclose(seen.state.positions[-1], x[-1], rtol=1e-12)
-    wanted = oracle.published(x[:-1], np.negative, 20, sources=24)
-    np.testing.assert_allclose(seen.state.positions[:-1], wanted, rtol=1e-7)
-    assert int(seen.info.num_nonfinite) == 1
-    assert int(seen.info.status) == Status.OK
-    assert np.all(np.asarray(seen.state.bets[0].total)[-1] == 0)
+    run = run_published(gauss(1.0, radius=1.0), x, 20)
+    np.testing.assert_allclose(run.state.positions[-1], x[-1], rtol=1e-12)
+    expected = oracle.published(x[:-1], np.negative, 20, sources=24)
+    np.testing.assert_allclose(run.state.positions[:-1], expected, rtol=1e-7)
+    assert int(run.info.num_nonfinite) == 1
+    assert int(run.info.status) == Status.OK
+    assert np.all(np.asarray(run.state.bets[0].total)[-1] == 0)
 
 
-def test_an_optimiser_that_knows_nothing_of_it_is_frozen_too():
+def test_an_optimizer_that_knows_nothing_of_it_is_frozen_too():
     x = np.concatenate([start(23) * 0.3, [[3.0, 3.0, 3.0]]])
-    state = go(gauss(1.0, radius=1.0), x, 3, **OTHERS[1]).state
+    state = run_steps(gauss(1.0, radius=1.0), x, 3, **OTHERS[1]).state
     np.testing.assert_allclose(state.positions[-1], x[-1], rtol=1e-12)
     mu = np.asarray(state.bets[0][0].mu)
     assert np.all(mu[-1] == 0)
@@ -257,33 +258,33 @@ def test_an_optimiser_that_knows_nothing_of_it_is_frozen_too():
 
 
 def test_without_any_score_nothing_moves_and_the_status_says_so():
-    seen = go(gauss(1.0, radius=100.0), start(), 2)
-    np.testing.assert_allclose(seen.state.positions, start(), rtol=1e-12)
-    assert int(seen.info.status) == Status.NON_FINITE
-    assert int(seen.info.num_nonfinite) == 24
+    run = run_steps(gauss(1.0, radius=100.0), start(), 2)
+    np.testing.assert_allclose(run.state.positions, start(), rtol=1e-12)
+    assert int(run.info.status) == Status.NON_FINITE
+    assert int(run.info.num_nonfinite) == 24
 
 
 def test_on_a_flat_target_the_cloud_stands_still_after_nine_orders_of_magnitude():
-    seen = go(gauss(1e15), start(), 1000)
-    assert int(seen.info.status) == Status.NON_FINITE
-    assert 1e9 < np.max(seen.high / np.std(start(), axis=0)) < 1e11
-    later = go(gauss(1e15), start(), 1001)
-    np.testing.assert_array_equal(later.state.positions, seen.state.positions)
+    run = run_steps(gauss(1e15), start(), 1000)
+    assert int(run.info.status) == Status.NON_FINITE
+    assert 1e9 < np.max(run.high / np.std(start(), axis=0)) < 1e11
+    later = run_steps(gauss(1e15), start(), 1001)
+    np.testing.assert_array_equal(later.state.positions, run.state.positions)
 
 
 def test_zero_gradients_give_finite_moves():
-    assert np.all(np.isfinite(go(gauss(np.inf), start(), 5).state.positions))
+    assert np.all(np.isfinite(run_steps(gauss(np.inf), start(), 5).state.positions))
 
 
 def test_duplicates_and_far_particles_stay_finite():
     x = start()
     x[:18] = x[0]  # more than half of the pairs have distance zero
     x[-1] = 1e6
-    assert np.all(np.isfinite(go(gauss(1.0), x, 30).state.positions))
+    assert np.all(np.isfinite(run_steps(gauss(1.0), x, 30).state.positions))
 
 
 def test_two_particles_are_a_cloud():
-    state = go(gauss(1.0), start(2), 50).state
+    state = run_steps(gauss(1.0), start(2), 50).state
     assert np.all(np.isfinite(state.positions))
     assert np.max(abs(np.asarray(state.positions))) < 10
 
@@ -314,7 +315,7 @@ def test_starts_that_are_no_cloud_are_refused(message, positions, kind):
 def test_a_coordinate_without_spread_is_no_fault_in_the_units_of_the_positions():
     x = start()
     x[:, 1] = 2.0
-    assert np.all(np.isfinite(go_published(gauss(1.0), x, 3).state.positions))
+    assert np.all(np.isfinite(run_published(gauss(1.0), x, 3).state.positions))
 
 
 def test_settings_that_cannot_work_are_refused():

@@ -110,9 +110,9 @@ def test_contract_may_be_differentiated(name):
 
         return jax.jit(jax.grad(total))(0.0)
 
-    ours = along(lambda kernel, X: kernel.contract(X, G))
+    actual = along(lambda kernel, X: kernel.contract(X, G))
     expected = along(lambda kernel, X: jax.vjp(lambda k, X: k.gram(X), kernel, X)[1](G))
-    np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.f32

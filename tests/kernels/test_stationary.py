@@ -16,8 +16,8 @@ def test_squared_distances(dims, dtype):
     rng = np.random.default_rng(0)
     A, B = rng.normal(size=(6, dims)), rng.normal(size=(4, dims))
     exact = np.sum((A[:, None] - B[None]) ** 2, axis=2)
-    ours = squared_distances(jnp.asarray(A, dtype), jnp.asarray(B, dtype))
-    np.testing.assert_allclose(ours, exact, rtol=1e-13 if dtype == jnp.float64 else 1e-5)
+    actual = squared_distances(jnp.asarray(A, dtype), jnp.asarray(B, dtype))
+    np.testing.assert_allclose(actual, exact, rtol=1e-13 if dtype == jnp.float64 else 1e-5)
 
 
 @pytest.mark.f32
@@ -71,8 +71,8 @@ def test_first_derivative_is_zero_where_the_points_meet(cls):
 def test_second_derivative_where_the_points_meet(cls, curvature):
     kernel, x = cls(1.0, 0.8), jnp.asarray([0.3])
     slope = jax.grad(kernel.evaluate)
-    own, mixed = jax.jit(jax.jacfwd(slope, argnums=(0, 1)))(x, x)
-    np.testing.assert_allclose(own, -curvature / 0.64, rtol=1e-10)
+    same_argument, mixed = jax.jit(jax.jacfwd(slope, argnums=(0, 1)))(x, x)
+    np.testing.assert_allclose(same_argument, -curvature / 0.64, rtol=1e-10)
     np.testing.assert_allclose(mixed, curvature / 0.64, rtol=1e-10)
 
 

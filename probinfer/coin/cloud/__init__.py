@@ -1,4 +1,4 @@
-"""A set of particles as one object: a table of positions, its spread, and the kernels that suit it.
+"""Clouds of particles: flattened positions, their coordinates relative to the cloud, and kernel bandwidths.
 
-Start with ``table`` (ravelled positions) and ``geometry`` (the metric of a cloud).
+Start with ``particles`` (flattened positions and their scores) and ``geometry`` (the metric of a cloud).
 """

@@ -1,14 +1,14 @@
-r"""How far the particles of a cloud should feel one another: the median of their squared distances.
+r"""Kernel bandwidths for a cloud: the median of the squared distances of its particles.
 
 The median is that of a fixed random sample of at most 4096 pairs, found by bisection on the bits of the distances
-(floating-point numbers of one sign are ordered like integers), so it costs O(d), whatever N, and no sort.
+(floating-point numbers of one sign are ordered like integers), so it costs O(d) for any N, without a sort.
 
 * ``"median"``: :math:`h = \mathrm{med}\, r^2`. In the first 32 steps of a run a lower quantile, which rises from 2 % to
-  50 %: near particles feel one another first, so that modes divide the particles before the cloud drifts as a whole,
-  and no particle is ever alone, whatever the dimension.
-* ``"published"``: :math:`h = \mathrm{med}\, r^2 / \log(N + 1)` over all N² pairs, the N of a particle with itself
-  included. With it the cloud is far too narrow in high dimension (``coin.predicted_sd``).
-* ``"fixed"``: the lengthscale of the kernel as it is, in the coordinates of the geometry.
+  50 %: near particles interact first, so that the particles divide between modes before the cloud drifts as a whole,
+  and no particle is ever isolated, in any dimension.
+* ``"published"``: :math:`h = \mathrm{med}\, r^2 / \log(N + 1)` over all N² pairs, including the N pairs of a particle
+  with itself. With it the cloud is far too narrow in high dimension (``coin.predicted_sd``).
+* ``"fixed"``: the lengthscale of the kernel is not changed; it is in the coordinates of the geometry.
 """
 
 from __future__ import annotations
@@ -30,75 +30,77 @@ from probinfer.kernels.stationary import Stationary
 __all__ = ["RULES", "check_rule", "masked_quantile", "pair_sample", "scaled_kernel", "squared_bandwidth"]
 
 RULES = ("median", "published", "fixed")
-_PAIRS = 4096
-_START, _WARM = 0.02, 32  # first quantile, and steps until the median
+_MAX_PAIRS = 4096
+_FIRST_QUANTILE, _NUM_WARMUP = 0.02, 32  # steps until the quantile is the median
 
 
 def squared_bandwidth(
-    rule: str, table: Float[Array, "N d"], keep: Bool[Array, " N"], step: Int[Array, ""]
+    rule: str, table: Float[Array, "N d"], mask: Bool[Array, " N"], step: Int[Array, ""]
 ) -> Scalar:
-    """Return h for the particles that are kept.
+    """Return the squared bandwidth h of the particles in the mask.
 
     Args:
         rule: "median" or "published".
         table: the cloud, in the coordinates of its geometry.
-        keep: which particles count.
+        mask: which particles count.
         step: number of the step in the run, from 0.
 
     References:
         Liu and Wang (2016), section 5, for the published rule.
     """
-    size = table.shape[0]
-    first, second = pair_sample(size)
+    num_particles = table.shape[0]
+    first, second = pair_sample(num_particles)
     squares = jnp.sum((table[first] - table[second]) ** 2, axis=1)
-    both = keep[first] & keep[second]
-    done = jnp.minimum(step.astype(table.dtype) / _WARM, 1)
-    rising = 0.5 * jnp.exp(math.log(2 * _START) * (1 - done))
-    share = rising if rule == "median" else jnp.asarray(max((size - 2) / (2 * (size - 1)), 0.0), table.dtype)
-    middle = masked_quantile(squares, both, share)
-    # With so many duplicates that the median is zero, the mean is a scale still.
-    mean = jnp.sum(jnp.where(both, squares, 0)) / jnp.maximum(jnp.sum(both), 1)
-    middle = jnp.where(middle > 0, middle, mean)
-    return middle / math.log(size + 1) if rule == "published" else middle
+    pair_mask = mask[first] & mask[second]
+    if rule == "median":
+        progress = jnp.minimum(step.astype(table.dtype) / _NUM_WARMUP, 1)
+        quantile = 0.5 * jnp.exp(math.log(2 * _FIRST_QUANTILE) * (1 - progress))
+    else:  # the median over N² pairs, of which N are zero, is this quantile over the pairs of different particles
+        quantile = jnp.asarray(max((num_particles - 2) / (2 * (num_particles - 1)), 0.0), table.dtype)
+    square = masked_quantile(squares, pair_mask, quantile)
+    # If there are so many duplicates that the median is zero, the mean still gives a scale.
+    mean = jnp.sum(jnp.where(pair_mask, squares, 0)) / jnp.maximum(jnp.sum(pair_mask), 1)
+    square = jnp.where(square > 0, square, mean)
+    return square / math.log(num_particles + 1) if rule == "published" else square
 
 
 @functools.lru_cache
-def pair_sample(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the members of a fixed sample of pairs: all of them where they are 4096 or fewer."""
-    if size * (size - 1) // 2 <= _PAIRS:
-        first, second = np.triu_indices(size, 1)
+def pair_sample(num_particles: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and second members of a fixed random sample of pairs: all pairs if they are at most 4096."""
+    if num_particles * (num_particles - 1) // 2 <= _MAX_PAIRS:
+        first, second = np.triu_indices(num_particles, 1)
     else:
-        draws = np.random.default_rng(0)
-        first = draws.integers(0, size, _PAIRS)
-        second = (first + draws.integers(1, size, _PAIRS)) % size
+        rng = np.random.default_rng(0)
+        first = rng.integers(0, num_particles, _MAX_PAIRS)
+        second = (first + rng.integers(1, num_particles, _MAX_PAIRS)) % num_particles
     return first.astype(np.int32), second.astype(np.int32)
 
 
-def masked_quantile(values: Float[Array, " M"], keep: Bool[Array, " M"], share: Scalar) -> Scalar:
-    """Return the least of the kept values that at least this share of them does not exceed.
+def masked_quantile(values: Float[Array, " M"], mask: Bool[Array, " M"], quantile: Scalar) -> Scalar:
+    """Return the smallest value in the mask that is not exceeded by at least this share of them.
 
     Args:
-        values: not negative.
-        keep: which values count.
-        share: in [0, 1].
+        values: nonnegative.
+        mask: which values count.
+        quantile: the share, in [0, 1].
 
     Returns:
-        One of the values; plus infinity if none is kept.
+        One of the values; plus infinity if the mask is empty.
     """
-    kind, width = (jnp.int64, 63) if values.dtype == jnp.float64 else (jnp.int32, 31)
-    bits = jax.lax.bitcast_convert_type(values, kind)
-    count = jnp.sum(keep)
-    wanted = jnp.maximum(jnp.ceil(share * count.astype(values.dtype)).astype(count.dtype), 1)
-    top = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), kind)
+    integer, width = (jnp.int64, 63) if values.dtype == jnp.float64 else (jnp.int32, 31)
+    bits = jax.lax.bitcast_convert_type(values, integer)
+    count = jnp.sum(mask)
+    rank = jnp.maximum(jnp.ceil(quantile * count.astype(values.dtype)).astype(count.dtype), 1)
+    infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), integer)
 
-    def halve(_, ends):
-        low, high = ends
+    def bisect(_, bracket):
+        low, high = bracket
         middle = low + (high - low) // 2
-        enough = jnp.sum((bits <= middle) & keep) >= wanted
+        enough = jnp.sum((bits <= middle) & mask) >= rank
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    _, found = jax.lax.fori_loop(0, width, halve, (jnp.zeros((), kind), top))
-    return jax.lax.bitcast_convert_type(found, values.dtype)
+    _, value = jax.lax.fori_loop(0, width, bisect, (jnp.zeros((), integer), infinity))
+    return jax.lax.bitcast_convert_type(value, values.dtype)
 
 
 def scaled_kernel(kernel: Any, square: Scalar) -> Any:
@@ -107,17 +109,17 @@ def scaled_kernel(kernel: Any, square: Scalar) -> Any:
 
 
 def check_rule(kernel: Any, rule: str) -> None:
-    """Refuse unknown rules, and kernels without a lengthscale for the rule to set.
+    """Refuse unknown rules, and kernels without a lengthscale that the rule could set.
 
     Raises:
-        ValueError: the rule is unknown.
-        TypeError: the kernel is not a function of a scaled distance.
+        ValueError: The rule is unknown.
+        TypeError: The kernel is not a function of a scaled distance.
     """
     notice(kernel)
     if rule not in RULES:
         raise ValueError(f"bandwidth must be one of {', '.join(RULES)}; got {rule!r}")
     if rule != "fixed" and not isinstance(kernel, Stationary):
         raise TypeError(
-            f"bandwidth={rule!r} sets the lengthscale of the kernel, and a {type(kernel).__name__} has none; use "
+            f"bandwidth={rule!r} sets the lengthscale of the kernel, but a {type(kernel).__name__} has none; use "
             f"kernels.{RBF.__name__}() or kernels.{InverseMultiquadric.__name__}(), or bandwidth='fixed'"
         )

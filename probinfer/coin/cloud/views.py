@@ -1,4 +1,4 @@
-"""A cloud seen from outside a step: its scores where it stands, and the density in its coordinates."""
+"""Scores, diagnostics and log density of a cloud outside its steps, in the coordinates of its metric."""
 
 from __future__ import annotations
 
@@ -7,80 +7,106 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.geometry import moments
+from probinfer.coin.cloud.particles import (
+    ParticleScores,
+    masked_mean,
+    particle_template,
+    ravel_particles,
+    row_logdensity,
+    score_particles,
+    unravel_particles,
+)
 from probinfer.coin.cloud_descent import CloudState, geometry_of
-from probinfer.coin.engine.diagnostics import Judgement, judge
+from probinfer.coin.engine.diagnostics import CloudDiagnostics, diagnose
 from probinfer.core.algorithms import Algorithm
-from probinfer.core.types import Array, ArrayTree, PRNGKey
+from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 
-__all__ = ["Look", "judged", "logdensity_in_cloud", "look", "positions_of"]
+__all__ = ["ScoredCloud", "diagnose_cloud", "logdensity_in_cloud", "positions_of", "score_cloud"]
 
-_BATCHES = 16  # that judge a cloud where the log density is stochastic
-_ERRORS = 4.0  # standard errors of these batches that a place is not blamed for
-
-
-class Look(NamedTuple):
-    """A cloud as its metric sees it: particles ``table`` and their ``scores``, scores ``pulled`` to z."""
-
-    table: Array
-    scores: cloud.Scores
-    pulled: Array
+_NUM_BATCHES = 16  # for the diagnostics under a stochastic log density
+_NUM_ERRORS = 4.0  # standard errors over these batches by which locations are shrunk
 
 
-def look(algorithm: Algorithm, key: PRNGKey, state: CloudState) -> Look:
-    """Return the scores of a cloud where it stands.
+class ScoredCloud(NamedTuple):
+    r"""A cloud with its scores.
+
+    Attributes:
+        table: particles x.
+        scores: log densities and scores at x.
+        scores_in_z: scores in the coordinates of the cloud, :math:`B^\top s`.
+    """
+
+    table: Float[Array, "N d"]
+    scores: ParticleScores
+    scores_in_z: Float[Array, "N d"]
+
+
+def score_cloud(algorithm: Algorithm, key: PRNGKey, state: CloudState) -> ScoredCloud:
+    """Return a cloud with its scores.
 
     Args:
         algorithm: from ``descent``.
-        key: of the batch, where the log density is stochastic.
+        key: of the batch, if the log density is stochastic.
         state: of the algorithm.
     """
-    rule, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
-    table, like = cloud.ravel(state.positions), cloud.like_one(state.positions)
-    scores = cloud.scores_of(logdensity_fn, like, table, key if rule.stochastic else None)
-    pulled = geometry_of(rule, state.z).pull(
+    config, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
+    table, template = ravel_particles(state.positions), particle_template(state.positions)
+    scores = score_particles(logdensity_fn, template, table, key if config.stochastic else None)
+    scores_in_z = geometry_of(config, state.z).pullback(
         state.metric, jnp.where(scores.valid[:, None], scores.gradients, 0)
     )
-    return Look(table, scores, pulled)
+    return ScoredCloud(table, scores, scores_in_z)
 
 
-def judged(algorithm: Algorithm, key: PRNGKey, state: CloudState) -> tuple[Judgement, Look, int]:
-    """Return the verdict on a cloud, its scores, and the gradients a particle that this took.
+def diagnose_cloud(
+    algorithm: Algorithm, key: PRNGKey, state: CloudState
+) -> tuple[CloudDiagnostics, ScoredCloud, int]:
+    """Return the diagnostics of a cloud, the cloud with its scores, and the number of gradients per particle.
 
     Args:
         algorithm: from ``descent``.
-        key: of the batches, where the log density is stochastic: the mean score of 16, and a location that is shrunk by
-            four of its standard errors.
+        key: of the batches, if the log density is stochastic: the diagnostics are then those of the mean score of 16
+            batches, with a location that is shrunk by four of its standard errors.
         state: of the algorithm.
     """
-    rule, _ = algorithm.step.args  # type: ignore[attr-defined]
-    if not rule.stochastic:
-        seen = look(algorithm, key, state)
-        found = judge(seen.table, seen.scores.gradients, state.z, seen.pulled, seen.scores.valid)
-        return found, seen, 1
-    seen = jax.lax.map(lambda key: look(algorithm, key, state), jax.random.split(key, _BATCHES))
-    valid = jnp.all(seen.scores.valid, axis=0)
-    means = jax.vmap(lambda scores: cloud.masked_mean(valid, scores))(seen.scores.gradients)
-    one = jax.tree.map(
-        lambda leaf: jnp.mean(leaf, axis=0), seen._replace(scores=seen.scores._replace(valid=valid))
+    config, _ = algorithm.step.args  # type: ignore[attr-defined]
+    if not config.stochastic:
+        scored = score_cloud(algorithm, key, state)
+        return _diagnose(scored, state, scored.scores.valid), scored, 1
+    batches = jax.lax.map(lambda key: score_cloud(algorithm, key, state), jax.random.split(key, _NUM_BATCHES))
+
+    # Diagnostics of the mean score
+    valid = jnp.all(batches.scores.valid, axis=0)
+    mean_scores = jax.vmap(lambda scores: masked_mean(valid, scores))(batches.scores.gradients)
+    scored = jax.tree.map(
+        lambda leaf: jnp.mean(leaf, axis=0), batches._replace(scores=batches.scores._replace(valid=valid))
     )
-    one = one._replace(scores=one.scores._replace(valid=valid), table=seen.table[0])
-    found = judge(one.table, one.scores.gradients, state.z, one.pulled, valid)
-    centred = one.table - cloud.masked_mean(valid, one.table)
-    spread = jnp.sqrt(cloud.masked_mean(valid, centred**2))
-    error = jnp.std(means, axis=0, ddof=1) / jnp.sqrt(jnp.asarray(_BATCHES, means.dtype)) * spread
-    sure = jnp.maximum(jnp.abs(found.location) - _ERRORS * error, 0)
-    return found._replace(location=jnp.sign(found.location) * sure), one, _BATCHES
+    scored = scored._replace(scores=scored.scores._replace(valid=valid), table=batches.table[0])
+    diagnostics = _diagnose(scored, state, valid)
+
+    # Shrink the location by its standard errors over the batches
+    spread = moments(scored.table, valid)[1]
+    num_batches = jnp.asarray(_NUM_BATCHES, mean_scores.dtype)
+    error = jnp.std(mean_scores, axis=0, ddof=1) / jnp.sqrt(num_batches) * spread
+    size = jnp.maximum(jnp.abs(diagnostics.location) - _NUM_ERRORS * error, 0)
+    location = jnp.sign(diagnostics.location) * size
+    return diagnostics._replace(location=location), scored, _NUM_BATCHES
+
+
+def _diagnose(scored: ScoredCloud, state: CloudState, valid: Array) -> CloudDiagnostics:
+    return diagnose(scored.table, scored.scores.gradients, state.z, scored.scores_in_z, valid)
 
 
 def logdensity_in_cloud(algorithm: Algorithm, state: CloudState, row: Array) -> Array:
     """Return the (exact) log density of one particle z, up to a constant; for ``jax.tree_util.Partial``."""
-    _, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
-    return logdensity_fn(positions_of(algorithm, state, row[None], one=True)).astype(row.dtype)
+    config, logdensity_fn = algorithm.step.args  # type: ignore[attr-defined]
+    table = geometry_of(config, state.z).from_z(state.metric, row[None])
+    return row_logdensity(logdensity_fn, particle_template(state.positions), table[0])
 
 
-def positions_of(algorithm: Algorithm, state: CloudState, z: Array, *, one: bool = False) -> ArrayTree:
-    """Return the positions of particles z in the metric of a state; ``one``: of a single row, without its axis."""
-    rule, _ = algorithm.step.args  # type: ignore[attr-defined]
-    table = geometry_of(rule, state.z).from_z(state.metric, z)
-    return cloud.unravel(cloud.like_one(state.positions), table[0] if one else table)
+def positions_of(algorithm: Algorithm, state: CloudState, z: Array) -> ArrayTree:
+    """Return the positions of particles z in the metric of a state."""
+    config, _ = algorithm.step.args  # type: ignore[attr-defined]
+    table = geometry_of(config, state.z).from_z(state.metric, z)
+    return unravel_particles(particle_template(state.positions), table)

@@ -1,4 +1,4 @@
-"""Particles inside constraints: mirror maps that take the walls away, and repulsion with a barrier.
+"""Particles inside constraints: mirror maps to unconstrained coordinates, and repulsion with a barrier.
 
 Start with ``mirrored`` (``mirrored_svgd`` and ``mirrored_svmd``); ``repulsion`` is ``mied``.
 """

@@ -1,7 +1,7 @@
-r"""Coin sampling inside constraints: the particles move in the dual space of a mirror map, where there are no walls.
+r"""Coin sampling inside constraints: the particles move in the dual space of a mirror map, which has no constraints.
 
-The bet is made in coordinates relative to the cloud of the dual variables, as in ``coin.svgd``; the kernel compares
-the positions themselves. Every position is inside the constraints by construction.
+Bets are placed in coordinates relative to the cloud of the dual variables, as in ``coin.svgd``; the kernel compares the
+positions. Every position is inside the constraints by construction.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import optax
 from probinfer import betting
 from probinfer.coin.cloud import bandwidth as bandwidths
 from probinfer.coin.cloud.geometry import Diagonal, Identity
-from probinfer.coin.constrained.mirrored_step import MirroredInfo, MirroredState, Rule, init, step
+from probinfer.coin.cloud_descent import bind_bet
+from probinfer.coin.constrained.mirrored_step import MirroredConfig, MirroredInfo, MirroredState, init, step
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened
@@ -40,30 +41,30 @@ def mirrored_svgd(
     .. math:: \frac1N \sum_j k(\theta_j, \theta_i) \nabla_\eta \log \tilde\pi(\eta_j)
         + \nabla^2\psi(\theta_j)^{-1} \nabla_{\theta_j} k(\theta_j, \theta_i)
 
-    The published set-up is ``geometry=coin.Identity(), bet=betting.coin(unit=0.5), bandwidth="published"``.
+    The published algorithm is ``geometry=coin.Identity(), bet=betting.coin(unit=0.5), bandwidth="published"``.
 
     Args:
         logdensity_fn: log density of one constrained position (on a simplex with respect to its first D - 1 numbers),
-            or a ``StochasticLogDensity``: one batch a step for all particles.
+            or a ``StochasticLogDensity``: one batch per step for all particles.
         mirror: ``coin.Simplex()``, ``coin.Orthant()``, ``coin.Box(low, high)``, or ``coin.mirror_from_bijector(...)``
             for the supports of NumPyro.
         kernel: its lengthscale is in units of the root of the bandwidth h. None: ``(1 + r²/h)^(-1/2)``.
         geometry: of the dual cloud, as in ``coin.svgd``.
         bet: an optax transformation in the coordinates of the geometry. None: ``betting.coin(unit=0.1)`` for 64 steps,
-            ``betting.fuse(unit=0.1, particles=True)`` from there on.
-        bandwidth: "median": h is the median squared distance, a smaller part of it for 32 steps; "published": all of
-            it from the start; "fixed": the kernel as it is.
-        on: "positions": distances of the kernel are those of the positions, in standard deviations of the cloud where
-            the geometry has restarts; "dual": of the relative dual coordinates.
+            then ``betting.fuse(unit=0.1, particles=True)``.
+        bandwidth: "median": h is the median squared distance, a lower quantile for 32 steps; "published": the median
+            from the start; "fixed": the lengthscale of the kernel.
+        on: what the distances of the kernel are computed from. "positions": the positions, in standard deviations of
+            the cloud if the geometry has restarts; "dual": the relative dual coordinates.
 
     Returns:
         ``init(positions) -> MirroredState`` with leaves (N, ...) of constrained values, whose ``.positions`` are the
         particles, and ``step(key, state) -> (MirroredState, MirroredInfo)``, for ``pi.run``. Memory O(N² + N D d).
 
     Raises:
-        TypeError: ``logdensity_fn`` is no function, ``mirror`` no mirror, ``kernel`` without a lengthscale; from
-            ``init``: positions that are not floating point.
-        ValueError: an unknown ``bandwidth`` or ``on``; from ``init``: positions that are no cloud, are on or outside
+        TypeError: ``logdensity_fn`` is not a function, ``mirror`` is not a mirror map, ``kernel`` has no lengthscale,
+            or ``bet`` is not an optax transformation; from ``init``: the positions are not floating point.
+        ValueError: ``bandwidth`` or ``on`` is unknown; from ``init``: the positions are not a cloud, are on or outside
             the boundary, or have no spread.
 
     References:
@@ -89,7 +90,7 @@ def mirrored_svmd(
 
     .. math:: E\, k^{1/2}(\theta, \theta'') \nabla^2\psi(\theta'') k^{1/2}(\theta'', \theta')
 
-    over the cloud, by one eigendecomposition of an N x N matrix a step. ``mirrored_svgd`` is the one to try first: see
+    over the cloud, by one eigendecomposition of an N x N matrix per step. Try ``mirrored_svgd`` first: see
     ``benchmarks/coin_constrained.py``.
 
     Args:
@@ -99,16 +100,16 @@ def mirrored_svmd(
         geometry: of the dual cloud: ``coin.Diagonal()`` (None) or ``coin.Identity()``.
         bet: an optax transformation in the coordinates of the geometry. None: ``betting.coin(unit=0.1)``.
         bandwidth: as in :func:`mirrored_svgd`.
-        cutoff: share of the trace of the Gram matrix that the kept eigenvectors hold; nearer to 1 the direction is
-            exact but its noise is larger.
+        cutoff: share of the trace of the Gram matrix that the eigenvectors in use account for; nearer to 1 the
+            direction is more exact but noisier.
 
     Returns:
         As :func:`mirrored_svgd`.
 
     Raises:
-        TypeError: as :func:`mirrored_svgd`, and a mirror without a Hessian.
-        ValueError: as :func:`mirrored_svgd`, a cutoff outside (0, 1], and a geometry that mixes coordinates: the
-            Hessian does that already.
+        TypeError: As :func:`mirrored_svgd`, or the mirror has no Hessian.
+        ValueError: As :func:`mirrored_svgd`, or the cutoff is outside (0, 1], or the geometry mixes coordinates, which
+            the Hessian does already.
 
     References:
         Shi, Liu and Mackey (2022), "Sampling with mirrored Stein operators", section 4.3.
@@ -117,7 +118,7 @@ def mirrored_svmd(
         raise ValueError(f"cutoff is a share of a trace and must be in (0, 1], got {cutoff}")
     if not isinstance(mirror, type) and not hasattr(mirror, "hessian"):
         raise TypeError(
-            f"mirrored_svmd needs the Hessian of a mirror map, and a {type(mirror).__name__} has none; use "
+            f"mirrored_svmd needs the Hessian of a mirror map, but a {type(mirror).__name__} has none; use "
             "coin.Simplex(), coin.Orthant(), coin.Box(low, high), or mirrored_svgd"
         )
     geometry = Diagonal() if geometry is None else geometry
@@ -152,9 +153,15 @@ def _build(
         )
     kernel = InverseMultiquadric() if kernel is None else kernel
     bandwidths.check_rule(kernel, bandwidth)
-    early = betting.coin(unit=_UNIT) if bet is None else bet
-    early = optax.GradientTransformation(as_partial(early.init), as_partial(early.update))
-    late = betting.fuse(unit=_UNIT, particles=True) if bet is None and on != "adapted" else None
-    stochastic = isinstance(logdensity_fn, StochasticLogDensity)
-    rule = Rule(mirror, kernel, geometry, early, late, cutoff, bandwidth, on, stochastic)
-    return algorithm(init, step, rule, as_partial(logdensity_fn))
+    config = MirroredConfig(
+        mirror=mirror,
+        kernel=kernel,
+        geometry=geometry,
+        early=bind_bet(betting.coin(unit=_UNIT) if bet is None else bet),
+        late=betting.fuse(unit=_UNIT, particles=True) if bet is None and on != "adapted" else None,
+        cutoff=cutoff,
+        bandwidth=bandwidth,
+        on=on,
+        stochastic=isinstance(logdensity_fn, StochasticLogDensity),
+    )
+    return algorithm(init, step, config, as_partial(logdensity_fn))

@@ -1,4 +1,4 @@
-"""The step of constrained coin sampling: what ``mirrored_svgd`` and ``mirrored_svmd`` share."""
+"""The step of constrained coin sampling, which ``mirrored_svgd`` and ``mirrored_svmd`` share."""
 
 from __future__ import annotations
 
@@ -11,59 +11,75 @@ import optax
 
 from probinfer.coin.cloud import bandwidth as bandwidths
 from probinfer.coin.cloud import geometry as geometries
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Metric
+from probinfer.coin.cloud.particles import (
+    ParticleScores,
+    check_positions,
+    check_spread,
+    masked_mean,
+    ravel_particle,
+    ravel_particles,
+    score_particles,
+)
 from probinfer.coin.cloud_descent import choose_geometry
 from probinfer.coin.constrained.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.numerics.stein import stein_direction
 
-__all__ = ["MirroredInfo", "MirroredState", "Rule", "init", "step"]
+__all__ = ["MirroredConfig", "MirroredInfo", "MirroredState", "init", "step"]
 
-_SWITCH = 64  # from this step on the late bet
-_LONG = 2**20
+_SWITCH = 64  # first step of the late bet
+_AFTER_WARMUP = 2**20  # a step after the bandwidth has reached the median
 
 
 class MirroredState(NamedTuple):
-    """Where a constrained cloud stands.
+    r"""State of a constrained cloud.
 
-    ``positions`` is the tree of constrained particles; ``z`` (N, d) and ``metric`` are their dual coordinates relative
-    to their cloud, ``scale`` (D,) the units in which the kernel measures positions, their standard deviations when the
-    metric was made; ``bets`` are the states of the early and the late bet and ``step`` counts the steps.
+    Attributes:
+        positions: the constrained particles, leaves (N, ...).
+        z: dual coordinates relative to their cloud.
+        metric: these coordinates, :math:`\eta = c + B z`.
+        scale: units of the positions in the kernel, their standard deviations when the metric was last refreshed.
+        bets: states of the early and the late bet.
+        step: number of steps.
     """
 
     positions: ArrayTree
-    z: Array
+    z: Float[Array, "N d"]
     metric: Metric
-    scale: Array
+    scale: Float[Array, " D"]
     bets: Any
-    step: Array
+    step: Int[Array, ""]
 
 
 class MirroredInfo(NamedTuple):
-    r"""Report of a step.
+    r"""Report of a step: of the cloud before it moved, but for ``feasible``.
 
-    Before the move: ``direction_norm``, the root mean square length of the direction in the coordinates of the dual
-    cloud; ``virial`` (d,), the mean of :math:`(\eta_k - \bar\eta_k) s_k`, -1 where the cloud is right;
-    ``squared_bandwidth``; ``restarted``; ``num_nonfinite``, the particles without a finite log density and score, which
-    did not move. After it: ``feasible``, the fraction of particles strictly inside, below 1 only where a position has
-    rounded onto the boundary. ``status`` is ``NON_FINITE`` where no particle has a score.
+    Attributes:
+        direction_norm: root mean square over particles of the length of the direction in z.
+        virial: mean of :math:`(\eta_k - \bar\eta_k) s_k`; -1 if the cloud is right.
+        squared_bandwidth: h, in the units of the kernel.
+        restarted: whether the metric was refreshed.
+        num_nonfinite: number of particles without a finite log density and score, which did not move.
+        feasible: share of the particles that are strictly inside after the move; below 1 only if a position has been
+            rounded to the boundary.
+        status: ``NON_FINITE`` if no particle has a score.
     """
 
-    direction_norm: Array
-    virial: Array
-    squared_bandwidth: Array
-    restarted: Array
-    num_nonfinite: Array
-    feasible: Array
-    status: Array
+    direction_norm: Float[Array, ""]
+    virial: Float[Array, " d"]
+    squared_bandwidth: Float[Array, ""]
+    restarted: Bool[Array, ""]
+    num_nonfinite: Int[Array, ""]
+    feasible: Float[Array, ""]
+    status: Int[Array, ""]
 
 
 @pytree
-class Rule:
-    """What a step needs beside the log density and the state; ``on`` says where the kernel measures."""
+class MirroredConfig:
+    """Settings of a step; ``on`` is what the distances of the kernel are computed from."""
 
     mirror: Any
     kernel: Any
@@ -76,39 +92,45 @@ class Rule:
     stochastic: bool = field(static=True)
 
 
-def init(rule: Rule, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
-    """State of a constrained cloud; refuses what is none (see ``mirrored_svgd``)."""
-    cloud.check_positions(positions)
-    cloud.check_spread(positions, every=False)
+def init(config: MirroredConfig, logdensity_fn: Any, positions: ArrayTree) -> MirroredState:
+    """Return the state of a constrained cloud; refuses other positions (see ``mirrored_svgd``)."""
+    check_positions(positions)
+    check_spread(positions, every=False)
     positions = jax.tree.map(jnp.asarray, positions)
-    _check_shape(rule.mirror, positions)
-    _check_inside(rule.mirror, positions)
-    eta = jax.vmap(rule.mirror.dual)(positions)
-    geometry = _geometry(rule, eta)
-    cloud.check_spread(eta, every=geometry.restarts)
+    _check_shape(config.mirror, positions)
+    _check_inside(config.mirror, positions)
+    eta = jax.vmap(config.mirror.dual)(positions)
+    geometry = _geometry(config, eta)
+    check_spread(eta, every=geometry.restarts)
     metric, z = geometry.start(eta, jnp.ones(len(eta), bool))
-    scale = _scale(rule, geometry, positions)
-    return MirroredState(positions, z, metric, scale, _fresh(rule, z), jnp.zeros((), jnp.int32))
+    scale = _scale(config, geometry, positions)
+    return MirroredState(
+        positions=positions,
+        z=z,
+        metric=metric,
+        scale=scale,
+        bets=_init_bets(config, z),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
-def _geometry(rule: Rule, table: Array) -> Any:
-    return choose_geometry(*table.shape) if rule.geometry is None else rule.geometry
+def _geometry(config: MirroredConfig, table: Array) -> Any:
+    return choose_geometry(*table.shape) if config.geometry is None else config.geometry
 
 
-def _fresh(rule: Rule, z: Array) -> tuple:
-    """States of the bets without outcomes."""
-    return tuple(bet.init(z) for bet in (rule.early, rule.late) if bet is not None)
+def _init_bets(config: MirroredConfig, z: Array) -> tuple:
+    return tuple(bet.init(z) for bet in (config.early, config.late) if bet is not None)
 
 
-def _scale(rule: Rule, geometry: Any, positions: ArrayTree) -> Array:
-    """Standard deviations of the positions; ones where they keep their units or have no spread."""
-    spread = jnp.std(cloud.ravel(positions), axis=0)
-    relative = geometry.restarts and rule.on == "positions"
+def _scale(config: MirroredConfig, geometry: Any, positions: ArrayTree) -> Array:
+    """Return the standard deviations of the positions; ones if they keep their units, and where they have no spread."""
+    spread = jnp.std(ravel_particles(positions), axis=0)
+    relative = geometry.restarts and config.on == "positions"
     return jnp.where((spread > 0) & relative, spread, jnp.ones_like(spread))
 
 
 def _check_shape(mirror: Any, positions: ArrayTree) -> None:
-    """Refuse trees where the mirror takes vectors."""
+    """Refuse trees if the mirror takes vectors."""
     if not getattr(mirror, "takes_vectors", False):
         return
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(positions)]
@@ -120,10 +142,10 @@ def _check_shape(mirror: Any, positions: ArrayTree) -> None:
 
 
 def _check_inside(mirror: Any, positions: ArrayTree) -> None:
-    """Refuse concrete positions outside.
+    """Refuse positions that are not strictly inside; traced positions are not checked.
 
     Raises:
-        ValueError: a position on or outside the boundary.
+        ValueError: A position is on or outside the boundary.
     """
     inside = jax.vmap(mirror.inside)(positions)
     if isinstance(inside, jax.core.Tracer) or bool(jnp.all(inside)):
@@ -136,101 +158,125 @@ def _check_inside(mirror: Any, positions: ArrayTree) -> None:
     )
 
 
-def step(rule: Rule, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
-    """One step: score, metric, direction, bet, and back to the positions."""
-    everyone = jnp.ones(len(state.z), bool)
-    due = geometries.is_due(state.step) | geometries.is_stale(state.z, everyone)
-    due = due if _geometry(rule, state.z).restarts else jnp.array(False)
-    metric, z, scale, bets = jax.lax.cond(due, _renewed, _kept, rule, state)
-    geometry = _geometry(rule, z)
+def step(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, state: MirroredState) -> tuple:
+    """Return the next state and its ``MirroredInfo``."""
+    # Refresh the metric and restart the bets, if due
+    all_particles = jnp.ones(len(state.z), bool)
+    due = geometries.is_due(state.step) | geometries.is_stale(state.z, all_particles)
+    due = due if _geometry(config, state.z).restarts else jnp.array(False)
+    metric, z, scale, bets = jax.lax.cond(due, _refresh, _unchanged, config, state)
+    geometry = _geometry(config, z)
     eta = geometry.from_z(metric, z)
-    _, scores, valid = _scores(rule, logdensity_fn, key, eta)
+
+    # Score the particles in the dual space
+    _, scores, valid = _scores(config, logdensity_fn, key, eta)
     scores = jnp.where(valid[:, None], scores, 0)
-    direction, square = _direction(rule, state.step, metric, z, eta, scale, scores, valid)
-    direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bets = _bet(rule, bets, direction, z, state.step)
+
+    # Direction in z
+    direction, square = _direction(config, state.step, metric, z, eta, scale, scores, valid)
+    direction = jnp.where(
+        valid[:, None], direction, jnp.nan
+    )  # NaN freezes the bets of particles without a score
+
+    # Bet and move, then map to the constrained positions
+    move, bets = _bet(config, bets, direction, z, state.step)
     z = z + jnp.where(jnp.isfinite(move), move, 0)
-    moved = jax.vmap(rule.mirror.primal)(geometry.from_z(metric, z))
-    positions = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state.positions)
+    primal = jax.vmap(config.mirror.primal)(geometry.from_z(metric, z))
+    positions = jax.tree.map(lambda new, old: new.astype(old.dtype), primal, state.positions)
     info = MirroredInfo(
-        direction_norm=jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2))),
-        virial=cloud.masked_mean(valid, (eta - cloud.masked_mean(valid, eta)) * scores),
+        direction_norm=jnp.sqrt(jnp.sum(masked_mean(valid, direction**2))),
+        virial=masked_mean(valid, (eta - masked_mean(valid, eta)) * scores),
         squared_bandwidth=square,
         restarted=due,
         num_nonfinite=jnp.sum(~valid).astype(jnp.int32),
-        feasible=jnp.mean(jax.vmap(rule.mirror.inside)(positions).astype(z.dtype)),
+        feasible=jnp.mean(jax.vmap(config.mirror.inside)(positions).astype(z.dtype)),
         status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
     )
-    return MirroredState(positions, z, metric, scale, bets, state.step + 1), info
+    new = MirroredState(positions=positions, z=z, metric=metric, scale=scale, bets=bets, step=state.step + 1)
+    return new, info
 
 
-def _kept(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+def _unchanged(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
     return state.metric, state.z, state.scale, state.bets
 
 
-def _renewed(rule: Rule, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
-    geometry = _geometry(rule, state.z)
+def _refresh(config: MirroredConfig, state: MirroredState) -> tuple[Metric, Array, Array, Any]:
+    geometry = _geometry(config, state.z)
     metric, z = geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, _scale(rule, geometry, state.positions), _fresh(rule, z)
+    return metric, z, _scale(config, geometry, state.positions), _init_bets(config, z)
 
 
-def _bet(rule: Rule, bets: tuple, direction: Array, z: Array, step: Array) -> tuple[Array, tuple]:
-    """The move of z: by the early bet up to step 64, by the late one from there on."""
-    loss = -direction
-    if rule.late is None:
-        move, state = rule.early.update(loss, bets[0], z)
+def _bet(config: MirroredConfig, bets: tuple, direction: Array, z: Array, step: Array) -> tuple[Array, tuple]:
+    """Return the move of z, by the early bet before step 64 and by the late one from then on."""
+    gradient = -direction  # of a loss
+    if config.late is None:
+        move, state = config.early.update(gradient, bets[0], z)
         return move, (state,)
-    late = rule.late
+    late = config.late
 
-    def now_early():
-        move, state = rule.early.update(loss, bets[0], z)
+    def bet_early():
+        move, state = config.early.update(gradient, bets[0], z)
         return move, (state, bets[1])
 
-    def now_late():
-        start = jax.tree.map(lambda new, old: jnp.where(step == _SWITCH, new, old), late.init(z), bets[1])
-        move, state = late.update(loss, start, z)
+    def bet_late():
+        # The late bet starts where the particles are at the switch.
+        old = jax.tree.map(lambda new, old: jnp.where(step == _SWITCH, new, old), late.init(z), bets[1])
+        move, state = late.update(gradient, old, z)
         return move, (bets[0], state)
 
-    return jax.lax.cond(step < _SWITCH, now_early, now_late)
+    return jax.lax.cond(step < _SWITCH, bet_early, bet_late)
 
 
-def _scores(rule: Rule, logdensity_fn: Any, key: PRNGKey, eta: Array) -> cloud.Scores:
-    """Log densities of the dual coordinates and their gradients."""
+def _scores(config: MirroredConfig, logdensity_fn: Any, key: PRNGKey, eta: Array) -> ParticleScores:
+    """Return log densities and scores of the dual coordinates."""
 
-    def value(*batch_and_row: Any) -> Array:
-        *batch, row = batch_and_row
-        return logdensity_fn(*batch, rule.mirror.primal(row)) + rule.mirror.log_det(row)
+    def dual_logdensity(*key_and_row: Any) -> Array:
+        *keys, row = key_and_row
+        return logdensity_fn(*keys, config.mirror.primal(row)) + config.mirror.log_det(row)
 
-    like = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
-    return cloud.scores_of(value, like, eta, key if rule.stochastic else None)
+    template = jax.ShapeDtypeStruct(eta.shape[1:], eta.dtype)
+    return score_particles(dual_logdensity, template, eta, key if config.stochastic else None)
 
 
 def _direction(
-    rule: Rule, step: Array, metric: Metric, z: Array, eta: Array, scale: Array, scores: Array, valid: Array
+    config: MirroredConfig,
+    step: Array,
+    metric: Metric,
+    z: Array,
+    eta: Array,
+    scale: Array,
+    scores: Array,
+    valid: Array,
 ) -> tuple[Array, Array]:
-    """The direction in z, and the squared bandwidth."""
+    """Return the direction in z, and the squared bandwidth."""
 
-    def flat(row):
-        return cloud.ravel(jax.tree.map(lambda leaf: leaf[None], rule.mirror.primal(row)))[0] / scale
+    def scaled_position(row):
+        return ravel_particle(config.mirror.primal(row)) / scale
 
-    pull = _geometry(rule, z).pull
-    points = z if rule.on == "dual" else jax.vmap(flat)(eta)
-    kernel, square = _kernel(rule, points, valid, step)
-    if rule.on == "dual":
-        return stein_direction(kernel, z, pull(metric, scores), valid), square
-    jacobians = jax.vmap(jax.jacfwd(flat))(eta)
-    if rule.on == "positions":
-        return pull(metric, mirrored_direction(kernel, points, jacobians, scores, valid)), square
-    found = adapted_direction(
-        kernel, points, jacobians, scores, valid, lambda v: jax.vmap(rule.mirror.hessian)(eta, v), rule.cutoff
+    pullback = _geometry(config, z).pullback
+    points = z if config.on == "dual" else jax.vmap(scaled_position)(eta)
+    kernel, square = _kernel(config, points, valid, step)
+    if config.on == "dual":
+        return stein_direction(kernel, z, pullback(metric, scores), valid), square
+    jacobians = jax.vmap(jax.jacfwd(scaled_position))(eta)
+    if config.on == "positions":
+        return pullback(metric, mirrored_direction(kernel, points, jacobians, scores, valid)), square
+    direction = adapted_direction(
+        kernel,
+        points,
+        jacobians,
+        scores,
+        valid,
+        lambda v: jax.vmap(config.mirror.hessian)(eta, v),
+        config.cutoff,
     )
-    return pull(metric, found), square
+    return pullback(metric, direction), square
 
 
-def _kernel(rule: Rule, points: Array, valid: Array, step: Array) -> tuple[Any, Array]:
-    """The kernel of this step, and its squared bandwidth."""
-    if rule.bandwidth == "fixed":
-        return rule.kernel, jnp.ones((), points.dtype)
-    late = jnp.asarray(_LONG, jnp.int32) if rule.bandwidth == "published" else step
-    square = bandwidths.squared_bandwidth("median", points, valid, late)
-    return bandwidths.scaled_kernel(rule.kernel, square), square
+def _kernel(config: MirroredConfig, points: Array, valid: Array, step: Array) -> tuple[Any, Array]:
+    """Return the kernel of this step, and its squared bandwidth."""
+    if config.bandwidth == "fixed":
+        return config.kernel, jnp.ones((), points.dtype)
+    bandwidth_step = jnp.asarray(_AFTER_WARMUP, jnp.int32) if config.bandwidth == "published" else step
+    square = bandwidths.squared_bandwidth("median", points, valid, bandwidth_step)
+    return bandwidths.scaled_kernel(config.kernel, square), square

@@ -1,10 +1,10 @@
-r"""Mirror maps: coordinates without walls for positions with walls.
+r"""Mirror maps: unconstrained coordinates for constrained positions.
 
-A mirror is a convex function :math:`\psi` on a constrained set; :math:`\eta = \nabla\psi(\theta)` is free, and
-:math:`\theta = \nabla\psi^*(\eta)` is inside whatever :math:`\eta`. A mirror object has, of one position:
+A mirror is a convex function :math:`\psi` on a constrained set; :math:`\eta = \nabla\psi(\theta)` is unconstrained, and
+:math:`\theta = \nabla\psi^*(\eta)` is inside for any :math:`\eta`. A mirror object has the methods, for one position:
 ``primal(eta (d,)) -> position``, ``dual(position) -> eta``, ``log_det(eta)`` the log determinant of
 :math:`\nabla^2\psi^*`, ``hessian(eta, v)`` the product :math:`\nabla^2\psi(\theta) v`, and ``inside(position)``.
-Any bijector serves as a mirror where no Hessian is needed (``mirror_from_bijector``).
+Any bijector can replace a mirror map if no Hessian is needed (``mirror_from_bijector``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from probinfer.coin.cloud.particles import unravel_particles
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Scalar, pytree, strong_array
 from probinfer.targets import transforms
 
@@ -24,7 +25,7 @@ __all__ = ["BijectorMirror", "Box", "Orthant", "Simplex", "mirror_from_bijector"
 
 @pytree
 class Simplex:
-    r"""Positions (D,) that are positive and sum to one, by the entropy; densities are of the first D - 1 of them.
+    r"""Positive positions (D,) that sum to one, by the entropy; densities are those of the first D - 1 of them.
 
     :math:`\eta_k = \log \theta_k - \log \theta_D`, k < D.
     """
@@ -49,7 +50,7 @@ class Simplex:
         return vector / position[:-1] + jnp.sum(vector) / position[-1]
 
     def inside(self, position: Float[Array, " D"]) -> Bool[Array, ""]:
-        """Whether all are positive and they sum to one, to rounding."""
+        """Whether all entries are positive, and they sum to one up to rounding."""
         slack = 100 * float(jnp.finfo(position.dtype).eps) * position.shape[0]
         return jnp.all(position > 0) & (jnp.abs(jnp.sum(position) - 1) <= slack)
 
@@ -77,7 +78,7 @@ class Orthant:
         return vector * jnp.exp(-eta)
 
     def inside(self, position: Float[Array, " d"]) -> Bool[Array, ""]:
-        """Whether all are positive."""
+        """Whether all entries are positive and finite."""
         return jnp.all((position > 0) & jnp.isfinite(position))
 
 
@@ -98,7 +99,7 @@ class Box:
         """Check the bounds.
 
         Raises:
-            ValueError: a lower bound that is not below its upper bound.
+            ValueError: A lower bound is not below its upper bound.
         """
         for name in ("low", "high"):
             object.__setattr__(self, name, strong_array(getattr(self, name)))
@@ -108,8 +109,9 @@ class Box:
         ):
             raise ValueError(f"a box needs low < high everywhere, got low={self.low} and high={self.high}")
 
-    def _bounds(self, like: Array) -> tuple[Array, Array]:
-        return jnp.asarray(self.low, like.dtype), jnp.asarray(self.high, like.dtype)
+    def _bounds(self, values: Array) -> tuple[Array, Array]:
+        """Return both bounds in the dtype of the values."""
+        return jnp.asarray(self.low, values.dtype), jnp.asarray(self.high, values.dtype)
 
     def primal(self, eta: Float[Array, " d"]) -> Float[Array, " d"]:
         """``low + (high - low) sigmoid(eta)``."""
@@ -117,7 +119,7 @@ class Box:
         return low + (high - low) * jax.nn.sigmoid(eta)
 
     def dual(self, position: Float[Array, " d"]) -> Float[Array, " d"]:
-        """The logit of the share of the way."""
+        """``logit((theta - low) / (high - low))``."""
         low, high = self._bounds(position)
         return jnp.log(position - low) - jnp.log(high - position)
 
@@ -132,14 +134,14 @@ class Box:
         return vector / ((high - low) * jax.nn.sigmoid(eta) * jax.nn.sigmoid(-eta))
 
     def inside(self, position: Float[Array, " d"]) -> Bool[Array, ""]:
-        """Whether all are strictly between the bounds."""
+        """Whether all entries are strictly between the bounds."""
         low, high = self._bounds(position)
         return jnp.all((position > low) & (position < high))
 
 
 @pytree
 class BijectorMirror:
-    """A tree of bijectors in the place of a mirror map; made by :func:`mirror_from_bijector`."""
+    """A tree of bijectors in place of a mirror map, from :func:`mirror_from_bijector`."""
 
     bijectors: Any
     example: Any
@@ -149,7 +151,7 @@ class BijectorMirror:
         return transforms.forward(self.bijectors, self._unravel(eta))
 
     def dual(self, position: ArrayTree) -> Float[Array, " d"]:
-        """The free coordinates of a position, side by side."""
+        """The unconstrained coordinates of a position, concatenated."""
         return ravel_pytree(transforms.inverse(self.bijectors, position))[0]
 
     def log_det(self, eta: Float[Array, " d"]) -> Scalar:
@@ -157,33 +159,32 @@ class BijectorMirror:
         return transforms.log_abs_det_jacobian(self.bijectors, self._unravel(eta))
 
     def inside(self, position: ArrayTree) -> Bool[Array, ""]:
-        """Whether the free coordinates are finite."""
+        """Whether the unconstrained coordinates are finite."""
         return jnp.all(jnp.isfinite(self.dual(position)))
 
     def _unravel(self, eta: Array) -> ArrayTree:
-        leaves, structure = jax.tree.flatten(self.example)
-        ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-        parts = jnp.split(eta, ends)
-        shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-        return jax.tree.unflatten(structure, shaped)
+        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, eta.dtype), self.example)
+        return unravel_particles(template, eta)
 
 
 def mirror_from_bijector(bijectors: Any, example: ArrayTree) -> BijectorMirror:
-    """Return the mirror of any bijector, or tree of them: SVGD in the free coordinates, the kernel on the positions.
+    """Return the mirror of a bijector, or of a tree of them.
+
+    With it SVGD moves particles in the unconstrained coordinates, while the kernel compares their positions.
 
     Args:
-        bijectors: a NumPyro ``Transform``, constraint or distribution, or a tree of them; None: a free leaf.
-        example: one constrained position, a tree of that structure, floating point; for its shapes only.
+        bijectors: a NumPyro ``Transform``, constraint or distribution, or a tree of them; None: an unconstrained leaf.
+        example: one constrained position, a tree of that structure, floating point; only its shapes are used.
 
     Returns:
-        A mirror for :func:`probinfer.coin.mirrored_svgd`; it has no Hessian, so not for ``mirrored_svmd``.
+        A mirror for :func:`probinfer.coin.mirrored_svgd`. It has no Hessian, so ``mirrored_svmd`` refuses it.
 
     Raises:
-        TypeError: a leaf that is none of these, or an example that is not floating point.
-        ValueError: a discrete support, structures that differ, or an example outside the support.
+        TypeError: A leaf is none of these, or the example is not floating point.
+        ValueError: A support is discrete, the structures differ, or the example is outside the support.
     """
-    made = jax.tree.map(
+    transforms_tree = jax.tree.map(
         transforms.bijector, bijectors, is_leaf=lambda node: node is None or transforms.is_leaf(node)
     )
-    free = transforms.inverse(made, example)
-    return BijectorMirror(made, jax.tree.map(jnp.zeros_like, free))
+    unconstrained = transforms.inverse(transforms_tree, example)
+    return BijectorMirror(transforms_tree, jax.tree.map(jnp.zeros_like, unconstrained))

@@ -1,9 +1,9 @@
-r"""Particles that repel one another like charges, under inequality constraints, without a learning rate.
+r"""Mollified interaction energy descent: particles that repel one another like charges, under inequality constraints.
 
 The energy :math:`\sum_{ij} \phi(x_i - x_j) (p(x_i) p(x_j))^{-\alpha}` with the Riesz kernel
-:math:`\phi(r) = |r|^{-s}`, :math:`s = 2 \alpha d`, is least, for many particles, where they are distributed like p. It
-needs p at the particles only, and no bandwidth. Constraints :math:`g(x) \le 0` are kept by a dynamic barrier: p may be
-defined beyond them, and so may the start.
+:math:`\phi(r) = |r|^{-s}`, :math:`s = 2 \alpha d`, is minimal, for many particles, if they are distributed like p. It
+needs p at the particles only, no bandwidth and, with bets, no learning rate. A dynamic barrier enforces constraints
+:math:`g(x) \le 0`: p may be positive beyond them, and the start may be there.
 """
 
 from __future__ import annotations
@@ -16,54 +16,74 @@ import optax
 
 from probinfer import betting
 from probinfer.coin.cloud import geometry as geometries
-from probinfer.coin.cloud import table as cloud
 from probinfer.coin.cloud.geometry import Diagonal, Metric
+from probinfer.coin.cloud.particles import (
+    check_positions,
+    check_spread,
+    masked_mean,
+    particle_template,
+    ravel_particles,
+    score_particles,
+    unravel_particles,
+)
+from probinfer.coin.cloud_descent import bind_bet
 from probinfer.coin.constrained.barrier import nearest_move
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
-from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey, pytree
+from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, pytree
 from probinfer.kernels.stationary import squared_distances
 
 __all__ = ["MIEDInfo", "MIEDState", "mied", "riesz_direction"]
 
 _UNIT = 0.1
 _POWER = 0.5  # alpha: 0.5 or more for the limit to be p
-_SINGULAR = 1e-4
-_DIAGONAL = 1.3
-_SHARE = 0.5  # kappa of the barrier
-_SLACK = 1e-6  # violations up to this share of the slope times a standard deviation count as none
+_SINGULAR = 1e-4  # added to s, which makes the energy singular
+_DIAGONAL = 1.3  # see riesz_direction
+_BARRIER_SHARE = 0.5  # kappa of the barrier
+_SLACK = 1e-6  # violations up to this share of the slope times a standard deviation are ignored
 
 
 class MIEDState(NamedTuple):
-    """Where the particles stand: ``positions``, their coordinates ``z`` (N, d) in the ``metric``, ``bet``, ``step``."""
+    """State of the particles.
+
+    Attributes:
+        positions: the particles, leaves (N, ...).
+        z: the particles in the coordinates of the cloud.
+        metric: these coordinates, x = c + B z.
+        bet: state of the bet.
+        step: number of steps.
+    """
 
     positions: ArrayTree
-    z: Array
+    z: Float[Array, "N d"]
     metric: Metric
     bet: Any
-    step: Array
+    step: Int[Array, ""]
 
 
 class MIEDInfo(NamedTuple):
-    """Report of a step, of the particles after it.
+    """Report of a step: of the particles after the move, but for ``log_energy`` and ``num_nonfinite``.
 
-    ``log_energy`` (before the move; it falls up to a constant), ``feasible``, the fraction of particles that violate no
-    constraint by more than a millionth of the cloud's width, ``violation``, the largest value of g (minus infinity
-    without constraints), ``num_nonfinite`` and ``restarted`` as in ``CloudInfo``. ``status``: ``NON_FINITE`` where no
-    particle has a score, else ``OK``.
+    Attributes:
+        log_energy: log of the energy before the move, up to a constant.
+        feasible: share of the particles that violate no constraint by more than a millionth of the cloud's width.
+        violation: the largest value of g; minus infinity without constraints.
+        num_nonfinite: number of particles without a finite log density and score, which did not move.
+        restarted: whether the metric was refreshed.
+        status: ``NON_FINITE`` if no particle has a score, otherwise ``OK``.
     """
 
-    log_energy: Array
-    feasible: Array
-    violation: Array
-    num_nonfinite: Array
-    restarted: Array
-    status: Array
+    log_energy: Float[Array, ""]
+    feasible: Float[Array, ""]
+    violation: Float[Array, ""]
+    num_nonfinite: Int[Array, ""]
+    restarted: Bool[Array, ""]
+    status: Int[Array, ""]
 
 
 @pytree
-class _Rule:
+class _MIEDConfig:
     constraint_fn: Any
     geometry: Any
     bet: optax.GradientTransformation
@@ -78,15 +98,15 @@ def mied(
 ) -> Algorithm:
     r"""Carry particles down the mollified interaction energy, inside :math:`g(x) \le 0`.
 
-    The direction is projected so that it does not drive particles through a wall, and so is the move that the bet makes
-    of it: to first order a step uses up at most half of the distance to a wall, and takes away half of a violation. A
-    start outside is therefore brought in, at a geometric rate; curved constraints may be violated a little on the way,
-    and ``info.violation`` says by how much. Few particles repel one another against the walls: near a wall the density
-    of a small cloud is too high.
+    The direction is projected so that it does not drive particles through a boundary, and so is the move by the bet: to
+    first order a step uses up at most half of the distance to a boundary, and removes half of a violation. Particles
+    that start outside therefore move inside at a geometric rate; curved constraints may be slightly violated on the
+    way, as ``info.violation`` reports. Few particles push one another against a boundary, so that the density of a
+    small cloud is too high there.
 
     Args:
-        logdensity_fn: log density of one position (a tree); need not be zero outside the constraints.
-        constraint_fn: ``g(position) -> (m,)`` or (), at most zero where the position is allowed; None: no constraint.
+        logdensity_fn: log density of one position (a tree); the density need not be zero outside the constraints.
+        constraint_fn: ``g(position) -> (m,)`` or (), at most zero if the position is allowed; None: no constraint.
         geometry: ``coin.Diagonal()`` (None), ``coin.Full()`` or ``coin.Identity()``.
         bet: an optax transformation in the coordinates of the geometry. None: ``betting.coin(unit=0.1)``.
 
@@ -95,8 +115,9 @@ def mied(
         O(N² + N m d).
 
     Raises:
-        TypeError: functions that are none; from ``init``: positions that are not floating point.
-        ValueError: from ``init``: positions that are no cloud or have no spread; a constraint that is not a vector.
+        TypeError: ``logdensity_fn`` or ``constraint_fn`` is not a function, or ``bet`` is not an optax transformation;
+            from ``init``: the positions are not floating point.
+        ValueError: From ``init``: the positions are not a cloud or have no spread, or the constraint is not a vector.
 
     References:
         Li, Liu, Korba, Yurochkin and Solomon (2023), "Sampling with mollified interaction energy descent"; Sharrock,
@@ -106,86 +127,101 @@ def mied(
         raise TypeError(f"logdensity_fn must be a function of one position, got {shortened(logdensity_fn)}")
     if constraint_fn is not None and not callable(constraint_fn):
         raise TypeError(
-            f"constraint_fn must be a function of one position with values at most zero where it is allowed, got "
+            f"constraint_fn must be a function of one position with values at most zero if it is allowed, got "
             f"{shortened(constraint_fn)}"
         )
-    constraint_fn = None if constraint_fn is None else as_partial(constraint_fn)
-    bet = betting.coin(unit=_UNIT) if bet is None else bet
-    bet = optax.GradientTransformation(as_partial(bet.init), as_partial(bet.update))
-    rule = _Rule(constraint_fn, Diagonal() if geometry is None else geometry, bet)
-    return algorithm(_init, _step, rule, as_partial(logdensity_fn))
+    config = _MIEDConfig(
+        constraint_fn=None if constraint_fn is None else as_partial(constraint_fn),
+        geometry=Diagonal() if geometry is None else geometry,
+        bet=bind_bet(betting.coin(unit=_UNIT) if bet is None else bet),
+    )
+    return algorithm(_init, _step, config, as_partial(logdensity_fn))
 
 
 def riesz_direction(
     particles: Float[Array, "N d"],
     log_densities: Float[Array, " N"],
     scores: Float[Array, "N d"],
-    keep: Bool[Array, " N"],
+    mask: Bool[Array, " N"],
 ) -> tuple[Float[Array, "N d"], Float[Array, ""]]:
-    r"""Return minus the gradient of the logarithm of the energy, and that logarithm.
+    r"""Return minus the gradient of the logarithm of the energy, and this logarithm.
 
     Args:
         particles: x.
         log_densities: log p.
-        scores: their gradients.
-        keep: particles that take part.
+        scores: gradients of log p.
+        mask: which particles count.
 
     Returns:
-        The direction, zero where a particle is not kept, and the log energy. In the place of the infinite energy of a
-        particle with itself stands that at 1 / (1.3 d)^(1/d) of the distance to its nearest neighbour.
+        The direction, zero for particles outside the mask, and the log energy. The infinite energy of a particle with
+        itself is replaced by that at 1 / (1.3 d)^(1/d) of the distance to its nearest neighbor.
 
     References:
         Li et al. (2023), section 4.1.
     """
-    num, dims = particles.shape
-    power = 2 * _POWER * dims + _SINGULAR
-    own = jnp.eye(num, dtype=bool)
+    num_particles, num_dims = particles.shape
+    exponent = 2 * _POWER * num_dims + _SINGULAR
+
+    # Squared distances, with a substitute on the diagonal
+    diagonal = jnp.eye(num_particles, dtype=bool)
     squares = squared_distances(particles, particles)
-    others = jnp.where(own | ~keep[None, :], jnp.inf, squares)
-    nearest = jnp.min(others, axis=1) / (_DIAGONAL * dims) ** (2 / dims)
-    squares = jnp.where(own, nearest[:, None], squares)
-    tiny = float(jnp.finfo(squares.dtype).tiny)
-    squares = jnp.maximum(squares, tiny)
-    logs = jnp.where(keep, log_densities, 0)
-    terms = -0.5 * power * jnp.log(squares) - _POWER * (logs[:, None] + logs[None, :])
-    terms = jnp.where(keep[:, None] & keep[None, :], terms, -jnp.inf)
+    others = jnp.where(diagonal | ~mask[None, :], jnp.inf, squares)
+    nearest = jnp.min(others, axis=1) / (_DIAGONAL * num_dims) ** (2 / num_dims)
+    squares = jnp.where(diagonal, nearest[:, None], squares)
+    squares = jnp.maximum(squares, float(jnp.finfo(squares.dtype).tiny))
+
+    # Log energy, in log space because the terms differ by many orders of magnitude
+    logs = jnp.where(mask, log_densities, 0)
+    terms = -0.5 * exponent * jnp.log(squares) - _POWER * (logs[:, None] + logs[None, :])
+    terms = jnp.where(mask[:, None] & mask[None, :], terms, -jnp.inf)
     log_energy = jax.scipy.special.logsumexp(terms)
     weights = jnp.exp(terms - jnp.where(jnp.isfinite(log_energy), log_energy, 0))
-    pull = 2 * _POWER * jnp.sum(weights, axis=1, keepdims=True) * scores
-    felt = jnp.where(own, 0, weights / squares)
-    return pull + 2 * power * (
-        jnp.sum(felt, axis=1, keepdims=True) * particles - felt @ particles
-    ), log_energy
+
+    # Attraction to high density, and repulsion of the particles
+    attraction = 2 * _POWER * jnp.sum(weights, axis=1, keepdims=True) * scores
+    forces = jnp.where(diagonal, 0, weights / squares)
+    repulsion = 2 * exponent * (jnp.sum(forces, axis=1, keepdims=True) * particles - forces @ particles)
+    return attraction + repulsion, log_energy
 
 
-def _init(rule: _Rule, logdensity_fn: Any, positions: ArrayTree) -> MIEDState:
-    cloud.check_positions(positions)
-    cloud.check_spread(positions, every=rule.geometry.restarts)
+def _init(config: _MIEDConfig, logdensity_fn: Any, positions: ArrayTree) -> MIEDState:
+    check_positions(positions)
+    check_spread(positions, every=config.geometry.restarts)
     positions = jax.tree.map(jnp.asarray, positions)
-    if rule.constraint_fn is not None:
-        found = jax.eval_shape(rule.constraint_fn, cloud.like_one(positions))
-        if not hasattr(found, "shape") or len(found.shape) > 1:
-            raise ValueError(f"constraint_fn must return a vector (m,) or a scalar, got {found}")
-    table = cloud.ravel(positions)
-    metric, z = rule.geometry.start(table, jnp.ones(len(table), bool))
-    return MIEDState(positions, z, metric, rule.bet.init(z), jnp.zeros((), jnp.int32))
+    if config.constraint_fn is not None:
+        value = jax.eval_shape(config.constraint_fn, particle_template(positions))
+        if not hasattr(value, "shape") or len(value.shape) > 1:
+            raise ValueError(f"constraint_fn must return a vector (m,) or a scalar, got {value}")
+    table = ravel_particles(positions)
+    metric, z = config.geometry.start(table, jnp.ones(len(table), bool))
+    return MIEDState(
+        positions=positions, z=z, metric=metric, bet=config.bet.init(z), step=jnp.zeros((), jnp.int32)
+    )
 
 
-def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tuple[MIEDState, MIEDInfo]:
-    like, everyone = cloud.like_one(state.positions), jnp.ones(len(state.z), bool)
-    due = geometries.is_due(state.step) | geometries.is_stale(state.z, everyone)
-    due = due if rule.geometry.restarts else jnp.array(False)
-    metric, z, bet = jax.lax.cond(due, _renewed, lambda rule, s: (s.metric, s.z, s.bet), rule, state)
-    values, scores, valid = cloud.scores_of(logdensity_fn, like, rule.geometry.from_z(metric, z))
-    scores = rule.geometry.pull(metric, jnp.where(valid[:, None], scores, 0))
+def _step(
+    config: _MIEDConfig, logdensity_fn: Any, key: PRNGKey, state: MIEDState
+) -> tuple[MIEDState, MIEDInfo]:
+    template, all_particles = particle_template(state.positions), jnp.ones(len(state.z), bool)
+    due = geometries.is_due(state.step) | geometries.is_stale(state.z, all_particles)
+    due = due if config.geometry.restarts else jnp.array(False)
+    metric, z, bet = jax.lax.cond(due, _refresh, lambda config, s: (s.metric, s.z, s.bet), config, state)
+
+    # Direction in z, projected with a share of the barrier that scales with the direction
+    values, scores, valid = score_particles(logdensity_fn, template, config.geometry.from_z(metric, z))
+    scores = config.geometry.pullback(metric, jnp.where(valid[:, None], scores, 0))
     direction, log_energy = riesz_direction(z, values, scores, valid)
-    pace = jnp.sqrt(jnp.sum(cloud.masked_mean(valid, direction**2)))
-    direction = _bounded(rule, like, metric, z, direction, pace)
-    direction = jnp.where(valid[:, None], direction, jnp.nan)
-    move, bet = rule.bet.update(-direction, bet, z)
+    direction_norm = jnp.sqrt(jnp.sum(masked_mean(valid, direction**2)))
+    direction = _project(config, template, metric, z, direction, direction_norm)
+    direction = jnp.where(
+        valid[:, None], direction, jnp.nan
+    )  # NaN freezes the bets of particles without a score
+
+    # Bet, and move within the barrier
+    move, bet = config.bet.update(-direction, bet, z)
     move = jnp.where(jnp.isfinite(move), move, 0)
-    z = z + jnp.where(valid[:, None], _bounded(rule, like, metric, z, move, _SHARE), 0)
-    feasible, violation = _feasibility(rule, like, metric, z)
+    z = z + jnp.where(valid[:, None], _project(config, template, metric, z, move, _BARRIER_SHARE), 0)
+    feasible, violation = _feasibility(config, template, metric, z)
     info = MIEDInfo(
         log_energy=log_energy,
         feasible=feasible,
@@ -194,39 +230,41 @@ def _step(rule: _Rule, logdensity_fn: Any, key: PRNGKey, state: MIEDState) -> tu
         restarted=due,
         status=jnp.where(jnp.any(valid), jnp.int32(Status.OK), jnp.int32(Status.NON_FINITE)),
     )
-    positions = cloud.unravel(like, rule.geometry.from_z(metric, z))
-    return MIEDState(positions, z, metric, bet, state.step + 1), info
+    positions = unravel_particles(template, config.geometry.from_z(metric, z))
+    return MIEDState(positions=positions, z=z, metric=metric, bet=bet, step=state.step + 1), info
 
 
-def _renewed(rule: _Rule, state: MIEDState) -> tuple[Metric, Array, Any]:
-    metric, z = rule.geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
-    return metric, z, rule.bet.init(z)
+def _refresh(config: _MIEDConfig, state: MIEDState) -> tuple[Metric, Array, Any]:
+    metric, z = config.geometry.refresh(state.metric, state.z, jnp.ones(len(state.z), bool))
+    return metric, z, config.bet.init(z)
 
 
-def _constraints(rule: _Rule, like: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
-    """Values (N, m) of g, and their gradients (N, m, d) in z."""
+def _constraints(config: _MIEDConfig, template: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
+    """Return the values (N, m) of g, and their gradients (N, m, d) in z."""
 
     def values(row):
-        return jnp.atleast_1d(rule.constraint_fn(cloud.unravel(like, row)))
+        return jnp.atleast_1d(config.constraint_fn(unravel_particles(template, row)))
 
-    table = rule.geometry.from_z(metric, z)
+    table = config.geometry.from_z(metric, z)
     slopes = jax.vmap(jax.jacrev(values))(table)
-    pulled = jax.vmap(lambda rows: rule.geometry.pull(metric, rows))(slopes)
-    return jax.vmap(values)(table), pulled
+    slopes_in_z = jax.vmap(lambda rows: config.geometry.pullback(metric, rows))(slopes)
+    return jax.vmap(values)(table), slopes_in_z
 
 
-def _bounded(rule: _Rule, like: ArrayTree, metric: Metric, z: Array, moves: Array, share: Any) -> Array:
-    """The nearest moves that change g by at most ``-share g``, to first order."""
-    if rule.constraint_fn is None:
+def _project(
+    config: _MIEDConfig, template: ArrayTree, metric: Metric, z: Array, moves: Array, share: Any
+) -> Array:
+    """Return the nearest moves that change g by at most ``-share g``, to first order."""
+    if config.constraint_fn is None:
         return moves
-    values, slopes = _constraints(rule, like, metric, z)
+    values, slopes = _constraints(config, template, metric, z)
     return jax.vmap(nearest_move)(moves, slopes, -share * values)
 
 
-def _feasibility(rule: _Rule, like: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
-    if rule.constraint_fn is None:
+def _feasibility(config: _MIEDConfig, template: ArrayTree, metric: Metric, z: Array) -> tuple[Array, Array]:
+    if config.constraint_fn is None:
         return jnp.ones((), z.dtype), jnp.full((), -jnp.inf, z.dtype)
-    values, slopes = _constraints(rule, like, metric, z)
+    values, slopes = _constraints(config, template, metric, z)
     slack = _SLACK * jnp.sqrt(jnp.sum(slopes**2, axis=-1))
     inside = jnp.all(values <= slack, axis=1)
     return jnp.mean(inside.astype(z.dtype)), jnp.max(values)

@@ -1,5 +1,5 @@
-"""Coin samplers as engines: when a cloud has settled, how it is finished, and what can be said of it.
+"""Coin samplers as engines: when a run stops, how its particles are polished, and how they are diagnosed.
 
-Start with ``svgd``, the default engine. ``diagnostics``, ``trajectories`` and ``modes`` ask whether particles are where
-they should be; ``reports`` turns their answers into a status and words.
+Start with ``svgd``, the default engine. ``diagnostics``, ``trajectories`` and ``modes`` test whether the particles
+represent the density; ``reports`` turns their results into a status and a warning.
 """

@@ -1,15 +1,15 @@
-r"""Do modes far apart hold the shares of particles that their densities ask for?
+r"""The shares of particles in separate modes, compared with the masses of the modes.
 
-Particles seldom cross a gorge, so each mode keeps those that came to it. Straight lines between some particles show the
-lowest density between any two, over every chain of them: two of these stand in different modes where the best chain
-leads through a gorge. The others belong to the mode of the nearest. The mass of a mode is that of a normal density with
-its mean log density and covariance,
+Particles seldom cross a region of low density, so each mode keeps those that came to it. For a subset of the particles
+the lowest density on the straight line between each two is computed, and the best chain of such lines: two particles
+are in different modes if even the best chain leads through low density. The other particles belong to the mode of the
+nearest one in the subset. The mass of a mode is that of a normal density with its mean log density and covariance,
 
 .. math:: \log Z_k \approx \frac{1}{n_k} \sum_{i \in k} \log p(x_i) + \frac12 \log\det(2\pi e\, \Sigma_k),
 
-which compares with :math:`\log n_k`. What particle i adds to it is :math:`\log p(x_i) + \frac12 m_i^2` with its squared
-Mahalanobis distance: the same for all in a normal mode. Its variance over n is that of the estimate, and half of it
-is about what a mode that is not normal looks larger than it is.
+which is compared with :math:`\log n_k`. Particle i contributes :math:`\log p(x_i) + \frac12 m_i^2`, with its squared
+Mahalanobis distance, which is the same for all in a normal mode. The variance of the contributions over n is that of
+the estimate, and half of their variance is about the bias for a mode that is not normal.
 """
 
 from __future__ import annotations
@@ -20,96 +20,104 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud import table as cloud
+from probinfer.coin.cloud.particles import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int
 
-__all__ = ["MODES", "Shares", "shares_of_modes", "unseen"]
+__all__ = ["NUM_MODES", "ModeShares", "estimate_mode_shares", "unknown_mode_shares"]
 
-MODES = 4  # that are told apart
-_SOME, _POINTS = 48, 5  # particles that are joined by lines, places on each
-_GORGE = 1.5  # nats between two modes
-_FEW, _A_DIMENSION = 6, 2  # particles that tell a covariance: 6 and 2 a dimension
-_ERRORS = 2.5  # standard errors
+NUM_MODES = 4  # that are distinguished at most
+_SUBSET_SIZE, _NUM_POINTS = 48, 5  # particles that are joined by lines, and points on each line
+_MIN_DROP = 1.5  # of the log density between two modes, in nats
+_MIN_PARTICLES, _PARTICLES_PER_DIM = 6, 2  # of a mode whose covariance is estimated
+_NUM_ERRORS = 2.5  # standard errors
 
 
-class Shares(NamedTuple):
-    """Modes that were told apart, highest first; 0 where there are fewer.
+class ModeShares(NamedTuple):
+    """The modes, highest first; 0 if there are fewer.
 
     Attributes:
-        found: (MODES,) the part of the particles that each holds.
-        asked: (MODES,) the part that its density asks for; 0 where too few particles tell.
-        error: (MODES,) how wrong the log mass behind ``asked`` may be.
+        particles: the share of the particles in each mode.
+        mass: the share of the mass in each mode, of what the particles of all estimated modes hold; 0 if the mode has
+            too few particles for an estimate.
+        log_error: bound on the error of the log mass.
     """
 
-    found: Float[Array, " K"]
-    asked: Float[Array, " K"]
-    error: Float[Array, " K"]
+    particles: Float[Array, " K"]
+    mass: Float[Array, " K"]
+    log_error: Float[Array, " K"]
 
 
-def unseen(dtype: Any) -> Shares:
-    """Return the shares where nothing was looked at.
+def unknown_mode_shares(dtype: Any) -> ModeShares:
+    """Return the shares that stand for no estimate.
 
     Args:
-        dtype: of them.
+        dtype: of the shares.
     """
-    nothing = jnp.zeros(MODES, dtype)
-    return Shares(nothing, nothing, nothing)
+    zeros = jnp.zeros(NUM_MODES, dtype)
+    return ModeShares(zeros, zeros, zeros)
 
 
-def shares_of_modes(
-    density: Callable,
+def estimate_mode_shares(
+    logdensity_fn: Callable,
     table: Float[Array, "N d"],
-    keep: Bool[Array, " N"],
+    mask: Bool[Array, " N"],
     values: Float[Array, " N"],
-) -> Shares:
-    """Tell modes apart and weigh them.
+) -> ModeShares:
+    """Return the shares of particles and of mass in separate modes.
 
     Args:
-        density: log density of a row of the table.
+        logdensity_fn: log density of a row of the table.
         table: particles.
-        keep: which of them count.
-        values: their log densities.
-
-    Returns:
-        What the modes hold and what they should.
+        mask: which particles count.
+        values: log densities of the particles.
     """
-    size, dims = table.shape
-    some = jnp.linspace(0, size - 1, min(_SOME, size)).astype(jnp.int32)
-    rows, heights = table[some], jnp.where(keep[some], values[some], -jnp.inf)
-    level = _best_chains(_lowest_between(density, rows, heights))
-    of_some, known = _modes(level, heights)
-    unit = _within(rows, jnp.isfinite(heights), of_some)
+    num_particles, num_dims = table.shape
+
+    # Modes of a subset
+    subset = jnp.linspace(0, num_particles - 1, min(_SUBSET_SIZE, num_particles)).astype(jnp.int32)
+    rows, heights = table[subset], jnp.where(mask[subset], values[subset], -jnp.inf)
+    levels = _best_chains(_lowest_on_lines(logdensity_fn, rows, heights))
+    subset_modes, exists = _assign_modes(levels, heights)
+
+    # Modes of all particles, by the nearest one in the subset
+    unit = _spread_within_modes(rows, jnp.isfinite(heights), subset_modes)
     squares = jax.vmap(lambda row: jnp.sum(((rows - row) / unit) ** 2, axis=1))(table)
     nearest = jnp.argmin(jnp.where(jnp.isfinite(heights), squares, jnp.inf), axis=1)
-    mode = of_some[nearest]
-    masses, counts, errors = jax.lax.map(
-        lambda k: _mass(table, values, keep & (mode == k) & known[k]), jnp.arange(MODES)
+    modes = subset_modes[nearest]
+
+    # Masses of the modes with enough particles
+    log_masses, counts, errors = jax.lax.map(
+        lambda k: _log_mass(table, values, mask & (modes == k) & exists[k]), jnp.arange(NUM_MODES)
     )
-    sure = known & (counts >= _FEW + _A_DIMENSION * dims)
-    highest = jnp.max(jnp.where(sure, masses, -jnp.inf))
-    asked = jnp.where(sure, jnp.exp(masses - highest), 0)
-    held = jnp.sum(jnp.where(sure, counts, 0))  # of the modes that can be compared
+    estimated = exists & (counts >= _MIN_PARTICLES + _PARTICLES_PER_DIM * num_dims)
+    max_log_mass = jnp.max(jnp.where(estimated, log_masses, -jnp.inf))
+    masses = jnp.where(estimated, jnp.exp(log_masses - max_log_mass), 0)
+    estimated_count = jnp.sum(jnp.where(estimated, counts, 0))
     total = jnp.maximum(jnp.sum(counts), 1)
-    return Shares(
-        counts / total, asked / jnp.maximum(jnp.sum(asked), 1e-30) * held / total, jnp.where(sure, errors, 0)
+    return ModeShares(
+        particles=counts / total,
+        mass=masses / jnp.maximum(jnp.sum(masses), 1e-30) * estimated_count / total,
+        log_error=jnp.where(estimated, errors, 0),
     )
 
 
-def _lowest_between(density: Callable, rows: Array, heights: Array) -> Array:
-    """(M, M) the lowest log density on the line between each two."""
-    along = jnp.linspace(0, 1, _POINTS + 2, dtype=rows.dtype)[1:-1, None]
+def _lowest_on_lines(logdensity_fn: Callable, rows: Array, heights: Array) -> Array:
+    """Return (M, M), the lowest log density on the line between each two rows."""
+    fractions = jnp.linspace(0, 1, _NUM_POINTS + 2, dtype=rows.dtype)[1:-1, None]
 
-    def from_one(pack):
-        row, height = pack
-        between = jax.vmap(lambda other: jnp.min(jax.vmap(density)(row + along * (other - row))))(rows)
+    def lines_from(row_and_height):
+        row, height = row_and_height
+        between = jax.vmap(lambda other: jnp.min(jax.vmap(logdensity_fn)(row + fractions * (other - row))))(
+            rows
+        )
         lowest = jnp.minimum(jnp.where(jnp.isnan(between), -jnp.inf, between), heights)
         return jnp.minimum(lowest, height)
 
-    return jax.lax.map(from_one, (rows, heights))
+    return jax.lax.map(lines_from, (rows, heights))
 
 
 def _best_chains(level: Array) -> Array:
-    """The lowest place on the best chain between each two: squaring in (max, min) doubles the length of chains."""
+    """Return the lowest log density on the best chain between each two; squaring in (max, min) doubles its length."""
 
     def double(_, level):
         through = jax.lax.map(lambda row: jnp.max(jnp.minimum(row[:, None], level), axis=0), level)
@@ -118,39 +126,45 @@ def _best_chains(level: Array) -> Array:
     return jax.lax.fori_loop(0, max((len(level) - 1).bit_length(), 1), double, level)
 
 
-def _modes(level: Array, heights: Array) -> tuple[Int[Array, " M"], Bool[Array, " K"]]:
-    """The mode of each, and which of the modes exist: the highest of those that a gorge parts from all before."""
+def _assign_modes(level: Array, heights: Array) -> tuple[Int[Array, " M"], Bool[Array, " K"]]:
+    """Return the mode of each row, and which modes exist.
+
+    The first mode is that of the highest row; each further one is that of the highest row which is separated from all
+    modes before it.
+    """
     tops = [jnp.argmax(heights)]
-    known = [jnp.isfinite(jnp.max(heights))]
-    for _ in range(MODES - 1):
-        apart = jnp.isfinite(heights)
+    exist = [jnp.isfinite(jnp.max(heights))]
+    for _ in range(NUM_MODES - 1):
+        separated = jnp.isfinite(heights)
         for top in tops:
-            apart &= level[top] < jnp.minimum(heights, heights[top]) - _GORGE
-        tops.append(jnp.argmax(jnp.where(apart, heights, -jnp.inf)))
-        known.append(jnp.any(apart))
-    exists = jnp.stack(known)
+            separated &= level[top] < jnp.minimum(heights, heights[top]) - _MIN_DROP
+        tops.append(jnp.argmax(jnp.where(separated, heights, -jnp.inf)))
+        exist.append(jnp.any(separated))
+    exists = jnp.stack(exist)
     chains = jnp.where(exists[:, None], level[jnp.stack(tops)], -jnp.inf)
     return jnp.argmax(chains, axis=0), exists
 
 
-def _within(rows: Array, counts: Array, of_some: Array) -> Array:
-    """Standard deviations within the modes: a distance in these tells which mode is near."""
-    ours = (of_some[:, None] == of_some) & counts  # (M, M) rows of the same mode
-    means = ours @ jnp.where(counts[:, None], rows, 0) / jnp.maximum(jnp.sum(ours, axis=1), 1)[:, None]
-    spread = jnp.sqrt(cloud.masked_mean(counts, (rows - means) ** 2))
+def _spread_within_modes(rows: Array, mask: Array, modes: Array) -> Array:
+    """Return the standard deviations within the modes, in whose units distances decide which mode is nearest."""
+    same_mode = (modes[:, None] == modes) & mask  # (M, M)
+    means = (
+        same_mode @ jnp.where(mask[:, None], rows, 0) / jnp.maximum(jnp.sum(same_mode, axis=1), 1)[:, None]
+    )
+    spread = jnp.sqrt(masked_mean(mask, (rows - means) ** 2))
     return jnp.where(spread > 0, spread, 1)
 
 
-def _mass(table: Array, values: Array, inside: Array) -> tuple[Array, Array, Array]:
-    """Log mass, number of particles, and how wrong the log mass may be."""
-    count = jnp.sum(inside.astype(table.dtype))
-    rows = jnp.where(inside[:, None], table, 0)
-    few = jnp.maximum(count, 1)
-    centred = jnp.where(inside[:, None], table - jnp.sum(rows, axis=0) / few, 0)
-    covariance = centred.T @ centred / few
+def _log_mass(table: Array, values: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """Return the log mass of the particles in the mask, their number, and a bound on the error of the log mass."""
+    count = jnp.sum(mask.astype(table.dtype))
+    rows = jnp.where(mask[:, None], table, 0)
+    divisor = jnp.maximum(count, 1)
+    centered = jnp.where(mask[:, None], table - jnp.sum(rows, axis=0) / divisor, 0)
+    covariance = centered.T @ centered / divisor
     _, log_determinant = jnp.linalg.slogdet(covariance)
-    distances = jnp.sum(centred * jnp.linalg.solve(covariance, centred.T).T, axis=1)
-    parts = jnp.where(inside, values + 0.5 * distances, 0)
-    mean = jnp.sum(parts) / few
-    variance = jnp.sum(jnp.where(inside, (parts - mean) ** 2, 0)) / few
-    return mean + 0.5 * log_determinant, count, _ERRORS * jnp.sqrt(variance / few) + 0.5 * variance
+    distances = jnp.sum(centered * jnp.linalg.solve(covariance, centered.T).T, axis=1)
+    terms = jnp.where(mask, values + 0.5 * distances, 0)
+    mean = jnp.sum(terms) / divisor
+    variance = jnp.sum(jnp.where(mask, (terms - mean) ** 2, 0)) / divisor
+    return mean + 0.5 * log_determinant, count, _NUM_ERRORS * jnp.sqrt(variance / divisor) + 0.5 * variance

@@ -1,14 +1,14 @@
-r"""Finishing a cloud: a few trajectories of Hamiltonian Monte Carlo or NUTS a particle, or importance weights.
+r"""Polishing a cloud: a few trajectories of Hamiltonian Monte Carlo or NUTS per particle, or importance weights.
 
-Both work in the coordinates of the cloud, which is nearly their stationary law, so neither needs a warm-up.
+All work in the coordinates of the cloud, which is nearly distributed like the density, so none needs a warm-up.
 
-* ``"hmc"``: each particle takes 10 trajectories of about a quarter period. One step size serves all; between
-  trajectories it follows the mean acceptance to 0.8. The widths that a collapsed cloud lost come back within a few.
-* ``"nuts"``: the same with trajectories that end where they turn back, of 63 leapfrogs at most: dearer, and better
-  where the density has more than one scale in the coordinates of the cloud (a funnel, a banana).
-* ``"weights"``: each particle is replaced by a draw of a mixture of Student t laws around all particles, shrunk so that
-  its covariance is theirs, with the Pareto-smoothed importance weight of the draw. Its Pareto shape says whether the
-  weights may be trusted; above about 10 dimensions they may not.
+* ``"hmc"``: each particle takes 10 trajectories of about a quarter period, with a common step size that is adapted
+  after each trajectory to a mean acceptance of 0.8. A few trajectories restore the width of a collapsed cloud.
+* ``"nuts"``: the same with trajectories that end where they turn back, of at most 63 leapfrog steps: more expensive,
+  and better if the density has several scales in the coordinates of the cloud (a funnel, a banana).
+* ``"weights"``: each particle is replaced by a draw from a mixture of Student t distributions around all particles,
+  shrunk so that its covariance is theirs, with the Pareto-smoothed importance weight of the draw. The Pareto shape
+  tells whether the weights are reliable; above about 10 dimensions they are not.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud.table import masked_mean
+from probinfer.coin.cloud.particles import masked_mean
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, Scalar
 from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.lanes.hmc import hmc_transition
 from probinfer.mcmc.nuts_steps import sample_trajectory
 from probinfer.numerics import importance
 
-__all__ = ["NUM_TRAJECTORIES", "WAYS", "Polished", "with_hmc", "with_nuts", "with_weights"]
+__all__ = ["NUM_TRAJECTORIES", "POLISH_FNS", "Polished", "with_hmc", "with_nuts", "with_weights"]
 
 NUM_TRAJECTORIES = 10
-_LEAPFROGS = 4
+_NUM_LEAPFROGS = 4
 _MAX_DEPTH = 6
-_ACCEPTANCE = 0.8
-_DEGREES = 5.0
+_TARGET_ACCEPTANCE = 0.8
+_DEGREES = 5.0  # of freedom
 
 
 class Polished(NamedTuple):
-    """Particles z ``(N, d)``, their log weights ``(N,)``, acceptance of the last trajectories, Pareto k-hat, gradients.
+    """A polished cloud.
 
-    What a way of polishing does not have is NaN.
+    Attributes:
+        z: the particles in the coordinates of the cloud.
+        log_weights: minus infinity for particles outside the mask.
+        acceptance: mean acceptance rate of the last trajectories; NaN for weights.
+        khat: Pareto shape of the weights; NaN for trajectories.
+        num_gradients: number of gradients of the log density.
     """
 
     z: Float[Array, "N d"]
@@ -49,130 +54,149 @@ class Polished(NamedTuple):
 
 
 def with_hmc(
-    key: PRNGKey, value_and_grad_fn: Any, z: Float[Array, "N d"], keep: Bool[Array, " N"]
+    key: PRNGKey, value_and_grad_fn: Any, z: Float[Array, "N d"], mask: Bool[Array, " N"]
 ) -> Polished:
-    """Move every particle that is kept by trajectories that leave the density invariant.
+    """Move the particles by Hamiltonian Monte Carlo transitions, which leave the density invariant.
 
     Args:
         key: random key.
-        value_and_grad_fn: of one particle (d,), in the coordinates of the cloud.
+        value_and_grad_fn: value and gradient of the log density of one particle (d,) in the coordinates of the cloud.
         z: the cloud.
-        keep: the others stay, with weight zero.
+        mask: which particles move; the others get weight zero.
     """
-    size, dims = z.shape
-    ones = jnp.ones(dims, z.dtype)
+    num_particles, num_dims = z.shape
+    ones = jnp.ones(num_dims, z.dtype)
 
-    def transition(key, places, step_size):
-        uniforms = jax.random.uniform(key, (size, dims + 2), z.dtype)
+    def transition(key, states, step_size):
+        uniforms = jax.random.uniform(key, (num_particles, num_dims + 2), z.dtype)
 
-        def one(uniforms, place):
-            return hmc_transition(uniforms, place, value_and_grad_fn, step_size, ones, _LEAPFROGS)
+        def transition_one(uniforms, state):
+            return hmc_transition(uniforms, state, value_and_grad_fn, step_size, ones, _NUM_LEAPFROGS)
 
-        moved, gains = jax.vmap(one)(uniforms, places)
-        return moved, jnp.exp(jnp.minimum(gains, 0)), jnp.int32(size * _LEAPFROGS)
+        proposed, log_ratios = jax.vmap(transition_one)(uniforms, states)
+        acceptance = jnp.exp(jnp.minimum(log_ratios, 0))
+        return proposed, acceptance, jnp.int32(num_particles * _NUM_LEAPFROGS)
 
-    return _trajectories(key, transition, value_and_grad_fn, z, keep)
+    return _run_transitions(key, transition, value_and_grad_fn, z, mask)
 
 
 def with_nuts(
-    key: PRNGKey, value_and_grad_fn: Any, z: Float[Array, "N d"], keep: Bool[Array, " N"]
+    key: PRNGKey, value_and_grad_fn: Any, z: Float[Array, "N d"], mask: Bool[Array, " N"]
 ) -> Polished:
-    """Move every particle that is kept by trajectories that end where they turn back.
+    """Move the particles by No-U-Turn transitions, which leave the density invariant.
 
     Args:
         key: random key.
-        value_and_grad_fn: of one particle (d,), in the coordinates of the cloud.
+        value_and_grad_fn: value and gradient of the log density of one particle (d,) in the coordinates of the cloud.
         z: the cloud.
-        keep: the others stay, with weight zero.
+        mask: which particles move; the others get weight zero.
     """
-    size, dims = z.shape
-    ones = jnp.ones(dims, z.dtype)
+    num_particles, num_dims = z.shape
+    ones = jnp.ones(num_dims, z.dtype)
 
-    def transition(key, places, step_size):
-        def one(key, place, wanted):
+    def transition(key, states, step_size):
+        def transition_one(key, place, wanted):
             tree = sample_trajectory(key, place, value_and_grad_fn, step_size, ones, _MAX_DEPTH, wanted)
             return tree.chosen, tree.acceptance_sum / jnp.maximum(tree.num_leapfrogs, 1), tree.num_leapfrogs
 
-        moved, accepted, counts = jax.vmap(one)(jax.random.split(key, size), places, keep)
-        return moved, accepted, jnp.sum(counts)
+        keys = jax.random.split(key, num_particles)
+        proposed, acceptance, counts = jax.vmap(transition_one)(keys, states, mask)
+        return proposed, acceptance, jnp.sum(counts)
 
-    return _trajectories(key, transition, value_and_grad_fn, z, keep)
+    return _run_transitions(key, transition, value_and_grad_fn, z, mask)
 
 
-def _trajectories(key: PRNGKey, transition: Any, value_and_grad_fn: Any, z: Array, keep: Array) -> Polished:
-    """Transitions of all particles, and a step size that follows their mean acceptance."""
-    size, dims = z.shape
+def _run_transitions(
+    key: PRNGKey, transition: Any, value_and_grad_fn: Any, z: Array, mask: Array
+) -> Polished:
+    """Run transitions of all particles, and adapt the step size to their mean acceptance."""
+    num_particles, num_dims = z.shape
     values, gradients = jax.vmap(value_and_grad_fn)(z)
 
-    def move(carry, key):
-        places, step_size = carry
-        moved, accepted, count = transition(key, places, step_size)
-        moved = jax.tree.map(lambda a, b: jnp.where(_rows(keep, a), a, b), moved, places)
-        rate = masked_mean(keep, accepted[:, None])[0]
-        return (moved, step_size * jnp.exp(rate - _ACCEPTANCE)), (rate, count)
+    def step(carry, key):
+        states, step_size = carry
+        proposed, acceptance, count = transition(key, states, step_size)
+        states = jax.tree.map(lambda new, old: jnp.where(_expand_mask(mask, new), new, old), proposed, states)
+        rate = masked_mean(mask, acceptance[:, None])[0]
+        return (states, step_size * jnp.exp(rate - _TARGET_ACCEPTANCE)), (rate, count)
 
-    # A quarter period of a standard normal is π/2 long; in d dimensions the acceptance asks for d^(-1/4).
-    first = jnp.asarray(math.pi / 2 / _LEAPFROGS * min(1.0, 2 * dims**-0.25), z.dtype)
-    carry = (IntegratorState(z, values, gradients), first)
-    (places, _), (rates, counts) = jax.lax.scan(move, carry, jax.random.split(key, NUM_TRAJECTORIES))
-    none = jnp.full((), jnp.nan, z.dtype)
-    log_weights = jnp.where(keep, 0, -jnp.inf).astype(z.dtype)
-    return Polished(places.position, log_weights, rates[-1], none, size + jnp.sum(counts, dtype=jnp.int32))
+    # A quarter period of a standard normal has length π/2; a constant acceptance needs d^(-1/4) in d dimensions.
+    step_size = jnp.asarray(math.pi / 2 / _NUM_LEAPFROGS * min(1.0, 2 * num_dims**-0.25), z.dtype)
+    carry = (IntegratorState(z, values, gradients), step_size)
+    (states, _), (rates, counts) = jax.lax.scan(step, carry, jax.random.split(key, NUM_TRAJECTORIES))
+    return Polished(
+        z=states.position,
+        log_weights=jnp.where(mask, 0, -jnp.inf).astype(z.dtype),
+        acceptance=rates[-1],
+        khat=jnp.full((), jnp.nan, z.dtype),
+        num_gradients=num_particles + jnp.sum(counts, dtype=jnp.int32),
+    )
 
 
-def _rows(keep: Array, like: Array) -> Array:
-    return keep.reshape(keep.shape + (1,) * (like.ndim - 1))
+def _expand_mask(mask: Array, leaf: Array) -> Array:
+    """Return the mask (N,) with trailing axes, to broadcast against a leaf (N, ...)."""
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - 1))
 
 
 def with_weights(
-    key: PRNGKey, value_and_grad_fn: Any, z: Float[Array, "N d"], keep: Bool[Array, " N"]
+    key: PRNGKey, value_and_grad_fn: Any, z: Float[Array, "N d"], mask: Bool[Array, " N"]
 ) -> Polished:
     r"""Draw from :math:`q = \frac1N \sum_j t_5(m + a (z_j - m), h^2 C)`, :math:`a^2 + h^2 = 1`, and weigh by p/q.
 
-    C is the covariance of the cloud and of each t law (five degrees of freedom), h the Scott bandwidth
+    C is the covariance of the cloud and of each t distribution (with five degrees of freedom), h the Scott bandwidth
     :math:`N^{-1/(d+4)}`. Memory O(N²).
 
     Args:
         key: random key.
-        value_and_grad_fn: of one particle (d,), in the coordinates of the cloud.
+        value_and_grad_fn: value and gradient of the log density of one particle (d,) in the coordinates of the cloud.
         z: the cloud.
-        keep: particles around which is drawn.
+        mask: which particles are centers of the mixture.
 
     References:
         West (1993), "Approximating posterior distributions by mixtures", for the shrunk mixture; Vehtari et al. (2024).
     """
-    size, dims = z.shape
-    mean = masked_mean(keep, z)
-    centred = jnp.where(keep[:, None], z - mean, 0)
-    count = jnp.maximum(jnp.sum(keep.astype(z.dtype)), 1)
-    shrinkage = min(1.0, dims / size)
-    covariance = centred.T @ centred / count
+    num_particles, num_dims = z.shape
+
+    # Shrunk covariance and whitened centers of the mixture
+    mean = masked_mean(mask, z)
+    centered = jnp.where(mask[:, None], z - mean, 0)
+    count = jnp.maximum(jnp.sum(mask.astype(z.dtype)), 1)
+    shrinkage = min(1.0, num_dims / num_particles)
+    covariance = centered.T @ centered / count
     covariance = (1 - shrinkage) * covariance + shrinkage * jnp.diag(jnp.diag(covariance))
     chol = jnp.linalg.cholesky(covariance)
-    h = size ** (-1 / (dims + 4))
-    white = math.sqrt(1 - h * h) * jax.scipy.linalg.solve_triangular(chol, centred.T, lower=True).T
-    # Stratified: every particle is a centre as often as any other, up to one.
-    order = jnp.argsort(~keep, stable=True)
-    chosen = order[jnp.floor(jnp.arange(size) * (count / size)).astype(jnp.int32)]
+    h = num_particles ** (-1 / (num_dims + 4))
+    centers = math.sqrt(1 - h * h) * jax.scipy.linalg.solve_triangular(chol, centered.T, lower=True).T
+
+    # Draw, stratified: the numbers of draws around the particles differ at most by one
+    order = jnp.argsort(~mask, stable=True)
+    components = order[jnp.floor(jnp.arange(num_particles) * (count / num_particles)).astype(jnp.int32)]
     scale = h * math.sqrt((_DEGREES - 2) / _DEGREES)
-    draws = white[chosen] + scale * _student(key, z)
-    squares = jnp.sum((draws[:, None] - white[None]) ** 2, axis=-1) / scale**2
-    log_q = -0.5 * (_DEGREES + dims) * jnp.log1p(squares / _DEGREES)
-    log_q = jax.nn.logsumexp(jnp.where(keep, log_q, -jnp.inf), axis=1)
-    moved = mean + draws @ chol.T
-    values, _ = jax.vmap(value_and_grad_fn)(moved)
-    ratios = jnp.where(jnp.isnan(values), -jnp.inf, values) - log_q
-    smoothed = importance.psis(ratios)
-    none = jnp.full((), jnp.nan, z.dtype)
-    return Polished(moved, smoothed.log_weights, none, smoothed.khat, size)
+    whitened = centers[components] + scale * _draw_student(key, z)
+
+    # Weigh
+    squares = jnp.sum((whitened[:, None] - centers[None]) ** 2, axis=-1) / scale**2
+    log_q = -0.5 * (_DEGREES + num_dims) * jnp.log1p(squares / _DEGREES)
+    log_q = jax.nn.logsumexp(jnp.where(mask, log_q, -jnp.inf), axis=1)
+    draws = mean + whitened @ chol.T
+    values, _ = jax.vmap(value_and_grad_fn)(draws)
+    log_ratios = jnp.where(jnp.isnan(values), -jnp.inf, values) - log_q
+    smoothed = importance.psis(log_ratios)
+    return Polished(
+        z=draws,
+        log_weights=smoothed.log_weights,
+        acceptance=jnp.full((), jnp.nan, z.dtype),
+        khat=smoothed.khat,
+        num_gradients=num_particles,
+    )
 
 
-def _student(key: PRNGKey, like: Array) -> Array:
-    """Rows of a spherical Student t law."""
+def _draw_student(key: PRNGKey, template: Array) -> Array:
+    """Draw rows from a spherical Student t distribution, in the shape and dtype of ``template``."""
     key_normal, key_gamma = jax.random.split(key)
-    normal = jax.random.normal(key_normal, like.shape, like.dtype)
-    halves = jax.random.gamma(key_gamma, _DEGREES / 2, like.shape[:1], like.dtype)
+    normal = jax.random.normal(key_normal, template.shape, template.dtype)
+    halves = jax.random.gamma(key_gamma, _DEGREES / 2, template.shape[:1], template.dtype)
     return normal * jnp.sqrt(_DEGREES / (2 * halves))[:, None]
 
 
-WAYS = {"hmc": with_hmc, "nuts": with_nuts, "weights": with_weights}
+POLISH_FNS = {"hmc": with_hmc, "nuts": with_nuts, "weights": with_weights}

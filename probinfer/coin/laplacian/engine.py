@@ -1,4 +1,4 @@
-"""LAWGD as an engine: a start where the density is known, the algorithm, and the report of all coin samplers."""
+"""LAWGD as an engine: a start where the eigenfunctions are known, and the run that all coin samplers share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.coin.cloud import table
+from probinfer.coin.cloud.particles import unravel_particles
 from probinfer.coin.engine.svgd import check_particles, sample_particles
-from probinfer.coin.laplacian.direction import algorithm_of, evaluate_spectrum, spectrum_of
+from probinfer.coin.laplacian.direction import algorithm_of, evaluate_spectrum, nearest_known, spectrum_of
 from probinfer.coin.laplacian.spectrum import Spectrum
 from probinfer.core.binding import Bound
 from probinfer.core.errors import NumericalError, advice
@@ -28,12 +28,12 @@ __all__ = ["LAWGD"]
 class LAWGD:
     """Laplacian-adjusted Wasserstein gradient descent without a learning rate, for one or two dimensions.
 
-    Its particles are far better spread than independent draws, and find their number in each mode. It costs a spectrum
-    at the start, by a few ten thousand evaluations of the density on a grid.
+    Its particles are far more evenly spread than independent draws, and each mode gets the right number of them. The
+    spectrum at the start takes a few ten thousand evaluations of the density on a grid.
 
     Args:
-        num_particles: 450 at most in one dimension, 150 in two.
-        max_steps: the most steps; the rule of ``coin.SVGD`` may end the run before.
+        num_particles: at most 450 in one dimension, 150 in two.
+        max_steps: maximal number of steps; the stopping rule of ``coin.SVGD`` may end the run earlier.
         polish: as in ``coin.SVGD``.
         bet: as in ``coin.lawgd``.
 
@@ -51,8 +51,8 @@ class LAWGD:
         """Check the settings.
 
         Raises:
-            TypeError: a count is not an integer.
-            ValueError: a count out of range, or an unknown polish.
+            TypeError: A count is not an integer.
+            ValueError: A count is out of range, or the polish is unknown.
         """
         check_particles(self)
 
@@ -64,21 +64,21 @@ class LAWGD:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Carry particles from about the first two moments of the posterior to the posterior.
+        """Carry particles to the posterior, from a normal distribution with about its first two moments.
 
         Args:
             key: random key.
             target: exact, of one or two dimensions.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same particles.
+            progress: whether to show a bar; None: on a terminal.
+            checkpoint: where to store checkpoints; the same call resumes from there and reaches the same particles.
 
         Returns:
             A posterior of one chain, without a log evidence; its ``info`` is that of ``coin.SVGD``.
 
         Raises:
-            TypeError: not a key or not a target, or a target that estimates its density from minibatches.
-            ValueError: more than two dimensions, or too many particles.
-            NumericalError: the density is improper, its log is NaN, or its tails are too heavy for a grid.
+            TypeError: ``key`` is not a key, ``target`` is not a target, or it estimates its density from minibatches.
+            ValueError: There are more than two dimensions, or too many particles.
+            NumericalError: The density is improper, its log is NaN, or its tails are too heavy for a grid.
 
         Warns:
             ConvergenceWarning: as ``coin.SVGD``.
@@ -87,30 +87,26 @@ class LAWGD:
         key_search, key = jax.random.split(key)
         positions = target.init(key_search, self.num_particles)
         spectrum = spectrum_of(target.logdensity_fn, positions)
-        like = jax.tree.map(lambda leaf: leaf[0], positions)
-        near = dataclasses.replace(target, draw_fn=Bound(_draw, spectrum, like), start=None)
+        template = jax.tree.map(lambda leaf: leaf[0], positions)
+        near = dataclasses.replace(target, draw_fn=Bound(_draw, spectrum, template), start=None)
         try:
             return sample_particles(
                 self, lambda fn: algorithm_of(fn, spectrum, self.bet), key, near, progress, checkpoint
             )
-        except ValueError as error:  # no particle is where the spectrum is known: a ridge without an end
-            said = "" if target.prior is not None else tails.improper(target.logdensity_fn, positions)
-            if not said:
+        except ValueError as error:  # too few particles where the spectrum is known, as on an endless ridge
+            reason = "" if target.prior is not None else tails.improper(target.logdensity_fn, positions)
+            if not reason:
                 raise
             status = Status.IMPROPER_DENSITY
-            raise NumericalError(f"LAWGD: {said}; {advice(status)}", status) from error
+            raise NumericalError(f"LAWGD: {reason}; {advice(status)}", status) from error
 
 
-def _draw(spectrum: Spectrum, like: ArrayTree, key: PRNGKey, attempt: Array) -> ArrayTree:
-    """A normal draw with the moments of the density, from where it is negligible moved to the nearest known place."""
+def _draw(spectrum: Spectrum, template: ArrayTree, key: PRNGKey, attempt: Array) -> ArrayTree:
+    """Draw from a normal with the moments of the density; where that is negligible, move to the nearest known point."""
     key_draw, key_shift = jax.random.split(jax.random.fold_in(key, attempt))
-    w = jax.random.normal(key_draw, spectrum.centre.shape, spectrum.centre.dtype)
-    shift = jax.random.uniform(key_shift, w.shape, w.dtype, -0.5, 0.5)  # no two particles at one place
-    row = spectrum.centre + spectrum.scale * w
+    w = jax.random.normal(key_draw, spectrum.center.shape, spectrum.center.dtype)
+    shift = jax.random.uniform(key_shift, w.shape, w.dtype, -0.5, 0.5)  # so that no two particles coincide
+    row = spectrum.center + spectrum.scale * w
     known = evaluate_spectrum(spectrum, row[None])[2][0]
-    last = jnp.asarray(spectrum.rows.shape) - 1
-    index = jnp.clip(jnp.round((w - spectrum.origin) / spectrum.spacing), 0, last).astype(jnp.int32)
-    home = spectrum.homes[tuple(index)] + shift * spectrum.spacing
-    found = spectrum.centre + spectrum.scale * jnp.where(known, w, home)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
-    return table.unravel(one, found)
+    home = nearest_known(spectrum, w[None])[0] + shift * spectrum.spacing
+    return unravel_particles(template, spectrum.center + spectrum.scale * jnp.where(known, w, home))
