@@ -22,13 +22,13 @@ from probinfer.core.types import Array, Float
 from probinfer.inference import diagnostics
 from probinfer.inference.posterior import Posterior
 
-__all__ = ["Draws", "collect", "collect_pair", "correlation_time", "gradients"]
+__all__ = ["FlatDraws", "collect", "collect_pair", "correlation_time", "gradients"]
 
 _CORRELATED = 0.35  # of neighbours; 200 independent draws exceed it in a coordinate at rate 1e-6
 _ENOUGH = 200  # draws from which autocorrelation of supposedly independent draws is told from noise
 
 
-class Draws(NamedTuple):
+class FlatDraws(NamedTuple):
     """Flattened draws, and how to make a position of one.
 
     Attributes:
@@ -47,7 +47,7 @@ class Draws(NamedTuple):
         return self.values.reshape(-1, self.values.shape[-1])
 
 
-def collect(name: str, draws: Any, *, least: int = 20) -> Draws:
+def collect(name: str, draws: Any, *, least: int = 20) -> FlatDraws:
     """Check draws and flatten them.
 
     Args:
@@ -79,7 +79,7 @@ def collect(name: str, draws: Any, *, least: int = 20) -> Draws:
     return found
 
 
-def collect_pair(a: Any, b: Any, *, least: int = 20) -> tuple[Draws, Draws]:
+def collect_pair(a: Any, b: Any, *, least: int = 20) -> tuple[FlatDraws, FlatDraws]:
     """Check two sets of draws that are to be compared.
 
     Raises:
@@ -94,12 +94,12 @@ def collect_pair(a: Any, b: Any, *, least: int = 20) -> tuple[Draws, Draws]:
     return first, second
 
 
-def correlation_time(draws: Draws) -> float:
+def correlation_time(draws: FlatDraws) -> float:
     """Return the draws that one independent draw costs in the slowest coordinate, at least 1; 1 if independent."""
     return 1.0 if draws.independent else max(1.0, _correlation_time(draws.values))
 
 
-def gradients(logdensity_fn: Any, draws: Draws) -> Float[Array, "n d"]:
+def gradients(logdensity_fn: Any, draws: FlatDraws) -> Float[Array, "n d"]:
     """Return the gradient of the log density at every draw.
 
     Raises:
@@ -147,21 +147,21 @@ def _check_gradients(scores: np.ndarray) -> None:
         )
 
 
-def _from_array(name: str, draws: Any) -> Draws:
+def _from_array(name: str, draws: Any) -> FlatDraws:
     values = jnp.asarray(draws)
     if values.ndim not in (2, 3):
         raise ValueError(
             f"{name} must have shape (n, d) for independent draws or (chain, draw, d), got {values.shape}; "
             "add [:, None] or [..., None] for one coordinate"
         )
-    return Draws(values.reshape((-1, *values.shape[-2:])), values.ndim == 2, _identity)
+    return FlatDraws(values.reshape((-1, *values.shape[-2:])), values.ndim == 2, _identity)
 
 
 def _identity(row: Array) -> Array:
     return row
 
 
-def _from_tree(name: str, draws: Any, leaves: list) -> Draws:
+def _from_tree(name: str, draws: Any, leaves: list) -> FlatDraws:
     heads = {np.shape(leaf)[:2] for leaf in leaves}
     if len(heads) > 1 or any(np.ndim(leaf) < 2 for leaf in leaves):
         raise ValueError(
@@ -170,10 +170,10 @@ def _from_tree(name: str, draws: Any, leaves: list) -> Draws:
     head = heads.pop()
     values = jnp.concatenate([jnp.asarray(leaf).reshape(*head, -1) for leaf in leaves], axis=-1)
     _, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf)[0, 0], draws))
-    return Draws(values, False, unravel)
+    return FlatDraws(values, False, unravel)
 
 
-def _check_values(name: str, draws: Draws, least: int) -> None:
+def _check_values(name: str, draws: FlatDraws, least: int) -> None:
     values, rows = draws.values, np.asarray(draws.rows)
     check_finite(name, values)
     if values.size == 0 or len(rows) < least:

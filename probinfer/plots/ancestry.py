@@ -9,7 +9,7 @@ import numpy as np
 
 from probinfer.core.errors import import_extra
 
-__all__ = ["COLORS", "Look", "axes_for", "draw", "size_for"]
+__all__ = ["COLORS", "GenealogyColors", "axes_for", "draw", "size_for"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # after Okabe and Ito (2008)
 _WIDEST, _THINNEST = 5.0, 0.8
@@ -19,7 +19,7 @@ _MOST_LABELS = 24  # rows with labels
 
 
 @runtime_checkable
-class Genealogy(Protocol):
+class DrawableGenealogy(Protocol):
     """What is drawn of a genealogy (``probinfer.lm.Genealogy``, which says what the fields are)."""
 
     @property
@@ -45,7 +45,7 @@ class Genealogy(Protocol):
     def leaves(self, t: int) -> np.ndarray: ...
 
 
-class Look(NamedTuple):
+class GenealogyColors(NamedTuple):
     """Colours.
 
     Attributes:
@@ -59,7 +59,7 @@ class Look(NamedTuple):
     gone: str = "#8b929a"
 
 
-def size_for(tree: Genealogy) -> tuple[float, float]:
+def size_for(tree: DrawableGenealogy) -> tuple[float, float]:
     """Width and height in inches at which the labels have room."""
     num_steps, num = tree.parents.shape
     longest = max((len(_line(step)) for step in tree.steps().ravel() if step), default=8)
@@ -67,7 +67,7 @@ def size_for(tree: Genealogy) -> tuple[float, float]:
     return float(np.clip(width, 5.0, 13.0)), float(np.clip(0.75 + _ROW * num, 2.4, 9.0))
 
 
-def axes_for(tree: Genealogy) -> Any:
+def axes_for(tree: DrawableGenealogy) -> Any:
     """Axes of a new figure that belongs to no window, as large as the tree asks for.
 
     Raises:
@@ -78,7 +78,10 @@ def axes_for(tree: Genealogy) -> Any:
 
 
 def draw(
-    axes: Any, tree: Genealogy, look: Look | None = None, judge: Callable[[str], bool | None] | None = None
+    axes: Any,
+    tree: DrawableGenealogy,
+    look: GenealogyColors | None = None,
+    judge: Callable[[str], bool | None] | None = None,
 ) -> None:
     """Draw the lines, their steps where there is room, and the answers they lead to.
 
@@ -88,7 +91,7 @@ def draw(
         look: colours.
         judge: text so far -> whether it is right so far: right steps get dots, wrong ones crosses. None: no verdict.
     """
-    look = Look(mixed=_ink()) if look is None else look
+    look = GenealogyColors(mixed=_ink()) if look is None else look
     colors = _colors(tree, look)
     for (t, n), _ in np.ndenumerate(tree.parents):
         _edge(axes, tree, colors, t, n)
@@ -104,7 +107,7 @@ def _ink() -> str:
     return import_extra("matplotlib", "plots").rcParams["axes.edgecolor"]
 
 
-def _colors(tree: Genealogy, look: Look) -> np.ndarray:
+def _colors(tree: DrawableGenealogy, look: GenealogyColors) -> np.ndarray:
     """(T, N) by the answers of the descendants."""
     named = dict(zip(_ranked(tree), look.answers, strict=False))
     last = [look.gone if answer is None else named.get(answer, look.mixed) for answer in tree.answers]
@@ -120,7 +123,7 @@ def _colors(tree: Genealogy, look: Look) -> np.ndarray:
     return colors
 
 
-def _ranked(tree: Genealogy) -> list[str]:
+def _ranked(tree: DrawableGenealogy) -> list[str]:
     """Answers, the likeliest first."""
     mass: dict[str, float] = {}
     for answer, weight in zip(tree.answers, tree.weight[-1], strict=True):
@@ -129,13 +132,13 @@ def _ranked(tree: Genealogy) -> list[str]:
     return sorted(mass, key=lambda answer: -mass[answer])
 
 
-def _place(tree: Genealogy, t: int, n: int) -> float:
+def _place(tree: DrawableGenealogy, t: int, n: int) -> float:
     """Height of a particle; they all come from one point in the middle."""
     num = tree.parents.shape[1]
     return (num - 1) / 2 if t < 0 else num - 1 - float(tree.rank[t, n])
 
 
-def _edge(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int) -> None:
+def _edge(axes: Any, tree: DrawableGenealogy, colors: np.ndarray, t: int, n: int) -> None:
     """From the parent in a bend, then level to the particle: there its step is written."""
     start, end = _place(tree, t - 1, int(tree.parents[t, n])), _place(tree, t, n)
     x = np.linspace(0, 1, 24)
@@ -153,7 +156,7 @@ def _edge(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int) -> Non
     )
 
 
-def _mark(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int, judge: Any) -> None:
+def _mark(axes: Any, tree: DrawableGenealogy, colors: np.ndarray, t: int, n: int, judge: Any) -> None:
     """A dot; with a judge, a cross where the text so far is wrong."""
     text = tree.texts[t, n]
     if not tree.took[t, n]:
@@ -174,7 +177,7 @@ def _mark(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int, judge:
     )
 
 
-def _label(axes: Any, tree: Genealogy, colors: np.ndarray) -> None:
+def _label(axes: Any, tree: DrawableGenealogy, colors: np.ndarray) -> None:
     """Steps above their lines, answers at the end."""
     room = int(float(axes.figure.get_size_inches()[0]) / (len(tree.parents) + 1) * 0.62 / _CHARACTER)
     for (t, n), step in np.ndenumerate(tree.steps()):
@@ -206,7 +209,7 @@ def _label(axes: Any, tree: Genealogy, colors: np.ndarray) -> None:
         )
 
 
-def _legend(axes: Any, tree: Genealogy, look: Look) -> None:
+def _legend(axes: Any, tree: DrawableGenealogy, look: GenealogyColors) -> None:
     """Answers by colour, where there is no room for words."""
     for answer, color in zip(_ranked(tree), look.answers, strict=False):
         share = sum(w for a, w in zip(tree.answers, tree.weight[-1], strict=True) if a == answer)
@@ -217,7 +220,7 @@ def _legend(axes: Any, tree: Genealogy, look: Look) -> None:
         axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _frame(axes: Any, tree: Genealogy) -> None:
+def _frame(axes: Any, tree: DrawableGenealogy) -> None:
     """Steps below, with how many of their particles live on."""
     num_steps, num = tree.parents.shape
     every = max(1, num_steps // 16)

@@ -15,7 +15,7 @@ _MAX_LABELS = 6
 
 
 @runtime_checkable
-class Band(Protocol):
+class DrawableBand(Protocol):
     """What is drawn of a simultaneous band (``probinfer.checks.Band``)."""
 
     @property
@@ -52,7 +52,7 @@ def shade() -> dict[str, Any]:
     return {"color": import_extra("matplotlib", "plots").rcParams["grid.color"], "alpha": 0.35}
 
 
-def draw_band(axes: Any, band: Band) -> None:
+def draw_band(axes: Any, band: DrawableBand) -> None:
     """Shade what uniform ranks do with the probability of the band, minus the diagonal."""
     low, high = band.lower - band.points, band.upper - band.points
     axes.fill_between(
@@ -61,7 +61,9 @@ def draw_band(axes: Any, band: Band) -> None:
     axes.axhline(0, color=ink(), linewidth=0.8)
 
 
-def draw_ecdf(axes: Any, band: Band, columns: dict[str, Int[np.ndarray, " S"]], bad: set[str]) -> None:
+def draw_ecdf(
+    axes: Any, band: DrawableBand, columns: dict[str, Int[np.ndarray, " S"]], bad: set[str]
+) -> None:
     """Draw the distribution function of each column of ranks minus the diagonal; those in ``bad`` in colour."""
     for name, ranks in columns.items():
         below = np.searchsorted(np.sort(ranks), band.edges, side="left") / max(len(ranks), 1)

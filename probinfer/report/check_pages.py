@@ -13,8 +13,8 @@ import numpy as np
 from probinfer.checks.calibration.rank_uniformity import WORDS
 from probinfer.core.errors import import_extra, shortened
 from probinfer.plots.style import Picture, draw
-from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
-from probinfer.report.tables import Table, number
+from probinfer.report.html import Gallery, Paragraph, Section, check_folder, page, write_page
+from probinfer.report.tables import TextTable, number
 
 __all__ = ["check_page", "could_have_seen", "numbers", "picture", "report_blocks"]
 
@@ -57,14 +57,14 @@ def check_page(
     import_extra("matplotlib", "plots")
     rows = tuple((name, _word(report), could_have_seen(report)) for name, report in reports.items())
     columns = ("check", "verdict", "smallest error that it could have seen")
-    table = Table("In short", columns, rows, words=(1, 2))
+    table = TextTable("In short", columns, rows, words=(1, 2))
     sections = [Section("In short", (table._replace(title=""),))]
     sections += [Section(name, report_blocks(name, report)) for name, report in reports.items()]
     text = page(title, _lead(reports), sections, list((facts or {}).items()))
     return write_page(folder, text, name=file)
 
 
-def report_blocks(name: str, report: Any, *, remark: str = "") -> tuple[Text | Gallery | Table, ...]:
+def report_blocks(name: str, report: Any, *, remark: str = "") -> tuple[Paragraph | Gallery | TextTable, ...]:
     """The verdict, the plot and the numbers of one report.
 
     Args:
@@ -73,8 +73,8 @@ def report_blocks(name: str, report: Any, *, remark: str = "") -> tuple[Text | G
         remark: a further sentence, shown as a warning.
     """
     passed = getattr(report, "passed", None)
-    blocks: list[Any] = [Text(_sentence(report.verdict), "remark" if passed is False else "finding")]
-    blocks += [Text(remark, "remark")] if remark else []
+    blocks: list[Any] = [Paragraph(_sentence(report.verdict), "remark" if passed is False else "finding")]
+    blocks += [Paragraph(remark, "remark")] if remark else []
     blocks += [Gallery((picture(name, report),))] if hasattr(report, "plot") else []
     return (*blocks, *numbers(report))
 
@@ -120,7 +120,7 @@ def could_have_seen(report: Any) -> str:
     return f"{getattr(report, 'name', 'statistic')} above {number(found, 2)}"
 
 
-def numbers(report: Any) -> list[Table]:
+def numbers(report: Any) -> list[TextTable]:
     """Tables of everything in a report that is a number or a short list of numbers."""
     tables = [_pvalues(report)] if isinstance(_first(report, "raw_pvalues"), Mapping) else []
     if not dataclasses.is_dataclass(report):
@@ -128,7 +128,7 @@ def numbers(report: Any) -> list[Table]:
     fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
     scalars = [(_words(name), number(float(value), 4)) for name, value in fields.items() if _is_number(value)]
     if scalars:
-        tables.append(Table("", ("number", "value"), tuple(scalars)))
+        tables.append(TextTable("", ("number", "value"), tuple(scalars)))
     groups: dict[tuple, dict[str, list]] = {}
     for name, value in fields.items():
         keys, values = _listed(value)
@@ -136,7 +136,7 @@ def numbers(report: Any) -> list[Table]:
             groups.setdefault(keys, {})[_words(name)] = values
     for keys, columns in groups.items():
         rows = [(key, *(number(column[i], 3) for column in columns.values())) for i, key in enumerate(keys)]
-        tables.append(_cut(Table("", ("", *columns), tuple(rows))))
+        tables.append(_cut(TextTable("", ("", *columns), tuple(rows))))
     return tables
 
 
@@ -145,7 +145,7 @@ def _pvalues(report):
     adjusted = _first(report, "pvalues")
     order = sorted(raw, key=lambda name: raw[name])
     rows = tuple((name, number(raw[name], 2), number(adjusted[name], 2)) for name in order)
-    return _cut(Table("", ("quantity", "p-value", "adjusted for all of them (Holm)"), rows))
+    return _cut(TextTable("", ("quantity", "p-value", "adjusted for all of them (Holm)"), rows))
 
 
 def _cut(table):

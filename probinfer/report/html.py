@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from probinfer.plots.style import DARK, LIGHT, Picture
-from probinfer.report.tables import Table, to_html
+from probinfer.report.tables import TextTable, to_html
 
-__all__ = ["Gallery", "Legend", "Section", "Text", "check_folder", "page", "write_page"]
+__all__ = ["Gallery", "Legend", "Paragraph", "Section", "check_folder", "page", "write_page"]
 
 
-class Text(NamedTuple):
+class Paragraph(NamedTuple):
     """A paragraph; ``kind`` is "", "finding" (what came out) or "remark" (a warning)."""
 
     text: str
@@ -38,7 +38,7 @@ class Section(NamedTuple):
     """A heading and what stands below it."""
 
     heading: str
-    blocks: tuple[Text | Legend | Gallery | Table, ...]
+    blocks: tuple[Paragraph | Legend | Gallery | TextTable, ...]
 
 
 _STYLE = importlib.resources.files("probinfer.report").joinpath("style.css").read_text(encoding="utf-8")
@@ -103,10 +103,10 @@ def _section(section):
 
 
 def _block(block):
-    if isinstance(block, Text):
+    if isinstance(block, Paragraph):
         mark = f' class="{block.kind}"' if block.kind else ""
         return f"<p{mark}>{html.escape(block.text)}</p>"
-    if isinstance(block, Table):
+    if isinstance(block, TextTable):
         return to_html(block)
     if isinstance(block, Legend):
         items = "".join(

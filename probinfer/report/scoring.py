@@ -12,8 +12,8 @@ from probinfer.core.types import Float
 
 __all__ = [
     "Estimate",
+    "PredictionScores",
     "Predictions",
-    "Scores",
     "concatenate",
     "difference",
     "normal_baseline",
@@ -51,7 +51,7 @@ class Predictions(NamedTuple):
     pit: Any = None
 
 
-class Scores(NamedTuple):
+class PredictionScores(NamedTuple):
     """Scores over test points, each with its standard error.
 
     Attributes:
@@ -110,7 +110,7 @@ def concatenate(parts: list[Predictions]) -> Predictions:
     )
 
 
-def scores(predicted: Predictions, *, block: int = 1) -> Scores:
+def scores(predicted: Predictions, *, block: int = 1) -> PredictionScores:
     """Score predictions whose outcomes are known.
 
     Args:
@@ -122,7 +122,7 @@ def scores(predicted: Predictions, *, block: int = 1) -> Scores:
     inside = (predicted.quantiles[0.025] <= predicted.y) & (predicted.y <= predicted.quantiles[0.975])
     mse = _estimate(errors, block)
     rmse = np.sqrt(mse.value)
-    return Scores(
+    return PredictionScores(
         nlpd=_estimate(-predicted.log_density, block),
         rmse=Estimate(float(rmse), mse.error / (2 * float(rmse)) if rmse > 0 else 0.0),  # the delta method
         coverage=_estimate(inside.astype(float), block),

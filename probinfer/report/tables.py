@@ -11,10 +11,10 @@ import rich.text
 
 from probinfer.report.scoring import Estimate
 
-__all__ = ["Table", "number", "seconds", "to_html", "to_rich", "with_error"]
+__all__ = ["TextTable", "number", "seconds", "to_html", "to_rich", "with_error"]
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """A table of text.
 
     Attributes:
@@ -79,7 +79,7 @@ def seconds(value: float | None) -> str:
     return f"{value // 60:.0f} min {value % 60:.0f} s"
 
 
-def to_rich(table: Table) -> rich.table.Table:
+def to_rich(table: TextTable) -> rich.table.Table:
     """The table for a terminal."""
     shown = rich.table.Table(
         title=table.title,
@@ -95,7 +95,7 @@ def to_rich(table: Table) -> rich.table.Table:
     return shown
 
 
-def to_html(table: Table) -> str:
+def to_html(table: TextTable) -> str:
     """The table for a page, inside a box that scrolls sideways on a narrow screen."""
     head = "".join(
         f'<th scope="col"{_side(i, table.words)}>{html.escape(heading)}</th>'

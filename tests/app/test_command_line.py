@@ -18,12 +18,12 @@ from probinfer.app.demo import demo as demos
 from probinfer.app.pages import engines
 from probinfer.lm.reasoner import load as reasoner_load
 from probinfer.report.html import Section
-from probinfer.report.tables import Table
+from probinfer.report.tables import TextTable
 from tests.lm import folders
 from tests.quick_engine import Cloud, CloudInfo
 
 runner = CliRunner()
-TABLE = Table("left out", ("name", "value"), ())
+TABLE = TextTable("left out", ("name", "value"), ())
 
 
 def run(*arguments):

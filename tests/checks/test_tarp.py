@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.checks import RankTable, TarpReport, tarp, uniformity
+from probinfer.checks import RankTable, TARPReport, tarp, uniformity
 from probinfer.checks.calibration.references import References, regression_references
 
 S, L, D = 300, 50, 3
@@ -38,7 +38,7 @@ def x_free(key, x):
 def report_of(ranks, num_draws):
     ranks = np.asarray(ranks)
     table = RankTable(ranks[:, None], ("tarp",), num_draws, 1, (), (), (True,))
-    return TarpReport(uniformity(table), References(np.zeros((len(ranks), 1)), True, None))
+    return TARPReport(uniformity(table), References(np.zeros((len(ranks), 1)), True, None))
 
 
 def test_defect_1_imports_need_only_declared_packages():

@@ -118,7 +118,7 @@ def test_the_picture_shows_lines_steps_and_answers(seen):
 
 def test_one_answer_one_colour(seen):
     tree = lm.genealogy(seen[0])
-    look = picture.Look()
+    look = picture.GenealogyColors()
     colors = picture._colors(tree, look)
     by_answer = {}
     for answer, color in zip(tree.answers, colors[-1], strict=True):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.calibration.simulation_based import SbcReport, calibrate, check_functions, check_number
+from probinfer.checks.calibration.simulation_based import SBCReport, calibrate, check_functions, check_number
 from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import ArrayTree, PRNGKey
@@ -49,7 +49,7 @@ def posterior_sbc(
     chunk: int | None = None,
     path: str | os.PathLike | None = None,
     progress: bool | str | None = None,
-) -> SbcReport:
+) -> SBCReport:
     """Check that an inference procedure is calibrated near the observed data.
 
     Args:

@@ -34,7 +34,7 @@ from probinfer.core.errors import check_key
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
 from probinfer.plots.ranks import axes_or_new, draw_band
 
-__all__ = ["TarpReport", "tarp"]
+__all__ = ["TARPReport", "tarp"]
 
 _X_FREE = (
     "no claim of accuracy: the references do not depend on the data, so a posterior that ignores the data (the prior "
@@ -47,7 +47,7 @@ _UNINFORMED = (
 
 
 @dataclass(frozen=True)
-class TarpReport:
+class TARPReport:
     """Coverage of balls around the references.
 
     Attributes:
@@ -152,7 +152,7 @@ def tarp(
     reference: Any = None,
     whiten: str | None = "pooled",
     level: float = 0.05,
-) -> TarpReport:
+) -> TARPReport:
     """Test the coverage of balls around reference points by the ranks of distances.
 
     Args:
@@ -192,7 +192,7 @@ def tarp(
     good = np.flatnonzero(table.ranks[:, 0] >= 0)
     some = some_of(good)
     seen = balls(flat[some, thin - 1 :: thin], true[some], points.points[some], matrix)
-    return TarpReport(judge(table, level, partial(detectable_in_balls, seen)), points)
+    return TARPReport(judge(table, level, partial(detectable_in_balls, seen)), points)
 
 
 @jax.jit

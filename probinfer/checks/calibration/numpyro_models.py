@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import Unit
 from numpyro.infer.util import compute_log_probs
 
-from probinfer.checks.calibration.simulation_based import SbcReport, sbc
+from probinfer.checks.calibration.simulation_based import SBCReport, sbc
 from probinfer.core.binding import Bound
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar
@@ -43,7 +43,7 @@ def sbc_numpyro(
     path: str | os.PathLike | None = None,
     progress: bool | str | None = None,
     **kwargs: Any,
-) -> SbcReport:
+) -> SBCReport:
     """Check that inference for a NumPyro model is calibrated.
 
     The true values are the latent sites (on their constrained scale), the data those sites that are observed. The

@@ -35,7 +35,7 @@ from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 from probinfer.running.many.driver import ManyPosteriors, run_many
 from probinfer.targets.transforms import structure
 
-__all__ = ["SbcReport", "calibrate", "sbc"]
+__all__ = ["SBCReport", "calibrate", "sbc"]
 
 _WITHOUT_DENSITIES = (
     "without log_prior_fn and log_likelihood_fn the log joint density was not ranked, and errors that only it shows "
@@ -44,7 +44,7 @@ _WITHOUT_DENSITIES = (
 
 
 @dataclass(frozen=True)
-class SbcReport:
+class SBCReport:
     """What simulation-based calibration says of an inference procedure.
 
     Attributes:
@@ -138,7 +138,7 @@ def sbc(
     chunk: int | None = None,
     path: str | os.PathLike | None = None,
     progress: bool | str | None = None,
-) -> SbcReport:
+) -> SBCReport:
     """Check that an inference procedure is calibrated over the prior of a model.
 
     Args:
@@ -203,7 +203,7 @@ def calibrate(
     level: float,
     run: Mapping[str, Any],
     caveat: str = "",
-) -> SbcReport:
+) -> SBCReport:
     """Infer from simulated data and judge the ranks of the true values; the second half of ``sbc``.
 
     Args:
@@ -244,7 +244,7 @@ def calibrate(
     table = table._replace(uses_data=tuple(uses.get(name, False) for name in table.names))
     report = uniformity(_without_failed(table, posteriors), level=level)
     dense = log_prior_fn is not None and log_likelihood_fn is not None
-    return SbcReport(report, posteriors, jax.device_get(theta), jax.device_get(x), points, dense, caveat)
+    return SBCReport(report, posteriors, jax.device_get(theta), jax.device_get(x), points, dense, caveat)
 
 
 class _Function(NamedTuple):

@@ -25,14 +25,14 @@ from probinfer.checks.calibration.ranks import RankTable, rank_table
 from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.plots.ranks import axes_or_new, ink
 
-__all__ = ["VsbcReport", "symmetry_pvalue", "vsbc"]
+__all__ = ["VSBCReport", "symmetry_pvalue", "vsbc"]
 
 _LARGEST_BIAS = 1.0  # posterior sd; a check that misses it cannot tell
 _POWER = 0.9
 
 
 @dataclass(frozen=True)
-class VsbcReport:
+class VSBCReport:
     """Symmetry of the ranks of every scalar parameter.
 
     Attributes:
@@ -117,7 +117,7 @@ class VsbcReport:
 
 def vsbc(
     key: PRNGKey, draws: ArrayTree, theta: ArrayTree, *, chain_axis: bool = False, level: float = 0.05
-) -> VsbcReport:
+) -> VSBCReport:
     """Test for every scalar parameter whether its posteriors are centred.
 
     Args:
@@ -147,7 +147,7 @@ def vsbc(
     raw = np.asarray([symmetry_pvalue(values) for values in probabilities.values()])
     fewest = min((len(values) for values in probabilities.values()), default=0)
     critical = _critical_height(fewest, level / max(len(probabilities), 1))
-    return VsbcReport(
+    return VSBCReport(
         table,
         probabilities,
         dict(zip(probabilities, holm(raw).tolist(), strict=True)),

@@ -16,7 +16,7 @@ from flax import nnx
 from scipy import special
 
 from probinfer.checks.discrepancy.permutation import Pooled, pool, pvalue, random_labels
-from probinfer.checks.draws import Draws, collect_pair
+from probinfer.checks.draws import FlatDraws, collect_pair
 from probinfer.checks.power.ranks import Detectable, smallest
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, PRNGKey
@@ -205,7 +205,7 @@ def c2st(
 
 
 def _fold(
-    key: PRNGKey, pair: tuple[Draws, ...], fold: int, folds: int, num_steps: int, num_permutations: int
+    key: PRNGKey, pair: tuple[FlatDraws, ...], fold: int, folds: int, num_steps: int, num_permutations: int
 ) -> tuple[dict[str, tuple[float, Any]], Pooled, np.ndarray]:
     """Accuracy and p-value of every classifier in one fold, the held-out draws, and a null distribution."""
     train_key, label_key = jax.random.split(key)
@@ -222,7 +222,7 @@ def _fold(
     return found, held, null
 
 
-def _split(draws: Draws, fold: int, folds: int) -> tuple[Array, Draws]:
+def _split(draws: FlatDraws, fold: int, folds: int) -> tuple[Array, FlatDraws]:
     """Rows to train on, and held-out draws."""
     values = draws.values
     by_chain = values.shape[0] >= folds

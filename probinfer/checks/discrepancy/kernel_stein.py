@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.checks.discrepancy.permutation import pvalue
-from probinfer.checks.draws import Draws, collect, correlation_time, gradients
+from probinfer.checks.draws import FlatDraws, collect, correlation_time, gradients
 from probinfer.checks.power.distances import ROWS, detectable_of_scores
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Int, PRNGKey
@@ -172,7 +172,7 @@ def ksd(
 
 
 def _yardstick(
-    draws: Draws, logdensity_fn: Any, whiten: Any, kernels: tuple, trace: float, report: KSDReport
+    draws: FlatDraws, logdensity_fn: Any, whiten: Any, kernels: tuple, trace: float, report: KSDReport
 ) -> Detectable | None:
     """What the discrepancy finds, by some draws, shifted and stretched; None where the density has no gradient."""
 
@@ -194,7 +194,7 @@ def _stein_values(kernels: tuple, points: Array, scores: Array) -> Array:
     return jnp.sum(jnp.stack([stein_gram(kernel, points, scores) for kernel in kernels]), axis=0)
 
 
-def _flip_probability(draws: Draws, *, needed: bool) -> float:
+def _flip_probability(draws: FlatDraws, *, needed: bool) -> float:
     """One half for independent signs; refused where it is needed and the chains are too short for it."""
     if draws.independent:
         return 0.5
@@ -234,7 +234,7 @@ def _wild_signs(key: PRNGKey, flip: Array, *, shape: tuple[int, int], num: int) 
     return jax.lax.map(sequence, jax.random.split(key, num)).T
 
 
-def _whiten(draws: Draws, scores: Array, whiten: Any) -> tuple[Array, Array]:
+def _whiten(draws: FlatDraws, scores: Array, whiten: Any) -> tuple[Array, Array]:
     """Draws and scores in coordinates z = L⁻¹ (x − mean), where the score is Lᵀ s."""
     rows = draws.rows
     centred = rows - jnp.mean(rows, axis=0)

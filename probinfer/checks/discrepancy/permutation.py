@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.draws import Draws, correlation_time
+from probinfer.checks.draws import FlatDraws, correlation_time
 from probinfer.core.types import Array, Bool, Float, PRNGKey
 
 __all__ = ["Pooled", "pool", "pvalue", "random_labels", "standardize"]
@@ -41,7 +41,7 @@ class Pooled(NamedTuple):
     block: int
 
 
-def pool(a: Draws, b: Draws) -> Pooled:
+def pool(a: FlatDraws, b: FlatDraws) -> Pooled:
     """Pool two sets; the first draws of a chain are dropped where its length is no multiple of the block.
 
     Raises:
