@@ -35,7 +35,7 @@ def test_power_linear_and_not(key):
     ring = jnp.asarray(np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=1))
     found = c2st(key, draws(0), ring, num_steps=300, num_permutations=99)
     assert found.accuracies["network"].mean() > 0.65 > found.accuracies["linear"].mean()
-    assert found.verdict.startswith("the draws differ in law")
+    assert found.verdict.startswith("the draws differ in distribution")
     assert found.plot().get_xlabel() == "fold"
 
 

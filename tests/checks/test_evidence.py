@@ -104,5 +104,5 @@ def test_bad_inputs_are_refused(key):
         evidence_sandwich(np.zeros(2), good)
     with pytest.raises(ValueError, match="1 of 5 estimates of forward_fn are not finite"):
         evidence_sandwich(np.asarray([0, 0, 0, 0, -np.inf]), good)
-    with pytest.raises(ValueError, match="one number a run"):
+    with pytest.raises(ValueError, match="one number per run"):
         evidence_sandwich(lambda k: jnp.zeros(2), good, key=key)

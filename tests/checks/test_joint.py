@@ -146,7 +146,7 @@ def test_faults_are_caught(key, kernel):
     report = judge(key, kernel)
     assert report.passed is False
     assert min(report.pvalues.values()) < 1e-3
-    assert "does not leave the posterior alone" in report.verdict
+    assert "does not leave the posterior invariant" in report.verdict
 
 
 @pytest.mark.slow
@@ -162,18 +162,18 @@ def test_a_stale_gradient_is_caught_in_the_state(key):
 def test_a_kernel_that_ignores_the_data(key):
     blind = judge(key, ignores_data, log_prior_fn=None, log_likelihood_fn=None, level=RARE)
     assert blind.passed  # parameters alone cannot see it, and the report says so
-    assert "ignores the data is not seen" in blind.verdict
+    assert "ignores the data is not detected" in blind.verdict
     assert "chain.log_likelihood" in judge(key, ignores_data).rejected
 
 
 def test_a_kernel_that_stands_still_is_told(key):
     report = judge(key, identity, level=RARE)
     assert report.passed is None
-    assert report.still == ("value[0]", "value[1]")
+    assert report.stuck_parameters == ("value[0]", "value[1]")
     assert "hardly moves value[0]: it changed in 0.0% of the lanes" in report.verdict
     half = judge(key, lambda key, theta, x: conditional(key, theta, x, 0), level=RARE)
     assert half.passed is None
-    assert half.still == ("value[1]",)
+    assert half.stuck_parameters == ("value[1]",)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from probinfer import checks
 from probinfer.checks.calibration.bands import ecdf_band
 from probinfer.checks.calibration.symmetry import _share_above_half
 from probinfer.checks.power import distances
-from probinfer.checks.power.coverage import balls, detectable_in_balls
+from probinfer.checks.power.coverage import detectable_in_balls, prepare_balls
 from probinfer.checks.power.ranks import leaving_probability
 from probinfer.core.binding import LogDensity
 from tests.params import quick
@@ -37,8 +37,8 @@ def test_what_tarp_finds_at_a_normal_posterior(dims):
     """
     rng, size, num_draws, level = np.random.default_rng(dims), 256, 63, 0.05
     draws = rng.normal(size=(size, num_draws, dims))
-    seen = balls(draws, rng.normal(size=(size, dims)), np.zeros((size, dims)), np.eye(dims))
-    found, _ = detectable_in_balls(seen, size, level)
+    balls = prepare_balls(draws, rng.normal(size=(size, dims)), np.zeros((size, dims)), np.eye(dims))
+    found, _ = detectable_in_balls(balls, size, level)
     edges = ecdf_band(1, num_draws + 1).edges
 
     def power(bias=0.0, scale=1.0):
@@ -192,21 +192,21 @@ def test_how_far_relabelled_draws_spread_where_one_set_is_wider(name, power, mon
 
     Both sets are first divided by their common widths, whose squares the wider one makes 2.5 times as large.
     """
-    kept, plain = {}, distances.errors_found
+    recorded, plain = {}, distances.smallest_errors
 
-    def keep(biased, stretched, null, critical, level, **_):
-        kept.update(stretched=stretched, null=null)
-        return plain(biased, stretched, null, critical, level)
+    def record(biased, scaled, null, critical, level, **_):
+        recorded.update(scaled=scaled, null=null)
+        return plain(biased, scaled, null, critical, level)
 
-    monkeypatch.setattr(distances, "errors_found", keep)
+    monkeypatch.setattr(distances, "smallest_errors", record)
     rng = np.random.default_rng(5)
     a, b = jnp.asarray(rng.normal(size=(2, 200, 2)))
     options = {"key": jax.random.key(1), "num_permutations": 400}
     assert DISTANCES[name](a, b, **options).power is not None
     wide = DISTANCES[name](2 * a, b, **options)
-    found = 2.5**power * np.std(wide.null) / np.std(kept["null"])
-    assert kept["stretched"](2.0).growth == pytest.approx(found, rel=0.3)
-    assert kept["stretched"](1.0).growth == pytest.approx(1, abs=1e-6)
+    found = 2.5**power * np.std(wide.null) / np.std(recorded["null"])
+    assert recorded["scaled"](2.0).growth == pytest.approx(found, rel=0.3)
+    assert recorded["scaled"](1.0).growth == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_users_quantities_and_references(key):
     assert "first" in report.pvalues
     free = run(key, the_prior, dense=False, reference=lambda key, x: jnp.zeros(D), level=RARE)
     assert not free.rejected
-    assert "no quantity looks at the data" in free.verdict
+    assert "no quantity depends on the data" in free.verdict
 
 
 def test_the_picture(right):

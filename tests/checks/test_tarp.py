@@ -178,7 +178,7 @@ def test_data_without_information_allow_no_claim(key):
     theta, _, noise = conjugate(key)
     report = tarp(key, noise, theta, jax.random.normal(jax.random.key(5), (S, 2)), level=1e-4)
     assert report.passed is None
-    assert "found nothing about theta in x" in report.verdict
+    assert "found no information about theta in x" in report.verdict
     assert tarp(key, noise, theta, None, level=1e-4).passed is None
 
 
