@@ -96,8 +96,8 @@ MUTANTS = [
         "resampling/points.py",
         "resampling/test_laws.py",
         (
-            "below = ends.whole + (offset < ends.fraction).astype(jnp.int32)",
-            "below = ends.whole + (offset > ends.fraction).astype(jnp.int32)",
+            "below = ends.integer + (offset < ends.fraction).astype(jnp.int32)",
+            "below = ends.integer + (offset > ends.fraction).astype(jnp.int32)",
         ),
         ("fractions = expected - jnp.floor(expected)", "fractions = expected"),
     ),

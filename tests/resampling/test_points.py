@@ -5,12 +5,12 @@ import pytest
 
 from probinfer.resampling import systematic
 from probinfer.resampling.counts import expected_offspring, relative_weights
-from probinfer.resampling.points import systematic_bounds
+from probinfer.resampling.points import systematic_counts
 from tests.reference import weighted as oracle
 
 # one-sided, badly scaled, with zeros in front, in the middle and behind
 LOG_WEIGHTS = np.array([-np.inf, -0.2, -7.0, -np.inf, 1.3, 0.4, -2.0, -np.inf, -np.inf, 0.1, -4.0, -np.inf])
-bounds = jax.jit(systematic_bounds, static_argnums=2)
+bounds = jax.jit(systematic_counts, static_argnums=2)
 
 
 @pytest.mark.parametrize("num", [1, 7, 40])

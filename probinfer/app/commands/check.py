@@ -235,7 +235,7 @@ def tables_of(findings: Sequence[Finding]) -> list[TextTable]:
             cells = [found[name].word if name in found else "-" for name in checks]
             rows.append((subject, target, *cells, reason))
         columns = ("engine", "target", *checks, "why it should fail")
-        tables.append(TextTable(title, columns, tuple(rows), words=tuple(range(1, len(columns)))))
+        tables.append(TextTable(title, columns, tuple(rows), text_columns=tuple(range(1, len(columns)))))
     return tables
 
 
@@ -302,7 +302,7 @@ def findings_page(findings: Sequence[Finding], surprises: Sequence[str], facts: 
 def _blocks(group: Sequence[Finding]) -> tuple[Any, ...]:
     rows = tuple((f.check, f.word, could_have_seen(f.report), seconds(f.seconds)) for f in group)
     columns = ("check", "verdict", "smallest error that it could have seen", "time")
-    blocks: list[Any] = [TextTable("", columns, rows, words=(1, 2))]
+    blocks: list[Any] = [TextTable("", columns, rows, text_columns=(1, 2))]
     reason = next((f.reason for f in group if f.reason), "")
     blocks += [Paragraph(f"It should fail here: it {reason}.", "finding")] if reason else []
     remarks = dict.fromkeys(f.remark for f in group if f.remark)

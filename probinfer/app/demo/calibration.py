@@ -81,7 +81,7 @@ def calibration_table(found: list[Judged]) -> TextTable:
             (one.procedure, one.check, could_have_seen(one.report), word, number(min(pvalues.values()), 2))
         )
     columns = ("what was checked", "by", "smallest error that it could have seen", "what it saw", "p")
-    return TextTable("Is the learning right?", columns, tuple(rows), words=(1, 2, 3))
+    return TextTable("Is the learning right?", columns, tuple(rows), text_columns=(1, 2, 3))
 
 
 def calibration_section(found: list[Judged], table: TextTable) -> Section:

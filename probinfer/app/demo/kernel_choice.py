@@ -159,7 +159,7 @@ def evidence_table(found: Sequence[Weighed]) -> TextTable:
         "evaluations",
         "time",
     )
-    return TextTable("Nile: which kernel?", columns, tuple(rows), words=(1,))
+    return TextTable("Nile: which kernel?", columns, tuple(rows), text_columns=(1,))
 
 
 def evidence_section(table: Dataset, found: Sequence[Weighed], scores: TextTable) -> Section:

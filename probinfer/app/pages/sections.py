@@ -241,7 +241,7 @@ def values_table(found: Sequence[Quantity], *, title: str) -> TextTable:
         rows.append(
             (item.label, middle, item.unit) if is_point else (item.label, middle, low, high, item.unit)
         )
-    return TextTable(title, columns, tuple(rows), words=(len(columns) - 1,))
+    return TextTable(title, columns, tuple(rows), text_columns=(len(columns) - 1,))
 
 
 def effects(fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequence[int]) -> list[Picture]:
