@@ -58,8 +58,8 @@ def relative_weights(log_weights: Array) -> Array:
 def expected_offspring(relative: Array, num: int | Array) -> Array:
     """Return num W_i, rounded to an integer where it is within rounding error of one."""
     total = jnp.sum(relative)
-    number = jnp.asarray(num, relative.dtype)
-    expected = relative * number / jnp.where(total > 0, total, jnp.ones_like(total))
+    num_points = jnp.asarray(num, relative.dtype)
+    expected = relative * num_points / jnp.where(total > 0, total, jnp.ones_like(total))
     nearest = jnp.round(expected)
     tolerance = 8 * jnp.finfo(relative.dtype).eps * expected
     return jnp.where(jnp.abs(expected - nearest) <= tolerance, nearest, expected)
@@ -105,16 +105,18 @@ def _cumulative_fixed(expected: Array, num: int | Array) -> CumulativeOffspring:
     return CumulativeOffspring(jnp.clip(integer + carry.astype(jnp.int32), 0, num), fraction - carry)
 
 
-def uniform_points_below(key: Array, ends: CumulativeOffspring, number: int | Array, capacity: int) -> Array:
-    """Sample ``number`` independent uniform points on [0, number) and count those below every C_i.
+def uniform_points_below(
+    key: Array, ends: CumulativeOffspring, num_points: int | Array, capacity: int
+) -> Array:
+    """Sample ``num_points`` independent uniform points on [0, num_points) and count those below every C_i.
 
     The unit cells of the points are sampled first. Their positions inside the cells are independent of the cells, so
     points need not be sorted: each cell takes the next of a list of uniforms. The loop is as long as the fullest
-    cell, about log(number) / log(log(number)).
+    cell, about log(n) / log(log(n)) of n points.
     """
     key_cell, key_position = jax.random.split(key)
-    cells = jax.random.randint(key_cell, (capacity,), 0, jnp.maximum(number, 1), jnp.int32)
-    cells = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < number, cells, capacity + 1)
+    cells = jax.random.randint(key_cell, (capacity,), 0, jnp.maximum(num_points, 1), jnp.int32)
+    cells = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < num_points, cells, capacity + 1)
     occupancy = jnp.zeros(capacity + 1, jnp.int32).at[cells].add(1, mode="drop")
     positions = jax.random.uniform(key_position, (capacity,), ends.fraction.dtype)
     starts = (jnp.cumsum(occupancy, dtype=jnp.int32) - occupancy)[ends.integer]

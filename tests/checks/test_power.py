@@ -151,8 +151,8 @@ def test_the_share_of_a_shared_bias_that_posterior_sbc_sees():
     first = np.ones(num)  # the observed datum; its posterior has sd 1
     theta = first + bias + rng.normal(size=num)
     second = theta + rng.normal(size=num)
-    centre = (first + second) / 2 + bias * np.sqrt(0.5)
-    assert np.mean(centre - theta) / np.sqrt(0.5) == pytest.approx(1 - np.sqrt(0.5), abs=0.012)
+    center = (first + second) / 2 + bias * np.sqrt(0.5)
+    assert np.mean(center - theta) / np.sqrt(0.5) == pytest.approx(1 - np.sqrt(0.5), abs=0.012)
 
 
 DISTANCES = {

@@ -4,7 +4,7 @@ The power is that for a normal posterior: the true value is standard normal, the
 bias in posterior standard deviations and s a factor on the width. The value :math:`u = F_q(\theta^*)` then has the
 distribution function :math:`G(u) = \Phi(b + s\,\Phi^{-1}(u))`, and a rank among L draws lies below m with
 probability :math:`E[G(V)]`, V ~ Beta(m, L + 1 - m), the m-th smallest of L uniforms. The power of the band is one
-minus the probability of staying inside, by the same dynamic programme as the band: nothing is simulated.
+minus the probability of staying inside, by the same dynamic program as the band: nothing is simulated.
 """
 
 from __future__ import annotations
