@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.calibration.rank_uniformity import WORDS, UniformityReport, judge
+from probinfer.checks.calibration.rank_uniformity import OUTCOMES, UniformityReport, judge
 from probinfer.checks.calibration.ranks import RankTable, named_quantities, rank_table, scalar_names
 from probinfer.checks.power.ranks import of_kernel
 from probinfer.core.algorithms import as_partial
@@ -51,14 +51,14 @@ class JointReport:
     Attributes:
         ranks: tests of uniformity, ``chain.f`` and ``end.f`` for each quantity f.
         moved: by scalar parameter, the share of lanes in which the chain changed it at all.
-        travelled: by scalar parameter, root mean square distance from the start to the end, in prior standard
+        traveled: by scalar parameter, root mean square distance from the start to the end, in prior standard
             deviations.
         transitions: number of transitions of the kernel in a lane.
     """
 
     ranks: UniformityReport
     moved: dict[str, float]
-    travelled: dict[str, float]
+    traveled: dict[str, float]
     transitions: int
 
     @property
@@ -99,18 +99,18 @@ class JointReport:
                 )
         elif self.ranks.blind:
             parts.append(self.ranks.blind)
-        if self.travelled:
-            slowest = min(self.travelled, key=lambda name: self.travelled[name])
+        if self.traveled:
+            slowest = min(self.traveled, key=lambda name: self.traveled[name])
             parts.append(
-                f"{self.ranks.num_simulations} lanes of {self.transitions} transitions travelled "
-                f"{self.travelled[slowest]:.2g} prior sd or more ({slowest})"
+                f"{self.ranks.num_simulations} lanes of {self.transitions} transitions traveled "
+                f"{self.traveled[slowest]:.2g} prior sd or more ({slowest})"
             )
         if self.ranks.power is not None:
             parts.append(f"if the chains forget their starts, they {self.ranks.power}")
         if not any(self.ranks.ranks.uses_data):
             parts.append("no quantity depends on the data, so a kernel that ignores the data is not detected")
         parts.extend(f"{num} lanes failed: {reason}" for reason, num in self.ranks.ranks.failures)
-        return f"{WORDS[self.passed]}: " + "; ".join(parts)
+        return f"{OUTCOMES[self.passed]}: " + "; ".join(parts)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution functions of the ranks minus the diagonal, with the band; see ``UniformityReport``."""
@@ -312,8 +312,8 @@ def joint_test(
     chain = reverse is not None
     table = _rank_lanes(key_ties, values, uses_data_by_name, chain)
     ranks = judge(table, level, partial(of_kernel, table.num_draws + 1, chain=chain))
-    moved, travelled = _movement(values, scalars)
-    return JointReport(ranks=ranks, moved=moved, travelled=travelled, transitions=num_draws * num_steps)
+    moved, traveled = _movement(values, scalars)
+    return JointReport(ranks=ranks, moved=moved, traveled=traveled, transitions=num_draws * num_steps)
 
 
 def _check_counts(**counts: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.checks.calibration.rank_uniformity import WORDS
+from probinfer.checks.calibration.rank_uniformity import OUTCOMES
 from probinfer.core.errors import import_extra, shortened
 from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Paragraph, Section, check_folder, page, write_page
@@ -179,7 +179,7 @@ def _label(name):
 
 
 def _outcome(report):
-    return WORDS[getattr(report, "passed", None)] if hasattr(report, "passed") else "-"
+    return OUTCOMES[getattr(report, "passed", None)] if hasattr(report, "passed") else "-"
 
 
 def _sentence(text):

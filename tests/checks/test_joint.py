@@ -130,7 +130,7 @@ def test_a_right_kernel_passes(key):
     }
     assert report.transitions == 45
     assert min(report.moved.values()) > 0.95
-    assert 0.2 < report.travelled["value[0]"] < 1.5
+    assert 0.2 < report.traveled["value[0]"] < 1.5
     assert "prior sd or more" in report.verdict
 
 
@@ -206,7 +206,7 @@ def test_the_transitions_of_this_library(key, kind):
 
     report = judge(key, step, 150, init_fn=init, position_fn=position, num_steps=1, level=RARE)
     assert not report.rejected
-    assert min(report.travelled.values()) > 0.4
+    assert min(report.traveled.values()) > 0.4
 
 
 def test_trees_counts_and_user_quantities(key):

@@ -38,20 +38,20 @@ def test_what_tarp_finds_at_a_normal_posterior(dims):
     rng, size, num_draws, level = np.random.default_rng(dims), 256, 63, 0.05
     draws = rng.normal(size=(size, num_draws, dims))
     balls = prepare_balls(draws, rng.normal(size=(size, dims)), np.zeros((size, dims)), np.eye(dims))
-    found, _ = detectable_in_balls(balls, size, level)
+    detectable, _ = detectable_in_balls(balls, size, level)
     edges = ecdf_band(1, num_draws + 1).edges
 
     def power(bias=0.0, scale=1.0):
-        law = ball_ranks.law(dims, num_draws, bias, scale)[edges - 1]
-        return leaving_probability(size, num_draws + 1, level, law)
+        cumulative = ball_ranks.law(dims, num_draws, bias, scale)[edges - 1]
+        return leaving_probability(size, num_draws + 1, level, cumulative)
 
     bias = optimize.brentq(lambda size: power(size) - 0.9, 0.3, 4)
     wide = optimize.brentq(lambda scale: power(0.0, scale) - 0.9, 1.01, 3)
     narrow = optimize.brentq(lambda scale: power(0.0, scale) - 0.9, 0.3, 0.99)
-    assert 0.95 * bias < found.bias < 1.2 * bias  # an offset of 1/√S of the references is allowed for
-    assert np.log(found.too_wide) == pytest.approx(np.log(wide), rel=0.12)
-    assert np.log(found.too_narrow) == pytest.approx(np.log(narrow), rel=0.12)
-    assert power(found.bias) > 0.85
+    assert 0.95 * bias < detectable.bias < 1.2 * bias  # an offset of 1/√S of the references is allowed for
+    assert np.log(detectable.too_wide) == pytest.approx(np.log(wide), rel=0.12)
+    assert np.log(detectable.too_narrow) == pytest.approx(np.log(narrow), rel=0.12)
+    assert power(detectable.bias) > 0.85
 
 
 def gaussian_draws(seed, dims, bias=0.0, scale=1.0, size=300, num_draws=49):
@@ -70,11 +70,11 @@ def gaussian_draws(seed, dims, bias=0.0, scale=1.0, size=300, num_draws=49):
 def test_tarp_finds_what_it_says(dims, error):
     claimed = getattr(checks.tarp(jax.random.key(0), *gaussian_draws(0, dims)).uniform.power, error)
     wrong = {"bias": claimed} if error == "bias" else {"scale": claimed}
-    found = sum(
+    num_rejected = sum(
         checks.tarp(jax.random.key(seed), *gaussian_draws(1 + seed, dims, **wrong)).pvalue <= 0.05
         for seed in range(60)
     )
-    assert found >= FEWEST[60]
+    assert num_rejected >= FEWEST[60]
 
 
 def test_tarp_does_not_claim_the_power_of_a_rank_of_a_parameter():
@@ -179,15 +179,15 @@ STANDARD = LogDensity(quadratic, jnp.eye(2))
 def test_distances_find_what_they_say(name):
     claimed = compared(name, 0).power
     for wrong in ({"bias": claimed.bias}, {"scale": claimed.too_narrow}, {"scale": claimed.too_wide}):
-        found = sum(compared(name, 1 + seed, **wrong).pvalue <= 0.05 for seed in range(24))
-        assert found >= FEWEST[24], wrong
+        num_rejected = sum(compared(name, 1 + seed, **wrong).pvalue <= 0.05 for seed in range(24))
+        assert num_rejected >= FEWEST[24], wrong
     assert 0.2 < claimed.bias < 1.5
     assert claimed.too_narrow > 0.3
     assert claimed.too_wide < 3
 
 
 @pytest.mark.parametrize(("name", "power"), [("energy", 0.5), ("sliced", 1.0)])
-def test_how_far_relabelled_draws_spread_where_one_set_is_wider(name, power, monkeypatch):
+def test_how_far_relabeled_draws_spread_where_one_set_is_wider(name, power, monkeypatch):
     """The factor on the null of two sets, one twice as wide, against that null: 400 permutations tell it to a tenth.
 
     Both sets are first divided by their common widths, whose squares the wider one makes 2.5 times as large.
@@ -204,8 +204,8 @@ def test_how_far_relabelled_draws_spread_where_one_set_is_wider(name, power, mon
     options = {"key": jax.random.key(1), "num_permutations": 400}
     assert DISTANCES[name](a, b, **options).power is not None
     wide = DISTANCES[name](2 * a, b, **options)
-    found = 2.5**power * np.std(wide.null) / np.std(recorded["null"])
-    assert recorded["scaled"](2.0).growth == pytest.approx(found, rel=0.3)
+    growth = 2.5**power * np.std(wide.null) / np.std(recorded["null"])
+    assert recorded["scaled"](2.0).growth == pytest.approx(growth, rel=0.3)
     assert recorded["scaled"](1.0).growth == pytest.approx(1, abs=1e-6)
 
 
@@ -232,6 +232,6 @@ def test_an_estimator_as_wrong_as_it_says_contradicts_the_other():
 
     claimed = runs(0).detectable
     assert 0.5 < claimed < 1.5
-    found = sum(runs(1 + seed, claimed).contradiction for seed in range(100))
-    assert found >= FEWEST[100]
+    num_rejected = sum(runs(1 + seed, claimed).contradiction for seed in range(100))
+    assert num_rejected >= FEWEST[100]
     assert sum(runs(1 + seed, 0.5).contradiction for seed in range(100)) <= 20  # size .05 at most: rate 1e-7

@@ -102,10 +102,10 @@ def test_tarp_is_ranked_as_by_tarp_itself(right):
     draws, theta = right.posteriors.draws, right.theta
     flat, true = jnp.asarray(draws), jnp.asarray(theta)
     matrix = np.asarray(checks.calibration.whitening.whitening_matrix(flat, true))
-    far = np.sum((draws @ matrix.T - right.references.points[:, None]) ** 2, axis=-1)
-    own = np.sum((theta @ matrix.T - right.references.points) ** 2, axis=-1)
+    distances = np.sum((draws @ matrix.T - right.references.points[:, None]) ** 2, axis=-1)
+    true_distances = np.sum((theta @ matrix.T - right.references.points) ** 2, axis=-1)
     column = right.ranks.ranks[:, right.ranks.names.index("tarp")]
-    np.testing.assert_array_equal(column, np.sum(far < own[:, None], axis=1))
+    np.testing.assert_array_equal(column, np.sum(distances < true_distances[:, None], axis=1))
 
 
 def test_a_posterior_that_ignores_the_data_fails(key):

@@ -85,7 +85,7 @@ def posterior_sbc(
     """
     check_key(key)
     check_functions(simulate=simulate)
-    key_select, key_x, key_rest = jax.random.split(key, 3)
+    key_select, key_x, key_calibrate = jax.random.split(key, 3)
     num_independent = _num_independent(draws)
     if num_simulations is None:
         num_simulations = min(max(num_independent // 2, 1), 1000)
@@ -98,7 +98,7 @@ def posterior_sbc(
     theta = _select_evenly(key_select, draws, int(num_simulations))
     x = _simulate_data(as_partial(simulate), jax.random.split(key_x, num_simulations), theta)
     return calibrate(
-        key_rest,
+        key_calibrate,
         theta,
         x,
         infer_fn,
@@ -108,7 +108,7 @@ def posterior_sbc(
         reference=reference,
         num_projections=num_projections,
         level=level,
-        run={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
+        run_settings={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
         caveat=_CAVEAT,
     )
 

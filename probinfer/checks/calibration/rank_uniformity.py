@@ -15,11 +15,11 @@ from probinfer.checks.calibration.ranks import RankTable
 from probinfer.checks.power.ranks import Detectable, in_normal_quantity
 from probinfer.plots.ranks import axes_or_new, draw_band, draw_ecdf
 
-__all__ = ["WORDS", "UniformityReport", "Yardstick", "holm", "judge", "uniformity"]
+__all__ = ["OUTCOMES", "UniformityReport", "Yardstick", "holm", "judge", "uniformity"]
 
 Yardstick = Callable[[int, float], tuple[Detectable, int | None]]
 
-WORDS = {True: "passes", False: "fails", None: "cannot tell"}
+OUTCOMES = {True: "passes", False: "fails", None: "cannot tell"}
 
 
 def holm(pvalues: Float[np.ndarray, " Q"]) -> Float[np.ndarray, " Q"]:
@@ -132,7 +132,7 @@ class UniformityReport:
             parts.append(
                 "no quantity depends on the data, so a posterior that ignores the data is not detected"
             )
-        return f"{WORDS[self.passed]}: " + "; ".join(parts + self.ranks.remarks)
+        return f"{OUTCOMES[self.passed]}: " + "; ".join(parts + self.ranks.remarks)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution functions of the ranks minus the diagonal, with the band.

@@ -171,11 +171,11 @@ def sbc(
     check_key(key)
     check_functions(prior_sample=prior_sample, simulate=simulate)
     check_number(num_simulations)
-    key_theta, key_x, key_rest = jax.random.split(key, 3)
+    key_theta, key_x, key_calibrate = jax.random.split(key, 3)
     keys = jax.random.split(key_theta, num_simulations), jax.random.split(key_x, num_simulations)
     theta, x = _simulate_joint(as_partial(prior_sample), as_partial(simulate), *keys)
     return calibrate(
-        key_rest,
+        key_calibrate,
         theta,
         x,
         infer_fn,
@@ -185,7 +185,7 @@ def sbc(
         reference=reference,
         num_projections=num_projections,
         level=level,
-        run={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
+        run_settings={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
     )
 
 
@@ -201,7 +201,7 @@ def calibrate(
     reference: Callable | None,
     num_projections: int,
     level: float,
-    run: Mapping[str, Any],
+    run_settings: Mapping[str, Any],
     caveat: str = "",
 ) -> SBCReport:
     """Run the inference on simulated data and test the ranks of the true values, the second half of ``sbc``.
@@ -217,16 +217,16 @@ def calibrate(
         reference: as in ``sbc``.
         num_projections: as in ``sbc``.
         level: as in ``sbc``.
-        run: settings of ``run_many``.
+        run_settings: settings of ``run_many``.
         caveat: caveat of the report.
 
     Raises:
         ValueError: the draws do not match theta.
     """
     key_infer, key_reference, key_ranks = jax.random.split(key, 3)
-    # Infer
+    # Sample the posterior of every data set
     num_simulations = len(jax.tree.leaves(theta)[0])
-    posteriors = run_many(infer_fn, jax.random.split(key_infer, num_simulations), x, **run)
+    posteriors = run_many(infer_fn, jax.random.split(key_infer, num_simulations), x, **run_settings)
     theta, x = jax.tree.map(lambda leaf: leaf[: len(posteriors.status)], (theta, x))  # fewer after Ctrl-C
     draws = _by_chain(posteriors.draws, theta)
     flat = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draws)
@@ -242,9 +242,8 @@ def calibrate(
         num_projections=num_projections,
         chain_axis=True,
     )
-    uses_data = {name: function.uses_data for name, function in functions.items()} | {
-        "tarp": references.uses_data
-    }
+    uses_data = {name: function.uses_data for name, function in functions.items()}
+    uses_data["tarp"] = references.uses_data
     table = table._replace(uses_data=tuple(uses_data.get(name, False) for name in table.names))
     # Judge
     return SBCReport(

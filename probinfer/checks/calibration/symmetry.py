@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import bdtr, betaincinv, ndtr, ndtri
 
-from probinfer.checks.calibration.rank_uniformity import WORDS, holm
+from probinfer.checks.calibration.rank_uniformity import OUTCOMES, holm
 from probinfer.checks.calibration.ranks import RankTable, rank_table
 from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.plots.ranks import axes_or_new, ink
@@ -82,7 +82,7 @@ class VSBCReport:
             for name in smallest
         ]
         parts = [", ".join(rejections)] if rejections else []
-        return f"{WORDS[self.passed]}: " + "; ".join([*parts, power, *self.ranks.remarks])
+        return f"{OUTCOMES[self.passed]}: " + "; ".join([*parts, power, *self.ranks.remarks])
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the distribution function of p minus that of 1 - p, for every parameter.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.checks.discrepancy.permutation import pvalue
+from probinfer.checks.discrepancy.permutation import critical_value, pvalue
 from probinfer.checks.draws import FlatDraws, collect, correlation_time, gradients
 from probinfer.checks.power.distances import MAX_ROWS, detectable_of_scores
 from probinfer.checks.power.ranks import Detectable
@@ -64,7 +64,7 @@ class KSDReport:
     @property
     def detectable(self) -> float | None:
         """Critical value: a larger statistic counts as a misfit at the level."""
-        return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
+        return critical_value(self.null, self.level)
 
     @functools.cached_property
     def power(self) -> Detectable | None:

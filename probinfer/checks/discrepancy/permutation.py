@@ -21,7 +21,7 @@ import numpy as np
 from probinfer.checks.draws import FlatDraws, correlation_time
 from probinfer.core.types import Array, Bool, Float, PRNGKey
 
-__all__ = ["Pooled", "pool", "pvalue", "random_labels", "standardize"]
+__all__ = ["Pooled", "critical_value", "pool", "pvalue", "random_labels", "standardize"]
 
 _BLOCK_CORRELATION_TIMES = 8  # correlation between neighboring blocks biases the variance by 1/16
 _MIN_BLOCKS = 20  # with fewer, neither the correlation time nor the p-value is reliable
@@ -105,3 +105,8 @@ def pvalue(statistic: float, null: np.ndarray) -> float | None:
     # Statistics of equivalent labels differ by rounding.
     tolerance = 1e-5 * abs(statistic) if null.dtype == np.float32 else 1e-10 * abs(statistic)
     return float(1 + np.sum(null >= statistic - tolerance)) / (1 + len(null)) if len(null) else None
+
+
+def critical_value(null: np.ndarray, level: float) -> float | None:
+    """Return the largest statistic that does not count as a difference; None without a null distribution."""
+    return float(np.quantile(null, 1 - level, method="higher")) if len(null) else None

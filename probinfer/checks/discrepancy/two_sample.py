@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from probinfer.checks.discrepancy.permutation import Pooled, pvalue
+from probinfer.checks.discrepancy.permutation import Pooled, critical_value, pvalue
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Bool
 from probinfer.numerics.pairwise import pair_sums
@@ -55,7 +55,7 @@ class TwoSampleReport:
     @property
     def detectable(self) -> float | None:
         """Critical value: a larger statistic counts as a difference at the level."""
-        return float(np.quantile(self.null, 1 - self.level, method="higher")) if len(self.null) else None
+        return critical_value(self.null, self.level)
 
     @functools.cached_property
     def power(self) -> Detectable | None:

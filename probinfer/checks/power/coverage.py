@@ -183,13 +183,13 @@ def _cumulative(balls: Balls, *, bias: float = 0.0, axis: int = 0, scale: float 
 
 
 def _rank_cdf(balls: Balls, squares: np.ndarray) -> np.ndarray:
-    """Distribution function of the ranks of members among the others at changed squared distances (L + 1,)."""
+    """Return the distribution function (L + 1,) of the ranks of members among the others at changed distances."""
     num_others = squares.shape[1] - 1
     members = balls.squares[:, balls.members]
     ranks = np.stack(
         [row.searchsorted(member) for row, member in zip(np.sort(squares, axis=1), members, strict=True)]
     )
-    ranks -= squares[:, balls.members] < members  # a member is not ranked among itself
+    ranks -= squares[:, balls.members] < members  # a member does not count itself
     counts = np.bincount(ranks.ravel(), minlength=num_others + 1) / ranks.size
     # With one more draw a rank k becomes k + 1 with probability (k + 1)/(num_others + 2): uniform ranks stay uniform.
     increased = counts * np.arange(1, num_others + 2) / (num_others + 2)
