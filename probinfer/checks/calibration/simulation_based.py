@@ -1,13 +1,13 @@
 r"""Simulation-based calibration of a whole inference procedure, in one call.
 
 Draw :math:`\theta^*_s \sim p(\theta)` and :math:`x_s \sim p(x\mid\theta^*_s)`, infer from every :math:`x_s` in one
-compiled program, rank the true values among the draws. Ranked are every scalar parameter, the log
-densities if they are given, random directions, and the distance to a point that depends on the data (TARP), which
+compiled program, and rank the true values among the draws. The ranked quantities are every scalar parameter, the log
+densities if they are given, random projections, and the distance to a point that depends on the data (TARP), which
 detects a posterior that ignores the data even if no density is known.
 
 References:
     Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian inference algorithms with
-    simulation-based calibration", algorithm 2. Modrák et al. (2023), section 3 (test quantities that look at the data).
+    simulation-based calibration", algorithm 2. Modrák et al. (2023), section 3 (quantities that depend on the data).
     Lemos, Coogan, Hezaveh and Perreault-Levasseur (2023), theorem 3 (references that depend on the data).
 """
 

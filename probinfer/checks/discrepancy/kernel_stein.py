@@ -28,7 +28,7 @@ _SIGN_CORRELATION_TIMES = (
     8  # length of runs of one sign; the variance of the bootstrap is too low by 1/(1 + 8)
 )
 _MIN_SIGN_CHANGES = 20  # over all draws; with fewer, the bootstrap is unreliable
-_BLIND = "It does not detect wrong weights of well-separated modes, nor modes that no draw visits"
+_UNDETECTED = "It does not detect wrong weights of well-separated modes, nor modes that no draw visits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class KSDReport:
         else:
             text = f"no misfit seen: {summary} (p = {self.pvalue:.2g}; the critical value is {self.detectable:.3g})"
             text += f"; the check {self.power}" if self.power is not None else ""
-        return f"{text}. {_BLIND}."
+        return f"{text}. {_UNDETECTED}."
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the bootstrap distribution and the statistic; return the axes.

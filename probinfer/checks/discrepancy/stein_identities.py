@@ -26,7 +26,7 @@ __all__ = ["SteinIdentityReport", "skewed_pvalue", "stein_identity"]
 
 _POWER = 0.9
 _WHERE = "the bias in one coordinate alone, the width in all, in a density that is about normal"
-_BLIND = (
+_UNDETECTED = (
     "It does not test marginal widths, only widths given the other coordinates: independent draws with the conditional "
     "widths of the density (mean field) pass, however narrow they are; shifts of several coordinates along their "
     "correlation are harder to detect. It does not detect wrong weights of separated modes, nor errors that satisfy "
@@ -78,7 +78,7 @@ class SteinIdentityReport:
         """The verdict, the errors that could have been detected, and those that cannot be, one sentence each."""
         power = f"The check {self.power}"
         if self.pvalue > self.level:
-            return f"no fault seen (p = {self.pvalue:.2g}). {power}. {_BLIND}."
+            return f"no fault seen (p = {self.pvalue:.2g}). {power}. {_UNDETECTED}."
         i, j = int(np.argmax(abs(self.location_z))), int(np.argmax(abs(self.spread_z)))
         if abs(self.location_z[i]) >= abs(self.spread_z[j]):
             statistic = f"location {self.location[i]:.2g}, z = {self.location_z[i]:.1f}"
@@ -87,7 +87,7 @@ class SteinIdentityReport:
             width = "collapsed" if self.spread[j] < 1 else "too wide"
             statistic = f"spread {self.spread[j]:.2g} instead of 1, z = {self.spread_z[j]:.1f}"
             fault = f"coordinate {j} is {width} given the others: {statistic}"
-        return f"the draws do not fit the density (p = {self.pvalue:.2g}): {fault}. {power}. {_BLIND}."
+        return f"the draws do not fit the density (p = {self.pvalue:.2g}): {fault}. {power}. {_UNDETECTED}."
 
     def plot(self, axes: Any = None) -> Any:
         """Draw both z-scores of every coordinate; return the axes.

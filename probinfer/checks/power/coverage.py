@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Shaped
 
 from probinfer.checks.calibration.bands import ecdf_band
 from probinfer.checks.power.ranks import (
-    LARGEST,
+    MAX_ERRORS,
     Detectable,
     leaving_probability,
     min_simulations,
@@ -129,7 +129,7 @@ def detectable_in_balls(
     """
     assert balls is not None, "there is no power without simulations"
     num_cells = balls.squares.shape[1] + 1
-    max_bias = LARGEST["bias"] * balls.dims**0.5
+    max_bias = MAX_ERRORS["bias"] * balls.dims**0.5
 
     def detected(cumulative: np.ndarray, num: int = num_samples) -> bool:
         return leaving_probability(num, num_cells, level, cumulative) >= power
@@ -151,7 +151,7 @@ def detectable_in_balls(
     )
     if errors.enough:
         return errors, None
-    required = [biased(max_bias), scaled(LARGEST["too_narrow"]), scaled(LARGEST["too_wide"])]
+    required = [biased(max_bias), scaled(MAX_ERRORS["too_narrow"]), scaled(MAX_ERRORS["too_wide"])]
     return errors, min_simulations(lambda num: all(detected(cumulative, num) for cumulative in required))
 
 

@@ -20,7 +20,7 @@ from scipy.special import betaincinv, ndtr, ndtri
 from probinfer.checks.calibration.bands import ecdf_band, staying_probability
 
 __all__ = [
-    "LARGEST",
+    "MAX_ERRORS",
     "Detectable",
     "band_power",
     "detectable_errors",
@@ -33,11 +33,8 @@ __all__ = [
 ]
 
 _NODES = 32  # nodes of the quadrature over V
-LARGEST = {
-    "bias": 1.0,
-    "too_narrow": 0.5,
-    "too_wide": 2.0,
-}  # a check that cannot detect these errors cannot tell
+# A check that cannot detect errors of this size cannot tell.
+MAX_ERRORS = {"bias": 1.0, "too_narrow": 0.5, "too_wide": 2.0}
 _MAX_SIMULATIONS = 1 << 17
 
 
@@ -60,15 +57,15 @@ class Detectable(NamedTuple):
     power: float
     level: float
     where: str = "in a normal quantity"
-    largest_bias: float = LARGEST["bias"]
+    largest_bias: float = MAX_ERRORS["bias"]
 
     @property
     def enough(self) -> bool:
         """Whether ``largest_bias`` and a width wrong by a factor of two would be detected."""
         return (
             self.bias <= self.largest_bias
-            and self.too_narrow >= LARGEST["too_narrow"]
-            and self.too_wide <= LARGEST["too_wide"]
+            and self.too_narrow >= MAX_ERRORS["too_narrow"]
+            and self.too_wide <= MAX_ERRORS["too_wide"]
         )
 
     def __str__(self) -> str:
@@ -165,9 +162,9 @@ def simulations_needed(num_cells: int, level: float, *, power: float = 0.9) -> i
         ValueError: as ``ecdf_band``.
     """
     errors: tuple[dict[str, float], ...] = (
-        {"bias": LARGEST["bias"]},
-        {"scale": LARGEST["too_narrow"]},
-        {"scale": LARGEST["too_wide"]},
+        {"bias": MAX_ERRORS["bias"]},
+        {"scale": MAX_ERRORS["too_narrow"]},
+        {"scale": MAX_ERRORS["too_wide"]},
     )
     return min_simulations(
         lambda num: all(band_power(num, num_cells, level, **error) >= power for error in errors)
