@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from probinfer.core.errors import import_extra
 
-__all__ = ["axes_or_new", "draw_band", "draw_ecdf", "ink", "shade"]
+__all__ = ["axes_or_new", "draw_band", "draw_ecdf", "draw_null", "ink", "shade"]
 
 _MAX_LABELS = 6
 
@@ -77,3 +77,17 @@ def draw_ecdf(
     axes.set_xlabel("rank / number of draws")
     axes.set_ylabel("ECDF - diagonal")
     axes.legend(frameon=False, fontsize="small", loc="upper right")
+
+
+def draw_null(axes: Any, null: Shaped[np.ndarray, " m"], statistic: float, *, null_label: str) -> Any:
+    """Draw a null distribution, if there is one, and a statistic; return the axes, new ones if ``axes`` is None.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    axes = axes_or_new(axes)
+    if len(null):
+        axes.hist(null, bins=30, label=null_label, **shade())
+    axes.axvline(statistic, color="C3", label="these draws")
+    axes.legend()
+    return axes

@@ -35,8 +35,8 @@ def whitening_matrix(
 
     ``"prior"``: per coordinate, 1.349 over the interquartile range of all values. ``"pooled"``:
     :math:`(DCD)^{-1/2}` with the posterior correlations C averaged over the simulations and the median posterior
-    standard deviations D, which resist heavy tails. ``None``: the identity. Coordinates that do not vary have weight zero.
-    Simulations with a value that is not finite are left out.
+    standard deviations D, which resist heavy tails. ``None``: the identity. Coordinates that do not vary have weight
+    zero. Simulations with a value that is not finite are left out.
 
     Args:
         draws: posterior draws.

@@ -20,7 +20,7 @@ from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.kernels import InverseMultiquadric
 from probinfer.numerics.stein import stein_gram, stein_sums
-from probinfer.plots.ranks import axes_or_new, shade
+from probinfer.plots.ranks import draw_null
 
 __all__ = ["KSDReport", "ksd", "wild_signs"]
 
@@ -95,12 +95,8 @@ class KSDReport:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        axes = axes_or_new(axes)
-        if len(self.null):
-            axes.hist(self.null, bins=30, label="random signs", **shade())
-        axes.axvline(self.statistic, color="C3", label="these draws")
+        axes = draw_null(axes, self.null, self.statistic, null_label="random signs")
         axes.set(xlabel="squared kernel Stein discrepancy", ylabel="bootstraps")
-        axes.legend()
         return axes
 
 

@@ -21,7 +21,7 @@ from probinfer.checks.discrepancy.permutation import Pooled, critical_value, pva
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.types import Array, Bool
 from probinfer.numerics.pairwise import pair_sums
-from probinfer.plots.ranks import axes_or_new, shade
+from probinfer.plots.ranks import draw_null
 
 __all__ = ["TwoSampleReport", "pair_statistics", "report"]
 
@@ -89,12 +89,8 @@ class TwoSampleReport:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        axes = axes_or_new(axes)
-        if len(self.null):
-            axes.hist(self.null, bins=30, label="relabeled draws", **shade())
-        axes.axvline(self.statistic, color="C3", label="these draws")
+        axes = draw_null(axes, self.null, self.statistic, null_label="relabeled draws")
         axes.set(xlabel=self.name, ylabel="permutations")
-        axes.legend()
         return axes
 
 
