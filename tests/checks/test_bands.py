@@ -1,4 +1,4 @@
-"""Bands: enumeration for tiny samples, simulated coverage for large ones, and agreement with the p-value."""
+"""Bands against enumeration for small samples and simulated coverage for large ones, and agreement with the p-value."""
 
 import itertools
 
@@ -78,7 +78,7 @@ def test_a_hopeless_sample_has_a_tiny_positive_pvalue():
 
 @pytest.mark.parametrize("cells", [3, 11])
 def test_a_pvalue_is_no_less_than_the_tail_of_one_edge(cells):
-    """All ranks in the first cell: (1/cells)^S. One minus a coverage rounds to zero for many of these S."""
+    """All ranks are in the first cell with probability (1/cells)^S; for many of these S, 1 - coverage rounds to 0."""
     for size in range(20, 90):
         pvalue = ecdf_pvalue(np.zeros(size, int), cells)
         assert pvalue >= (1 / cells) ** size * (1 - 1e-9) > 0

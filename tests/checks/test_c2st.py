@@ -1,4 +1,4 @@
-"""Classifier test: size, linear and nonlinear differences, folds by chain."""
+"""Classifier two-sample test: size, linear and nonlinear differences, folds of chains."""
 
 import jax
 import jax.numpy as jnp

@@ -22,7 +22,7 @@ def runs():
 
 
 def test_bounds_hold_the_evidence_between_them(runs):
-    """Each bound is off its side by chance with z > 4.5: rate 7e-6; the gap itself is many errors wide."""
+    """A bound is on the wrong side by chance with z > 4.5: rate 7e-6; the gap is many standard errors wide."""
     sandwich = evidence_sandwich(runs[0], runs[1])
     assert sandwich.lower < EXACT + 4.5 * sandwich.lower_error
     assert sandwich.upper > EXACT - 4.5 * sandwich.upper_error
@@ -36,7 +36,7 @@ def test_bounds_hold_the_evidence_between_them(runs):
 
 
 def test_best_bounds_come_near_the_evidence(runs):
-    """Means of weights over 4000 runs: 5 delta-method errors, rate 6e-7 where the weights are of one size."""
+    """Means of weights over 4000 runs: 5 delta-method errors, rate 6e-7 if the weights have similar sizes."""
     sandwich = evidence_sandwich(runs[0], runs[1])
     for best, sign, values in ((sandwich.best_lower, 1, runs[0]), (sandwich.best_upper, -1, runs[1])):
         relative = np.exp(sign * (values - best))
@@ -44,7 +44,7 @@ def test_best_bounds_come_near_the_evidence(runs):
 
 
 def test_gap_bounds_the_error_of_the_final_states(runs):
-    """Final states are nearly normal: KL both ways from their moments, which chance moves by 0.03 at most (5 sd)."""
+    """Final states are nearly normal: KL both ways from their moments, which vary by at most 0.03 by chance (5 sd)."""
     m, v = annealing.moments(Y, S, 1.0)
     mean, var = runs[2].mean(), runs[2].var()
     symmetric = 0.5 * (var / v + v / var - 2) + 0.5 * (mean - m) ** 2 * (1 / v + 1 / var)
@@ -62,7 +62,7 @@ def test_finer_annealing_closes_the_gap():
 
 
 def test_a_planted_fault_is_a_contradiction():
-    """A likelihood that is counted twice raises the forward bound; 4000 runs see it with z > 20."""
+    """A likelihood that is counted twice raises the forward bound; 4000 runs detect it with z > 20."""
     rng = np.random.default_rng(2)
     ladder = np.linspace(0, 1, 60) ** 2
     low = annealing.forward(rng, Y, S, ladder, 400)[0] + 1.0

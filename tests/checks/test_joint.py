@@ -1,4 +1,4 @@
-"""Joint tests of kernels: right ones pass, planted faults are caught, those that stand still are told.
+"""Joint tests of kernels: correct kernels pass, inserted faults are detected, kernels that do not move are reported.
 
 theta ~ N(0, I) in two dimensions, x ~ N(a.theta, NOISE^2): a narrow, correlated posterior.
 """
@@ -49,12 +49,12 @@ def wrong_ratio(key, theta, x):
 
 
 def forgotten_proposal(key, theta, x):
-    """An asymmetric proposal that the ratio does not know of."""
+    """An asymmetric proposal that the acceptance ratio ignores."""
     return walk(key, theta, x, drift=0.3)
 
 
 def ignores_data(key, theta, x):
-    """A fresh draw of the prior: right for the prior, wrong for every posterior."""
+    """A fresh draw from the prior: invariant for the prior, but not for any posterior."""
     return prior_sample(key)
 
 
@@ -210,7 +210,7 @@ def test_the_transitions_of_this_library(key, kind):
 
 
 def test_trees_counts_and_user_quantities(key):
-    """A count and a rate: exact draws of a discrete posterior are a kernel too."""
+    """A count and a rate: exact draws from a discrete posterior are a kernel too."""
     rates = jnp.asarray([0.2, 0.7])
 
     def prior(key):

@@ -1,4 +1,4 @@
-"""Kernel Stein discrepancy: double loops, invariance, size, power, signs for chains, what it cannot see."""
+"""Kernel Stein discrepancy: double loops, invariance, size, power, signs for chains, errors it cannot detect."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the checks say that they could have found, against how often they find it, and against closed forms."""
+"""Power that the checks report, against the frequency of detection and against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def test_tarp_finds_what_it_says(dims, error):
 
 
 def test_tarp_does_not_claim_the_power_of_a_rank_of_a_parameter():
-    """A bias of a quarter of a sd moves distances from the middle to second order only."""
+    """A bias of a quarter of a sd changes distances from the center to second order only."""
     report = checks.tarp(jax.random.key(0), *gaussian_draws(0, 1))
     ranked = checks.detectable_errors(300, 50, 0.05)
     assert ranked.bias < 0.3
@@ -87,7 +87,7 @@ def test_tarp_does_not_claim_the_power_of_a_rank_of_a_parameter():
 
 
 def test_mean_field_passes_the_identities_and_they_say_so():
-    """Independent draws as wide as the conditionals: every spread is 1, each variance .36 of the right one."""
+    """Independent draws with the conditional widths: every spread is 1, each variance .36 of the correct one."""
     covariance, target = correlated(2, 0.8)
     passed = 0
     for seed in range(12):
@@ -143,7 +143,7 @@ def test_the_share_that_vsbc_counts(num_draws):
 
 
 def test_the_share_of_a_shared_bias_that_posterior_sbc_sees():
-    """Flat prior, one observation and one more: a bias of both posteriors leaves 1 - 1/√2 of itself.
+    """Flat prior, one observation and one more: of a bias of both posteriors 1 - 1/√2 is detected.
 
     The mean of 200 000 differences has an error of .0022; 5 of them.
     """
@@ -188,7 +188,7 @@ def test_distances_find_what_they_say(name):
 
 @pytest.mark.parametrize(("name", "power"), [("energy", 0.5), ("sliced", 1.0)])
 def test_how_far_relabeled_draws_spread_where_one_set_is_wider(name, power, monkeypatch):
-    """The factor on the null of two sets, one twice as wide, against that null: 400 permutations tell it to a tenth.
+    """The factor on the null of two sets, one twice as wide, against that null: 400 permutations estimate it to 10 %.
 
     Both sets are first divided by their common widths, whose squares the wider one makes 2.5 times as large.
     """
@@ -223,7 +223,7 @@ def test_the_classifier_finds_the_bias_that_it_says():
 
 
 def test_an_estimator_as_wrong_as_it_says_contradicts_the_other():
-    """Normal log weights of variance 1/2: the gap is 1/2. Forward runs are wrong by what another report says."""
+    """Normal log weights of variance 1/2: the gap is 1/2. Forward runs have the error that another report claims."""
 
     def runs(seed, error=0.0):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Ranks: brute force, failures with a reason, ties, constants, thinning, and what the verdict says."""
+"""Ranks: brute force, failures with a reason, ties, constants, thinning, and the verdict."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Calibration in one call: ranks by brute force, faults that it must see, failures that it must count."""
+"""Simulation-based calibration: ranks by brute force, faults that it must detect, failures that it must count."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def the_prior(key, x):
 
 
 def shifted(key, x):
-    """Bias of alternating sign: it cancels over the prior in every parameter."""
+    """A bias with the sign of the data: it cancels over the prior in every parameter."""
     return exact(key, x) + 0.6 * jnp.sign(x)
 
 
@@ -203,7 +203,7 @@ def exact_from_both(key, x_new):
 
 
 def biased_by_sign(key, x_new):
-    """Its bias has the sign of the observed data: over the prior it would cancel."""
+    """A bias with the sign of the observed data: over the prior it would cancel."""
     return exact_from_both(key, x_new) + 0.3 * jnp.sign(jnp.asarray(X_OBSERVED, x_new.dtype))
 
 
@@ -233,7 +233,7 @@ def test_around_the_data(key, observed_draws):
 
 
 def test_biases_that_cancel_over_the_prior(key):
-    """SBC of the parameters alone passes, the joint density tells; a false pass has probability below 1e-6."""
+    """SBC of the parameters alone passes, the joint density detects it; a false pass has probability below 1e-6."""
     report = run(key, shifted, num=400)
     assert "log_joint" in report.rejected or "log_likelihood" in report.rejected
 

@@ -1,4 +1,4 @@
-"""Calibration of NumPyro models: the sites are told apart, the densities are the model's, wrong samplers are seen."""
+"""Calibration of NumPyro models: sites are classified, densities are the model's, wrong samplers are detected."""
 
 import functools
 
@@ -133,7 +133,7 @@ def test_observed_by_name_or_by_value(key):
 
 
 def test_the_same_model_compiles_once(key, count_compiles):
-    """Three draws are too few for a diagnosis: nothing is thinned, and all shapes are known beforehand."""
+    """Three draws are too few for a diagnosis: nothing is thinned, and all shapes are known in advance."""
     few = functools.partial(short, num_draws=3)
     settings = {"observed": "y", "sampler": few, "num_simulations": 12, "num_projections": 0}
     checks.sbc_numpyro(key, model, NOISE, **settings)

@@ -1,4 +1,4 @@
-"""TARP: each known defect of released code has a test here, and the claims are those that the references allow."""
+"""TARP: a test for each known defect of released code, and for the claims that the references allow."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Symmetry of ranks: all sign flips enumerated, size, power, and what widths may not do."""
+"""Symmetry of ranks: enumeration of all sign flips, size, power, and independence of widths."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Triggers, adaptive resampling, names, bad input, and what jit may not change."""
+"""Triggers, adaptive resampling, schemes by name, bad input, and equality with and without jit."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A million draws in single precision: the dead are never chosen, and everybody else as often as the weights say."""
+"""A million draws in single precision: zero weights are never chosen, all others as often as their weights require."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The law of the counts of every scheme, conditional or not, against enumeration; what all schemes promise."""
+"""The distribution of counts of every scheme, conditional or not, against enumeration; properties of all schemes."""
 
 from functools import lru_cache
 

@@ -1,3 +1,5 @@
+"""Systematic resampling: exact counts, zero weights, and equality of batched and single calls."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
