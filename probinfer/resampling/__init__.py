@@ -9,7 +9,7 @@ draw of weight zero is never chosen.
 How to choose: ``systematic`` is the cheapest and usually the least variable; ``ssp`` is nearly as good and provably
 converges for any order of the draws; ``killing`` moves the fewest draws; ``multinomial`` chooses independently;
 ``optimal`` keeps distinct draws of many candidates. *Conditional* schemes choose the other ancestors given a reference
-path.
+path. The type of a scheme is in ``base``, the standard schemes are in ``points``.
 """
 
 from probinfer.resampling.adaptation import CONDITIONAL, SCHEMES, Adaptive, adaptive, conditional, get
