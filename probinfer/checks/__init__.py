@@ -1,8 +1,8 @@
 """Checks of posteriors, each of which reports the smallest error that it could have detected.
 
-Start with ``calibration`` (``sbc``): are posteriors right on average over simulated data? ``discrepancy`` compares draws
-with other draws or with a density, ``invariance`` tests Markov kernels, ``evidence`` bounds a log evidence, and ``power``
-computes detectable errors. ``draws`` defines the form of draws that the checks accept.
+Start with ``calibration`` (``sbc``): are posteriors right on average over simulated data? ``discrepancy`` compares
+draws with other draws or with a density, ``invariance`` tests Markov kernels, ``evidence`` bounds a log evidence, and
+``power`` computes detectable errors. ``draws`` defines the form of draws that the checks accept.
 """
 
 from probinfer.checks.calibration.around_data import posterior_sbc
