@@ -33,7 +33,7 @@ def killing(
     Args:
         key: random key.
         log_weights: unnormalized log weights, minus infinity allowed.
-        num: how many to choose: n, since slots are kept.
+        num: number of draws to choose: n, since slots are kept.
 
     Returns:
         ancestors: indices into the sample, none with weight zero; ``ancestors[i] == i`` for survivors.
@@ -67,7 +67,7 @@ def conditional_killing(
     Args:
         key: random key.
         log_weights: unnormalized log weights; draw 0 is the reference.
-        num: how many to choose: n, since slots are kept.
+        num: number of draws to choose: n, since slots are kept.
 
     Returns:
         The ancestors, with ``ancestors[0] == 0``, and their log weights, as for ``killing``; NaN if only the reference
