@@ -217,7 +217,7 @@ SLOW = {"c2st": 4}  # by how much fewer repetitions
 
 def claim(report) -> Detectable:
     """The errors that a report says it could have found."""
-    if isinstance(report, checks.VsbcReport):
+    if isinstance(report, checks.VSBCReport):
         return Detectable(report.bias, 0.0, np.inf, 0.9, LEVEL)
     if isinstance(report, checks.EvidenceSandwich):
         return Detectable(report.detectable, 0.0, np.inf, 0.9, LEVEL)

@@ -1,13 +1,18 @@
-"""Is a posterior right, and could the check have told if it were not?"""
+"""Checks of posteriors, each of which reports the smallest error that it could have detected.
+
+Start with ``calibration`` (``sbc``): are posteriors right on average over simulated data? ``discrepancy`` compares
+draws with other draws or with a density, ``invariance`` tests Markov kernels, ``evidence`` bounds a log evidence, and
+``power`` computes detectable errors. ``draws`` defines the form of draws that the checks accept.
+"""
 
 from probinfer.checks.calibration.around_data import posterior_sbc
 from probinfer.checks.calibration.bands import Band, ecdf_band, ecdf_pvalue
-from probinfer.checks.calibration.coverage import TarpReport, tarp
+from probinfer.checks.calibration.coverage import TARPReport, tarp
 from probinfer.checks.calibration.numpyro_models import sbc_numpyro
 from probinfer.checks.calibration.rank_uniformity import UniformityReport, holm, uniformity
 from probinfer.checks.calibration.ranks import RankTable, rank_table
-from probinfer.checks.calibration.simulation_based import SbcReport, sbc
-from probinfer.checks.calibration.symmetry import VsbcReport, vsbc
+from probinfer.checks.calibration.simulation_based import SBCReport, sbc
+from probinfer.checks.calibration.symmetry import VSBCReport, vsbc
 from probinfer.checks.discrepancy.classifier import C2STReport, c2st
 from probinfer.checks.discrepancy.energy import energy_distance
 from probinfer.checks.discrepancy.kernel_stein import KSDReport, ksd
@@ -29,12 +34,12 @@ __all__ = [
     "JointReport",
     "KSDReport",
     "RankTable",
-    "SbcReport",
+    "SBCReport",
     "SteinIdentityReport",
-    "TarpReport",
+    "TARPReport",
     "TwoSampleReport",
     "UniformityReport",
-    "VsbcReport",
+    "VSBCReport",
     "band_power",
     "c2st",
     "detectable_errors",

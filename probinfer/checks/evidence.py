@@ -1,9 +1,9 @@
 r"""Bidirectional Monte Carlo: a log evidence between a stochastic lower and a stochastic upper bound.
 
-An estimator with :math:`E \hat Z = Z` has :math:`E \log \hat Z \le \log Z`. A reverse run that starts with an exact
-draw of the posterior and undoes the same steps has :math:`E[1/\hat Z_{rev}] = 1/Z`, so :math:`E \log \hat Z_{rev} \ge
-\log Z`. On simulated data the parameters that made the data are such a draw. The gap also bounds how far the final
-states of the forward runs are from the posterior.
+An estimator with :math:`E \hat Z = Z` has :math:`E \log \hat Z \le \log Z`. A reverse run that starts from an exact
+posterior draw and reverses the same steps has :math:`E[1/\hat Z_{rev}] = 1/Z`, so :math:`E \log \hat Z_{rev} \ge
+\log Z`. For simulated data, the parameters that generated the data are such a draw. The gap also bounds how far the
+final states of the forward runs are from the posterior.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from scipy import special, stats
 
 from probinfer.core.errors import check_key, shortened
@@ -33,14 +34,15 @@ class EvidenceSandwich:
         upper: mean of the reverse log estimates; its expectation is at least log Z.
         lower_error: standard error of ``lower``.
         upper_error: standard error of ``upper``.
-        best_lower: log of the mean forward estimate: nearer to log Z, in expectation still below.
-        best_upper: minus the log of the mean inverse reverse estimate: nearer to log Z, in expectation still above.
-        gap: ``upper − lower``. Its expectation is at least KL(q | p) + KL(p | q), q the law of the final state of one
-            forward run and p the posterior.
+        best_lower: log of the mean forward estimate; closer to log Z, and still below it in expectation.
+        best_upper: minus the log of the mean inverse reverse estimate; closer to log Z, and still above it in
+            expectation.
+        gap: ``upper − lower``. Its expectation is at least KL(q | p) + KL(p | q), where q is the distribution of the
+            final state of a forward run and p the posterior.
         gap_error: standard error of ``gap``.
         log_forward: ``(R,)`` forward estimates.
         log_reverse: ``(R',)`` reverse estimates.
-        level: of the verdict.
+        level: significance level of the verdict.
     """
 
     lower: float
@@ -51,17 +53,17 @@ class EvidenceSandwich:
     best_upper: float
     gap: float
     gap_error: float
-    log_forward: np.ndarray
-    log_reverse: np.ndarray
+    log_forward: Float[np.ndarray, " R"]
+    log_reverse: Float[np.ndarray, " R2"]
     level: float
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Between which log Z lies with probability ``1 − level``, if the means are normal."""
-        low, high = (
+        """Confidence interval of log Z with probability ``1 − level``, if the means are normal."""
+        quantile_lower, quantile_upper = (
             stats.t.ppf(1 - self.level / 2, len(a) - 1) for a in (self.log_forward, self.log_reverse)
         )
-        return self.lower - low * self.lower_error, self.upper + high * self.upper_error
+        return self.lower - quantile_lower * self.lower_error, self.upper + quantile_upper * self.upper_error
 
     @property
     def kl_bound(self) -> float:
@@ -71,15 +73,15 @@ class EvidenceSandwich:
 
     @property
     def detectable(self) -> float:
-        """Error of one estimator, in nats toward the other, that is a contradiction with probability 0.9."""
+        """Error of one estimator, in nats toward the other, that causes a contradiction with probability 0.9."""
         runs = min(len(self.log_forward), len(self.log_reverse))
-        # The gap that the error must bridge is known with the error of this one, and measured with that of the next.
+        # The gap that the error must bridge is known up to gap_error; a second run adds an error of the same size.
         margin = stats.t.ppf(1 - self.level, runs - 1) + np.sqrt(2) * stats.norm.ppf(_POWER)
         return max(0.0, self.gap) + float(margin) * self.gap_error
 
     @property
     def contradiction(self) -> bool:
-        """The lower bound is above the upper by more than chance allows: an estimator is wrong."""
+        """Whether the lower bound exceeds the upper by more than chance allows, so that an estimator is wrong."""
         runs = min(len(self.log_forward), len(self.log_reverse))
         rounding = 1e-6 * max(1.0, abs(self.upper))
         return self.gap < -rounding - float(stats.t.ppf(1 - self.level, runs - 1)) * self.gap_error
@@ -91,19 +93,19 @@ class EvidenceSandwich:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The verdict in one sentence."""
         if self.contradiction:
             return (
                 f"the estimators contradict each other: lower bound {self.lower:.4g} above upper bound "
                 f"{self.upper:.4g} by {-self.gap / self.gap_error:.1f} standard errors; a transition is not invariant, "
-                "the reverse is not that of the forward, or its start is no draw of the posterior"
+                "the reverse run does not reverse the forward run, or it does not start from a posterior draw"
             )
         low, high = self.interval
         return (
             f"log evidence in [{low:.4g}, {high:.4g}] ({100 * (1 - self.level):.0f} %); the final states of a forward "
-            f"run are within {self.kl_bound:.2g} nats of the posterior (KL both ways), if the reverse runs began with "
-            f"exact draws of it. An estimator wrong by {self.detectable:.2g} nats toward the other would have been "
-            f"called wrong (probability {_POWER:g}); smaller errors are not seen, nor a mode that no run visits"
+            f"run are within {self.kl_bound:.2g} nats of the posterior (KL both ways), if the reverse runs started "
+            f"from exact draws of it. An estimator wrong by {self.detectable:.2g} nats toward the other would have "
+            f"been detected (probability {_POWER:g}); smaller errors are not detected, nor is a mode that no run visits"
         )
 
     def plot(self, axes: Any = None) -> Any:
@@ -135,21 +137,21 @@ def evidence_sandwich(
     """Bound a log evidence from below and from above, and the error of the posterior by the gap.
 
     Args:
-        forward_fn: ``key -> log Ẑ``, ``E Ẑ = Z``: annealed importance sampling, a particle filter. Or ``(R,)`` log
-            estimates of independent runs.
-        reverse_fn: ``key -> log Ẑ``, ``E 1/Ẑ = 1/Z``: the reverse run from an exact draw of the posterior. Or ``(R',)``
-            log estimates of independent runs (each from a draw of its own, or from one where only that is known).
-        key: for the runs; not needed with arrays.
-        num_runs: runs of each function, one after the other, compiled once; a function that JAX cannot trace is
-            called run by run.
-        level: of intervals and verdict.
+        forward_fn: ``key -> log Ẑ`` with ``E Ẑ = Z``, such as annealed importance sampling or a particle filter; or
+            ``(R,)`` log estimates of independent runs.
+        reverse_fn: ``key -> log Ẑ`` with ``E 1/Ẑ = 1/Z``, the reverse run from an exact posterior draw; or ``(R',)``
+            log estimates of independent runs (each from its own draw, or all from one draw if only one is known).
+        key: random key of the runs; not needed with arrays.
+        num_runs: runs of each function, sequential and compiled once; a function that JAX cannot trace is called once
+            per run.
+        level: significance level of the intervals and the verdict.
 
     Returns:
-        Bounds, gap, standard errors, verdict.
+        The bounds, their gap, standard errors and the verdict.
 
     Raises:
-        TypeError: a function without a key.
-        ValueError: fewer than 3 runs; an estimate that is not finite (a weight of zero or NaN bounds nothing).
+        TypeError: a function is passed without a key.
+        ValueError: there are fewer than 3 runs, or an estimate is not finite (a weight of zero or NaN gives no bound).
 
     References:
         Grosse, Ghahramani and Adams (2015), "Sandwiching the marginal likelihood using bidirectional Monte Carlo",
@@ -184,18 +186,19 @@ def _estimates(name: str, source: Any, key: PRNGKey | None, num_runs: int) -> np
         keys = jax.random.split(key, num_runs)
         try:
             values = np.asarray(jax.lax.map(source, keys))
-        except (jax.errors.JAXTypeError, TypeError):  # it works with the numbers themselves: run by run
-            values = np.asarray([np.asarray(source(one)) for one in keys])
+        except (jax.errors.JAXTypeError, TypeError):  # not traceable: call it run by run
+            values = np.asarray([np.asarray(source(run_key)) for run_key in keys])
     else:
         values = np.asarray(source)
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 3:
         raise ValueError(
-            f"{name} must give one number a run, at least 3 runs, got shape {values.shape} ({shortened(source)})"
+            f"{name} must give one number per run and at least 3 runs, got shape {values.shape} ({shortened(source)})"
         )
-    if bad := int(np.sum(~np.isfinite(values))):
+    num_invalid = int(np.sum(~np.isfinite(values)))
+    if num_invalid:
         raise ValueError(
-            f"{bad} of {len(values)} estimates of {name} are not finite: a log estimate of minus infinity or NaN makes "
-            "its bound empty; mend the estimator (more particles, a proposal that covers the target)"
+            f"{num_invalid} of {len(values)} estimates of {name} are not finite: a log estimate of minus infinity or "
+            "NaN gives no bound; repair the estimator (more particles, a proposal that covers the target)"
         )
     return values

@@ -1,4 +1,4 @@
-"""The genealogy as a picture: lines that die out are thin, those that live on as wide as they weigh."""
+"""Plot of a genealogy: extinct lines are thin, surviving ones as wide as their weight."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from probinfer.core.errors import import_extra
+from probinfer.plots.ranks import ink
 
-__all__ = ["COLORS", "Look", "axes_for", "draw", "size_for"]
+__all__ = ["COLORS", "GenealogyColors", "axes_for", "draw", "size_for"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # after Okabe and Ito (2008)
-_WIDEST, _THINNEST = 5.0, 0.8
-_ROW = 0.235  # inches: what a label needs
-_CHARACTER = 0.062  # inches
-_MOST_LABELS = 24  # rows with labels
+_MAX_LINE_WIDTH, _MIN_LINE_WIDTH = 5.0, 0.8
+_ROW_HEIGHT = 0.235  # inches, enough for a label
+_CHARACTER_WIDTH = 0.062  # inches
+_MAX_LABELED_ROWS = 24  # rows with labels
 
 
 @runtime_checkable
-class Genealogy(Protocol):
-    """What is drawn of a genealogy (``probinfer.lm.Genealogy``, which says what the fields are)."""
+class DrawableGenealogy(Protocol):
+    """Attributes of a genealogy that are drawn; ``probinfer.lm.Genealogy`` documents them."""
 
     @property
     def parents(self) -> np.ndarray: ...
@@ -45,30 +46,30 @@ class Genealogy(Protocol):
     def leaves(self, t: int) -> np.ndarray: ...
 
 
-class Look(NamedTuple):
-    """Colours.
+class GenealogyColors(NamedTuple):
+    """Colors of the lines.
 
     Attributes:
-        answers: one an answer, the likeliest first; further ones get that of ``mixed``.
-        mixed: lines whose descendants disagree, and text.
-        gone: lines that died out.
+        answers: one per answer, the most probable first; further answers have the color of ``mixed``.
+        mixed: color of lines whose descendants disagree, and of text.
+        extinct: color of lines without descendants.
     """
 
     answers: tuple[str, ...] = COLORS
     mixed: str = "#333333"
-    gone: str = "#8b929a"
+    extinct: str = "#8b929a"
 
 
-def size_for(tree: Genealogy) -> tuple[float, float]:
-    """Width and height in inches at which the labels have room."""
-    num_steps, num = tree.parents.shape
-    longest = max((len(_line(step)) for step in tree.steps().ravel() if step), default=8)
-    width = 1.6 + num_steps * (0.55 + _CHARACTER * min(longest, 24))
-    return float(np.clip(width, 5.0, 13.0)), float(np.clip(0.75 + _ROW * num, 2.4, 9.0))
+def size_for(tree: DrawableGenealogy) -> tuple[float, float]:
+    """Return the width and height in inches at which the labels fit."""
+    num_steps, num_particles = tree.parents.shape
+    longest = max((len(_single_line(step)) for step in tree.steps().ravel() if step), default=8)
+    width = 1.6 + num_steps * (0.55 + _CHARACTER_WIDTH * min(longest, 24))
+    return float(np.clip(width, 5.0, 13.0)), float(np.clip(0.75 + _ROW_HEIGHT * num_particles, 2.4, 9.0))
 
 
-def axes_for(tree: Genealogy) -> Any:
-    """Axes of a new figure that belongs to no window, as large as the tree asks for.
+def axes_for(tree: DrawableGenealogy) -> Any:
+    """Return the axes of a new figure without a window, of the size that the tree needs.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -78,50 +79,51 @@ def axes_for(tree: Genealogy) -> Any:
 
 
 def draw(
-    axes: Any, tree: Genealogy, look: Look | None = None, judge: Callable[[str], bool | None] | None = None
+    axes: Any,
+    tree: DrawableGenealogy,
+    palette: GenealogyColors | None = None,
+    judge: Callable[[str], bool | None] | None = None,
 ) -> None:
-    """Draw the lines, their steps where there is room, and the answers they lead to.
+    """Draw the lines of a genealogy, with their steps and answers if they fit.
 
     Args:
         axes: matplotlib axes.
-        tree: of ``lm.genealogy``.
-        look: colours.
-        judge: text so far -> whether it is right so far: right steps get dots, wrong ones crosses. None: no verdict.
+        tree: genealogy from ``lm.genealogy``.
+        palette: colors; None: the default colors.
+        judge: text so far -> whether it is correct, which marks steps by dots or crosses, or None; None: no marks.
     """
-    look = Look(mixed=_ink()) if look is None else look
-    colors = _colors(tree, look)
+    palette = GenealogyColors(mixed=ink()) if palette is None else palette
+    colors = _colors(tree, palette)
     for (t, n), _ in np.ndenumerate(tree.parents):
-        _edge(axes, tree, colors, t, n)
-        _mark(axes, tree, colors, t, n, judge)
-    if tree.parents.shape[1] <= _MOST_LABELS:
-        _label(axes, tree, colors)
+        _draw_edge(axes, tree, colors, t, n)
+        _draw_marker(axes, tree, colors, t, n, judge)
+    if tree.parents.shape[1] <= _MAX_LABELED_ROWS:
+        _draw_labels(axes, tree, colors)
     else:
-        _legend(axes, tree, look)
-    _frame(axes, tree)
+        _draw_legend(axes, tree, palette)
+    _draw_frame(axes, tree)
 
 
-def _ink() -> str:
-    return import_extra("matplotlib", "plots").rcParams["axes.edgecolor"]
-
-
-def _colors(tree: Genealogy, look: Look) -> np.ndarray:
-    """(T, N) by the answers of the descendants."""
-    named = dict(zip(_ranked(tree), look.answers, strict=False))
-    last = [look.gone if answer is None else named.get(answer, look.mixed) for answer in tree.answers]
-    colors = np.full(tree.parents.shape, look.gone, object)
+def _colors(tree: DrawableGenealogy, palette: GenealogyColors) -> np.ndarray:
+    """Return the colors (T, N) by the answers of the descendants."""
+    named = dict(zip(_ranked(tree), palette.answers, strict=False))
+    last = [
+        palette.extinct if answer is None else named.get(answer, palette.mixed) for answer in tree.answers
+    ]
+    colors = np.full(tree.parents.shape, palette.extinct, object)
     for t in range(len(tree.parents)):
         ends: dict[int, set[str | None]] = {}
         for leaf, node in enumerate(tree.leaves(t)):
             ends.setdefault(int(node), set()).add(tree.answers[leaf])
             colors[t, node] = last[leaf]
-        for node, found in ends.items():
-            if len(found) > 1:
-                colors[t, node] = look.mixed
+        for node, answers in ends.items():
+            if len(answers) > 1:
+                colors[t, node] = palette.mixed
     return colors
 
 
-def _ranked(tree: Genealogy) -> list[str]:
-    """Answers, the likeliest first."""
+def _ranked(tree: DrawableGenealogy) -> list[str]:
+    """Return the answers, the most probable first."""
     mass: dict[str, float] = {}
     for answer, weight in zip(tree.answers, tree.weight[-1], strict=True):
         if answer is not None:
@@ -129,23 +131,23 @@ def _ranked(tree: Genealogy) -> list[str]:
     return sorted(mass, key=lambda answer: -mass[answer])
 
 
-def _place(tree: Genealogy, t: int, n: int) -> float:
-    """Height of a particle; they all come from one point in the middle."""
-    num = tree.parents.shape[1]
-    return (num - 1) / 2 if t < 0 else num - 1 - float(tree.rank[t, n])
+def _height(tree: DrawableGenealogy, t: int, n: int) -> float:
+    """Return the height of a particle; the common root is in the middle."""
+    num_particles = tree.parents.shape[1]
+    return (num_particles - 1) / 2 if t < 0 else num_particles - 1 - float(tree.rank[t, n])
 
 
-def _edge(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int) -> None:
-    """From the parent in a bend, then level to the particle: there its step is written."""
-    start, end = _place(tree, t - 1, int(tree.parents[t, n])), _place(tree, t, n)
+def _draw_edge(axes: Any, tree: DrawableGenealogy, colors: np.ndarray, t: int, n: int) -> None:
+    """Draw a curve from the parent, then a horizontal line to the particle, which carries its step."""
+    start, end = _height(tree, t - 1, int(tree.parents[t, n])), _height(tree, t, n)
     x = np.linspace(0, 1, 24)
-    bend = start + (end - start) * (3 * x**2 - 2 * x**3)
+    curve = start + (end - start) * (3 * x**2 - 2 * x**3)
     alive = tree.alive[t, n]
     axes.plot(
         [*(t + 0.4 * x), t + 1],
-        [*bend, end],
+        [*curve, end],
         color=colors[t, n],
-        linewidth=_THINNEST + (_WIDEST - _THINNEST) * tree.weight[t, n] if alive else 0.6,
+        linewidth=_MIN_LINE_WIDTH + (_MAX_LINE_WIDTH - _MIN_LINE_WIDTH) * tree.weight[t, n] if alive else 0.6,
         alpha=1.0 if alive else 0.55,
         linestyle="-" if tree.took[t, n] else ":",
         solid_capstyle="round",
@@ -153,8 +155,8 @@ def _edge(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int) -> Non
     )
 
 
-def _mark(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int, judge: Any) -> None:
-    """A dot; with a judge, a cross where the text so far is wrong."""
+def _draw_marker(axes: Any, tree: DrawableGenealogy, colors: np.ndarray, t: int, n: int, judge: Any) -> None:
+    """Draw a dot; with a judge, a cross if the text so far is wrong."""
     text = tree.texts[t, n]
     if not tree.took[t, n]:
         return
@@ -164,7 +166,7 @@ def _mark(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int, judge:
         size = 1.8
     axes.plot(
         [t + 1],
-        [_place(tree, t, n)],
+        [_height(tree, t, n)],
         marker,
         color=colors[t, n],
         markersize=size,
@@ -174,14 +176,15 @@ def _mark(axes: Any, tree: Genealogy, colors: np.ndarray, t: int, n: int, judge:
     )
 
 
-def _label(axes: Any, tree: Genealogy, colors: np.ndarray) -> None:
-    """Steps above their lines, answers at the end."""
-    room = int(float(axes.figure.get_size_inches()[0]) / (len(tree.parents) + 1) * 0.62 / _CHARACTER)
+def _draw_labels(axes: Any, tree: DrawableGenealogy, colors: np.ndarray) -> None:
+    """Write the steps above their lines, and the answers at the end."""
+    width = float(axes.figure.get_size_inches()[0])
+    max_characters = int(width / (len(tree.parents) + 1) * 0.62 / _CHARACTER_WIDTH)
     for (t, n), step in np.ndenumerate(tree.steps()):
-        if step and _line(step):
+        if step and _single_line(step):
             axes.annotate(
-                _short(_line(step), max(room, 5)),
-                (t + 0.95, _place(tree, t, n)),
+                _shortened(_single_line(step), max(max_characters, 5)),
+                (t + 0.95, _height(tree, t, n)),
                 (0, 1.5),
                 textcoords="offset points",
                 ha="right",
@@ -193,10 +196,10 @@ def _label(axes: Any, tree: Genealogy, colors: np.ndarray) -> None:
             )
     last = len(tree.parents) - 1
     for n, answer in enumerate(tree.answers):
-        words = "no answer" if answer is None else _short(answer, 14)
+        label = "no answer" if answer is None else _shortened(answer, 14)
         axes.annotate(
-            f"{words}  {tree.weight[last, n]:.0%}",
-            (last + 1, _place(tree, last, n)),
+            f"{label}  {tree.weight[last, n]:.0%}",
+            (last + 1, _height(tree, last, n)),
             (7, 0),
             textcoords="offset points",
             va="center",
@@ -206,39 +209,43 @@ def _label(axes: Any, tree: Genealogy, colors: np.ndarray) -> None:
         )
 
 
-def _legend(axes: Any, tree: Genealogy, look: Look) -> None:
-    """Answers by colour, where there is no room for words."""
-    for answer, color in zip(_ranked(tree), look.answers, strict=False):
+def _draw_legend(axes: Any, tree: DrawableGenealogy, palette: GenealogyColors) -> None:
+    """List the answers by color, if there is no room for labels."""
+    for answer, color in zip(_ranked(tree), palette.answers, strict=False):
         share = sum(w for a, w in zip(tree.answers, tree.weight[-1], strict=True) if a == answer)
         axes.plot(
-            [], [], color=color, linewidth=3, label=f"{_short(answer, 24)}  {share:.0%}".replace("$", r"\$")
+            [],
+            [],
+            color=color,
+            linewidth=3,
+            label=f"{_shortened(answer, 24)}  {share:.0%}".replace("$", r"\$"),
         )
     if _ranked(tree):
         axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _frame(axes: Any, tree: Genealogy) -> None:
-    """Steps below, with how many of their particles live on."""
-    num_steps, num = tree.parents.shape
-    every = max(1, num_steps // 16)
-    shown = [*range(every - 1, num_steps, every)]
-    axes.set_xticks([t + 1 for t in shown], [f"{t + 1}\n{tree.coalescence[t]}" for t in shown])
+def _draw_frame(axes: Any, tree: DrawableGenealogy) -> None:
+    """Label the steps with the numbers of their surviving particles."""
+    num_steps, num_particles = tree.parents.shape
+    stride = max(1, num_steps // 16)
+    ticks = [*range(stride - 1, num_steps, stride)]
+    axes.set_xticks([t + 1 for t in ticks], [f"{t + 1}\n{tree.coalescence[t]}" for t in ticks])
     axes.set_yticks([])
     axes.grid(False)
     for side in ("left", "top", "right"):
         axes.spines[side].set_visible(False)
-    wide = num <= _MOST_LABELS
+    labeled = num_particles <= _MAX_LABELED_ROWS
     axes.set(
-        xlim=(-0.05, num_steps + (0.35 + 0.12 * num_steps**0.5 if wide else 0.1)),
-        ylim=(-0.7, num - 0.2),
-        xlabel="step, and how many of its particles live on to the end",
+        xlim=(-0.05, num_steps + (0.35 + 0.12 * num_steps**0.5 if labeled else 0.1)),
+        ylim=(-0.7, num_particles - 0.2),
+        xlabel="step, and how many of its particles survive to the end",
     )
 
 
-def _line(step: str) -> str:
-    """A step on one line."""
+def _single_line(step: str) -> str:
+    """Return a step on one line."""
     return " ".join(step.split())
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _shortened(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"

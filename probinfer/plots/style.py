@@ -1,4 +1,4 @@
-"""How plots look: each drawn twice, for light and for dark pages, in colours that colour-blind readers tell apart."""
+"""Style of the plots: each is drawn for light and dark pages, in colors that color-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["DARK", "LIGHT", "Picture", "Theme", "draw"]
 
 
 class Theme(NamedTuple):
-    """Colours of one appearance.
+    """Colors of one appearance.
 
     Attributes:
         ink: text, axes and reference lines.
         muted: grid lines and secondary text.
         data: observations.
-        held_out: observations that the model did not see.
-        series: one colour an engine, after Okabe and Ito (2008), lightened on dark pages.
+        held_out: observations that were held out from the model.
+        series: one color per engine, after Okabe and Ito (2008), lighter on dark pages.
     """
 
     ink: str
@@ -30,32 +30,40 @@ class Theme(NamedTuple):
 
 
 LIGHT = Theme(
-    "#1f2328",
-    "#8b929a",
-    "#1f2328",
-    "#b45309",
-    ("#0072B2", "#009E73", "#CC5F9B", "#D98200", "#6b7280", "#56B4E9", "#A04000"),
+    ink="#1f2328",
+    muted="#8b929a",
+    data="#1f2328",
+    held_out="#b45309",
+    series=("#0072B2", "#009E73", "#CC5F9B", "#D98200", "#6b7280", "#56B4E9", "#A04000"),
 )
 DARK = Theme(
-    "#e6e8eb",
-    "#7d8590",
-    "#e6e8eb",
-    "#f5a45c",
-    ("#58ACEB", "#3CCB9F", "#EE9AC9", "#F2B544", "#b3bac2", "#9AD7F7", "#E08A50"),
+    ink="#e6e8eb",
+    muted="#7d8590",
+    data="#e6e8eb",
+    held_out="#f5a45c",
+    series=("#58ACEB", "#3CCB9F", "#EE9AC9", "#F2B544", "#b3bac2", "#9AD7F7", "#E08A50"),
 )
 
-LINES = ("-", "-", "-", (0, (5, 2)), (0, (1.5, 1.5)), "-", "-")  # of the engines, beside the colours
+LINES = (
+    "-",
+    "-",
+    "-",
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    "-",
+    "-",
+)  # line styles of the engines, as the colors
 
 
 class Picture(NamedTuple):
     """A plot as SVG text, in both appearances.
 
     Attributes:
-        title: one line above it.
-        caption: what a reader sees, in plain words; the alternative text too.
+        title: one line above the plot.
+        caption: description of the plot, which is also its alternative text.
         light: SVG for light pages.
         dark: SVG for dark pages.
-        width: width in CSS pixels at which its text has the size of the page's text.
+        width: width in CSS pixels at which the text of plot and page has the same size.
     """
 
     title: str
@@ -72,7 +80,7 @@ def draw(
 
     Args:
         title: one line above the picture.
-        caption: what a reader sees.
+        caption: description of the plot.
         fn: ``fn(axes, theme)`` draws into matplotlib axes.
         width: inches; one inch is 96 CSS pixels.
         height: inches.
@@ -81,7 +89,7 @@ def draw(
         MissingExtraError: matplotlib is not installed.
     """
     light, dark = (_svg(fn, theme, width, height, title) for theme in (LIGHT, DARK))
-    return Picture(title, caption, light, dark, round(96 * width))
+    return Picture(title=title, caption=caption, light=light, dark=dark, width=round(96 * width))
 
 
 def _svg(fn, theme, width, height, salt):

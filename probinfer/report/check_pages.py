@@ -1,4 +1,4 @@
-"""Any reports of checks on one page: verdicts, what could have been seen, numbers, plots."""
+"""Reports of checks on one page: verdicts, detectable errors, numbers and plots."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from probinfer.checks.calibration.rank_uniformity import WORDS
+from probinfer.checks.calibration.rank_uniformity import OUTCOMES
 from probinfer.core.errors import import_extra, shortened
 from probinfer.plots.style import Picture, draw
-from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
-from probinfer.report.tables import Table, number
+from probinfer.report.html import Gallery, Paragraph, Section, check_folder, page, write_page
+from probinfer.report.tables import TextTable, number
 
 __all__ = ["check_page", "could_have_seen", "numbers", "picture", "report_blocks"]
 
-_ROWS = 12  # of a table; the rest is counted
+_MAX_ROWS = 12  # of a table; further rows are only counted
 
 
 def check_page(
@@ -28,20 +28,20 @@ def check_page(
     title: str = "Is the posterior right?",
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write reports of checks on one HTML page that needs nothing beside itself.
+    """Write reports of checks on one self-contained HTML page.
 
     Args:
-        reports: heading -> a report of ``probinfer.checks``, or any object with ``verdict`` (text) and perhaps
+        reports: heading -> a report of ``probinfer.checks``, or any object with ``verdict`` (text) and optionally
             ``passed`` (True, False or None) and ``plot(axes)``.
-        path: a file that ends in .html, or a folder, where it is called index.html.
-        title: of the page.
-        facts: what was run; the last section.
+        path: a file that ends in .html, or a folder for index.html.
+        title: title of the page.
+        facts: name -> value of settings of the run; the last section.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: no reports, a path that cannot be written to, or a report without a verdict.
+        ValueError: there are no reports, the path is not writable, or a report has no verdict.
         MissingExtraError: matplotlib is not installed.
     """
     if not reports:
@@ -55,52 +55,52 @@ def check_page(
     folder, file = (path.parent, path.name) if path.suffix == ".html" else (path, "index.html")
     check_folder(folder)
     import_extra("matplotlib", "plots")
-    rows = tuple((name, _word(report), could_have_seen(report)) for name, report in reports.items())
+    rows = tuple((name, _outcome(report), could_have_seen(report)) for name, report in reports.items())
     columns = ("check", "verdict", "smallest error that it could have seen")
-    table = Table("In short", columns, rows, words=(1, 2))
+    table = TextTable("In short", columns, rows, text_columns=(1, 2))
     sections = [Section("In short", (table._replace(title=""),))]
     sections += [Section(name, report_blocks(name, report)) for name, report in reports.items()]
     text = page(title, _lead(reports), sections, list((facts or {}).items()))
     return write_page(folder, text, name=file)
 
 
-def report_blocks(name: str, report: Any, *, remark: str = "") -> tuple[Text | Gallery | Table, ...]:
-    """The verdict, the plot and the numbers of one report.
+def report_blocks(name: str, report: Any, *, remark: str = "") -> tuple[Paragraph | Gallery | TextTable, ...]:
+    """Return the verdict, the plot and the numbers of one report.
 
     Args:
-        name: of the report.
-        report: of a check.
-        remark: a further sentence, shown as a warning.
+        name: name of the report.
+        report: report of a check.
+        remark: further sentence, shown as a warning.
     """
     passed = getattr(report, "passed", None)
-    blocks: list[Any] = [Text(_sentence(report.verdict), "remark" if passed is False else "finding")]
-    blocks += [Text(remark, "remark")] if remark else []
+    blocks: list[Any] = [Paragraph(_sentence(report.verdict), "remark" if passed is False else "finding")]
+    blocks += [Paragraph(remark, "remark")] if remark else []
     blocks += [Gallery((picture(name, report),))] if hasattr(report, "plot") else []
     return (*blocks, *numbers(report))
 
 
 def picture(name: str, report: Any, *, width: float = 4.6, height: float = 3.3) -> Picture:
-    """The plot of a report, for light and dark pages.
+    """Draw the plot of a report, for light and dark pages.
 
     Args:
-        name: its title.
-        report: with ``plot(axes)``.
+        name: title of the picture.
+        report: report with ``plot(axes)``.
         width: inches.
         height: inches.
     """
 
     def fn(axes, theme):
-        del theme  # its colours are those of matplotlib's settings by now
+        del theme  # already in matplotlib's settings
         report.plot(axes)
 
-    seen = could_have_seen(report)
-    caption = f"Could have seen: {seen}." if seen else ""
+    detectable = could_have_seen(report)
+    caption = f"Could have seen: {detectable}." if detectable else ""
     return draw(name, caption, fn, width=width, height=height)
 
 
 def could_have_seen(report: Any) -> str:
-    """The smallest error that a check would have seen, in words; "" where it does not say."""
-    power = _first(report, "power")
+    """Describe the smallest error that a check would have detected; "" if the report does not contain it."""
+    power = _nested_attribute(report, "power")
     if power is not None and hasattr(power, "too_wide"):
         if not np.isfinite(power.bias):
             return "nothing: too few simulations"
@@ -112,75 +112,74 @@ def could_have_seen(report: Any) -> str:
     bound = getattr(report, "kl_bound", None)
     if bound is not None:
         return f"bounds the error: KL both ways below {number(bound, 2)} nats"
-    found = getattr(report, "detectable", None)
-    if found is None:
+    critical = getattr(report, "detectable", None)
+    if critical is None:
         return ""
     if hasattr(report, "accuracies"):
-        return f"held-out accuracy {found:.3f}"
-    return f"{getattr(report, 'name', 'statistic')} above {number(found, 2)}"
+        return f"held-out accuracy {critical:.3f}"
+    return f"{getattr(report, 'name', 'statistic')} above {number(critical, 2)}"
 
 
-def numbers(report: Any) -> list[Table]:
-    """Tables of everything in a report that is a number or a short list of numbers."""
-    tables = [_pvalues(report)] if isinstance(_first(report, "raw_pvalues"), Mapping) else []
+def numbers(report: Any) -> list[TextTable]:
+    """Return tables of all fields of a report that are numbers or short lists of numbers."""
+    tables = [_pvalues(report)] if isinstance(_nested_attribute(report, "raw_pvalues"), Mapping) else []
     if not dataclasses.is_dataclass(report):
         return tables
     fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-    scalars = [(_words(name), number(float(value), 4)) for name, value in fields.items() if _is_number(value)]
+    scalars = [(_label(name), number(float(value), 4)) for name, value in fields.items() if _is_number(value)]
     if scalars:
-        tables.append(Table("", ("number", "value"), tuple(scalars)))
+        tables.append(TextTable("", ("number", "value"), tuple(scalars)))
     groups: dict[tuple, dict[str, list]] = {}
     for name, value in fields.items():
-        keys, values = _listed(value)
+        keys, values = _keys_and_values(value)
         if keys and name not in ("pvalues", "raw_pvalues"):
-            groups.setdefault(keys, {})[_words(name)] = values
+            groups.setdefault(keys, {})[_label(name)] = values
     for keys, columns in groups.items():
         rows = [(key, *(number(column[i], 3) for column in columns.values())) for i, key in enumerate(keys)]
-        tables.append(_cut(Table("", ("", *columns), tuple(rows))))
+        tables.append(_truncated(TextTable("", ("", *columns), tuple(rows))))
     return tables
 
 
 def _pvalues(report):
-    raw = _first(report, "raw_pvalues")
-    adjusted = _first(report, "pvalues")
+    raw = _nested_attribute(report, "raw_pvalues")
+    adjusted = _nested_attribute(report, "pvalues")
     order = sorted(raw, key=lambda name: raw[name])
     rows = tuple((name, number(raw[name], 2), number(adjusted[name], 2)) for name in order)
-    return _cut(Table("", ("quantity", "p-value", "adjusted for all of them (Holm)"), rows))
+    return _truncated(TextTable("", ("quantity", "p-value", "adjusted for all of them (Holm)"), rows))
 
 
-def _cut(table):
-    if len(table.rows) <= _ROWS:
+def _truncated(table):
+    if len(table.rows) <= _MAX_ROWS:
         return table
-    return table._replace(rows=table.rows[:_ROWS], note=f"and {len(table.rows) - _ROWS} more")
+    return table._replace(rows=table.rows[:_MAX_ROWS], note=f"and {len(table.rows) - _MAX_ROWS} more")
 
 
-def _first(report, name):
-    """An attribute of a report, or of the test of ranks inside it."""
-    inside = (getattr(report, inner, None) for inner in ("uniform", "ranks"))
-    return next(
-        (getattr(one, name) for one in (report, *inside) if getattr(one, name, None) is not None), None
-    )
+def _nested_attribute(report, name):
+    """Return an attribute of a report, or of the test of ranks inside it."""
+    nested = (getattr(report, field, None) for field in ("uniform", "ranks"))
+    values = (getattr(owner, name, None) for owner in (report, *nested))
+    return next((value for value in values if value is not None), None)
 
 
 def _is_number(value):
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def _listed(value):
-    """(keys, values) of a short list or mapping of numbers, else ((), [])."""
-    if isinstance(value, np.ndarray) and value.ndim == 1 and 0 < len(value) <= _ROWS:
+def _keys_and_values(value):
+    """Return (keys, values) of a short list or mapping of numbers, otherwise ((), [])."""
+    if isinstance(value, np.ndarray) and value.ndim == 1 and 0 < len(value) <= _MAX_ROWS:
         return tuple(map(str, range(len(value)))), value.astype(float).tolist()
     if isinstance(value, Mapping) and value and all(map(_is_number, value.values())):
         return tuple(map(str, value)), list(map(float, value.values()))
     return (), []
 
 
-def _words(name):
+def _label(name):
     return name.replace("_", " ")
 
 
-def _word(report):
-    return WORDS[getattr(report, "passed", None)] if hasattr(report, "passed") else "-"
+def _outcome(report):
+    return OUTCOMES[getattr(report, "passed", None)] if hasattr(report, "passed") else "-"
 
 
 def _sentence(text):
@@ -190,8 +189,8 @@ def _sentence(text):
 
 def _lead(reports):
     failed = [name for name, report in reports.items() if getattr(report, "passed", None) is False]
-    unsure = [name for name, report in reports.items() if getattr(report, "passed", False) is None]
-    said = f"Failed: {', '.join(failed)}. " if failed else "No check failed. "
-    if unsure:
-        said += f"No verdict from: {', '.join(unsure)}. "
-    return said + "Beside each verdict stands the smallest error that the check could have seen."
+    undecided = [name for name, report in reports.items() if getattr(report, "passed", False) is None]
+    lead = f"Failed: {', '.join(failed)}. " if failed else "No check failed. "
+    if undecided:
+        lead += f"No verdict from: {', '.join(undecided)}. "
+    return lead + "Beside each verdict stands the smallest error that the check could have seen."

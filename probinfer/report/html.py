@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing beside itself, readable on a phone, by day and by night."""
+"""HTML reports: self-contained pages for wide and narrow screens, in light and dark themes."""
 
 from __future__ import annotations
 
@@ -10,48 +10,53 @@ from pathlib import Path
 from typing import NamedTuple
 
 from probinfer.plots.style import DARK, LIGHT, Picture
-from probinfer.report.tables import Table, to_html
+from probinfer.report.tables import TextTable, to_html
 
-__all__ = ["Gallery", "Legend", "Section", "Text", "check_folder", "page", "write_page"]
+__all__ = ["Gallery", "Legend", "Paragraph", "Section", "check_folder", "page", "write_page"]
 
 
-class Text(NamedTuple):
-    """A paragraph; ``kind`` is "", "finding" (what came out) or "remark" (a warning)."""
+class Paragraph(NamedTuple):
+    """A paragraph.
+
+    Attributes:
+        text: plain text.
+        kind: "", "finding" (a result) or "remark" (a warning).
+    """
 
     text: str
     kind: str = ""
 
 
 class Legend(NamedTuple):
-    """Names of the methods with their colours: (name, place in the palette)."""
+    """Names of the methods with their colors: (name, index in the palette)."""
 
     entries: tuple[tuple[str, int], ...]
 
 
 class Gallery(NamedTuple):
-    """Pictures side by side where there is room."""
+    """Pictures side by side, as far as the width allows."""
 
     pictures: tuple[Picture, ...]
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """A heading and the blocks below it."""
 
     heading: str
-    blocks: tuple[Text | Legend | Gallery | Table, ...]
+    blocks: tuple[Paragraph | Legend | Gallery | TextTable, ...]
 
 
 _STYLE = importlib.resources.files("probinfer.report").joinpath("style.css").read_text(encoding="utf-8")
 
 
 def page(title: str, lead: str, sections: list[Section], facts: list[tuple[str, str]]) -> str:
-    """The whole page as text.
+    """Render a page as text.
 
     Args:
         title: heading of the page.
-        lead: one paragraph: what this is and what came out.
-        sections: the content.
-        facts: what was run: command, seed, versions; the last section.
+        lead: first paragraph: subject and results.
+        sections: content of the page.
+        facts: command, seed, versions and the like; the last section.
     """
     body = "\n".join(_section(section) for section in sections)
     rows = "".join(
@@ -69,22 +74,22 @@ def page(title: str, lead: str, sections: list[Section], facts: list[tuple[str, 
 
 
 def check_folder(folder: str | os.PathLike) -> None:
-    """Refuse, before any work, a folder that no report can be written to.
+    """Check that a report can be written to a folder, before any work.
 
     Raises:
-        ValueError: there is a file in its place, or it may not be written to.
+        ValueError: the path is a file, or is not writable.
     """
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
     if not path.is_dir():
-        raise ValueError(f"--out {folder}: {path} is a file; name a folder")
+        raise ValueError(f"--out {folder}: {path} is a file; pass a folder")
     if not os.access(path, os.W_OK):
-        raise ValueError(f"--out {folder}: nothing may be written to {path}; name another folder")
+        raise ValueError(f"--out {folder}: {path} is not writable; pass another folder")
 
 
 def write_page(folder: str | os.PathLike, text: str, *, name: str = "index.html") -> Path:
-    """Write a page into a folder, which is made if it is not there; the file is whole or not there at all.
+    """Write a page into a folder, which is created if needed; the file is written atomically.
 
     Returns:
         The path of the file.
@@ -103,10 +108,10 @@ def _section(section):
 
 
 def _block(block):
-    if isinstance(block, Text):
-        mark = f' class="{block.kind}"' if block.kind else ""
-        return f"<p{mark}>{html.escape(block.text)}</p>"
-    if isinstance(block, Table):
+    if isinstance(block, Paragraph):
+        css_class = f' class="{block.kind}"' if block.kind else ""
+        return f"<p{css_class}>{html.escape(block.text)}</p>"
+    if isinstance(block, TextTable):
         return to_html(block)
     if isinstance(block, Legend):
         items = "".join(
@@ -117,10 +122,11 @@ def _block(block):
 
 
 def _figure(picture):
-    wide = ' class="wide"' if picture.width > 560 else ""
+    css_class = ' class="wide"' if picture.width > 560 else ""
     title, caption = html.escape(picture.title), html.escape(picture.caption)
     return (
-        f'<figure{wide} style="width: {picture.width + 24}px"><p class="title">{title}</p><div class="plot"><picture>'
+        f'<figure{css_class} style="width: {picture.width + 24}px"><p class="title">{title}</p>'
+        '<div class="plot"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark)}">'
         f'<img src="{_data_uri(picture.light)}" width="{picture.width}" alt="{title}: {caption}"></picture></div>'
         + (f"<figcaption>{caption}</figcaption>" if caption else "")

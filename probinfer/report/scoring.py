@@ -1,4 +1,4 @@
-"""How good are predictions on rows that were not seen: scores with standard errors, and paired differences."""
+"""Scores of predictions on held-out rows with standard errors, and paired differences."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from probinfer.core.types import Float
 
 __all__ = [
     "Estimate",
+    "PredictionScores",
     "Predictions",
-    "Scores",
     "concatenate",
     "difference",
     "normal_baseline",
@@ -32,26 +32,26 @@ class Estimate(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What was predicted for M points, in the units of y.
+    """Predictions for M points, in the units of y.
 
     Attributes:
         mean: predictive means ``(M,)``.
         sd: predictive standard deviations ``(M,)``, noise included.
         quantiles: level -> ``(M,)``, at 2.5, 5, 25, 50, 75, 95 and 97.5 %.
-        y: what was observed ``(M,)``; None where it is not known.
+        y: outcomes ``(M,)``; None if they are not known.
         log_density: log p(y_m | training data) ``(M,)``, the log of the mean over hyperparameter draws; None without y.
         pit: p(y' <= y_m | training data) ``(M,)``, uniform if the predictions are calibrated; None without y.
     """
 
-    mean: np.ndarray
-    sd: np.ndarray
+    mean: Float[np.ndarray, " M"]
+    sd: Float[np.ndarray, " M"]
     quantiles: dict[float, np.ndarray]
     y: Any = None
     log_density: Any = None
     pit: Any = None
 
 
-class Scores(NamedTuple):
+class PredictionScores(NamedTuple):
     """Scores over test points, each with its standard error.
 
     Attributes:
@@ -73,7 +73,7 @@ def predictions(
     Args:
         fit: a ``gp.Fit``.
         X: new inputs.
-        y: their outputs, if they are to be scored.
+        y: their outputs; None if they are not scored.
     """
     predictive = fit.predict_y(X)
     values = np.asarray(predictive.quantile(np.asarray(_LEVELS)), np.float64)
@@ -82,47 +82,54 @@ def predictions(
     if y is None:
         return Predictions(mean, sd, quantiles)
     outcomes = jnp.asarray(y)
-    log_density = np.asarray(predictive.log_prob(outcomes), np.float64)
-    pit = np.asarray(predictive.cdf(outcomes), np.float64)
-    return Predictions(mean, sd, quantiles, np.asarray(y, np.float64), log_density, pit)
+    return Predictions(
+        mean=mean,
+        sd=sd,
+        quantiles=quantiles,
+        y=np.asarray(y, np.float64),
+        log_density=np.asarray(predictive.log_prob(outcomes), np.float64),
+        pit=np.asarray(predictive.cdf(outcomes), np.float64),
+    )
 
 
 def normal_baseline(y_train: Float[np.ndarray, " N"], y: Float[np.ndarray, " M"]) -> Predictions:
-    """What one predicts without looking at the inputs: a normal with the training mean and standard deviation."""
+    """Predict without the inputs, by a normal with the mean and standard deviation of the training outputs."""
     normal = norm(np.mean(y_train), np.std(y_train, ddof=1))
     ones = np.ones(len(y))
     quantiles = {level: normal.ppf(level) * ones for level in _LEVELS}
     return Predictions(
-        normal.mean() * ones, normal.std() * ones, quantiles, y, normal.logpdf(y), normal.cdf(y)
+        mean=normal.mean() * ones,
+        sd=normal.std() * ones,
+        quantiles=quantiles,
+        y=y,
+        log_density=normal.logpdf(y),
+        pit=normal.cdf(y),
     )
 
 
 def concatenate(parts: list[Predictions]) -> Predictions:
-    """Predictions of several folds as one."""
-    columns = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("y", "log_density", "pit")
-    )
-    return Predictions(
-        np.concatenate([part.mean for part in parts]),
-        np.concatenate([part.sd for part in parts]),
-        {level: np.concatenate([part.quantiles[level] for part in parts]) for level in _LEVELS},
-        *columns,
-    )
+    """Concatenate the predictions of several folds."""
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("mean", "sd", "y", "log_density", "pit")
+    }
+    quantiles = {level: np.concatenate([part.quantiles[level] for part in parts]) for level in _LEVELS}
+    return Predictions(quantiles=quantiles, **columns)
 
 
-def scores(predicted: Predictions, *, block: int = 1) -> Scores:
+def scores(predicted: Predictions, *, block: int = 1) -> PredictionScores:
     """Score predictions whose outcomes are known.
 
     Args:
-        predicted: with ``y``.
-        block: neighbouring test points that are averaged before the spread between blocks is taken for the standard
-            error: for series, whose neighbouring errors are alike. 1 where test points are independent.
+        predicted: predictions with ``y``.
+        block: number of neighboring test points that are averaged before the standard error is computed from the
+            blocks, for series, whose neighboring errors are correlated; 1 for independent test points.
     """
     errors = (predicted.y - predicted.mean) ** 2
     inside = (predicted.quantiles[0.025] <= predicted.y) & (predicted.y <= predicted.quantiles[0.975])
     mse = _estimate(errors, block)
     rmse = np.sqrt(mse.value)
-    return Scores(
+    return PredictionScores(
         nlpd=_estimate(-predicted.log_density, block),
         rmse=Estimate(float(rmse), mse.error / (2 * float(rmse)) if rmse > 0 else 0.0),  # the delta method
         coverage=_estimate(inside.astype(float), block),
@@ -130,7 +137,7 @@ def scores(predicted: Predictions, *, block: int = 1) -> Scores:
 
 
 def difference(predicted: Predictions, reference: Predictions, *, block: int = 1) -> Estimate:
-    """NLPD minus that of a reference, on the same points: the pairing removes what is hard for both.
+    """Compute the NLPD minus that of a reference on the same points, as a paired difference.
 
     Args:
         predicted: one set of predictions.
@@ -138,7 +145,7 @@ def difference(predicted: Predictions, reference: Predictions, *, block: int = 1
         block: see ``scores``.
 
     Raises:
-        ValueError: the outcomes are not the same.
+        ValueError: the outcomes differ.
     """
     if not np.array_equal(predicted.y, reference.y):
         raise ValueError("a paired difference needs predictions of the same outcomes in the same order")
@@ -146,7 +153,7 @@ def difference(predicted: Predictions, reference: Predictions, *, block: int = 1
 
 
 def _estimate(values, block):
-    """Mean, and its standard error from the spread of block means."""
+    """Compute the mean, and its standard error from the block means."""
     num_blocks = max(len(values) // block, 1)
     means = np.array([part.mean() for part in np.array_split(values, num_blocks)])
     error = means.std(ddof=1) / np.sqrt(num_blocks) if num_blocks > 1 else np.nan

@@ -1,4 +1,4 @@
-"""Tables: cells are formatted once, then shown on a terminal or in a page."""
+"""Tables of formatted cells, rendered on a terminal or in an HTML page."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import rich.text
 
 from probinfer.report.scoring import Estimate
 
-__all__ = ["Table", "number", "seconds", "to_html", "to_rich", "with_error"]
+__all__ = ["TextTable", "number", "seconds", "to_html", "to_rich", "with_error"]
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """A table of text.
 
     Attributes:
-        title: what it shows.
-        columns: headings; the first column holds names, the others numbers (set to the right) unless ``words`` says so.
-        rows: cells, as many a row as there are headings.
-        note: what a reader should know to read it.
-        emphasis: the row that is set in bold, or None.
-        words: further columns that hold words.
+        title: title of the table.
+        columns: headings; the first column holds names, the others right-aligned numbers except ``text_columns``.
+        rows: cells, as many per row as there are headings.
+        note: explanation below the table.
+        emphasis: index of the row in bold; None: no row.
+        text_columns: indices of further columns that hold text.
     """
 
     title: str
@@ -31,11 +31,11 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     emphasis: int | None = None
-    words: tuple[int, ...] = ()
+    text_columns: tuple[int, ...] = ()
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, without an exponent where that can be read; "-" for none."""
+    """Format a number with the given significant digits, without an exponent if readable; "-" for None or NaN."""
     if value is None or math.isnan(value):
         return "-"
     if math.isinf(value):
@@ -49,12 +49,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def with_error(estimate: Estimate | None, *, sign: bool = False, scale: float = 1.0) -> str:
-    """``value ± standard error``, both to the digit that the error justifies (two digits of the error).
+    """Format ``value ± standard error`` with two significant digits of the error.
 
     Args:
-        estimate: the number, or None for "-".
-        sign: write the sign of positive numbers too.
-        scale: multiply both, such as 100 for a percentage.
+        estimate: the number; None gives "-".
+        sign: whether positive numbers have a sign.
+        scale: factor on both, such as 100 for a percentage.
     """
     if estimate is None or math.isnan(estimate.value):
         return "-"
@@ -64,12 +64,12 @@ def with_error(estimate: Estimate | None, *, sign: bool = False, scale: float = 
         return f"{value:{plus}.3g}"
     if error == 0:
         return f"{value:{plus}.4g} ± 0"
-    places = max(1 - math.floor(math.log10(error)), 0)
-    return f"{value:{plus}.{places}f} ± {error:.{places}f}"
+    decimals = max(1 - math.floor(math.log10(error)), 0)
+    return f"{value:{plus}.{decimals}f} ± {error:.{decimals}f}"
 
 
 def seconds(value: float | None) -> str:
-    """A time that a person can read: 0.8 s, 12 s, 3 min 5 s."""
+    """Format a duration as 0.8 s, 12 s or 3 min 5 s."""
     if value is None or math.isnan(value):
         return "-"
     if value < 10:
@@ -79,9 +79,9 @@ def seconds(value: float | None) -> str:
     return f"{value // 60:.0f} min {value % 60:.0f} s"
 
 
-def to_rich(table: Table) -> rich.table.Table:
-    """The table for a terminal."""
-    shown = rich.table.Table(
+def to_rich(table: TextTable) -> rich.table.Table:
+    """Render the table for a terminal."""
+    rendered = rich.table.Table(
         title=table.title,
         caption=table.note or None,
         title_justify="left",
@@ -89,30 +89,32 @@ def to_rich(table: Table) -> rich.table.Table:
         expand=False,
     )
     for i, heading in enumerate(table.columns):
-        shown.add_column(heading, justify="right" if i and i not in table.words else "left", no_wrap=i == 0)
+        rendered.add_column(
+            heading, justify="right" if i and i not in table.text_columns else "left", no_wrap=i == 0
+        )
     for i, row in enumerate(table.rows):
-        shown.add_row(*map(rich.text.Text, row), style="bold" if i == table.emphasis else None)
-    return shown
+        rendered.add_row(*map(rich.text.Text, row), style="bold" if i == table.emphasis else None)
+    return rendered
 
 
-def to_html(table: Table) -> str:
-    """The table for a page, inside a box that scrolls sideways on a narrow screen."""
+def to_html(table: TextTable) -> str:
+    """Render the table as HTML, inside a box that scrolls sideways on a narrow screen."""
     head = "".join(
-        f'<th scope="col"{_side(i, table.words)}>{html.escape(heading)}</th>'
+        f'<th scope="col"{_alignment(i, table.text_columns)}>{html.escape(heading)}</th>'
         for i, heading in enumerate(table.columns)
     )
-    body = "".join(_row(row, i == table.emphasis, table.words) for i, row in enumerate(table.rows))
+    body = "".join(_row(row, i == table.emphasis, table.text_columns) for i, row in enumerate(table.rows))
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     title = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
     return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
 
 
-def _row(row, strong, words):
+def _row(row, emphasized, text_columns):
     name, *cells = (html.escape(cell) for cell in row)
-    mark = ' class="strong"' if strong else ""
-    rest = "".join(f"<td{_side(i, words)}>{cell}</td>" for i, cell in enumerate(cells, 1))
-    return f'<tr{mark}><th scope="row">{name}</th>{rest}</tr>'
+    css_class = ' class="strong"' if emphasized else ""
+    rest = "".join(f"<td{_alignment(i, text_columns)}>{cell}</td>" for i, cell in enumerate(cells, 1))
+    return f'<tr{css_class}><th scope="row">{name}</th>{rest}</tr>'
 
 
-def _side(column, words):
-    return ' class="words"' if column in words else ""
+def _alignment(column, text_columns):
+    return ' class="words"' if column in text_columns else ""

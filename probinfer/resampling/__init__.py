@@ -1,14 +1,15 @@
 r"""Resampling replaces a weighted sample by draws from it.
 
-A *scheme* is a function ``(key, log_weights (n,), num) -> (ancestors (num,), log_weights (num,))``. It keeps
-the weighted measure in expectation, total weight included: for every function f,
-:math:`E\sum_j w'_j f(x_{a_j}) = \sum_i w_i f(x_i)`. So the log evidence carried by the weights survives
-resampling, a wrapper such as "only below an effective sample size" has the same signature, and weights that
-are all zero stay all zero. A draw of weight zero is never chosen.
+A *scheme* is a function ``(key, log_weights (n,), num) -> (ancestors (num,), log_weights (num,))``. It preserves the
+weighted measure in expectation, including its total weight: for every function f,
+:math:`E\sum_j w'_j f(x_{a_j}) = \sum_i w_i f(x_i)`. So resampling preserves the log evidence carried by the weights, a
+wrapper such as "only below an effective sample size" has the same signature, and weights that are all zero stay zero. A
+draw of weight zero is never chosen.
 
-Which one? ``systematic`` is the cheapest and as a rule the least variable; ``ssp`` is nearly as good and is proved
-to converge for any order of the draws; ``killing`` moves the fewest draws; ``multinomial`` is independent draws;
-``optimal`` keeps different ones of many candidates. *Conditional* schemes choose around a reference path.
+How to choose: ``systematic`` is the cheapest and usually the least variable; ``ssp`` is nearly as good and provably
+converges for any order of the draws; ``killing`` moves the fewest draws; ``multinomial`` chooses independently;
+``optimal`` keeps distinct draws of many candidates. *Conditional* schemes choose the other ancestors given a reference
+path. The type of a scheme is in ``base``, the standard schemes are in ``points``.
 """
 
 from probinfer.resampling.adaptation import CONDITIONAL, SCHEMES, Adaptive, adaptive, conditional, get

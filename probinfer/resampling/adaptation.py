@@ -1,4 +1,4 @@
-"""Schemes by name, and a scheme that waits for its trigger."""
+"""Schemes by name, and schemes that resample when a trigger fires."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CONDITIONAL: dict[str, ConditionalScheme] = {
 
 
 def get(scheme: Any) -> Scheme:
-    """Return the scheme of a name; a function is returned as it came.
+    """Return the scheme with a name; a function is returned unchanged.
 
     Args:
         scheme: a name in ``SCHEMES``, or a function ``(key, log_weights, num) -> (ancestors, log_weights)``.
@@ -68,28 +68,27 @@ def conditional(scheme: Any) -> ConditionalScheme:
     """Return the conditional form of a scheme, in which slot 0 descends from draw 0.
 
     Args:
-        scheme: a name in ``CONDITIONAL``, or one of the schemes with such a name; a conditional scheme is returned
-            as it came.
+        scheme: a name in ``CONDITIONAL``, or a scheme with such a name; a conditional scheme is returned unchanged.
 
     Raises:
-        ValueError: no conditional form of the scheme is known.
+        ValueError: the scheme has no conditional form.
         TypeError: neither a name nor a function.
     """
-    chosen = get(scheme)
-    if chosen in CONDITIONAL.values():
-        return chosen
+    resolved = get(scheme)
+    if resolved in CONDITIONAL.values():
+        return resolved
     for name, conditional_scheme in CONDITIONAL.items():
-        if SCHEMES[name] is chosen:
+        if SCHEMES[name] is resolved:
             return conditional_scheme
     raise ValueError(
-        f"no conditional form of {scheme!r} is known: what else is chosen given that the reference is, which "
-        f"particle Gibbs needs to leave its target unchanged. Choose from {', '.join(CONDITIONAL)}"
+        f"no conditional form of {scheme!r} is known: the distribution of the other ancestors given the reference, "
+        f"which particle Gibbs needs to leave its target invariant. Choose from {', '.join(CONDITIONAL)}"
     )
 
 
 @pytree
 class Adaptive:
-    """A scheme that resamples only where its trigger says so.
+    """A scheme that resamples only when its trigger fires.
 
     Attributes:
         scheme: a name or a function; static.
@@ -100,21 +99,21 @@ class Adaptive:
     trigger: Callable[[Array, Any], Array]
 
     def __call__(self, key: Array, log_weights: Array, num: int, t: Any) -> tuple[Array, Array, Array]:
-        """Resample if the trigger fires, else leave everything as it is.
+        """Resample if the trigger fires, otherwise leave the weighted sample unchanged.
 
         Args:
             key: random key.
-            log_weights: unnormalised log weights (n,).
-            num: how many to choose: n.
-            t: the step, which the trigger may look at.
+            log_weights: unnormalized log weights (n,).
+            num: number of draws to choose: n.
+            t: index of the step, for the trigger.
 
         Returns:
-            ancestors (n,), log weights (n,), and whether there was resampling; without it the ancestors are
-            0 ... n - 1 and the log weights those that came.
+            The ancestors (n,), the log weights (n,), and whether the trigger fired. Otherwise the ancestors are
+            0 ... n - 1 and the log weights are unchanged.
 
         Raises:
-            TypeError: the log weights are not floating.
-            ValueError: they are no vector, there are none, or ``num`` is not their number.
+            TypeError: the log weights are not floating point.
+            ValueError: they are not a vector, there are none, or ``num`` is not their number.
         """
         check(log_weights, num)
         if num != log_weights.shape[0]:
@@ -124,39 +123,42 @@ class Adaptive:
             )
         fires = jnp.asarray(self.trigger(log_weights, t), bool)
         scheme = get(self.scheme)
-        nothing = _nothing_of(key, log_weights)
+        zero = _varying_zero(key, log_weights)
 
         def resampled() -> tuple[Array, Array]:
-            ancestors, equal = scheme(key, log_weights, num)
-            return ancestors + nothing, equal + nothing.astype(equal.dtype)
+            ancestors, new_log_weights = scheme(key, log_weights, num)
+            return ancestors + zero, new_log_weights + zero.astype(new_log_weights.dtype)
 
-        def kept() -> tuple[Array, Array]:
-            return jnp.arange(num, dtype=jnp.int32) + nothing, log_weights + nothing.astype(log_weights.dtype)
+        def unchanged() -> tuple[Array, Array]:
+            return jnp.arange(num, dtype=jnp.int32) + zero, log_weights + zero.astype(log_weights.dtype)
 
-        return *jax.lax.cond(fires, resampled, kept), fires
+        return *jax.lax.cond(fires, resampled, unchanged), fires
 
     def conditional(self) -> Adaptive:
-        """Return the same with the conditional form of the scheme.
+        """Return the adaptive scheme with the conditional form of its scheme.
 
         Raises:
-            ValueError: no conditional form of the scheme is known.
+            ValueError: the scheme has no conditional form.
         """
         return adaptive(conditional(self.scheme), self.trigger)
 
 
-def _nothing_of(key: Array, log_weights: Array) -> Array:
-    """Zero, that varies over the axes of a ``shard_map`` as key and weights do: branches of a ``cond`` must agree."""
+def _varying_zero(key: Array, log_weights: Array) -> Array:
+    """Return a zero that varies over the axes of a ``shard_map`` as key and weights do.
+
+    Both branches of the ``cond`` add it, since their outputs must vary over the same axes.
+    """
     empty = jnp.ravel(jax.random.key_data(key))[:0].astype(jnp.int32), log_weights[:0].astype(jnp.int32)
     return jnp.sum(empty[0], dtype=jnp.int32) + jnp.sum(empty[1], dtype=jnp.int32)
 
 
 def adaptive(scheme: Any = "systematic", trigger: Any = None) -> Adaptive:
-    """Resample by a scheme, only when a trigger says so.
+    """Return a scheme that resamples only when a trigger fires.
 
     Args:
         scheme: a name in ``SCHEMES`` or a function.
         trigger: one of ``ess_below``, ``entropic_below``, ``always``, ``every``, or any pytree
-            ``(log_weights, t) -> bool``; None: when the effective sample size is below n / 2.
+            ``(log_weights, t) -> bool``; None: an effective sample size below n / 2.
 
     Raises:
         ValueError: no scheme has that name.

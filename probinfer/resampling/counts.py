@@ -1,10 +1,10 @@
-r"""Cumulative expected offspring without rounding, and the step from counts to ancestors.
+r"""Cumulative expected offspring without rounding, and the conversion of counts to ancestors.
 
-A particle of normalised weight :math:`W_i` owns the interval :math:`[C_{i-1}, C_i)` of the line from 0 to num,
-:math:`C_i = num\sum_{k\le i} W_k`; a scheme throws num points on that line. A floating-point cumulative sum is
-neither monotone nor flat at zeros (XLA associates it as it likes), and in single precision it is wrong by whole
-offspring for a million particles. So :math:`C_i` is kept as an integer and a fraction, both summed as integers.
-Which particle a point falls to is never looked up: the number of points below :math:`C_i` is counted for every i.
+A particle with normalized weight :math:`W_i` has the interval :math:`[C_{i-1}, C_i)` of the line from 0 to num, where
+:math:`C_i = num\sum_{k\le i} W_k`; a scheme places num points on that line. A floating-point cumulative sum is neither
+monotone nor constant at zero weights (XLA may associate it in any order), and in single precision it is wrong by whole
+offspring for a million particles. So :math:`C_i` is stored as an integer and a fraction, both summed as integers. No
+scheme searches for the particle of a point: it counts the points below :math:`C_i` for every i.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from probinfer.core.types import Array, Int
 from probinfer.numerics import weights
-from probinfer.resampling.sums import running_count, running_sum
+from probinfer.resampling.sums import cumulative_exact_sum, cumulative_int_sum
 
 __all__ = [
-    "Cumulative",
-    "ancestors_of",
-    "bounds_of",
+    "CumulativeOffspring",
+    "ancestors_from_counts",
     "cumulative",
+    "cumulative_counts",
     "expected_offspring",
     "in_place",
     "relative_weights",
@@ -32,49 +32,54 @@ __all__ = [
 _SUM_BITS = 50  # of the 53 of a double
 
 
-class Cumulative(NamedTuple):
-    """The ends C_i of the intervals, as ``whole + fraction``."""
+class CumulativeOffspring(NamedTuple):
+    """Ends C_i of the intervals, as ``integer + fraction``.
 
-    whole: Array
-    fraction: Array
+    Attributes:
+        integer: integer parts (n,).
+        fraction: fractional parts (n,), in [0, 1).
+    """
+
+    integer: Int[Array, " n"]
+    fraction: Float[Array, " n"]
 
     @property
     def exact(self) -> bool:
-        """Whether they are monotone, flat at weights of zero, and end in num."""
+        """Whether they are monotone, constant at zero weights, and end in num."""
         return self.fraction.dtype == jnp.float64
 
 
 def relative_weights(log_weights: Array) -> Array:
-    """Return w_i / max w, zero for all if there is no finite maximum."""
+    """Return w_i / max w; all zero if the maximum is not finite."""
     relative, largest = weights.relative(log_weights)
     return jnp.where(jnp.isfinite(largest), relative, jnp.zeros_like(relative))
 
 
 def expected_offspring(relative: Array, num: int | Array) -> Array:
-    """Return num W_i, equal to an integer where it is one up to rounding."""
+    """Return num W_i, rounded to an integer where it is within rounding error of one."""
     total = jnp.sum(relative)
-    number = jnp.asarray(num, relative.dtype)
-    expected = relative * number / jnp.where(total > 0, total, jnp.ones_like(total))
+    num_points = jnp.asarray(num, relative.dtype)
+    expected = relative * num_points / jnp.where(total > 0, total, jnp.ones_like(total))
     nearest = jnp.round(expected)
-    slack = 8 * jnp.finfo(relative.dtype).eps * expected
-    return jnp.where(jnp.abs(expected - nearest) <= slack, nearest, expected)
+    tolerance = 8 * jnp.finfo(relative.dtype).eps * expected
+    return jnp.where(jnp.abs(expected - nearest) <= tolerance, nearest, expected)
 
 
-def cumulative(expected: Array, num: int | Array) -> Cumulative:
-    """Sum expected offspring exactly; what rounding left missing from ``num`` is spread in proportion."""
+def cumulative(expected: Array, num: int | Array) -> CumulativeOffspring:
+    """Sum expected offspring exactly; the rounding error of the total is distributed in proportion."""
     if expected.dtype == jnp.float64:
         return _cumulative_double(expected, num)
     return _cumulative_fixed(expected, num)
 
 
-def _cumulative_double(expected: Array, num: int | Array) -> Cumulative:
-    """Round to multiples of a power of two whose sums are exact in any order: monotone, and flat at zeros."""
+def _cumulative_double(expected: Array, num: int | Array) -> CumulativeOffspring:
+    """Round to multiples of a power of two, whose sums are exact in any order: monotone, and constant at zeros."""
     unit = _unit(num)
-    ends = running_sum(jnp.round(expected / unit) * unit)
+    ends = cumulative_exact_sum(jnp.round(expected / unit) * unit)
     total = jnp.maximum(ends[-1], unit)
     ends = jnp.clip(ends + (num - ends[-1]) * (ends / total), 0, num)
-    whole = jnp.floor(ends)
-    return Cumulative(whole.astype(jnp.int32), ends - whole)
+    integer = jnp.floor(ends)
+    return CumulativeOffspring(integer.astype(jnp.int32), ends - integer)
 
 
 def _unit(num: int | Array) -> Array | float:
@@ -84,75 +89,77 @@ def _unit(num: int | Array) -> Array | float:
     return jnp.ldexp(jnp.ones((), jnp.float64), exponent)
 
 
-def _cumulative_fixed(expected: Array, num: int | Array) -> Cumulative:
-    """Sum whole numbers and fractions as integers."""
+def _cumulative_fixed(expected: Array, num: int | Array) -> CumulativeOffspring:
+    """Sum integer parts, and fractions as 32-bit integers with carries."""
     dtype = expected.dtype
-    whole = jnp.floor(expected)
-    fixed = jnp.round((expected - whole) * 2.0**32).astype(jnp.uint32)
-    wrapped = jnp.cumsum(fixed, dtype=jnp.uint32)
-    carries = (wrapped < fixed).astype(jnp.int32)
-    whole = jnp.cumsum(whole.astype(jnp.int32) + carries, dtype=jnp.int32)
+    integer = jnp.floor(expected)
+    fixed_point = jnp.round((expected - integer) * 2.0**32).astype(jnp.uint32)
+    wrapped = jnp.cumsum(fixed_point, dtype=jnp.uint32)
+    carries = (wrapped < fixed_point).astype(jnp.int32)
+    integer = jnp.cumsum(integer.astype(jnp.int32) + carries, dtype=jnp.int32)
     fraction = wrapped.astype(dtype) * 2.0**-32
-    ends = whole.astype(dtype) + fraction
-    missing = (num - whole[-1]).astype(dtype) - fraction[-1]
+    ends = integer.astype(dtype) + fraction
+    missing = (num - integer[-1]).astype(dtype) - fraction[-1]
     fraction = fraction + missing * (ends / jnp.maximum(ends[-1], jnp.finfo(dtype).tiny))
     carry = jnp.floor(fraction)
-    return Cumulative(jnp.clip(whole + carry.astype(jnp.int32), 0, num), fraction - carry)
+    return CumulativeOffspring(jnp.clip(integer + carry.astype(jnp.int32), 0, num), fraction - carry)
 
 
-def uniform_points_below(key: Array, ends: Cumulative, number: int | Array, capacity: int) -> Array:
-    """Throw ``number`` independent uniform points on [0, number) and count those below every C_i.
+def uniform_points_below(
+    key: Array, ends: CumulativeOffspring, num_points: int | Array, capacity: int
+) -> Array:
+    """Sample ``num_points`` independent uniform points on [0, num_points) and count those below every C_i.
 
-    The unit cells in which they fall are drawn first. Their places inside the cells are independent of that, so
-    points need not be sorted: cell k takes the next of a list of uniforms. The loop is as long as the fullest
-    cell, about log(number) / log(log(number)).
+    The unit cells of the points are sampled first. Their positions inside the cells are independent of the cells, so
+    points need not be sorted: each cell takes the next of a list of uniforms. The loop is as long as the fullest
+    cell, about log(n) / log(log(n)) of n points.
     """
-    key_cell, key_place = jax.random.split(key)
-    cells = jax.random.randint(key_cell, (capacity,), 0, jnp.maximum(number, 1), jnp.int32)
-    cells = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < number, cells, capacity + 1)
+    key_cell, key_position = jax.random.split(key)
+    cells = jax.random.randint(key_cell, (capacity,), 0, jnp.maximum(num_points, 1), jnp.int32)
+    cells = jnp.where(jnp.arange(capacity, dtype=jnp.int32) < num_points, cells, capacity + 1)
     occupancy = jnp.zeros(capacity + 1, jnp.int32).at[cells].add(1, mode="drop")
-    places = jax.random.uniform(key_place, (capacity,), ends.fraction.dtype)
-    starts = (jnp.cumsum(occupancy, dtype=jnp.int32) - occupancy)[ends.whole]
-    inside = occupancy[ends.whole]
+    positions = jax.random.uniform(key_position, (capacity,), ends.fraction.dtype)
+    starts = (jnp.cumsum(occupancy, dtype=jnp.int32) - occupancy)[ends.integer]
+    num_in_cell = occupancy[ends.integer]
 
-    def add(rank, below):
-        place = places[jnp.minimum(starts + rank, capacity - 1)]
-        return below + ((rank < inside) & (place < ends.fraction)).astype(jnp.int32)
+    def count_point(rank, below):
+        position = positions[jnp.minimum(starts + rank, capacity - 1)]
+        return below + ((rank < num_in_cell) & (position < ends.fraction)).astype(jnp.int32)
 
-    return jax.lax.fori_loop(0, jnp.max(occupancy), add, starts)
+    return jax.lax.fori_loop(0, jnp.max(occupancy), count_point, starts)
 
 
-def bounds_of(below: Array, alive: Array, num: int | Array, exact: bool = False) -> Array:
-    """Return how many draws descend from particles 0 ... i: monotone, flat at dead ones, num from the last on.
+def cumulative_counts(below: Array, alive: Array, num: int | Array, exact: bool = False) -> Array:
+    """Return how many draws descend from particles 0 ... i: monotone, constant at dead particles, num from the last.
 
-    ``exact``: the counts are so already, since they come from sums without rounding.
+    With ``exact`` the counts have these properties already, since they come from sums without rounding.
     """
     if exact:
         return below
-    bounds = jax.lax.cummax(jnp.where(alive, jnp.clip(below, 0, num), 0).astype(jnp.int32))
+    counts = jax.lax.cummax(jnp.where(alive, jnp.clip(below, 0, num), 0).astype(jnp.int32))
     index = jnp.arange(alive.shape[0], dtype=jnp.int32)
     last = jnp.max(jnp.where(alive, index, 0))
-    return jnp.where(index >= last, jnp.asarray(num, jnp.int32), bounds)
+    return jnp.where(index >= last, jnp.asarray(num, jnp.int32), counts)
 
 
-def ancestors_of(bounds: Array, num: int) -> Array:
-    """Return the ancestor of draws 0 ... num - 1: how many particles have a bound of at most j."""
-    passed = jnp.zeros(num, jnp.int32).at[bounds].add(1, mode="drop", indices_are_sorted=True)
-    return running_count(passed)
+def ancestors_from_counts(counts: Array, num: int) -> Array:
+    """Return the ancestors of draws 0 ... num - 1 from cumulative counts: the number of counts of at most j."""
+    increments = jnp.zeros(num, jnp.int32).at[counts].add(1, mode="drop", indices_are_sorted=True)
+    return cumulative_int_sum(increments)
 
 
 def in_place(ancestors: Int[Array, " n"]) -> Int[Array, " n"]:
-    """Deal the same ancestors to other slots: whoever is chosen at all keeps its own slot once.
+    """Permute the ancestors so that every chosen draw stays in its own slot once.
 
-    ``in_place(a)[i] == i`` for every i in a; the further copies fill the slots of those not chosen. As few rows move
-    as can be, and a slot 0 that descends from draw 0 stays so.
+    ``in_place(a)[i] == i`` for every i in a; further copies fill the slots of draws that were not chosen. The smallest
+    possible number of rows moves, and if slot 0 descends from draw 0, it still does.
 
     Args:
         ancestors: indices into a sample of the same size n.
     """
     size = ancestors.shape[0]
     counts = jnp.zeros(size, jnp.int32).at[ancestors].add(1)
-    copies = ancestors_of(jnp.cumsum(jnp.maximum(counts - 1, 0), dtype=jnp.int32), size)
+    copies = ancestors_from_counts(jnp.cumsum(jnp.maximum(counts - 1, 0), dtype=jnp.int32), size)
     free = counts == 0
     rank = jnp.cumsum(free, dtype=jnp.int32) - 1
     return jnp.where(free, copies[jnp.maximum(rank, 0)], jnp.arange(size, dtype=jnp.int32))

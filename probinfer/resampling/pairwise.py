@@ -1,9 +1,9 @@
 r"""Srinivasan sampling process: fractional parts meet in pairs until each is 0 or 1.
 
-One particle is open. The next one comes, with fraction b, meets the open one, with fraction a, and one of the two
-is closed at 0 (a + b at most 1) or at 1 (a + b above 1) while the other stays open with what is left, with the
-probabilities that keep both means. The outcome is negatively associated, which systematic resampling is not in
-general: its error vanishes for any order of the particles.
+One particle is open, with fraction a. It meets the next particle, with fraction b. One of the two is closed, at 0 if
+a + b is at most 1 and at 1 otherwise, and the other stays open with the remainder; the probabilities preserve both
+means. The counts are negatively associated, unlike those of systematic resampling in general, so the error vanishes
+for any order of the particles.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.types import Array, Float, Int, PRNGKey
-from probinfer.resampling.base import check, share
-from probinfer.resampling.counts import ancestors_of, bounds_of, expected_offspring, relative_weights
+from probinfer.resampling.base import check, equal_weights
+from probinfer.resampling.counts import (
+    ancestors_from_counts,
+    cumulative_counts,
+    expected_offspring,
+    relative_weights,
+)
 
-__all__ = ["ssp", "ssp_bounds"]
+__all__ = ["ssp", "ssp_counts"]
 
 
 @partial(jax.jit, static_argnames="num")
@@ -26,12 +31,12 @@ def ssp(
 ) -> tuple[Int[Array, " num"], Float[Array, " num"]]:
     r"""Choose draw i floor or ceil of :math:`num\,W_i` times, the counts negatively associated.
 
-    Linear in n, but one particle after the other; ancestors come sorted.
+    Cost linear in n, but sequential over the particles; the ancestors are sorted.
 
     Args:
         key: random key.
-        log_weights: unnormalised log weights, minus infinity allowed.
-        num: how many to choose, at least 1; need not be n.
+        log_weights: unnormalized log weights, minus infinity allowed.
+        num: number of draws to choose, at least 1; may differ from n.
 
     Returns:
         ancestors: indices into the sample, none of weight zero.
@@ -39,24 +44,24 @@ def ssp(
             when every weight is zero or one is NaN or plus infinity.
 
     Raises:
-        TypeError: the log weights are not floating.
-        ValueError: they are no vector, there are none, or ``num`` is not positive.
+        TypeError: the log weights are not floating point.
+        ValueError: they are not a vector, there are none, or ``num`` is not positive.
 
     References:
         Srinivasan (2001); Gerber, Chopin and Whiteley (2019), section 5.
     """
     check(log_weights, num)
     relative = relative_weights(log_weights)
-    never = jnp.asarray(-1, jnp.int32)
+    unconditional = jnp.asarray(-1, jnp.int32)
     uniforms = jax.random.uniform(key, log_weights.shape, log_weights.dtype)
-    bounds = ssp_bounds(uniforms, expected_offspring(relative, num), num, never, jnp.asarray(False))
-    return share(log_weights, ancestors_of(bounds, num), num)
+    counts = ssp_counts(uniforms, expected_offspring(relative, num), num, unconditional, jnp.asarray(False))
+    return equal_weights(log_weights, ancestors_from_counts(counts, num), num)
 
 
-def ssp_bounds(uniforms: Array, expected: Array, num: int, marked: Array, up: Array) -> Array:
+def ssp_counts(uniforms: Array, expected: Array, num: int, marked: Array, up: Array) -> Array:
     """Return cumulative offspring counts, given that particle ``marked`` is rounded up or not; -1: no condition.
 
-    ``uniforms[i]`` decides when particle i comes; the first one is not used.
+    ``uniforms[i]`` decides the meeting of particle i with the open one; the first is not used.
     """
     copies = jnp.floor(expected)
     fractions = expected - copies
@@ -64,27 +69,29 @@ def ssp_bounds(uniforms: Array, expected: Array, num: int, marked: Array, up: Ar
     index = jnp.arange(expected.shape[0], dtype=jnp.int32)
     items = (index[1:], fractions[1:], uniforms[1:])
     meet = partial(_meet, marked=marked, up=up)
-    settled: tuple[Array, Array]
-    last, settled = jax.lax.scan(meet, (index[0], fractions[0]), items)
-    closed, ones = settled
-    # the fractions sum to an integer: the last open one is what is missing from num
-    left = jnp.clip(num - jnp.sum(copies, dtype=jnp.int32) - jnp.sum(ones, dtype=jnp.int32), 0, 1)
-    counts = copies.at[closed].add(ones).at[last[0]].add(left)
-    return bounds_of(jnp.cumsum(counts, dtype=jnp.int32), expected > 0, num)
+    outcomes: tuple[Array, Array]
+    last, outcomes = jax.lax.scan(meet, (index[0], fractions[0]), items)
+    closed, rounded = outcomes
+    # The fractions sum to an integer, so the last open particle gets what is missing from num.
+    missing = jnp.clip(num - jnp.sum(copies, dtype=jnp.int32) - jnp.sum(rounded, dtype=jnp.int32), 0, 1)
+    offspring = copies.at[closed].add(rounded).at[last[0]].add(missing)
+    return cumulative_counts(jnp.cumsum(offspring, dtype=jnp.int32), expected > 0, num)
 
 
 def _meet(carry: tuple, item: tuple, marked: Array, up: Array) -> tuple:
+    """Let the open particle meet the next one: close one of them, and carry the other."""
     (opened, a), (incoming, b, uniform) = carry, item
     total = a + b
-    one = total > 1
-    value = one.astype(a.dtype)
-    rest = total - value
-    stay = jnp.where(one, (1 - a) / (2 - total), jnp.where(total > 0, a / total, jnp.ones_like(a)))
-    # Doob's transform: a fraction is the probability of ending at 1
+    closes_at_one = total > 1
+    value = closes_at_one.astype(a.dtype)
+    remainder = total - value
+    # Probability that the open particle stays open, which preserves both means
+    stay = jnp.where(closes_at_one, (1 - a) / (2 - total), jnp.where(total > 0, a / total, jnp.ones_like(a)))
+    # Doob's transform: a fraction is the probability of ending at 1, so it weighs both outcomes of the marked particle
     first, second = opened == marked, incoming == marked
-    chance_rest, chance_value = jnp.where(up, rest, 1 - rest), jnp.where(up, value, 1 - value)
-    if_stay = stay * jnp.where(first, chance_rest, jnp.where(second, chance_value, 1))
-    if_swap = (1 - stay) * jnp.where(second, chance_rest, jnp.where(first, chance_value, 1))
-    keep = uniform * (if_stay + if_swap) < if_stay
-    kept, closed = jnp.where(keep, opened, incoming), jnp.where(keep, incoming, opened)
-    return (kept, rest), (closed, one.astype(jnp.int32))
+    weight_open, weight_closed = jnp.where(up, remainder, 1 - remainder), jnp.where(up, value, 1 - value)
+    mass_stay = stay * jnp.where(first, weight_open, jnp.where(second, weight_closed, 1))
+    mass_swap = (1 - stay) * jnp.where(second, weight_open, jnp.where(first, weight_closed, 1))
+    stays = uniform * (mass_stay + mass_swap) < mass_stay
+    open_particle, closed = jnp.where(stays, opened, incoming), jnp.where(stays, incoming, opened)
+    return (open_particle, remainder), (closed, closes_at_one.astype(jnp.int32))

@@ -1,4 +1,4 @@
-"""When to resample: predicates ``(log_weights (n,), t) -> bool``, pytrees whose numbers are data."""
+"""Triggers of resampling: predicates ``(log_weights (n,), t) -> bool``, pytrees whose numbers are leaves."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def ess_below(fraction: Any = 0.5) -> Partial:
     r"""Resample when the effective sample size :math:`1/\sum W_i^2` is below ``fraction`` times n.
 
     Args:
-        fraction: above 0, at most 1; a number, or an array to be traced.
+        fraction: above 0 and at most 1; a number, or an array to be traced.
 
     Raises:
-        ValueError: a number outside (0, 1].
+        ValueError: ``fraction`` is a number outside (0, 1].
 
     References:
         Liu and Chen (1995).
@@ -32,13 +32,13 @@ def ess_below(fraction: Any = 0.5) -> Partial:
 def entropic_below(fraction: Any = 0.5) -> Partial:
     r"""Resample when the perplexity :math:`\exp(-\sum W_i\log W_i)` is below ``fraction`` times n.
 
-    Less strict than the effective sample size, which is never larger.
+    The perplexity is never smaller than the effective sample size.
 
     Args:
-        fraction: above 0, at most 1; a number, or an array to be traced.
+        fraction: above 0 and at most 1; a number, or an array to be traced.
 
     Raises:
-        ValueError: a number outside (0, 1].
+        ValueError: ``fraction`` is a number outside (0, 1].
 
     References:
         Cornebise, Moulines and Olsson (2008).
@@ -52,16 +52,16 @@ def always() -> Partial:
 
 
 def every(k: Any) -> Partial:
-    """Resample at the steps t = 0, k, 2 k, ... among those at which the question is asked.
+    """Resample at the steps t = 0, k, 2 k, ... among those at which the trigger is evaluated.
 
     Args:
         k: a positive integer, or an integer array to be traced.
 
     Raises:
-        ValueError: k is no positive integer.
+        ValueError: k is not a positive integer.
     """
     if not isinstance(k, jax.Array) and (int(k) != k or k < 1):
-        raise ValueError(f"every(k) resamples each k-th step: k must be a positive integer, got {k!r}")
+        raise ValueError(f"every(k) resamples at each k-th step: k must be a positive integer, got {k!r}")
     return Partial(_every, jnp.asarray(k, jnp.int32))
 
 

@@ -18,12 +18,12 @@ from probinfer.app.demo import demo as demos
 from probinfer.app.pages import engines
 from probinfer.lm.reasoner import load as reasoner_load
 from probinfer.report.html import Section
-from probinfer.report.tables import Table
+from probinfer.report.tables import TextTable
 from tests.lm import folders
 from tests.quick_engine import Cloud, CloudInfo
 
 runner = CliRunner()
-TABLE = Table("left out", ("name", "value"), ())
+TABLE = TextTable("left out", ("name", "value"), ())
 
 
 def run(*arguments):
@@ -170,8 +170,8 @@ def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(regression, "_learn", never)
     monkeypatch.setattr(demos, "run_methods", never)
     for out in (tmp_path / "file", tmp_path / "file/below"):
-        fails("gp", table, "--target", "height", "--out", out, match="is a file; name a folder")
-        fails("demo", "--small", "--out", out, match="is a file; name a folder")
+        fails("gp", table, "--target", "height", "--out", out, match="is a file; pass a folder")
+        fails("demo", "--small", "--out", out, match="is a file; pass a folder")
     fails("gp", table, "--target", "height", "--drop", "height", match="--drop height leaves out the column")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     fails("gp", table, "--target", "height", "--out", tmp_path / "out", match="probinfer[plots]")

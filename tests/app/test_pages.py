@@ -140,7 +140,7 @@ def test_check_refuses_before_it_works(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["check", "--quick", "--out", str(tmp_path / "file")])
     assert result.exit_code == 2
-    assert "is a file; name a folder" in result.output
+    assert "is a file; pass a folder" in result.output
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     result = CliRunner().invoke(app, ["check", "--out", str(tmp_path / "out")])
     assert result.exit_code == 2

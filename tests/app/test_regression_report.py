@@ -186,7 +186,7 @@ def test_page_is_whole(tmp_path, problem, found):
     pictures = sections.score_pictures(problem, found, unit="height (m)")
     pictures += sections.hyperparameters(problem, found)
     pictures += sections.effects(found[0].fit, problem.data.X, ("time", "idle"), chosen=[0, 1])
-    blocks = (html.Text("a < b & c"), shown, sections.legend(found), sections.gallery(pictures))
+    blocks = (html.Paragraph("a < b & c"), shown, sections.legend(found), sections.gallery(pictures))
     text = html.page("Title & more", "lead", [html.Section("One", blocks)], [("seed", "7")])
     path = html.write_page(tmp_path / "new" / "folder", text)
     assert path.read_text(encoding="utf-8") == text
@@ -305,7 +305,7 @@ def test_errors_decide_the_digits():
 def test_rich_table_has_every_cell():
     from rich.console import Console
 
-    table = tables.Table("T", ("a", "b", "c"), (("x", "1", "w"), ("y", "22", "ww")), "note", 0, (2,))
+    table = tables.TextTable("T", ("a", "b", "c"), (("x", "1", "w"), ("y", "22", "ww")), "note", 0, (2,))
     console = Console(width=60, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(tables.to_rich(table))
     text = console.export_text()

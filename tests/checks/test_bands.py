@@ -1,4 +1,4 @@
-"""Bands: enumeration for tiny samples, simulated coverage for large ones, and agreement with the p-value."""
+"""Bands against enumeration for small samples and simulated coverage for large ones, and agreement with the p-value."""
 
 import itertools
 
@@ -21,16 +21,16 @@ def inside(band, ranks):
     ("num_samples", "num_cells"), [(4, 3), pytest.param(6, 4, marks=pytest.mark.slow), (3, 8)]
 )
 def test_pvalue_and_band_by_enumeration(num_samples, num_cells):
-    every = np.array(list(itertools.product(range(num_cells), repeat=num_samples)))
-    every = every[:, ::-1]
-    pvalues = np.array([ecdf_pvalue(row, num_cells) for row in every])
+    samples = np.array(list(itertools.product(range(num_cells), repeat=num_samples)))
+    samples = samples[:, ::-1]
+    pvalues = np.array([ecdf_pvalue(row, num_cells) for row in samples])
     for value in np.unique(np.round(pvalues, 10)):
         # The p-value is the probability of the p-values that are as small.
         assert np.mean(pvalues <= value + 1e-9) == pytest.approx(value, abs=1e-8)
     band = ecdf_band(num_samples, num_cells, level=0.8)
-    assert np.mean(inside(band, every)) == pytest.approx(band.coverage, abs=1e-10)
+    assert np.mean(inside(band, samples)) == pytest.approx(band.coverage, abs=1e-10)
     assert band.coverage >= 0.8
-    np.testing.assert_array_equal(inside(band, every), pvalues > 0.2 + 1e-12)
+    np.testing.assert_array_equal(inside(band, samples), pvalues > 0.2 + 1e-12)
 
 
 def test_staying_probability_of_unequal_cells():
@@ -49,12 +49,12 @@ def test_simulated_coverage(num_samples, num_cells):
     rng, num = np.random.default_rng(1), 2000
     band = ecdf_band(num_samples, num_cells)
     assert band.coverage == pytest.approx(0.95, abs=2e-3)  # what integers allow
-    kept = 0
+    num_inside = 0
     for _ in range(num):
         below = np.searchsorted(np.sort(rng.integers(num_cells, size=num_samples)), band.edges) / num_samples
-        kept += np.all((below >= band.lower - 1e-12) & (below <= band.upper + 1e-12))
+        num_inside += np.all((below >= band.lower - 1e-12) & (below <= band.upper + 1e-12))
     # 4.9 standard errors of the simulated coverage: fails by chance with probability 1e-6.
-    assert kept / num == pytest.approx(band.coverage, abs=4.9 * np.sqrt(0.05 * 0.95 / num))
+    assert num_inside / num == pytest.approx(band.coverage, abs=4.9 * np.sqrt(0.05 * 0.95 / num))
 
 
 def test_band_and_pvalue_agree():
@@ -78,23 +78,23 @@ def test_a_hopeless_sample_has_a_tiny_positive_pvalue():
 
 @pytest.mark.parametrize("cells", [3, 11])
 def test_a_pvalue_is_no_less_than_the_tail_of_one_edge(cells):
-    """All ranks in the first cell: (1/cells)^S. One minus a coverage rounds to zero for many of these S."""
+    """All ranks are in the first cell with probability (1/cells)^S; for many of these S, 1 - coverage rounds to 0."""
     for size in range(20, 90):
-        found = ecdf_pvalue(np.zeros(size, int), cells)
-        assert found >= (1 / cells) ** size * (1 - 1e-9) > 0
+        pvalue = ecdf_pvalue(np.zeros(size, int), cells)
+        assert pvalue >= (1 / cells) ** size * (1 - 1e-9) > 0
 
 
 @pytest.mark.slow
 def test_power_by_simulation():
     rng, num, size, draws = np.random.default_rng(3), 400, 100, 40
     for bias, scale in [(0.3, 1.0), (0.0, 0.75), (0.0, 1.4)]:
-        found = 0
+        num_rejected = 0
         for _ in range(num):
             ranks = (rng.normal(bias, scale, (size, draws)) < rng.normal(size=(size, 1))).sum(axis=1)
-            found += ecdf_pvalue(ranks, draws + 1) <= 0.05
+            num_rejected += ecdf_pvalue(ranks, draws + 1) <= 0.05
         # 4.9 standard errors at most: fails by chance with probability 1e-6.
         assert band_power(size, draws + 1, 0.05, bias=bias, scale=scale) == pytest.approx(
-            found / num, abs=4.9 * 0.5 / np.sqrt(num)
+            num_rejected / num, abs=4.9 * 0.5 / np.sqrt(num)
         )
 
 
@@ -106,8 +106,8 @@ def test_detectable_errors_shrink_with_the_number_of_simulations():
     small, large = detectable_errors(100, 101, 0.05), detectable_errors(1000, 101, 0.05)
     assert large.bias < small.bias
     assert small.too_narrow < large.too_narrow < 1 < large.too_wide < small.too_wide
-    for found, error in [(small.bias, "bias"), (small.too_narrow, "scale"), (small.too_wide, "scale")]:
-        assert band_power(100, 101, 0.05, **{error: found}) == pytest.approx(0.9, abs=0.03)
+    for size, error in [(small.bias, "bias"), (small.too_narrow, "scale"), (small.too_wide, "scale")]:
+        assert band_power(100, 101, 0.05, **{error: size}) == pytest.approx(0.9, abs=0.03)
     assert not detectable_errors(8, 101, 0.05 / 30).enough
     needed = simulations_needed(101, 0.05 / 30)
     assert detectable_errors(needed, 101, 0.05 / 30).enough

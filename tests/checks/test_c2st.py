@@ -1,4 +1,4 @@
-"""Classifier test: size, linear and nonlinear differences, folds by chain."""
+"""Classifier two-sample test: size, linear and nonlinear differences, folds of chains."""
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,10 @@ def test_power_linear_and_not(key):
     assert shifted.accuracies["linear"].mean() > 0.6
     angle = np.random.default_rng(5).uniform(0, 2 * np.pi, 200)
     ring = jnp.asarray(np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], axis=1))
-    found = c2st(key, draws(0), ring, num_steps=300, num_permutations=99)
-    assert found.accuracies["network"].mean() > 0.65 > found.accuracies["linear"].mean()
-    assert found.verdict.startswith("the draws differ in law")
-    assert found.plot().get_xlabel() == "fold"
+    report = c2st(key, draws(0), ring, num_steps=300, num_permutations=99)
+    assert report.accuracies["network"].mean() > 0.65 > report.accuracies["linear"].mean()
+    assert report.verdict.startswith("the draws differ in distribution")
+    assert report.plot().get_xlabel() == "fold"
 
 
 def test_folds_take_whole_chains():

@@ -1,11 +1,11 @@
-"""What the checks take for draws, and what they refuse."""
+"""The forms of draws that the checks accept, and the draws that they refuse."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.checks import draws as d
+from probinfer.checks import draws as check_draws
 
 RNG = np.random.default_rng(0)
 ROWS = jnp.asarray(RNG.normal(size=(240, 2)))
@@ -16,19 +16,19 @@ def normal(x):
 
 
 def test_arrays_and_trees():
-    assert d.collect("draws", ROWS).values.shape == (1, 240, 2)
-    assert d.collect("draws", ROWS).independent
-    chains = d.collect("draws", ROWS.reshape(4, 60, 2))
+    assert check_draws.collect("draws", ROWS).values.shape == (1, 240, 2)
+    assert check_draws.collect("draws", ROWS).independent
+    chains = check_draws.collect("draws", ROWS.reshape(4, 60, 2))
     assert chains.values.shape == (4, 60, 2)
     assert not chains.independent
-    tree = d.collect(
+    tree = check_draws.collect(
         "draws", {"mu": ROWS[:, 0].reshape(4, 60), "w": jnp.asarray(RNG.normal(size=(4, 60, 2, 2)))}
     )
     assert tree.values.shape == (4, 60, 5)
     position = tree.unravel(tree.rows[0])
     assert position["mu"].shape == ()
     assert position["w"].shape == (2, 2)
-    scores = d.gradients(lambda p: normal(p["mu"]) + 3 * normal(p["w"]), tree)
+    scores = check_draws.gradients(lambda p: normal(p["mu"]) + 3 * normal(p["w"]), tree)
     np.testing.assert_allclose(scores, -tree.rows * jnp.asarray([1, 3, 3, 3, 3]), rtol=1e-10)
 
 
@@ -36,12 +36,12 @@ def test_correlation_time_of_a_chain():
     noise, chain = RNG.normal(size=(2000,)), np.zeros(2000)
     for t in range(1, 2000):
         chain[t] = 0.8 * chain[t - 1] + noise[t]
-    found = d.correlation_time(d.collect("draws", jnp.asarray(chain.reshape(1, -1, 1))))
+    time = check_draws.correlation_time(check_draws.collect("draws", jnp.asarray(chain.reshape(1, -1, 1))))
     assert (
-        5 < found < 16
+        5 < time < 16
     )  # (1 + 0.8)/(1 − 0.8) = 9; the error of the estimate is about 1.5: rate 1e-2, fixed seed
     with pytest.raises(ValueError, match="they are autocorrelated"):
-        d.collect("draws", jnp.asarray(chain[:, None]))
+        check_draws.collect("draws", jnp.asarray(chain[:, None]))
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_correlation_time_of_a_chain():
 )
 def test_bad_draws_are_refused(draws, error, text):
     with pytest.raises(error, match=text):
-        d.collect("draws", draws)
+        check_draws.collect("draws", draws)
 
 
 def test_mismatched_pairs_are_refused():
     with pytest.raises(ValueError, match="same coordinates, got 2 and 1"):
-        d.collect_pair(ROWS, ROWS[:, :1])
+        check_draws.collect_pair(ROWS, ROWS[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_mismatched_pairs_are_refused():
 )
 def test_bad_log_densities_are_refused(fn, error, text):
     with pytest.raises(error, match=text):
-        d.gradients(fn, d.collect("draws", ROWS))
+        check_draws.gradients(fn, check_draws.collect("draws", ROWS))

@@ -25,13 +25,13 @@ def normal(seed, n=400):
 
 def test_numbers_are_the_moments():
     x = MEAN + SD * normal(3)
-    found = stein_identity(jnp.asarray(x), TARGET)
-    np.testing.assert_allclose(found.location, -(x - MEAN).mean(0) / SD**2 * x.std(0), rtol=1e-9)
-    np.testing.assert_allclose(found.spread, x.var(0) / SD**2, rtol=1e-9)
+    report = stein_identity(jnp.asarray(x), TARGET)
+    np.testing.assert_allclose(report.location, -(x - MEAN).mean(0) / SD**2 * x.std(0), rtol=1e-9)
+    np.testing.assert_allclose(report.spread, x.var(0) / SD**2, rtol=1e-9)
     products = -(x - x.mean(0)) * -(x - MEAN) / SD**2
-    np.testing.assert_allclose(found.spread_error, products.std(0, ddof=1) / 20, rtol=1e-9)
-    assert found.verdict.startswith("no fault seen")  # at rate .95
-    assert found.plot().get_xlabel() == "coordinate"
+    np.testing.assert_allclose(report.spread_error, products.std(0, ddof=1) / 20, rtol=1e-9)
+    assert report.verdict.startswith("no fault seen")  # at rate .95
+    assert report.plot().get_xlabel() == "coordinate"
 
 
 def test_size():
@@ -51,9 +51,9 @@ def test_size():
 def test_faults_of_one_coordinate_are_named(scale, shift, text):
     """z is about 8 or more, so a miss has a rate below 1e-5."""
     x = normal(1) * [1, scale, 1] + [0, shift, 0]
-    found = stein_identity(jnp.asarray(MEAN + SD * x), TARGET)
-    assert text in found.verdict
-    assert found.pvalue < 1e-3
+    report = stein_identity(jnp.asarray(MEAN + SD * x), TARGET)
+    assert text in report.verdict
+    assert report.pvalue < 1e-3
 
 
 def test_chains_have_wider_errors():
@@ -68,9 +68,9 @@ def test_chains_have_wider_errors():
 @pytest.mark.f32
 def test_float32(dtype):
     x = jnp.asarray(MEAN + SD * normal(0), dtype)
-    found = stein_identity(x, LogDensity(log_normal, jnp.asarray(MEAN, dtype), jnp.asarray(SD, dtype)))
-    assert found.location.dtype == dtype
-    np.testing.assert_allclose(found.spread, np.asarray(x).var(0) / SD**2, rtol=1e-3)
+    report = stein_identity(x, LogDensity(log_normal, jnp.asarray(MEAN, dtype), jnp.asarray(SD, dtype)))
+    assert report.location.dtype == dtype
+    np.testing.assert_allclose(report.spread, np.asarray(x).var(0) / SD**2, rtol=1e-3)
 
 
 def test_bad_inputs_are_refused():

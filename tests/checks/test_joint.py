@@ -1,4 +1,4 @@
-"""Joint tests of kernels: right ones pass, planted faults are caught, those that stand still are told.
+"""Joint tests of kernels: correct kernels pass, inserted faults are detected, kernels that do not move are reported.
 
 theta ~ N(0, I) in two dimensions, x ~ N(a.theta, NOISE^2): a narrow, correlated posterior.
 """
@@ -49,12 +49,12 @@ def wrong_ratio(key, theta, x):
 
 
 def forgotten_proposal(key, theta, x):
-    """An asymmetric proposal that the ratio does not know of."""
+    """An asymmetric proposal that the acceptance ratio ignores."""
     return walk(key, theta, x, drift=0.3)
 
 
 def ignores_data(key, theta, x):
-    """A fresh draw of the prior: right for the prior, wrong for every posterior."""
+    """A fresh draw from the prior: invariant for the prior, but not for any posterior."""
     return prior_sample(key)
 
 
@@ -130,7 +130,7 @@ def test_a_right_kernel_passes(key):
     }
     assert report.transitions == 45
     assert min(report.moved.values()) > 0.95
-    assert 0.2 < report.travelled["value[0]"] < 1.5
+    assert 0.2 < report.traveled["value[0]"] < 1.5
     assert "prior sd or more" in report.verdict
 
 
@@ -146,7 +146,7 @@ def test_faults_are_caught(key, kernel):
     report = judge(key, kernel)
     assert report.passed is False
     assert min(report.pvalues.values()) < 1e-3
-    assert "does not leave the posterior alone" in report.verdict
+    assert "does not leave the posterior invariant" in report.verdict
 
 
 @pytest.mark.slow
@@ -162,18 +162,18 @@ def test_a_stale_gradient_is_caught_in_the_state(key):
 def test_a_kernel_that_ignores_the_data(key):
     blind = judge(key, ignores_data, log_prior_fn=None, log_likelihood_fn=None, level=RARE)
     assert blind.passed  # parameters alone cannot see it, and the report says so
-    assert "ignores the data is not seen" in blind.verdict
+    assert "ignores the data is not detected" in blind.verdict
     assert "chain.log_likelihood" in judge(key, ignores_data).rejected
 
 
 def test_a_kernel_that_stands_still_is_told(key):
     report = judge(key, identity, level=RARE)
     assert report.passed is None
-    assert report.still == ("value[0]", "value[1]")
+    assert report.stuck_parameters == ("value[0]", "value[1]")
     assert "hardly moves value[0]: it changed in 0.0% of the lanes" in report.verdict
     half = judge(key, lambda key, theta, x: conditional(key, theta, x, 0), level=RARE)
     assert half.passed is None
-    assert half.still == ("value[1]",)
+    assert half.stuck_parameters == ("value[1]",)
 
 
 @pytest.mark.slow
@@ -206,11 +206,11 @@ def test_the_transitions_of_this_library(key, kind):
 
     report = judge(key, step, 150, init_fn=init, position_fn=position, num_steps=1, level=RARE)
     assert not report.rejected
-    assert min(report.travelled.values()) > 0.4
+    assert min(report.traveled.values()) > 0.4
 
 
 def test_trees_counts_and_user_quantities(key):
-    """A count and a rate: exact draws of a discrete posterior are a kernel too."""
+    """A count and a rate: exact draws from a discrete posterior are a kernel too."""
     rates = jnp.asarray([0.2, 0.7])
 
     def prior(key):

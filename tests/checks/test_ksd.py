@@ -1,4 +1,4 @@
-"""Kernel Stein discrepancy: double loops, invariance, size, power, signs for chains, what it cannot see."""
+"""Kernel Stein discrepancy: double loops, invariance, size, power, signs for chains, errors it cannot detect."""
 
 import jax
 import jax.numpy as jnp
@@ -29,28 +29,28 @@ def draws(seed, n=40, dtype=float, shift=0.0):
 @pytest.mark.f32
 def test_statistics_equal_double_loops(dtype):
     x = draws(0, dtype=dtype)
-    found = ksd(x, target(dtype), whiten=None, scales=(0.5, 2.0))
+    report = ksd(x, target(dtype), whiten=None, scales=(0.5, 2.0))
     z = np.float64(x)
     s = -(z - [1.0, -3.0]) / SD**2
     for i, scale in enumerate((0.5, 2.0)):
         H = oracle.gram(z, s, z, s, np.full(2, scale * np.sqrt(2)), 0.5)
         exact = {"rtol": 1e-9} if dtype == jnp.float64 else {"rtol": 1e-3, "atol": 1e-3}
-        np.testing.assert_allclose(found.v_statistics[i], H.mean(), **exact)
-        np.testing.assert_allclose(found.u_statistics[i], (H.sum() - np.trace(H)) / (40 * 39), **exact)
-    assert found.pvalue is None
-    assert found.verdict.startswith("cannot tell")
+        np.testing.assert_allclose(report.v_statistics[i], H.mean(), **exact)
+        np.testing.assert_allclose(report.u_statistics[i], (H.sum() - np.trace(H)) / (40 * 39), **exact)
+    assert report.pvalue is None
+    assert report.verdict.startswith("cannot tell")
 
 
 def test_bootstrap_is_the_statistic_under_signs(key):
     x = draws(0)
-    found = ksd(x, target(), key=key, whiten=None, scales=(1.0,), num_bootstrap=19)
+    report = ksd(x, target(), key=key, whiten=None, scales=(1.0,), num_bootstrap=19)
     w = np.float64(wild_signs(key, (1, 40), 0.5, 19))
     z = np.asarray(x)
     s = -(z - [1.0, -3.0]) / SD**2
     H = oracle.gram(z, s, z, s, np.full(2, np.sqrt(2)), 0.5)
-    np.testing.assert_allclose(found.null, np.einsum("im,ij,jm->m", w, H, w) / 40**2, rtol=1e-9)
+    np.testing.assert_allclose(report.null, np.einsum("im,ij,jm->m", w, H, w) / 40**2, rtol=1e-9)
     off = H - np.diag(np.diag(H))
-    np.testing.assert_allclose(found.contributions, off.sum(1) / 39, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(report.contributions, off.sum(1) / 39, rtol=1e-9, atol=1e-12)
 
 
 def test_whitened_it_is_the_same_in_all_linear_coordinates():
@@ -76,10 +76,10 @@ def test_size_and_power(key):
         draws(0, shift=0.5),
         0.25 * (draws(0) - jnp.asarray([1.0, -3.0])) + jnp.asarray([1.0, -3.0]),
     ):
-        found = ksd(wrong, target(), key=key, num_bootstrap=99)
-        assert found.pvalue <= 0.05
-        assert found.verdict.startswith("the draws do not fit")
-        assert "weights of well-separated modes" in found.verdict
+        report = ksd(wrong, target(), key=key, num_bootstrap=99)
+        assert report.pvalue <= 0.05
+        assert report.verdict.startswith("the draws do not fit")
+        assert "weights of well-separated modes" in report.verdict
 
 
 def autoregression(seed, coefficient=0.5, shape=(4, 250)):
@@ -122,9 +122,9 @@ def test_tree_of_draws_and_picture(key):
     x = autoregression(1)
     tree = {"a": x[..., 0], "b": x[..., 1:]}
     fn = lambda p: target()(jnp.concatenate([p["a"][None], p["b"]]))  # noqa: E731
-    found = ksd(tree, fn, key=key, num_bootstrap=99)
-    np.testing.assert_allclose(found.v_statistics, ksd(x, target()).v_statistics, rtol=1e-9)
-    assert "Stein" in found.plot().get_xlabel()
+    report = ksd(tree, fn, key=key, num_bootstrap=99)
+    np.testing.assert_allclose(report.v_statistics, ksd(x, target()).v_statistics, rtol=1e-9)
+    assert "Stein" in report.plot().get_xlabel()
 
 
 def test_bad_inputs_are_refused(key):

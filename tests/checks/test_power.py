@@ -1,4 +1,4 @@
-"""What the checks say that they could have found, against how often they find it, and against closed forms."""
+"""Power that the checks report, against the frequency of detection and against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from probinfer import checks
 from probinfer.checks.calibration.bands import ecdf_band
 from probinfer.checks.calibration.symmetry import _share_above_half
 from probinfer.checks.power import distances
-from probinfer.checks.power.coverage import balls, detectable_in_balls
+from probinfer.checks.power.coverage import detectable_in_balls, prepare_balls
 from probinfer.checks.power.ranks import leaving_probability
 from probinfer.core.binding import LogDensity
 from tests.params import quick
@@ -37,21 +37,21 @@ def test_what_tarp_finds_at_a_normal_posterior(dims):
     """
     rng, size, num_draws, level = np.random.default_rng(dims), 256, 63, 0.05
     draws = rng.normal(size=(size, num_draws, dims))
-    seen = balls(draws, rng.normal(size=(size, dims)), np.zeros((size, dims)), np.eye(dims))
-    found, _ = detectable_in_balls(seen, size, level)
+    balls = prepare_balls(draws, rng.normal(size=(size, dims)), np.zeros((size, dims)), np.eye(dims))
+    detectable, _ = detectable_in_balls(balls, size, level)
     edges = ecdf_band(1, num_draws + 1).edges
 
     def power(bias=0.0, scale=1.0):
-        law = ball_ranks.law(dims, num_draws, bias, scale)[edges - 1]
-        return leaving_probability(size, num_draws + 1, level, law)
+        cumulative = ball_ranks.law(dims, num_draws, bias, scale)[edges - 1]
+        return leaving_probability(size, num_draws + 1, level, cumulative)
 
     bias = optimize.brentq(lambda size: power(size) - 0.9, 0.3, 4)
     wide = optimize.brentq(lambda scale: power(0.0, scale) - 0.9, 1.01, 3)
     narrow = optimize.brentq(lambda scale: power(0.0, scale) - 0.9, 0.3, 0.99)
-    assert 0.95 * bias < found.bias < 1.2 * bias  # an offset of 1/√S of the references is allowed for
-    assert np.log(found.too_wide) == pytest.approx(np.log(wide), rel=0.12)
-    assert np.log(found.too_narrow) == pytest.approx(np.log(narrow), rel=0.12)
-    assert power(found.bias) > 0.85
+    assert 0.95 * bias < detectable.bias < 1.2 * bias  # an offset of 1/√S of the references is allowed for
+    assert np.log(detectable.too_wide) == pytest.approx(np.log(wide), rel=0.12)
+    assert np.log(detectable.too_narrow) == pytest.approx(np.log(narrow), rel=0.12)
+    assert power(detectable.bias) > 0.85
 
 
 def gaussian_draws(seed, dims, bias=0.0, scale=1.0, size=300, num_draws=49):
@@ -70,15 +70,15 @@ def gaussian_draws(seed, dims, bias=0.0, scale=1.0, size=300, num_draws=49):
 def test_tarp_finds_what_it_says(dims, error):
     claimed = getattr(checks.tarp(jax.random.key(0), *gaussian_draws(0, dims)).uniform.power, error)
     wrong = {"bias": claimed} if error == "bias" else {"scale": claimed}
-    found = sum(
+    num_rejected = sum(
         checks.tarp(jax.random.key(seed), *gaussian_draws(1 + seed, dims, **wrong)).pvalue <= 0.05
         for seed in range(60)
     )
-    assert found >= FEWEST[60]
+    assert num_rejected >= FEWEST[60]
 
 
 def test_tarp_does_not_claim_the_power_of_a_rank_of_a_parameter():
-    """A bias of a quarter of a sd moves distances from the middle to second order only."""
+    """A bias of a quarter of a sd changes distances from the center to second order only."""
     report = checks.tarp(jax.random.key(0), *gaussian_draws(0, 1))
     ranked = checks.detectable_errors(300, 50, 0.05)
     assert ranked.bias < 0.3
@@ -87,7 +87,7 @@ def test_tarp_does_not_claim_the_power_of_a_rank_of_a_parameter():
 
 
 def test_mean_field_passes_the_identities_and_they_say_so():
-    """Independent draws as wide as the conditionals: every spread is 1, each variance .36 of the right one."""
+    """Independent draws with the conditional widths: every spread is 1, each variance .36 of the correct one."""
     covariance, target = correlated(2, 0.8)
     passed = 0
     for seed in range(12):
@@ -143,7 +143,7 @@ def test_the_share_that_vsbc_counts(num_draws):
 
 
 def test_the_share_of_a_shared_bias_that_posterior_sbc_sees():
-    """Flat prior, one observation and one more: a bias of both posteriors leaves 1 - 1/√2 of itself.
+    """Flat prior, one observation and one more: of a bias of both posteriors 1 - 1/√2 is detected.
 
     The mean of 200 000 differences has an error of .0022; 5 of them.
     """
@@ -151,8 +151,8 @@ def test_the_share_of_a_shared_bias_that_posterior_sbc_sees():
     first = np.ones(num)  # the observed datum; its posterior has sd 1
     theta = first + bias + rng.normal(size=num)
     second = theta + rng.normal(size=num)
-    centre = (first + second) / 2 + bias * np.sqrt(0.5)
-    assert np.mean(centre - theta) / np.sqrt(0.5) == pytest.approx(1 - np.sqrt(0.5), abs=0.012)
+    center = (first + second) / 2 + bias * np.sqrt(0.5)
+    assert np.mean(center - theta) / np.sqrt(0.5) == pytest.approx(1 - np.sqrt(0.5), abs=0.012)
 
 
 DISTANCES = {
@@ -179,34 +179,34 @@ STANDARD = LogDensity(quadratic, jnp.eye(2))
 def test_distances_find_what_they_say(name):
     claimed = compared(name, 0).power
     for wrong in ({"bias": claimed.bias}, {"scale": claimed.too_narrow}, {"scale": claimed.too_wide}):
-        found = sum(compared(name, 1 + seed, **wrong).pvalue <= 0.05 for seed in range(24))
-        assert found >= FEWEST[24], wrong
+        num_rejected = sum(compared(name, 1 + seed, **wrong).pvalue <= 0.05 for seed in range(24))
+        assert num_rejected >= FEWEST[24], wrong
     assert 0.2 < claimed.bias < 1.5
     assert claimed.too_narrow > 0.3
     assert claimed.too_wide < 3
 
 
 @pytest.mark.parametrize(("name", "power"), [("energy", 0.5), ("sliced", 1.0)])
-def test_how_far_relabelled_draws_spread_where_one_set_is_wider(name, power, monkeypatch):
-    """The factor on the null of two sets, one twice as wide, against that null: 400 permutations tell it to a tenth.
+def test_how_far_relabeled_draws_spread_where_one_set_is_wider(name, power, monkeypatch):
+    """The factor on the null of two sets, one twice as wide, against that null: 400 permutations estimate it to 10 %.
 
     Both sets are first divided by their common widths, whose squares the wider one makes 2.5 times as large.
     """
-    kept, plain = {}, distances.errors_found
+    recorded, plain = {}, distances.smallest_errors
 
-    def keep(biased, stretched, null, critical, level, **_):
-        kept.update(stretched=stretched, null=null)
-        return plain(biased, stretched, null, critical, level)
+    def record(biased, scaled, null, critical, level, **_):
+        recorded.update(scaled=scaled, null=null)
+        return plain(biased, scaled, null, critical, level)
 
-    monkeypatch.setattr(distances, "errors_found", keep)
+    monkeypatch.setattr(distances, "smallest_errors", record)
     rng = np.random.default_rng(5)
     a, b = jnp.asarray(rng.normal(size=(2, 200, 2)))
     options = {"key": jax.random.key(1), "num_permutations": 400}
     assert DISTANCES[name](a, b, **options).power is not None
     wide = DISTANCES[name](2 * a, b, **options)
-    found = 2.5**power * np.std(wide.null) / np.std(kept["null"])
-    assert kept["stretched"](2.0).growth == pytest.approx(found, rel=0.3)
-    assert kept["stretched"](1.0).growth == pytest.approx(1, abs=1e-6)
+    growth = 2.5**power * np.std(wide.null) / np.std(recorded["null"])
+    assert recorded["scaled"](2.0).growth == pytest.approx(growth, rel=0.3)
+    assert recorded["scaled"](1.0).growth == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_the_classifier_finds_the_bias_that_it_says():
 
 
 def test_an_estimator_as_wrong_as_it_says_contradicts_the_other():
-    """Normal log weights of variance 1/2: the gap is 1/2. Forward runs are wrong by what another report says."""
+    """Normal log weights of variance 1/2: the gap is 1/2. Forward runs have the error that another report claims."""
 
     def runs(seed, error=0.0):
         rng = np.random.default_rng(seed)
@@ -232,6 +232,6 @@ def test_an_estimator_as_wrong_as_it_says_contradicts_the_other():
 
     claimed = runs(0).detectable
     assert 0.5 < claimed < 1.5
-    found = sum(runs(1 + seed, claimed).contradiction for seed in range(100))
-    assert found >= FEWEST[100]
+    num_rejected = sum(runs(1 + seed, claimed).contradiction for seed in range(100))
+    assert num_rejected >= FEWEST[100]
     assert sum(runs(1 + seed, 0.5).contradiction for seed in range(100)) <= 20  # size .05 at most: rate 1e-7

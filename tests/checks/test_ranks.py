@@ -1,4 +1,4 @@
-"""Ranks: brute force, failures with a reason, ties, constants, thinning, and what the verdict says."""
+"""Ranks: brute force, failures with a reason, ties, constants, thinning, and the verdict."""
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def test_the_prior_passes_marginals_and_fails_the_joint_density(key):
     theta, x, _, noise = conjugate(key)
     marginal = judge(key, noise, theta)
     assert min(marginal.pvalues.values()) > 1e-4  # the rate of false alarms
-    assert "ignores the data is not seen" in marginal.verdict
+    assert "ignores the data is not detected" in marginal.verdict
     joint = judge(key, noise, theta, x)
     assert joint.passed is False
     assert "log_joint" in joint.rejected

@@ -1,4 +1,4 @@
-"""Calibration in one call: ranks by brute force, faults that it must see, failures that it must count."""
+"""Simulation-based calibration: ranks by brute force, faults that it must detect, failures that it must count."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def the_prior(key, x):
 
 
 def shifted(key, x):
-    """Bias of alternating sign: it cancels over the prior in every parameter."""
+    """A bias with the sign of the data: it cancels over the prior in every parameter."""
     return exact(key, x) + 0.6 * jnp.sign(x)
 
 
@@ -102,10 +102,10 @@ def test_tarp_is_ranked_as_by_tarp_itself(right):
     draws, theta = right.posteriors.draws, right.theta
     flat, true = jnp.asarray(draws), jnp.asarray(theta)
     matrix = np.asarray(checks.calibration.whitening.whitening_matrix(flat, true))
-    far = np.sum((draws @ matrix.T - right.references.points[:, None]) ** 2, axis=-1)
-    own = np.sum((theta @ matrix.T - right.references.points) ** 2, axis=-1)
+    distances = np.sum((draws @ matrix.T - right.references.points[:, None]) ** 2, axis=-1)
+    true_distances = np.sum((theta @ matrix.T - right.references.points) ** 2, axis=-1)
     column = right.ranks.ranks[:, right.ranks.names.index("tarp")]
-    np.testing.assert_array_equal(column, np.sum(far < own[:, None], axis=1))
+    np.testing.assert_array_equal(column, np.sum(distances < true_distances[:, None], axis=1))
 
 
 def test_a_posterior_that_ignores_the_data_fails(key):
@@ -158,7 +158,7 @@ def test_users_quantities_and_references(key):
     assert "first" in report.pvalues
     free = run(key, the_prior, dense=False, reference=lambda key, x: jnp.zeros(D), level=RARE)
     assert not free.rejected
-    assert "no quantity looks at the data" in free.verdict
+    assert "no quantity depends on the data" in free.verdict
 
 
 def test_the_picture(right):
@@ -181,7 +181,7 @@ def test_bad_input(key):
         run(key, lambda key, x: exact(key, x)[0], num=3)
     with pytest.raises(ValueError, match="match"):
         run(key, lambda key, x: exact(key, x)[:, :1], num=3)
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="need different names"):
         run(key, exact, num=3, quantities={"tarp": lambda theta, x: theta[0]})
     with pytest.raises(ValueError, match="must be a scalar"):
         run(key, exact, num=3, quantities=[lambda theta, x: theta])
@@ -203,7 +203,7 @@ def exact_from_both(key, x_new):
 
 
 def biased_by_sign(key, x_new):
-    """Its bias has the sign of the observed data: over the prior it would cancel."""
+    """A bias with the sign of the observed data: over the prior it would cancel."""
     return exact_from_both(key, x_new) + 0.3 * jnp.sign(jnp.asarray(X_OBSERVED, x_new.dtype))
 
 
@@ -222,7 +222,7 @@ def observed_draws():
 def test_around_the_data(key, observed_draws):
     densities = {"log_posterior_fn": log_posterior, "log_likelihood_fn": log_likelihood}
     good = checks.posterior_sbc(key, observed_draws, simulate, exact_from_both, level=RARE, **densities)
-    assert "measured against the exact update of the draws that it started from" in good.verdict
+    assert "measured against the exact update of the initial draws" in good.verdict
     assert good.passed, good.verdict
     assert 300 < len(good.theta) <= 500  # half of the effective sample size
     known = np.asarray(observed_draws).reshape(-1, D)
@@ -233,7 +233,7 @@ def test_around_the_data(key, observed_draws):
 
 
 def test_biases_that_cancel_over_the_prior(key):
-    """SBC of the parameters alone passes, the joint density tells; a false pass has probability below 1e-6."""
+    """SBC of the parameters alone passes, the joint density detects it; a false pass has probability below 1e-6."""
     report = run(key, shifted, num=400)
     assert "log_joint" in report.rejected or "log_likelihood" in report.rejected
 

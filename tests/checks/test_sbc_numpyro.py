@@ -1,4 +1,4 @@
-"""Calibration of NumPyro models: the sites are told apart, the densities are the model's, wrong samplers are seen."""
+"""Calibration of NumPyro models: sites are classified, densities are the model's, wrong samplers are detected."""
 
 import functools
 
@@ -100,10 +100,10 @@ def test_the_densities_are_those_of_the_constrained_values(report):
 
     thin = report.ranks.thin
     draws = {name: leaf[:, thin - 1 :: thin] for name, leaf in report.posteriors.draws.items()}
-    own = log_joint(report.theta["mean"], report.theta["rate"], report.x["y"])
-    theirs = log_joint(draws["mean"], draws["rate"], report.x["y"][:, None])
+    true_values = log_joint(report.theta["mean"], report.theta["rate"], report.x["y"])
+    draw_values = log_joint(draws["mean"], draws["rate"], report.x["y"][:, None])
     column = report.ranks.ranks[:, report.ranks.names.index("log_joint")]
-    np.testing.assert_array_equal(column, np.sum(theirs < own[:, None], axis=1))
+    np.testing.assert_array_equal(column, np.sum(draw_values < true_values[:, None], axis=1))
 
 
 def test_a_wrong_sampler_fails(key):
@@ -116,11 +116,11 @@ def test_a_wrong_sampler_fails(key):
 def test_parameters_keep_their_values(key):
     """Simulated and sampled with the spread 1.5: a false alarm of the three statements has probability 3e-4."""
     settings = {"sampler": short, "num_simulations": 300, "num_projections": 0, "level": 1e-4}
-    found = checks.sbc_numpyro(key, with_param, observed="y", **settings)
-    assert found.passed, found.verdict
-    assert set(found.theta) == {"mean"}
-    assert stats.kstest(found.theta["mean"], stats.norm(0, 1.5).cdf).pvalue > 1e-4
-    assert stats.kstest(found.x["y"], stats.norm(0, np.hypot(1.5, 1)).cdf).pvalue > 1e-4
+    report = checks.sbc_numpyro(key, with_param, observed="y", **settings)
+    assert report.passed, report.verdict
+    assert set(report.theta) == {"mean"}
+    assert stats.kstest(report.theta["mean"], stats.norm(0, 1.5).cdf).pvalue > 1e-4
+    assert stats.kstest(report.x["y"], stats.norm(0, np.hypot(1.5, 1)).cdf).pvalue > 1e-4
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_observed_by_name_or_by_value(key):
 
 
 def test_the_same_model_compiles_once(key, count_compiles):
-    """Three draws are too few for a diagnosis: nothing is thinned, and all shapes are known beforehand."""
+    """Three draws are too few for a diagnosis: nothing is thinned, and all shapes are known in advance."""
     few = functools.partial(short, num_draws=3)
     settings = {"observed": "y", "sampler": few, "num_simulations": 12, "num_projections": 0}
     checks.sbc_numpyro(key, model, NOISE, **settings)
@@ -153,10 +153,10 @@ def test_data_inside_a_loop(key):
     steps = np.diff(walks, axis=1, prepend=0.0)
     thin = report.ranks.thin
     draws = report.posteriors.draws["scale"][:, thin - 1 :: thin]
-    own = stats.norm(0, scales[:, None]).logpdf(steps).sum(axis=-1)
-    theirs = stats.norm(0, draws[..., None]).logpdf(steps[:, None]).sum(axis=-1)
+    true_values = stats.norm(0, scales[:, None]).logpdf(steps).sum(axis=-1)
+    draw_values = stats.norm(0, draws[..., None]).logpdf(steps[:, None]).sum(axis=-1)
     column = report.ranks.ranks[:, report.ranks.names.index("log_likelihood")]
-    np.testing.assert_array_equal(column, np.sum(theirs < own[:, None], axis=1))
+    np.testing.assert_array_equal(column, np.sum(draw_values < true_values[:, None], axis=1))
 
 
 def test_bad_input(key):

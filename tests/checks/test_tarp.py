@@ -1,4 +1,4 @@
-"""TARP: each known defect of released code has a test here, and the claims are those that the references allow."""
+"""TARP: a test for each known defect of released code, and for the claims that the references allow."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.checks import RankTable, TarpReport, tarp, uniformity
+from probinfer.checks import RankTable, TARPReport, tarp, uniformity
 from probinfer.checks.calibration.references import References, regression_references
 
 S, L, D = 300, 50, 3
@@ -37,8 +37,16 @@ def x_free(key, x):
 
 def report_of(ranks, num_draws):
     ranks = np.asarray(ranks)
-    table = RankTable(ranks[:, None], ("tarp",), num_draws, 1, (), (), (True,))
-    return TarpReport(uniformity(table), References(np.zeros((len(ranks), 1)), True, None))
+    table = RankTable(
+        ranks=ranks[:, None],
+        names=("tarp",),
+        num_draws=num_draws,
+        thin=1,
+        failures=(),
+        constant=(),
+        uses_data=(True,),
+    )
+    return TARPReport(uniformity(table), References(np.zeros((len(ranks), 1)), True, None))
 
 
 def test_defect_1_imports_need_only_declared_packages():
@@ -60,9 +68,9 @@ def test_defect_2_the_credibility_axis_runs_from_zero_to_one():
 def test_defect_3_the_callers_arrays_stay_as_they_are(key):
     theta, x, noise = (np.array(a) for a in conjugate(key))
     draws = np.array(posterior(x, noise))
-    kept = [a.copy() for a in (draws, theta, x)]
+    copies = [a.copy() for a in (draws, theta, x)]
     tarp(key, draws, theta, x).bootstrap(key, 20)
-    for before, after in zip(kept, (draws, theta, x), strict=True):
+    for before, after in zip(copies, (draws, theta, x), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -106,9 +114,9 @@ def test_defect_7_references_have_the_units_of_theta(key):
     )
     assert np.sum(plain.ranks != scaled.ranks) <= 3
     unwhitened = tarp(key, draws, theta, x, reference=halfway, whiten=None)
-    own = jnp.sum((theta - x / 2) ** 2, axis=-1)[:, None]
-    near = np.sum(jnp.sum((draws - x[:, None] / 2) ** 2, axis=-1) < own, axis=1)
-    np.testing.assert_array_equal(unwhitened.ranks, near)
+    true_squares = jnp.sum((theta - x / 2) ** 2, axis=-1)[:, None]
+    ranks = np.sum(jnp.sum((draws - x[:, None] / 2) ** 2, axis=-1) < true_squares, axis=1)
+    np.testing.assert_array_equal(unwhitened.ranks, ranks)
 
 
 @pytest.mark.parametrize("num_draws", [50, 99, 100])
@@ -178,7 +186,7 @@ def test_data_without_information_allow_no_claim(key):
     theta, _, noise = conjugate(key)
     report = tarp(key, noise, theta, jax.random.normal(jax.random.key(5), (S, 2)), level=1e-4)
     assert report.passed is None
-    assert "found nothing about theta in x" in report.verdict
+    assert "found no information about theta in x" in report.verdict
     assert tarp(key, noise, theta, None, level=1e-4).passed is None
 
 

@@ -31,8 +31,8 @@ def test_statistics_equal_double_loops(dtype):
     np.testing.assert_allclose(one, oracle.mmd(x, z, [1.7]), **exact)
     np.testing.assert_allclose(energy_distance(a, b, scale=None).statistic, oracle.energy(x, z), **exact)
     lines = directions(16, 2)
-    found = sliced_wasserstein(a, b, scale=None, num_directions=16).statistic
-    np.testing.assert_allclose(found, oracle.sliced(x, z, lines), **exact)
+    distance = sliced_wasserstein(a, b, scale=None, num_directions=16).statistic
+    np.testing.assert_allclose(distance, oracle.sliced(x, z, lines), **exact)
 
 
 def test_permuted_statistics_are_those_of_permuted_draws(key):
@@ -40,12 +40,12 @@ def test_permuted_statistics_are_those_of_permuted_draws(key):
     pooled = pool(collect("a", a), collect("b", b))
     labels = np.asarray(random_labels(key, pooled, 19))
     rows = np.asarray(pooled.rows)
-    found = energy_distance(a, b, key=key, scale=None, num_permutations=19)
+    report = energy_distance(a, b, key=key, scale=None, num_permutations=19)
     expected = [oracle.energy(rows[l], rows[~l]) for l in labels[1:4]]
-    np.testing.assert_allclose(found.null[:3], expected, rtol=1e-9)
-    found = sliced_wasserstein(a, b, key=key, scale=None, num_permutations=19, num_directions=8)
+    np.testing.assert_allclose(report.null[:3], expected, rtol=1e-9)
+    report = sliced_wasserstein(a, b, key=key, scale=None, num_permutations=19, num_directions=8)
     expected = [oracle.sliced(rows[l], rows[~l], directions(8, 2)) for l in labels[1:4]]
-    np.testing.assert_allclose(found.null[:3], expected, rtol=1e-9)
+    np.testing.assert_allclose(report.null[:3], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", DISTANCES)

@@ -1,4 +1,4 @@
-"""Symmetry of ranks: all sign flips enumerated, size, power, and what widths may not do."""
+"""Symmetry of ranks: enumeration of all sign flips, size, power, and independence of widths."""
 
 import itertools
 
@@ -82,9 +82,9 @@ def test_cannot_tell(key):
     failed = vsbc(key, draws.at[:200].set(jnp.nan), theta, level=1e-4)
     assert failed.passed is None
     assert "200 simulations failed" in failed.verdict
-    still = vsbc(key, jnp.broadcast_to(theta[:, None], draws.shape), theta, level=1e-4)
-    assert still.passed is None
-    assert "cannot tell about value[0]" in still.verdict
+    constant = vsbc(key, jnp.broadcast_to(theta[:, None], draws.shape), theta, level=1e-4)
+    assert constant.passed is None
+    assert "cannot tell about value[0]" in constant.verdict
 
 
 def test_plot(key):

@@ -118,13 +118,13 @@ def test_the_picture_shows_lines_steps_and_answers(seen):
 
 def test_one_answer_one_colour(seen):
     tree = lm.genealogy(seen[0])
-    look = picture.Look()
-    colors = picture._colors(tree, look)
+    palette = picture.GenealogyColors()
+    colors = picture._colors(tree, palette)
     by_answer = {}
     for answer, color in zip(tree.answers, colors[-1], strict=True):
         by_answer.setdefault(answer, set()).add(color)
     assert all(len(found) == 1 for found in by_answer.values())
-    assert (colors[~tree.alive] == look.gone).all()
+    assert (colors[~tree.alive] == palette.extinct).all()
 
 
 def invented(texts):

@@ -96,8 +96,8 @@ MUTANTS = [
         "resampling/points.py",
         "resampling/test_laws.py",
         (
-            "below = ends.whole + (offset < ends.fraction).astype(jnp.int32)",
-            "below = ends.whole + (offset > ends.fraction).astype(jnp.int32)",
+            "below = ends.integer + (offset < ends.fraction).astype(jnp.int32)",
+            "below = ends.integer + (offset > ends.fraction).astype(jnp.int32)",
         ),
         ("fractions = expected - jnp.floor(expected)", "fractions = expected"),
     ),
@@ -276,7 +276,7 @@ MUTANTS = [
         "checks/discrepancy/kernel_stein.py",
         "checks/test_ksd.py",
         ("null = (np.asarray(sums.forms) + trace) / size**2", "null = np.asarray(sums.forms) / size**2"),
-        ("flip = min(0.5, 1 / (_TIMES * time))", "flip = 0.5"),
+        ("flip = min(0.5, 1 / (_SIGN_CORRELATION_TIMES * time))", "flip = 0.5"),
     ),
     # Language models.
     *_of(

@@ -1,4 +1,4 @@
-"""Triggers, adaptive resampling, names, bad input, and what jit may not change."""
+"""Triggers, adaptive resampling, schemes by name, bad input, and equality with and without jit."""
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +33,19 @@ def test_triggers_watch_the_effective_sample_size(log_weights, trigger, size):
 @pytest.mark.f32
 def test_above_the_threshold_nothing_moves_and_below_it_the_scheme_runs(key, log_weights):
     level = float(weights.ess(log_weights)) / 6
-    ancestors, kept, fired = run(
+    ancestors, unchanged, fired = run(
         resampling.adaptive(trigger=resampling.ess_below(0.99 * level)), key, log_weights, 0
     )
     assert ancestors.tolist() == list(range(6))
     assert not fired
-    np.testing.assert_array_equal(kept, log_weights)
-    *found, fired = run(resampling.adaptive(trigger=resampling.ess_below(1.01 * level)), key, log_weights, 0)
+    np.testing.assert_array_equal(unchanged, log_weights)
+    *resampled, fired = run(
+        resampling.adaptive(trigger=resampling.ess_below(1.01 * level)), key, log_weights, 0
+    )
     assert fired
-    for got, wanted in zip(found, resampling.systematic(key, log_weights, 6), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    totals = [float(weights.normalize(x).log_sum) for x in (log_weights, kept, found[1])]
+    for actual, expected in zip(resampled, resampling.systematic(key, log_weights, 6), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    totals = [float(weights.normalize(x).log_sum) for x in (log_weights, unchanged, resampled[1])]
     np.testing.assert_allclose(totals, totals[0], rtol=1e-5)
 
 
@@ -103,7 +105,7 @@ def test_conditional_form_keeps_the_trigger():
 
 
 @pytest.mark.parametrize(
-    ("ancestors", "dealt"),
+    ("ancestors", "expected"),
     [
         ([0, 1, 2, 3], [0, 1, 2, 3]),
         ([1, 1, 1, 3], [1, 1, 1, 3]),
@@ -112,17 +114,17 @@ def test_conditional_form_keeps_the_trigger():
         ([2, 2, 2, 2], [2, 2, 2, 2]),
     ],
 )
-def test_in_place_moves_as_few_as_can_be(ancestors, dealt):
-    assert resampling.in_place(jnp.asarray(ancestors, jnp.int32)).tolist() == dealt
+def test_in_place_moves_as_few_as_can_be(ancestors, expected):
+    assert resampling.in_place(jnp.asarray(ancestors, jnp.int32)).tolist() == expected
 
 
 def test_same_without_jit(key, log_weights):
-    for got, wanted in zip(
+    for actual, expected in zip(
         resampling.systematic.__wrapped__(key, log_weights, 6),
         resampling.systematic(key, log_weights, 6),
         strict=True,
     ):
-        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(resampling.SCHEMES))
@@ -166,9 +168,11 @@ def test_bad_input_is_refused(key, log_weights, call, error, message):
         call(key, log_weights)
 
 
-@pytest.mark.parametrize(("name", "given"), [("optimal", False), ("multinomial", True), ("ssp", True)])
-def test_one_draw(key, dtype, name, given):
-    scheme = resampling.conditional(name) if given else resampling.get(name)
+@pytest.mark.parametrize(
+    ("name", "is_conditional"), [("optimal", False), ("multinomial", True), ("ssp", True)]
+)
+def test_one_draw(key, dtype, name, is_conditional):
+    scheme = resampling.conditional(name) if is_conditional else resampling.get(name)
     ancestors, log_weights = scheme(key, jnp.asarray([-3.0], dtype), 1)
     assert ancestors.tolist() == [0]
     np.testing.assert_allclose(log_weights, -3, rtol=1e-6)

@@ -57,8 +57,8 @@ def deviation(resample):
     keys = jax.random.split(jax.random.key(12), REPEATS)
     references = jnp.asarray(np.array(PATHS)[start], jnp.int32)
     ended = jax.jit(jax.vmap(partial(sweep, resample)))(keys, references)
-    found = np.bincount(np.asarray(ended) @ [4, 2, 1], minlength=len(PATHS))
-    return np.sum((found - REPEATS * probabilities) ** 2 / (REPEATS * probabilities))
+    counts = np.bincount(np.asarray(ended) @ [4, 2, 1], minlength=len(PATHS))
+    return np.sum((counts - REPEATS * probabilities) ** 2 / (REPEATS * probabilities))
 
 
 def resample(adaptive, key, log_weights, t):

@@ -1,4 +1,4 @@
-"""A million draws in single precision: the dead are never chosen, and everybody else as often as the weights say."""
+"""A million draws in single precision: zero weights are never chosen, all others as often as their weights require."""
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ def sample(size, first_alive):
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "is_conditional"),
     [(name, False) for name in ("multinomial", "stratified", "systematic", "residual", "ssp")]
     + [(name, True) for name in ("stratified", "systematic")],
 )
-def test_a_million_draws(name, given):
-    size = 2**17 if given else 2**20
-    log_weights = sample(size, given)
-    scheme = resampling.conditional(name) if given else resampling.get(name)
+def test_a_million_draws(name, is_conditional):
+    size = 2**17 if is_conditional else 2**20
+    log_weights = sample(size, is_conditional)
+    scheme = resampling.conditional(name) if is_conditional else resampling.get(name)
     ancestors, resampled = scheme(jax.random.key(2), log_weights, size)
     counts = np.bincount(ancestors, minlength=size)
     exact = np.exp(np.asarray(log_weights, float))
@@ -45,7 +45,7 @@ def test_a_million_draws(name, given):
     if name in INDEPENDENT:
         # chi-squared over the blocks, false-fail rate 1e-6; residual varies less than multinomial
         assert np.sum((blocks - expected) ** 2 / expected) < stats.chi2.isf(1e-6, BLOCKS)
-    elif not given:
+    elif not is_conditional:
         # the points of all cells inside a block are there; two cells are cut (ssp: one particle is open)
         assert np.abs(blocks - expected).max() < 2.1
     if name not in INDEPENDENT:
@@ -55,11 +55,13 @@ def test_a_million_draws(name, given):
 def test_optimal_keeps_no_draw_twice():
     size = 2**17
     log_weights = sample(size, False)
-    ancestors, kept = resampling.optimal(jax.random.key(3), log_weights, size // 4)
+    ancestors, new_log_weights = resampling.optimal(jax.random.key(3), log_weights, size // 4)
     assert np.all(np.diff(ancestors) > 0)
     assert not np.any(np.isneginf(np.asarray(log_weights)[ancestors]))
-    log_threshold = np.min(kept)
-    np.testing.assert_array_equal(kept, np.maximum(np.asarray(log_weights)[ancestors], log_threshold))
+    log_threshold = np.min(new_log_weights)
+    np.testing.assert_array_equal(
+        new_log_weights, np.maximum(np.asarray(log_weights)[ancestors], log_threshold)
+    )
     # the threshold solves its equation, and what is heavier is kept
     exact = np.asarray(log_weights, float)
     np.testing.assert_allclose(np.sum(np.minimum(np.exp(exact - log_threshold), 1)), size // 4, rtol=1e-4)

@@ -1,3 +1,5 @@
+"""Systematic resampling: exact counts, zero weights, and equality of batched and single calls."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,12 +7,12 @@ import pytest
 
 from probinfer.resampling import systematic
 from probinfer.resampling.counts import expected_offspring, relative_weights
-from probinfer.resampling.points import systematic_bounds
+from probinfer.resampling.points import systematic_counts
 from tests.reference import weighted as oracle
 
 # one-sided, badly scaled, with zeros in front, in the middle and behind
 LOG_WEIGHTS = np.array([-np.inf, -0.2, -7.0, -np.inf, 1.3, 0.4, -2.0, -np.inf, -np.inf, 0.1, -4.0, -np.inf])
-bounds = jax.jit(systematic_bounds, static_argnums=2)
+cumulative = jax.jit(systematic_counts, static_argnums=2)
 
 
 @pytest.mark.parametrize("num", [1, 7, 40])
@@ -18,10 +20,10 @@ bounds = jax.jit(systematic_bounds, static_argnums=2)
 def test_offspring_are_those_of_exact_arithmetic(num, offset, dtype):
     # quarters and eighths: every cumulative weight is exact, ties between points and bounds included
     probabilities = np.array([0, 0.125, 0, 0.25, 0.125, 0.5, 0, 0])
-    found = np.diff(
-        bounds(jnp.asarray(num * probabilities, dtype), jnp.asarray(offset, dtype), num), prepend=0
+    offspring = np.diff(
+        cumulative(jnp.asarray(num * probabilities, dtype), jnp.asarray(offset, dtype), num), prepend=0
     )
-    assert found.tolist() == oracle.systematic_counts(probabilities, offset, num).tolist()
+    assert offspring.tolist() == oracle.systematic_counts(probabilities, offset, num).tolist()
 
 
 def test_weight_zero_is_never_chosen_and_every_bound_is_right():
@@ -33,12 +35,12 @@ def test_weight_zero_is_never_chosen_and_every_bound_is_right():
     probabilities = expected_offspring(relative_weights(jnp.asarray(log_weights)), size)
     exact = np.asarray(probabilities, float) / np.sum(np.asarray(probabilities, float))
     for offset in (0.0, 0.4321, 1 - 2.0**-24):
-        found = np.asarray(bounds(probabilities, jnp.float32(offset), size))
-        counts = np.diff(found, prepend=0)
-        assert counts.min() >= 0
-        assert counts[exact == 0].sum() == 0
-        assert found[-1] == size
-        excess = found - (size * np.cumsum(exact) - offset)  # ceil(x) - x, up to rounding of x
+        counts = np.asarray(cumulative(probabilities, jnp.float32(offset), size))
+        offspring = np.diff(counts, prepend=0)
+        assert offspring.min() >= 0
+        assert offspring[exact == 0].sum() == 0
+        assert counts[-1] == size
+        excess = counts - (size * np.cumsum(exact) - offset)  # ceil(x) - x, up to rounding of x
         assert excess.min() > -0.002
         assert excess.max() < 1.002
 

@@ -21,8 +21,8 @@ from probinfer.app.suite.state_space_engines import state_space_subjects
 from probinfer.app.suite.suite import Finding, Kernel, Sampler, Size, Subject, run_suite, unexpected
 from probinfer.core.errors import import_extra
 from probinfer.report.check_pages import could_have_seen, numbers, picture
-from probinfer.report.html import Gallery, Section, Text, check_folder, page, write_page
-from probinfer.report.tables import Table, seconds, to_rich
+from probinfer.report.html import Gallery, Paragraph, Section, check_folder, page, write_page
+from probinfer.report.tables import TextTable, seconds, to_rich
 from probinfer.running import progress as bars
 from probinfer.vi import gaussian
 
@@ -220,7 +220,7 @@ def _say(console: Console, finding: Finding) -> None:
     )
 
 
-def tables_of(findings: Sequence[Finding]) -> list[Table]:
+def tables_of(findings: Sequence[Finding]) -> list[TextTable]:
     """Which engine passes which check on which target, and what each procedure could have shown."""
     by_name: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -235,7 +235,7 @@ def tables_of(findings: Sequence[Finding]) -> list[Table]:
             cells = [found[name].word if name in found else "-" for name in checks]
             rows.append((subject, target, *cells, reason))
         columns = ("engine", "target", *checks, "why it should fail")
-        tables.append(Table(title, columns, tuple(rows), words=tuple(range(1, len(columns)))))
+        tables.append(TextTable(title, columns, tuple(rows), text_columns=tuple(range(1, len(columns)))))
     return tables
 
 
@@ -289,8 +289,8 @@ def findings_page(findings: Sequence[Finding], surprises: Sequence[str], facts: 
         facts: what was run.
     """
     head: list[Any] = [
-        Text(_summary(findings, surprises), "remark" if surprises else "finding"),
-        Text(_READING),
+        Paragraph(_summary(findings, surprises), "remark" if surprises else "finding"),
+        Paragraph(_READING),
     ]
     sections = [Section("Verdicts", (*head, *tables_of(findings)))]
     for subject, target in dict.fromkeys((f.subject, f.target) for f in findings):
@@ -302,14 +302,16 @@ def findings_page(findings: Sequence[Finding], surprises: Sequence[str], facts: 
 def _blocks(group: Sequence[Finding]) -> tuple[Any, ...]:
     rows = tuple((f.check, f.word, could_have_seen(f.report), seconds(f.seconds)) for f in group)
     columns = ("check", "verdict", "smallest error that it could have seen", "time")
-    blocks: list[Any] = [Table("", columns, rows, words=(1, 2))]
+    blocks: list[Any] = [TextTable("", columns, rows, text_columns=(1, 2))]
     reason = next((f.reason for f in group if f.reason), "")
-    blocks += [Text(f"It should fail here: it {reason}.", "finding")] if reason else []
+    blocks += [Paragraph(f"It should fail here: it {reason}.", "finding")] if reason else []
     remarks = dict.fromkeys(f.remark for f in group if f.remark)
-    blocks += [Text(f"The engine itself says: {remark}", "remark") for remark in remarks]
+    blocks += [Paragraph(f"The engine itself says: {remark}", "remark") for remark in remarks]
     shown = [f for f in group if f.report is not None]
     blocks.append(Gallery(tuple(picture(f.check, f.report, width=3.9, height=2.9) for f in shown)))
     for f in group:
-        blocks.append(Text(f"{f.check}: {f.verdict}", "" if f.passed is not False or f.reason else "remark"))
+        blocks.append(
+            Paragraph(f"{f.check}: {f.verdict}", "" if f.passed is not False or f.reason else "remark")
+        )
         blocks += numbers(f.report)
     return tuple(blocks)

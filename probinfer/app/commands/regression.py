@@ -21,9 +21,9 @@ from probinfer.app.pages.methods import Method, Problem, chains_table, evidence
 from probinfer.app.pages.run_facts import provenance
 from probinfer.app.pages.units import learned_names, most_relevant, quantities
 from probinfer.core.errors import import_extra
-from probinfer.report.html import Section, Text, check_folder, page, write_page
+from probinfer.report.html import Paragraph, Section, check_folder, page, write_page
 from probinfer.report.scoring import concatenate, difference, normal_baseline, predictions, scores
-from probinfer.report.tables import Table, number, to_rich, with_error
+from probinfer.report.tables import TextTable, number, to_rich, with_error
 from probinfer.running import progress as bars
 
 __all__ = ["KERNELS", "Options", "choose_engine", "make_model", "run_regression"]
@@ -235,7 +235,9 @@ def _tables(problem, method, crossed):
             )
         columns = ("method", "NLPD", "minus no inputs", "RMSE", "in 95 % band")
         tables.append(
-            Table("Rows that the fit had not seen", columns, tuple(rows), _usefulness(predicted, baseline), 0)
+            TextTable(
+                "Rows that the fit had not seen", columns, tuple(rows), _usefulness(predicted, baseline), 0
+            )
         )
     chains = chains_table([method])
     if chains.rows:
@@ -285,7 +287,9 @@ def _sections(problem, method, tables, crossed):
             sections_of.observed_picture(predicted, problem.data.target_name, label, style),
             sections_of.calibration_picture(predicted, label, style),
         ]
-        sections.append(Section("Can it predict?", (Text(text), tables[0], sections_of.gallery(pictures))))
+        sections.append(
+            Section("Can it predict?", (Paragraph(text), tables[0], sections_of.gallery(pictures)))
+        )
     sections.append(
         Section("What changes the prediction", (_effects_text(problem), _effects(problem, method)))
     )
@@ -297,10 +301,10 @@ def _sections(problem, method, tables, crossed):
 
 def _effects_text(problem):
     if problem.data.X.shape[1] == 1:
-        return Text(
+        return Paragraph(
             "The data and the predictions: the dark band holds half of what is expected, the light band 95 %."
         )
-    return Text(
+    return Paragraph(
         "One column varies, the others stay at their medians. Columns that matter most come first; the bands "
         "are for a new row, the ticks at the foot are the rows seen."
     )

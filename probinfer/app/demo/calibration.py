@@ -11,8 +11,8 @@ import numpy as np
 from probinfer import checks, gp, mcmc
 from probinfer.core.types import Array, PRNGKey, Scalar
 from probinfer.report.check_pages import could_have_seen, picture
-from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.tables import Table, number
+from probinfer.report.html import Gallery, Paragraph, Section
+from probinfer.report.tables import TextTable, number
 
 __all__ = ["Judged", "calibration_section", "calibration_table", "judge_learning"]
 
@@ -69,7 +69,7 @@ def judge_learning(key: PRNGKey, num: int, *, progress: bool | None = None) -> l
     ]
 
 
-def calibration_table(found: list[Judged]) -> Table:
+def calibration_table(found: list[Judged]) -> TextTable:
     """One row a procedure and check: what could have been seen, what was seen."""
     rows = []
     for one in found:
@@ -81,10 +81,10 @@ def calibration_table(found: list[Judged]) -> Table:
             (one.procedure, one.check, could_have_seen(one.report), word, number(min(pvalues.values()), 2))
         )
     columns = ("what was checked", "by", "smallest error that it could have seen", "what it saw", "p")
-    return Table("Is the learning right?", columns, tuple(rows), words=(1, 2, 3))
+    return TextTable("Is the learning right?", columns, tuple(rows), text_columns=(1, 2, 3))
 
 
-def calibration_section(found: list[Judged], table: Table) -> Section:
+def calibration_section(found: list[Judged], table: TextTable) -> Section:
     """The story, the table, a plot for each check, and the verdicts in full."""
     posteriors = found[0].report.posteriors
     num = len(found[0].report.ranks.ranks)
@@ -100,10 +100,10 @@ def calibration_section(found: list[Judged], table: Table) -> Section:
     pictures = tuple(
         picture(f"{one.procedure}: {one.check}", one.report, width=4.3, height=3.1) for one in found
     )
-    said = [Text(f"{one.procedure}, {one.check}: {one.report.verdict}.") for one in found]
+    said = [Paragraph(f"{one.procedure}, {one.check}: {one.report.verdict}.") for one in found]
     return Section(
         "Is it right? What was checked, what it could have seen, what it saw",
-        (Text(story), table._replace(title=""), Gallery(pictures), *said, Text(cost)),
+        (Paragraph(story), table._replace(title=""), Gallery(pictures), *said, Paragraph(cost)),
     )
 
 

@@ -17,9 +17,9 @@ from probinfer.core.errors import NumericalError
 from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
 from probinfer.plots.style import draw
-from probinfer.report.html import Gallery, Section, Text
+from probinfer.report.html import Gallery, Paragraph, Section
 from probinfer.report.scoring import Estimate
-from probinfer.report.tables import Table, seconds, with_error
+from probinfer.report.tables import TextTable, seconds, with_error
 
 __all__ = ["METHODS", "Classified", "Way", "classification_section", "classification_table", "classify"]
 
@@ -105,7 +105,7 @@ def _run(key, way, model, table, train, test):
     return Classified(way, fit, probabilities, log_density, time.perf_counter() - start, remark)
 
 
-def classification_table(found: Sequence[Classified], labels: np.ndarray, *, title: str) -> Table:
+def classification_table(found: Sequence[Classified], labels: np.ndarray, *, title: str) -> TextTable:
     """One row a method: NLPD, its paired difference to the first, accuracy, evidence, time."""
     worked = [method for method in found if method.fit is not None]
     rows = []
@@ -130,11 +130,11 @@ def classification_table(found: Sequence[Classified], labels: np.ndarray, *, tit
         )
     first = worked[0].way.label if worked else "the first"
     columns = ("method", "NLPD", f"minus {first}", "right", "leave-one-out", "log evidence", "time")
-    return Table(title, columns, tuple(rows), "", 0)
+    return TextTable(title, columns, tuple(rows), "", 0)
 
 
 def classification_section(
-    table: Dataset, found: Sequence[Classified], labels: np.ndarray, scores: Table, *, rows: int
+    table: Dataset, found: Sequence[Classified], labels: np.ndarray, scores: TextTable, *, rows: int
 ) -> Section:
     """The story, the table and a reliability diagram a method."""
     story = (
@@ -145,9 +145,9 @@ def classification_section(
         "refitting; it should be near the NLPD."
     )
     pictures = [_picture(method, labels) for method in found if method.fit is not None]
-    remarks = [Text(f"{m.way.label}: {m.remark}", "remark") for m in found if m.remark]
+    remarks = [Paragraph(f"{m.way.label}: {m.remark}", "remark") for m in found if m.remark]
     return Section(
-        "Breast cancer: predicting classes", (Text(story), scores, *remarks, Gallery(tuple(pictures)))
+        "Breast cancer: predicting classes", (Paragraph(story), scores, *remarks, Gallery(tuple(pictures)))
     )
 
 

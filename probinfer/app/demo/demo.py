@@ -32,7 +32,7 @@ from probinfer.app.pages.methods import Method, Problem, chains_table, methods_t
 from probinfer.app.pages.run_facts import provenance
 from probinfer.app.pages.units import most_relevant
 from probinfer.core.errors import MissingExtraError, import_extra
-from probinfer.report.html import Section, Text, check_folder, page, write_page
+from probinfer.report.html import Paragraph, Section, check_folder, page, write_page
 from probinfer.report.tables import seconds, to_rich
 
 __all__ = ["FULL", "SMALL", "Size", "co2_problem", "diabetes_problem", "run_demo"]
@@ -133,7 +133,7 @@ def run_demo(out: str, size: Size, *, seed: int, command: str, console: Console)
     start = time.perf_counter()
     check_folder(out)
     import_extra("matplotlib", "plots")
-    sections = [Section("How to read the tables", (Text(sections_of.READING),))]
+    sections = [Section("How to read the tables", (Paragraph(sections_of.READING),))]
     tables, sources = [], {}
     regressions = _regressions(size, seed)
     last_key, *keys = jax.random.split(jax.random.key(seed), len(regressions) + 1)
@@ -228,7 +228,7 @@ def _language(key, size, seed, console):
         model = lm.reasoner.model()
     except (MissingExtraError, FileNotFoundError) as error:
         console.print(f"    [yellow]{escape(str(error))}[/yellow]", highlight=False)
-        return Section("A language model in particles", (Text(f"Left out: {error}", "remark"),)), []
+        return Section("A language model in particles", (Paragraph(f"Left out: {error}", "remark"),)), []
     found = solve(key, size.questions, seed=seed, console=console, model=model)
     for method in found.methods:
         console.print(f"  {method.label:<19} {seconds(method.seconds):>9}   {method.right.mean():.0%} right")
@@ -270,7 +270,7 @@ def _diabetes_section(problem, methods, tables):
         f"{problem.data.description} The model learns from {len(problem.train)} patients, with one lengthscale "
         f"for each measurement, and predicts {len(problem.test)} others."
     )
-    blocks = [Text(story), *_result_blocks(problem, methods, tables)]
+    blocks = [Paragraph(story), *_result_blocks(problem, methods, tables)]
     blocks.append(sections_of.gallery(sections_of.score_pictures(problem, methods, unit="progression")))
     blocks += _hyperparameter_blocks(problem, methods)
     reference = next((method for method in methods if method.fit is not None), None)
@@ -279,7 +279,7 @@ def _diabetes_section(problem, methods, tables):
         chosen = most_relevant(reference.fit, 3)
         pictures = sections_of.effects(reference.fit, X, features, chosen=chosen)
         blocks += [
-            Text(
+            Paragraph(
                 f"How the prediction of {reference.entry.label} changes with the three measurements that "
                 "matter most, the others held at their medians. The bands are for a new patient; ticks at the "
                 "foot are the patients seen."
@@ -298,7 +298,7 @@ def _co2_section(problem, methods, tables):
         "whether one setting was picked or all were kept. Standard errors take years, not months, as "
         "independent; errors of a forecast drift together for longer, so read them as lower limits."
     )
-    blocks = [Text(story), *_result_blocks(problem, methods, tables)]
+    blocks = [Paragraph(story), *_result_blocks(problem, methods, tables)]
     worked = [method for method in methods if method.predicted is not None]
     if worked:
         ends_of_table = [worked[0], worked[-1]] if len(worked) > 1 else worked
@@ -315,13 +315,13 @@ def _co2_section(problem, methods, tables):
 
 def _result_blocks(problem, methods, tables):
     first, *rest = tables
-    finding = Text(sections_of.verdict(problem, methods), "finding")
+    finding = Paragraph(sections_of.verdict(problem, methods), "finding")
     return [finding, first._replace(note=""), *rest, *sections_of.remarks(methods)]
 
 
 def _hyperparameter_blocks(problem, methods):
     return [
-        Text(
+        Paragraph(
             "What was learned, in the units of the data. Hills are methods that keep every plausible setting, "
             "lines those that pick one; an arrow at an edge is a pick that lies beyond it."
         ),

@@ -18,9 +18,9 @@ from probinfer.core.errors import NumericalError
 from probinfer.core.types import Float, PRNGKey
 from probinfer.data import Dataset
 from probinfer.plots.style import Picture, draw
-from probinfer.report.html import Gallery, Legend, Section, Text
+from probinfer.report.html import Gallery, Legend, Paragraph, Section
 from probinfer.report.scoring import Estimate, predictions
-from probinfer.report.tables import Table, seconds, with_error
+from probinfer.report.tables import TextTable, seconds, with_error
 
 __all__ = ["KERNELS", "Candidate", "Weighed", "evidence_section", "evidence_table", "probabilities", "weigh"]
 
@@ -125,7 +125,7 @@ def probabilities(found: Sequence[Weighed]) -> Float[np.ndarray, "kernel 3"]:
     return np.stack([special.softmax(logs), low, high], axis=1)
 
 
-def evidence_table(found: Sequence[Weighed]) -> Table:
+def evidence_table(found: Sequence[Weighed]) -> TextTable:
     """One row a kernel."""
     worked = [one for one in found if one.fit is not None]
     shares = dict(zip([one.candidate.label for one in worked], probabilities(worked) if worked else ()))
@@ -159,10 +159,10 @@ def evidence_table(found: Sequence[Weighed]) -> Table:
         "evaluations",
         "time",
     )
-    return Table("Nile: which kernel?", columns, tuple(rows), words=(1,))
+    return TextTable("Nile: which kernel?", columns, tuple(rows), text_columns=(1,))
 
 
-def evidence_section(table: Dataset, found: Sequence[Weighed], scores: Table) -> Section:
+def evidence_section(table: Dataset, found: Sequence[Weighed], scores: TextTable) -> Section:
     """The story, the finding, the table and the pictures."""
     story = (
         f"{table.description} How does the flow change? Three kernels say different things, and their evidence, the "
@@ -172,17 +172,17 @@ def evidence_section(table: Dataset, found: Sequence[Weighed], scores: Table) ->
         "equally probable before the data, and their intervals hold the Monte Carlo error alone. They depend on the "
         "priors of the hyperparameters, here the default ones."
     )
-    remarks = [Text(f"{one.candidate.label}: {one.remark}", "remark") for one in found if one.remark]
+    remarks = [Paragraph(f"{one.candidate.label}: {one.remark}", "remark") for one in found if one.remark]
     worked = [one for one in found if one.fit is not None]
     if not worked:
-        return Section("Nile: which kernel?", (Text(story), scores._replace(title=""), *remarks))
+        return Section("Nile: which kernel?", (Paragraph(story), scores._replace(title=""), *remarks))
     entries = tuple((one.candidate.label, _style(found, one)) for one in worked)
     pictures = [_shares(found, worked), _levels(found, worked), *_densities(found, worked, table)]
     return Section(
         "Nile: which kernel?",
         (
-            Text(story),
-            Text(finding(worked), "finding"),
+            Paragraph(story),
+            Paragraph(finding(worked), "finding"),
             scores._replace(title=""),
             *remarks,
             Legend(entries),

@@ -17,11 +17,11 @@ from probinfer.app.commands.live import Screen, is_right
 from probinfer.core.types import PRNGKey
 from probinfer.lm.answers import selectors
 from probinfer.lm.reasoner import Problem
-from probinfer.plots.ancestry import Look, draw, size_for
+from probinfer.plots.ancestry import GenealogyColors, draw, size_for
 from probinfer.plots.style import Picture
 from probinfer.plots.style import draw as draw_twice
-from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.tables import Table, seconds
+from probinfer.report.html import Gallery, Paragraph, Section
+from probinfer.report.tables import TextTable, seconds
 
 __all__ = ["Method", "Solved", "lm_section", "lm_table", "solve"]
 
@@ -160,7 +160,7 @@ def _interval(right: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def lm_table(found: Solved) -> Table:
+def lm_table(found: Solved) -> TextTable:
     """One row a method."""
     rows = []
     for method in found.methods:
@@ -177,7 +177,7 @@ def lm_table(found: Solved) -> Table:
         )
     columns = ("method", "right", "95 % interval", "tokens a problem", "reward calls a problem", "time")
     title = f"Chained arithmetic: {len(found.methods[0].right)} unseen problems"
-    return Table(title, columns, tuple(rows), finding(found))
+    return TextTable(title, columns, tuple(rows), finding(found))
 
 
 def finding(found: Solved) -> str:
@@ -196,7 +196,7 @@ def finding(found: Solved) -> str:
     )
 
 
-def lm_section(found: Solved, scores: Table) -> Section:
+def lm_section(found: Solved, scores: TextTable) -> Section:
     """The story, the picture, the table."""
     truth = found.problem.answer
     share = dict(found.answers.answers).get(truth, 0.0)
@@ -214,10 +214,10 @@ def lm_section(found: Solved, scores: Table) -> Section:
         f"{found.answers.target}."
     )
     blocks = (
-        Text(story),
-        Text(outcome, "finding"),
+        Paragraph(story),
+        Paragraph(outcome, "finding"),
         Gallery((_picture(found),)),
-        Text(scores.note, "finding"),
+        Paragraph(scores.note, "finding"),
         scores._replace(title="", note=""),
     )
     return Section("A language model in particles", blocks)
@@ -228,7 +228,7 @@ def _picture(found: Solved) -> Picture:
     judge = partial(is_right, found.problem)
 
     def fn(axes: Any, theme: Any) -> None:
-        look = Look((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
+        look = GenealogyColors((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
         draw(axes, tree, look, judge)
 
     caption = (

@@ -17,8 +17,8 @@ from probinfer.core.binding import LogDensity
 from probinfer.core.types import Array, Float, PRNGKey, Scalar
 from probinfer.data import Dataset
 from probinfer.plots.style import Picture, draw
-from probinfer.report.html import Gallery, Section, Text
-from probinfer.report.tables import Table, seconds
+from probinfer.report.html import Gallery, Paragraph, Section
+from probinfer.report.tables import TextTable, seconds
 from probinfer.running.driver import run
 
 __all__ = ["Carried", "carry", "coin_section", "coin_table"]
@@ -133,7 +133,7 @@ def _distance(found: Carried) -> tuple[float, float]:
     return float(np.sqrt(np.mean(((mean - right) / spread) ** 2))), float(np.mean(sd / spread))
 
 
-def coin_table(found: Carried) -> Table:
+def coin_table(found: Carried) -> TextTable:
     """One row for the particles, one for the chains."""
     error, ratio = _distance(found)
     info = found.coin.info
@@ -167,10 +167,10 @@ def coin_table(found: Carried) -> Table:
         "sd over NUTS's",
         "time",
     )
-    return Table("Breast cancer: particles without a learning rate", columns, rows)
+    return TextTable("Breast cancer: particles without a learning rate", columns, rows)
 
 
-def coin_section(table: Dataset, found: Carried, scores: Table) -> Section:
+def coin_section(table: Dataset, found: Carried, scores: TextTable) -> Section:
     """The story, the finding, the table and the pictures."""
     num_dims = np.shape(found.coin.draws)[-1]
     story = (
@@ -180,12 +180,12 @@ def coin_section(table: Dataset, found: Carried, scores: Table) -> Section:
         "cloud is too narrow, the usual failure of such methods, is judged without any exact answer by the virial, "
         "the mean of position times gradient, which is -1 for every density. Chains of NUTS stand beside it."
     )
-    remarks = [Text(remark, "remark") for remark in found.remarks]
+    remarks = [Paragraph(remark, "remark") for remark in found.remarks]
     return Section(
         "Breast cancer: particles without a learning rate",
         (
-            Text(story),
-            Text(finding(found), "finding"),
+            Paragraph(story),
+            Paragraph(finding(found), "finding"),
             scores._replace(title=""),
             *remarks,
             Gallery((_travel(found), _curves(found), _spreads(found))),

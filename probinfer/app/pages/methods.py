@@ -17,7 +17,7 @@ from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
 from probinfer.report.scoring import difference, normal_baseline, predictions, scores
-from probinfer.report.tables import Table, seconds, with_error
+from probinfer.report.tables import TextTable, seconds, with_error
 
 __all__ = ["Method", "Problem", "chains_table", "evidence", "methods_table", "run_methods"]
 
@@ -127,7 +127,7 @@ def evidence(fit: Any) -> str:
     return f"≥ {value:.1f} (bound)"
 
 
-def methods_table(problem: Problem, methods: Sequence[Method], *, title: str) -> Table:
+def methods_table(problem: Problem, methods: Sequence[Method], *, title: str) -> TextTable:
     """One row a method: scores on the test rows with standard errors, evidence and time.
 
     The reference of the paired differences is the first method that worked; the last row predicts without inputs.
@@ -139,10 +139,10 @@ def methods_table(problem: Problem, methods: Sequence[Method], *, title: str) ->
     rows.append(_row("no inputs", baseline, reference, problem.block, "-", "-"))
     against = f"minus {reference.entry.label}" if reference else "difference"
     columns = ("method", "NLPD", against, "RMSE", "in 95 % band", "log evidence", "time")
-    return Table(title, columns, tuple(rows), "", methods.index(reference) if reference else None)
+    return TextTable(title, columns, tuple(rows), "", methods.index(reference) if reference else None)
 
 
-def chains_table(methods: Sequence[Method]) -> Table:
+def chains_table(methods: Sequence[Method]) -> TextTable:
     """How well the Markov chains of each method agree: worst R-hat, smallest effective sample sizes, divergences."""
     rows = []
     for method in methods:
@@ -174,7 +174,7 @@ def chains_table(methods: Sequence[Method]) -> Table:
         "metric",
     )
     note = "R-hat below 1.01 and at least 100 effective draws a chain (ESS) mean that the chains agree."
-    return Table("Have the chains mixed?", columns, tuple(rows), note)
+    return TextTable("Have the chains mixed?", columns, tuple(rows), note)
 
 
 def _agreement(posterior, info):

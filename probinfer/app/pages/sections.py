@@ -11,9 +11,9 @@ from probinfer.app.pages import plots
 from probinfer.app.pages.methods import Method, Problem
 from probinfer.app.pages.units import Quantity, learned_names, quantities, spread
 from probinfer.plots.style import Picture, draw
-from probinfer.report.html import Gallery, Legend, Text
+from probinfer.report.html import Gallery, Legend, Paragraph
 from probinfer.report.scoring import Predictions, difference, predictions, scores
-from probinfer.report.tables import Table, number
+from probinfer.report.tables import TextTable, number
 
 __all__ = [
     "READING",
@@ -230,7 +230,7 @@ def _rows(name, problem, found):
     )
 
 
-def values_table(found: Sequence[Quantity], *, title: str) -> Table:
+def values_table(found: Sequence[Quantity], *, title: str) -> TextTable:
     """Learned hyperparameters of one fit in the user's units: median and central 90 % interval."""
     is_point = all(len(item.values) == 1 for item in found)
     columns = ("what", "value", "unit") if is_point else ("what", "median", "5 %", "95 %", "unit")
@@ -241,7 +241,7 @@ def values_table(found: Sequence[Quantity], *, title: str) -> Table:
         rows.append(
             (item.label, middle, item.unit) if is_point else (item.label, middle, low, high, item.unit)
         )
-    return Table(title, columns, tuple(rows), words=(len(columns) - 1,))
+    return TextTable(title, columns, tuple(rows), text_columns=(len(columns) - 1,))
 
 
 def effects(fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequence[int]) -> list[Picture]:
@@ -268,10 +268,10 @@ def effects(fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequenc
     return [picture(*one) for one in zip(chosen, grids, found)]
 
 
-def remarks(methods: Sequence[Method]) -> list[Text]:
+def remarks(methods: Sequence[Method]) -> list[Paragraph]:
     """What engines warned of, one paragraph each."""
     return [
-        Text(f"{method.entry.label}: {method.remark.removeprefix(method.entry.label + ': ')}", "remark")
+        Paragraph(f"{method.entry.label}: {method.remark.removeprefix(method.entry.label + ': ')}", "remark")
         for method in methods
         if method.remark
     ]

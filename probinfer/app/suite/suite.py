@@ -22,7 +22,7 @@ import jax
 
 from probinfer.app.suite import known_targets, trials
 from probinfer.app.suite.trials import Kernel, Sampler, Subject
-from probinfer.checks.calibration.rank_uniformity import WORDS
+from probinfer.checks.calibration.rank_uniformity import OUTCOMES
 from probinfer.core.errors import NumericalError, check_key
 from probinfer.core.types import PRNGKey
 
@@ -76,7 +76,7 @@ class Finding(NamedTuple):
     def word(self) -> str:
         """The verdict in a cell of a table."""
         if not self.reason or self.passed is None:
-            return WORDS[self.passed]
+            return OUTCOMES[self.passed]
         return "does not see it" if self.passed else "fails, as it should"
 
 

@@ -1,4 +1,4 @@
-"""Where the balls of TARP are centred: predicted from the data, or as the user says."""
+"""Reference points of TARP, the centers of its balls: predicted from the data, or given by the user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reference_points(
     reference: Any = None,
     whiten: str | None = "pooled",
 ) -> tuple[References, Float[Array, "D D"]]:
-    """Reference points in whitened coordinates, and the matrix W of these coordinates.
+    """Return reference points in whitened coordinates, and the matrix W of these coordinates.
 
     Args:
         key: random key.
@@ -38,7 +38,7 @@ def reference_points(
 
     Raises:
         TypeError: ``reference`` is not a function.
-        ValueError: ``reference`` returns another structure or shape, or an unknown ``whiten``.
+        ValueError: ``reference`` returns a wrong structure or shape, or ``whiten`` is unknown.
     """
     if reference is not None and not callable(reference):
         raise TypeError(f"reference must be a function (key, x) -> theta, got {type(reference).__name__}")
@@ -46,52 +46,57 @@ def reference_points(
     true = true.astype(flat.dtype)
     matrix = whitening_matrix(flat, true, whiten=whiten)
     if reference is not None:
-        return _users(key, reference, theta, x, matrix), matrix
-    key_first, key_order = jax.random.split(key)
-    return _default(key_first, key_order, flat, true, x, matrix), matrix
+        return _user_references(key, reference, theta, x, matrix), matrix
+    key_first, _ = jax.random.split(key)
+    return _predicted_references(key_first, flat, true, x, matrix), matrix
 
 
-def _default(
-    key: PRNGKey, key_order: PRNGKey, draws: Array, theta: Array, x: ArrayTree, matrix: Array
+def _predicted_references(
+    key: PRNGKey, draws: Array, true_values: Array, x: ArrayTree, matrix: Array
 ) -> References:
+    """Predict references from earlier simulations in random order; without data, take values of other simulations."""
     rng = generator(key)
-    order = rng.permutation(len(theta))
-    # A member of another simulation's values, the true one among them: uses no label and not this one's data.
-    member = rng.integers(draws.shape[1] + 1, size=len(theta))
-    picked = np.asarray(_pick(draws, theta, jnp.asarray(member)) @ matrix.T, dtype=float)
-    white = np.asarray(theta @ matrix.T, dtype=float)
-    others = np.roll(np.where(np.isfinite(picked), picked, 0.0)[order], 1, axis=0)
-    back = np.argsort(order)
+    order = rng.permutation(len(true_values))
+    # One of the L + 1 exchangeable values of another simulation: uses neither its label nor this simulation's data.
+    member = rng.integers(draws.shape[1] + 1, size=len(true_values))
+    selected = np.asarray(_select_member(draws, true_values, jnp.asarray(member)) @ matrix.T, dtype=float)
+    whitened = np.asarray(true_values @ matrix.T, dtype=float)
+    others = np.roll(np.where(np.isfinite(selected), selected, 0.0)[order], 1, axis=0)
+    inverse_order = np.argsort(order)
     if x is None or not jax.tree.leaves(x):
-        return References(others[back], False, None)
+        return References(others[inverse_order], False, None)
     shuffled = jax.tree.map(lambda leaf: np.asarray(leaf)[order], x)
-    safe = np.where(np.isfinite(white), white, 0.0)[order]
-    found = regression_references(rng, shuffled, safe, others)
-    return found._replace(points=found.points[back])
+    finite = np.where(np.isfinite(whitened), whitened, 0.0)[order]
+    references = regression_references(rng, shuffled, finite, others)
+    return references._replace(points=references.points[inverse_order])
 
 
 @jax.jit
-def _pick(draws: Array, theta: Array, member: Array) -> Array:
-    """One value of each simulation: a draw, or the true value where ``member`` is the number of draws."""
-    drawn = draws[jnp.arange(len(draws)), jnp.minimum(member, draws.shape[1] - 1)]
-    return jnp.where((member == draws.shape[1])[:, None], theta, drawn)
+def _select_member(draws: Array, true_values: Array, member: Array) -> Array:
+    """Return one value per simulation: a draw, or the true value where ``member`` is the number of draws."""
+    selected = draws[jnp.arange(len(draws)), jnp.minimum(member, draws.shape[1] - 1)]
+    return jnp.where((member == draws.shape[1])[:, None], true_values, selected)
 
 
-def _users(key: PRNGKey, reference: Callable, theta: ArrayTree, x: ArrayTree, matrix: Array) -> References:
-    """The user's references, and whether other data under the same keys give other points."""
-    number = len(jax.tree.leaves(theta)[0])
-    keys = jax.random.split(key, number)
+def _user_references(
+    key: PRNGKey, reference: Callable, theta: ArrayTree, x: ArrayTree, matrix: Array
+) -> References:
+    """Evaluate the user's references, and check whether other data under the same keys change them."""
+    keys = jax.random.split(key, len(jax.tree.leaves(theta)[0]))
     points = _apply(as_partial(reference), keys, x)
-    like = jax.tree.map(jnp.shape, theta)
-    found = jax.tree.map(jnp.shape, points)
-    if structure(points) != structure(theta) or found != like:
-        raise ValueError(f"reference must return a point shaped like one theta, {like} over all, got {found}")
-    other = _apply(
+    expected_shapes = jax.tree.map(jnp.shape, theta)
+    shapes = jax.tree.map(jnp.shape, points)
+    if structure(points) != structure(theta) or shapes != expected_shapes:
+        raise ValueError(
+            "reference must return a point shaped like one theta; over all simulations the shapes are "
+            f"{expected_shapes}, got {shapes}"
+        )
+    other_points = _apply(
         as_partial(reference), keys, jax.tree.map(lambda leaf: jnp.roll(jnp.asarray(leaf), 1, 0), x)
     )
     flat = columns(points, 1)
-    uses = bool(np.any(np.asarray(flat) != np.asarray(columns(other, 1))))
-    return References(np.asarray(flat.astype(matrix.dtype) @ matrix.T), uses, None)
+    uses_data = bool(np.any(np.asarray(flat) != np.asarray(columns(other_points, 1))))
+    return References(np.asarray(flat.astype(matrix.dtype) @ matrix.T), uses_data, None)
 
 
 @jax.jit

@@ -1,12 +1,12 @@
 r"""Simultaneous bands for the empirical distribution of ranks, and the p-value that goes with them.
 
 S ranks that are uniform on {0, ..., L} fall into L + 1 cells. At an edge m the number of ranks below it is
-Binomial(S, m / (L + 1)); its two-sided tail probability, the smallest over the edges, is the statistic. Band and
-p-value ask for the same probability: that all the counts of a sample stay between given limits. It is exact, by a
-dynamic programme. Cells filled by independent Poisson counts, given that their sum is S, are a multinomial sample,
-so a step of the programme is a convolution with a Poisson density, and the last step the condition on the sum.
+Binomial(S, m / (L + 1)); the statistic is the smallest of their two-sided tail probabilities. Band and p-value need the
+same probability: that all counts of a sample stay between given limits. It is computed exactly by dynamic programming.
+Independent Poisson counts in the cells, given that their sum is S, are a multinomial sample, so a step of the program
+is a convolution with a Poisson density, and the last step conditions on the sum.
 
-A continuous probability integral transform u is a rank in as many cells as one likes: floor(u * num_cells).
+A continuous probability integral transform u is a rank in any number of cells: floor(u * num_cells).
 
 References:
     Säilynoja, Bürkner and Vehtari (2022), "Graphical test for discrete uniformity and its applications in goodness
@@ -30,31 +30,31 @@ _ROUNDING = 1e-13  # of one minus a probability
 
 
 class Band(NamedTuple):
-    """Limits of the empirical distribution function of uniform ranks, all valid at the same time.
+    """Simultaneous limits of the empirical distribution function of uniform ranks.
 
     Attributes:
-        points: where the function is looked at, ``edges / num_cells`` (K,).
+        points: evaluation points of the function, ``edges / num_cells`` (K,).
         lower: smallest value inside the band (K,).
         upper: largest value inside the band (K,).
-        level: probability asked for.
+        level: requested probability of staying inside.
         coverage: probability with which the whole function stays inside, at least ``level``.
-        edges: cells below each point (K,).
+        edges: number of cells below each point (K,).
     """
 
-    points: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
+    points: Float[np.ndarray, " K"]
+    lower: Float[np.ndarray, " K"]
+    upper: Float[np.ndarray, " K"]
     level: float
     coverage: float
-    edges: np.ndarray
+    edges: Int[np.ndarray, " K"]
 
 
 @lru_cache(maxsize=256)
 def ecdf_band(num_samples: int, num_cells: int, *, level: float = 0.95) -> Band:
-    r"""Return the narrowest band that a sample of uniform ranks leaves with probability 1 - level at most.
+    r"""Return the narrowest band that a sample of uniform ranks leaves with probability at most 1 - level.
 
     At each edge z the count lies between the :math:`\gamma/2` and :math:`1-\gamma/2` quantiles of
-    Binomial(S, z), with the largest :math:`\gamma` that keeps the probability. A sample leaves the band if and
+    Binomial(S, z), with the largest :math:`\gamma` that attains the level. A sample leaves the band if and
     only if ``ecdf_pvalue`` is at most 1 - level.
 
     Args:
@@ -63,7 +63,7 @@ def ecdf_band(num_samples: int, num_cells: int, *, level: float = 0.95) -> Band:
         level: probability of staying inside.
 
     Raises:
-        ValueError: no samples, fewer than two cells, or a level not between 0 and 1.
+        ValueError: there are no samples or fewer than two cells, or the level is not between 0 and 1.
 
     References:
         Säilynoja et al. (2022), equations 8-12 (limits, and the search for gamma).
@@ -75,11 +75,18 @@ def ecdf_band(num_samples: int, num_cells: int, *, level: float = 0.95) -> Band:
     edges = _edges(num_cells)
     low, high = _limits(gamma, num_samples, num_cells)
     coverage = _coverage(gamma, num_samples, num_cells)
-    return Band(edges / num_cells, low / num_samples, high / num_samples, level, coverage, edges)
+    return Band(
+        points=edges / num_cells,
+        lower=low / num_samples,
+        upper=high / num_samples,
+        level=level,
+        coverage=coverage,
+        edges=edges,
+    )
 
 
 def ecdf_pvalue(ranks: Int[np.ndarray, " S"], num_cells: int) -> float:
-    r"""Return the probability of uniform ranks straying from the diagonal as far as these, or further.
+    r"""Return the probability that uniform ranks deviate from the diagonal at least as much as these.
 
     The statistic is :math:`\min_k 2 \min\{F_k(c_k),\, 1 - F_k(c_k - 1)\}` with the counts :math:`c_k` below the
     edges and their binomial distribution functions :math:`F_k`; its distribution is computed, not simulated.
@@ -89,7 +96,7 @@ def ecdf_pvalue(ranks: Int[np.ndarray, " S"], num_cells: int) -> float:
         num_cells: number of values that a rank can take.
 
     Raises:
-        ValueError: no samples, fewer than two cells, or a rank outside its range.
+        ValueError: there are no samples or fewer than two cells, or a rank is outside its range.
 
     References:
         Säilynoja et al. (2022), equation 8.
@@ -100,7 +107,7 @@ def ecdf_pvalue(ranks: Int[np.ndarray, " S"], num_cells: int) -> float:
             f"ranks must lie in 0 ... {num_cells - 1}, got {ranks.min()} ... {ranks.max()}; drop failed simulations"
         )
     statistic = _statistic(_counts_below(ranks, num_cells), len(ranks), num_cells)
-    # One edge alone strays this far with half the statistic's probability: a bound where 1 - coverage is rounding.
+    # A single edge deviates this far with half the statistic's probability: a bound if 1 - coverage rounds to zero.
     return float(np.clip(1 - _coverage(statistic, len(ranks), num_cells), statistic / 2, 1))
 
 
@@ -125,12 +132,14 @@ def staying_probability(
     steps = np.arange(int(np.max(high - np.append(0, low[:-1]))) + 1)
     rate = np.maximum(num_samples * mass, 1e-300)[:, None]
     kernels = np.exp(steps * np.log(rate) - rate - gammaln(steps + 1))
-    at, weight = 0, np.ones(1)
-    for k, (start, stop) in enumerate(zip(low, high, strict=True)):
-        reached = np.convolve(weight, kernels[k, : stop - at + 1])
-        weight, at = reached[start - at : stop - at + 1], start
+    # mass_inside[i]: probability of the cumulative count first + i, with all earlier counts inside their limits
+    first, mass_inside = 0, np.ones(1)
+    for k, (smallest, largest) in enumerate(zip(low, high, strict=True)):
+        convolved = np.convolve(mass_inside, kernels[k, : largest - first + 1])
+        mass_inside, first = convolved[smallest - first : largest - first + 1], smallest
     log_total = num_samples * np.log(num_samples) - num_samples - gammaln(num_samples + 1)
-    return float(min(weight[0] / np.exp(log_total), 1.0))
+    # Condition on the sum, which is Poisson(S)
+    return float(min(mass_inside[0] / np.exp(log_total), 1.0))
 
 
 def _check(num_samples: int, num_cells: int) -> None:
@@ -142,7 +151,7 @@ def _check(num_samples: int, num_cells: int) -> None:
 
 @lru_cache(maxsize=64)
 def _edges(num_cells: int) -> np.ndarray:
-    """Inner edges of the cells, or an even choice of them if they are many."""
+    """Return the inner edges of the cells, or an evenly spaced subset if there are many."""
     return np.unique(np.linspace(0, num_cells, min(num_cells, _MAX_EDGES) + 1).round().astype(int))[1:-1]
 
 
@@ -158,7 +167,7 @@ def _statistic(counts: np.ndarray, num_samples: int, num_cells: int) -> float:
 
 
 def _limits(gamma: float, num_samples: int, num_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest count whose two-sided tail probability exceeds gamma, at each edge."""
+    """Return the smallest and the largest count whose two-sided tail probability exceeds gamma, at each edge."""
     edges = _edges(num_cells)
     low = _first_above(gamma / 2, num_samples, edges / num_cells)
     high = num_samples - _first_above(gamma / 2, num_samples, (num_cells - edges) / num_cells)
@@ -166,7 +175,7 @@ def _limits(gamma: float, num_samples: int, num_cells: int) -> tuple[np.ndarray,
 
 
 def _first_above(tail: float, num_samples: int, z: np.ndarray) -> np.ndarray:
-    """Smallest count c with P(Binomial(S, z) <= c) > tail, decided by the same function as the statistic."""
+    """Return the smallest count c with P(Binomial(S, z) <= c) > tail, by the same function as the statistic."""
     guess = np.nan_to_num(bdtrik(tail, num_samples, z), nan=0.0)
     count = np.clip(np.floor(guess) - 2, 0, num_samples).astype(int)
     for _ in range(5):
@@ -182,7 +191,7 @@ def _coverage(gamma: float, num_samples: int, num_cells: int) -> float:
 
 @lru_cache(maxsize=256)
 def _gamma(num_samples: int, num_cells: int, level: float) -> float:
-    """Largest two-sided pointwise probability with the simultaneous coverage, by bisection of its logarithm."""
+    """Return the largest two-sided pointwise probability with the simultaneous coverage, by bisection of its log."""
     low, high = np.log((1 - level) / (4 * _MAX_EDGES * num_samples)), 0.0
     while high - low > 1e-7:
         middle = (low + high) / 2

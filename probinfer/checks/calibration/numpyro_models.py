@@ -1,4 +1,4 @@
-"""Simulation-based calibration of a NumPyro model: the model says how to simulate, and what its densities are."""
+"""Simulation-based calibration of a NumPyro model, which provides the simulator and the densities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.distributions import Unit
 from numpyro.infer.util import compute_log_probs
 
-from probinfer.checks.calibration.simulation_based import SbcReport, sbc
+from probinfer.checks.calibration.simulation_based import SBCReport, sbc
 from probinfer.core.binding import Bound
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar
@@ -43,7 +43,7 @@ def sbc_numpyro(
     path: str | os.PathLike | None = None,
     progress: bool | str | None = None,
     **kwargs: Any,
-) -> SbcReport:
+) -> SBCReport:
     """Check that inference for a NumPyro model is calibrated.
 
     The true values are the latent sites (on their constrained scale), the data those sites that are observed. The
@@ -53,13 +53,13 @@ def sbc_numpyro(
         key: random key.
         model: a NumPyro model whose latent sites are continuous and have proper priors.
         *args: its arguments.
-        observed: names of the sites that are data. None: those that are observed when the model is called as given
-            here; their values do not matter.
+        observed: names of the sites that are data. None: the sites that are observed when the model is called with
+            these arguments; their values do not matter.
         sampler: ``(logdensity_fn, init_fn, constrain_fn=...)`` -> ``infer_fn``, where ``logdensity_fn(position, x)``
             and ``init_fn(key, x)`` work on unconstrained positions and x maps observed sites to data. Default: HMC,
             ``mcmc.posterior_sampler``; ``functools.partial`` sets its options.
         num_simulations: as in ``sbc``.
-        quantities: functions ``(theta, x)`` -> scalar of two dictionaries by site, as in ``sbc``.
+        quantities: functions ``(theta, x)`` -> scalar of two dictionaries keyed by site, as in ``sbc``.
         reference: as in ``sbc``.
         num_projections: as in ``sbc``.
         level: as in ``sbc``.
@@ -70,12 +70,12 @@ def sbc_numpyro(
         **kwargs: keyword arguments of the model.
 
     Returns:
-        The report of ``sbc``; ``theta`` and ``x`` are dictionaries by site.
+        The report of ``sbc``; ``theta`` and ``x`` are dictionaries keyed by site.
 
     Raises:
         TypeError: ``key`` is not a key.
-        ValueError: no site is observed, a name that is no site, latent sites that are discrete or without a proper
-            prior, observed sites that are not named, factor sites, and what ``sbc`` refuses.
+        ValueError: no site is observed, a name is not a site, latent sites are discrete or without a proper prior,
+            observed sites are not named, there are factor sites, or ``sbc`` refuses the input.
 
     Example:
         >>> import functools, jax, numpyro, numpyro.distributions as dist
@@ -95,8 +95,8 @@ def sbc_numpyro(
     latent = _latent_sites(model, args, kwargs, names)
     infer_fn = sampler(
         Bound(_logdensity, model, args, kwargs),
-        Bound(_initial, model, args, kwargs),
-        constrain_fn=Bound(_constrained, model, args, kwargs, latent),
+        Bound(_sample_initial, model, args, kwargs),
+        constrain_fn=Bound(_constrain, model, args, kwargs, latent),
     )
     return sbc(
         key,
@@ -118,19 +118,19 @@ def sbc_numpyro(
 
 
 class _Site(NamedTuple):
-    observed: bool
-    value: Any  # shape and dtype
+    is_observed: bool
+    value: jax.ShapeDtypeStruct
     is_factor: bool
 
 
 def _sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, _Site]:
-    """The sample sites of a model; nothing is computed."""
-    found: dict[str, tuple[bool, bool]] = {}
+    """Return the sample sites of a model by abstract evaluation."""
+    flags: dict[str, tuple[bool, bool]] = {}
 
     def record(key):
         trace = handlers.trace(handlers.seed(model, key)).get_trace(*args, **kwargs)
         sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
-        found.update(
+        flags.update(
             {name: (site["is_observed"], isinstance(site["fn"], Unit)) for name, site in sites.items()}
         )
         return {name: site["value"] for name, site in sites.items()}
@@ -139,11 +139,13 @@ def _sites(model: Callable, args: tuple, kwargs: dict) -> dict[str, _Site]:
         values = jax.eval_shape(record, jax.random.key(0))
     except NotImplementedError as error:
         raise ValueError(_IMPROPER) from error
-    return {name: _Site(held, values[name], factor) for name, (held, factor) in found.items()}
+    return {
+        name: _Site(is_observed, values[name], is_factor) for name, (is_observed, is_factor) in flags.items()
+    }
 
 
 def _observed_sites(model: Callable, args: tuple, kwargs: dict, observed: Any) -> tuple[str, ...]:
-    """Names of the sites that are data, which the model must be able to simulate."""
+    """Return the names of the sites that are data, which the model must be able to simulate."""
     sites = _sites(model, args, kwargs)
     if factors := [name for name, site in sites.items() if site.is_factor]:
         raise ValueError(
@@ -151,11 +153,11 @@ def _observed_sites(model: Callable, args: tuple, kwargs: dict, observed: Any) -
             "sample sites, or use checks.sbc with a simulator"
         )
     if observed is None:
-        names = tuple(name for name, site in sites.items() if site.observed)
+        names = tuple(name for name, site in sites.items() if site.is_observed)
         if not names:
             raise ValueError(
                 f"no site of the model is observed: name those that are data, observed=..., from {sorted(sites)}, or "
-                "pass the data as the model takes them"
+                "pass the data as arguments of the model"
             )
     else:
         names = (observed,) if isinstance(observed, str) else tuple(observed)
@@ -163,60 +165,62 @@ def _observed_sites(model: Callable, args: tuple, kwargs: dict, observed: Any) -
             raise ValueError(
                 f"observed must name sample sites of the model, {sorted(sites)}, got {shortened(observed)}"
             )
-    if extra := [name for name, site in sites.items() if site.observed and name not in names]:
+    if unnamed := [name for name, site in sites.items() if site.is_observed and name not in names]:
         raise ValueError(
-            f"the sites {extra} are observed too: name them in observed, they are simulated as well"
+            f"the sites {unnamed} are observed too: name them in observed, so that they are simulated as well"
         )
     return names
 
 
 def _latent_sites(model: Callable, args: tuple, kwargs: dict, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the latent sites, all of which can be drawn."""
+    """Return the names of the latent sites; refuse sites without a proper prior."""
     sites = _sites(model, args, kwargs)
     data = {name: jnp.zeros(sites[name].value.shape, sites[name].value.dtype) for name in names}
-    found = model_sites.inspect_model(handlers.condition(model, data=data), args, kwargs)
-    if not found.proper:
+    inspected = model_sites.inspect_model(handlers.condition(model, data=data), args, kwargs)
+    if not inspected.proper:
         raise ValueError(_IMPROPER)
-    return found.latent
+    return inspected.latent
 
 
-# Draws.
+# Sampling
 
 
-def _drawn(model: Callable, args: tuple, kwargs: dict, key: PRNGKey, fixed: ArrayTree) -> dict:
-    """Every sample site, the ``fixed`` ones at their values, data and all others drawn."""
+def _sample_sites(model: Callable, args: tuple, kwargs: dict, key: PRNGKey, fixed: ArrayTree) -> dict:
+    """Return the values of all sample sites: given for the ``fixed`` sites, sampled for all others and the data."""
     seeded = handlers.seed(handlers.substitute(handlers.uncondition(model), data=fixed), key)
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
     return {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
 
 
 def _prior_sample(model: Callable, args: tuple, kwargs: dict, latent: tuple, key: PRNGKey) -> ArrayTree:
-    values = _drawn(model, args, kwargs, key, {})
+    values = _sample_sites(model, args, kwargs, key, {})
     return {name: values[name] for name in latent}
 
 
 def _simulate(
-    model: Callable, args: tuple, kwargs: dict, names: tuple, key: PRNGKey, theta: ArrayTree
+    model: Callable, args: tuple, kwargs: dict, names: tuple, key: PRNGKey, parameters: ArrayTree
 ) -> ArrayTree:
-    values = _drawn(model, args, kwargs, key, theta)
+    values = _sample_sites(model, args, kwargs, key, parameters)
     return {name: values[name] for name in names}
 
 
-# Densities. The sampler works on unconstrained positions, the ranks on constrained values.
+# Densities: the sampler uses unconstrained positions, the ranks use constrained values
 
 
-def _log_prior(model: Callable, args: tuple, kwargs: dict, latent: tuple, theta: ArrayTree) -> Scalar:
-    """Of constrained values; data are drawn, since the model needs some, and play no part."""
-    free = handlers.seed(handlers.substitute(handlers.uncondition(model), data=theta), jax.random.key(0))
-    log_probs, _ = compute_log_probs(free, args, kwargs, {})
+def _log_prior(model: Callable, args: tuple, kwargs: dict, latent: tuple, parameters: ArrayTree) -> Scalar:
+    """Log prior of constrained values; the data are sampled, since the model needs some, and do not matter."""
+    seeded = handlers.seed(
+        handlers.substitute(handlers.uncondition(model), data=parameters), jax.random.key(0)
+    )
+    log_probs, _ = compute_log_probs(seeded, args, kwargs, {})
     return _total(log_probs, latent)
 
 
 def _log_likelihood(
-    model: Callable, args: tuple, kwargs: dict, names: tuple, theta: ArrayTree, x: ArrayTree
+    model: Callable, args: tuple, kwargs: dict, names: tuple, parameters: ArrayTree, x: ArrayTree
 ) -> Scalar:
-    held = handlers.substitute(handlers.condition(model, data=x), data=theta)
-    log_probs, _ = compute_log_probs(held, args, kwargs, {})
+    conditioned = handlers.substitute(handlers.condition(model, data=x), data=parameters)
+    log_probs, _ = compute_log_probs(conditioned, args, kwargs, {})
     return _total(log_probs, names)
 
 
@@ -228,12 +232,12 @@ def _logdensity(model: Callable, args: tuple, kwargs: dict, position: ArrayTree,
     return numpyro_model.logdensity(handlers.condition(model, data=x), args, kwargs, position)
 
 
-def _initial(model: Callable, args: tuple, kwargs: dict, key: PRNGKey, x: ArrayTree) -> ArrayTree:
-    """A draw of the prior, unconstrained."""
+def _sample_initial(model: Callable, args: tuple, kwargs: dict, key: PRNGKey, x: ArrayTree) -> ArrayTree:
+    """Sample an unconstrained position from the prior."""
     return numpyro_model.prior_sample(handlers.condition(model, data=x), args, kwargs, key)
 
 
-def _constrained(model: Callable, args: tuple, kwargs: dict, latent: tuple, position: ArrayTree) -> ArrayTree:
-    free = handlers.seed(handlers.uncondition(model), jax.random.key(0))
-    values = numpyro_model.constrain(free, args, kwargs, position)
+def _constrain(model: Callable, args: tuple, kwargs: dict, latent: tuple, position: ArrayTree) -> ArrayTree:
+    seeded = handlers.seed(handlers.uncondition(model), jax.random.key(0))
+    values = numpyro_model.constrain(seeded, args, kwargs, position)
     return {name: values[name] for name in latent}

@@ -2,9 +2,10 @@ r"""Ranks of true values among their posterior draws, for many test quantities a
 
 Simulation s draws :math:`\theta^*_s \sim p(\theta)`, :math:`x_s \sim p(x\mid\theta^*_s)` and L posterior draws
 :math:`\theta_{sl}`. If the posterior is right and the draws are independent, the rank
-:math:`\sum_l 1[f(\theta_{sl}, x_s) < f(\theta^*_s, x_s)]` of any quantity f is uniform on {0, ..., L}. Which errors
-are seen depends on the quantities: parameters alone cannot see a posterior that ignores the data, the joint density
-can. Ties are broken at random, autocorrelated draws are thinned, and simulations with NaN are counted with a reason.
+:math:`\sum_l 1[f(\theta_{sl}, x_s) < f(\theta^*_s, x_s)]` of any quantity f is uniform on {0, ..., L}. Which
+errors are detected depends on the quantities: parameters alone cannot detect a posterior that ignores the data, the
+joint density can. Ties are broken at random, autocorrelated draws are thinned, and simulations with NaN are counted
+with a reason.
 
 References:
     Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian inference algorithms with
@@ -20,9 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from probinfer.checks.calibration.references import generator
-from probinfer.checks.calibration.thinning import LOOKED_AT, needed_thinning
+from probinfer.checks.calibration.thinning import MAX_SIMULATIONS, needed_thinning
 from probinfer.checks.calibration.whitening import columns, whitening_matrix
 from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key
@@ -37,15 +39,15 @@ class RankTable(NamedTuple):
 
     Attributes:
         ranks: (S, Q) integers in 0 ... num_draws; -1 where the simulation failed.
-        names: of the quantities (Q,).
-        num_draws: L, the number of draws ranked against, after thinning.
-        thin: every ``thin``-th draw of each chain was kept.
+        names: names of the quantities (Q,).
+        num_draws: number L of draws that a true value is ranked among, after thinning.
+        thin: every ``thin``-th draw of each chain is used.
         failures: (reason, number of simulations).
-        constant: quantities whose draws all equal the true value: their ranks are noise and say nothing.
-        uses_data: (Q,) whether a quantity looks at the data.
+        constant: quantities whose draws all equal the true value, so that their ranks carry no information.
+        uses_data: (Q,) whether a quantity depends on the data.
     """
 
-    ranks: np.ndarray
+    ranks: Int[np.ndarray, "S Q"]
     names: tuple[str, ...]
     num_draws: int
     thin: int
@@ -55,9 +57,9 @@ class RankTable(NamedTuple):
 
     @property
     def remarks(self) -> list[str]:
-        """What could not be ranked, in words, for a verdict."""
-        still = [f"cannot tell about {name}: its draws all equal the true value" for name in self.constant]
-        return still + [f"{num} simulations failed: {reason}" for reason, num in self.failures]
+        """Sentences about quantities and simulations that could not be ranked, for a verdict."""
+        constant = [f"cannot tell about {name}: its draws all equal the true value" for name in self.constant]
+        return constant + [f"{count} simulations failed: {reason}" for reason, count in self.failures]
 
 
 def rank_table(
@@ -84,18 +86,18 @@ def rank_table(
         log_prior_fn: log prior of one ``theta``.
         log_likelihood_fn: ``(theta, x)`` -> log likelihood; with the prior it gives the log joint density too.
         quantities: functions ``(theta, x)`` -> scalar, named by their ``__name__`` or the keys of a mapping.
-        num_projections: random directions in whitened coordinates; none are drawn in one dimension.
+        num_projections: number of random directions in whitened coordinates; none in one dimension.
         whiten: coordinates of the directions: "pooled", "prior" or None.
-        chain_axis: the draws have a chain axis before the draw axis.
-        thin: keep every thin-th draw. None: as many as the autocorrelation asks for, none if it is negligible.
+        chain_axis: whether the draws have a chain axis before the draw axis.
+        thin: use every ``thin``-th draw. None: chosen from the autocorrelation, 1 if it is negligible.
 
     Returns:
-        The ranks and what is known about them.
+        The ranks, with the failures and constant quantities.
 
     Raises:
         TypeError: ``key`` is not a key.
-        ValueError: trees or leading axes differ, no draws, a likelihood without data, two quantities of one name,
-            a quantity that is not a scalar, or ``thin`` beyond the draws.
+        ValueError: trees or leading axes differ, there are no draws, a likelihood has no data, two quantities share a
+            name, a quantity is not a scalar, or ``thin`` exceeds the number of draws.
 
     References:
         Talts et al. (2018), algorithm 2. Modrák et al. (2023), section 3 (densities as quantities).
@@ -117,46 +119,60 @@ def rank_table(
     _check_scalars(functions, names, theta, x)
     names = (*scalar_names(theta), *names, *(f"projection[{i}]" for i in range(num_projections)))
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        duplicates = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(
-            f"two test quantities are called {twice}; pass quantities as a mapping with other names"
+            f"two test quantities are called {duplicates}; pass quantities as a mapping with other names"
         )
-    bound = (functions, directions)
+    quantity_fns = (functions, directions)
+    # Thin by the autocorrelation of the test quantities
     if thin is None:
-        some = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:LOOKED_AT], (chained, x))
-        thin = needed_thinning(_chain_values(bound, *some))
+        subset = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:MAX_SIMULATIONS], (chained, x))
+        thin = needed_thinning(_chain_values(quantity_fns, *subset))
     thinned = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, :, thin - 1 :: thin], chained)
-    below, ties, known = jax.device_get(_counts(bound, thinned, theta, x))
-    ranks = np.where(known, below + generator(key_ties).integers(ties + 1), -1)
-    uses = (*[False] * dimension, *uses_data, *[False] * num_projections)
-    return _table(ranks, ties, flat, true, names, uses, thin)
+    # Rank, with ties broken at random so that ranks of discrete quantities are uniform too
+    below, ties, valid = jax.device_get(_counts(quantity_fns, thinned, theta, x))
+    ranks = np.where(valid, below + generator(key_ties).integers(ties + 1), -1)
+    uses_data = (*[False] * dimension, *uses_data, *[False] * num_projections)
+    return _table(ranks, ties, flat, true, names, uses_data, thin)
 
 
-def _table(ranks, ties, flat, true, names, uses, thin: int) -> RankTable:
+def _table(
+    ranks: np.ndarray,
+    ties: np.ndarray,
+    flat: Array,
+    true: Array,
+    names: tuple[str, ...],
+    uses_data: tuple[bool, ...],
+    thin: int,
+) -> RankTable:
+    """Count the failures, and find the quantities whose draws all equal the true value."""
     num_simulations = len(ranks)
     num_draws = flat.shape[1] * (flat.shape[2] // thin)
-    bad_draws = ~np.isfinite(np.asarray(flat)).all(axis=(1, 2, 3))
-    bad_truth = ~np.isfinite(np.asarray(true)).all(axis=1)
-    failures = [("a draw is NaN or infinite", bad_draws), ("the true value is NaN or infinite", bad_truth)]
-    whole = bad_draws | bad_truth
+    invalid_draws = ~np.isfinite(np.asarray(flat)).all(axis=(1, 2, 3))
+    invalid_truth = ~np.isfinite(np.asarray(true)).all(axis=1)
+    failures = [
+        ("a draw is NaN or infinite", invalid_draws),
+        ("the true value is NaN or infinite", invalid_truth),
+    ]
+    invalid = invalid_draws | invalid_truth
     for name, column in zip(names, ranks.T, strict=True):
-        failures.append((f"{name} is NaN", (column < 0) & ~whole))
-    ranks = np.where(whole[:, None], -1, ranks)
-    good = ranks >= 0
-    constant = np.all((ties == num_draws) | ~good, axis=0) & good.any(axis=0) & (num_simulations > 0)
+        failures.append((f"{name} is NaN", (column < 0) & ~invalid))
+    ranks = np.where(invalid[:, None], -1, ranks)
+    ranked = ranks >= 0
+    constant = np.all((ties == num_draws) | ~ranked, axis=0) & ranked.any(axis=0) & (num_simulations > 0)
     return RankTable(
-        ranks,
-        names,
-        num_draws,
-        thin,
-        tuple((reason, int(bad.sum())) for reason, bad in failures if bad.any()),
-        tuple(name for name, still in zip(names, constant, strict=True) if still),
-        uses,
+        ranks=ranks,
+        names=names,
+        num_draws=num_draws,
+        thin=thin,
+        failures=tuple((reason, int(failed.sum())) for reason, failed in failures if failed.any()),
+        constant=tuple(name for name, is_constant in zip(names, constant, strict=True) if is_constant),
+        uses_data=uses_data,
     )
 
 
 def check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int) -> tuple[int, ...]:
-    """Return the leading sizes (S, L) or (S, chain, draw) of the draws, or say which shape is wrong.
+    """Check the shapes, and return the leading sizes (S, L) or (S, chain, draw) of the draws.
 
     Args:
         draws: leaves (S, L, ...) or (S, chain, draw, ...).
@@ -173,13 +189,13 @@ def check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int)
             f"{jax.tree.structure(draws)} and {jax.tree.structure(theta)}"
         )
     sizes = np.shape(jax.tree.leaves(draws)[0])[:leading]
-    wanted = "(S, chain, draw, ...)" if leading == 3 else "(S, L, ...)"
+    expected = "(S, chain, draw, ...)" if leading == 3 else "(S, L, ...)"
     for name, leaf, true in zip(
         leaf_names(theta), jax.tree.leaves(draws), jax.tree.leaves(theta), strict=True
     ):
         if np.shape(leaf)[:leading] != sizes or np.shape(leaf) != (*sizes, *np.shape(true)[1:]):
             raise ValueError(
-                f"draws must have leaves {wanted} and theta leaves (S, ...) that match, got "
+                f"draws must have leaves {expected} and theta leaves (S, ...) that match, got "
                 f"{np.shape(leaf)} and {np.shape(true)} at '{name}'"
             )
         if np.shape(true)[:1] != sizes[:1]:
@@ -187,7 +203,7 @@ def check_shapes(draws: ArrayTree, theta: ArrayTree, x: ArrayTree, leading: int)
                 f"there are {sizes[0]} simulations of draws but theta has shape {np.shape(true)} at '{name}'"
             )
     if len(sizes) < leading or 0 in sizes:
-        raise ValueError(f"draws must have leading axes {wanted}, none of them empty, got {sizes}")
+        raise ValueError(f"draws must have leading axes {expected}, none of them empty, got {sizes}")
     for leaf in jax.tree.leaves(x):
         if np.shape(leaf)[:1] != sizes[:1]:
             raise ValueError(f"x must have leaves (S, ...) with S = {sizes[0]}, got shape {np.shape(leaf)}")
@@ -200,13 +216,13 @@ def named_quantities(
     quantities: Sequence[Callable] | Mapping[str, Callable],
     x: ArrayTree,
 ) -> tuple[tuple, tuple, tuple]:
-    """Names of the functions of (theta, x), the functions, and whether each looks at the data.
+    """Return the names of the functions of (theta, x), the functions, and whether each depends on the data.
 
     Args:
         log_prior_fn: log prior of theta, or None.
         log_likelihood_fn: log likelihood of (theta, x), or None.
         quantities: further functions of (theta, x).
-        x: the data; None if there are none to look at.
+        x: the data; None if there are none.
     """
     items: list[tuple[str, Callable, bool]] = []
     if log_prior_fn is not None:
@@ -234,67 +250,71 @@ def _joint(log_prior_fn: Callable, log_likelihood_fn: Callable, theta: ArrayTree
 
 
 def _check_scalars(functions: tuple, names: tuple, theta: ArrayTree, x: ArrayTree) -> None:
-    one = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], (theta, x))
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], (theta, x))
     for name, function in zip(names, functions, strict=True):
-        shape: Any = jax.tree.map(jnp.shape, jax.eval_shape(function, *one))
+        shape: Any = jax.tree.map(jnp.shape, jax.eval_shape(function, *first))
         if shape != ():
             raise ValueError(
-                f"the test quantity '{name}' must be a scalar, got shape {shape}; pass one function each"
+                f"the test quantity '{name}' must be a scalar, got shape {shape}; pass one function per scalar"
             )
 
 
 def scalar_names(theta: ArrayTree) -> list[str]:
-    """One name a scalar of a tree with leaves (S, ...): ``mu``, ``weights[3]``."""
-    rows = []
+    """Return one name per scalar of a tree with leaves (S, ...): ``mu``, ``weights[3]``."""
+    names = []
     for name, leaf in zip(leaf_names(theta), jax.tree.leaves(theta), strict=True):
         for index in np.ndindex(np.shape(leaf)[1:]):
-            rows.append(f"{name}[{','.join(map(str, index))}]" if index else name)
-    return rows
+            names.append(f"{name}[{','.join(map(str, index))}]" if index else name)
+    return names
 
 
-def _directions(key: PRNGKey, matrix: Array, number: int) -> Array:
-    """Rows are unit vectors of the whitened space, to be multiplied with raw values."""
-    normal = generator(key).normal(size=(number, len(matrix)))
+def _directions(key: PRNGKey, matrix: Array, num_directions: int) -> Array:
+    """Return random unit vectors w of the whitened space as rows w W, which apply to raw values."""
+    normal = generator(key).normal(size=(num_directions, len(matrix)))
     units = normal / np.linalg.norm(normal, axis=1, keepdims=True)
     return jnp.asarray(units, matrix.dtype) @ matrix
 
 
-def _values(bound: tuple, theta: ArrayTree, x: ArrayTree) -> Array:
-    """All test quantities of many values of theta and one x: (N, Q)."""
-    functions, directions = bound
-    flat = columns(theta, 1)
-    rows = [jax.vmap(function, (0, None))(theta, x).astype(flat.dtype)[:, None] for function in functions]
-    return jnp.concatenate([flat, *rows, flat @ directions.T], axis=1)
+def _values(quantity_fns: tuple, parameters: ArrayTree, data: ArrayTree) -> Array:
+    """Return all test quantities (N, Q) of N values of the parameters and one data set."""
+    functions, directions = quantity_fns
+    flat = columns(parameters, 1)
+    others = [
+        jax.vmap(function, (0, None))(parameters, data).astype(flat.dtype)[:, None] for function in functions
+    ]
+    return jnp.concatenate([flat, *others, flat @ directions.T], axis=1)
 
 
 @jax.jit
-def _chain_values(bound: tuple, draws: ArrayTree, x: ArrayTree) -> Array:
-    """Test quantities of every draw (S, chain, draw, Q)."""
+def _chain_values(quantity_fns: tuple, draws: ArrayTree, data: ArrayTree) -> Array:
+    """Return the test quantities of every draw (S, chain, draw, Q)."""
 
-    def one(simulation):
-        theta, data = simulation
-        sizes = jax.tree.leaves(theta)[0].shape[:2]
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), theta)
-        return _values(bound, flat, data).reshape(*sizes, -1)
+    def values_of_one(simulation):
+        chains, one_data = simulation
+        sizes = jax.tree.leaves(chains)[0].shape[:2]
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), chains)
+        return _values(quantity_fns, flat, one_data).reshape(*sizes, -1)
 
-    return jax.lax.map(one, (draws, x))
+    return jax.lax.map(values_of_one, (draws, data))
 
 
 def _true_first(true: Array, draws: Array) -> Array:
-    """The true value and all draws of one simulation, the chains joined."""
+    """Concatenate the true value and the draws of all chains of one simulation."""
     return jnp.concatenate([jnp.asarray(true)[None].astype(draws.dtype), draws.reshape(-1, *draws.shape[2:])])
 
 
 @jax.jit
-def _counts(bound: tuple, draws: ArrayTree, theta: ArrayTree, x: ArrayTree) -> tuple[Array, Array, Array]:
-    """Numbers of draws below the true value and equal to it, and whether all values are numbers (S, Q)."""
+def _counts(
+    quantity_fns: tuple, draws: ArrayTree, true_values: ArrayTree, data: ArrayTree
+) -> tuple[Array, Array, Array]:
+    """Count the draws below the true value and equal to it, and check that no value is NaN (S, Q)."""
 
-    def one(simulation):
-        some, true, data = simulation
-        both = jax.tree.map(_true_first, true, some)
-        values = _values(bound, both, data)
+    def count_one(simulation):
+        chains, true, one_data = simulation
+        # The true value is evaluated with the draws, so that equal values have equal quantities.
+        values = _values(quantity_fns, jax.tree.map(_true_first, true, chains), one_data)
         below = jnp.sum(values[1:] < values[0], axis=0)
         ties = jnp.sum(values[1:] == values[0], axis=0)
         return below, ties, ~jnp.any(jnp.isnan(values), axis=0)
 
-    return jax.lax.map(one, (draws, theta, x))
+    return jax.lax.map(count_one, (draws, true_values, data))

@@ -1,13 +1,13 @@
 r"""Simulation-based calibration of a whole inference procedure, in one call.
 
 Draw :math:`\theta^*_s \sim p(\theta)` and :math:`x_s \sim p(x\mid\theta^*_s)`, infer from every :math:`x_s` in one
-compiled program, rank the true values among the draws. Besides every scalar parameter the ranks are those of the log
-densities, where they are given, of random directions, and of the distance to a point that depends on the data
-(TARP), which sees a posterior that ignores the data even where no density is known.
+compiled program, and rank the true values among the draws. The ranked quantities are every scalar parameter, the log
+densities if they are given, random projections, and the distance to a point that depends on the data (TARP), which
+detects a posterior that ignores the data even if no density is known.
 
 References:
     Talts, Betancourt, Simpson, Vehtari and Gelman (2018), "Validating Bayesian inference algorithms with
-    simulation-based calibration", algorithm 2. Modrák et al. (2023), section 3 (test quantities that look at the data).
+    simulation-based calibration", algorithm 2. Modrák et al. (2023), section 3 (quantities that depend on the data).
     Lemos, Coogan, Hezaveh and Perreault-Levasseur (2023), theorem 3 (references that depend on the data).
 """
 
@@ -35,32 +35,32 @@ from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 from probinfer.running.many.driver import ManyPosteriors, run_many
 from probinfer.targets.transforms import structure
 
-__all__ = ["SbcReport", "calibrate", "sbc"]
+__all__ = ["SBCReport", "calibrate", "sbc"]
 
 _WITHOUT_DENSITIES = (
-    "without log_prior_fn and log_likelihood_fn the log joint density was not ranked, and errors that only it shows "
-    "(biases that cancel over the data, small errors of the shape) may go unseen"
+    "without log_prior_fn and log_likelihood_fn the log joint density was not ranked, so errors that only it shows "
+    "(biases that cancel over the data, small errors of the shape) may not be detected"
 )
 
 
 @dataclass(frozen=True)
-class SbcReport:
-    """What simulation-based calibration says of an inference procedure.
+class SBCReport:
+    """Result of simulation-based calibration of an inference procedure.
 
     Attributes:
-        uniform: the test of all ranks: p-values, bands, what it could have found.
-        posteriors: draws and accounts of every data set: status, work, divergences, effective sample sizes.
+        uniform: test of all ranks: p-values, bands, detectable errors.
+        posteriors: draws and diagnostics of every data set: status, cost, divergences, effective sample sizes.
         theta: true values, leaves (S, ...).
         x: simulated data, leaves (S, ...).
-        references: of the quantity "tarp"; None if there are none.
+        references: reference points of the quantity "tarp"; None if there are none.
         has_densities: whether the log joint density was ranked.
-        caveat: what the errors in the verdict are measured against, where that is not the prior and the model.
+        caveat: reference of the errors in the verdict, if it is not the prior and the model.
     """
 
     uniform: UniformityReport
     posteriors: ManyPosteriors
-    theta: Any
-    x: Any
+    theta: ArrayTree
+    x: ArrayTree
     references: References | None
     has_densities: bool
     caveat: str = ""
@@ -72,22 +72,22 @@ class SbcReport:
 
     @property
     def pvalues(self) -> dict[str, float]:
-        """By quantity, adjusted by Holm's rule over all of them."""
+        """P-values by quantity, adjusted by Holm's rule over all of them."""
         return self.uniform.pvalues
 
     @property
     def raw_pvalues(self) -> dict[str, float]:
-        """By quantity, unadjusted."""
+        """P-values by quantity, unadjusted."""
         return self.uniform.raw_pvalues
 
     @property
     def bands(self) -> Band:
-        """Simultaneous band of one quantity, its share of the level after Holm's correction."""
+        """Simultaneous band of one quantity, at its share of the level by Holm's rule."""
         return self.uniform.bands
 
     @property
     def power(self) -> Detectable | None:
-        """Smallest errors of one quantity that would have been found; None where nothing was ranked."""
+        """Smallest errors of one quantity that would have been detected; None if nothing was ranked."""
         return self.uniform.power
 
     @property
@@ -97,19 +97,19 @@ class SbcReport:
 
     @property
     def passed(self) -> bool | None:
-        """True, False, or None where the check cannot tell."""
+        """True, False, or None if the check cannot tell."""
         return self.uniform.passed
 
     @property
     def verdict(self) -> str:
-        """The verdict in words: what was found, what could have been, what could not, and what the runs reported."""
+        """The verdict in words: errors found, detectable errors, undetectable errors, and reports of the runs."""
         parts = [self.uniform.verdict]
         if not self.has_densities:
             parts.append(_WITHOUT_DENSITIES)
         if self.caveat:
             parts.append(self.caveat)
         if self.posteriors.failures:
-            counts = (f"{num} data sets {reason}" for reason, num in self.posteriors.failures)
+            counts = (f"{count} data sets {reason}" for reason, count in self.posteriors.failures)
             parts.append("the inference reports " + "; ".join(counts))
         return "; ".join(parts)
 
@@ -138,7 +138,7 @@ def sbc(
     chunk: int | None = None,
     path: str | os.PathLike | None = None,
     progress: bool | str | None = None,
-) -> SbcReport:
+) -> SBCReport:
     """Check that an inference procedure is calibrated over the prior of a model.
 
     Args:
@@ -152,30 +152,30 @@ def sbc(
         num_simulations: number S of data sets.
         quantities: further functions ``(theta, x)`` -> scalar, by name or named by their ``__name__``.
         reference: ``(key, x)`` -> reference point of TARP; None: predicted from the data, see ``tarp``.
-        num_projections: random directions in whitened coordinates.
+        num_projections: number of random directions in whitened coordinates.
         level: probability of a false alarm of the whole report.
         mode: "auto", "map", "vmap" or "queue", see ``run_many``.
         chunk: data sets at a time, see ``run_many``.
-        path: folder for finished chunks; the same call made again continues there.
-        progress: a bar; None means on a terminal.
+        path: folder for finished chunks; the same call continues from there.
+        progress: whether to show a progress bar; None: only on a terminal.
 
     Returns:
-        The report. Data sets whose inference failed are counted, not left out in silence.
+        The report. Data sets whose inference failed are counted and reported.
 
     Raises:
         TypeError: ``key`` is not a key, or a function is not callable.
         KeyboardInterrupt: Ctrl-C before a data set was finished, or twice.
-        ValueError: fewer than one simulation, draws that do not look like theta, a quantity that is not a scalar, two
-            quantities of one name, or a level not between 0 and 0.5.
+        ValueError: there is less than one simulation, draws do not match theta, a quantity is not a scalar, two
+            quantities share a name, or the level is not between 0 and 0.5.
     """
     check_key(key)
     check_functions(prior_sample=prior_sample, simulate=simulate)
     check_number(num_simulations)
-    key_theta, key_x, key_rest = jax.random.split(key, 3)
+    key_theta, key_x, key_calibrate = jax.random.split(key, 3)
     keys = jax.random.split(key_theta, num_simulations), jax.random.split(key_x, num_simulations)
-    theta, x = _simulated(as_partial(prior_sample), as_partial(simulate), *keys)
+    theta, x = _simulate_joint(as_partial(prior_sample), as_partial(simulate), *keys)
     return calibrate(
-        key_rest,
+        key_calibrate,
         theta,
         x,
         infer_fn,
@@ -185,7 +185,7 @@ def sbc(
         reference=reference,
         num_projections=num_projections,
         level=level,
-        run={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
+        run_settings={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
     )
 
 
@@ -201,10 +201,10 @@ def calibrate(
     reference: Callable | None,
     num_projections: int,
     level: float,
-    run: Mapping[str, Any],
+    run_settings: Mapping[str, Any],
     caveat: str = "",
-) -> SbcReport:
-    """Infer from simulated data and judge the ranks of the true values; the second half of ``sbc``.
+) -> SBCReport:
+    """Run the inference on simulated data and test the ranks of the true values, the second half of ``sbc``.
 
     Args:
         key: random key.
@@ -217,103 +217,114 @@ def calibrate(
         reference: as in ``sbc``.
         num_projections: as in ``sbc``.
         level: as in ``sbc``.
-        run: settings of ``run_many``.
-        caveat: of the report.
+        run_settings: settings of ``run_many``.
+        caveat: caveat of the report.
 
     Raises:
-        ValueError: draws that do not look like theta.
+        ValueError: the draws do not match theta.
     """
     key_infer, key_reference, key_ranks = jax.random.split(key, 3)
-    number = len(jax.tree.leaves(theta)[0])
-    posteriors = run_many(infer_fn, jax.random.split(key_infer, number), x, **run)
+    # Sample the posterior of every data set
+    num_simulations = len(jax.tree.leaves(theta)[0])
+    posteriors = run_many(infer_fn, jax.random.split(key_infer, num_simulations), x, **run_settings)
     theta, x = jax.tree.map(lambda leaf: leaf[: len(posteriors.status)], (theta, x))  # fewer after Ctrl-C
     draws = _by_chain(posteriors.draws, theta)
     flat = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:]), draws)
-    points, matrix = reference_points(key_reference, flat, theta, x, reference)
+    # Rank parameters, densities, projections, and the distance to the reference as one more function of (x, point)
+    references, matrix = reference_points(key_reference, flat, theta, x, reference)
     functions = _functions(log_prior_fn, log_likelihood_fn, quantities, x)
     table = rank_table(
         key_ranks,
         draws,
         theta,
-        (x, jnp.asarray(points.points, matrix.dtype)),
-        quantities={name: fn for name, (fn, _) in functions.items()} | {"tarp": _Distance(matrix)},
+        (x, jnp.asarray(references.points, matrix.dtype)),
+        quantities={name: fn for name, (fn, _) in functions.items()} | {"tarp": _ReferenceDistance(matrix)},
         num_projections=num_projections,
         chain_axis=True,
     )
-    uses = {name: looks for name, (_, looks) in functions.items()} | {"tarp": points.uses_data}
-    table = table._replace(uses_data=tuple(uses.get(name, False) for name in table.names))
-    report = uniformity(_without_failed(table, posteriors), level=level)
-    dense = log_prior_fn is not None and log_likelihood_fn is not None
-    return SbcReport(report, posteriors, jax.device_get(theta), jax.device_get(x), points, dense, caveat)
+    uses_data = {name: function.uses_data for name, function in functions.items()}
+    uses_data["tarp"] = references.uses_data
+    table = table._replace(uses_data=tuple(uses_data.get(name, False) for name in table.names))
+    # Judge
+    return SBCReport(
+        uniform=uniformity(_without_failed(table, posteriors), level=level),
+        posteriors=posteriors,
+        theta=jax.device_get(theta),
+        x=jax.device_get(x),
+        references=references,
+        has_densities=log_prior_fn is not None and log_likelihood_fn is not None,
+        caveat=caveat,
+    )
 
 
-class _Function(NamedTuple):
+class _Quantity(NamedTuple):
     fn: Callable
     uses_data: bool
 
 
 @pytree
-class _Distance:
+class _ReferenceDistance:
     """Squared distance to the reference point, in whitened coordinates."""
 
     matrix: Any
 
-    def __call__(self, theta: ArrayTree, data: tuple) -> Scalar:
-        white = columns(theta, 0).astype(self.matrix.dtype) @ self.matrix.T
-        return jnp.sum(jnp.square(white - data[1]))
+    def __call__(self, parameters: ArrayTree, data: tuple) -> Scalar:
+        whitened = columns(parameters, 0).astype(self.matrix.dtype) @ self.matrix.T
+        return jnp.sum(jnp.square(whitened - data[1]))
 
 
-def _functions(log_prior_fn, log_likelihood_fn, quantities, x) -> dict[str, _Function]:
-    """Every test quantity by name, as a function of theta and (x, reference point)."""
-    names, functions, uses = named_quantities(log_prior_fn, log_likelihood_fn, quantities, x)
+def _functions(log_prior_fn, log_likelihood_fn, quantities, x) -> dict[str, _Quantity]:
+    """Return every test quantity by name, as a function of theta and (x, reference point)."""
+    names, functions, uses_data = named_quantities(log_prior_fn, log_likelihood_fn, quantities, x)
     if len(set(names)) < len(names) or "tarp" in names:
         raise ValueError(
-            f"test quantities need names of their own, and 'tarp' is taken; got {list(names)}: pass quantities as a "
+            f"test quantities need different names, and 'tarp' is reserved; got {list(names)}: pass quantities as a "
             "mapping with other names"
         )
     return {
-        name: _Function(jax.tree_util.Partial(_on_data, fn), use)
-        for name, fn, use in zip(names, functions, uses, strict=True)
+        name: _Quantity(jax.tree_util.Partial(_of_data, fn), uses)
+        for name, fn, uses in zip(names, functions, uses_data, strict=True)
     }
 
 
-def _on_data(function: Callable, theta: ArrayTree, data: tuple) -> Array:
-    return function(theta, data[0])
+def _of_data(function: Callable, parameters: ArrayTree, data: tuple) -> Array:
+    return function(parameters, data[0])
 
 
 @jax.jit
-def _simulated(prior_sample: Callable, simulate: Callable, keys_theta: Array, keys_x: Array) -> tuple:
-    """True values and data sets, leaves (S, ...)."""
-    theta = jax.vmap(prior_sample)(keys_theta)
-    return theta, jax.vmap(simulate)(keys_x, theta)
+def _simulate_joint(prior_sample: Callable, simulate: Callable, keys_theta: Array, keys_x: Array) -> tuple:
+    """Return true values and data sets, leaves (S, ...)."""
+    true_values = jax.vmap(prior_sample)(keys_theta)
+    return true_values, jax.vmap(simulate)(keys_x, true_values)
 
 
 def _by_chain(draws: ArrayTree, theta: ArrayTree) -> ArrayTree:
-    """The draws with leaves (S, chain, draw, ...)."""
+    """Return the draws with leaves (S, chain, draw, ...)."""
     if structure(draws) != structure(theta):
         raise ValueError(
             f"infer_fn must return draws with the structure of theta, {jax.tree.structure(theta)}, got "
             f"{jax.tree.structure(draws)}"
         )
-    extra = {
-        np.ndim(some) - np.ndim(true)
-        for some, true in zip(jax.tree.leaves(draws), jax.tree.leaves(theta), strict=True)
+    extra_axes = {
+        np.ndim(leaf) - np.ndim(true)
+        for leaf, true in zip(jax.tree.leaves(draws), jax.tree.leaves(theta), strict=True)
     }
-    if extra not in ({1}, {2}):
+    if extra_axes not in ({1}, {2}):
         shapes = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(draws)]
-        true = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(theta)]
+        theta_shapes = [np.shape(leaf)[1:] for leaf in jax.tree.leaves(theta)]
         raise ValueError(
-            f"infer_fn must return draws with leaves (L, ...) or (chain, L, ...) for theta with leaves {true}, got "
+            f"infer_fn must return draws with leaves (L, ...) or (chain, L, ...) for theta with leaves "
+            f"{theta_shapes}, got "
             f"{shapes}"
         )
-    if extra == {1}:
+    if extra_axes == {1}:
         draws = jax.tree.map(lambda leaf: leaf[:, None], draws)
     check_shapes(draws, theta, None, 3)
     return draws
 
 
 def _without_failed(table: RankTable, posteriors: ManyPosteriors) -> RankTable:
-    """Simulations whose inference failed have no rank, even if their draws are finite."""
+    """Remove the ranks of simulations whose inference failed, even if their draws are finite."""
     failed = posteriors.failed & np.any(table.ranks >= 0, axis=1)
     if not failed.any():
         return table
@@ -323,7 +334,7 @@ def _without_failed(table: RankTable, posteriors: ManyPosteriors) -> RankTable:
 
 
 def check_functions(**functions: Any) -> None:
-    """Refuse what cannot be called.
+    """Check that every argument is a function.
 
     Raises:
         TypeError: one of them is not callable.
@@ -334,13 +345,13 @@ def check_functions(**functions: Any) -> None:
 
 
 def check_number(num_simulations: Any) -> None:
-    """Refuse a number of simulations that is none.
+    """Check the number of simulations.
 
     Raises:
-        ValueError: it is not a whole number of at least one.
+        ValueError: it is not an integer of at least one.
     """
-    whole = isinstance(num_simulations, (int, np.integer)) and not isinstance(num_simulations, bool)
-    if not whole or num_simulations < 1:
+    is_integer = isinstance(num_simulations, (int, np.integer)) and not isinstance(num_simulations, bool)
+    if not is_integer or num_simulations < 1:
         raise ValueError(
             f"num_simulations must be a whole number, 1 or more, got {shortened(num_simulations)}"
         )

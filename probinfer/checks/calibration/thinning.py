@@ -1,4 +1,4 @@
-"""How many of the draws of a chain may be ranked against as if they were independent."""
+"""Thinning of chains, so that the draws can be ranked as if they were independent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from probinfer.core.types import Array, Float
 from probinfer.inference import diagnostics
 
-__all__ = ["LOOKED_AT", "effective_sizes", "needed_thinning"]
+__all__ = ["MAX_SIMULATIONS", "effective_sizes", "needed_thinning"]
 
-LOOKED_AT = 64  # simulations whose autocorrelation is looked at
-_INDEPENDENT = 1.25  # draws per effective draw up to which nothing is thinned
+MAX_SIMULATIONS = 64  # simulations whose autocorrelation is measured
+_MAX_CORRELATION_TIME = 1.25  # draws per effective draw up to which nothing is thinned
 
 
 @jax.jit
@@ -21,11 +21,11 @@ def effective_sizes(values: Float[Array, "S chain draw Q"]) -> Float[Array, "S Q
 
 
 def needed_thinning(values: Float[Array, "S chain draw Q"]) -> int:
-    """Return k such that every k-th draw of a chain is as good as independent, for every quantity.
+    """Return k such that every k-th draw of a chain is nearly independent, for every quantity.
 
-    Twice the autocorrelation time of the slowest quantity, in the median simulation: by then what is left of the
-    correlation no longer bends the ranks. Draws worth at least 80 % of their number stay as they are, as do
-    chains too short for a diagnosis.
+    k is twice the autocorrelation time of the slowest quantity, in the median simulation: the remaining correlation no
+    longer distorts the ranks. It is 1 if the effective sample size is at least 80 % of the number of draws, or if the
+    chains are too short to estimate it.
 
     Args:
         values: test quantities of some simulations.
@@ -35,8 +35,8 @@ def needed_thinning(values: Float[Array, "S chain draw Q"]) -> int:
     """
     chains, length = values.shape[1:3]
     sizes = np.asarray(effective_sizes(values))
-    known = np.isfinite(sizes).any(axis=0)
-    if not known.any():
+    finite = np.isfinite(sizes).any(axis=0)
+    if not finite.any():
         return 1
-    time = chains * length / np.nanmedian(sizes[:, known], axis=0).min()
-    return 1 if time <= _INDEPENDENT else min(int(np.ceil(2 * time)), length)
+    time = chains * length / np.nanmedian(sizes[:, finite], axis=0).min()
+    return 1 if time <= _MAX_CORRELATION_TIME else min(int(np.ceil(2 * time)), length)

@@ -16,8 +16,8 @@ from flax import nnx
 from scipy import special
 
 from probinfer.checks.discrepancy.permutation import Pooled, pool, pvalue, random_labels
-from probinfer.checks.draws import Draws, collect_pair
-from probinfer.checks.power.ranks import Detectable, smallest
+from probinfer.checks.draws import FlatDraws, collect_pair
+from probinfer.checks.power.ranks import Detectable, smallest_detected
 from probinfer.core.errors import check_key
 from probinfer.core.types import Array, PRNGKey
 from probinfer.plots.ranks import axes_or_new, ink
@@ -31,8 +31,7 @@ _CLASSIFIERS = {"linear": (), "network": (32, 32)}
 class Classifier(nnx.Module):
     """Logits of a perceptron with ``tanh`` layers; without hidden layers, logistic regression.
 
-    The last layer starts at zero: what a random one calls the draws stays visible after few steps, as an accuracy far
-    below one half.
+    The last layer starts at zero: after few steps, a random start would still show as an accuracy far below one half.
     """
 
     def __init__(self, dims: int, hidden: tuple[int, ...], rngs: nnx.Rngs):
@@ -50,19 +49,19 @@ class Classifier(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class C2STReport:
-    """Accuracies on draws that the classifier did not see.
+    """Accuracies of classifiers on held-out draws.
 
     Attributes:
-        accuracy: the best classifier's, balanced over the two sets, mean over folds; 0.5: indistinguishable.
+        accuracy: balanced accuracy of the best classifier, mean over folds; 0.5: indistinguishable.
         accuracies: classifier -> ``(folds,)`` balanced accuracies.
         pvalues: classifier -> ``(folds,)`` permutation p-values of the held-out draws.
-        pvalue: the smallest of them times their number (the folds depend on one another).
-        sizes: held-out draws of a and b in a fold.
-        block: held-out draws that were relabelled together.
-        detectable: accuracy in one fold from which on the verdict would be a difference.
-        level: of the verdict.
-        trained: draws of a and b that a classifier learned from.
-        dims: coordinates.
+        pvalue: smallest p-value times their number (the folds are dependent).
+        sizes: numbers of held-out draws of a and b in a fold.
+        block: number of held-out draws that were relabeled together.
+        detectable: critical accuracy in one fold; a larger one counts as a difference.
+        level: significance level of the verdict.
+        trained: numbers of draws of a and b that a classifier was trained on.
+        dims: number of coordinates.
     """
 
     accuracy: float
@@ -78,45 +77,54 @@ class C2STReport:
 
     @functools.cached_property
     def power(self) -> Detectable:
-        r"""Bias that the linear classifier finds with probability 0.9.
+        r"""Bias that the linear classifier detects with probability 0.9.
 
-        Learned from n + m draws in d dimensions, its accuracy on two normals that are :math:`\delta` apart is about
+        Trained on n + m draws in d dimensions, its accuracy on two normals at distance :math:`\delta` is about
         :math:`\Phi(\delta^2/2 / \sqrt{\delta^2 + d(1/n + 1/m)})`; one of the folds must exceed the critical value.
-        Wrong widths and correlations only the network sees, how well is not computed: the bounds are 0 and infinite.
+        Only the network detects wrong widths and correlations; its power is not computed, so the bounds are 0 and
+        infinite.
 
         References:
             Raudys and Young (2004), "Results in statistical discriminant analysis", equation 11 (known covariance).
         """
-        worth = min(1.0, 8 / self.block)  # a block is of eight correlation times at least
-        noise = self.dims * sum(1 / (size * worth) for size in self.trained)
+        share = min(
+            1.0, 8 / self.block
+        )  # effective draws per draw: a block has at least eight correlation times
+        noise = self.dims * sum(1 / (size * share) for size in self.trained)
 
-        def found(bias: float) -> bool:
+        def detected(bias: float) -> bool:
             accuracy = float(special.ndtr(bias**2 / 2 / np.sqrt(bias**2 + noise)))
             deviation = np.sqrt(
-                accuracy * (1 - accuracy) * sum(1 / (4 * size * worth) for size in self.sizes)
+                accuracy * (1 - accuracy) * sum(1 / (4 * size * share) for size in self.sizes)
             )
             missed = special.ndtr((self.detectable - accuracy) / max(deviation, 1e-12))
             return bool(1 - missed ** len(self.accuracies["linear"]) >= _POWER)
 
-        where = "in one coordinate, by the linear classifier; widths and correlations only the network sees"
-        return Detectable(smallest(found, 16.0), 0.0, float("inf"), _POWER, self.level, where)
+        return Detectable(
+            bias=smallest_detected(detected, 16.0),
+            too_narrow=0.0,
+            too_wide=float("inf"),
+            power=_POWER,
+            level=self.level,
+            where="in one coordinate, by the linear classifier; only the network detects widths and correlations",
+        )
 
     @property
     def passed(self) -> bool | None:
-        """True if no difference was seen, False if one was."""
+        """True if no difference was detected, False if one was."""
         return self.pvalue > self.level
 
     @property
     def verdict(self) -> str:
-        """One sentence on what was seen, one on what could have been."""
-        found = (
-            f"held-out accuracy {self.accuracy:.3f} (p = {self.pvalue:.2g}, {sum(self.sizes)} draws a fold)"
+        """The verdict in one sentence, and the errors that could have been detected in another."""
+        summary = (
+            f"held-out accuracy {self.accuracy:.3f} (p = {self.pvalue:.2g}, {sum(self.sizes)} draws per fold)"
         )
         if self.pvalue <= self.level:
-            return f"the draws differ in law: {found}"
+            return f"the draws differ in distribution: {summary}"
         return (
-            f"no difference seen: {found}; an accuracy of {self.detectable:.3f} in a fold would have been called one. "
-            f"The check {self.power}; a classifier that is too weak sees nothing"
+            f"no difference seen: {summary}; the critical accuracy in a fold is {self.detectable:.3f}. The check "
+            f"{self.power}; a classifier that is too weak detects nothing"
         )
 
     def plot(self, axes: Any = None) -> Any:
@@ -129,7 +137,7 @@ class C2STReport:
         for name, values in self.accuracies.items():
             axes.plot(np.arange(len(values)), values, "o", label=name)
         axes.axhline(0.5, color=ink())
-        axes.axhline(self.detectable, color=ink(), linestyle=":", label="smallest seen")
+        axes.axhline(self.detectable, color=ink(), linestyle=":", label="critical value")
         axes.set(xlabel="fold", ylabel="held-out accuracy")
         axes.legend()
         return axes
@@ -145,28 +153,29 @@ def c2st(
     num_permutations: int = 999,
     level: float = 0.05,
 ) -> C2STReport:
-    """Train a linear classifier and a small network to tell a from b; judge them on draws held out.
+    """Train a linear classifier and a small network to tell a from b, and test them on held-out draws.
 
-    Whole chains are held out where there are as many chains as folds, else stretches of every chain, so correlated
-    draws do not stand on both sides. Given the classifier the permutation p-value of a fold is exact (blocks of
-    draws for chains); folds and classifiers are joined by Bonferroni, since the folds share their training draws. So
-    few folds with many held-out draws serve best.
+    Whole chains are held out if there are as many chains as folds, otherwise segments of every chain, so that training
+    and held-out draws are not correlated. Given the classifier, the permutation p-value of a fold is exact (with blocks
+    of draws for chains). Folds and classifiers are combined by Bonferroni, since the folds share their training draws;
+    so few folds with many held-out draws are best.
 
     Args:
-        key: for initial weights, batches and permutations.
+        key: random key of initial weights, batches and permutations.
         a: draws: ``(n, d)`` independent, ``(chain, draw, d)``, or a tree with leaves (chain, draw, ...).
-        b: draws of the other set.
-        folds: parts of the draws, each held out once.
-        num_steps: of Adam, on batches of 256 draws of each set.
-        num_permutations: for each p-value.
-        level: of the verdict.
+        b: draws of the other set, in any of these forms.
+        folds: number of parts of the draws, each held out once.
+        num_steps: steps of Adam, on batches of 256 draws of each set.
+        num_permutations: number of permutations for each p-value.
+        level: significance level of the verdict.
 
     Returns:
-        Accuracies, p-values, verdict.
+        The accuracies, p-values and verdict.
 
     Raises:
-        TypeError: not a key, draws that are not floating point.
-        ValueError: draws that ``collect_pair`` refuses, fewer than two folds, folds too small, too few permutations.
+        TypeError: ``key`` is not a key, or the draws are not floating point.
+        ValueError: ``collect_pair`` refuses the draws, there are fewer than two folds, folds are too small, or there
+            are too few permutations.
 
     References:
         Lopez-Paz and Oquab (2017), "Revisiting classifier two-sample tests", section 3.
@@ -177,86 +186,87 @@ def c2st(
             f"folds must be at least 2, and num_permutations at least {int(2 * folds / level)} for that many folds to "
             f"reach p = {level}; got {folds} and {num_permutations}"
         )
-    pair = collect_pair(a, b, least=20 * folds)
+    pair = collect_pair(a, b, min_draws=20 * folds)
     rows = jnp.concatenate([draws.rows for draws in pair])
     mean, deviation = jnp.mean(rows, axis=0), jnp.std(rows, axis=0)
-    scaled = tuple(draws._replace(values=(draws.values - mean) / deviation) for draws in pair)
+    standardized = tuple(draws._replace(values=(draws.values - mean) / deviation) for draws in pair)
     results = [
-        _fold(jax.random.fold_in(key, fold), scaled, fold, folds, num_steps, num_permutations)
+        _fold(jax.random.fold_in(key, fold), standardized, fold, folds, num_steps, num_permutations)
         for fold in range(folds)
     ]
-    accuracies = {name: np.asarray([found[name][0] for found, _, _ in results]) for name in _CLASSIFIERS}
-    pvalues = {name: np.asarray([found[name][1] for found, _, _ in results]) for name in _CLASSIFIERS}
-    smallest = min(float(values.min()) for values in pvalues.values())
+    accuracies = {name: np.asarray([scores[name][0] for scores, _, _ in results]) for name in _CLASSIFIERS}
+    pvalues = {name: np.asarray([scores[name][1] for scores, _, _ in results]) for name in _CLASSIFIERS}
+    min_pvalue = min(float(values.min()) for values in pvalues.values())
     nulls = np.sort(np.concatenate([null for _, _, null in results]))
-    held = results[0][1]
+    held_out = results[0][1]
     return C2STReport(
         accuracy=max(float(values.mean()) for values in accuracies.values()),
         accuracies=accuracies,
         pvalues=pvalues,
-        pvalue=min(1.0, 2 * folds * smallest),
-        sizes=held.sizes,
-        block=held.block,
+        pvalue=min(1.0, 2 * folds * min_pvalue),
+        sizes=held_out.sizes,
+        block=held_out.block,
         detectable=float(np.quantile(nulls, 1 - level / (2 * folds), method="higher")),
         level=float(level),
-        trained=(len(pair[0].rows) - held.sizes[0], len(pair[1].rows) - held.sizes[1]),
+        trained=(len(pair[0].rows) - held_out.sizes[0], len(pair[1].rows) - held_out.sizes[1]),
         dims=rows.shape[1],
     )
 
 
 def _fold(
-    key: PRNGKey, pair: tuple[Draws, ...], fold: int, folds: int, num_steps: int, num_permutations: int
+    key: PRNGKey, pair: tuple[FlatDraws, ...], fold: int, folds: int, num_steps: int, num_permutations: int
 ) -> tuple[dict[str, tuple[float, Any]], Pooled, np.ndarray]:
-    """Accuracy and p-value of every classifier in one fold, the held-out draws, and a null distribution."""
+    """Return accuracy and p-value of every classifier in one fold, the held-out draws, and a null distribution."""
     train_key, label_key = jax.random.split(key)
     train, test = zip(*(_split(draws, fold, folds) for draws in pair), strict=True)
-    held = pool(*test)
-    labels = random_labels(label_key, held, num_permutations)
-    found: dict[str, tuple[float, Any]] = {}
+    held_out = pool(*test)
+    labels = random_labels(label_key, held_out, num_permutations)
+    scores: dict[str, tuple[float, Any]] = {}
     null = np.zeros(0)
     for name, hidden in _CLASSIFIERS.items():
-        called_b = _train(train_key, *train, held.rows, hidden=hidden, num_steps=num_steps) > 0
-        accuracies = np.asarray(_accuracies(called_b, labels))
+        predicted_b = _train(train_key, *train, held_out.rows, hidden=hidden, num_steps=num_steps) > 0
+        accuracies = np.asarray(_accuracies(predicted_b, labels))
         null = accuracies[1:]
-        found[name] = (float(accuracies[0]), pvalue(float(accuracies[0]), null))
-    return found, held, null
+        scores[name] = (float(accuracies[0]), pvalue(float(accuracies[0]), null))
+    return scores, held_out, null
 
 
-def _split(draws: Draws, fold: int, folds: int) -> tuple[Array, Draws]:
-    """Rows to train on, and held-out draws."""
+def _split(draws: FlatDraws, fold: int, folds: int) -> tuple[Array, FlatDraws]:
+    """Return the rows to train on, and the held-out draws."""
     values = draws.values
     by_chain = values.shape[0] >= folds
     axis, count = (0, values.shape[0]) if by_chain else (1, values.shape[1])
-    own = np.arange(count) * folds // count == fold
-    train, test = (jnp.compress(mask, values, axis=axis) for mask in (~own, own))
+    in_fold = np.arange(count) * folds // count == fold
+    train, test = (jnp.compress(mask, values, axis=axis) for mask in (~in_fold, in_fold))
     return train.reshape(-1, values.shape[-1]), draws._replace(values=test)
 
 
 @jax.jit
-def _accuracies(called_b: Array, labels: Array) -> Array:
-    """Balanced accuracy for every labelling (true: of a)."""
+def _accuracies(predicted_b: Array, labels: Array) -> Array:
+    """Compute the balanced accuracy for every labeling (true: of a)."""
 
-    def one(in_a: Array) -> Array:  # one labelling at a time: all of them as numbers would fill the memory
-        false = jnp.sum(in_a & called_b) / jnp.sum(in_a)
-        true = jnp.sum(~in_a & called_b) / jnp.sum(~in_a)
-        return (0.5 + 0.5 * (true - false)).astype(jnp.float32)
+    def accuracy(in_a: Array) -> Array:
+        false_rate = jnp.sum(in_a & predicted_b) / jnp.sum(in_a)
+        true_rate = jnp.sum(~in_a & predicted_b) / jnp.sum(~in_a)
+        return (0.5 + 0.5 * (true_rate - false_rate)).astype(jnp.float32)
 
-    return jax.lax.map(one, labels)
+    # One labeling at a time: all of them as numbers would not fit into memory.
+    return jax.lax.map(accuracy, labels)
 
 
 @partial(jax.jit, static_argnames=("hidden", "num_steps"))
 def _train(
     key: PRNGKey, a: Array, b: Array, rows: Array, *, hidden: tuple[int, ...], num_steps: int
 ) -> Array:
-    """Logits of the rows under a classifier trained on a (0) and b (1), equally weighted."""
+    """Return the logits of the rows under a classifier trained on a (0) and b (1), equally weighted."""
     init_key, batch_key = jax.random.split(key)
     graph, parameters = nnx.split(Classifier(a.shape[1], hidden, nnx.Rngs(init_key)))
     parameters = jax.tree.map(lambda leaf: leaf.astype(a.dtype), parameters)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, num_steps))
 
-    def loss(parameters, x, z):
+    def loss(parameters, batch_a, batch_b):
         model = nnx.merge(graph, parameters)
-        return jnp.mean(jax.nn.softplus(model(x))) + jnp.mean(jax.nn.softplus(-model(z)))
+        return jnp.mean(jax.nn.softplus(model(batch_a))) + jnp.mean(jax.nn.softplus(-model(batch_b)))
 
     def step(state, key):
         parameters, moments = state
@@ -267,6 +277,6 @@ def _train(
         updates, moments = optimizer.update(jax.grad(loss)(parameters, *batches), moments, parameters)
         return (optax.apply_updates(parameters, updates), moments), None
 
-    start = (parameters, optimizer.init(parameters))
-    (parameters, _), _ = jax.lax.scan(step, start, jax.random.split(batch_key, num_steps))
+    initial = (parameters, optimizer.init(parameters))
+    (parameters, _), _ = jax.lax.scan(step, initial, jax.random.split(batch_key, num_steps))
     return nnx.merge(graph, parameters)(rows)

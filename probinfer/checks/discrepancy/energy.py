@@ -29,22 +29,23 @@ def energy_distance(
 ) -> TwoSampleReport:
     r"""Estimate :math:`2 E|a - b| - E|a - a'| - E|b - b'|` without bias, and test it by permutation.
 
-    Zero in expectation exactly if the two laws are one; no scale to choose. Time and memory as ``mmd``.
+    The expectation is zero if and only if the distributions are equal; there is no scale to choose. Time and memory as
+    ``mmd``.
 
     Args:
         a: draws: ``(n, d)`` independent, ``(chain, draw, d)``, or a tree with leaves (chain, draw, ...).
-        b: draws of the other set, in the same form or another.
-        key: for the permutations; None: no p-value.
-        scale: "pooled" measures each coordinate in units of its standard deviation over both sets; None leaves them.
-        num_permutations: relabellings; of blocks of eight correlation times where a set has chains.
-        level: of the verdict.
+        b: draws of the other set, in any of these forms.
+        key: random key of the permutations; None: no p-value.
+        scale: "pooled" divides each coordinate by its standard deviation over both sets; None leaves them.
+        num_permutations: number of relabelings; of blocks of eight correlation times if a set has chains.
+        level: significance level of the verdict.
 
     Returns:
-        Statistic, p-value, null distribution, verdict.
+        The statistic, its p-value and null distribution, and the verdict.
 
     Raises:
-        TypeError: draws that are not floating point.
-        ValueError: draws that ``collect_pair`` refuses, too few blocks, too few permutations.
+        TypeError: the draws are not floating point.
+        ValueError: ``collect_pair`` refuses the draws, or there are too few blocks or permutations.
 
     References:
         Szekely and Rizzo (2013), "Energy statistics", section 6; here over distinct pairs.

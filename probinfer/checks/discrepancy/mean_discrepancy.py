@@ -21,8 +21,8 @@ from probinfer.kernels.stationary import squared_distances
 
 __all__ = ["mmd"]
 
-_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median distance
-_MEDIAN_DRAWS = 1000
+_LENGTHSCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the median distance
+_MAX_MEDIAN_DRAWS = 1000
 
 
 def mmd(
@@ -40,24 +40,24 @@ def mmd(
     .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} k(a_i, a_j) + \frac{1}{m(m-1)} \sum_{i \ne j} k(b_i, b_j)
         - \frac{2}{nm} \sum_{ij} k(a_i, b_j)
 
-    The default kernel is the mean of five squared exponentials, their lengthscales the median distance times
+    The default kernel is the mean of five squared exponentials whose lengthscales are the median distance times
     1/4 ... 4. Time O((n + m)² (d + num_permutations)), memory O((n + m) (d + num_permutations)).
 
     Args:
         a: draws: ``(n, d)`` independent, ``(chain, draw, d)``, or a tree with leaves (chain, draw, ...).
-        b: draws of the other set, in the same form or another.
-        key: for the permutations; None: no p-value.
-        kernel: a kernel of ``probinfer.kernels`` in place of the default.
-        scale: "pooled" measures each coordinate in units of its standard deviation over both sets; None leaves them.
-        num_permutations: relabellings; of blocks of eight correlation times where a set has chains.
-        level: of the verdict.
+        b: draws of the other set, in any of these forms.
+        key: random key of the permutations; None: no p-value.
+        kernel: a kernel of ``probinfer.kernels``; None: the default.
+        scale: "pooled" divides each coordinate by its standard deviation over both sets; None leaves them.
+        num_permutations: number of relabelings; of blocks of eight correlation times if a set has chains.
+        level: significance level of the verdict.
 
     Returns:
-        Statistic, p-value, null distribution, verdict.
+        The statistic, its p-value and null distribution, and the verdict.
 
     Raises:
-        TypeError: draws that are not floating point.
-        ValueError: draws that ``collect_pair`` refuses, too few blocks, too few permutations.
+        TypeError: the draws are not floating point.
+        ValueError: ``collect_pair`` refuses the draws, or there are too few blocks or permutations.
 
     References:
         Gretton, Borgwardt, Rasch, Schoelkopf and Smola (2012), "A kernel two-sample test", equation 3.
@@ -67,10 +67,10 @@ def mmd(
     labels = random_labels(key, pooled, num_permutations)
     if kernel is None:
         block_fn = jax.tree_util.Partial(
-            _multiscale, _median_distance(pooled) * jnp.asarray(_FACTORS, pooled.rows.dtype)
+            _multiscale, _median_distance(pooled) * jnp.asarray(_LENGTHSCALES, pooled.rows.dtype)
         )
     else:
-        block_fn = jax.tree_util.Partial(_single, kernel)
+        block_fn = jax.tree_util.Partial(_gram, kernel)
     within_a, within_b, between = pair_statistics(block_fn, pooled, labels)
     n, m = pooled.sizes
     statistics = within_a / (n * (n - 1.0)) + within_b / (m * (m - 1.0)) - 2 * between / (1.0 * n * m)
@@ -83,13 +83,13 @@ def _multiscale(lengthscales: Array, rows: Array, columns: Array) -> Array:
     return jnp.exp(-0.5 * squared / lengthscales[:, None, None] ** 2) / lengthscales.shape[0]
 
 
-def _single(kernel: Kernel, rows: Array, columns: Array) -> Array:
+def _gram(kernel: Kernel, rows: Array, columns: Array) -> Array:
     return kernel.gram(rows, columns)[None]
 
 
 def _median_distance(pooled: Pooled) -> Array:
-    """Of the pooled draws, so that it does not depend on the labels; at most a thousand of them, evenly chosen."""
-    return _median(pooled.rows[:: math.ceil(len(pooled.rows) / _MEDIAN_DRAWS)])
+    """Compute the median distance of at most 1000 pooled draws; pooled, so that it does not depend on the labels."""
+    return _median(pooled.rows[:: math.ceil(len(pooled.rows) / _MAX_MEDIAN_DRAWS)])
 
 
 @jax.jit

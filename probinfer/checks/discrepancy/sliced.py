@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance of two sets of draws: transport along many lines."""
+"""Sliced Wasserstein distance of two sets of draws: optimal transport along many lines."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ def sliced_wasserstein(
 
     Args:
         a: draws: ``(n, d)`` independent, ``(chain, draw, d)``, or a tree with leaves (chain, draw, ...).
-        b: draws of the other set, in the same form or another.
-        key: for the permutations; None: no p-value.
-        scale: "pooled" measures each coordinate in units of its standard deviation over both sets; None leaves them.
-        num_directions: of an even, fixed cover of the sphere, so the distance is a function of the draws alone.
-        num_permutations: relabellings; of blocks of eight correlation times where a set has chains.
-        level: of the verdict.
+        b: draws of the other set, in any of these forms.
+        key: random key of the permutations; None: no p-value.
+        scale: "pooled" divides each coordinate by its standard deviation over both sets; None leaves them.
+        num_directions: size of a fixed, even cover of the sphere, so that the distance depends on the draws alone.
+        num_permutations: number of relabelings; of blocks of eight correlation times if a set has chains.
+        level: significance level of the verdict.
 
     Returns:
-        Statistic (squared distance: positive also for draws of one law), p-value, null distribution, verdict.
+        The statistic (squared distance; positive also for equal distributions), its p-value and null distribution, and
+        the verdict.
 
     Raises:
-        TypeError: draws that are not floating point.
-        ValueError: draws that ``collect_pair`` refuses, too few blocks, permutations or directions.
+        TypeError: the draws are not floating point.
+        ValueError: ``collect_pair`` refuses the draws, or there are too few blocks, permutations or directions.
 
     References:
         Bonneel, Rabin, Peyre and Pfister (2015), "Sliced and Radon Wasserstein barycenters of measures", section 3.
@@ -63,7 +64,7 @@ def sliced_wasserstein(
 
 
 def directions(num: int, dims: int) -> Float[np.ndarray, "num dims"]:
-    """Return unit vectors from a Kronecker sequence of normal quantiles; one in a single dimension.
+    """Return unit vectors from a Kronecker sequence of normal quantiles; a single one in one dimension.
 
     References:
         Roberts (2018): additive recurrence with powers of the root of x^(d + 1) = x + 1.
@@ -82,21 +83,21 @@ def directions(num: int, dims: int) -> Float[np.ndarray, "num dims"]:
 
 @partial(jax.jit, static_argnames="sizes")
 def _sliced(rows: Array, labels: Array, lines: Array, *, sizes: tuple[int, int]) -> Array:
-    pieces, left, right = _common_levels(*sizes)
-    widths = jnp.asarray(pieces, rows.dtype)
+    piece_widths, order_a, order_b = _quantile_pieces(*sizes)
+    widths = jnp.asarray(piece_widths, rows.dtype)
 
-    def along(line):
+    def distances_along(line):
         projected = rows @ line
         order = jnp.argsort(projected)
         ordered = projected[order]
 
         def distance(label):
-            inside = label[order]
-            seen = jnp.cumsum(inside, dtype=jnp.int32)
-            # First the draws of a, then those of b, both in order: one scatter, several times faster than two searches.
-            place = jnp.where(inside, seen - 1, sizes[0] + jnp.arange(len(inside)) - seen)
-            parted = jnp.zeros_like(ordered).at[place].set(ordered, unique_indices=True)
-            return jnp.sum(widths * (parted[left] - parted[sizes[0] + right]) ** 2)
+            in_a = label[order]
+            count_a = jnp.cumsum(in_a, dtype=jnp.int32)
+            # The draws of a, then those of b, both in order: one scatter, several times faster than two searches.
+            index = jnp.where(in_a, count_a - 1, sizes[0] + jnp.arange(len(in_a)) - count_a)
+            separated = jnp.zeros_like(ordered).at[index].set(ordered, unique_indices=True)
+            return jnp.sum(widths * (separated[order_a] - separated[sizes[0] + order_b]) ** 2)
 
         return jax.lax.map(distance, labels)
 
@@ -104,14 +105,14 @@ def _sliced(rows: Array, labels: Array, lines: Array, *, sizes: tuple[int, int])
         jax.lax.fori_loop(
             0,
             lines.shape[0],
-            lambda i, total: total + along(lines[i]),
+            lambda i, total: total + distances_along(lines[i]),
             jnp.zeros(labels.shape[0], rows.dtype),
         )
         / lines.shape[0]
     )
 
 
-def _common_levels(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pieces of [0, 1] on which both empirical quantile functions are constant: widths and the orders of the draws."""
+def _quantile_pieces(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pieces of [0, 1] on which both empirical quantile functions are constant: their widths and draws."""
     edges = np.unique(np.concatenate([np.arange(n + 1) * m, np.arange(m + 1) * n]))
     return np.diff(edges) / (n * m), edges[:-1] // m, edges[:-1] // n

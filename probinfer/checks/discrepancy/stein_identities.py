@@ -1,9 +1,9 @@
-r"""Stein identities, coordinate by coordinate: are draws in the right place, and as wide as the others leave them?
+r"""Stein identities for each coordinate: tests of the location of draws, and of their conditional widths.
 
 For a normal density with precision P, and draws with covariance V about a mean that is off by :math:`\delta`, the mean
-scores are :math:`-(P\delta)_j` and the spreads :math:`(VP)_{jj}`. So what is compared is not the width of a
-coordinate, :math:`V_{jj}` with :math:`(P^{-1})_{jj}`: draws without any correlation, as wide as the conditionals
-:math:`1/P_{jj}`, which are the mean-field optimum, satisfy every identity.
+scores are :math:`-(P\delta)_j` and the spreads :math:`(VP)_{jj}`. So the identities do not compare the marginal widths
+:math:`V_{jj}` and :math:`(P^{-1})_{jj}`: uncorrelated draws with the conditional variances :math:`1/P_{jj}`, the
+mean-field optimum, satisfy every identity.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ __all__ = ["SteinIdentityReport", "skewed_pvalue", "stein_identity"]
 
 _POWER = 0.9
 _WHERE = "the bias in one coordinate alone, the width in all, in a density that is about normal"
-_BLIND = (
-    "It does not see a width as such, but only given the other coordinates: independent draws as wide as the "
-    "conditionals of the density (mean field) pass, however much too narrow they are; shifts of several coordinates "
-    "along their correlation show less. Nor does it see the weights of separated modes, nor faults that leave every "
-    "coordinate's first two identities true (weak priors, rotations)"
+_UNDETECTED = (
+    "It does not test marginal widths, only widths given the other coordinates: independent draws with the conditional "
+    "widths of the density (mean field) pass, however narrow they are; shifts of several coordinates along their "
+    "correlation are harder to detect. It does not detect wrong weights of separated modes, nor errors that satisfy "
+    "both identities in every coordinate (weak priors, rotations)"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class SteinIdentityReport:
-    """Location and spread of every coordinate against what the log density asks.
+    """Location and spread of every coordinate, compared with the log density.
 
     Attributes:
-        location: ``(d,)``, mean score times the standard deviation of the draws: 0 when right. For a Gaussian of the
-            right width the shift of the draws below its mean, in standard deviations.
-        location_error: ``(d,)`` its Monte Carlo standard error.
-        spread: ``(d,)``, minus the mean of (u − mean u) times the score: 1 when right. For a Gaussian the variance of
-            the draws over its own (given the others): below 1 collapsed, above 1 too wide.
-        spread_error: ``(d,)`` its Monte Carlo standard error.
+        location: ``(d,)``, mean score times the standard deviation of the draws; 0 if correct. For a Gaussian of the
+            right width, the shift of the draws below its mean in standard deviations.
+        location_error: ``(d,)`` Monte Carlo standard error of ``location``.
+        spread: ``(d,)``, minus the mean of (u − mean u) times the score; 1 if correct. For a Gaussian, the variance of
+            the draws over its conditional variance: below 1 collapsed, above 1 too wide.
+        spread_error: ``(d,)`` Monte Carlo standard error of ``spread``.
         pvalue: smallest of the 2d two-sided p-values, corrected for skewness, times 2d.
-        level: of the verdict.
-        power: what is found with probability 0.9, where the density is about normal.
+        level: significance level of the verdict.
+        power: errors that are detected with probability 0.9 if the density is nearly normal.
     """
 
-    location: np.ndarray
-    location_error: np.ndarray
-    spread: np.ndarray
-    spread_error: np.ndarray
+    location: Float[np.ndarray, " d"]
+    location_error: Float[np.ndarray, " d"]
+    spread: Float[np.ndarray, " d"]
+    spread_error: Float[np.ndarray, " d"]
     pvalue: float
     level: float
     power: Detectable
@@ -65,29 +65,29 @@ class SteinIdentityReport:
 
     @property
     def spread_z(self) -> np.ndarray:
-        """``(d,)`` distances of the spreads from 1 in standard errors."""
+        """``(d,)`` differences of the spreads from 1 in standard errors."""
         return (self.spread - 1) / self.spread_error
 
     @property
     def passed(self) -> bool | None:
-        """True if no fault was seen, False if one was."""
+        """True if no error was detected, False if one was."""
         return self.pvalue > self.level
 
     @property
     def verdict(self) -> str:
-        """One sentence on what was seen, one on what would have been, one on what cannot be."""
-        seen = f"The check {self.power}"
+        """The verdict, the errors that could have been detected, and those that cannot be, one sentence each."""
+        power = f"The check {self.power}"
         if self.pvalue > self.level:
-            return f"no fault seen (p = {self.pvalue:.2g}). {seen}. {_BLIND}."
+            return f"no fault seen (p = {self.pvalue:.2g}). {power}. {_UNDETECTED}."
         i, j = int(np.argmax(abs(self.location_z))), int(np.argmax(abs(self.spread_z)))
         if abs(self.location_z[i]) >= abs(self.spread_z[j]):
-            place = f"location {self.location[i]:.2g}, z = {self.location_z[i]:.1f}"
-            fault = f"coordinate {i} is in the wrong place: {place}"
+            statistic = f"location {self.location[i]:.2g}, z = {self.location_z[i]:.1f}"
+            fault = f"coordinate {i} is in the wrong place: {statistic}"
         else:
-            word = "collapsed" if self.spread[j] < 1 else "too wide"
-            size = f"spread {self.spread[j]:.2g} for 1, z = {self.spread_z[j]:.1f}"
-            fault = f"coordinate {j} is {word} given the others: {size}"
-        return f"the draws do not fit the density (p = {self.pvalue:.2g}): {fault}. {seen}. {_BLIND}."
+            width = "collapsed" if self.spread[j] < 1 else "too wide"
+            statistic = f"spread {self.spread[j]:.2g} instead of 1, z = {self.spread_z[j]:.1f}"
+            fault = f"coordinate {j} is {width} given the others: {statistic}"
+        return f"the draws do not fit the density (p = {self.pvalue:.2g}): {fault}. {power}. {_UNDETECTED}."
 
     def plot(self, axes: Any = None) -> Any:
         """Draw both z-scores of every coordinate; return the axes.
@@ -111,76 +111,90 @@ class SteinIdentityReport:
 def stein_identity(draws: Any, logdensity_fn: Any, *, level: float = 0.05) -> SteinIdentityReport:
     r"""Test :math:`E[\partial_j \log p(u)] = 0` and :math:`E[(u - \bar u)_j \partial_j \log p(u)] = -1` for every j.
 
-    Needs one gradient a draw, no reference draws and no normaliser. Standard errors allow for autocorrelation; p-values
-    for skewness too, since the terms of the second identity are skewed even where the draws are not.
+    The test needs one gradient per draw, no reference draws and no normalizing constant. Standard errors account for
+    autocorrelation, and p-values also for skewness, since the terms of the second identity are skewed even if the draws
+    are not.
 
     Args:
-        draws: positions: ``(n, d)`` independent, ``(chain, draw, d)``, or a tree with leaves (chain, draw, ...), on a
-            scale where the density is smooth and vanishes at the ends: unconstrained.
-        logdensity_fn: position -> scalar, unnormalised.
-        level: of the verdict.
+        draws: positions: ``(n, d)`` independent, ``(chain, draw, d)``, or a tree with leaves (chain, draw, ...), on an
+            unconstrained scale, where the density is smooth and vanishes at infinity.
+        logdensity_fn: position -> scalar, unnormalized.
+        level: significance level of the verdict.
 
     Returns:
-        Location and spread of each coordinate with errors and z-scores; a p-value over all; verdict, with what these
-        identities cannot see.
+        Location and spread of each coordinate with standard errors and z-scores, one p-value over all of them, and the
+        verdict, with the errors that these identities cannot detect.
 
     Raises:
-        TypeError: draws that are not floating point, a log density that JAX cannot differentiate.
-        ValueError: draws that ``collect`` refuses, gradients that are not finite or all zero.
+        TypeError: the draws are not floating point, or JAX cannot differentiate the log density.
+        ValueError: ``collect`` refuses the draws, or gradients are not finite or all zero.
 
     References:
         Stein (1972); Gorham and Mackey (2015), "Measuring sample quality with Stein's method", section 2. Hall (1992),
         "On the removal of skewness by transformation" (p-values).
     """
-    found = collect("draws", draws)
-    scores = gradients(logdensity_fn, found).reshape(found.values.shape)
+    flat = collect("draws", draws)
+    scores = gradients(logdensity_fn, flat).reshape(flat.values.shape)
     location, location_error, spread, spread_error, sizes, skewness = map(
-        np.asarray, _identities(found.values, scores, independent=found.independent)
+        np.asarray, _identities(flat.values, scores, independent=flat.independent)
     )
+    # One p-value over 2d tests, by Bonferroni
     z = np.concatenate([location / location_error, (spread - 1) / spread_error])
-    smallest = float(np.min(skewed_pvalue(z, skewness, sizes)))
-    pvalue = min(1.0, len(z) * smallest)
+    pvalue = min(1.0, len(z) * float(np.min(skewed_pvalue(z, skewness, sizes))))
     errors = np.stack([location_error, spread_error / np.abs(spread)])
-    shown = _detectable(errors, sizes.reshape(2, -1), skewness.reshape(2, -1), level)
-    return SteinIdentityReport(location, location_error, spread, spread_error, pvalue, float(level), shown)
+    return SteinIdentityReport(
+        location=location,
+        location_error=location_error,
+        spread=spread,
+        spread_error=spread_error,
+        pvalue=pvalue,
+        level=float(level),
+        power=_detectable(errors, sizes.reshape(2, -1), skewness.reshape(2, -1), level),
+    )
 
 
 def _detectable(errors: np.ndarray, sizes: np.ndarray, skewness: np.ndarray, level: float) -> Detectable:
-    """The errors at which z passes its critical value with the power; rows are locations and spreads, columns d."""
+    """Return the errors at which z passes its critical value with the power; rows are locations and spreads."""
     low, high = (sign * _critical(sign, sizes, skewness, level) for sign in (-1, 1))
     margin = stats.norm.ppf(_POWER)
-    # A shift moves the mean score by E[score^2] times it (Fisher's information).
+    # A shift changes the mean score by the shift times E[score^2] (Fisher information).
     information = np.maximum(sizes[0], 2.0) * errors[0] ** 2
     shift = errors[0] * (np.maximum(low, high)[0] + margin) / information
-    # Widths times s make the spread s^2, and its standard error too.
+    # If widths are s times too large, the spread is s^2, and its standard error grows by the same factor.
     narrow = 1 / (1 + (low[1] + margin) * errors[1])
-    room = 1 - (high[1] + margin) * errors[1]
-    wide = np.where(room > 0, 1 / np.where(room > 0, room, 1), np.inf)
-    # Any coordinate may be the one that is shifted; one that shows is enough where all widths are wrong.
-    bias, too_narrow, too_wide = (float(x) for x in (shift.max(), np.sqrt(narrow.max()), np.sqrt(wide.min())))
-    return Detectable(bias, too_narrow, too_wide, _POWER, float(level), _WHERE)
+    inverse = 1 - (high[1] + margin) * errors[1]
+    wide = np.where(inverse > 0, 1 / np.where(inverse > 0, inverse, 1), np.inf)
+    # The shifted coordinate may be any one (maximum); if all widths are wrong, one detection suffices.
+    return Detectable(
+        bias=float(shift.max()),
+        too_narrow=float(np.sqrt(narrow.max())),
+        too_wide=float(np.sqrt(wide.min())),
+        power=_POWER,
+        level=float(level),
+        where=_WHERE,
+    )
 
 
 def _critical(sign: int, sizes: np.ndarray, skewness: np.ndarray, level: float) -> np.ndarray:
-    """The z at which ``skewed_pvalue`` over all of them is the level: below zero or above."""
+    """Return the z of the given sign at which ``skewed_pvalue`` times the number of tests is the level."""
     sizes = np.maximum(sizes, 2.0)
-    cleared = sign * stats.t.isf(level / (2 * sizes.size), sizes - 1) / np.sqrt(sizes)
+    corrected = sign * stats.t.isf(level / (2 * sizes.size), sizes - 1) / np.sqrt(sizes)
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
-    cube = 1 + skewness * (cleared - skewness / (6 * sizes))
+    cube = 1 + skewness * (corrected - skewness / (6 * sizes))
     return np.sqrt(sizes) * 3 / skewness * (np.cbrt(cube) - 1)
 
 
 def skewed_pvalue(
     z: Float[np.ndarray, " K"], skewness: Float[np.ndarray, " K"], sizes: Float[np.ndarray, " K"]
 ) -> Float[np.ndarray, " K"]:
-    r"""Return two-sided p-values of studentised means of skewed quantities.
+    r"""Return two-sided p-values of studentized means of skewed quantities.
 
     The first term of the Edgeworth expansion of z is removed: with :math:`s = z/\sqrt n`, skewness :math:`\gamma`,
     :math:`\sqrt n \{s + \gamma s^2/3 + \gamma^2 s^3/27 + \gamma/(6n)\}` is compared with Student's t.
 
     Args:
-        z: mean minus its expectation, in standard errors.
-        skewness: of the quantities.
+        z: means minus their expectations, in standard errors.
+        skewness: skewness of the quantities.
         sizes: effective numbers of independent values.
 
     References:
@@ -188,37 +202,38 @@ def skewed_pvalue(
     """
     sizes = np.maximum(sizes, 2.0)
     s = z / np.sqrt(sizes)
-    cleared = np.sqrt(sizes) * (s + skewness * s**2 / 3 + skewness**2 * s**3 / 27 + skewness / (6 * sizes))
-    return 2 * stats.t.sf(np.abs(cleared), sizes - 1)
+    corrected = np.sqrt(sizes) * (s + skewness * s**2 / 3 + skewness**2 * s**3 / 27 + skewness / (6 * sizes))
+    return 2 * stats.t.sf(np.abs(corrected), sizes - 1)
 
 
 def _identities(values: Array, scores: Array, *, independent: bool) -> tuple[Array, ...]:
+    """Return the mean and error of both identities (d,), then their effective sizes and skewness (2d,)."""
     axes = (0, 1)
     deviation = jnp.std(values, axis=axes)
-    places = scores * deviation
-    widths = -(values - jnp.mean(values, axis=axes)) * scores
-    errors = [_error(quantity, independent) for quantity in (places, widths)]
+    locations = scores * deviation
+    spreads = -(values - jnp.mean(values, axis=axes)) * scores
+    errors = [_error(quantity, independent) for quantity in (locations, spreads)]
     sizes = [
         jnp.var(quantity, axis=axes) / error**2
-        for quantity, error in zip((places, widths), errors, strict=True)
+        for quantity, error in zip((locations, spreads), errors, strict=True)
     ]
     return (
-        jnp.mean(places, axis=axes),
+        jnp.mean(locations, axis=axes),
         errors[0],
-        jnp.mean(widths, axis=axes),
+        jnp.mean(spreads, axis=axes),
         errors[1],
         jnp.concatenate(sizes),
-        jnp.concatenate([_skewness(quantity) for quantity in (places, widths)]),
+        jnp.concatenate([_skewness(quantity) for quantity in (locations, spreads)]),
     )
 
 
 def _skewness(quantity: Array) -> Array:
-    centred = quantity - jnp.mean(quantity, axis=(0, 1))
-    return jnp.mean(centred**3, axis=(0, 1)) / jnp.mean(centred**2, axis=(0, 1)) ** 1.5
+    centered = quantity - jnp.mean(quantity, axis=(0, 1))
+    return jnp.mean(centered**3, axis=(0, 1)) / jnp.mean(centered**2, axis=(0, 1)) ** 1.5
 
 
 def _error(quantity: Array, independent: bool) -> Array:
-    """Monte Carlo standard error of the mean of each coordinate."""
+    """Return the Monte Carlo standard error of the mean of each coordinate."""
     if independent:
         return jnp.std(quantity, axis=(0, 1), ddof=1) / jnp.sqrt(quantity.shape[1])
     return _mcse(quantity)

@@ -1,4 +1,4 @@
-"""What a check could have seen: the smallest error of a posterior that it finds with a given probability.
+"""Power of the checks: the smallest error of a posterior that a check detects with a given probability.
 
-Start with ``ranks``; ``balls`` is for TARP, ``distances`` for two sets of draws.
+Start with ``ranks``; ``coverage`` is for TARP, ``distances`` for two sets of draws.
 """

@@ -1,10 +1,10 @@
-r"""What could a rank check have seen? The smallest error of a posterior that it finds with given power.
+r"""Power of a rank check: the smallest error of a posterior that it detects with a given probability.
 
-The yardstick is a normal posterior: the true value is standard normal, the draws come from N(b, s^2), so b is a bias
-in posterior standard deviations and s a factor on the width. The value :math:`u = F_q(\theta^*)` then has the
+The power is that for a normal posterior: the true value is standard normal, the draws come from N(b, s^2), so b is a
+bias in posterior standard deviations and s a factor on the width. The value :math:`u = F_q(\theta^*)` then has the
 distribution function :math:`G(u) = \Phi(b + s\,\Phi^{-1}(u))`, and a rank among L draws lies below m with
 probability :math:`E[G(V)]`, V ~ Beta(m, L + 1 - m), the m-th smallest of L uniforms. The power of the band is one
-minus the probability of staying inside, by the same dynamic programme as the band: nothing is simulated.
+minus the probability of staying inside, by the same dynamic program as the band: nothing is simulated.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from scipy.special import betaincinv, ndtr, ndtri
 from probinfer.checks.calibration.bands import ecdf_band, staying_probability
 
 __all__ = [
-    "LARGEST",
+    "MAX_ERRORS",
     "Detectable",
     "band_power",
     "detectable_errors",
-    "fewest",
     "in_normal_quantity",
     "leaving_probability",
+    "min_simulations",
     "of_kernel",
     "simulations_needed",
-    "smallest",
+    "smallest_detected",
 ]
 
-_NODES = 32  # of the quadrature over V
-LARGEST = {"bias": 1.0, "too_narrow": 0.5, "too_wide": 2.0}  # a check that misses these cannot tell
+_NODES = 32  # nodes of the quadrature over V
+# A check that cannot detect errors of this size cannot tell.
+MAX_ERRORS = {"bias": 1.0, "too_narrow": 0.5, "too_wide": 2.0}
 _MAX_SIMULATIONS = 1 << 17
 
 
 class Detectable(NamedTuple):
-    """Smallest errors of a normal posterior that are found with the given power.
+    """Smallest errors of a normal posterior that are detected with the given power.
 
     Attributes:
-        bias: shift, in posterior standard deviations; infinite if none is found.
-        too_narrow: largest factor below 1 on the standard deviation that is found; 0 if none.
-        too_wide: smallest factor above 1 that is found; infinite if none.
-        power: probability of finding each of them.
-        level: probability of a false alarm at which they are found.
-        where: what is wrong by that much, in words.
-        largest_bias: a check that misses this one cannot tell.
+        bias: shift, in posterior standard deviations; infinite if none is detected.
+        too_narrow: largest factor below 1 on the standard deviation that is detected; 0 if none.
+        too_wide: smallest factor above 1 that is detected; infinite if none.
+        power: probability of detecting each error.
+        level: probability of a false alarm.
+        where: description of the quantity that the errors refer to.
+        largest_bias: a check that cannot detect a bias of this size cannot tell.
     """
 
     bias: float
@@ -56,15 +57,15 @@ class Detectable(NamedTuple):
     power: float
     level: float
     where: str = "in a normal quantity"
-    largest_bias: float = LARGEST["bias"]
+    largest_bias: float = MAX_ERRORS["bias"]
 
     @property
     def enough(self) -> bool:
-        """Whether the largest bias that may go unseen and a width wrong by a factor of two would be found."""
+        """Whether ``largest_bias`` and a width wrong by a factor of two would be detected."""
         return (
             self.bias <= self.largest_bias
-            and self.too_narrow >= LARGEST["too_narrow"]
-            and self.too_wide <= LARGEST["too_wide"]
+            and self.too_narrow >= MAX_ERRORS["too_narrow"]
+            and self.too_wide <= MAX_ERRORS["too_wide"]
         )
 
     def __str__(self) -> str:
@@ -92,7 +93,7 @@ def band_power(
         scale: standard deviation of the draws over the true one, positive.
 
     Raises:
-        ValueError: as ``ecdf_band``, or a scale that is not positive.
+        ValueError: as ``ecdf_band``, or the scale is not positive.
     """
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
@@ -103,7 +104,7 @@ def band_power(
 def leaving_probability(
     num_samples: int, num_cells: int, level: float, cumulative: Float[np.ndarray, " K"]
 ) -> float:
-    """Return the probability that ranks of a given law leave their band.
+    """Return the probability that ranks of a given distribution leave their band.
 
     Args:
         num_samples: number S of simulations.
@@ -122,57 +123,59 @@ def leaving_probability(
 
 @lru_cache(maxsize=256)
 def detectable_errors(num_samples: int, num_cells: int, level: float, *, power: float = 0.9) -> Detectable:
-    """Return the smallest bias and the smallest errors of width that the band finds with the given power.
+    """Return the smallest bias and the smallest errors of width that the band detects with the given power.
 
     Args:
         num_samples: number S of simulations.
         num_cells: L + 1 for L draws.
-        level: probability of a false alarm of one quantity; that of the family over their number under Holm's rule.
-        power: probability of finding the error.
+        level: probability of a false alarm of one quantity: under Holm's rule, that of the family over its size.
+        power: probability of detecting each error.
 
     Raises:
-        ValueError: as ``ecdf_band``, or a power not between the level and 1.
+        ValueError: as ``ecdf_band``, or the power is not between the level and 1.
     """
     if not level < power < 1:
         raise ValueError(f"power must lie between the level {level} and 1, got {power}")
 
-    def found(log_scale: float, bias: float = 0.0) -> bool:
+    def detected(log_scale: float, bias: float = 0.0) -> bool:
         return band_power(num_samples, num_cells, level, bias=bias, scale=float(np.exp(log_scale))) >= power
 
     return Detectable(
-        smallest(lambda size: found(0.0, size), 8.0),
-        float(np.exp(-smallest(lambda size: found(-size), 8.0))),
-        float(np.exp(smallest(found, 8.0))),
-        power,
-        level,
+        bias=smallest_detected(lambda size: detected(0.0, size), 8.0),
+        too_narrow=float(np.exp(-smallest_detected(lambda size: detected(-size), 8.0))),
+        too_wide=float(np.exp(smallest_detected(detected, 8.0))),
+        power=power,
+        level=level,
     )
 
 
 @lru_cache(maxsize=256)
 def simulations_needed(num_cells: int, level: float, *, power: float = 0.9) -> int | None:
-    """Return how many simulations find a bias of one sd and a width wrong by a factor of two; None: no number does.
+    """Return how many simulations detect a bias of one sd and a width wrong by a factor of two; None: no number does.
 
     Args:
         num_cells: L + 1 for L draws.
         level: probability of a false alarm of one quantity.
-        power: probability of finding each error.
+        power: probability of detecting each error.
 
     Raises:
         ValueError: as ``ecdf_band``.
     """
     errors: tuple[dict[str, float], ...] = (
-        {"bias": LARGEST["bias"]},
-        {"scale": LARGEST["too_narrow"]},
-        {"scale": LARGEST["too_wide"]},
+        {"bias": MAX_ERRORS["bias"]},
+        {"scale": MAX_ERRORS["too_narrow"]},
+        {"scale": MAX_ERRORS["too_wide"]},
     )
-    return fewest(lambda num: all(band_power(num, num_cells, level, **error) >= power for error in errors))
+    return min_simulations(
+        lambda num: all(band_power(num, num_cells, level, **error) >= power for error in errors)
+    )
 
 
-def fewest(enough: Callable[[int], bool]) -> int | None:
-    """Return the smallest number of simulations that is enough, to 2 %; None if none below 131 072 is.
+def min_simulations(enough: Callable[[int], bool]) -> int | None:
+    """Return the smallest sufficient number of simulations, to 2 %; None if no number up to 131 072 is sufficient.
 
     Args:
-        enough: whether a number is; true for all larger ones too.
+        enough: whether a number is sufficient; monotone.
     """
     high = 8
     while not enough(high):
@@ -187,7 +190,7 @@ def fewest(enough: Callable[[int], bool]) -> int | None:
 
 
 def in_normal_quantity(num_cells: int, num_samples: int, level: float) -> tuple[Detectable, int | None]:
-    """Return what ranks of a normal quantity find, and if too little, how many simulations are enough.
+    """Return the errors that ranks of a normal quantity detect, and the simulations needed if these are too large.
 
     Args:
         num_cells: L + 1 for L draws.
@@ -204,15 +207,16 @@ def in_normal_quantity(num_cells: int, num_samples: int, level: float) -> tuple[
 def of_kernel(
     num_cells: int, num_samples: int, level: float, *, chain: bool
 ) -> tuple[Detectable, int | None]:
-    """Return what the joint test of a kernel finds, and if too little, how many lanes are enough.
+    """Return the errors that the joint test of a kernel detects, and the lanes needed if these are too large.
 
-    The states stand beside a true value as posterior draws do. The end is ranked itself, among draws of the prior.
+    The true value is ranked among the states of its chain as among posterior draws. The end of the chain is itself
+    ranked, among draws from the prior.
 
     Args:
         num_cells: L + 1 for L draws.
         num_samples: number S of lanes.
         level: probability of a false alarm of one quantity.
-        chain: whether the states along the chain are ranked.
+        chain: whether the true value is ranked along the chain.
 
     Raises:
         ValueError: as ``ecdf_band``.
@@ -225,26 +229,26 @@ def of_kernel(
     return errors._replace(too_narrow=narrow, too_wide=wide, where=where), needed
 
 
-def smallest(found: Callable[[float], bool], largest: float) -> float:
-    """Return the smallest size that is found, to 1 %; infinite if ``largest`` is not.
+def smallest_detected(detected: Callable[[float], bool], largest: float) -> float:
+    """Return the smallest size that is detected, to 1 %; infinite if the search exceeds ``largest``.
 
     Args:
-        found: whether a size is; true for all larger ones too.
-        largest: where the search ends.
+        detected: whether a size is detected; monotone.
+        largest: end of the search.
     """
     low, high = 0.0, 0.125
-    while not found(high):
+    while not detected(high):
         low, high = high, 2 * high
         if low >= largest:
             return float("inf")
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if found(middle) else (middle, high)
+        low, high = (low, middle) if detected(middle) else (middle, high)
     return high
 
 
 def _cumulative(num_cells: int, bias: float, scale: float, edges: np.ndarray) -> np.ndarray:
-    """P(rank < m) at the edges m for draws from N(bias, scale^2) and a standard normal truth."""
+    """Return P(rank < m) at the edges m for draws from N(bias, scale^2) and a standard normal true value."""
     nodes, weights = _normal_nodes(num_cells, len(edges))
     if bias == 0 and scale == 1:
         return edges / num_cells
@@ -253,8 +257,8 @@ def _cumulative(num_cells: int, bias: float, scale: float, edges: np.ndarray) ->
 
 @lru_cache(maxsize=16)
 def _normal_nodes(num_cells: int, num_edges: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normal scores of quantiles of Beta(m, L + 1 - m) at Gauss-Legendre nodes (K, nodes), and the weights."""
+    """Return normal scores of Beta(m, L + 1 - m) quantiles at Gauss-Legendre nodes (K, nodes), and the weights."""
     edges = ecdf_band(1, num_cells).edges
-    at, weights = np.polynomial.legendre.leggauss(_NODES)
-    quantiles = betaincinv(edges[:, None], num_cells - edges[:, None], (at + 1) / 2)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    quantiles = betaincinv(edges[:, None], num_cells - edges[:, None], (nodes + 1) / 2)
     return ndtri(quantiles), weights / 2
