@@ -86,7 +86,7 @@ def oracle(meaning, max_tokens, size, delimiter=None, own=None, **law):
 
 
 def repeated(method, own, num, seed=0):
-    """Draws of many runs with keys of their own, one program."""
+    """WeightedTexts of many runs with keys of their own, one program."""
     keys = jax.random.split(jax.random.key(seed), num)
     return jax.jit(jax.vmap(lambda key: run_prepared(key, own, method)))(keys)
 

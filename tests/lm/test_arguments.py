@@ -173,8 +173,8 @@ def test_counts_of_tokens_may_be_integers_of_numpy():
 
 def test_traced_temperatures_are_taken_as_they_are():
     logits = jnp.asarray([[0.0, 1.0]])
-    found = jax.jit(lambda tau: lm.Proposal(temperature=tau).log_law(logits))(jnp.asarray(0.5))
-    np.testing.assert_allclose(found, lm.Proposal(temperature=0.5).log_law(logits), rtol=1e-6)
+    found = jax.jit(lambda tau: lm.Proposal(temperature=tau).log_probs(logits))(jnp.asarray(0.5))
+    np.testing.assert_allclose(found, lm.Proposal(temperature=0.5).log_probs(logits), rtol=1e-6)
 
 
 def test_warnings_name_their_prompts_once():

@@ -11,17 +11,17 @@ from scipy import stats
 
 from probinfer import lm
 from probinfer.core.status import Status
-from probinfer.lm.generation.token_model import empty, log_target
+from probinfer.lm.generation.token_model import init_particles, log_target
 from probinfer.lm.methods import exact, gibbs
 from tests.lm import tables
 from tests.params import quick
 
 
 def exact_paths(own, num, key):
-    """Draws from the posterior by enumeration, as records (num, T, ...)."""
+    """WeightedTexts from the posterior by enumeration, as records (num, T, ...)."""
     tokens, length = exact._sequences(3, 4, 10_000)
     records = exact._cut(own, jnp.asarray(tokens), jnp.asarray(length))
-    log_weights, _ = log_target(own, empty(own, len(tokens)), records, jnp.int32(0))
+    log_weights, _ = log_target(own, init_particles(own, len(tokens)), records, jnp.int32(0))
     chosen = jax.random.categorical(key, log_weights, shape=(num,))
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, chosen], 1, 0), records)
 
@@ -70,7 +70,7 @@ def test_tempered_chains_leave_their_posteriors_as_they_are():
     num, powers = 2000, (1.0, 0.3)
     method = lm.ParallelTempering(3, 1, powers=powers, step=lm.every(2))
     own = tables.token_model(method, "odds")
-    parts = [gibbs._tempered(own, jnp.asarray(power)) for power in powers]
+    parts = [gibbs._temper_model(own, jnp.asarray(power)) for power in powers]
     starts = [exact_paths(part, num, jax.random.key(7 + i)) for i, part in enumerate(parts)]
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *starts)
     keys = jax.random.split(jax.random.key(9), num)

@@ -160,7 +160,7 @@ def test_folder_errors(tmp_path, broken):
         ),
         ({"rope_parameters": {"rope_type": "linear"}}, "needs a factor"),
         ({"partial_rotary_factor": 0.5}, "0.5 of each head"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized \(gptq\)"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"hidden_size": None}, "'hidden_size'"),
         ({"layer_types": ["full_attention"]}, "layer_types"),

@@ -126,7 +126,7 @@ def test_methods_that_ask_no_reward_say_what_of_it_counts():
     assert run(None, vote).target.endswith("one vote each")
     assert run(tables.reward("odds"), vote).target.endswith("one vote each; the reward is not used")
     masked = run(lm.rewards.regex("[a;]*"), vote)
-    assert masked.target.endswith("one vote each; of the reward the factors of tokens alone")
+    assert masked.target.endswith("one vote each; of the reward only the potentials of tokens are used")
     assert run(None, lm.Greedy(step=STEP)).target == "the text of the likeliest tokens, a choice"
 
 

@@ -191,7 +191,7 @@ def test_what_is_advised_fits_and_one_more_does_not(monkeypatch, chains):
         ]
         assert sizes[0] <= there < sizes[1]
     monkeypatch.setattr(memory, "available_bytes", lambda: 3 * network.prompt_bytes(16))
-    with pytest.raises(MemoryError, match="none of them alone is enough"):
+    with pytest.raises(MemoryError, match="no setting alone is enough"):
         memory.check_memory(network, 40, 16, 512, reward, batch=6, num_prompts=9)
     with pytest.raises(MemoryError, match="fewer or shorter prompts"):
         memory.check_memory(network, 1, 1024, 1, None, num_prompts=9)

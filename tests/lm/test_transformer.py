@@ -11,7 +11,7 @@ import pytest
 
 from probinfer.lm.models.base import LanguageModel, bucket, decode
 from probinfer.lm.models.transformer import Config, Rope, Transformer
-from probinfer.lm.models.transformer.attention import BLOCK, Part, attend, causal
+from probinfer.lm.models.transformer.attention import BLOCK, KeysAndValues, attend, causal
 from probinfer.lm.models.transformer.rope import frequencies
 from tests.params import quick
 
@@ -278,7 +278,7 @@ def test_long_texts_in_blocks_of_queries(key, dtype):
     k, v = jax.random.normal(key, (2, 1, 1, length, 4), dtype)
     places = np.arange(length)
     mask = (places <= places[:, None]) & (places[:, None] - places < 700)
-    want = attend(q, Part(k, v, jnp.asarray(mask)[None]))
+    want = attend(q, KeysAndValues(k, v, jnp.asarray(mask)[None]))
     np.testing.assert_allclose(causal(q, k, v, 700), want, atol=1e-10)
 
 
