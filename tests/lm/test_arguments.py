@@ -33,7 +33,7 @@ def run(prompt="a;", reward=None, method=FILTER, model=None, **settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"max_steps": 0}, ValueError, "max_steps must be an int of at least 1, got 0"),
         ({"max_steps": 1.5}, TypeError, "max_steps must be an int of at least 1, got 1.5"),
@@ -61,13 +61,13 @@ def run(prompt="a;", reward=None, method=FILTER, model=None, **settings):
         ),
     ],
 )
-def test_bad_arguments_are_named(settings, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_arguments_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
         run(**settings)
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "error", "message"),
     [
         ({"model": "m"}, TypeError, r"expected a model of lm\.load.*'m'"),
         ({"max_tokens": 0}, ValueError, "max_tokens must be an int of at least 1, got 0"),
@@ -78,7 +78,7 @@ def test_bad_arguments_are_named(settings, error, words):
         ({"method": lm.ParticleFilter}, TypeError, "class ParticleFilter itself"),
     ],
 )
-def test_bounds_refuse_what_infer_refuses(change, error, words):
+def test_bounds_refuse_what_infer_refuses(change, error, message):
     arguments = {
         "model": tables.model(),
         "prompt": "a;",
@@ -86,7 +86,7 @@ def test_bounds_refuse_what_infer_refuses(change, error, words):
         "method": FILTER,
         "max_tokens": 4,
     } | change
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         bounds(KEY, **arguments)
 
 
@@ -142,16 +142,16 @@ def test_numbers_are_judged_by_their_value_whatever_holds_them(hold):
     assert lm.Proposal(temperature=hold(0.0)).top_k == 1
     assert float(lm.Proposal(temperature=hold(0.0)).temperature) == 1
     assert lm.Proposal(temperature=hold(0.5), top_p=hold(0.25)).top_k is None
-    for make, words in (
+    for make, message in (
         (lambda v: lm.Proposal(temperature=v), "temperature must be finite and not negative, got -1"),
         (lambda v: lm.Proposal(top_p=v), "top_p is a probability"),
         (lambda v: lm.rewards.self_certainty() * v, "the power of a reward must be finite and not negative"),
         (lm.rewards.sharpened, "the power of the prior must be finite and not negative"),
         (lm.rewards.self_certainty, "temperature must be positive"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             make(hold(-1.0))
-        with pytest.raises(ValueError, match=words.partition(", got")[0]):
+        with pytest.raises(ValueError, match=message.partition(", got")[0]):
             make(hold(float("nan")))
     with pytest.raises(ValueError, match="correct=True needs a proposal that can draw every token"):
         lm.Proposal(temperature=hold(0.0), correct=True)

@@ -150,7 +150,7 @@ def test_folder_errors(tmp_path, broken):
 
 
 @pytest.mark.parametrize(
-    ("entries", "words"),
+    ("entries", "message"),
     [
         ({"model_type": "mamba"}, "'mamba'.*there is llama, qwen2, qwen3"),
         ({"architectures": ["Qwen2ForRewardModel"]}, "no language model"),
@@ -167,10 +167,10 @@ def test_folder_errors(tmp_path, broken):
         ({"num_key_value_heads": 3}, "multiple of num_kv_heads"),
     ],
 )
-def test_configuration_errors(broken, entries, words):
+def test_configuration_errors(broken, entries, message):
     folder, configure, _ = broken
     configure(**entries)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         checkpoints.load(folder)
 
 

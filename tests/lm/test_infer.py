@@ -45,14 +45,14 @@ def _lost(result):
 
 
 @pytest.mark.parametrize(
-    ("proposal", "words"),
+    ("proposal", "message"),
     [
         (lm.Proposal(temperature=0.5), "the model at temperature 0.5"),
         (lm.Proposal(top_k=2, top_p=0.9), "the model at top-k 2, top-p 0.9"),
         (lm.Proposal(temperature=2.0, correct=True), "the model"),
     ],
 )
-def test_targets_name_the_prior(proposal, words):
+def test_targets_name_the_prior(proposal, message):
     assert run(proposal=proposal).target == f"weighted draws from {words}"
 
 
@@ -145,7 +145,7 @@ def test_reasons_why_texts_end():
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"prompt": ""}, ValueError, "empty"),
         ({"prompt": []}, ValueError, "no prompt"),
@@ -165,8 +165,8 @@ def test_reasons_why_texts_end():
         ({"chat": True}, ValueError, "template"),
     ],
 )
-def test_bad_input_is_refused_in_words(settings, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_input_is_refused_in_words(settings, error, message):
+    with pytest.raises(error, match=message):
         run(**settings)
 
 
@@ -227,10 +227,10 @@ def test_dead_and_broken_rewards_keep_the_last_state(kind):
 
 
 def _endless():
-    own = tables.model()
-    logits = np.asarray(own.network.logits).copy()
+    model = tables.model()
+    logits = np.asarray(model.network.logits).copy()
     logits[:, 2] = -np.inf
-    return lm.Model(lm.Tabular(logits, np.asarray(own.network.transitions)), own.tokenizer)
+    return lm.Model(lm.Tabular(logits, np.asarray(model.network.transitions)), model.tokenizer)
 
 
 class _Base(lm.rewards.Score):

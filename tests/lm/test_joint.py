@@ -53,17 +53,17 @@ def network():
 
 def draw_text(key):
     """Tokens (T,) of the model, the end token repeated after the end."""
-    own = network()
+    table = network()
 
     def walk(carry, key):
         state, ended = carry
-        token = jax.random.categorical(key, own.logits[state])
+        token = jax.random.categorical(key, table.logits[state])
         token = jnp.where(ended, EOS, token)
-        return (own.transitions[state, token], ended | (token == EOS)), token.astype(jnp.int32)
+        return (table.transitions[state, token], ended | (token == EOS)), token.astype(jnp.int32)
 
-    state = own.start
+    state = table.start
     for token in tables.PROMPT:
-        state = own.transitions[state, token]
+        state = table.transitions[state, token]
     return jax.lax.scan(walk, (state, jnp.asarray(False)), jax.random.split(key, LENGTH))[1]
 
 
@@ -131,12 +131,14 @@ def scaled(share, log_suffix, particles, records, t):
 
 
 def judge(ways, fault, seed):
-    own = tables.token_model(METHOD, None, max_tokens=LENGTH, potential=Told(jnp.zeros(LENGTH, jnp.int32)))
+    token_model = tables.token_model(
+        METHOD, None, max_tokens=LENGTH, potential=Told(jnp.zeros(LENGTH, jnp.int32))
+    )
     return checks.joint_test(
         jax.random.key(seed),
         draw_text,
         tell,
-        Pass(own, jnp.asarray(fault, float), ways),
+        Pass(token_model, jnp.asarray(fault, float), ways),
         reverse="same" if ways == "genealogy" else None,  # ancestor sampling is not reversible
         quantities={"fit": fit, "length": length_of},
         num_simulations=3000,

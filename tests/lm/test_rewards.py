@@ -1,4 +1,4 @@
-"""Rewards as a user writes them: sums and powers of all kinds against their factors, settings refused when made."""
+"""Rewards as a user writes them: sums and powers of all kinds against their potentials, and refused settings."""
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def test_deferred_rewards_are_made_once():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (
             lambda: lm.rewards.from_python(half, bogus=1),
@@ -111,8 +111,8 @@ def test_deferred_rewards_are_made_once():
         (lambda: lm.rewards.grammar("start: foo"), ValueError, "the grammar cannot be followed"),
     ],
 )
-def test_bad_settings_are_refused_when_they_are_written(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_settings_are_refused_when_they_are_written(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
