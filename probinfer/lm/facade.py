@@ -317,7 +317,7 @@ def _answers(
 
 def _describe_prior(proposal: Proposal, potential: Potential) -> str:
     """Say what texts are drawn from if the reward chooses no texts."""
-    note = ", with tokens weighed by the potentials of tokens" if potential.per_token else ""
+    note = ", with tokens drawn in proportion to their potentials" if potential.per_token else ""
     return f"{proposal.description}{note}"
 
 

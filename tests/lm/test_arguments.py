@@ -258,11 +258,11 @@ def test_rows_of_steps_that_did_not_run_are_as_documented():
 
 
 def test_pictures_of_genealogies_refuse_what_they_cannot_draw(found):
-    with pytest.raises(TypeError, match=r"events are lm\.Event.*got 1"):
+    with pytest.raises(TypeError, match=r"events must be lm\.Event.*got 1"):
         lm.genealogy(found, events=[1, 2])
     with pytest.raises(TypeError, match=r"expected the lm\.Answers of one prompt, got \[\]"):
         lm.genealogy([])
-    with pytest.raises(TypeError, match=r"axes are those of matplotlib.*got 3"):
+    with pytest.raises(TypeError, match=r"axes must be matplotlib axes.*got 3"):
         found.plot_genealogy(axes=3)
     with pytest.raises(TypeError, match=r"judge is a function.*got 3"):
         inspect.unwrap(lm.Answers.plot_genealogy)(found, judge=3)
@@ -308,5 +308,5 @@ def test_folders_and_dtypes_that_cannot_be_meant(folder, tmp_path):
 def test_weights_that_are_nan_are_suspected(folder):
     model = lm.load(folder)
     broken = lm.Model(jax.tree.map(lambda leaf: leaf * jnp.nan, model.network), model.tokenizer)
-    with pytest.warns(ConvergenceWarning, match="the model's weights are suspect"):
+    with pytest.warns(ConvergenceWarning, match="the weights of the model, or what is computed"):
         assert run("a b", model=broken).status == Status.NON_FINITE
