@@ -306,5 +306,5 @@ def test_bad_tables_are_refused_in_words():
         allowed(np.ones((2, 3), bool), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"shape \(2, 3\) of the table, got \(3, 2\)"):
         allowed(np.ones((2, 3), bool), np.zeros((3, 2), int))
-    with pytest.raises(ValueError, match=r"states are 0 \.\.\. 1, got 0 \.\.\. 2"):
+    with pytest.raises(ValueError, match=r"states must be 0 \.\.\. 1, got 0 \.\.\. 2"):
         allowed(np.ones((2, 3), bool), np.full((2, 3), [0, 1, 2]))
