@@ -375,7 +375,7 @@ def test_an_index_cannot_point_outside(folder_of, tmp_path, name):
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"vocab_size": 10**40}, "vocab_size"),
-        ({"quantization_config": "gptq"}, "quantised"),
+        ({"quantization_config": "gptq"}, "quantized"),
         ({"rope_parameters": "linear"}, "object"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": "2"}}, "factor"),
         ({"architectures": 3}, "architectures"),

@@ -1,9 +1,9 @@
 """Language models as state-space models: inference-time scaling by particles, inside one compiled program.
 
-``load`` takes a Hugging Face folder, ``reasoner`` the small model that comes with the library. ``infer`` samples texts
+``load`` reads a Hugging Face folder, ``reasoner`` the small model that comes with the library. ``infer`` samples texts
 from the model times a reward by a method, and votes on their answers; ``stream`` yields its steps as they happen.
-``evidence_bounds`` bounds the log evidence of a prompt from both sides. ``rewards`` says what a reward means,
-``Tabular`` and ``Exact`` are a model and a method whose answers are known exactly.
+``evidence_bounds`` bounds the log evidence of a prompt from both sides. ``rewards`` defines what a reward means;
+``Tabular`` and ``Exact`` are a model and a method whose answers are known exactly. Open ``facade`` first.
 """
 
 from probinfer.lm import answers, reasoner, rewards
@@ -14,7 +14,7 @@ from probinfer.lm.evidence import EvidenceBounds, evidence_bounds
 from probinfer.lm.facade import infer, stream
 from probinfer.lm.generation.events import Event
 from probinfer.lm.generation.proposals import Proposal
-from probinfer.lm.generation.steps import every, until
+from probinfer.lm.generation.step_rules import every, until
 from probinfer.lm.generation.texts import End
 from probinfer.lm.methods.adaptive import Adaptive
 from probinfer.lm.methods.exact import Exact

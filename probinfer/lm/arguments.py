@@ -1,4 +1,4 @@
-"""Arguments that several functions take: read and refused before anything is compiled."""
+"""Arguments that several functions take: checked before anything is compiled."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ import numpy as np
 
 from probinfer.core.errors import shortened
 
-__all__ = ["as_count", "as_stop", "check_answer", "check_watch", "known_number"]
+__all__ = ["as_count", "as_stop", "check_answer", "check_watch", "concrete_number"]
 
 
-def as_count(name: str, value: Any, least: int = 1) -> int:
-    """An int of at least ``least``; NumPy's integers are taken too.
+def as_count(name: str, value: Any, minimum: int = 1) -> int:
+    """Return an int of at least ``minimum``; integers of NumPy are accepted.
 
     Raises:
-        TypeError: it is no integer.
-        ValueError: it is too small.
+        TypeError: the value is not an integer.
+        ValueError: it is below the minimum.
     """
-    expected = f"{name} must be an int of at least {least}, got {shortened(value)}"
+    message = f"{name} must be an int of at least {minimum}, got {shortened(value)}"
     if isinstance(value, bool):
-        raise TypeError(expected)
+        raise TypeError(message)
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(expected) from None
-    if number < least:
-        raise ValueError(expected)
+        raise TypeError(message) from None
+    if number < minimum:
+        raise ValueError(message)
     return number
 
 
-def known_number(name: str, value: Any) -> float | None:
-    """The value of a number where it is known now, whatever holds it: Python, NumPy or JAX; None of a traced one.
+def concrete_number(name: str, value: Any) -> float | None:
+    """Return a number of Python, NumPy or JAX as a float; None if it is traced, so that its value is not known yet.
 
     Raises:
-        TypeError: it is no single number.
+        TypeError: it is not a single number.
     """
-    kind = getattr(value, "dtype", None)
-    numeric = isinstance(value, (int, float)) if kind is None else _is_real(kind)
+    dtype = getattr(value, "dtype", None)
+    numeric = isinstance(value, (int, float)) if dtype is None else _is_real(dtype)
     if isinstance(value, bool) or not numeric or jnp.ndim(value):
         raise TypeError(f"{name} must be a number, got {shortened(value)}")
     return None if isinstance(value, jax.core.Tracer) else float(value)
 
 
-def _is_real(kind: Any) -> bool:
-    return bool(jnp.issubdtype(kind, np.floating) or jnp.issubdtype(kind, np.integer))
+def _is_real(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer))
 
 
 def as_stop(stop: Any) -> tuple[str, ...]:
-    """The strings that end a text, of one string or of several.
+    """Return the strings that end a text, given one string or several.
 
     Raises:
-        TypeError: they are no strings.
+        TypeError: they are not strings.
         ValueError: one is empty.
     """
     strings = (stop,) if isinstance(stop, str) else stop
@@ -64,12 +64,12 @@ def as_stop(stop: Any) -> tuple[str, ...]:
     ):
         raise TypeError(f'stop is a string or several, such as stop=("\\n",); got {shortened(stop)}')
     if "" in strings:
-        raise ValueError("an empty stop string is everywhere: leave it out")
+        raise ValueError("an empty stop string would match everywhere: leave it out")
     return tuple(strings)
 
 
 def check_answer(answer: Any) -> Callable[[str], str | None]:
-    """Return what reads answers from texts.
+    """Return the function that reads answers from texts.
 
     Raises:
         TypeError: it cannot be called.
@@ -83,7 +83,7 @@ def check_answer(answer: Any) -> Callable[[str], str | None]:
 
 
 def check_watch(watch: Any) -> None:
-    """Refuse what cannot look on.
+    """Refuse a ``watch`` that cannot be called.
 
     Raises:
         TypeError: it cannot be called.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, SupportsIndex
 
@@ -20,15 +21,15 @@ from probinfer.lm.answers import reading as extractors
 from probinfer.lm.answers.result import Answers, Cost
 from probinfer.lm.arguments import as_count, check_answer, check_watch
 from probinfer.lm.generation import events
-from probinfer.lm.generation.events import make_step_callback
+from probinfer.lm.generation.events import step_callback
 from probinfer.lm.generation.prompts import encode_all, limits_of, prepare
 from probinfer.lm.generation.proposals import Proposal, as_proposal
 from probinfer.lm.generation.token_model import TokenModel
 from probinfer.lm.methods.adaptive import Adaptive, run_adaptively
-from probinfer.lm.methods.base import Draws, check_method, has_evidence
+from probinfer.lm.methods.base import WeightedTexts, check_method, has_evidence
 from probinfer.lm.methods.filters import ParticleFilter
 from probinfer.lm.models.model import Model, check_model
-from probinfer.lm.rewards.algebra import Nothing, Potential
+from probinfer.lm.rewards.algebra import Potential, UnitPotential
 from probinfer.lm.rewards.deferred import bind
 from probinfer.lm.rewards.host.registry import detached
 from probinfer.lm.tokens.texts import continuation
@@ -57,35 +58,37 @@ def infer(
 ) -> Answers | list[Answers]:
     r"""Sample texts x after a prompt c from :math:`p(x \mid c)\,G(x) / Z`, and vote on their answers.
 
-    The prompt is read once and shared; what particles add is cached and forked. The whole run is one compiled program,
-    used again for prompts of the same bucket of lengths (powers of two) and for rewards of the same form.
+    The prompt is read once and shared; the tokens that particles add are cached and forked. The whole run is one
+    compiled program, used again for prompts that are padded to the same length (a power of two) and for rewards of the
+    same form.
 
     Args:
         key: random key.
         model: from ``lm.load`` or ``lm.reasoner``, or ``lm.Model(network, tokenizer)``.
-        prompt: a string, token numbers, messages (with ``chat``), or a list of prompts.
-        reward: of ``lm.rewards``; None: the model alone. A reward model is taken by its odds.
+        prompt: a string, token ids, messages (with ``chat``), or a list of prompts.
+        reward: from ``lm.rewards``; None: the model alone. A reward model stands for its odds.
         method: ``lm.ParticleFilter(...)`` or another; None: a particle filter with 16 particles.
         answer: text -> answer or None; ``lm.answers.last_boxed``, ``text``, ``last_number``. None: that of the model,
-            if it has one, else ``last_boxed``. A text for which it fails has no answer; how many and why is a warning.
+            if it has one, else ``last_boxed``. A text for which it fails has no answer, and a warning says how many
+            failed and why.
         stop: strings that end a text.
-        max_tokens: most tokens of a text; longer ones are cut, and are weighed as they are.
-        max_steps: most steps of a text, likewise; None: as many as the tokens allow.
+        max_tokens: maximum number of tokens of a text; a longer text is cut, and weighed as it is.
+        max_steps: maximum number of steps of a text, likewise; None: as many as ``max_tokens`` allows.
         proposal: how tokens are drawn; None: from the model.
         chat: put the prompt into the chat template of the model.
-        progress: a bar, by default on a terminal.
+        progress: a progress bar, by default on a terminal.
         watch: called after every step with an ``lm.Event``; a true return value ends the run (of its prompt).
-        batch: how many prompts run side by side; None: one on a CPU, 8 elsewhere.
+        batch: number of prompts that run side by side; None: one on a CPU, 8 elsewhere.
 
     Returns:
-        ``Answers``, or a list of them for a list of prompts. After Ctrl-C, of the prompts that were finished, the first
-        ones, and where steps are watched (``watch``, or a bar of a single prompt) of the texts so far, with the status
-        ``INTERRUPTED``.
+        ``Answers``, or a list of them for a list of prompts. After Ctrl-C, of the prompts that were finished, in order;
+        if steps are reported (``watch``, or a progress bar of a single prompt), also of the texts so far, with the
+        status ``INTERRUPTED``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C before there was an answer, or twice.
         TypeError: an argument is of the wrong kind.
-        ValueError: an empty prompt, one that does not fit (of several it is named), an unknown setting.
+        ValueError: a prompt is empty or does not fit (of several it is named), or a setting is unknown.
         MemoryError: the caches, of the reward too and of all prompts side by side, would not fit.
 
     References:
@@ -100,43 +103,45 @@ def infer(
     reader = notices.Reader(check_answer(answer))
     notice(model, method, reward, proposal)
     limits, proposal = limits_of(max_tokens, max_steps, stop), as_proposal(proposal)
-    several = _are_several(prompt, chat)
-    prompts = list(prompt) if several else [prompt]
+    is_list = _is_list_of_prompts(prompt)
+    prompts = list(prompt) if is_list else [prompt]
     tokens = encode_all(model, prompts, chat)
     potential = bind(reward, model.tokenizer)
-    alone = watch is not None or isinstance(method, Adaptive)
-    size = 1 if alone else min(_side_by_side(batch), len(tokens))
-    started, before = time.perf_counter(), notices.faults_of(potential)
-    models = prepare(model, tokens, method, detached(potential), proposal, limits, size)
-    keys = list(jax.random.split(key, len(models))) if several else [key]
-    notices.let_workers(True, potential)
-    with interrupts.deferred(at_second=partial(notices.let_workers, False, potential)):
-        runs = _run_all(keys, models, method, model.tokenizer, reader, progress, watch, size)
-    seconds = (time.perf_counter() - started) / len(runs)
-    faults = notices.faults_since(before, potential)
+    one_by_one = watch is not None or isinstance(method, Adaptive)
+    batch_size = 1 if one_by_one else min(_batch_size(batch), len(tokens))
+    start_time, faults_before = time.perf_counter(), notices.faults_of(potential)
+    models = prepare(model, tokens, method, detached(potential), proposal, limits, batch_size)
+    keys = list(jax.random.split(key, len(models))) if is_list else [key]
+    notices.allow_workers(True, potential)
+    with interrupts.deferred(at_second=partial(notices.allow_workers, False, potential)):
+        runs = _run_all(keys, models, method, model.tokenizer, reader, progress, watch, batch_size)
+    seconds = (time.perf_counter() - start_time) / len(runs)
+    faults = notices.faults_since(faults_before, potential)
     finish = partial(_answers, model, method, potential, proposal, reader, faults, seconds)
-    found = [finish(one, *run) for one, run in zip(tokens, runs)]
-    notices.warn(found, potential, reader)
-    if len(found) < len(tokens):
-        warn_interrupted(f"{len(found)} of {len(tokens)} prompts were begun, and their answers are returned")
-    return found if several else found[0]
+    results = [finish(prompt_tokens, *run) for prompt_tokens, run in zip(tokens, runs)]
+    notices.warn(results, potential, reader)
+    if len(results) < len(tokens):
+        warn_interrupted(
+            f"{len(results)} of {len(tokens)} prompts were begun, and their answers are returned"
+        )
+    return results if is_list else results[0]
 
 
 def stream(*args: Any, **settings: Any) -> Iterator[Any]:
-    """Yield an ``lm.Event`` after every step of ``lm.infer``, and what it returns last.
+    """Yield an ``lm.Event`` after every step of ``lm.infer``, and the return value of ``lm.infer`` last.
 
-    That is an ``lm.Answers``; for a list of prompts, which run one after another, a list of them, and ``event.prompt``
-    is the index of the prompt.
+    The last item is an ``lm.Answers``; for a list of prompts, which run one after another, it is a list of them, and
+    ``event.prompt`` is the index of the prompt.
 
     Args:
-        *args: those of ``lm.infer``.
-        **settings: likewise, without ``watch``.
+        *args: arguments of ``lm.infer``.
+        **settings: settings of ``lm.infer``, without ``watch``.
     """
     return events.stream(infer, *args, **settings)
 
 
-def _are_several(prompt: Any, chat: bool) -> bool:
-    """A list of strings, of token lists, or of chats."""
+def _is_list_of_prompts(prompt: Any) -> bool:
+    """Whether a prompt is a list of strings, of token lists, or of chats."""
     if isinstance(prompt, (str, np.ndarray, jax.Array)) or not isinstance(prompt, (list, tuple)):
         return False
     if not prompt:
@@ -144,29 +149,28 @@ def _are_several(prompt: Any, chat: bool) -> bool:
     return not isinstance(prompt[0], (dict, int, np.integer))
 
 
-def _side_by_side(batch: SupportsIndex | None) -> int:
+def _batch_size(batch: SupportsIndex | None) -> int:
     if batch is None:
         return 1 if jax.default_backend() == "cpu" else 8
     return as_count("batch", batch)
 
 
 @partial(jax.jit, static_argnames="batched")
-def run_prepared(key: Any, model: TokenModel, method: Any, batched: bool = False) -> Draws:
-    """Run a method as one program; with ``batched``, of several prompts side by side."""
+def run_prepared(key: Any, model: TokenModel, method: Any, batched: bool = False) -> WeightedTexts:
+    """Run a method as one program; with ``batched``, for several prompts side by side."""
     if not batched:
         return method.run(key, model)
-    axes = _axes(model)
+    axes = _batch_axes(model)
     return jax.vmap(lambda key, model: method.run(key, model), in_axes=(0, axes))(key, model)
 
 
-def _axes(model: TokenModel) -> TokenModel:
-    """Prompts are stacked, everything else is shared."""
-    import dataclasses
-
+def _batch_axes(model: TokenModel) -> TokenModel:
+    """Return the axes for ``vmap``: prompts are stacked, everything else is shared."""
     shared = jax.tree.map(lambda _: None, model)
-    stacked = jax.tree.map(lambda _: 0, (model.setting.prompt, model.setting.context, model.logits))
-    setting = dataclasses.replace(shared.setting, prompt=stacked[0], context=stacked[1])
-    return dataclasses.replace(shared, setting=setting, logits=stacked[2])
+    prompt, context, logits = jax.tree.map(
+        lambda _: 0, (model.setup.prompt, model.setup.context, model.logits)
+    )
+    return replace(shared, setup=replace(shared.setup, prompt=prompt, context=context), logits=logits)
 
 
 def _run_all(
@@ -178,73 +182,72 @@ def _run_all(
     progress: Any,
     watch: Any,
     batch: int,
-) -> list[tuple[Draws, int]]:
-    """The draws of each prompt, and in how many batches of the method they came."""
-    watched = watch is not None or (bars.is_on(progress) and len(models) == 1)
+) -> list[tuple[WeightedTexts, int]]:
+    """Return the draws of each prompt, and the number of batches of the method that they come from."""
+    by_step = watch is not None or (bars.is_on(progress) and len(models) == 1)
     pairs = list(zip(keys, models, strict=True))
     if isinstance(method, Adaptive):
-        with bars.task("batches", method.max_rounds, progress) as line:
-            read = partial(_read, tokenizer, reader)
+        with bars.task("batches", method.max_rounds, progress) as bar:
+            read = partial(_read_answer, tokenizer, reader)
             return interrupts.each(
-                lambda pair, stop: run_adaptively(pair[0], pair[1], method, read, run_prepared, line, stop),
+                lambda pair, stop: run_adaptively(pair[0], pair[1], method, read, run_prepared, bar, stop),
                 pairs,
             )
-    total = _num_watched(method, models[0]) if watched else len(models)
-    with bars.task("steps" if watched else "prompts", total, progress) as line:
-        if watched:
-            callbacks = [make_step_callback(tokenizer, watch, line, i) for i in range(len(pairs))]
-            return interrupts.each(partial(_watched, method), list(zip(pairs, callbacks, strict=True)))
+    total = _num_reports(method, models[0]) if by_step else len(models)
+    with bars.task("steps" if by_step else "prompts", total, progress) as bar:
+        if by_step:
+            callbacks = [step_callback(tokenizer, watch, bar, i) for i in range(len(pairs))]
+            return interrupts.each(partial(_run_by_step, method), list(zip(pairs, callbacks, strict=True)))
 
-        def several(start: int, stop: Any) -> list[Draws]:
-            now = slice(start, start + batch)
-            draws = _batch(*_filled(keys[now], models[now], batch), method)[: len(models) - start]
-            line.update(start + len(draws))
+        def run_batch(start: int, stop: Any) -> list[WeightedTexts]:
+            rows = slice(start, start + batch)
+            draws = _run_batch(*_fill_batch(keys[rows], models[rows], batch), method)[: len(models) - start]
+            bar.update(start + len(draws))
             return draws
 
-        parts = interrupts.each(several, range(0, len(models), batch))
-        return [(draws, 1) for part in parts for draws in part]
+        batches = interrupts.each(run_batch, range(0, len(models), batch))
+        return [(draws, 1) for batch_draws in batches for draws in batch_draws]
 
 
-def _watched(method: Any, task: tuple, stop: interrupts.Interruption) -> tuple[Draws, int]:
-    """Run step by step, until the callback or Ctrl-C ends it."""
-    pair, look = task
-    ended = False
+def _run_by_step(method: Any, task: tuple, stop: interrupts.Interruption) -> tuple[WeightedTexts, int]:
+    """Run step by step, until the callback or Ctrl-C ends the run."""
+    pair, callback = task
+    interrupted = False
 
-    def look_and_listen(seen: Any) -> Any:
-        nonlocal ended
-        enough = look(seen)
-        ended = not enough and stop.requested
-        return enough or ended
+    def report(snapshot: Any) -> Any:
+        nonlocal interrupted
+        enough = callback(snapshot)
+        interrupted = not enough and stop.requested
+        return enough or interrupted
 
-    draws = method.run(*pair, watch=look_and_listen)
-    if ended:
+    draws = method.run(*pair, watch=report)
+    if interrupted:
         draws = draws._replace(status=jnp.maximum(draws.status, jnp.int32(Status.INTERRUPTED)))
     return draws, 1
 
 
-def _filled(keys: list, models: list[TokenModel], size: int) -> tuple[list, list[TokenModel]]:
-    """The last prompt repeated until the batch is as large as the others: nothing is compiled for a remainder."""
-    missing = size - len(models)
-    return keys + keys[-1:] * missing, models + models[-1:] * missing
+def _fill_batch(keys: list, models: list[TokenModel], size: int) -> tuple[list, list[TokenModel]]:
+    """Repeat the last prompt until the batch is as large as the others, so that nothing is compiled for a remainder."""
+    num_missing = size - len(models)
+    return keys + keys[-1:] * num_missing, models + models[-1:] * num_missing
 
 
-def _read(tokenizer: Any, reader: notices.Reader, tokens: np.ndarray) -> str | None:
+def _read_answer(tokenizer: Any, reader: notices.Reader, tokens: np.ndarray) -> str | None:
     return reader(continuation(tokenizer, tokens))
 
 
-def _num_watched(method: Any, model: TokenModel) -> int:
+def _num_reports(method: Any, model: TokenModel) -> int:
+    """Return how often a run calls back: after every iteration of a chain, or after every step."""
     return getattr(method, "num_iterations", model.num_steps)
 
 
-def _batch(keys: list, models: list[TokenModel], method: Any) -> list[Draws]:
+def _run_batch(keys: list, models: list[TokenModel], method: Any) -> list[WeightedTexts]:
     if len(models) == 1:
         return [interrupts.wait(run_prepared(keys[0], models[0], method))]
-    import dataclasses
-
-    parts = [(m.setting.prompt, m.setting.context, m.logits) for m in models]
+    parts = [(m.setup.prompt, m.setup.context, m.logits) for m in models]
     prompt, context, logits = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    setting = dataclasses.replace(models[0].setting, prompt=prompt, context=context)
-    stacked = dataclasses.replace(models[0], setting=setting, logits=logits)
+    setup = replace(models[0].setup, prompt=prompt, context=context)
+    stacked = replace(models[0], setup=setup, logits=logits)
     draws = interrupts.wait(run_prepared(jnp.stack(keys), stacked, method, batched=True))
     return [jax.tree.map(lambda leaf, i=i: leaf[i], draws) for i in range(len(models))]
 
@@ -258,7 +261,7 @@ def _answers(
     faults: str,
     seconds: float,
     prompt: np.ndarray,
-    raw: Draws,
+    raw: WeightedTexts,
     num_rounds: int,
 ) -> Answers:
     draws: Any = jax.tree.map(np.asarray, raw)
@@ -266,24 +269,26 @@ def _answers(
     tokens = [row[:length] for row, length in zip(draws.tokens, draws.length, strict=True)]
     texts = [decode(row) for row in tokens]
     log_weights = np.asarray(draws.log_weights, float)
-    with np.errstate(invalid="ignore"):  # NaN: the status says so
+    with np.errstate(invalid="ignore"):  # the status reports NaN
         total = np.logaddexp.reduce(log_weights)
     uniform = np.full(len(texts), -np.log(len(texts)))
     log_evidence = float(draws.log_evidence)
-    per_row = model.network.cache_bytes(1, draws.tokens.shape[1])
+    bytes_per_row = model.network.cache_bytes(1, draws.tokens.shape[1])
     ledger = draws.ledger
     cost = Cost(
-        samples=num_rounds * _samples(method),
+        samples=num_rounds * _num_samples(method),
         generated=int(ledger.generated),
         masked=int(ledger.masked),
         prompt=len(prompt),
         reward_calls=int(ledger.scored),
         rescored=int(ledger.rescored),
         forked=int(ledger.forked),
-        bytes_copied=int(ledger.forked) * per_row,
+        bytes_copied=int(ledger.forked) * bytes_per_row,
         seconds=seconds,
     )
-    law = f"{proposal.words}, times {potential.words}" if potential.words != "nothing" else proposal.words
+    target = proposal.description
+    if potential.description != "nothing":
+        target = f"{target}, times {potential.description}"
     return Answers(
         prompt=model.tokenizer.decode(prompt),
         texts=texts,
@@ -299,8 +304,8 @@ def _answers(
         step_lengths=draws.step_lengths,
         num_steps=int(draws.num_steps),
         status=Status(int(draws.status)),
-        target=method.words.format(
-            target=law, prior=_prior_words(proposal, potential), unused=_unused_words(potential)
+        target=method.description.format(
+            target=target, prior=_describe_prior(proposal, potential), unused=_describe_unused(potential)
         ),
         ledger=cost,
         faults=faults,
@@ -310,27 +315,28 @@ def _answers(
     )
 
 
-def _prior_words(proposal: Proposal, potential: Potential) -> str:
-    """What texts are drawn from where the reward does not choose."""
-    return f"{proposal.words}, each token by the factors of tokens" if potential.per_token else proposal.words
+def _describe_prior(proposal: Proposal, potential: Potential) -> str:
+    """Say what texts are drawn from if the reward chooses no texts."""
+    note = ", with tokens drawn in proportion to their potentials" if potential.per_token else ""
+    return f"{proposal.description}{note}"
 
 
-def _unused_words(potential: Potential) -> str:
-    """What a method that asks no reward says of one."""
-    if isinstance(potential, Nothing):
+def _describe_unused(potential: Potential) -> str:
+    """Say what a method that does not choose by the reward does with it."""
+    if isinstance(potential, UnitPotential):
         return ""
-    return (
-        "; of the reward the factors of tokens alone" if potential.per_token else "; the reward is not used"
-    )
+    if potential.per_token:
+        return "; of the reward only the potentials of tokens are used"
+    return "; the reward is not used"
 
 
-def _samples(method: Any) -> int:
-    """N, or N times the passes; of one batch where there are several."""
+def _num_samples(method: Any) -> int:
+    """Return N, times the number of passes; of one batch if there are several."""
     if isinstance(method, Adaptive):
-        return _samples(method.method)
-    passes = getattr(method, "num_iterations", 0) + 1
-    chains = len(getattr(method, "powers", (1,)))
-    one = getattr(method, "n", getattr(method, "num_particles", 1)) * (
-        method.width if hasattr(method, "width") and hasattr(method, "num_particles") else 1
-    )
-    return one * passes * chains
+        return _num_samples(method.method)
+    num_passes = getattr(method, "num_iterations", 0) + 1
+    num_chains = len(getattr(method, "powers", (1,)))
+    num = getattr(method, "n", getattr(method, "num_particles", 1))
+    if hasattr(method, "width") and hasattr(method, "num_particles"):
+        num *= method.width
+    return num * num_passes * num_chains

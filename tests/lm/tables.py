@@ -61,22 +61,25 @@ def model(vocab=3, order=2, seed=0):
 
 
 def token_model(
-    method, meaning, max_tokens=4, own=None, proposal=None, max_steps=None, stop=(), potential=None
+    method, meaning, max_tokens=4, language_model=None, proposal=None, max_steps=None, stop=(), potential=None
 ):
     """What ``lm.infer`` hands to a method."""
-    own = model() if own is None else own
+    language_model = model() if language_model is None else language_model
     limits = Limits(max_tokens, max_steps, stop)
-    potential = bind(reward(meaning), own.tokenizer) if potential is None else potential
-    tokens = encode(own, list(PROMPT), False)
-    return prepare(own, [tokens], method, potential, lm.Proposal() if proposal is None else proposal, limits)[
-        0
-    ]
+    potential = bind(reward(meaning), language_model.tokenizer) if potential is None else potential
+    tokens = encode(language_model, list(PROMPT), False)
+    return prepare(
+        language_model, [tokens], method, potential, lm.Proposal() if proposal is None else proposal, limits
+    )[0]
 
 
-def oracle(meaning, max_tokens, size, delimiter=None, own=None, **law):
+def oracle(meaning, max_tokens, size, delimiter=None, language_model=None, **law):
     """Posterior of all texts and log evidence, in plain Python."""
-    own = model() if own is None else own
-    logits, transitions = np.asarray(own.network.logits), np.asarray(own.network.transitions)
+    language_model = model() if language_model is None else language_model
+    logits, transitions = (
+        np.asarray(language_model.network.logits),
+        np.asarray(language_model.network.transitions),
+    )
     found = ref.texts(logits, transitions, 0, PROMPT, (2,), max_tokens, **law)
     weighted = {}
     for text, log_prob in found:
@@ -85,10 +88,10 @@ def oracle(meaning, max_tokens, size, delimiter=None, own=None, **law):
     return ref.posterior(weighted)
 
 
-def repeated(method, own, num, seed=0):
-    """Draws of many runs with keys of their own, one program."""
+def repeated(method, prepared, num, seed=0):
+    """The texts of many runs of a token model, each with its own key, in one program."""
     keys = jax.random.split(jax.random.key(seed), num)
-    return jax.jit(jax.vmap(lambda key: run_prepared(key, own, method)))(keys)
+    return jax.jit(jax.vmap(lambda key: run_prepared(key, prepared, method)))(keys)
 
 
 def classes(tokens, length):

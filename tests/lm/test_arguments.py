@@ -33,7 +33,7 @@ def run(prompt="a;", reward=None, method=FILTER, model=None, **settings):
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"max_steps": 0}, ValueError, "max_steps must be an int of at least 1, got 0"),
         ({"max_steps": 1.5}, TypeError, "max_steps must be an int of at least 1, got 1.5"),
@@ -61,13 +61,13 @@ def run(prompt="a;", reward=None, method=FILTER, model=None, **settings):
         ),
     ],
 )
-def test_bad_arguments_are_named(settings, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_arguments_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
         run(**settings)
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "error", "message"),
     [
         ({"model": "m"}, TypeError, r"expected a model of lm\.load.*'m'"),
         ({"max_tokens": 0}, ValueError, "max_tokens must be an int of at least 1, got 0"),
@@ -78,7 +78,7 @@ def test_bad_arguments_are_named(settings, error, words):
         ({"method": lm.ParticleFilter}, TypeError, "class ParticleFilter itself"),
     ],
 )
-def test_bounds_refuse_what_infer_refuses(change, error, words):
+def test_bounds_refuse_what_infer_refuses(change, error, message):
     arguments = {
         "model": tables.model(),
         "prompt": "a;",
@@ -86,7 +86,7 @@ def test_bounds_refuse_what_infer_refuses(change, error, words):
         "method": FILTER,
         "max_tokens": 4,
     } | change
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         bounds(KEY, **arguments)
 
 
@@ -142,16 +142,16 @@ def test_numbers_are_judged_by_their_value_whatever_holds_them(hold):
     assert lm.Proposal(temperature=hold(0.0)).top_k == 1
     assert float(lm.Proposal(temperature=hold(0.0)).temperature) == 1
     assert lm.Proposal(temperature=hold(0.5), top_p=hold(0.25)).top_k is None
-    for make, words in (
+    for make, message in (
         (lambda v: lm.Proposal(temperature=v), "temperature must be finite and not negative, got -1"),
         (lambda v: lm.Proposal(top_p=v), "top_p is a probability"),
         (lambda v: lm.rewards.self_certainty() * v, "the power of a reward must be finite and not negative"),
         (lm.rewards.sharpened, "the power of the prior must be finite and not negative"),
         (lm.rewards.self_certainty, "temperature must be positive"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             make(hold(-1.0))
-        with pytest.raises(ValueError, match=words.partition(", got")[0]):
+        with pytest.raises(ValueError, match=message.partition(", got")[0]):
             make(hold(float("nan")))
     with pytest.raises(ValueError, match="correct=True needs a proposal that can draw every token"):
         lm.Proposal(temperature=hold(0.0), correct=True)
@@ -173,8 +173,8 @@ def test_counts_of_tokens_may_be_integers_of_numpy():
 
 def test_traced_temperatures_are_taken_as_they_are():
     logits = jnp.asarray([[0.0, 1.0]])
-    found = jax.jit(lambda tau: lm.Proposal(temperature=tau).log_law(logits))(jnp.asarray(0.5))
-    np.testing.assert_allclose(found, lm.Proposal(temperature=0.5).log_law(logits), rtol=1e-6)
+    found = jax.jit(lambda tau: lm.Proposal(temperature=tau).log_probs(logits))(jnp.asarray(0.5))
+    np.testing.assert_allclose(found, lm.Proposal(temperature=0.5).log_probs(logits), rtol=1e-6)
 
 
 def test_warnings_name_their_prompts_once():
@@ -258,11 +258,11 @@ def test_rows_of_steps_that_did_not_run_are_as_documented():
 
 
 def test_pictures_of_genealogies_refuse_what_they_cannot_draw(found):
-    with pytest.raises(TypeError, match=r"events are lm\.Event.*got 1"):
+    with pytest.raises(TypeError, match=r"events must be lm\.Event.*got 1"):
         lm.genealogy(found, events=[1, 2])
     with pytest.raises(TypeError, match=r"expected the lm\.Answers of one prompt, got \[\]"):
         lm.genealogy([])
-    with pytest.raises(TypeError, match=r"axes are those of matplotlib.*got 3"):
+    with pytest.raises(TypeError, match=r"axes must be matplotlib axes.*got 3"):
         found.plot_genealogy(axes=3)
     with pytest.raises(TypeError, match=r"judge is a function.*got 3"):
         inspect.unwrap(lm.Answers.plot_genealogy)(found, judge=3)
@@ -308,5 +308,5 @@ def test_folders_and_dtypes_that_cannot_be_meant(folder, tmp_path):
 def test_weights_that_are_nan_are_suspected(folder):
     model = lm.load(folder)
     broken = lm.Model(jax.tree.map(lambda leaf: leaf * jnp.nan, model.network), model.tokenizer)
-    with pytest.warns(ConvergenceWarning, match="the model's weights are suspect"):
+    with pytest.warns(ConvergenceWarning, match="the weights of the model, or what is computed"):
         assert run("a b", model=broken).status == Status.NON_FINITE

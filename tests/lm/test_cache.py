@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.lm.models.transformer.cache import WAYS, Cache, fork, moves, write
+from probinfer.lm.models.transformer.cache import FORK_METHODS, Cache, copy_order, fork, write
 from probinfer.resampling import in_place
 
 N = 7
@@ -33,29 +33,31 @@ def all_kinds(rng):
 
 
 @pytest.mark.parametrize("layout", ["layers", "stacked"])
-@pytest.mark.parametrize("way", WAYS)
-def test_fork_is_indexing(key, dtype, way, layout):
+@pytest.mark.parametrize("method", FORK_METHODS)
+def test_fork_is_indexing(key, dtype, method, layout):
     cache = filled(key, N, layout, dtype)
     for ancestors in all_kinds(np.random.default_rng(1)):
         want = stacked(cache)[:, :, ancestors]
-        np.testing.assert_array_equal(stacked(jitted(cache, ancestors, way)), want)
+        np.testing.assert_array_equal(stacked(jitted(cache, ancestors, method)), want)
 
 
 @pytest.mark.parametrize("layout", ["layers", "stacked"])
-@pytest.mark.parametrize("way", WAYS)
-def test_more_or_fewer_rows(key, dtype, way, layout):
+@pytest.mark.parametrize("method", FORK_METHODS)
+def test_more_or_fewer_rows(key, dtype, method, layout):
     cache = filled(key, N, layout, dtype)
     for ancestors in (jnp.asarray([6, 6, 0], jnp.int32), jnp.arange(12, dtype=jnp.int32) // 2):
-        np.testing.assert_array_equal(stacked(fork(cache, ancestors, way)), stacked(cache)[:, :, ancestors])
+        np.testing.assert_array_equal(
+            stacked(fork(cache, ancestors, method)), stacked(cache)[:, :, ancestors]
+        )
 
 
 @pytest.mark.parametrize("layout", ["layers", "stacked"])
-@pytest.mark.parametrize("way", WAYS)
-def test_several_prompts(key, dtype, way, layout):
+@pytest.mark.parametrize("method", FORK_METHODS)
+def test_several_prompts(key, dtype, method, layout):
     caches = jax.vmap(lambda key: filled(key, N, layout, dtype))(jax.random.split(key, 3))
     ancestors = jax.random.randint(key, (3, N), 0, N)
-    made = jax.vmap(lambda cache, a: fork(cache, a, way))(caches, ancestors)
-    shared = jax.vmap(lambda a: fork(jax.tree.map(lambda leaf: leaf[0], caches), a, way))(ancestors)
+    made = jax.vmap(lambda cache, a: fork(cache, a, method))(caches, ancestors)
+    shared = jax.vmap(lambda a: fork(jax.tree.map(lambda leaf: leaf[0], caches), a, method))(ancestors)
     for i in range(3):
         one, first, same = (
             jax.tree.map(lambda leaf, j=j: leaf[j], t) for t, j in ((caches, i), (caches, 0), (shared, i))
@@ -68,7 +70,7 @@ def test_several_prompts(key, dtype, way, layout):
 
 def test_moves_touch_only_what_changes():
     for ancestors in all_kinds(np.random.default_rng(2)):
-        slots, count, cyclic = jax.jit(moves)(ancestors)
+        slots, count, cyclic = jax.jit(copy_order)(ancestors)
         changed = set(np.flatnonzero(np.asarray(ancestors) != np.arange(N)).tolist())
         done = np.asarray(slots)[: int(count)].tolist()
         rest = set(np.flatnonzero(np.asarray(cyclic)).tolist())
@@ -83,8 +85,8 @@ def test_a_fork_in_place_takes_no_second_cache(dtype, optimised):
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
     ancestors = jnp.zeros(64, jnp.int32)
 
-    def temporary(way):
-        compiled = jax.jit(fork, static_argnums=2, donate_argnums=0).lower(cache, ancestors, way).compile()
+    def temporary(method):
+        compiled = jax.jit(fork, static_argnums=2, donate_argnums=0).lower(cache, ancestors, method).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary("moved") < 0.3 * size, (temporary("moved"), temporary("copy"), size)
@@ -110,5 +112,5 @@ def test_forks_trace_once(key, dtype, count_compiles):
 
 
 def test_an_unknown_way(key, dtype):
-    with pytest.raises(ValueError, match="unknown way to fork 'move'; did you mean 'moved'"):
+    with pytest.raises(ValueError, match="unknown method to fork 'move'; did you mean 'moved'"):
         fork(filled(key, N, "layers", dtype), jnp.arange(N), "move")

@@ -11,17 +11,17 @@ from scipy import stats
 
 from probinfer import lm
 from probinfer.core.status import Status
-from probinfer.lm.generation.token_model import empty, log_target
+from probinfer.lm.generation.token_model import init_particles, log_target
 from probinfer.lm.methods import exact, gibbs
 from tests.lm import tables
 from tests.params import quick
 
 
-def exact_paths(own, num, key):
+def exact_paths(token_model, num, key):
     """Draws from the posterior by enumeration, as records (num, T, ...)."""
-    tokens, length = exact._sequences(3, 4, 10_000)
-    records = exact._cut(own, jnp.asarray(tokens), jnp.asarray(length))
-    log_weights, _ = log_target(own, empty(own, len(tokens)), records, jnp.int32(0))
+    tokens, length = exact._all_sequences(3, 4, 10_000)
+    records = exact._cut_into_steps(token_model, jnp.asarray(tokens), jnp.asarray(length))
+    log_weights, _ = log_target(token_model, init_particles(token_model, len(tokens)), records, jnp.int32(0))
     chosen = jax.random.categorical(key, log_weights, shape=(num,))
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:, chosen], 1, 0), records)
 
@@ -50,10 +50,12 @@ def name_of(method):
 )
 def test_particle_gibbs_leaves_the_posterior_as_it_is(method, meaning):
     """From exact draws one pass gives exact draws, and it moves: 3000 chains, binomial tests of each class."""
-    num, own = 3000, tables.token_model(method, meaning)
+    num, token_model = 3000, tables.token_model(method, meaning)
     keys = jax.random.split(jax.random.key(5), num)
-    starts = exact_paths(own, num, jax.random.key(6))
-    after, draws = jax.jit(jax.vmap(lambda key, path: gibbs._iterate(method, own, path, key)))(keys, starts)
+    starts = exact_paths(token_model, num, jax.random.key(6))
+    after, draws = jax.jit(jax.vmap(lambda key, path: gibbs._iterate(method, token_model, path, key)))(
+        keys, starts
+    )
     posterior, _ = tables.oracle_of(meaning, method.step)
     known = tables.truth(posterior)
     for paths in (starts, after):
@@ -69,12 +71,14 @@ def test_tempered_chains_leave_their_posteriors_as_they_are():
     """Passes and exchanges, from exact draws of each power."""
     num, powers = 2000, (1.0, 0.3)
     method = lm.ParallelTempering(3, 1, powers=powers, step=lm.every(2))
-    own = tables.token_model(method, "odds")
-    parts = [gibbs._tempered(own, jnp.asarray(power)) for power in powers]
+    token_model = tables.token_model(method, "odds")
+    parts = [gibbs._temper_model(token_model, jnp.asarray(power)) for power in powers]
     starts = [exact_paths(part, num, jax.random.key(7 + i)) for i, part in enumerate(parts)]
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *starts)
     keys = jax.random.split(jax.random.key(9), num)
-    after, _ = jax.jit(jax.vmap(lambda key, path: gibbs._iterate_all(method, own, path, key)))(keys, starts)
+    after, _ = jax.jit(jax.vmap(lambda key, path: gibbs._iterate_all(method, token_model, path, key)))(
+        keys, starts
+    )
     many = [exact_paths(part, 200_000, jax.random.key(17 + i)) for i, part in enumerate(parts)]
     for k in range(2):
         names, counts = np.unique(_law(many[k]), return_counts=True)
@@ -109,11 +113,11 @@ def test_a_whole_chain_samples_the_posterior():
 def test_particle_gibbs_counts_what_it_reads_again(ancestor_sampling):
     """Before step t the rest of the reference is read after all N particles, and their reward asked about it."""
     method = lm.ParticleGibbs(3, 1, step=lm.every(1), ancestor_sampling=ancestor_sampling)
-    own = tables.token_model(method, "odds")
-    paths = exact_paths(own, 50, jax.random.key(3))
+    token_model = tables.token_model(method, "odds")
+    paths = exact_paths(token_model, 50, jax.random.key(3))
     longest = int(np.argmax(np.asarray(paths.length).sum(axis=1)))
     path = jax.tree.map(lambda leaf: leaf[longest], paths)
-    _, draws = jax.jit(lambda key: gibbs._iterate(method, own, path, key))(jax.random.key(1))
+    _, draws = jax.jit(lambda key: gibbs._iterate(method, token_model, path, key))(jax.random.key(1))
     lengths, steps = np.asarray(path.length), int(draws.num_steps)
     rest = [lengths[t:] for t in range(1, steps)] if ancestor_sampling else []
     assert int(draws.ledger.rescored) == 3 * sum(map(sum, rest))

@@ -150,7 +150,7 @@ def test_folder_errors(tmp_path, broken):
 
 
 @pytest.mark.parametrize(
-    ("entries", "words"),
+    ("entries", "message"),
     [
         ({"model_type": "mamba"}, "'mamba'.*there is llama, qwen2, qwen3"),
         ({"architectures": ["Qwen2ForRewardModel"]}, "no language model"),
@@ -160,17 +160,17 @@ def test_folder_errors(tmp_path, broken):
         ),
         ({"rope_parameters": {"rope_type": "linear"}}, "needs a factor"),
         ({"partial_rotary_factor": 0.5}, "0.5 of each head"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized \(gptq\)"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"hidden_size": None}, "'hidden_size'"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"num_key_value_heads": 3}, "multiple of num_kv_heads"),
     ],
 )
-def test_configuration_errors(broken, entries, words):
+def test_configuration_errors(broken, entries, message):
     folder, configure, _ = broken
     configure(**entries)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         checkpoints.load(folder)
 
 

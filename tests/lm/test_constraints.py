@@ -273,10 +273,10 @@ def test_bad_languages_are_refused_in_words():
         constraints.regex("(?=a)b")
     with pytest.raises(ValueError, match=r"the JSON schema cannot be followed: .*Invalid type: nonsense"):
         constraints.json_schema({"type": "nonsense"})
-    with pytest.raises(ValueError, match="the JSON schema is no JSON"):
+    with pytest.raises(ValueError, match="the JSON schema is not a JSON"):
         constraints.json_schema("{type")
     for bad in ({"enum": {1, 2}}, "[1]"):
-        with pytest.raises(ValueError, match="the JSON schema is no JSON object"):
+        with pytest.raises(ValueError, match="the JSON schema is not a JSON object"):
             constraints.json_schema(bad)
     with pytest.raises(ValueError, match="the grammar cannot be followed"):
         constraints.grammar('%llguidance {"no_forcing" 1}\nstart: "a"')
@@ -306,5 +306,5 @@ def test_bad_tables_are_refused_in_words():
         allowed(np.ones((2, 3), bool), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"shape \(2, 3\) of the table, got \(3, 2\)"):
         allowed(np.ones((2, 3), bool), np.zeros((3, 2), int))
-    with pytest.raises(ValueError, match=r"states are 0 \.\.\. 1, got 0 \.\.\. 2"):
+    with pytest.raises(ValueError, match=r"states must be 0 \.\.\. 1, got 0 \.\.\. 2"):
         allowed(np.ones((2, 3), bool), np.full((2, 3), [0, 1, 2]))

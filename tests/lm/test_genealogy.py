@@ -22,9 +22,9 @@ ALWAYS = lm.ParticleFilter(8, trigger="always", step=lm.every(2), resampling="mu
 def run(method=ALWAYS, **settings):
     events = []
     watch = {"watch": lambda event: bool(events.append(event))}
-    own = tables.model(vocab=6)
+    model = tables.model(vocab=6)
     found = lm.infer(
-        jax.random.key(3), own, "a;", tables.reward("odds"), method, **SETTINGS | watch | settings
+        jax.random.key(3), model, "a;", tables.reward("odds"), method, **SETTINGS | watch | settings
     )
     return found, events
 

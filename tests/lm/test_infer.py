@@ -45,14 +45,14 @@ def _lost(result):
 
 
 @pytest.mark.parametrize(
-    ("proposal", "words"),
+    ("proposal", "message"),
     [
         (lm.Proposal(temperature=0.5), "the model at temperature 0.5"),
         (lm.Proposal(top_k=2, top_p=0.9), "the model at top-k 2, top-p 0.9"),
         (lm.Proposal(temperature=2.0, correct=True), "the model"),
     ],
 )
-def test_targets_name_the_prior(proposal, words):
+def test_targets_name_the_prior(proposal, message):
     assert run(proposal=proposal).target == f"weighted draws from {words}"
 
 
@@ -126,7 +126,7 @@ def test_methods_that_ask_no_reward_say_what_of_it_counts():
     assert run(None, vote).target.endswith("one vote each")
     assert run(tables.reward("odds"), vote).target.endswith("one vote each; the reward is not used")
     masked = run(lm.rewards.regex("[a;]*"), vote)
-    assert masked.target.endswith("one vote each; of the reward the factors of tokens alone")
+    assert masked.target.endswith("one vote each; of the reward only the potentials of tokens are used")
     assert run(None, lm.Greedy(step=STEP)).target == "the text of the likeliest tokens, a choice"
 
 
@@ -145,7 +145,7 @@ def test_reasons_why_texts_end():
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"prompt": ""}, ValueError, "empty"),
         ({"prompt": []}, ValueError, "no prompt"),
@@ -165,8 +165,8 @@ def test_reasons_why_texts_end():
         ({"chat": True}, ValueError, "template"),
     ],
 )
-def test_bad_input_is_refused_in_words(settings, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_input_is_refused_in_words(settings, error, message):
+    with pytest.raises(error, match=message):
         run(**settings)
 
 
@@ -227,10 +227,10 @@ def test_dead_and_broken_rewards_keep_the_last_state(kind):
 
 
 def _endless():
-    own = tables.model()
-    logits = np.asarray(own.network.logits).copy()
+    model = tables.model()
+    logits = np.asarray(model.network.logits).copy()
     logits[:, 2] = -np.inf
-    return lm.Model(lm.Tabular(logits, np.asarray(own.network.transitions)), own.tokenizer)
+    return lm.Model(lm.Tabular(logits, np.asarray(model.network.transitions)), model.tokenizer)
 
 
 class _Base(lm.rewards.Score):

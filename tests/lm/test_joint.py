@@ -16,7 +16,7 @@ from probinfer import checks, lm
 from probinfer.core.types import field, pytree
 from probinfer.lm.generation.texts import Record
 from probinfer.lm.generation.token_model import feynman_kac
-from probinfer.lm.methods.filters import scheme_of
+from probinfer.lm.methods.filters import resampler_for
 from probinfer.lm.rewards.algebra import Potential
 from probinfer.smc.conditional.gibbs import gibbs_step
 from tests.lm import tables
@@ -53,17 +53,17 @@ def network():
 
 def draw_text(key):
     """Tokens (T,) of the model, the end token repeated after the end."""
-    own = network()
+    table = network()
 
     def walk(carry, key):
         state, ended = carry
-        token = jax.random.categorical(key, own.logits[state])
+        token = jax.random.categorical(key, table.logits[state])
         token = jnp.where(ended, EOS, token)
-        return (own.transitions[state, token], ended | (token == EOS)), token.astype(jnp.int32)
+        return (table.transitions[state, token], ended | (token == EOS)), token.astype(jnp.int32)
 
-    state = own.start
+    state = table.start
     for token in tables.PROMPT:
-        state = own.transitions[state, token]
+        state = table.transitions[state, token]
     return jax.lax.scan(walk, (state, jnp.asarray(False)), jax.random.split(key, LENGTH))[1]
 
 
@@ -115,12 +115,12 @@ class Pass:
     def __call__(self, key, text, told):
         fault = jnp.asarray(self.fault)
         potential = lm.rewards.algebra.temper(Told(told), 1 - fault * (self.ways == "genealogy"))
-        fk = feynman_kac(replace(self.model, setting=replace(self.model.setting, potential=potential)))
+        fk = feynman_kac(replace(self.model, setup=replace(self.model.setup, potential=potential)))
         if self.ways == "ancestor":
             fk = replace(fk, log_suffix=jax.tree_util.Partial(scaled, 1 - 10 * fault, fk.log_suffix))
         ended = jnp.cumsum(text == EOS) - (text == EOS)
         path = Record(text[:, None], jnp.where(ended > 0, 0, 1).astype(jnp.int32))
-        scheme = scheme_of(METHOD.trigger, METHOD.resampling, LENGTH).conditional()
+        scheme = resampler_for(METHOD.trigger, METHOD.resampling, LENGTH).conditional()
         path, _ = gibbs_step(key, fk, scheme, path, PARTICLES, self.ways)
         return jnp.where(path.length > 0, path.tokens[:, 0], EOS)
 
@@ -131,12 +131,14 @@ def scaled(share, log_suffix, particles, records, t):
 
 
 def judge(ways, fault, seed):
-    own = tables.token_model(METHOD, None, max_tokens=LENGTH, potential=Told(jnp.zeros(LENGTH, jnp.int32)))
+    token_model = tables.token_model(
+        METHOD, None, max_tokens=LENGTH, potential=Told(jnp.zeros(LENGTH, jnp.int32))
+    )
     return checks.joint_test(
         jax.random.key(seed),
         draw_text,
         tell,
-        Pass(own, jnp.asarray(fault, float), ways),
+        Pass(token_model, jnp.asarray(fault, float), ways),
         reverse="same" if ways == "genealogy" else None,  # ancestor sampling is not reversible
         quantities={"fit": fit, "length": length_of},
         num_simulations=3000,

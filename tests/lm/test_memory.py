@@ -98,9 +98,13 @@ def test_compiled_programs_hold_what_is_predicted(batch, method):
     score = reward_model(32)
     model = lm.Model(score.trunk, lm.Vocabulary("abcdefg."))
     potential = bind(score, model.tokenizer)
-    [own] = prepare(model, [np.arange(7)], method, potential, lm.Proposal(), Limits(512, 8, ()))
+    [token_model] = prepare(model, [np.arange(7)], method, potential, lm.Proposal(), Limits(512, 8, ()))
     keys = jax.random.split(KEY, batch)
-    run = jax.vmap(lambda key: method.run(key, own)) if batch > 1 else lambda keys: method.run(keys[0], own)
+    run = (
+        jax.vmap(lambda key: method.run(key, token_model))
+        if batch > 1
+        else lambda keys: method.run(keys[0], token_model)
+    )
     held = jax.jit(run).lower(keys).compile().memory_analysis().temp_size_in_bytes
     more = {"batch": batch, "chains": _num_chains(method)}
     known = memory.predicted_bytes(model.network, method.num_rows, 16, 512, potential, **more)
@@ -155,22 +159,22 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(
 @pytest.mark.slow
 def test_the_reward_and_the_prompts_side_by_side_decide(monkeypatch):
     """Memory for the text alone: refused with a reward model; for two prompts: refused with three, not with one."""
-    own, method, settings = (
+    model, method, settings = (
         tables.model(),
         lm.ParticleFilter(4, step=STEP),
         {"max_tokens": 4, "progress": False},
     )
-    reward = lm.rewards.from_score(RewardModel(own.network, jnp.ones(1), 0.0))
-    alone = memory.predicted_bytes(own.network, 4, 16, 4)
+    reward = lm.rewards.from_score(RewardModel(model.network, jnp.ones(1), 0.0))
+    alone = memory.predicted_bytes(model.network, 4, 16, 4)
     monkeypatch.setattr(memory, "available_bytes", lambda: alone)
-    assert lm.infer(KEY, own, "a;", None, method, **settings).texts
+    assert lm.infer(KEY, model, "a;", None, method, **settings).texts
     with pytest.raises(MemoryError, match="largest part"):
-        lm.infer(KEY, own, "a;", reward, method, **settings)
-    two = memory.predicted_bytes(own.network, 4, 16, 4, reward, batch=2, num_prompts=3)
+        lm.infer(KEY, model, "a;", reward, method, **settings)
+    two = memory.predicted_bytes(model.network, 4, 16, 4, reward, batch=2, num_prompts=3)
     monkeypatch.setattr(memory, "available_bytes", lambda: two)
-    assert len(lm.infer(KEY, own, ["a;"] * 3, reward, method, batch=1, **settings)) == 3
+    assert len(lm.infer(KEY, model, ["a;"] * 3, reward, method, batch=1, **settings)) == 3
     with pytest.raises(MemoryError, match=r"3 prompts side by side.*lower batch to 2"):
-        lm.infer(KEY, own, ["a;"] * 3, reward, method, batch=3, **settings)
+        lm.infer(KEY, model, ["a;"] * 3, reward, method, batch=3, **settings)
 
 
 @pytest.mark.parametrize("chains", [0, 1, 3])
@@ -191,7 +195,7 @@ def test_what_is_advised_fits_and_one_more_does_not(monkeypatch, chains):
         ]
         assert sizes[0] <= there < sizes[1]
     monkeypatch.setattr(memory, "available_bytes", lambda: 3 * network.prompt_bytes(16))
-    with pytest.raises(MemoryError, match="none of them alone is enough"):
+    with pytest.raises(MemoryError, match="no setting alone is enough"):
         memory.check_memory(network, 40, 16, 512, reward, batch=6, num_prompts=9)
     with pytest.raises(MemoryError, match="fewer or shorter prompts"):
         memory.check_memory(network, 1, 1024, 1, None, num_prompts=9)

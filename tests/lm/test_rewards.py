@@ -1,4 +1,4 @@
-"""Rewards as a user writes them: sums and powers of all kinds against their factors, settings refused when made."""
+"""Rewards as a user writes them: sums and powers of all kinds against their potentials, and refused settings."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from degraded import degrade
 
 from probinfer import lm
 from probinfer.lm.rewards import calibration
-from probinfer.lm.rewards.algebra import Product, Tempered
+from probinfer.lm.rewards.algebra import ProductPotential, TemperedPotential
 from probinfer.lm.rewards.deferred import Deferred, bind
 from probinfer.lm.rewards.host.function_score import Faults
 from probinfer.lm.rewards.meanings import LogOdds
@@ -50,12 +50,12 @@ def test_sums_of_all_kinds_keep_their_order():
         for right, second in kinds.values():
             total = left() + right()
             bound = bind(total, WORDS)
-            assert isinstance(bound, Product)
+            assert isinstance(bound, ProductPotential)
             assert [type(part) for part in bound.parts] == [first, second]
         for power in (2, jnp.asarray(2.0)):
-            assert isinstance(bind(power * left(), WORDS), Tempered)
-            assert isinstance(bind(left() * power, WORDS), Tempered)
-    assert isinstance(bind(sum([score(), score()], score()), WORDS), Product)
+            assert isinstance(bind(power * left(), WORDS), TemperedPotential)
+            assert isinstance(bind(left() * power, WORDS), TemperedPotential)
+    assert isinstance(bind(sum([score(), score()], score()), WORDS), ProductPotential)
 
 
 @pytest.mark.parametrize("make", [score, lambda: lm.rewards.sharpened(2.0), lambda: lm.rewards.regex("a")])
@@ -77,7 +77,7 @@ def test_deferred_rewards_are_made_once():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (
             lambda: lm.rewards.from_python(half, bogus=1),
@@ -92,10 +92,10 @@ def test_deferred_rewards_are_made_once():
             "workers must be an int of at least 0",
         ),
         (lambda: lm.rewards.from_python(half, max_steps=0), ValueError, "max_steps must be at least 1"),
-        (lambda: lm.rewards.regex(3), TypeError, "a regular expression is a string, got 3"),
-        (lambda: lm.rewards.grammar(None), TypeError, "a grammar is a string"),
-        (lambda: lm.rewards.json_schema("{"), ValueError, "no JSON object"),
-        (lambda: lm.rewards.json_schema("[1]"), ValueError, "no JSON object"),
+        (lambda: lm.rewards.regex(3), TypeError, "a regular expression must be a string, got 3"),
+        (lambda: lm.rewards.grammar(None), TypeError, "a grammar must be a string"),
+        (lambda: lm.rewards.json_schema("{"), ValueError, "not a JSON object"),
+        (lambda: lm.rewards.json_schema("[1]"), ValueError, "not a JSON object"),
         (lambda: lm.rewards.json_schema([1]), TypeError, "a dictionary or its text"),
         (lambda: lm.rewards.sharpened("x"), TypeError, "power must be a number, got 'x'"),
         (lambda: lm.rewards.sharpened(float("nan")), ValueError, "finite and not negative, got nan"),
@@ -111,8 +111,8 @@ def test_deferred_rewards_are_made_once():
         (lambda: lm.rewards.grammar("start: foo"), ValueError, "the grammar cannot be followed"),
     ],
 )
-def test_bad_settings_are_refused_when_they_are_written(make, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_settings_are_refused_when_they_are_written(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
@@ -131,15 +131,15 @@ def test_words_say_whose_score_it_is():
     calibrated = lm.rewards.calibrated(judge, calibration.Affine(jnp.asarray(0.5), jnp.asarray(0.0)))
     total = judge + lm.rewards.from_python(half, workers=0) + lm.rewards.self_certainty(2.0)
     odds = "the product of the odds of the scores of its steps by"
-    assert bind(total, WORDS).words == (
+    assert bind(total, WORDS).description == (
         f"{odds} the reward model, times the score of the whole text by the function half, "
         f"times {odds} the self-certainty, to the power 0.5"
     )
-    assert (2 * calibrated).words == f"({odds} the reward model (calibrated)) to the power 2"
+    assert (2 * calibrated).description == f"({odds} the reward model (calibrated)) to the power 2"
     noisy = lm.rewards.from_model(degrade(judge, 1.0), meaning="likelihood")
-    assert noisy.words == "the product of the scores of its steps by the reward model (with noise)"
+    assert noisy.description == "the product of the scores of its steps by the reward model (with noise)"
     nameless = lm.rewards.from_python(lambda prompt, text: 0.5, meaning="terminal", workers=0)
-    assert bind(nameless, WORDS).words == "the score of the whole text by a function without name"
+    assert bind(nameless, WORDS).description == "the score of the whole text by a function without name"
 
 
 def test_faults_begin_with_their_cause_where_nothing_is_left():

@@ -146,7 +146,7 @@ def test_bad_input_is_refused_in_words(key):
     with pytest.raises(ValueError, match="no answers to choose from"):
         selectors.majority([])
     for bad in ([0.0], [[0.0, 0.0]], 0.0):
-        with pytest.raises(ValueError, match=r"log_weights must be one number an answer, \(2,\)"):
+        with pytest.raises(ValueError, match=r"log_weights must be one number for each answer, \(2,\)"):
             selectors.posterior_vote(["a", "b"], bad)
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="log_weights must be finite or minus infinity"):

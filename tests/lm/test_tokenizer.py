@@ -299,7 +299,7 @@ def test_folder_faults(tmp_path):
     with pytest.raises(ValueError, match=r"generation_config\.json: it is not JSON"):
         tokens.Tokenizer.from_folder(tmp_path)
     (tmp_path / "generation_config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="must hold a JSON object"):
+    with pytest.raises(ValueError, match="must contain a JSON object"):
         tokens.Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):

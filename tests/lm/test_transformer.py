@@ -11,7 +11,7 @@ import pytest
 
 from probinfer.lm.models.base import LanguageModel, bucket, decode
 from probinfer.lm.models.transformer import Config, Rope, Transformer
-from probinfer.lm.models.transformer.attention import BLOCK, Part, attend, causal
+from probinfer.lm.models.transformer.attention import BLOCK, KeysAndValues, attend, causal
 from probinfer.lm.models.transformer.rope import frequencies
 from tests.params import quick
 
@@ -278,7 +278,7 @@ def test_long_texts_in_blocks_of_queries(key, dtype):
     k, v = jax.random.normal(key, (2, 1, 1, length, 4), dtype)
     places = np.arange(length)
     mask = (places <= places[:, None]) & (places[:, None] - places < 700)
-    want = attend(q, Part(k, v, jnp.asarray(mask)[None]))
+    want = attend(q, KeysAndValues(k, v, jnp.asarray(mask)[None]))
     np.testing.assert_allclose(causal(q, k, v, 700), want, atol=1e-10)
 
 
@@ -298,7 +298,7 @@ def test_the_protocol_and_the_sizes(dtype):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"num_kv_heads": 3}, "multiple"),
         ({"head_dim": 5}, "even"),
@@ -306,13 +306,13 @@ def test_the_protocol_and_the_sizes(dtype):
         ({"hidden_size": 0}, "hidden_size must be a positive integer"),
     ],
 )
-def test_impossible_configurations(change, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_configurations(change, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"kind": "yarm"}, "did you mean 'yarn'"),
         ({"theta": 0.5}, "theta > 1"),
@@ -320,6 +320,6 @@ def test_impossible_configurations(change, words):
         ({"kind": "llama3", "low": 4.0, "high": 1.0}, "0 < low < high"),
     ],
 )
-def test_impossible_rotations(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_impossible_rotations(options, message):
+    with pytest.raises(ValueError, match=message):
         Rope(**options)

@@ -25,8 +25,8 @@ MEANINGS = ("none", "likelihood", "twist", "odds", "terminal")
 @pytest.mark.parametrize("size", [1, 3])
 def test_enumeration_is_that_of_plain_python(meaning, size):
     method = lm.Exact(step=lm.every(size))
-    own = tables.token_model(method, meaning)
-    draws = jax.jit(method.run)(jax.random.key(0), own)
+    token_model = tables.token_model(method, meaning)
+    draws = jax.jit(method.run)(jax.random.key(0), token_model)
     posterior, log_z = tables.oracle(meaning, 4, size)
     assert float(draws.log_evidence) == pytest.approx(log_z, rel=1e-9, abs=1e-9)
     _same_posterior(draws, posterior)
@@ -45,8 +45,8 @@ def _same_posterior(draws, posterior):
 def test_enumeration_with_delimiters_stop_strings_and_cut_laws():
     method = lm.Exact(step=lm.until(";", max_tokens=3))
     law = {"temperature": 0.5, "top_k": 2}
-    own = tables.token_model(method, "likelihood", proposal=lm.Proposal(temperature=0.5, top_k=2))
-    draws = jax.jit(method.run)(jax.random.key(0), own)
+    token_model = tables.token_model(method, "likelihood", proposal=lm.Proposal(temperature=0.5, top_k=2))
+    draws = jax.jit(method.run)(jax.random.key(0), token_model)
     posterior, log_z = tables.oracle("likelihood", 4, 3, ";", **law)
     assert float(draws.log_evidence) == pytest.approx(log_z, rel=1e-9)
     _same_posterior(draws, posterior)
@@ -126,26 +126,26 @@ def test_sums_and_powers_of_rewards():
 
 def test_baselines_choose_what_they_say():
     method = lm.BestOfN(6)
-    own = tables.token_model(method, "twist")
-    draws = tables.repeated(method, own, 50)
+    token_model = tables.token_model(method, "twist")
+    draws = tables.repeated(method, token_model, 50)
     scores = [
         [np.log(tables.score(tuple(row[:n]))) for row, n in zip(rows, lengths, strict=True)]
         for rows, lengths in zip(np.asarray(draws.tokens), np.asarray(draws.length), strict=True)
     ]
     np.testing.assert_allclose(np.asarray(draws.log_score), scores, rtol=1e-9)
     np.testing.assert_array_equal(np.argmax(draws.log_weights, axis=1), np.argmax(scores, axis=1))
-    votes = tables.repeated(lm.BestOfN(6, weighted=True), own, 50)
+    votes = tables.repeated(lm.BestOfN(6, weighted=True), token_model, 50)
     np.testing.assert_allclose(votes.log_weights, scores, rtol=1e-9)
-    independent = tables.repeated(lm.MajorityVote(6), own, 50)
+    independent = tables.repeated(lm.MajorityVote(6), token_model, 50)
     np.testing.assert_array_equal(independent.tokens, draws.tokens)
     np.testing.assert_array_equal(independent.log_weights, np.zeros((50, 6)))
 
 
 def test_greedy_takes_the_likeliest_tokens():
-    own = tables.model()
+    model = tables.model()
     method = lm.Greedy()
-    draws = jax.jit(method.run)(jax.random.key(0), tables.token_model(method, "none", own=own))
-    logits, transitions = np.asarray(own.network.logits), np.asarray(own.network.transitions)
+    draws = jax.jit(method.run)(jax.random.key(0), tables.token_model(method, "none", language_model=model))
+    logits, transitions = np.asarray(model.network.logits), np.asarray(model.network.transitions)
     state, text = 0, []
     for token in tables.PROMPT:
         state = transitions[state, token]
@@ -165,7 +165,7 @@ def test_searches_keep_the_best(kind):
     network = tables.model().network
     uniform = lm.Model(replace(network, logits=jnp.zeros_like(network.logits)), tables.model().tokenizer)
     method = kind(288, 96, step=lm.every(1))
-    draws = tables.repeated(method, tables.token_model(method, "twist", own=uniform), 5)
+    draws = tables.repeated(method, tables.token_model(method, "twist", language_model=uniform), 5)
     best = ()
     while len(best) < 4 and 2 not in best:
         best = max(((*best, token) for token in range(3)), key=tables.score)
@@ -208,17 +208,17 @@ def test_trees_vote_with_their_scores():
 @pytest.mark.slow
 def test_all_prompts_in_one_program_are_those_one_by_one():
     """The masked loops of several prompts, of different lengths, change nothing."""
-    own = tables.model()
+    model = tables.model()
     method = lm.ParticleGibbs(4, 2, step=lm.until(";", max_tokens=3))
     prompts = [[0, 1], [1], [0, 0, 1, 0]]
     settings = {"answer": lm.answers.text, "max_tokens": 6, "progress": False}
     reward = tables.reward("odds")
     programs = run_prepared._cache_size()
-    together = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=2, **settings)
+    together = lm.infer(jax.random.key(1), model, prompts, reward, method, batch=2, **settings)
     assert (
         run_prepared._cache_size() == programs + 1
     )  # the remainder of one prompt runs in the program of two
-    single = lm.infer(jax.random.key(1), own, prompts, reward, method, batch=1, **settings)
+    single = lm.infer(jax.random.key(1), model, prompts, reward, method, batch=1, **settings)
     for a, b in zip(together, single, strict=True):
         assert a.texts == b.texts
         np.testing.assert_allclose(a.log_weights, b.log_weights, rtol=1e-9)
@@ -228,10 +228,10 @@ def test_all_prompts_in_one_program_are_those_one_by_one():
 @pytest.mark.slow
 @pytest.mark.f32
 def test_watched_steps_are_those_of_one_program(dtype):
-    own, seen = tables.model(), []
+    model, seen = tables.model(), []
     for method in (lm.ParticleFilter(5, step=lm.every(1)), lm.ParticleGibbs(3, 2, step=lm.every(2))):
         settings = {"answer": lm.answers.text, "max_tokens": 5, "progress": False}
-        args = (jax.random.key(4), own, [0, 1], tables.reward("odds"), method)
+        args = (jax.random.key(4), model, [0, 1], tables.reward("odds"), method)
         whole = lm.infer(*args, **settings)
         steps = lm.infer(*args, **settings, watch=seen.append)
         assert whole.texts == steps.texts
@@ -251,8 +251,8 @@ def test_a_dead_end_of_a_constraint_costs_its_particles_only():
     table = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]], bool)  # state 2 allows nothing
     follow = np.array([[1, 0, 0], [2, 3, 0], [0, 0, 0], [0, 0, 3]])
     reward = TokenMask(allowed(table, follow), "a path")
-    own = tables.token_model(lm.Exact(), None, potential=reward)
-    exact_z = float(jax.jit(lm.Exact().run)(jax.random.key(0), own).log_evidence)
+    token_model = tables.token_model(lm.Exact(), None, potential=reward)
+    exact_z = float(jax.jit(lm.Exact().run)(jax.random.key(0), token_model).log_evidence)
     method = lm.ParticleFilter(16, step=lm.every(1))
     draws = tables.repeated(method, tables.token_model(method, None, potential=reward), 500)
     assert np.isfinite(exact_z)

@@ -282,7 +282,7 @@ MUTANTS = [
     *_of(
         "lm/rewards/meanings.py",
         "lm/test_rewards.py lm/test_weighting.py lm/test_infer.py",
-        ("change = jnp.where(gone, -jnp.inf, value - jnp.where(gone, 0, state.last))", "change = value"),
+        ("change = jnp.where(dead, -jnp.inf, value - jnp.where(dead, 0, last))", "change = value"),
         (
             'return log_value("logit", last * self.temperature.astype(last.dtype))',
             'return log_value("logit", last)',
@@ -295,14 +295,20 @@ MUTANTS = [
     *_of(
         "lm/generation/stepping.py",
         "lm/test_stepping.py lm/test_weighting.py",
-        ("return log_prior, log_softmax(log_law + factors), factors", "return log_prior, log_law, factors"),
+        (
+            "return log_prior, log_softmax(base + log_potentials), log_potentials",
+            "return log_prior, base, log_potentials",
+        ),
         ("jnp.where(agrees, log_weight[0], -jnp.inf)", "log_weight[0]"),
     ),
     *_of(
         "lm/models/transformer/attention.py",
         "lm/test_transformer.py lm/test_cache.py",
         ("mask &= q - k < window\n", "mask &= q - k <= window\n"),
-        ("top = jnp.maximum(top, jnp.max(far, axis=-1))", "top = jnp.max(far, axis=-1)"),
+        (
+            "largest = jnp.maximum(largest, jnp.max(shared_scores, axis=-1))",
+            "largest = jnp.max(shared_scores, axis=-1)",
+        ),
     ),
     *_of(
         "lm/models/transformer/rope.py",

@@ -1,7 +1,7 @@
 """From texts to answers: how an answer is read, how one is chosen, and what a run returns.
 
-Start with ``result`` (``Answers``). ``selectors`` choose one answer from many particles, ``ancestry`` says who descends
-from whom, ``notices`` what went wrong in a run that went on.
+Start with ``result`` (``Answers``). ``reading`` extracts the answer of a text, ``selectors`` choose one answer from
+many particles, ``ancestry`` is the genealogy of the particles, and ``notices`` are the warnings of a run.
 """
 
 from probinfer.lm.answers.reading import canonical, last_boxed, last_number, text

@@ -1,4 +1,4 @@
-"""What went wrong in a run that went on: answers that could not be read, rewards that failed, particles that died."""
+"""Warnings of a run that did not stop: answers that could not be read, rewards that failed, particles that died."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import jax
 
 from probinfer.core.errors import ConvergenceWarning, advice, shortened
 from probinfer.core.status import Status
-from probinfer.lm.rewards.algebra import Nothing, Potential
+from probinfer.lm.rewards.algebra import Potential, UnitPotential
 from probinfer.lm.rewards.host.function_score import Faults, HostScore
 
-__all__ = ["Reader", "faults_of", "faults_since", "let_workers", "warn"]
+__all__ = ["Reader", "allow_workers", "faults_of", "faults_since", "warn"]
 
 _DIED = (
-    "every particle died: no text that was tried has a positive weight. The texts are those before the last step; use "
-    "more particles, a softer reward (reward * 0.5), or look at one text's rewards"
+    "every particle died: no sampled text has a positive weight. The texts are those before the last step; use more "
+    "particles or a softer reward (reward * 0.5), or look at the rewards of one text"
 )
 _BOUND = (
-    ". A text that max_tokens or max_steps cuts does not match a pattern, schema or grammar: raise them if none can "
-    "match within"
+    ". A text that is cut by max_tokens or max_steps does not match a pattern, schema or grammar: raise these limits "
+    "if no text can match within them"
 )
-_BROKEN = "a reward became NaN or plus infinity: the texts are those before that step; clip the reward"
-_DAMAGED = (
-    "the model's weights are suspect: they or what they compute is NaN or infinite. Copy the checkpoint again, or load "
+_NON_FINITE_REWARD = (
+    "a reward became NaN or plus infinity: the texts are those before that step; clip the reward"
+)
+_NON_FINITE_MODEL = (
+    "the weights of the model, or what is computed from them, are NaN or infinite. Copy the checkpoint again, or load "
     "it with dtype=jnp.float32"
 )
 
 
 class Reader:
-    """A function that reads answers, whose faults cost one answer and not the run.
+    """A function that reads answers; an exception in it costs one answer and not the run.
 
     Args:
         answer: text -> answer or None.
@@ -39,50 +41,54 @@ class Reader:
 
     def __init__(self, answer: Callable[[str], Any]):
         self._answer = answer
-        self._known: dict[str, str | None] = {}
+        self._answers: dict[str, str | None] = {}
         self.failed: dict[str, str] = {}
 
     def __call__(self, text: str) -> str | None:
-        """The answer of a text; None where the function fails."""
-        if text not in self._known:
-            self._known[text] = self._read(text)
-        return self._known[text]
+        """Return the answer of a text; None if the function fails."""
+        if text not in self._answers:
+            self._answers[text] = self._read(text)
+        return self._answers[text]
 
     def _read(self, text: str) -> str | None:
         try:
-            found = self._answer(text)
+            answer = self._answer(text)
         except Exception as error:
             self.failed[text] = f"{type(error).__name__}: {error}"
             return None
-        if found is None or isinstance(found, str):
-            return found
-        self.failed[text] = f"it returned {shortened(found)}, and must return a string or None"
+        if answer is None or isinstance(answer, str):
+            return answer
+        self.failed[text] = f"it returned {shortened(answer)}, and must return a string or None"
         return None
 
 
-def faults_of(potential: Potential) -> list[Faults]:
-    """What went wrong so far in the Python functions of a reward."""
+def _host_scores(potential: Potential) -> list[HostScore]:
     leaves = jax.tree.leaves(potential, is_leaf=lambda leaf: isinstance(leaf, HostScore))
-    return [leaf.faults for leaf in leaves if isinstance(leaf, HostScore)]
+    return [leaf for leaf in leaves if isinstance(leaf, HostScore)]
 
 
-def let_workers(run: bool, potential: Potential) -> None:
-    """Let the Python functions of a reward run, or end their processes at once, even in a call.
+def faults_of(potential: Potential) -> list[Faults]:
+    """Return the faults so far of the Python functions of a reward."""
+    return [score.faults for score in _host_scores(potential)]
+
+
+def allow_workers(run: bool, potential: Potential) -> None:
+    """Let the Python functions of a reward run, or end their processes at once, even during a call.
 
     Args:
         run: which of the two.
         potential: the reward.
     """
-    for leaf in jax.tree.leaves(potential, is_leaf=lambda leaf: isinstance(leaf, HostScore)):
-        if isinstance(leaf, HostScore) and leaf.host.pool is not None:
-            leaf.host.pool.let(run)
+    for score in _host_scores(potential):
+        if score.host.pool is not None:
+            score.host.pool.allow(run)
 
 
 def faults_since(before: Sequence[Faults], potential: Potential) -> str:
-    """What went wrong since ``before``, in words; "" if nothing.
+    """Describe the faults since ``before``; "" if there was none.
 
     Args:
-        before: of ``faults_of``.
+        before: return value of ``faults_of``.
         potential: the same reward.
     """
     pairs = zip(before, faults_of(potential), strict=True)
@@ -97,44 +103,45 @@ def _difference(old: Faults, new: Faults) -> Faults:
 
 
 def warn(results: Sequence[Any], potential: Potential, reader: Reader) -> None:
-    """Warn once for each kind of trouble, and name the prompts.
+    """Warn once for each kind of problem, and name the prompts.
 
     Args:
         results: ``Answers`` of all prompts.
         potential: the reward.
-        reader: has read the answers.
+        reader: the function that has read the answers.
     """
-    whole = " (all prompts together)" if len(results) > 1 else ""
-    faults = f"rewards failed{whole}: {results[0].faults}" if results[0].faults else ""
+    scope = " (all prompts together)" if len(results) > 1 else ""
+    faults = f"rewards failed{scope}: {results[0].faults}" if results[0].faults else ""
     messages = []
     for status in sorted({result.status for result in results} - {Status.OK}):
-        which = [i for i, result in enumerate(results) if result.status == status]
-        cause = (
-            f"{faults}\n" if faults and status == Status.DEGENERATE_WEIGHTS else ""
-        )  # one cause, one warning
+        prompts = [i for i, result in enumerate(results) if result.status == status]
+        # particles that died of the faults: one cause, one warning
+        cause = f"{faults}\n" if faults and status == Status.DEGENERATE_WEIGHTS else ""
         faults = "" if cause else faults
-        messages.append(cause + _named(which, len(results)) + _words(status, potential))
+        messages.append(cause + _prompt_names(prompts, len(results)) + _status_message(status, potential))
     messages = [*([faults] if faults else []), *messages]
     messages += _unread(results, reader)
     for message in messages:
         warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
 
-def _named(which: list[int], num: int, most: int = 12) -> str:
-    """``"prompts 1, 3 of 5 (counted from 0): "``; nothing where there is one prompt."""
+def _prompt_names(prompts: list[int], num: int, max_names: int = 12) -> str:
+    """Return ``"prompts 1, 3 of 5 (counted from 0): "``; nothing if there is one prompt."""
     if num == 1:
         return ""
-    more = f" and {len(which) - most} more" if len(which) > most else ""
-    listed = ", ".join(map(str, which[:most]))
-    return f"prompt{'s' if len(which) > 1 else ''} {listed}{more} of {num} (counted from 0): "
+    more = f" and {len(prompts) - max_names} more" if len(prompts) > max_names else ""
+    listed = ", ".join(map(str, prompts[:max_names]))
+    return f"prompt{'s' if len(prompts) > 1 else ''} {listed}{more} of {num} (counted from 0): "
 
 
-def _words(status: Status, potential: Potential) -> str:
+def _status_message(status: Status, potential: Potential) -> str:
     if status == Status.DEGENERATE_WEIGHTS:
         return _DIED + (_BOUND if potential.per_token else "")
     if status != Status.NON_FINITE:
         return advice(status)
-    return _DAMAGED if isinstance(potential, Nothing) else f"{_BROKEN}. If the reward is finite, {_DAMAGED}"
+    if isinstance(potential, UnitPotential):
+        return _NON_FINITE_MODEL
+    return f"{_NON_FINITE_REWARD}. If the reward is finite, {_NON_FINITE_MODEL}"
 
 
 def _unread(results: Sequence[Any], reader: Reader) -> list[str]:

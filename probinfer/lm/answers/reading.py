@@ -1,6 +1,6 @@
-r"""From a text to its answer, in one spelling for all texts that say the same: votes count equal strings.
+r"""Extract the answer of a text, with the same spelling for all texts that mean the same: votes count equal strings.
 
-Only what cannot change the meaning is normalised, so two spellings of one answer may still count as two (``2\sqrt3``
+Only what cannot change the meaning is normalized, so two spellings of one answer may still count as two (``2\sqrt3``
 and ``\sqrt{12}``), but two answers never count as one, with the exceptions that ``canonical`` names.
 """
 
@@ -11,7 +11,7 @@ from fractions import Fraction
 
 __all__ = ["canonical", "last_boxed", "last_number", "text"]
 
-_DECIMALS = 12  # digits behind the point up to which a fraction is written as a decimal
+_DECIMALS = 12  # maximum number of decimals of a fraction that is written as a decimal number
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?"
 _LAST = re.compile(
     rf"(?<![\w.])(-?(?=[\d.]){_NUMBER})(?:\s*/\s*(\d+)(?![\d.]))?|(?<=[^\W\d_])({_NUMBER})(?=\d|\b)"
@@ -28,12 +28,12 @@ _PLAIN_UNIT = re.compile(rf"(?<=\d)\s+{_UNIT}(?:\s+{_UNIT})*(?:\s*\^\s*\{{?[23]\
 
 
 def text(text: str) -> str | None:
-    """The whole text without the space around it; None if nothing is left."""
+    """Return the whole text without surrounding space; None if it is empty."""
     return text.strip() or None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{...}`` whose braces close, as ``canonical`` writes it; None without one.
+    r"""Return the content of the last ``\boxed{...}`` whose braces close, as ``canonical`` writes it; None without one.
 
     Example:
         >>> from probinfer.lm import answers
@@ -48,35 +48,36 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, as ``canonical`` writes it; None without one.
+    """Return the last number of a text, in the form of ``canonical``; None without one.
 
     Numbers are whole, decimal, with commas between thousands, or fractions a/b; a minus sign belongs to a number unless
-    something stands before it (the last number of ``5-3`` is 3).
+    it follows a letter or digit (the last number of ``5-3`` is 3).
 
     Example:
         >>> from probinfer.lm import answers
         >>> answers.last_number("3 apples cost $1,250.50."), answers.last_number("x = -4/8")
         ('1250.5', '-0.5')
     """
-    found = None
+    last = None
     for match in _LAST.finditer(text.replace("\u2212", "-")):
-        whole, below, glued = match.groups()
-        number = whole if whole not in (None, "", "-") else glued
+        standalone, denominator, glued = match.groups()
+        number = standalone if standalone not in (None, "", "-") else glued
         if number:
-            found = f"{number}/{below}" if below and int(below) and "." not in number else number
-    return None if found is None else canonical(found.replace(",", ""))
+            is_fraction = denominator and int(denominator) and "." not in number
+            last = f"{number}/{denominator}" if is_fraction else number
+    return None if last is None else canonical(last.replace(",", ""))
 
 
 def canonical(text: str) -> str | None:
-    r"""One spelling of an answer: None for an empty one.
+    r"""Return the canonical spelling of an answer; None for an empty one.
 
-    What goes: dollar signs and ``\( \)`` around it, ``\left`` and ``\right``, small spaces, space that separates no
+    Removed are: dollar signs and ``\( \)`` around it, ``\left`` and ``\right``, small spaces, space that separates no
     words, periods and commas at the end, units and degrees behind it (``\text{cm}^2``, ``^\circ``, plain units after a
-    number), commas between thousands, the letter of ``x = ...``. What is rewritten: ``\dfrac`` and ``\tfrac`` to
-    ``\frac``, ``\frac12`` to ``\frac{1}{2}``, ``\text{yes}`` to ``yes``. Numbers get one form: whole, decimal where
-    the decimals end within twelve digits, else a fraction in lowest terms (``0.50``, ``.5``, ``1/2``, ``\frac{2}{4}``
-    are all ``0.5``; ``0.33`` is not ``1/3``). So answers that differ only in their unit (also 50 and 50\%) count as
-    one, and so do those that differ only in the letter before an equals sign.
+    number), commas between thousands, the letter of ``x = ...``. Rewritten are: ``\dfrac`` and ``\tfrac`` to ``\frac``,
+    ``\frac12`` to ``\frac{1}{2}``, ``\text{yes}`` to ``yes``. Numbers get one form: whole, decimal if the decimals end
+    within twelve digits, else a fraction in lowest terms (``0.50``, ``.5``, ``1/2``, ``\frac{2}{4}`` are all ``0.5``;
+    ``0.33`` is not ``1/3``). So answers that differ only in their unit (also 50 and 50\%) count as one, and so do those
+    that differ only in the letter before an equals sign.
 
     Example:
         >>> from probinfer.lm import answers
@@ -94,7 +95,7 @@ def canonical(text: str) -> str | None:
 
 
 def _braces(text: str, start: int) -> str | None:
-    """What stands in balanced braces from a position on, or the one word that stands there without."""
+    """Return the content of the balanced braces at a position, or the word there if there are no braces."""
     if text[start : start + 1] != "{":
         word = re.match(r"[^\s{}$\\]+", text[start:])
         return word[0] if word else None
@@ -107,7 +108,7 @@ def _braces(text: str, start: int) -> str | None:
 
 
 def _unwrapped(text: str) -> str:
-    """Without signs of mathematics around it and punctuation behind it."""
+    """Remove signs of mathematics around a text and punctuation behind it."""
     before = None
     while before != text:
         before = text = text.strip()
@@ -120,13 +121,13 @@ def _unwrapped(text: str) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    """Numerator and denominator in braces."""
-    above, below = (part if part.startswith("{") else f"{{{part}}}" for part in match.groups())
-    return rf"\frac{above}{below}"
+    """Put numerator and denominator into braces."""
+    numerator, denominator = (part if part.startswith("{") else f"{{{part}}}" for part in match.groups())
+    return rf"\frac{numerator}{denominator}"
 
 
 def _without_unit(text: str) -> str:
-    """Without what follows a value: degrees, percent, units; words alone lose only their command."""
+    """Remove degrees, percent and units behind a value; words alone lose only their command."""
     before = None
     while before != text:
         before = text
@@ -137,16 +138,17 @@ def _without_unit(text: str) -> str:
 
 
 def _number(text: str) -> str:
-    """One form for a number; anything else as it stands."""
+    """Return the canonical form of a number, and any other text unchanged."""
     ratio = _RATIO.fullmatch(text)
     if ratio:
-        above, below = (int(ratio[2]), int(ratio[3])) if ratio[2] else (int(ratio[4]), int(ratio[5]))
-        return _written((-1 if ratio[1] == "-" else 1) * Fraction(above, below)) if below else text
-    return _written(Fraction(text.replace(",", ""))) if _VALUE.fullmatch(text) else text
+        numerator, denominator = int(ratio[2] or ratio[4]), int(ratio[3] or ratio[5])
+        sign = -1 if ratio[1] == "-" else 1
+        return _format_fraction(sign * Fraction(numerator, denominator)) if denominator else text
+    return _format_fraction(Fraction(text.replace(",", ""))) if _VALUE.fullmatch(text) else text
 
 
-def _written(value: Fraction) -> str:
-    """Whole, decimal where that is short and exact, else a fraction."""
+def _format_fraction(value: Fraction) -> str:
+    """Write a number: whole, as a short exact decimal, or else as a fraction."""
     if value.denominator == 1:
         return str(value.numerator)
     if 10**_DECIMALS % value.denominator:

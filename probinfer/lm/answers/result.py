@@ -1,4 +1,4 @@
-"""What ``lm.infer`` returns: weighted texts, the posterior of their answers, the evidence, and what it cost."""
+"""What ``lm.infer`` returns: weighted texts, the posterior of their answers, the evidence, and the cost of the run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Cost:
     """What a run cost.
 
     Attributes:
-        samples: texts that were worked on at once, over all passes: the budget as the papers count it.
-        generated: tokens drawn.
-        masked: tokens computed for texts that waited for others or had ended.
-        prompt: tokens of the prompt, read once.
-        reward_calls: texts that a reward was asked about.
-        rescored: tokens read again to weigh ancestors (particle Gibbs).
-        forked: texts that were copied.
-        bytes_copied: bytes of caches copied by that.
+        samples: number of texts sampled side by side, summed over all passes: the budget as the papers count it.
+        generated: number of tokens drawn.
+        masked: number of tokens computed for texts that waited for others or had ended.
+        prompt: number of tokens of the prompt, which is read once.
+        reward_calls: number of texts that were scored.
+        rescored: number of tokens read again to weigh ancestors (particle Gibbs).
+        forked: number of texts that were copied.
+        bytes_copied: bytes of caches that these copies took.
         seconds: wall time, compilation included.
     """
 
@@ -46,7 +46,7 @@ class Cost:
     seconds: float
 
     def __add__(self, other: Cost) -> Cost:
-        """Of two runs with the same prompt, which is counted once."""
+        """Return the cost of two runs with the same prompt, which is counted once."""
         names = [f.name for f in dataclasses.fields(self)]
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
         return Cost(**{**sums, "prompt": self.prompt})
@@ -54,30 +54,30 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """Weighted texts of one prompt; two of them are equal only where they are the same object.
+    """Weighted texts of one prompt; two of them are equal only if they are the same object.
 
-    Arrays over steps have T rows, the limit of steps of the run, of which the first ``num_steps`` ran. In the others
-    ``ess`` repeats its last value (0 from a step in which all died), ``ancestors`` are 0 ... N - 1, lengths are 0.
+    Arrays over steps have T rows, the maximum number of steps of the run, of which the first ``num_steps`` ran. In the
+    others ``ess`` repeats its last value (0 from a step in which all died), ``ancestors`` are 0 ... N - 1, lengths are
+    0.
 
     Attributes:
-        prompt: as text.
+        prompt: the prompt as text.
         texts: M texts.
         extracted: the answer of each text, or None.
-        log_weights: (M,) normalised; where every text died, those before that step, and ``status`` says so.
+        log_weights: (M,) normalized log weights; if every text died, those before that step, and ``status`` says so.
         log_scores: (M,) log score of each text, by which searches choose.
         log_prior: (M,) log probability of each text under the prior.
-        log_potential: (M,) log factors of all steps of each text.
-        ended: (M,) an ``lm.End`` each.
-        log_evidence: of this prompt, or None where the method has none.
+        log_potential: (M,) sum of the log potentials of all steps of each text.
+        ended: (M,) an ``lm.End`` for each text.
+        log_evidence: log evidence of this prompt, or None if the method estimates none.
         ess: (T,) effective sample size after each step.
         ancestors: (T, N) parents of the particles, or None.
-        step_lengths: (T, N) tokens of each step, or None.
-        num_steps: steps that ran, at most T.
+        step_lengths: (T, N) number of tokens of each step, or None.
+        num_steps: number of steps that ran, at most T.
         status: a ``probinfer.Status``.
         target: one sentence: what the weighted texts are draws from.
-        ledger: ``Cost``.
-        faults: what went wrong in Python rewards, in words, in the whole call: of a list of prompts, of all of them
-            together; "" if nothing.
+        ledger: what the run cost.
+        faults: faults of Python rewards in the whole call, for all its prompts together; "" if there were none.
         tokens: M arrays of tokens.
         method: the method.
         decode: tokens -> text.
@@ -106,26 +106,26 @@ class Answers:
 
     @property
     def answers(self) -> list[tuple[str | None, float]]:
-        """Answers with their probabilities, likeliest first: the posterior vote; None, if any, is last: no answer."""
+        """Pairs of an answer and its posterior probability, likeliest first; None (no answer) comes last."""
         vote = selectors.posterior_vote(self.extracted, self.log_weights)
-        without = [(None, vote.unanswered)] if vote.unanswered > 0 else []
-        return [*vote.ranking, *without]
+        unanswered = [(None, vote.unanswered)] if vote.unanswered > 0 else []
+        return [*vote.ranking, *unanswered]
 
     @property
     def best(self) -> str | None:
-        """The likeliest answer that is one."""
+        """The likeliest answer; None if no text has one."""
         return next((answer for answer, _ in self.answers if answer is not None), None)
 
     @property
     def text(self) -> str:
-        """The text of largest weight."""
+        """The text with the largest weight."""
         return self.texts[int(np.argmax(self.log_weights))]
 
     def sample(self, key: PRNGKey) -> str:
-        """One text, drawn by the weights.
+        """Draw one text in proportion to the weights.
 
         Raises:
-            ValueError: every weight is zero, or one is NaN: there is no law to draw from.
+            ValueError: every weight is zero, or one is NaN: there is no distribution to draw from.
         """
         chosen = selectors.sample(key, self.texts, self.log_weights).particle
         if chosen < 0:
@@ -142,11 +142,11 @@ class Answers:
         events: Sequence[Any] = (),
         judge: Callable[[str], bool | None] | None = None,
     ) -> Any:
-        """Draw which texts descend from which: steps from left to right, coloured by the final answer.
+        """Draw which texts descend from which: steps from left to right, colored by the final answer.
 
         Args:
-            axes: matplotlib axes; None: of a new figure, ``axes.figure``.
-            events: of the same run (``watch``, ``lm.stream``): with them dead ends are labelled too.
+            axes: matplotlib axes; None: those of a new figure, ``axes.figure``.
+            events: events of the same run (``watch``, ``lm.stream``): with them dead ends are labeled too.
             judge: text so far -> whether it is right so far; wrong steps get crosses.
 
         Returns:
@@ -154,12 +154,12 @@ class Answers:
 
         Raises:
             MissingExtraError: matplotlib is not installed.
-            TypeError: no axes, no events, or a judge that is no function.
+            TypeError: ``axes`` are not axes, ``events`` not events, or ``judge`` is not a function.
             ValueError: the method keeps no genealogy.
         """
         if axes is not None and not hasattr(axes, "annotate"):
             raise TypeError(
-                f"axes are those of matplotlib, as of figure.subplots(), or None; got {shortened(axes)}"
+                f"axes must be matplotlib axes, such as figure.subplots() returns, or None; got {shortened(axes)}"
             )
         if judge is not None and not callable(judge):
             raise TypeError(
@@ -171,11 +171,11 @@ class Answers:
         return axes
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Return a short report: target, answers, evidence, cost, and why texts ended."""
         failed = [] if self.status == Status.OK else [f"status: {self.status.name}"]
         dead = bool(failed) and (self.log_evidence is None or not np.isfinite(self.log_evidence))
         lines = [*failed, f"target: {self.target}"]
-        lines += [] if dead else [f"  {p:6.1%}  {_in_a_line(a)}" for a, p in self.answers[:8]]
+        lines += [] if dead else [f"  {p:6.1%}  {_in_one_line(a)}" for a, p in self.answers[:8]]
         if self.status == Status.DEGENERATE_WEIGHTS:
             lines.append("every weight is zero: effective sample size 0")
         elif self.log_evidence is not None:
@@ -194,6 +194,6 @@ class Answers:
         return self.summary()
 
 
-def _in_a_line(answer: str | None, most: int = 80) -> str:
-    words = "no answer" if answer is None else " ".join(answer.split())
-    return words if len(words) <= most else f"{words[: most - 3]}..."
+def _in_one_line(answer: str | None, max_length: int = 80) -> str:
+    line = "no answer" if answer is None else " ".join(answer.split())
+    return line if len(line) <= max_length else f"{line[: max_length - 3]}..."

@@ -1,13 +1,13 @@
-r"""One answer from many particles, apart from how they were sampled.
+r"""One answer from many particles, however they were sampled.
 
-A particle n has an answer a_n (None where its text has none), a weight and perhaps a score. The posterior probability
-of an answer is the mass of the particles that give it,
+A particle n has an answer a_n (None if its text has none), a weight and perhaps a score. The posterior probability of
+an answer is the mass of the particles that give it,
 
 .. math:: P(a) = \sum_n W_n 1[a_n = a],
 
 which is what ``posterior_vote`` ranks; the other selectors are the usual heuristics. All run on the host. Ties go to
-the answer, or the particle, that comes first among the particles; sums are exactly rounded, so no order of addition
-decides one.
+the answer, or the particle, that comes first among the particles; sums are exactly rounded, so the order of addition
+never decides a tie.
 
 References:
     Wang et al. (2023), self-consistency; Li et al. (2023), votes weighted by a verifier; Aggarwal et al. (2023),
@@ -45,8 +45,8 @@ class Vote(NamedTuple):
 
     Attributes:
         ranking: pairs of an answer and its share, the largest share first; None is not among them.
-        unanswered: share of the particles without answer. All shares and this one sum to one; NaN, with an empty
-            ranking, where every weight is zero.
+        unanswered: share of the particles without an answer. All shares and this one sum to one; NaN, with an empty
+            ranking, if every weight is zero.
     """
 
     ranking: tuple[tuple[str, float], ...]
@@ -68,7 +68,7 @@ class Choice(NamedTuple):
 
     Attributes:
         answer: its answer, None if it has none.
-        particle: its index; -1 where every weight is zero.
+        particle: its index; -1 if every weight is zero.
     """
 
     answer: str | None
@@ -81,9 +81,9 @@ class Decision(NamedTuple):
     Attributes:
         stop: whether the probability has reached the confidence.
         probability: posterior probability that the leader is more probable than the runner-up.
-        leader: the answer in front, None if there is none.
-        runner_up: the next one, None if there is none.
-        num_effective: how many independent votes the answered particles are worth.
+        leader: the answer with the largest share, None if there is none.
+        runner_up: the answer with the next largest share, None if there is none.
+        num_effective: number of independent votes that the answered particles are worth.
     """
 
     stop: bool
@@ -98,7 +98,7 @@ def posterior_vote(answers: Sequence[Any], log_weights: Any) -> Vote:
 
     Args:
         answers: (N,) strings or None.
-        log_weights: (N,), unnormalised; minus infinity for dead particles.
+        log_weights: (N,), not normalized; minus infinity for dead particles.
 
     Returns:
         The vote.
@@ -118,7 +118,7 @@ def posterior_vote(answers: Sequence[Any], log_weights: Any) -> Vote:
 
 
 def majority(answers: Sequence[Any]) -> Vote:
-    """The share of each answer, particles counted equally: right for independent samples.
+    """Return the share of each answer, with particles counted equally: right for independent samples.
 
     Args:
         answers: (N,) strings or None.
@@ -134,7 +134,7 @@ def majority(answers: Sequence[Any]) -> Vote:
 
 
 def weighted_vote(answers: Sequence[Any], scores: Any) -> Vote:
-    r"""The share of each answer in the sum of scores, :math:`\sum_n r_n 1[a_n = a] / \sum_n r_n`.
+    r"""Return the share of each answer in the sum of scores, :math:`\sum_n r_n 1[a_n = a] / \sum_n r_n`.
 
     Args:
         answers: (N,) strings or None.
@@ -147,7 +147,7 @@ def weighted_vote(answers: Sequence[Any], scores: Any) -> Vote:
         TypeError: an answer is neither a string nor None.
         ValueError: other lengths than N; a score that is negative, NaN or infinite.
     """
-    scores = _numbers("scores", answers, scores)
+    scores = _as_numbers("scores", answers, scores)
     if not (np.isfinite(scores) & (scores >= 0)).all():
         raise ValueError(
             f"a weighted vote needs finite scores that are not negative, got {shortened(scores.tolist())}; "
@@ -157,9 +157,9 @@ def weighted_vote(answers: Sequence[Any], scores: Any) -> Vote:
 
 
 def argmax(answers: Sequence[Any], values: Any) -> Choice:
-    """The answered particle with the largest value: best-of-N, by score or by weight.
+    """Choose the answered particle with the largest value: best-of-N, by score or by weight.
 
-    A particle without answer is taken only if no other has a value above minus infinity.
+    A particle without an answer is chosen only if no other has a value above minus infinity.
 
     Args:
         answers: (N,) strings or None.
@@ -172,7 +172,7 @@ def argmax(answers: Sequence[Any], values: Any) -> Choice:
         TypeError: an answer is neither a string nor None.
         ValueError: other lengths than N; NaN values.
     """
-    values = _numbers("values", answers, values)
+    values = _as_numbers("values", answers, values)
     if np.isnan(values).any():
         raise ValueError(f"values must not be NaN, got {shortened(values.tolist())}")
     answered = np.array([answer is not None for answer in answers]) & (values > -np.inf)
@@ -184,52 +184,52 @@ def argmax(answers: Sequence[Any], values: Any) -> Choice:
 
 
 def sample(key: PRNGKey, answers: Sequence[Any], log_weights: Any) -> Choice:
-    """One particle drawn in proportion to its weight: an exact draw from the posterior that the particles stand for.
+    """Draw one particle in proportion to its weight: an exact draw from the posterior that the particles represent.
 
     Args:
         key: random key.
         answers: (N,) strings or None.
-        log_weights: (N,), unnormalised; minus infinity for dead particles.
+        log_weights: (N,), not normalized; minus infinity for dead particles.
 
     Returns:
         The particle; it may have no answer.
 
     Raises:
-        TypeError: an answer is neither a string nor None; no typed key.
+        TypeError: an answer is neither a string nor None; the key is not a typed key.
         ValueError: other lengths than N; NaN or infinite weights.
     """
     check_key(key)
     weights = _relative(answers, log_weights)
-    total = np.cumsum(weights)
-    if not total[-1]:
+    sums = np.cumsum(weights)
+    if not sums[-1]:
         return Choice(None, -1)
-    index = int(np.searchsorted(total, float(jax.random.uniform(key)) * total[-1], side="right"))
-    index = min(index, int(np.flatnonzero(weights)[-1]))
+    index = int(np.searchsorted(sums, float(jax.random.uniform(key)) * sums[-1], side="right"))
+    index = min(index, int(np.flatnonzero(weights)[-1]))  # rounding must not reach a particle of weight zero
     return Choice(answers[index], index)
 
 
 def decided(
     answers: Sequence[Any], log_weights: Any = None, *, confidence: Any = 0.95, num_effective: Any = None
 ) -> Decision:
-    r"""The probability that the leader of the vote stays ahead as independent samples go on coming.
+    r"""Return the probability that the leader of the vote stays ahead as more independent samples are drawn.
 
     With v1 and v2 votes for the leader and the runner-up and a uniform Dirichlet prior over answers, the share of the
-    leader among the two has the law Beta(v1 + 1, v2 + 1), so
+    leader among the two has the distribution Beta(v1 + 1, v2 + 1), so
 
     .. math:: P(p_1 > p_2 | v) = P(B > 1/2) = I_{1/2}(v_2 + 1, v_1 + 1).
 
     Votes with weights count as :math:`v_a = n P(a)` with the effective sample size
-    :math:`n = (\sum W)^2 / \sum W^2` of the answered particles. This takes the particles for independent: after
-    resampling many descend from one, and ``num_effective`` should say how many do not.
+    :math:`n = (\sum W)^2 / \sum W^2` of the answered particles. This assumes independent particles: after resampling
+    many descend from one, and ``num_effective`` should be the number of those that do not.
 
     Args:
-        answers: (N,) strings or None; those without answer have no vote.
-        log_weights: (N,), unnormalised; equal ones if not given.
-        confidence: stop where the probability is at least this.
-        num_effective: how many independent votes the answered particles are worth, instead of n.
+        answers: (N,) strings or None; particles without an answer have no vote.
+        log_weights: (N,), not normalized; None: equal ones.
+        confidence: stop if the probability is at least this.
+        num_effective: number of independent votes that the answered particles are worth, instead of n.
 
     Returns:
-        The decision; without an answer the probability is 0.
+        The decision; the probability is 0 if there is no answer.
 
     Raises:
         TypeError: an answer is neither a string nor None.
@@ -246,16 +246,22 @@ def decided(
     weights = np.where([answer is not None for answer in answers], weights, 0.0)
     total = math.fsum(weights)
     if not total:
-        return Decision(False, 0.0, None, None, 0.0)
+        return Decision(stop=False, probability=0.0, leader=None, runner_up=None, num_effective=0.0)
     size = total**2 / math.fsum(weights**2) if num_effective is None else float(num_effective)
     (leader, first), (runner_up, second) = (*_vote(answers, weights).ranking, (None, 0.0))[:2]
     probability = float(special.betainc(size * second + 1, size * first + 1, 0.5))
-    return Decision(probability >= confidence, probability, leader, runner_up, size)
+    return Decision(
+        stop=probability >= confidence,
+        probability=probability,
+        leader=leader,
+        runner_up=runner_up,
+        num_effective=size,
+    )
 
 
 def _vote(answers: Sequence[Any], weights: np.ndarray) -> Vote:
-    """Shares of weights that are not negative; equal shares in the order of the particles."""
-    _numbers("weights", answers, weights)
+    """Return the shares of weights that are not negative; equal shares in the order of the particles."""
+    _as_numbers("weights", answers, weights)
     masses: dict[Any, list[float]] = {}
     for answer, weight in zip(answers, weights, strict=True):
         masses.setdefault(answer, []).append(float(weight))
@@ -269,8 +275,8 @@ def _vote(answers: Sequence[Any], weights: np.ndarray) -> Vote:
 
 
 def _relative(answers: Sequence[Any], log_weights: Any) -> np.ndarray:
-    """Weights over the largest of them; zeros where every weight is zero."""
-    log_weights = _numbers("log_weights", answers, log_weights)
+    """Return weights divided by the largest of them; zeros if every weight is zero."""
+    log_weights = _as_numbers("log_weights", answers, log_weights)
     if (np.isnan(log_weights) | (log_weights == np.inf)).any():
         raise ValueError(
             f"log_weights must be finite or minus infinity, got {shortened(log_weights.tolist())}"
@@ -279,13 +285,15 @@ def _relative(answers: Sequence[Any], log_weights: Any) -> np.ndarray:
     return np.exp(log_weights - (largest if largest > -np.inf else 0.0))
 
 
-def _numbers(name: str, answers: Sequence[Any], values: Any) -> np.ndarray:
-    """Values as (N,) floats, one for each answer."""
+def _as_numbers(name: str, answers: Sequence[Any], values: Any) -> np.ndarray:
+    """Return values as floats (N,), one for each answer."""
     if isinstance(answers, str) or not all(answer is None or isinstance(answer, str) for answer in answers):
         raise TypeError(f"answers must be strings or None, got {shortened(answers)}")
     values = np.asarray(values, float)
     if not len(answers):
         raise ValueError("there are no answers to choose from")
     if values.shape != (len(answers),):
-        raise ValueError(f"{name} must be one number an answer, ({len(answers)},); got shape {values.shape}")
+        raise ValueError(
+            f"{name} must be one number for each answer, ({len(answers)},); got shape {values.shape}"
+        )
     return values

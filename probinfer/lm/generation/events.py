@@ -1,4 +1,4 @@
-"""Steps as they happen: an event after each, for a live view, a log, or to end a run early."""
+"""Events: what a run reports after every step, for a live view or a log, or to end the run early."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from probinfer.lm.methods.base import Draws
+from probinfer.lm.methods.base import WeightedTexts
 from probinfer.lm.tokens.texts import continuation
 from probinfer.smc.filtering.single_steps import StepSnapshot
 
-__all__ = ["Event", "make_step_callback", "stream"]
+__all__ = ["Event", "step_callback", "stream"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Event:
     """N texts after a step (of particle Gibbs: after an iteration).
 
     Attributes:
-        step: its number, from 0.
-        texts: N, whole.
-        weights: (N,) normalised.
-        log_scores: (N,) log factors of the texts so far.
-        ended: (N,) an ``lm.End`` each.
-        ancestors: (N,) whose continuation each text is, or None.
+        step: number of the step, from 0.
+        texts: N texts so far.
+        weights: (N,) normalized weights.
+        log_scores: (N,) sum of the log potentials of each text so far.
+        ended: (N,) an ``lm.End`` for each text.
+        ancestors: (N,) index of the text that each text continues, or None.
         resampled: whether the step began with resampling.
         ess: effective sample size.
-        log_evidence: so far.
+        log_evidence: estimate so far.
         prompt: index of the prompt in a list of prompts, else 0.
     """
 
@@ -47,38 +47,35 @@ class Event:
     prompt: int = 0
 
 
-def make_step_callback(
-    tokenizer: Any, watch: Callable[[Event], Any] | None, line: Any, prompt: int = 0
+def step_callback(
+    tokenizer: Any, watch: Callable[[Event], Any] | None, bar: Any, prompt: int = 0
 ) -> Callable[[Any], Any]:
-    """What a method calls after each step: moves the bar, and tells ``watch``.
+    """Return the function that a method calls after each step: it moves the progress bar and calls ``watch``.
 
     Args:
-        tokenizer: decodes.
+        tokenizer: decodes the texts.
         watch: called with an ``Event``, or None.
-        line: a ``progress.Task``.
-        prompt: its index.
+        bar: a ``progress.Task``.
+        prompt: index of the prompt.
     """
 
-    def step_callback(snapshot: Any) -> Any:
-        step = snapshot.t if isinstance(snapshot, StepSnapshot) else snapshot[0]
-        line.update(step + 1)
+    def callback(snapshot: Any) -> Any:
+        is_step = isinstance(snapshot, StepSnapshot)
+        bar.update((snapshot.t if is_step else snapshot[0]) + 1)
         if watch is None:
             return False
-        if isinstance(snapshot, StepSnapshot):
-            event = _of_step(tokenizer, snapshot)
-        else:
-            event = _of_draws(tokenizer, *snapshot)
+        event = _event_of_step(tokenizer, snapshot) if is_step else _event_of_pass(tokenizer, *snapshot)
         return watch(dataclasses.replace(event, prompt=prompt))
 
-    return step_callback
+    return callback
 
 
-def _of_step(tokenizer: Any, snapshot: StepSnapshot) -> Event:
+def _event_of_step(tokenizer: Any, snapshot: Any) -> Event:
     text = snapshot.particles.text
     return Event(
         step=snapshot.t,
-        texts=_decoded(tokenizer, text.tokens, text.length),
-        weights=_weights(snapshot.log_weights),
+        texts=_decode(tokenizer, text.tokens, text.length),
+        weights=_normalize(snapshot.log_weights),
         log_scores=np.asarray(snapshot.particles.log_potential, float),
         ended=np.asarray(text.ended),
         ancestors=np.asarray(snapshot.ancestors),
@@ -88,13 +85,13 @@ def _of_step(tokenizer: Any, snapshot: StepSnapshot) -> Event:
     )
 
 
-def _of_draws(tokenizer: Any, iteration: int, draws: Draws) -> Event:
-    if draws.tokens.ndim == 3:  # the first of several chains
+def _event_of_pass(tokenizer: Any, iteration: int, draws: WeightedTexts) -> Event:
+    if draws.tokens.ndim == 3:  # several chains: the first one samples the target itself
         draws = jax.tree.map(lambda leaf: leaf[0], draws)
     return Event(
         step=iteration,
-        texts=_decoded(tokenizer, draws.tokens, draws.length),
-        weights=_weights(draws.log_weights),
+        texts=_decode(tokenizer, draws.tokens, draws.length),
+        weights=_normalize(draws.log_weights),
         log_scores=np.asarray(draws.log_potential, float),
         ended=np.asarray(draws.ended),
         ancestors=None,
@@ -104,12 +101,13 @@ def _of_draws(tokenizer: Any, iteration: int, draws: Draws) -> Event:
     )
 
 
-def _decoded(tokenizer: Any, tokens: Any, length: Any) -> list[str]:
+def _decode(tokenizer: Any, tokens: Any, length: Any) -> list[str]:
     pairs = zip(np.asarray(tokens), np.asarray(length), strict=True)
     return [continuation(tokenizer, row[:size]) for row, size in pairs]
 
 
-def _weights(log_weights: Any) -> np.ndarray:
+def _normalize(log_weights: Any) -> np.ndarray:
+    """Return weights (N,) that sum to one; equal ones if no log weight is finite."""
     log_weights = np.asarray(log_weights, float)
     largest = np.max(log_weights)
     if not np.isfinite(largest):
@@ -121,15 +119,18 @@ def _weights(log_weights: Any) -> np.ndarray:
 def stream(run: Callable[..., Any], *args: Any, **settings: Any) -> Iterator[Any]:
     """Yield the events of ``run(..., watch=...)`` as they happen, and its result last.
 
-    The run goes on in a thread of its own; closing the iterator ends it after the step that it is at.
+    The run has a thread of its own; closing the iterator ends the run after its current step.
 
     Args:
         run: ``lm.infer``.
         *args: its arguments.
         **settings: its settings, without ``watch``.
+
+    Raises:
+        TypeError: ``watch`` is among the settings.
     """
     if "watch" in settings:
-        raise TypeError("a stream yields what watch would see: pass one or the other")
+        raise TypeError("a stream yields what watch would see: use stream, or infer with watch, not both")
     events: queue.Queue = queue.Queue()
     closed = threading.Event()
 

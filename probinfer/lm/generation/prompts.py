@@ -1,4 +1,4 @@
-"""From prompts to token models: tokens in buckets, the prompt read once, limits and memory checked before a run."""
+"""From prompts to token models: prompts are padded to few sizes and read once; limits and memory are checked first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from probinfer.core.errors import shortened
 from probinfer.lm.arguments import as_count, as_stop
 from probinfer.lm.generation.proposals import Proposal
-from probinfer.lm.generation.stepping import Setting
+from probinfer.lm.generation.stepping import GenerationSetup
 from probinfer.lm.generation.texts import Rules
 from probinfer.lm.generation.token_model import TokenModel
 from probinfer.lm.models.base import Context, bucket
@@ -30,8 +30,8 @@ class Limits(NamedTuple):
     """Where texts end.
 
     Attributes:
-        max_tokens: most tokens of a text.
-        max_steps: most steps, or None: as many as fit.
+        max_tokens: maximum number of tokens of a text.
+        max_steps: maximum number of steps; None: as many as ``max_tokens`` allows.
         stop: strings that end a text.
     """
 
@@ -41,10 +41,10 @@ class Limits(NamedTuple):
 
 
 def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
-    """Tokens of a prompt: a string, messages (with ``chat``), or token numbers.
+    """Return the tokens (T,) of a prompt: a string, messages (with ``chat``), or token ids.
 
     Raises:
-        TypeError: it is none of them.
+        TypeError: the prompt is none of them.
         ValueError: it is empty, or has tokens that the network does not know.
     """
     if chat:
@@ -57,14 +57,14 @@ def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
         tokens = np.asarray(prompt)
     else:
         raise TypeError(
-            f"a prompt is a string, messages with chat=True, or token numbers; got {shortened(prompt)}"
+            f"a prompt is a string, messages with chat=True, or token ids; got {shortened(prompt)}"
         )
     tokens = np.asarray(tokens)
     if tokens.size == 0:
         raise ValueError("the prompt is empty: a language model needs a token to begin with")
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise TypeError(
-            f"token numbers are one vector of integers, got {tokens.dtype} of shape {tokens.shape}"
+            f"token ids must be one vector of integers, got {tokens.dtype} of shape {tokens.shape}"
         )
     if tokens.min() < 0 or tokens.max() >= model.network.vocab_size:
         raise ValueError(
@@ -74,7 +74,7 @@ def encode(model: Model, prompt: Any, chat: bool) -> np.ndarray:
 
 
 def _encode_text(model: Model, prompt: str) -> np.ndarray:
-    """Tokens of a text; one that the tokenizer refuses is read as a task of the model, if it has tasks."""
+    """Return the tokens of a text; a text that the tokenizer refuses is parsed as a task, if the model has tasks."""
     try:
         return model.tokenizer.encode(prompt)
     except ValueError:
@@ -84,33 +84,33 @@ def _encode_text(model: Model, prompt: str) -> np.ndarray:
 
 
 def limits_of(max_tokens: Any, max_steps: Any, stop: Any) -> Limits:
-    """Limits of what a user gave.
+    """Check the limits that a user has given.
 
     Raises:
-        TypeError: a count is no integer, ``stop`` no strings.
-        ValueError: a count is below 1, or a string empty.
+        TypeError: a count is not an integer, or ``stop`` is not strings.
+        ValueError: a count is below 1, or a string is empty.
     """
-    most = None if max_steps is None else as_count("max_steps", max_steps)
-    return Limits(as_count("max_tokens", max_tokens), most, as_stop(stop))
+    max_steps = None if max_steps is None else as_count("max_steps", max_steps)
+    return Limits(as_count("max_tokens", max_tokens), max_steps, as_stop(stop))
 
 
 def encode_all(model: Model, prompts: list, chat: bool) -> list[np.ndarray]:
-    """Tokens of each prompt.
+    """Return the tokens of each prompt.
 
     Raises:
         TypeError: as ``encode``, with the number of the prompt.
         ValueError: likewise.
     """
-    found = []
+    tokens = []
     for i, prompt in enumerate(prompts):
         try:
-            found.append(encode(model, prompt, chat))
+            tokens.append(encode(model, prompt, chat))
         except (TypeError, ValueError) as error:
             if len(prompts) == 1:
                 raise
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"prompt {i} of {len(prompts)} (counted from 0): {error}") from error
-    return found
+    return tokens
 
 
 def prepare(
@@ -122,16 +122,16 @@ def prepare(
     limits: Limits,
     batch: int = 1,
 ) -> list[TokenModel]:
-    """One token model a prompt, all of the same shapes: the longest prompt decides the bucket.
+    """Return one token model for each prompt, all of the same shapes: the longest prompt decides the padded size.
 
     Args:
         model: network and tokenizer.
-        prompts: their tokens.
-        method: what will run.
+        prompts: tokens of each prompt.
+        method: the method that will run.
         potential: the reward.
         proposal: how tokens are drawn.
         limits: where texts end.
-        batch: how many of the prompts will run side by side.
+        batch: number of prompts that will run side by side.
 
     Raises:
         ValueError: a prompt and its continuation do not fit into the context.
@@ -139,18 +139,18 @@ def prepare(
     """
     network, size = model.network, bucket(max(len(tokens) for tokens in prompts))
     _check_length([len(tokens) for tokens in prompts], limits.max_tokens, network.max_context)
-    more = {"batch": batch, "num_prompts": len(prompts), "chains": _num_chains(method)}
-    check_memory(network, method.num_rows, size, limits.max_tokens, potential, **more)
+    counts = {"batch": batch, "num_prompts": len(prompts), "chains": _num_chains(method)}
+    check_memory(network, method.num_rows, size, limits.max_tokens, potential, **counts)
     potential = _with_room(potential, limits.max_tokens)
     rules = _rules(model, method, limits)
-    steps = method.step.count(limits.max_tokens)
-    steps = steps if limits.max_steps is None else min(steps, limits.max_steps)
-    read = partial(_read, network, size, proposal, rules, potential, steps, limits.max_tokens)
+    num_steps = method.step.count(limits.max_tokens)
+    num_steps = num_steps if limits.max_steps is None else min(num_steps, limits.max_steps)
+    read = partial(_token_model, network, size, proposal, rules, potential, num_steps, limits.max_tokens)
     return [read(tokens) for tokens in prompts]
 
 
 def _check_length(lengths: list[int], max_tokens: int, max_context: int) -> None:
-    """Refuse a prompt that does not fit, by its number."""
+    """Refuse a prompt that does not fit, and name its number."""
     longest = max(lengths)
     if longest + max_tokens <= max_context:
         return
@@ -164,12 +164,13 @@ def _check_length(lengths: list[int], max_tokens: int, max_context: int) -> None
 
 
 def _num_chains(method: Any) -> int:
+    """Return the number of chains of particle Gibbs; 0 for other methods."""
     repeated = getattr(method, "method", method)
     return len(getattr(repeated, "powers", (1,))) if hasattr(repeated, "num_iterations") else 0
 
 
 def _with_room(potential: Potential, max_tokens: int) -> Potential:
-    """Reward models with a cache of their own get room for the texts of this run, and no more."""
+    """Give reward models with a cache of their own room for the texts of this run, and no more."""
 
     def fit(leaf: Any) -> Any:
         return (
@@ -180,13 +181,12 @@ def _with_room(potential: Potential, max_tokens: int) -> Potential:
 
 
 def _rules(model: Model, method: Any, limits: Limits) -> Rules:
-    named = getattr(
-        model.tokenizer, "special_tokens", {}
-    )  # special tokens have no bytes: found by their number
-    strings = tuple(string for string in limits.stop if string not in named)
-    ends = (*model.tokenizer.eos_ids, *(named[string] for string in limits.stop if string in named))
+    # special tokens have no bytes that the automaton could find, so they are recognized by their id
+    special = getattr(model.tokenizer, "special_tokens", {})
+    strings = tuple(string for string in limits.stop if string not in special)
+    end_ids = (*model.tokenizer.eos_ids, *(special[string] for string in limits.stop if string in special))
     stop = build(strings, model.tokenizer.token_bytes) if strings else None
-    eos = jnp.asarray(ends, jnp.int32)
+    eos = jnp.asarray(end_ids, jnp.int32)
     return Rules(method.step.bind(model.tokenizer, limits.max_tokens), stop, eos)
 
 
@@ -196,7 +196,7 @@ def _prefill(network: Any, tokens: jax.Array, length: jax.Array) -> tuple:
     return network.head(hidden), prompt
 
 
-def _read(
+def _token_model(
     network: Any,
     size: int,
     proposal: Proposal,
@@ -206,9 +206,23 @@ def _read(
     max_tokens: int,
     tokens: np.ndarray,
 ) -> TokenModel:
+    """Read a prompt into the network."""
     padded = np.zeros(size, np.int32)
     padded[: len(tokens)] = tokens
     context = Context(jnp.asarray(padded), jnp.asarray(len(tokens), jnp.int32))
     logits, prompt = _prefill(network, *context)
-    setting = Setting(network, prompt, context, proposal, rules, potential)
-    return TokenModel(setting, logits, jnp.asarray(max_tokens, jnp.int32), num_steps, max_tokens)
+    setup = GenerationSetup(
+        network=network,
+        prompt=prompt,
+        context=context,
+        proposal=proposal,
+        rules=rules,
+        potential=potential,
+    )
+    return TokenModel(
+        setup=setup,
+        logits=logits,
+        limit=jnp.asarray(max_tokens, jnp.int32),
+        num_steps=num_steps,
+        max_tokens=max_tokens,
+    )

@@ -1,4 +1,7 @@
-"""Ways to sample texts, and to search them: all are passes of the same particles with the same ledger."""
+"""Methods that sample texts, and methods that search them: all run the same particles and keep the same ledger.
+
+Start with ``base`` (the contract, and the pass that most methods share) and ``filters`` (the particle filter).
+"""
 
 from probinfer.lm.methods.adaptive import Adaptive
 from probinfer.lm.methods.exact import Exact

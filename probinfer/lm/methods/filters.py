@@ -1,4 +1,4 @@
-"""The particle filter over texts, its entropic form, and independent draws."""
+"""The particle filter over texts, its entropic form, and methods of independent draws."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.lm.generation.proposals import Proposal
 from probinfer.lm.generation.token_model import TokenModel
 from probinfer.lm.methods.base import (
-    Draws,
+    WeightedTexts,
+    as_step_rule,
     check_count,
-    check_step,
-    default_step,
-    from_filter_trace,
+    default_step_rule,
     one_hot,
-    one_pass,
+    run_particles,
+    texts_from_trace,
 )
 from probinfer.numerics import weights
 
-__all__ = ["BestOfN", "Entropic", "Greedy", "MajorityVote", "ParticleFilter", "never", "scheme_of"]
+__all__ = [
+    "BestOfN",
+    "Entropic",
+    "Greedy",
+    "MajorityVote",
+    "ParticleFilter",
+    "check_trigger",
+    "independent_draws",
+    "never",
+    "resampler_for",
+]
 
 TRIGGERS = ("ess", "entropic", "always", "never")
 
@@ -35,14 +45,14 @@ def never(log_weights: Array, t: Any) -> Array:
 
 @pytree
 class Entropic:
-    r"""Resampling tempered while it is early, without bias.
+    r"""Resampling that is tempered in early steps, without bias.
 
-    Where the effective sample size is below N / 2, ancestors are drawn in proportion to :math:`w^{1/\tau}` with
-    :math:`\tau = \max(1, (N / \mathrm{ESS})(1 - t/T))` in the first half of the steps, 1 after that, and carry
-    :math:`w^{1 - 1/\tau}`: particles that look poor early survive longer, and the target stays.
+    If the effective sample size is below N / 2, ancestors are drawn in proportion to :math:`w^{1/\tau}` with
+    :math:`\tau = \max(1, (N / \mathrm{ESS})(1 - t/T))` in the first half of the steps, 1 after that, and keep the
+    weight :math:`w^{1 - 1/\tau}`: particles of low early weight survive longer, and the target does not change.
 
     Attributes:
-        scheme: a name or a scheme; static.
+        scheme: a resampling scheme or its name; static.
         num_steps: T.
 
     References:
@@ -55,23 +65,25 @@ class Entropic:
     def __call__(self, key: Array, log_weights: Array, num: int, t: Any) -> tuple[Array, Array, Array]:
         """As ``resampling.Adaptive``."""
         ess = weights.ess(log_weights)
-        share = jnp.asarray(t, log_weights.dtype) / self.num_steps
-        early = jnp.maximum(1, num / jnp.maximum(ess, 1) * (1 - share))
-        tau = jnp.where(share < 0.5, early, jnp.ones_like(early))
+        progress = jnp.asarray(t, log_weights.dtype) / self.num_steps
+        early = jnp.maximum(1, num / jnp.maximum(ess, 1) * (1 - progress))
+        tau = jnp.where(progress < 0.5, early, jnp.ones_like(early))
         tempered = log_weights / tau
-        ancestors, shared = resampling.get(self.scheme)(key, tempered, num)
-        rest = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights - tempered)[ancestors]
+        ancestors, log_shares = resampling.get(self.scheme)(key, tempered, num)
+        # -inf - (-inf) would be NaN: a dead particle stays dead.
+        remainder = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_weights - tempered)[ancestors]
         fires = ess < num / 2
-        own = jnp.arange(num, dtype=jnp.int32)
-        return jnp.where(fires, ancestors, own), jnp.where(fires, shared + rest, log_weights), fires
+        identity = jnp.arange(num, dtype=jnp.int32)
+        ancestors = jnp.where(fires, ancestors, identity)
+        return ancestors, jnp.where(fires, log_shares + remainder, log_weights), fires
 
     def conditional(self) -> Entropic:
-        """The same with the conditional form of the scheme."""
+        """Return the same with the conditional form of the scheme."""
         return Entropic(resampling.conditional(self.scheme), self.num_steps)
 
 
-def scheme_of(trigger: str, scheme: Any, num_steps: int) -> Any:
-    """When and how to resample, from its name."""
+def resampler_for(trigger: str, scheme: Any, num_steps: int) -> Any:
+    """Return when and how to resample, for the name of a trigger."""
     if trigger == "entropic":
         return Entropic(scheme, jnp.float32(num_steps))
     fires = {"ess": None, "always": resampling.always(), "never": jax.tree_util.Partial(never)}[trigger]
@@ -79,7 +91,7 @@ def scheme_of(trigger: str, scheme: Any, num_steps: int) -> Any:
 
 
 def check_trigger(trigger: Any, scheme: Any) -> None:
-    """Refuse unknown names.
+    """Refuse unknown names of triggers and schemes.
 
     Raises:
         ValueError: the trigger or the scheme is unknown.
@@ -91,14 +103,14 @@ def check_trigger(trigger: Any, scheme: Any) -> None:
 
 @pytree
 class ParticleFilter:
-    """N texts grow step by step; after a step the ones of little weight are replaced by copies of the others.
+    """N texts grow step by step; after a step, texts of low weight are replaced by copies of the others.
 
     Attributes:
         num_particles: N; static.
-        trigger: "ess" (resample where the effective sample size is below N / 2), "entropic" (the same, tempered
-            early), "always" (the published filter) or "never"; static.
+        trigger: "ess" (resample if the effective sample size is below N / 2), "entropic" (the same, tempered in early
+            steps), "always" (the published filter) or "never"; static.
         step: ``lm.until(...)`` or ``lm.every(k)``; static.
-        resampling: name of a scheme; static.
+        resampling: name of a resampling scheme; static.
 
     References:
         Puri et al. (2025); Gordon, Salmond and Smith (1993).
@@ -106,20 +118,20 @@ class ParticleFilter:
 
     num_particles: int = field(static=True)
     trigger: str = field(static=True, default="ess")
-    step: Any = field(static=True, default_factory=default_step)
+    step: Any = field(static=True, default_factory=default_step_rule)
     resampling: Any = field(static=True, default="systematic")
 
     def __post_init__(self):
         check_count(self, "num_particles")
         check_trigger(self.trigger, self.resampling)
-        object.__setattr__(self, "step", check_step(self.step))
+        object.__setattr__(self, "step", as_step_rule(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
-        """One pass."""
-        adaptive = scheme_of(self.trigger, self.resampling, model.num_steps)
-        return from_filter_trace(model, one_pass(key, model, adaptive, self.num_particles, watch))
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> WeightedTexts:
+        """Run one pass of the filter."""
+        resampler = resampler_for(self.trigger, self.resampling, model.num_steps)
+        return texts_from_trace(model, run_particles(key, model, resampler, self.num_particles, watch))
 
-    words = "weighted draws from {target}"
+    description = "weighted draws from {target}"
 
     @property
     def num_rows(self) -> int:
@@ -127,18 +139,18 @@ class ParticleFilter:
         return self.num_particles
 
 
-def independent(key: Array, model: TokenModel, num: int, watch: Any) -> Any:
+def independent_draws(key: Array, model: TokenModel, num: int, watch: Any) -> Any:
     """Draw texts without resampling: importance sampling from the prior."""
-    adaptive = scheme_of("never", "systematic", model.num_steps)
-    return one_pass(key, model, adaptive, num, watch)
+    resampler = resampler_for("never", "systematic", model.num_steps)
+    return run_particles(key, model, resampler, num, watch)
 
 
 @pytree
 class MajorityVote:
-    """n independent texts, one vote each; the reward is not asked to choose (self-consistency).
+    """n independent texts, one vote each (self-consistency); the reward has no influence on the vote.
 
     Attributes:
-        n: how many; static.
+        n: number of texts; static.
         step: as for ``ParticleFilter``; static.
 
     References:
@@ -146,64 +158,64 @@ class MajorityVote:
     """
 
     n: int = field(static=True)
-    step: Any = field(static=True, default_factory=default_step)
+    step: Any = field(static=True, default_factory=default_step_rule)
 
     def __post_init__(self):
         check_count(self, "n")
-        object.__setattr__(self, "step", check_step(self.step))
+        object.__setattr__(self, "step", as_step_rule(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
-        """Draw them."""
-        filter_trace = independent(key, model, self.n, watch)
-        return from_filter_trace(model, filter_trace, jnp.zeros_like(filter_trace.log_weights))
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> WeightedTexts:
+        """Draw the texts."""
+        trace = independent_draws(key, model, self.n, watch)
+        return texts_from_trace(model, trace, jnp.zeros_like(trace.log_weights))
 
-    words = "independent draws from {prior}, one vote each{unused}"
+    description = "independent draws from {prior}, one vote each{unused}"
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """The number of texts n."""
         return self.n
 
 
 @pytree
 class BestOfN:
-    """n independent texts, the best by its score; or a vote weighted by the scores.
+    """n independent texts, of which the one with the highest score is chosen; or a vote weighted by the scores.
 
     Attributes:
-        n: how many; static.
+        n: number of texts; static.
         weighted: every text votes with its score; static.
-        aggregate: "last", the score of the whole text, or "product" of the factors of all steps; static.
+        aggregate: "last", the score of the whole text, or "product" of the potentials of all steps; static.
         step: as for ``ParticleFilter``; static.
     """
 
     n: int = field(static=True)
     weighted: bool = field(static=True, default=False)
     aggregate: str = field(static=True, default="last")
-    step: Any = field(static=True, default_factory=default_step)
+    step: Any = field(static=True, default_factory=default_step_rule)
 
     def __post_init__(self):
         check_count(self, "n")
         if self.aggregate not in ("last", "product"):
             raise ValueError(f"aggregate must be 'last' or 'product', got {self.aggregate!r}")
-        object.__setattr__(self, "step", check_step(self.step))
+        object.__setattr__(self, "step", as_step_rule(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
-        """Draw, score, choose."""
-        draws = from_filter_trace(model, independent(key, model, self.n, watch))
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> WeightedTexts:
+        """Draw the texts, score them and choose."""
+        draws = texts_from_trace(model, independent_draws(key, model, self.n, watch))
         scores = draws.log_score
         if self.aggregate == "product":
             scores = jnp.where(jnp.isnan(draws.log_potential), -jnp.inf, draws.log_potential)
         return draws._replace(log_weights=scores if self.weighted else one_hot(scores), log_score=scores)
 
     @property
-    def words(self) -> str:
-        """In words."""
+    def description(self) -> str:
+        """What the weighted texts are."""
         how = "that vote with their scores" if self.weighted else "of which the best by its score is kept"
         return f"independent draws from {{prior}} {how}: a choice, not a sample"
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """The number of texts n."""
         return self.n
 
 
@@ -215,19 +227,19 @@ class Greedy:
         step: as for ``ParticleFilter``; static.
     """
 
-    step: Any = field(static=True, default_factory=default_step)
+    step: Any = field(static=True, default_factory=default_step_rule)
 
     def __post_init__(self):
-        object.__setattr__(self, "step", check_step(self.step))
+        object.__setattr__(self, "step", as_step_rule(self.step))
 
-    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> Draws:
+    def run(self, key: PRNGKey, model: TokenModel, watch: Any = None) -> WeightedTexts:
         """Follow the likeliest tokens, whatever the proposal is."""
-        setting = replace(model.setting, proposal=Proposal(temperature=0.0))
-        filter_trace = independent(key, replace(model, setting=setting), 1, watch)
-        draws = from_filter_trace(model, filter_trace, jnp.zeros_like(filter_trace.log_weights))
+        setup = replace(model.setup, proposal=Proposal(temperature=0.0))
+        trace = independent_draws(key, replace(model, setup=setup), 1, watch)
+        draws = texts_from_trace(model, trace, jnp.zeros_like(trace.log_weights))
         return draws._replace(log_evidence=jnp.full_like(draws.log_evidence, jnp.nan))
 
-    words = "the text of the likeliest tokens, a choice{unused}"
+    description = "the text of the likeliest tokens, a choice{unused}"
     has_evidence = False
 
     @property

@@ -1,10 +1,10 @@
-r"""What a language model is: pure functions of its weights, a prompt, and the private suffixes of N particles.
+r"""The contract of a language model: pure functions of its weights, a prompt, and the private suffixes of N particles.
 
 .. math:: p(x_{1:T} \mid c) = \prod_t p(x_t \mid c, x_{<t})
 
-The prompt c is computed once (``prefill``) and shared by all particles; what a particle adds stands in a cache that is
-an explicit argument and can be forked by ancestors. Every function is written for one prompt; several prompts are a
-``vmap`` with the weights unbatched. Weights are leaves of the model, so they are arguments of what is compiled.
+The prompt c is read once (``prefill``) and shared by all particles; the tokens that a particle adds are in a cache that
+is an explicit argument and can be forked by ancestors. Every function is written for one prompt; several prompts are a
+``vmap`` with the weights unbatched. Weights are leaves of the model, so they are arguments of compiled programs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class LanguageModel(Protocol):
 
     @property
     def max_context(self) -> int:
-        """Most tokens of a prompt and its continuation together."""
+        """Maximum number of tokens of a prompt and its continuation together."""
         ...
 
     def prefill(self, tokens: Array, length: Array) -> tuple[Array, ArrayTree]:
         """Read a prompt (S,), padded on the right, of which ``length`` tokens are real.
 
         Returns:
-            The hidden state (H,) at the last real token, and what the particles share of the prompt.
+            The hidden state (H,) at the last real token, and the state of the prompt that the particles share.
         """
         ...
 
@@ -49,7 +49,8 @@ class LanguageModel(Protocol):
     ) -> tuple[Array, ArrayTree]:
         """Append tokens (N, S) to the suffixes, in row n at the positions start[n], start[n] + 1, ...
 
-        Whatever stands behind them is never read before it is written anew; positions from ``max_len`` on are dropped.
+        What the cache holds behind them is never read before it is overwritten; positions from ``max_len`` on are
+        dropped.
 
         Returns:
             Hidden states (N, S, H), and the cache.
@@ -57,32 +58,32 @@ class LanguageModel(Protocol):
         ...
 
     def head(self, hidden: Array) -> Array:
-        """Logits (..., V) of the token that follows a hidden state (..., H), at least float32."""
+        """Return logits (..., V) of the token that follows a hidden state (..., H), at least float32."""
         ...
 
     def gather(self, cache: ArrayTree, ancestors: Array) -> ArrayTree:
-        """Fork: row j of the result is row ``ancestors[j]``; there may be more or fewer of them."""
+        """Fork: row j of the result is row ``ancestors[j]``; there may be more or fewer ancestors than rows."""
         ...
 
     def cache_bytes(self, num: int, max_len: int) -> int:
-        """Bytes of ``init_cache(num, max_len)``."""
+        """Return the bytes of ``init_cache(num, max_len)``."""
         ...
 
     def prompt_bytes(self, length: int) -> int:
-        """Bytes of what ``prefill`` keeps of a prompt padded to ``length``."""
+        """Return the bytes that ``prefill`` keeps of a prompt padded to ``length``."""
         ...
 
 
 class Context(NamedTuple):
-    """A prompt as scores and potentials see it.
+    """A prompt as it is given to scores and potentials.
 
     Attributes:
-        tokens: (S,), padded on the right with zeros.
-        length: (), how many are real.
+        tokens: (S,) tokens, padded on the right with zeros.
+        length: () number of tokens that are not padding.
     """
 
-    tokens: Array
-    length: Array
+    tokens: Int[Array, " S"]
+    length: Int[Array, ""]
 
 
 def decode(
@@ -96,19 +97,19 @@ def decode(
 
     Args:
         model: the language model.
-        prompt: of its ``prefill``.
-        cache: of N particles.
-        tokens: one a particle.
-        start: how many tokens each particle has before it.
+        prompt: state of the prompt, from ``prefill``.
+        cache: private suffixes of N particles.
+        tokens: one token for each particle.
+        start: number of tokens that each particle has before it.
     """
     hidden, cache = model.extend(prompt, cache, tokens[:, None], start)
     return model.head(hidden[:, 0]), cache
 
 
 def log_softmax(logits: Float[Array, "... v"]) -> Float[Array, "... v"]:
-    r"""Log probabilities :math:`l - \log\sum e^l` in at least float32; minus infinity is a legal logit.
+    r"""Return log probabilities :math:`l - \log\sum e^l` in at least float32; minus infinity is a legal logit.
 
-    A row of nothing but minus infinity stays as it is: there is no token to draw.
+    A row of nothing but minus infinity stays as it is, while ``jax.nn.log_softmax`` would make it NaN.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     largest = jnp.max(logits, axis=-1, keepdims=True)
@@ -117,13 +118,13 @@ def log_softmax(logits: Float[Array, "... v"]) -> Float[Array, "... v"]:
     return shifted - jnp.where(total == 0, jnp.zeros_like(total), jnp.log(total))
 
 
-def bucket(length: int, least: int = 16) -> int:
-    """The power of two, at least ``least``, that holds ``length`` tokens: few shapes, few compilations."""
-    return max(least, 1 << max(length - 1, 0).bit_length())
+def bucket(length: int, min_size: int = 16) -> int:
+    """Return a power of two, at least ``min_size``, that holds ``length`` tokens: few shapes, few compilations."""
+    return max(min_size, 1 << max(length - 1, 0).bit_length())
 
 
 def pad(tokens: Any, size: int) -> Shaped[Array, " s"]:
-    """Tokens as int32, padded on the right with zeros to ``size``.
+    """Return tokens as int32, padded on the right with zeros to ``size``.
 
     Raises:
         ValueError: there are more than ``size``.

@@ -19,18 +19,18 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     Nothing is downloaded, and nothing in the folder is run.
 
     Args:
-        folder: with ``config.json``, ``*.safetensors`` and ``tokenizer.json``; the end tokens and the chat template are
-            read where they are.
-        dtype: of the weights; None: float32 on a CPU, which is slower in bfloat16, else as stored.
+        folder: a folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``; the end tokens and the chat
+            template are read if the folder has them.
+        dtype: dtype of the weights; None: float32 on a CPU, which is slower in bfloat16, else as stored.
 
     Returns:
         The model, for ``lm.infer``.
 
     Raises:
-        TypeError: ``folder`` is no path, or ``dtype`` no floating one.
+        TypeError: ``folder`` is not a path, or ``dtype`` is not a floating one.
         FileNotFoundError: there is no such folder, or it lacks one of the files.
-        ValueError: an architecture that is not known, tensors that are missing or damaged, a tokenizer with more
-            tokens than the network.
+        ValueError: the architecture is unknown, tensors are missing or damaged, or the tokenizer has more tokens than
+            the network.
         MemoryError: the weights do not fit.
     """
     folder = as_folder(folder).expanduser()
@@ -41,11 +41,11 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
 
 
 def _lacks_tokenizer(folder: Path) -> str:
-    """What to do about a folder without ``tokenizer.json``."""
+    """Return what to do about a folder without ``tokenizer.json``."""
     if not (folder / "config.json").is_file():
         return f"{folder} is no checkpoint folder: it has neither config.json nor tokenizer.json"
-    old = "; its tokenizer.model alone is not read" if (folder / "tokenizer.model").is_file() else ""
+    note = "; its tokenizer.model alone is not read" if (folder / "tokenizer.model").is_file() else ""
     return (
-        f"{folder} has no tokenizer.json{old}: copy it from the same checkpoint, or read the network alone with "
+        f"{folder} has no tokenizer.json{note}: copy it from the same checkpoint, or read the network alone with "
         "lm.checkpoints.load(folder) and give it a tokenizer: lm.Model(network, lm.Tokenizer(path))"
     )

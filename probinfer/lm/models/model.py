@@ -1,4 +1,4 @@
-"""A language model as users hold it: the network, its tokenizer, and a reward model if one came with it."""
+"""A language model for users: the network, its tokenizer, and a reward model if it has one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["Model", "check_model"]
 
 @pytree
 class Model:
-    """What ``lm.load`` and ``lm.reasoner`` return.
+    """A network with its tokenizer, as ``lm.load`` and ``lm.reasoner`` return it.
 
     Attributes:
-        network: a ``LanguageModel``: weights are its leaves.
+        network: a ``LanguageModel``; its weights are leaves.
         tokenizer: ``lm.Tokenizer`` or ``lm.Vocabulary``; static.
         reward: a reward model (a ``Score``), or None.
-        answer: text -> answer or None, as its texts write it; None: ``lm.answers.last_boxed``; static.
-        read_task: text -> prompt, of a model for one kind of task: it reads what the tokenizer refuses, or says in its
-            error what can be asked; static.
+        answer: text -> answer or None, for the way this model writes answers; None: ``lm.answers.last_boxed``; static.
+        read_task: text -> prompt, for a model of one kind of task: it parses texts that the tokenizer refuses, or
+            raises an error that says what can be asked; None: there is no such task; static.
 
     Raises:
         TypeError: the network or the tokenizer lacks a function of the protocol.
@@ -44,10 +44,10 @@ class Model:
             raise TypeError(
                 f"expected a tokenizer (lm.Tokenizer(path), lm.Vocabulary(...)), got {shortened(self.tokenizer)}"
             )
-        known, named = self.network.vocab_size, self.tokenizer.vocab_size
-        if named > known:
+        num_tokens, num_logits = self.tokenizer.vocab_size, self.network.vocab_size
+        if num_tokens > num_logits:
             raise ValueError(
-                f"the tokenizer has {named} tokens and the network only {known}: they do not belong together"
+                f"the tokenizer has {num_tokens} tokens and the network only {num_logits}: they do not belong together"
             )
 
     def __repr__(self) -> str:
@@ -56,7 +56,7 @@ class Model:
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no model.
+    """Refuse anything that is not a model.
 
     Raises:
         TypeError: it is something else.

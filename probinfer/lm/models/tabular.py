@@ -1,8 +1,9 @@
-r"""A language model that is a table: the oracle, as its texts can be enumerated.
+r"""A language model that is a table: the oracle of tests, since its texts can be enumerated.
 
-A finite automaton over tokens: state s gives the logits ``logits[s]`` of the next token v and passes to
+A finite automaton over tokens: state s gives the logits ``logits[s]`` of the next token v and goes to
 ``transitions[s, v]``. Every chain of finite order, every tree of bounded depth and every hidden position counter is of
-this form. It keeps a cache like a transformer does, one state a token, so that what forks caches wrongly fails here.
+this form. Like a transformer it has a cache, one state for each token, so that code that forks caches wrongly fails
+here.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ __all__ = ["Tabular"]
 
 @pytree
 class Tabular:
-    """States and their laws.
+    """A language model with S states.
 
     Attributes:
-        logits: (S, V); minus infinity for tokens that cannot follow.
+        logits: (S, V) logits of the next token; minus infinity for tokens that cannot follow.
         transitions: (S, V) int32, the next state.
-        start: (), the state before the first token of the prompt.
-        max_context: most tokens of prompt and continuation; static.
+        start: () the state before the first token of the prompt.
+        max_context: maximum number of tokens of prompt and continuation; static.
 
     Example:
         >>> import jax
@@ -68,12 +69,12 @@ class Tabular:
     def random(
         cls, key: PRNGKey, vocab_size: int, order: int = 1, scale: Any = 1.0, max_context: int = 4096
     ) -> Tabular:
-        """A chain of finite order with normal logits.
+        """Return a Markov chain of finite order with normal logits.
 
         Args:
             key: random key.
             vocab_size: V.
-            order: how many last tokens the law of the next depends on.
+            order: number of last tokens that the distribution of the next token depends on.
             scale: standard deviation of the logits.
             max_context: see the class.
         """
@@ -93,7 +94,7 @@ class Tabular:
         return self.logits.shape[1]
 
     def prefill(self, tokens: Int[Array, " s"], length: Int[Array, ""]) -> tuple[Array, Array]:
-        """Run the automaton over the prompt; what is shared is its last state."""
+        """Run the automaton over the prompt; the particles share its last state."""
 
         def read(state: Array, xs: tuple) -> tuple[Array, None]:
             token, position = xs
@@ -103,7 +104,7 @@ class Tabular:
         return state[None], state
 
     def init_cache(self, num: int, max_len: int) -> Int[Array, "n t"]:
-        """States after each private token, none yet."""
+        """Return room for the states after each private token."""
         return jnp.zeros((num, max_len), jnp.int32)
 
     def extend(
@@ -113,7 +114,7 @@ class Tabular:
         tokens: Int[Array, "n s"],
         start: Int[Array, " n"],
     ) -> tuple[Int[Array, "n s 1"], Int[Array, "n t"]]:
-        """Follow the tokens from the state that stands before ``start``."""
+        """Follow the tokens from the state before position ``start``."""
         rows = jnp.arange(tokens.shape[0])
         before = cache[rows, jnp.maximum(start - 1, 0)]
         state = jnp.where(start > 0, before, prompt)
@@ -127,17 +128,17 @@ class Tabular:
         return states.T[..., None], cache.at[rows[:, None], positions].set(states.T, mode="drop")
 
     def head(self, hidden: Int[Array, "*batch 1"]) -> Float[Array, "*batch v"]:
-        """The row of the state."""
+        """Return the logits of the states."""
         return self.logits[hidden[..., 0]]
 
     def gather(self, cache: Shaped[Array, "n t"], ancestors: Int[Array, " m"]) -> Shaped[Array, "m t"]:
-        """Copy rows."""
+        """Copy the rows of the ancestors."""
         return cache[ancestors]
 
     def cache_bytes(self, num: int, max_len: int) -> int:
-        """Four bytes a token."""
+        """Return four bytes for each token."""
         return 4 * num * max_len
 
     def prompt_bytes(self, length: int) -> int:
-        """One state."""
+        """Return the four bytes of one state."""
         return 4

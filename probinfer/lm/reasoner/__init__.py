@@ -1,6 +1,6 @@
 """The bundled reasoner: a small transformer for chained arithmetic, with a trained process reward model.
 
-``lm.reasoner()`` loads it: this package can be called, and is then its function ``model``.
+``lm.reasoner()`` loads it: this package can be called, which calls its function ``model``. Start with ``task``.
 """
 
 import sys

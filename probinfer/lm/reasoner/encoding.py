@@ -1,6 +1,6 @@
-"""Problems and solutions as tokens, and the checker on tokens: all of a batch at once, in NumPy.
+"""Problems and solutions as tokens, and the checker on tokens, vectorized over a batch, in NumPy.
 
-A token is a number, an operation with the blanks around it, or another piece of the text; the pieces joined are the
+A token is a number, an operation with the spaces around it, or another piece of the text; the pieces joined are the
 text. A step is ``a op b = y`` and the end of the line, six tokens; the last step is ``Answer:``, a number and the end
 of the text.
 """
@@ -42,7 +42,7 @@ STEP = 6  # tokens of a step
 
 
 def prompts(problems: Problems) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray, "B"]]:
-    """Tokens of the questions, padded on the right, and how many there are."""
+    """Return the tokens of the questions, padded on the right, and their number."""
     num, width = problems.operations.shape
     tokens = np.full((num, 2 * width + 3), PAD, np.int32)
     tokens[:, 0] = TOKENS.index(HEADER)
@@ -54,7 +54,7 @@ def prompts(problems: Problems) -> tuple[Int[np.ndarray, "B P"], Int[np.ndarray,
 
 
 def solutions(problems: Problems) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
-    """Tokens of the right solutions, the end token included, padded on the right, and how many there are."""
+    """Return the tokens of the right solutions, the end token included, padded on the right, and their number."""
     num, width = problems.operations.shape
     results = FIRST_NUMBER + values(problems)
     steps = np.empty((num, width, STEP), np.int32)
@@ -72,47 +72,51 @@ def join(
     tokens: Int[np.ndarray, "B T"],
     length: Int[np.ndarray, "B"],
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-    """Prompt and continuation in one row without a gap, L = P + T, and where the continuation stands."""
-    place = np.arange(prompt.shape[1] + tokens.shape[1])
-    inside = (place >= prompt_length[:, None]) & (place < (prompt_length + length)[:, None])
-    behind = np.clip(place - prompt_length[:, None], 0, tokens.shape[1] - 1)
-    row = np.where(inside, np.take_along_axis(tokens, behind, 1), PAD)
-    asked = np.pad(prompt, ((0, 0), (0, tokens.shape[1])))
-    return np.where(place < prompt_length[:, None], asked, row).astype(np.int32), inside
+    """Join prompt and continuation without a gap, L = P + T.
+
+    Returns:
+        The rows, and whether each position is in the continuation.
+    """
+    position = np.arange(prompt.shape[1] + tokens.shape[1])
+    inside = (position >= prompt_length[:, None]) & (position < (prompt_length + length)[:, None])
+    index = np.clip(position - prompt_length[:, None], 0, tokens.shape[1] - 1)
+    continuation = np.where(inside, np.take_along_axis(tokens, index, 1), PAD)
+    padded = np.pad(prompt, ((0, 0), (0, tokens.shape[1])))
+    return np.where(position < prompt_length[:, None], padded, continuation).astype(np.int32), inside
 
 
 def right_so_far(
     problems: Problems, tokens: Int[np.ndarray, "B T"], length: Int[np.ndarray, "B"]
 ) -> Bool[np.ndarray, "B T"]:
-    """Whether the tokens up to each place begin the right solution; ``False`` from ``length`` on."""
+    """Return whether the tokens up to each position begin the right solution; ``False`` from ``length`` on."""
     truth, true_length = solutions(problems)
-    wide = max(truth.shape[1], tokens.shape[1])
-    truth, found = (np.pad(rows, ((0, 0), (0, wide - rows.shape[1]))) for rows in (truth, tokens))
-    same = (found == truth) & (np.arange(wide) < np.minimum(length, true_length)[:, None])
+    width = max(truth.shape[1], tokens.shape[1])
+    truth, padded = (np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (truth, tokens))
+    same = (padded == truth) & (np.arange(width) < np.minimum(length, true_length)[:, None])
     return np.logical_and.accumulate(same, axis=1)[:, : tokens.shape[1]]
 
 
 def step_ends(tokens: Int[np.ndarray, "B T"], length: Int[np.ndarray, "B"]) -> Bool[np.ndarray, "B T"]:
-    """Where a step ends: at a line's end, at the end token, and at the last token there is."""
-    place = np.arange(tokens.shape[1])
-    last = place == (length - 1)[:, None]
-    return (last | (tokens == NEWLINE) | (tokens == END)) & (place < length[:, None])
+    """Return whether a step ends at each position: at the end of a line, at the end token, and at the last token."""
+    position = np.arange(tokens.shape[1])
+    last = position == (length - 1)[:, None]
+    return (last | (tokens == NEWLINE) | (tokens == END)) & (position < length[:, None])
 
 
 def answers(tokens: Int[np.ndarray, "B T"], length: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
-    """The number on the last complete line ``Answer: ...`` of each row, -1 if there is none."""
+    """Return the number on the last complete line ``Answer: ...`` of each row, -1 if there is none."""
     inside = np.arange(tokens.shape[1]) < length[:, None]
-    found = np.where(inside, tokens, END)  # the end of the text ends the line
-    found = np.pad(found, ((0, 0), (1, 2)), constant_values=((0, 0), (NEWLINE, END)))
-    before, here, number, after = (found[:, i : i + tokens.shape[1]] for i in range(4))
+    padded = np.where(inside, tokens, END)  # the end of the text ends the line
+    padded = np.pad(padded, ((0, 0), (1, 2)), constant_values=((0, 0), (NEWLINE, END)))
+    before, current, number, after = (padded[:, i : i + tokens.shape[1]] for i in range(4))
     is_number = (number >= FIRST_NUMBER) & (number < FIRST_NUMBER + MODULUS)
-    hit = (before == NEWLINE) & (here == ANSWER) & is_number & ((after == NEWLINE) | (after == END))
+    hit = (before == NEWLINE) & (current == ANSWER) & is_number & ((after == NEWLINE) | (after == END))
     last = hit.shape[1] - 1 - np.argmax(hit[:, ::-1], axis=1)
     return np.where(hit.any(1), number[np.arange(len(tokens)), last] - FIRST_NUMBER, -1)
 
 
 def text(tokens: Int[np.ndarray, "T"]) -> str:
-    """The pieces joined, padding and end left out."""
+    """Join the pieces, without padding and end token."""
     return "".join(TOKENS[token] for token in tokens if token not in (PAD, END))
 
 
@@ -142,7 +146,7 @@ def write_tokenizer(folder: Path) -> None:
 def _finish(
     tokens: Int[np.ndarray, "B T"], length: Int[np.ndarray, "B"], ending: list
 ) -> Int[np.ndarray, "B T"]:
-    """Each row cut at its length, its last tokens replaced by the ending."""
+    """Cut each row at its length, and replace its last tokens by the ending."""
     tokens = np.where(np.arange(tokens.shape[1]) < length[:, None], tokens, PAD).astype(np.int32)
     rows = np.arange(len(tokens))
     for i, piece in enumerate(ending):

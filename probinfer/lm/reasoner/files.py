@@ -21,7 +21,7 @@ from probinfer.lm.models.transformer import Config, Transformer
 from probinfer.lm.reasoner import encoding
 from probinfer.lm.rewards.model import RewardModel
 
-_AGAIN = "copy it again, or train it by benchmarks/reasoner_train.py"
+_ADVICE = "copy it again, or train it by benchmarks/reasoner_train.py"
 
 __all__ = ["named", "read_model", "read_reward", "write_model", "write_reward"]
 
@@ -30,8 +30,8 @@ def write_model(folder: Path, model: Transformer) -> None:
     """Write config.json, model.safetensors, generation_config.json and the files of the tokenizer.
 
     Args:
-        folder: made if it does not exist.
-        model: of one entry a layer, with bias of queries, keys and values and a tied head.
+        folder: created if it does not exist.
+        model: a model with unstacked layers, biases of queries, keys and values, and a tied head.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "model.safetensors", named(model))
@@ -57,26 +57,26 @@ def write_reward(folder: Path, reward: RewardModel) -> None:
 
 
 def read_model(folder: Path) -> Transformer:
-    """Read what ``write_model`` wrote, in float32."""
+    """Read the model that ``write_model`` wrote, in float32."""
     return load(folder, dtype=jnp.float32)
 
 
 def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
-    """Read what ``write_reward`` wrote, in float32.
+    """Read the reward model that ``write_reward`` wrote, in float32.
 
     Args:
         folder: the language model's folder, with the folder ``reward`` in it.
         max_tokens: see ``RewardModel``.
     """
     folder = Path(folder) / "reward"
-    with reading(folder / "config.json", _AGAIN):
-        config = parse_config(
-            {**read_json(folder / "config.json"), "architectures": None}
-        )  # a trunk without head
-    with reading(folder / "model.safetensors", _AGAIN):
+    with reading(folder / "config.json", _ADVICE):
+        # without an architecture, since the trunk has no head for tokens
+        config = parse_config({**read_json(folder / "config.json"), "architectures": None})
+    with reading(folder / "model.safetensors", _ADVICE):
         tensors = import_extra("safetensors.numpy", "lm").load_file(str(folder / "model.safetensors"))
         shapes = {"score.weight": (1, config.hidden_size), "score.bias": (1,)}
-        shapes |= {name: shape for name, shape in names.expected(config).items() if name != "lm_head.weight"}
+        trunk_shapes = names.expected_shapes(config)
+        shapes |= {name: shape for name, shape in trunk_shapes.items() if name != "lm_head.weight"}
         wrong = [name for name, shape in shapes.items() if getattr(tensors.get(name), "shape", None) != shape]
         if wrong:
             raise ValueError(
@@ -86,37 +86,37 @@ def read_reward(folder: Path, max_tokens: int | None = None) -> RewardModel:
     def arrays(group: dict[str, np.ndarray]) -> dict[str, Any]:
         return {name: jnp.asarray(tensor) for name, tensor in group.items()}
 
-    blocks = tuple(arrays(names.block(config, tensors.__getitem__, i)) for i in range(config.num_layers))
-    trunk = Transformer.from_blocks(arrays(names.ends(config, tensors.__getitem__)), blocks, config)
+    read = tensors.__getitem__
+    blocks = tuple(arrays(names.block_weights(config, read, i)) for i in range(config.num_layers))
+    trunk = Transformer.from_blocks(arrays(names.end_weights(config, read)), blocks, config)
     weight, bias = jnp.asarray(tensors["score.weight"][0]), jnp.asarray(tensors["score.bias"][0])
     return RewardModel(trunk, weight, bias, max_tokens)
 
 
 def named(model: Transformer) -> dict[str, np.ndarray]:
-    """Weights by their published names; linear maps as (out, in), the fused ones taken apart."""
+    """Return the weights by their published names; linear maps are (out, in), and concatenated ones are split."""
     config, ends = model.config, model.weights["ends"]
     tensors = {"model.embed_tokens.weight": ends["embedding"], "model.norm.weight": ends["norm"]}
     cuts = np.cumsum([config.num_heads, config.kv_heads]) * config.width
     for i, block in enumerate(model.weights["blocks"]):
-        at = f"model.layers.{i}."
-        tensors[at + "input_layernorm.weight"] = block["attention_norm"]
-        tensors[at + "post_attention_layernorm.weight"] = block["mlp_norm"]
-        maps = np.split(np.asarray(block["qkv"]), cuts, axis=1)
+        prefix = f"model.layers.{i}."
+        tensors[prefix + "input_layernorm.weight"] = block["attention_norm"]
+        tensors[prefix + "post_attention_layernorm.weight"] = block["mlp_norm"]
+        matrices = np.split(np.asarray(block["qkv"]), cuts, axis=1)
         biases = np.split(np.asarray(block["qkv_bias"]), cuts)
-        for letter, matrix, bias in zip("qkv", maps, biases, strict=True):
-            tensors[at + f"self_attn.{letter}_proj.weight"] = matrix.T
-            tensors[at + f"self_attn.{letter}_proj.bias"] = bias
-        tensors[at + "self_attn.o_proj.weight"] = block["out"].T
-        for name, matrix in zip(
-            ("gate", "up"), np.split(np.asarray(block["gate_up"]), 2, axis=1), strict=True
-        ):
-            tensors[at + f"mlp.{name}_proj.weight"] = matrix.T
-        tensors[at + "mlp.down_proj.weight"] = block["down"].T
+        for letter, matrix, bias in zip("qkv", matrices, biases, strict=True):
+            tensors[prefix + f"self_attn.{letter}_proj.weight"] = matrix.T
+            tensors[prefix + f"self_attn.{letter}_proj.bias"] = bias
+        tensors[prefix + "self_attn.o_proj.weight"] = block["out"].T
+        gate, up = np.split(np.asarray(block["gate_up"]), 2, axis=1)
+        tensors[prefix + "mlp.gate_proj.weight"] = gate.T
+        tensors[prefix + "mlp.up_proj.weight"] = up.T
+        tensors[prefix + "mlp.down_proj.weight"] = block["down"].T
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def _describe(config: Config, architecture: str) -> dict[str, Any]:
-    """The configuration by its published names."""
+    """Return the configuration by its published names."""
     return {
         "architectures": [architecture],
         "model_type": "qwen2",
@@ -139,9 +139,9 @@ def _describe(config: Config, architecture: str) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    import_extra("safetensors.numpy", "lm").save_file(tensors, str(path), metadata={"format": "pt"})
+def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    import_extra("safetensors.numpy", "lm").save_file(tensors, str(file), metadata={"format": "pt"})
 
 
-def _write_json(path: Path, body: dict[str, Any]) -> None:
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The reasoner as it comes with the package: the model, its folder, its problems, its checker."""
+"""The bundled reasoner: the model, its folder, its problems, its checker."""
 
 from __future__ import annotations
 
@@ -28,33 +28,40 @@ _CHAIN = re.compile(r"\d+(?:\s*[+*-]\s*\d+)+")
 
 
 def folder() -> Path:
-    """The checkpoint folder of the bundled model, with its reward model beside it.
+    """Return the checkpoint folder of the bundled model, which contains that of its reward model.
 
     Raises:
         FileNotFoundError: the package was built without the weights.
     """
-    found = Path(str(importlib.resources.files("probinfer.lm.reasoner") / "weights"))
-    if not (found / "model.safetensors").is_file():
+    weights = Path(str(importlib.resources.files("probinfer.lm.reasoner") / "weights"))
+    if not (weights / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"the weights of the reasoner are not in {found}: install the package from a full wheel, or train them by "
-            f"benchmarks/reasoner_train.py (minutes)"
+            f"the weights of the reasoner are not in {weights}: install the package from a full wheel, or train them "
+            f"by benchmarks/reasoner_train.py (minutes)"
         )
-    return found
+    return weights
 
 
 def model() -> Model:
-    r"""The bundled model for chained arithmetic, p(solution | problem), with its process reward model as ``reward``.
+    r"""Load the bundled model for chained arithmetic, p(solution | problem), with its process reward model.
 
     Returns:
-        The model, in float32; a step of its texts is a line, ``lm.until("\n")``. ``lm.infer`` reads its answers by
-        ``lm.reasoner.answer`` unless told otherwise, and a prompt such as ``"7 + 5 * 3"`` by ``lm.reasoner.parse``.
+        The model, in float32; a step of its texts is a line, ``lm.until("\n")``. By default ``lm.infer`` reads its
+        answers by ``lm.reasoner.answer``, and a prompt such as ``"7 + 5 * 3"`` by ``lm.reasoner.parse``.
 
     Raises:
         FileNotFoundError: the package was built without the weights.
     """
-    where = folder()
-    found = load(where, dtype=jnp.float32)
-    return Model(found.network, found.tokenizer, read_reward(where), answer=answer, read_task=_read_task)
+    weights = folder()
+    loaded = load(weights, dtype=jnp.float32)
+    reward = read_reward(weights)
+    return Model(
+        network=loaded.network,
+        tokenizer=loaded.tokenizer,
+        reward=reward,
+        answer=answer,
+        read_task=_read_task,
+    )
 
 
 def _read_task(text: str) -> str:
@@ -62,10 +69,10 @@ def _read_task(text: str) -> str:
 
 
 def parse(text: str) -> Problem:
-    r"""The problem in a text such as ``7 + 5 * 3 - 2``, with or without the words before it.
+    r"""Return the problem in a text such as ``7 + 5 * 3 - 2``, with or without the header of a prompt.
 
     Raises:
-        ValueError: it is no chain of + - * with numbers from 0 to 10, or a longer one than the checker knows.
+        ValueError: it is not a chain of + - * with numbers from 0 to 10, or it is longer than the checker supports.
 
     Example:
         >>> parse("7+5 * 3").prompt
@@ -84,16 +91,16 @@ def parse(text: str) -> Problem:
 def problems(
     seed: int, num: int, steps: tuple[int, int] = (3, 7), split: str = "evaluation"
 ) -> list[Problem]:
-    """Distinct problems that the reasoner has not seen.
+    """Draw distinct problems that the reasoner was not trained on.
 
     Args:
         seed: the same seed gives the same problems.
-        num: how many.
-        steps: fewest and most operations; the model was trained on 3 to 7.
-        split: the part they are of: "evaluation", or "reward", "validation", "train", which training has used.
+        num: number of problems.
+        steps: minimum and maximum number of operations; the model was trained on 3 to 7.
+        split: the part of the problems: "evaluation", or "reward", "validation", "train", which training has used.
 
     Returns:
-        Problems with ``.prompt``, ``.solution`` and ``.answer``; ``check(problem, text)`` judges a text.
+        Problems with ``.prompt``, ``.solution`` and ``.answer``; ``check(problem, text)`` checks a text.
 
     Example:
         >>> first = problems(0, 5)[0]

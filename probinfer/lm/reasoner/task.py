@@ -11,8 +11,8 @@ and its solution has one line a step, then the answer:
     3 - 2 = 1
     Answer: 1
 
-There is one right text, so a beginning of a solution is right exactly if it is a beginning of that text. Problems are
-dealt into four disjoint parts by a hash of the problem: ``"train"`` (the language model learns from it),
+There is one right text, so the start of a solution is right exactly if it is a prefix of that text. Problems are
+split into four disjoint parts by a hash of the problem: ``"train"`` (the language model learns from it),
 ``"validation"`` (chooses the checkpoint), ``"reward"`` (the reward model learns from it) and ``"evaluation"``.
 """
 
@@ -45,8 +45,8 @@ __all__ = [
 
 MODULUS = 11
 OPERATIONS = ("+", "-", "*")
-MAX_STEPS = 10  # the longest chains that may be asked for
-TRAINED_STEPS = (3, 7)  # fewest and most operations that the bundled model is trained on
+MAX_STEPS = 10
+TRAINED_STEPS = (3, 7)  # minimum and maximum number of operations that the bundled model is trained on
 HEADER = "Left to right modulo 11: "
 SPLITS = {
     "train": range(0, 13),
@@ -92,7 +92,7 @@ class Problem(NamedTuple):
 
 
 class Problems(NamedTuple):
-    """Many problems as arrays, for the vectorised functions; entries beyond ``num_steps`` are zero.
+    """Many problems as arrays, for the vectorized functions; entries beyond ``num_steps`` are zero.
 
     Args:
         start: (B,), 0 ... 10.
@@ -111,8 +111,8 @@ class Check(NamedTuple):
     """What is right in a text.
 
     Args:
-        steps: for each line of the text, whether the text up to its end begins the right solution.
-        answer: whether the answer found in the text is right, however it was reached.
+        steps: for each line of the text, whether the text up to its end is a prefix of the right solution.
+        answer: whether the answer in the text is right, however it was reached.
     """
 
     steps: tuple[bool, ...]
@@ -120,7 +120,7 @@ class Check(NamedTuple):
 
 
 def values(problems: Problems) -> Int[np.ndarray, "B S1"]:
-    """Running results y_0 = start, y_t = y_{t-1} op_t b_t mod 11, constant beyond the last step.
+    """Return the running results y_0 = start, y_t = y_{t-1} op_t b_t mod 11, constant beyond the last step.
 
     Args:
         problems: B problems of at most S steps.
@@ -139,46 +139,48 @@ def values(problems: Problems) -> Int[np.ndarray, "B S1"]:
 def draw(
     seed: int | tuple[int, ...], num: int, steps: tuple[int, int] = (3, 7), split: str = "evaluation"
 ) -> Problems:
-    """Distinct problems of one part, the number of steps uniform on ``steps[0] ... steps[1]``.
+    """Draw distinct problems of one part, with a number of steps uniform on ``steps[0] ... steps[1]``.
 
     Args:
-        seed: of the draws; the same seed gives the same problems, and the first of a longer list.
-        num: how many.
-        steps: fewest and most steps.
+        seed: seed of the draws; the same seed gives the same problems, which also begin a longer list.
+        num: number of problems.
+        steps: minimum and maximum number of steps.
         split: the part, see the module.
 
     Raises:
-        ValueError: an unknown part, a range of steps outside 1 ... 10, or more problems than there are.
+        ValueError: the part is unknown, the range of steps is outside 1 ... 10, or there are fewer problems than
+            ``num``.
     """
     _check_draw(num, steps, split)
     rng = np.random.default_rng(seed)
-    blocks: list[Problems] = []
-    most = 20 + 2 * num  # blocks of which none brings anything new: there is nothing new
-    for _ in range(most):
+    distinct: list[Problems] = []
+    max_blocks = 20 + 2 * num  # after as many draws there are no more distinct problems
+    for _ in range(max_blocks):
         drawn = _propose(rng, 512, steps)
-        blocks.append(_rows(drawn, np.isin(_hash(drawn) % np.uint64(16), list(SPLITS[split]))))
-        together = Problems(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
-        _, first = np.unique(_hash(together), return_index=True)
-        blocks = [_rows(together, np.sort(first))]
+        in_split = np.isin(_hash(drawn) % np.uint64(16), list(SPLITS[split]))
+        parts = [*distinct, _rows(drawn, in_split)]
+        merged = Problems(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        _, first = np.unique(_hash(merged), return_index=True)
+        distinct = [_rows(merged, np.sort(first))]
         if len(first) >= num:
-            return _rows(blocks[0], slice(num))
+            return _rows(distinct[0], slice(num))
     raise ValueError(
         f"there are fewer than {num} different problems of {steps[0]} to {steps[1]} steps in '{split}'"
     )
 
 
 def pick(problems: Problems, i: int) -> Problem:
-    """Problem number i."""
+    """Return problem number i."""
     length = int(problems.num_steps[i])
     operations = "".join(OPERATIONS[j] for j in problems.operations[i, :length])
     return Problem(int(problems.start[i]), operations, tuple(int(b) for b in problems.operands[i, :length]))
 
 
 def stack(problems: Iterable[Problem], width: int = 0) -> Problems:
-    """Problems as arrays, at least ``width`` columns wide.
+    """Return problems as arrays, with at least ``width`` columns.
 
     Raises:
-        ValueError: a number outside 0 ... 10, an unknown operation, or not one operand for each.
+        ValueError: a number is outside 0 ... 10, an operation is unknown, or there is not one operand for each.
     """
     rows = list(problems)
     for problem in rows:
@@ -195,19 +197,19 @@ def stack(problems: Iterable[Problem], width: int = 0) -> Problems:
 
 
 def answer(text: str) -> str | None:
-    r"""The number on the last line ``Answer: ...`` of a text, ``None`` if there is no such line.
+    r"""Return the number on the last line ``Answer: ...`` of a text, ``None`` if there is no such line.
 
     >>> answer("3 - 2 = 1\nAnswer: 1")
     '1'
     """
-    found = _ANSWER.findall(text)
-    return found[-1] if found else None
+    numbers = _ANSWER.findall(text)
+    return numbers[-1] if numbers else None
 
 
 def check(problem: Any, text: Any) -> Check:
-    r"""Judge a continuation of ``problem.prompt``, line by line and by its answer.
+    r"""Check a continuation of ``problem.prompt``, line by line and by its answer.
 
-    A line that has not ended yet is judged as it stands: right if the text so far begins the solution.
+    A line that has not ended yet is right if the text so far is a prefix of the solution.
 
     >>> problem = Problem(7, "+*-", (5, 3, 2))
     >>> check(problem, "7 + 5 = 1\n1 * 3 = 4\nAnswer: 1")
@@ -223,12 +225,12 @@ def check(problem: Any, text: Any) -> Check:
     return Check(tuple(right), answer(text) == problem.answer)
 
 
-def _rows(problems: Problems, which: Any) -> Problems:
-    return Problems(*(leaf[which] for leaf in problems))
+def _rows(problems: Problems, index: Any) -> Problems:
+    return Problems(*(array[index] for array in problems))
 
 
 def _propose(rng: np.random.Generator, num: int, steps: tuple[int, int]) -> Problems:
-    """Problems of all parts."""
+    """Draw problems of all parts."""
     num_steps = rng.integers(steps[0], steps[1] + 1, num)
     inside = np.arange(steps[1]) < num_steps[:, None]
     operations = rng.integers(0, len(OPERATIONS), (num, steps[1])) * inside
@@ -237,7 +239,7 @@ def _propose(rng: np.random.Generator, num: int, steps: tuple[int, int]) -> Prob
 
 
 def _hash(problems: Problems) -> Shaped[np.ndarray, "B"]:
-    """64 bits of each problem, the same whatever the width of the arrays (the finaliser of splitmix64 per digit)."""
+    """Return 64 bits of each problem, which do not depend on the width of the arrays (one ``_mix`` for each digit)."""
     code = _mix(problems.num_steps.astype(np.uint64) * np.uint64(MODULUS) + problems.start.astype(np.uint64))
     for t in range(problems.operations.shape[1]):
         digit = (problems.operations[:, t] * MODULUS + problems.operands[:, t] + 1).astype(np.uint64)
@@ -246,7 +248,7 @@ def _hash(problems: Problems) -> Shaped[np.ndarray, "B"]:
 
 
 def _mix(code: Shaped[np.ndarray, "B"]) -> Shaped[np.ndarray, "B"]:
-    """Steele, Lea and Flood (2014), the mixing function of SplitMix."""
+    """Apply the mixing function of SplitMix, Steele, Lea and Flood (2014)."""
     code = (code ^ (code >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     code = (code ^ (code >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return code ^ (code >> np.uint64(31))

@@ -1,9 +1,10 @@
-"""Rewards: scores of steps, and what they mean as factors of the distribution that is sampled.
+"""Rewards: scores of steps, and the potentials by which they weigh the texts that are sampled.
 
 ``from_python`` makes a reward of a Python function, ``from_model`` of a reward model, ``from_score`` of any score;
-``meaning`` says how its numbers weigh. ``regex``, ``json_schema`` and ``grammar`` allow only some texts. Rewards are
-added (the product of the factors) and multiplied by numbers (a factor to a power). ``calibrate`` learns on held-out
-steps how far a reward model is to be trusted, ``reliability`` shows it, ``calibrated`` puts it right.
+``meaning`` defines how its scores become log potentials. ``regex``, ``json_schema`` and ``grammar`` allow only some
+texts. Rewards are added (the sum of the log potentials) and multiplied by numbers (a potential to a power).
+``calibrate`` learns on held-out steps how far a reward model can be trusted, ``reliability`` measures it, and
+``calibrated`` corrects it. Open ``meanings`` first.
 """
 
 from probinfer.lm.rewards.algebra import Potential

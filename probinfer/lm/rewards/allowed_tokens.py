@@ -1,4 +1,4 @@
-"""Which tokens may follow a prefix, from a table: a finite automaton over tokens, inside JAX."""
+"""Tokens that may follow a prefix, from a table: a finite automaton over tokens, inside JAX."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Allowed:
     transitions: Any
 
     def init(self, context: Context, num: int) -> Int[Array, " n"]:
-        """State zero for each particle."""
+        """Return state zero for each particle."""
         return jnp.zeros(num, jnp.int32)
 
     def mask(
         self, state: Int[Array, " n"], tokens: Int[Array, "n t"], length: Int[Array, " n"]
     ) -> Bool[Array, "n v"]:
-        """The rows of the states."""
+        """Return the rows of the table for these states."""
         return self.table[state]
 
     def advance(
         self, state: Int[Array, " n"], tokens: Int[Array, " n"], active: Bool[Array, " n"]
     ) -> Int[Array, " n"]:
-        """Follow one token where ``active``."""
+        """Follow one token in the active rows."""
         return jnp.where(active, self.transitions[state, tokens], state)
 
     def gather(self, state: Int[Array, " n"], ancestors: Int[Array, " m"]) -> Int[Array, " m"]:
@@ -47,14 +47,14 @@ class Allowed:
 
 
 def allowed(table: Any, transitions: Any = None) -> Allowed:
-    """A constraint from a table: state s allows token v where ``table[s, v]``, and passes to ``transitions[s, v]``.
+    """Make a constraint from a table: state s allows token v if ``table[s, v]``, and goes to ``transitions[s, v]``.
 
     Args:
         table: (S, V), or (V,) for one state.
-        transitions: (S, V) integers; without them every token leads back to its state.
+        transitions: (S, V) integers; None: no token changes the state.
 
     Raises:
-        TypeError: the table is not boolean, or transitions are no integers.
+        TypeError: the table is not boolean, or transitions are not integers.
         ValueError: shapes differ, or a state is out of range.
     """
     table = np.asarray(table)
@@ -65,12 +65,16 @@ def allowed(table: Any, transitions: Any = None) -> Allowed:
         )
     if table.ndim != 2 or not table.size:
         raise ValueError(f"a table of allowed tokens must be (states, vocabulary), got shape {table.shape}")
-    stay = np.broadcast_to(np.arange(len(table))[:, None], table.shape)
-    following = stay if transitions is None else np.asarray(transitions)
-    if not np.issubdtype(following.dtype, np.integer):
-        raise TypeError(f"transitions must be integers, got {following.dtype}")
-    if following.shape != table.shape:
-        raise ValueError(f"transitions must have the shape {table.shape} of the table, got {following.shape}")
-    if following.min() < 0 or following.max() >= len(table):
-        raise ValueError(f"states are 0 ... {len(table) - 1}, got {following.min()} ... {following.max()}")
-    return Allowed(jnp.asarray(table), jnp.asarray(following, jnp.int32))
+    identity = np.broadcast_to(np.arange(len(table))[:, None], table.shape)
+    transitions = identity if transitions is None else np.asarray(transitions)
+    if not np.issubdtype(transitions.dtype, np.integer):
+        raise TypeError(f"transitions must be integers, got {transitions.dtype}")
+    if transitions.shape != table.shape:
+        raise ValueError(
+            f"transitions must have the shape {table.shape} of the table, got {transitions.shape}"
+        )
+    if transitions.min() < 0 or transitions.max() >= len(table):
+        raise ValueError(
+            f"states must be 0 ... {len(table) - 1}, got {transitions.min()} ... {transitions.max()}"
+        )
+    return Allowed(jnp.asarray(table), jnp.asarray(transitions, jnp.int32))

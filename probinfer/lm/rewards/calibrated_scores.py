@@ -1,4 +1,4 @@
-"""A reward model with its logits put right: a score behind the map that held-out steps have taught."""
+"""A reward model with corrected logits: a score, followed by a map that was fitted on held-out steps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Calibrated", "calibrated"]
 
 @pytree
 class Calibrated(Score):
-    """The score of another, its logits mapped.
+    """A score whose logits are mapped.
 
     Attributes:
-        score: on the scale of logits.
+        score: a score on the scale of logits.
         map: logit -> calibrated logit, a pytree (``rewards.calibrate``).
     """
 
@@ -29,11 +29,11 @@ class Calibrated(Score):
 
     @property
     def source(self) -> str:
-        """In words."""
+        """Where the score comes from, in words."""
         return f"{self.score.source} (calibrated)"
 
     def init(self, context: Context, num: int) -> ArrayTree:
-        """As the score."""
+        """The state of the score."""
         return self.score.init(context, num)
 
     def step(self, state: ArrayTree, view: View) -> tuple[ArrayTree, Array]:
@@ -42,19 +42,19 @@ class Calibrated(Score):
         return state, self.map(value)
 
     def gather(self, state: ArrayTree, ancestors: Array) -> ArrayTree:
-        """As the score."""
+        """Fork the state of the score."""
         return self.score.gather(state, ancestors)
 
 
 def calibrated(score: Any, map: Any) -> Calibrated:
-    """A score whose logits are mapped; its numbers are then probabilities that hold on steps like the held-out ones.
+    """Map the logits of a score, so that its probabilities are right on steps like the held-out ones.
 
     Args:
-        score: on the scale of logits, such as ``lm.reasoner().reward``.
-        map: of ``rewards.calibrate(logits, labels)``.
+        score: a score on the scale of logits, such as ``lm.reasoner().reward``.
+        map: return value of ``rewards.calibrate(logits, labels)``.
 
     Raises:
-        TypeError: no score, or no map.
+        TypeError: ``score`` is not a score, or ``map`` is not callable.
         ValueError: the score is not on the scale of logits.
     """
     if not isinstance(score, Score) or not callable(map):

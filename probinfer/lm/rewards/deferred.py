@@ -1,4 +1,4 @@
-"""Rewards before a model is known: what needs a tokenizer waits for it, and can be added and tempered before."""
+"""Rewards before a model is known: those that need a tokenizer wait for it, and can be added and tempered before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from probinfer.core.errors import shortened
-from probinfer.lm.rewards.algebra import Nothing, Potential, add, check_power, temper
+from probinfer.lm.rewards.algebra import Potential, UnitPotential, add, check_power, temper
 from probinfer.lm.rewards.base import Summand
 from probinfer.lm.rewards.host.function_score import HostScore, check_settings
 from probinfer.lm.rewards.masks import TokenMask
@@ -35,39 +35,40 @@ __all__ = [
 
 
 class Deferred(Summand):
-    """A reward that is made when its tokenizer is known, once for each tokenizer."""
+    """A reward that is built when its tokenizer is known, once for each tokenizer."""
 
-    def __init__(self, make: Callable[[Any], Potential], words: str):
-        self._make, self._words = make, words
-        self._made: dict[int, tuple[Any, Potential]] = {}
+    def __init__(self, build: Callable[[Any], Potential], description: str):
+        self._build, self._description = build, description
+        # the tokenizer is stored too, so that no other object gets its id
+        self._potentials: dict[int, tuple[Any, Potential]] = {}
 
     def bind(self, tokenizer: Any) -> Potential:
-        """The potential for a tokenizer; the same object when asked again."""
-        if id(tokenizer) not in self._made:
-            self._made[id(tokenizer)] = (tokenizer, self._make(tokenizer))
-        return self._made[id(tokenizer)][1]
+        """Return the potential for a tokenizer, always the same object."""
+        if id(tokenizer) not in self._potentials:
+            self._potentials[id(tokenizer)] = (tokenizer, self._build(tokenizer))
+        return self._potentials[id(tokenizer)][1]
 
     def __add__(self, other: Any) -> Deferred:
-        """The product of two factors."""
+        """The product of two potentials, the sum of their logs."""
         return _sum(self, other, other)
 
     def __radd__(self, other: Any) -> Deferred:
-        """The product of two factors, the other way round."""
+        """The product of two potentials, in the other order."""
         return _sum(other, self, other)
 
     def __mul__(self, power: Any) -> Deferred:
-        """The factor to a power."""
+        """The potential to a power."""
         check_power(power)
         return Deferred(lambda tokenizer: temper(self.bind(tokenizer), power), f"{power} * ({self})")
 
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
-        return self._words
+        return self._description
 
 
 def _sum(first: Any, second: Any, other: Any) -> Deferred:
-    """The sum of two rewards, of which ``other`` may be anything that a user has written."""
+    """Return the sum of two rewards; ``other`` is the one of them that may be anything a user has written."""
     if not isinstance(other, Summand):
         raise TypeError(
             f"rewards are added to rewards, got {shortened(other)}; wrap a function by lm.rewards.from_python"
@@ -76,13 +77,13 @@ def _sum(first: Any, second: Any, other: Any) -> Deferred:
 
 
 def bind(reward: Any, tokenizer: Any) -> Potential:
-    """The potential of what a user calls a reward: None, a function, a score, a reward model, a potential.
+    """Return the potential of a reward: None, a score, a reward model, a deferred reward or a potential.
 
     Raises:
         TypeError: it is something else.
     """
     if reward is None:
-        return Nothing()
+        return UnitPotential()
     if isinstance(reward, Potential):
         return reward
     if isinstance(reward, Deferred):
@@ -91,7 +92,7 @@ def bind(reward: Any, tokenizer: Any) -> Potential:
         return default_potential(reward)
     if callable(reward):
         raise TypeError(
-            f"a Python function becomes a reward by lm.rewards.from_python(fn): it says what its numbers mean; got "
+            f"a Python function becomes a reward by lm.rewards.from_python(fn), which says what its numbers mean; got "
             f"{shortened(reward)}"
         )
     raise TypeError(
@@ -100,33 +101,33 @@ def bind(reward: Any, tokenizer: Any) -> Potential:
 
 
 def from_python(fn: Callable[..., Any], *, meaning: str = "twist", **settings: Any) -> Deferred:
-    """A Python function ``fn(prompt, text) -> number`` as a reward, called in worker processes.
+    """Make a reward of a Python function ``fn(prompt, text) -> number``, which is called in worker processes.
 
     Args:
-        fn: sees strings and returns a probability, a number from 0 to 1; with ``scale="logit"`` its log odds, any
-            number; with ``scale="log"`` the log of a factor, any number below infinity. What raises, hangs or returns
-            something else gets weight zero and is counted.
-        meaning: "twist" (the text's law is prior times the last score), "likelihood" (the product of the scores of its
-            steps), "odds" (the product of their odds) or "terminal" (the score of whole texts only).
-        **settings: of ``rewards.host.HostScore``: ``takes``, ``scale``, ``timeout``, ``workers``, ``memory``,
+        fn: gets strings and returns a probability, a number from 0 to 1; with ``scale="logit"`` its log odds, any
+            number; with ``scale="log"`` a log potential, any number below infinity. A text for which it raises, hangs
+            or returns something else gets weight zero and is counted.
+        meaning: "twist" (the target is prior times the last score), "likelihood" (prior times the product of the scores
+            of all steps), "odds" (the product of their odds) or "terminal" (the score of whole texts only).
+        **settings: settings of ``rewards.host.HostScore``: ``takes``, ``scale``, ``timeout``, ``workers``, ``memory``,
             ``max_steps``.
 
     Raises:
-        TypeError: no function, or an unknown setting.
-        ValueError: an unknown meaning, or a setting out of range.
+        TypeError: ``fn`` is not a function, or a setting is unknown.
+        ValueError: the meaning is unknown, or a setting is out of range.
     """
     if not callable(fn):
         raise TypeError(f"a reward function is called with (prompt, text), got {shortened(fn)}")
     _check_meaning(meaning)
     check_settings(**settings)
-    made: list[HostScore] = []
+    scores: list[HostScore] = []
 
-    def make(tokenizer: Any) -> Potential:
-        made.append(HostScore(fn, tokenizer, **settings))
-        return potential_from_score(made[-1], meaning)
+    def build(tokenizer: Any) -> Potential:
+        scores.append(HostScore(fn, tokenizer, **settings))
+        return potential_from_score(scores[-1], meaning)
 
-    reward = Deferred(make, f"from_python({fn})")
-    weakref.finalize(reward, _end_workers, made)  # compiled programs may hold the score for longer
+    reward = Deferred(build, f"from_python({fn})")
+    weakref.finalize(reward, _end_workers, scores)  # compiled programs may hold the score for longer
     return reward
 
 
@@ -137,21 +138,21 @@ def _end_workers(scores: list[HostScore]) -> None:
 
 
 def from_model(score: Score, *, meaning: str = "odds") -> Potential:
-    """A reward model (a ``Score`` such as ``lm.reasoner().reward``) as a reward; by default its odds.
+    """Make a reward of a reward model (a ``Score`` such as ``lm.reasoner().reward``); by default its odds.
 
     Raises:
-        TypeError: no score.
-        ValueError: an unknown meaning.
+        TypeError: ``score`` is not a score.
+        ValueError: the meaning is unknown.
     """
     return from_score(score, meaning=meaning)
 
 
 def from_score(score: Score, *, meaning: str = "odds") -> Potential:
-    """Any score as a reward.
+    """Make a reward of any score.
 
     Raises:
-        TypeError: no score.
-        ValueError: an unknown meaning.
+        TypeError: ``score`` is not a score.
+        ValueError: the meaning is unknown.
     """
     if not isinstance(score, Score):
         raise TypeError(f"expected a score, such as the reward of lm.reasoner(), got {shortened(score)}")
@@ -159,33 +160,33 @@ def from_score(score: Score, *, meaning: str = "odds") -> Potential:
 
 
 def self_certainty(temperature: Any = 1.0) -> Potential:
-    """The model's own confidence in its steps as a reward: odds of the geometric mean probability of their tokens.
+    """Reward the model's own confidence in its steps: the odds of the geometric mean probability of their tokens.
 
     Raises:
-        TypeError: the temperature is no number.
+        TypeError: the temperature is not a number.
         ValueError: it is not positive.
     """
     return LogOdds(SelfCertainty(), temperature)
 
 
 def sharpened(power: Any) -> Potential:
-    """The model's own probability to ``power`` - 1: the law is then prior to that power.
+    """Reward the model's own probability to ``power`` - 1, so that the target is the prior to ``power``.
 
     Raises:
-        TypeError: the power is no number.
+        TypeError: the power is not a number.
         ValueError: it is negative or not finite.
     """
     return Sharpened(power)
 
 
 def regex(pattern: Any) -> Deferred:
-    """Only texts that match a regular expression from end to end.
+    """Allow only texts that match a regular expression from end to end.
 
     Args:
-        pattern: in the syntax of Rust's ``regex`` crate: as Python's without look-around and back-references.
+        pattern: in the syntax of Rust's ``regex`` crate: that of Python without look-around and back-references.
 
     Raises:
-        TypeError: the pattern is no string.
+        TypeError: the pattern is not a string.
         ValueError: it does not parse.
     """
     from probinfer.lm.rewards import constraints
@@ -194,11 +195,11 @@ def regex(pattern: Any) -> Deferred:
 
 
 def json_schema(schema: Any) -> Deferred:
-    """Only JSON that follows a schema, a dictionary or its JSON text.
+    """Allow only JSON that follows a schema, which is a dictionary or its JSON text.
 
     Raises:
         TypeError: the schema is neither.
-        ValueError: it is no JSON object, no schema, or uses what cannot be followed.
+        ValueError: it is not a JSON object, not a schema, or has features that are not supported.
     """
     from probinfer.lm.rewards import constraints
 
@@ -206,10 +207,10 @@ def json_schema(schema: Any) -> Deferred:
 
 
 def grammar(lark: Any) -> Deferred:
-    """Only texts of a grammar in the notation of Lark.
+    """Allow only texts of a grammar in the notation of Lark.
 
     Raises:
-        TypeError: the grammar is no string.
+        TypeError: the grammar is not a string.
         ValueError: it does not parse.
     """
     from probinfer.lm.rewards import constraints
@@ -217,9 +218,9 @@ def grammar(lark: Any) -> Deferred:
     return _only(constraints.grammar(lark), "texts of the grammar", "grammar(...)")
 
 
-def _only(language: Any, name: str, words: str) -> Deferred:
-    """The texts of a language, of which the tokenizer is to come."""
-    return Deferred(lambda tokenizer: TokenMask(language.follow(tokenizer), name), words)
+def _only(language: Any, name: str, description: str) -> Deferred:
+    """Return the reward that allows only the texts of a language, before a tokenizer is known."""
+    return Deferred(lambda tokenizer: TokenMask(language.follow(tokenizer), name), description)
 
 
 def _check_meaning(meaning: str) -> None:

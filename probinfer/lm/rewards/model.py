@@ -2,8 +2,8 @@ r"""A reward model: a transformer trunk with a value head, read at the last toke
 
 .. math:: \operatorname{logit} r(x_{1:t}) = w^\top h(c, x_{1:t}) + b
 
-It has its own prompt and its own cache, forked by the same ancestors as the language model's, so a step costs the
-tokens of the step and not those of the prefix.
+It reads the prompt itself and has a cache of its own, forked by the same ancestors as the cache of the language model,
+so a step costs the tokens of the step and not those of the prefix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer.core.errors import shortened
-from probinfer.core.types import Array, Float, Int, field, pytree, strong_array
+from probinfer.core.types import Array, ArrayTree, Float, Int, field, pytree, strong_array
 from probinfer.lm.models.base import Context
 from probinfer.lm.rewards.base import View
 from probinfer.lm.rewards.meanings import Score
@@ -29,16 +29,16 @@ class RewardState(NamedTuple):
     """What a reward model remembers.
 
     Attributes:
-        prompt: what its ``prefill`` keeps; shared by all particles.
-        cache: private suffixes of its trunk.
-        length: (N,) tokens read so far.
+        prompt: what ``prefill`` of the trunk keeps of the prompt; shared by all particles.
+        cache: private suffixes of the trunk.
+        length: (N,) number of tokens read so far.
         value: (N,) logit of the prefix read so far; before the first step that of the prompt.
     """
 
-    prompt: Any
-    cache: Any
-    length: Array
-    value: Array
+    prompt: ArrayTree
+    cache: ArrayTree
+    length: Int[Array, " N"]
+    value: Float[Array, " N"]
 
 
 @pytree
@@ -47,14 +47,14 @@ class RewardModel(Score):
 
     Args:
         trunk: a ``LanguageModel``; only its hidden states are used.
-        weight: (H,) value head.
-        bias: ().
-        max_tokens: room for the tokens of a text after its prompt; static. ``None``: what the context of the trunk
-            leaves beside the padded prompt, which for a large trunk is a large cache.
-        chunk: tokens read at once; static. A step of any length is read in as many chunks as the longest one needs.
+        weight: (H,) weights of the value head.
+        bias: () bias of the value head.
+        max_tokens: room for the tokens of a text after its prompt; static. ``None``: what the padded prompt leaves of
+            the context of the trunk, which for a large trunk is a large cache.
+        chunk: number of tokens read at once; static. The longest step of all particles decides the number of chunks.
 
     Raises:
-        ValueError: the head is no vector and number, or a count is below 1.
+        ValueError: the head is not a vector and a number, or a count is below 1.
     """
 
     trunk: Any
@@ -83,16 +83,16 @@ class RewardModel(Score):
         return f"RewardModel({shortened(self.trunk)})"
 
     def with_room(self, max_tokens: int) -> RewardModel:
-        """The same model with room for so many tokens after the prompt."""
+        """Return the same model with room for this many tokens after the prompt."""
         return dataclasses.replace(self, max_tokens=max_tokens)  # type: ignore[type-var]
 
     def value(self, hidden: Array) -> Array:
-        """w·h + b for hidden states (..., H), in at least float32."""
+        """Return w·h + b of hidden states (..., H), in at least float32."""
         dtype = jnp.promote_types(hidden.dtype, jnp.float32)
         return hidden.astype(dtype) @ self.weight.astype(dtype) + self.bias.astype(dtype)
 
     def logits(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s"]:
-        """Logits after every token of whole rows, prompt included, without a cache: what the head is trained on.
+        """Return logits after every token of whole rows, prompt included, without a cache; used for training.
 
         Args:
             tokens: rows padded on the right; the trunk must have ``forward``.
@@ -105,23 +105,23 @@ class RewardModel(Score):
         Raises:
             ValueError: the prompt and ``max_tokens`` do not fit into the context of the trunk.
         """
-        size, most = context.tokens.shape[0], self.trunk.max_context
-        room = most - size if self.max_tokens is None else self.max_tokens
-        if room < 1 or size + room > most:
+        size, max_context = context.tokens.shape[0], self.trunk.max_context
+        room = max_context - size if self.max_tokens is None else self.max_tokens
+        if room < 1 or size + room > max_context:
             raise ValueError(
-                f"a padded prompt of {size} tokens and {max(room, 1)} tokens after it do not fit into the {most} "
-                f"tokens of the reward model's context: shorten the prompt or max_tokens"
+                f"a padded prompt of {size} tokens and {max(room, 1)} tokens after it do not fit into the "
+                f"{max_context} tokens of the reward model's context: shorten the prompt or max_tokens"
             )
         hidden, prompt = self.trunk.prefill(context.tokens, context.length)
         value = jnp.broadcast_to(self.value(hidden), (num,))
         return RewardState(prompt, self.trunk.init_cache(num, room), jnp.zeros(num, jnp.int32), value)
 
     def cache_bytes(self, num: int, max_tokens: int) -> int:
-        """Of the trunk: room for ``self.max_tokens``, or where that is None for the texts of the run."""
+        """Bytes of the cache of the trunk, with room for ``self.max_tokens``, or if it is None for ``max_tokens``."""
         return self.trunk.cache_bytes(num, max_tokens if self.max_tokens is None else self.max_tokens)
 
     def prompt_bytes(self, length: int) -> int:
-        """Of the trunk."""
+        """Bytes that the trunk keeps of the prompt."""
         return self.trunk.prompt_bytes(length)
 
     def step(self, state: RewardState, view: View) -> tuple[RewardState, Array]:
@@ -129,19 +129,20 @@ class RewardModel(Score):
         length = view.step_length.astype(jnp.int32)
         size = min(self.chunk, view.step_tokens.shape[1])
         tokens = jnp.pad(view.step_tokens, ((0, 0), (0, -view.step_tokens.shape[1] % size)))
-        num_chunks = (_most(length) + size - 1) // size
+        num_chunks = (_max_over_prompts(length) + size - 1) // size
 
-        def body(loop: tuple) -> tuple:
-            i, cache, value = loop
-            part = lax.dynamic_slice_in_dim(tokens, i * size, size, axis=1)
-            hidden, cache = self.trunk.extend(state.prompt, cache, part, state.length + i * size)
-            last = length - 1 - i * size  # of the step, counted from the start of the chunk
-            at = jnp.clip(last, 0, size - 1)[:, None, None]
-            here = self.value(jnp.take_along_axis(hidden, at, axis=1)[:, 0])
-            return i + 1, cache, jnp.where((last >= 0) & (last < size), here.astype(value.dtype), value)
+        def read_chunk(carry: tuple) -> tuple:
+            i, cache, value = carry
+            chunk = lax.dynamic_slice_in_dim(tokens, i * size, size, axis=1)
+            hidden, cache = self.trunk.extend(state.prompt, cache, chunk, state.length + i * size)
+            # the last token of the step, counted from the start of the chunk: its hidden state gives the value
+            last = length - 1 - i * size
+            index = jnp.clip(last, 0, size - 1)[:, None, None]
+            new_value = self.value(jnp.take_along_axis(hidden, index, axis=1)[:, 0]).astype(value.dtype)
+            return i + 1, cache, jnp.where((last >= 0) & (last < size), new_value, value)
 
         start = (jnp.int32(0), state.cache, state.value)
-        _, cache, value = lax.while_loop(lambda loop: loop[0] < num_chunks, body, start)
+        _, cache, value = lax.while_loop(lambda carry: carry[0] < num_chunks, read_chunk, start)
         return RewardState(state.prompt, cache, state.length + length, value), value
 
     def gather(self, state: RewardState, ancestors: Array) -> RewardState:
@@ -151,11 +152,11 @@ class RewardModel(Score):
 
 
 @partial(jax.custom_batching.custom_vmap)
-def _most(length: Array) -> Array:
-    """The largest of all, of every prompt under ``vmap``: one bound of the loop, so that its cache is not copied."""
+def _max_over_prompts(length: Array) -> Array:
+    """Return the largest length, under ``vmap`` of all prompts: with one bound for all, the loop copies no cache."""
     return jnp.max(length)
 
 
-@_most.def_vmap
-def _most_of_all(size: int, batched: Any, length: Array) -> tuple[Array, bool]:
-    return _most(length.reshape(-1)), False
+@_max_over_prompts.def_vmap
+def _max_batched(size: int, batched: Any, length: Array) -> tuple[Array, bool]:
+    return _max_over_prompts(length.reshape(-1)), False

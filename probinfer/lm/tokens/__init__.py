@@ -1,4 +1,7 @@
-"""From text to token ids and back, chat templates, and the automaton that finds delimiters."""
+"""From text to token ids and back, chat templates, and the automaton that finds delimiters.
+
+Start with ``tokenizer`` (of a checkpoint) or ``vocabulary`` (a few words). ``texts`` decodes tokens that follow others.
+"""
 
 from probinfer.lm.tokens.automaton import Automaton, build
 from probinfer.lm.tokens.chat import ChatTemplate

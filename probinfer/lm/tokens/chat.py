@@ -1,7 +1,7 @@
-"""Chat templates: messages to one prompt, by the template that a checkpoint brings.
+"""Chat templates: from messages to one prompt, by the template of a checkpoint.
 
-A template is a program of somebody else, so it runs in Jinja's immutable sandbox, where it can build text and nothing
-more, and in a process of its own, within limits of time and memory (``renderer``).
+A template is an untrusted program, so it runs in Jinja's immutable sandbox, where it can do nothing but build text, and
+in a process of its own, within limits of time and memory (``renderer``).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from probinfer.lm.tokens.template import environment
 
 __all__ = ["ChatTemplate", "as_messages"]
 
-_LONGEST = 2**20  # characters of a template; those of checkpoints have some thousand
-_INSTEAD = "give another with chat_template=..., or prompts as plain text"
+_MAX_CHARACTERS = 2**20  # of a template; those of checkpoints have some thousand
+_ADVICE = "give another with chat_template=..., or prompts as plain text"
 
 
 def as_messages(prompt: Any) -> list[dict[str, Any]]:
-    """A prompt as a list of messages: a string is one message of the user.
+    """Return a prompt as a list of messages: a string is one message of the user.
 
     Raises:
-        TypeError: neither a string nor messages with a ``role`` and a ``content``.
+        TypeError: it is neither a string nor messages with a ``role`` and a ``content``.
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -45,7 +45,7 @@ class ChatTemplate:
 
     Args:
         source: text of the template.
-        variables: what the template may name beside the messages, such as ``bos_token`` and ``eos_token``.
+        variables: variables of the template beside the messages, such as ``bos_token`` and ``eos_token``.
 
     Raises:
         ValueError: the template does not parse.
@@ -54,17 +54,15 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, Any] | None = None):
         jinja2 = import_extra("jinja2", "lm")
         self.source, self.variables = source, dict(variables or {})
-        if len(source) > _LONGEST:
-            raise ValueError(f"the chat template has {len(source)} characters; {_INSTEAD}")
+        if len(source) > _MAX_CHARACTERS:
+            raise ValueError(f"the chat template has {len(source)} characters, which is too many; {_ADVICE}")
         try:
-            environment().parse(source)  # compiling would compute what is constant in it
+            environment().parse(source)  # only parsed: compiling would evaluate its constant expressions
         except RecursionError as error:
-            raise ValueError(f"the chat template is nested too deeply; {_INSTEAD}") from error
+            raise ValueError(f"the chat template is nested too deeply; {_ADVICE}") from error
         except jinja2.TemplateError as error:
             line = getattr(error, "lineno", None)
-            raise ValueError(
-                f"the chat template does not parse: {error} (line {line}); {_INSTEAD}"
-            ) from error
+            raise ValueError(f"the chat template does not parse: {error} (line {line}); {_ADVICE}") from error
 
     def render(
         self,
@@ -72,15 +70,15 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt of a chat.
+        """Return the prompt of a chat.
 
         Args:
             messages: a string (one message of the user), or messages with ``role`` and ``content``.
             add_generation_prompt: end with the header of the assistant's answer.
-            **variables: what else the template knows, such as ``enable_thinking=False``.
+            **variables: other variables of the template, such as ``enable_thinking=False``.
 
         Returns:
-            The text; it holds the special tokens of the template, so encode it without adding others.
+            The text; it contains the special tokens of the template, so encode it without adding others.
 
         Raises:
             TypeError: ``messages`` is neither.
@@ -94,6 +92,6 @@ class ChatTemplate:
         except renderer.TemplateError as error:
             raise ValueError(
                 f"the chat template refused these messages: {error}; roles were "
-                f"{[message['role'] for message in messages]}. Many templates want user and assistant in turns and "
-                "know no other role; or pass the prompt as plain text"
+                f"{[message['role'] for message in messages]}. Many templates expect user and assistant in turns and "
+                "no other role; or pass the prompt as plain text"
             ) from error

@@ -17,21 +17,22 @@ __all__ = ["TemplateError", "render"]
 
 _SCRIPT = Path(__file__).with_name("template.py")
 _SECONDS, _START_SECONDS = 20.0, 120.0
-_LONGEST_REPLY = 2**28  # bytes
+_MAX_REPLY_BYTES = 2**28
 _LOCK = threading.Lock()
-_process: tuple[int, subprocess.Popen] | None = None  # whose, and which; it ends when its input does
+# the id of the parent and the process, which ends when its input ends
+_process: tuple[int, subprocess.Popen] | None = None
 
 
 class TemplateError(Exception):
-    """A template failed; the text says how."""
+    """A template failed; the message says how."""
 
 
 def render(source: str, variables: dict[str, Any]) -> str:
     """Render a template.
 
     Args:
-        source: of the template.
-        variables: what it may name; anything that can be pickled.
+        source: text of the template.
+        variables: variables of the template; anything that can be pickled.
 
     Returns:
         The text.
@@ -47,7 +48,7 @@ def render(source: str, variables: dict[str, Any]) -> str:
         ) from error
     with _LOCK:
         process = _running()
-        reply = _ask(process, request, _SECONDS)
+        reply = _request(process, request, _SECONDS)
         if reply is None or not ({"text", "error"} & set(reply)):
             _end()
             raise TemplateError(f"it took longer than {_SECONDS:g} s or more memory than a prompt can need")
@@ -57,7 +58,7 @@ def render(source: str, variables: dict[str, Any]) -> str:
 
 
 def _running() -> subprocess.Popen:
-    """The process, a new one where there is none, where it has ended, or after a fork."""
+    """Return the process; start a new one if there is none, if it has ended, or after a fork."""
     global _process
     if _process is not None and _process[0] == os.getpid() and _process[1].poll() is None:
         return _process[1]
@@ -69,29 +70,29 @@ def _running() -> subprocess.Popen:
         start_new_session=True,
     )
     _process = os.getpid(), process
-    if _ask(process, pickle.dumps(sys.path), _START_SECONDS) != {"ready": True}:
+    if _request(process, pickle.dumps(sys.path), _START_SECONDS) != {"ready": True}:
         _end()
         raise TemplateError("the process that renders templates could not be started")
     return process
 
 
-def _ask(process: subprocess.Popen, request: bytes, seconds: float) -> dict[str, Any] | None:
-    """The reply to a request, None where none came in time."""
-    watch = threading.Timer(seconds, process.kill)
-    watch.daemon = True
-    watch.start()
+def _request(process: subprocess.Popen, request: bytes, seconds: float) -> dict[str, Any] | None:
+    """Return the reply to a request, None if none came in time."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
     try:
         process.stdin.write(request)  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
-        found = json.loads(process.stdout.readline(_LONGEST_REPLY))  # type: ignore[union-attr]
-        return found if isinstance(found, dict) else None
+        reply = json.loads(process.stdout.readline(_MAX_REPLY_BYTES))  # type: ignore[union-attr]
+        return reply if isinstance(reply, dict) else None
     except (OSError, ValueError, RecursionError):
         return None
-    except BaseException:  # a reply that nobody has read would be taken for the next
+    except BaseException:  # an unread reply would be mistaken for the reply to the next request
         process.kill()
         raise
     finally:
-        watch.cancel()
+        timer.cancel()
 
 
 @atexit.register

@@ -1,8 +1,8 @@
 """The process that renders chat templates: run as a script, so it imports the standard library and Jinja alone.
 
-A template is a program of somebody else. Jinja's sandbox keeps it from everything but text, and this process bounds
-what text costs: the memory here, the length of what comes out here, the time by the parent, who kills it. Requests are
-pickles of the parent; replies are lines of JSON, for what comes from here is not trusted.
+A template is an untrusted program. Jinja's sandbox limits it to building text, and this process limits what that costs:
+it bounds the memory and the length of the output, and the parent kills it after a time. Requests are pickles of the
+parent; replies are lines of JSON, since the parent does not trust them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 __all__ = ["environment", "render", "serve"]
 
-MOST_CHARACTERS = 2**24
-MOST_MEMORY = 2**30  # bytes of address space, of which Python and Jinja take a tenth
+MAX_CHARACTERS = 2**24
+MAX_MEMORY = 2**30  # bytes of address space, of which Python and Jinja take a tenth
 
 
 def _raise_exception(message: str) -> None:
@@ -31,17 +31,17 @@ def _strftime_now(form: str) -> str:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """JSON as it stands: Jinja's own filter escapes HTML."""
+    """Return plain JSON: Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def environment() -> Any:
-    """A sandbox with the helpers that templates of checkpoints expect."""
+    """Return a sandbox with the helpers that templates of checkpoints expect."""
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """Marks around generated text, which only training uses: the text stays, the marks go."""
+        """Marks around generated text, which only training uses: the text stays, the marks are removed."""
 
         tags = {"generation"}  # noqa: RUF012 (the name and the form that Jinja asks for)
 
@@ -49,21 +49,21 @@ def environment() -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    made = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
-    made.filters["tojson"] = _tojson
-    made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return made
+    sandbox.filters["tojson"] = _tojson
+    sandbox.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return sandbox
 
 
 def render(template: Any, variables: dict[str, Any]) -> str:
-    """Render piece by piece, no longer than ``MOST_CHARACTERS``."""
+    """Render piece by piece, and refuse a text longer than ``MAX_CHARACTERS``."""
     pieces, length = [], 0
     for piece in template.generate(variables):
         length += len(piece)
-        if length > MOST_CHARACTERS:
-            raise ValueError(f"the prompt would be longer than {MOST_CHARACTERS} characters")
+        if length > MAX_CHARACTERS:
+            raise ValueError(f"the prompt would be longer than {MAX_CHARACTERS} characters")
         pieces.append(piece)
     return "".join(pieces)
 
@@ -75,11 +75,11 @@ def serve() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     sys.path[:] = pickle.load(requests)
-    made, templates = environment(), {}
-    with contextlib.suppress(ImportError, OSError, ValueError):  # where the system has such limits
+    sandbox, templates = environment(), {}
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not all systems have such limits
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     print(json.dumps({"ready": True}), file=replies, flush=True)
     while True:
         try:
@@ -88,9 +88,9 @@ def serve() -> None:
             return
         try:
             if source not in templates:
-                templates = {source: made.from_string(source)}
+                templates = {source: sandbox.from_string(source)}
             reply: dict[str, Any] = {"text": render(templates[source], variables)}
-        except Exception as error:  # whatever a template of somebody else may raise
+        except Exception as error:  # a template may raise anything
             reply = {"error": [type(error).__name__, str(error)[:2000]]}
         print(json.dumps(reply), file=replies, flush=True)
 

@@ -1,8 +1,8 @@
 r"""The tokenizer of a checkpoint: a ``tokenizer.json``, and the bytes that each of its tokens adds to a text.
 
-Three ways to write bytes as tokens are in use. *Byte-level* BPE spells every byte as a printable character (a fixed
-table of GPT-2). *Sentencepiece* writes a space as ``▁`` and falls back to tokens ``<0x0A>``. What is left (words,
-word pieces) is asked from the decoder itself: the bytes of a token are what it appends to the text of another.
+Three spellings of bytes as tokens are in use. *Byte-level* BPE spells every byte as a printable character (a fixed
+table of GPT-2). *Sentencepiece* writes a space as ``▁`` and falls back to tokens ``<0x0A>``. For other tokenizers
+(words, word pieces) the bytes of a token are what the decoder appends for it to the text of another token.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from probinfer.lm.tokens.chat import ChatTemplate
 
 __all__ = ["Tokenizer"]
 
-_MOST_TOKENS = 2**24
+_MAX_TOKENS = 2**24
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_USUAL_ENDS = (
+_USUAL_END_TOKENS = (
     "</s>",
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -39,19 +39,19 @@ _USUAL_ENDS = (
 
 
 class Tokenizer:
-    """Text to ids and back, as a ``tokenizer.json`` says.
+    """From text to ids and back, as defined by a ``tokenizer.json``.
 
     Args:
         source: the path of a ``tokenizer.json``, its text, or a ``tokenizers.Tokenizer``.
-        eos: the tokens that end a text, by name or id; without it the usual names that the vocabulary has.
+        eos: the tokens that end a text, by name or id; None: those of the usual names that the vocabulary has.
         chat_template: the Jinja template of chats.
-        variables: what the template may name, such as ``bos_token``.
-        vocab_size: V of the model, when its logits are padded beyond the vocabulary: the ids behind it add nothing.
+        variables: variables of the template, such as ``bos_token``.
+        vocab_size: V of the model, if its logits are padded beyond the vocabulary; the additional ids add no text.
 
     Raises:
         TypeError: ``source`` is none of these.
         FileNotFoundError: there is no such file.
-        ValueError: no tokenizer; an ``eos`` that the vocabulary lacks; a model that is smaller than the vocabulary.
+        ValueError: the source is not a tokenizer, ``eos`` is not in the vocabulary, or ``vocab_size`` is too small.
 
     Example:
         >>> from probinfer.lm import tokens
@@ -75,14 +75,14 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         added = self._tokenizer.get_added_tokens_decoder()
         size = 1 + max([*self._tokenizer.get_vocab(with_added_tokens=True).values(), *added], default=-1)
-        if size > _MOST_TOKENS:
+        if size > _MAX_TOKENS:
             raise ValueError(
                 f"the tokenizer has a token of number {size - 1}, which no model has; copy it again"
             )
         if vocab_size is not None and vocab_size < size:
             raise ValueError(
                 f"the tokenizer has {size} tokens and the model only {vocab_size}: they do not belong together; "
-                "take the tokenizer.json of the same checkpoint"
+                "use the tokenizer.json of the same checkpoint"
             )
         self.vocab_size = size if vocab_size is None else vocab_size
         self.eos_ids = _end_ids(self._tokenizer, eos, self.vocab_size)
@@ -91,20 +91,20 @@ class Tokenizer:
         )
         self._added = {i: token.content for i, token in added.items()}
         self.special_tokens = {name: i for i in self.special_ids if (name := self._tokenizer.id_to_token(i))}
-        self._kind = _kind(json.loads(self._tokenizer.to_str()))
+        self._spelling = _spelling(json.loads(self._tokenizer.to_str()))
         self._chat = None if chat_template is None else ChatTemplate(chat_template, variables)
 
     @classmethod
     def from_folder(cls, folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
-        """The tokenizer of a checkpoint folder, with its end tokens and its chat template.
+        """Return the tokenizer of a checkpoint folder, with its end tokens and its chat template.
 
         Args:
-            folder: with ``tokenizer.json``; ``tokenizer_config.json``, ``special_tokens_map.json``,
-                ``generation_config.json``, ``config.json`` and ``chat_template.jinja`` are read where they are.
+            folder: a folder with ``tokenizer.json``; ``tokenizer_config.json``, ``special_tokens_map.json``,
+                ``generation_config.json``, ``config.json`` and ``chat_template.jinja`` are read if they exist.
             vocab_size: V of the model.
 
         Raises:
-            FileNotFoundError: no ``tokenizer.json``.
+            FileNotFoundError: there is no ``tokenizer.json``.
             ValueError: see the class.
         """
         folder = Path(folder)
@@ -112,89 +112,87 @@ class Tokenizer:
         names = {
             k: _content(v) for k, v in settings.items() if k.endswith("_token") and _content(v) is not None
         }
-        ends: list[str | int] = []
+        eos: list[str | int] = []
         for file in ("generation_config.json", "config.json"):
-            found = _json(folder / file).get("eos_token_id")
-            said = [] if found is None else found if isinstance(found, list) else [found]
-            if not all(isinstance(end, int) for end in said):
+            entry = _json(folder / file).get("eos_token_id")
+            ids = [] if entry is None else entry if isinstance(entry, list) else [entry]
+            if not all(isinstance(end, int) for end in ids):
                 raise ValueError(
-                    f"{folder / file}: eos_token_id must be a number, or several; got {shortened(found)}"
+                    f"{folder / file}: eos_token_id must be a number, or several; got {shortened(entry)}"
                 )
-            ends += [] if ends else said
-        ends += [names["eos_token"]] if isinstance(names.get("eos_token"), str) else []
+            eos += [] if eos else ids
+        eos += [names["eos_token"]] if isinstance(names.get("eos_token"), str) else []
         template = folder / "chat_template.jinja"
         with reading(template if template.is_file() else folder / "tokenizer_config.json", "copy it again"):
             text = (
                 template.read_text(encoding="utf-8")
                 if template.is_file()
-                else _named(settings.get("chat_template"))
+                else _default_template(settings.get("chat_template"))
             )
             if text is not None:
-                ChatTemplate(text, names)  # which says here, with the name of the file, what is wrong with it
+                ChatTemplate(text, names)  # parsed here too, so that an error names the file
         with reading(folder / "tokenizer.json", "copy the files of the tokenizer again"):
-            return cls(folder / "tokenizer.json", ends or None, text, names, vocab_size)
+            return cls(folder / "tokenizer.json", eos or None, text, names, vocab_size)
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
-        """Ids (T,) int32 of a text.
+        """Return the ids (T,) int32 of a text.
 
         Args:
-            text: what to encode; names of special tokens inside it become these tokens (in the messages of a chat,
+            text: text to encode; names of special tokens inside it become these tokens (in the messages of a chat,
                 ``tokens.encode_chat``, they do not).
-            special: add what the tokenizer adds at the ends, such as a beginning-of-text token, if the text does not
-                begin with it; a rendered template does.
+            special: add the tokens that the tokenizer adds at the ends, such as a beginning-of-text token, unless the
+                text begins with them already, as a rendered template does.
 
         Raises:
-            ValueError: no token stands for a character of the text.
+            ValueError: the vocabulary has no token for a character of the text.
         """
         try:
             plain = self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"the text cannot be encoded: {error}. {self._alphabet()}") from error
         if (lost := _first_lost(text, plain.offsets)) is not None:
-            known = set("".join(self._tokenizer.get_vocab(with_added_tokens=True)))
-            lost = next(
-                (at for at in range(len(text)) if _is_visible(text[at]) and text[at] not in known), lost
-            )
+            alphabet = set("".join(self._tokenizer.get_vocab(with_added_tokens=True)))
+            lost = next((i for i, c in enumerate(text) if _is_visible(c) and c not in alphabet), lost)
             raise ValueError(
                 f"no token stands for {text[lost]!r} at position {lost} of the text. {self._alphabet()}"
             )
         ids = self._tokenizer.encode(text, add_special_tokens=True).ids if special else plain.ids
-        return np.asarray(ids[_doubled(ids, plain.ids) :], np.int32)
+        return np.asarray(ids[_num_repeated(ids, plain.ids) :], np.int32)
 
     def _alphabet(self) -> str:
-        """What a text may hold, of a vocabulary that can be listed."""
+        """Say what a text may contain, if the vocabulary is short enough to be listed."""
         names = sorted(set(self._tokenizer.get_vocab(with_added_tokens=False)) - set(self.special_tokens))
         if len(names) > 64:
-            return "Leave out such characters, or take the tokenizer of the model"
-        return f"The text may hold nothing but {', '.join(map(repr, names))}"
+            return "Leave out such characters, or use the tokenizer of the model"
+        return f"The text may contain nothing but {', '.join(map(repr, names))}"
 
     def decode(self, ids: Any) -> str:
-        """The text of ids; special tokens add nothing, and bytes that are no character become ``�``.
+        """Return the text of ids; special tokens add nothing, and bytes that are no character become ``�``.
 
         Raises:
-            ValueError: an id outside of the vocabulary.
+            ValueError: an id is outside the vocabulary.
         """
         ids = np.asarray(ids, np.int64).reshape(-1)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             raise ValueError(f"ids must be 0 ... {self.vocab_size - 1}, got {shortened(ids.tolist())}")
-        if self._kind == "bytes":
+        if self._spelling == "bytes":
             return b"".join(self.token_bytes[i] for i in ids).decode(errors="replace")
-        hidden = set(self.special_ids)
-        return self._tokenizer.decode([int(i) for i in ids if i not in hidden], skip_special_tokens=True)
+        special = set(self.special_ids)
+        return self._tokenizer.decode([int(i) for i in ids if i not in special], skip_special_tokens=True)
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """What each token adds to a text that stands before it: bytes, none for special tokens."""
+        """The bytes that each token adds to a text before it; empty for special tokens."""
         names = {
             i: name for name, i in self._tokenizer.get_vocab(with_added_tokens=True).items()
         } | self._added
-        if self._kind == "bytes":
+        if self._spelling == "bytes":
             table = _bytes_of_characters()
             spell = lambda name: b"".join(table.get(c) or c.encode() for c in name)  # noqa: E731
-        elif self._kind == "pieces":
+        elif self._spelling == "pieces":
             spell = _spell_piece
         else:
-            spell = self._asked(names).__getitem__
+            spell = self._decoded_bytes(names).__getitem__
         spelled = {
             i: self._added[i].encode() if i in self._added else spell(name) for i, name in names.items()
         }
@@ -202,8 +200,8 @@ class Tokenizer:
             spelled[i] = b""
         return [spelled.get(i, b"") for i in range(self.vocab_size)]
 
-    def _asked(self, names: Mapping[int, str]) -> dict[str, bytes]:
-        """What each token adds between two plain tokens, by the decoder: its last token may be spelled otherwise."""
+    def _decoded_bytes(self, names: Mapping[int, str]) -> dict[str, bytes]:
+        """Return what the decoder adds for each token between two plain tokens (at an end it may differ)."""
         plain, ids = self._neighbor(names), list(names)
         before = self._tokenizer.decode([plain], skip_special_tokens=False)
         behind = self._tokenizer.decode([plain, plain], skip_special_tokens=False).removeprefix(before)
@@ -220,14 +218,13 @@ class Tokenizer:
         }
 
     def _neighbor(self, names: Mapping[int, str]) -> int:
-        """A plain token that brings no space of its own to a seam, if one of the first is such."""
-        some = [i for i in sorted(names) if i not in self._added][:256] or [0]
-        alone = self._tokenizer.decode_batch([[i] for i in some], skip_special_tokens=False)
-        twice = self._tokenizer.decode_batch([[i, i] for i in some], skip_special_tokens=False)
-        seamless = (
-            i for i, one, two in zip(some, alone, twice, strict=True) if one.strip() and two == one + one
-        )
-        return next(seamless, some[0])
+        """Return a plain token that adds no space when repeated, if there is one among the first."""
+        candidates = [i for i in sorted(names) if i not in self._added][:256] or [0]
+        once = self._tokenizer.decode_batch([[i] for i in candidates], skip_special_tokens=False)
+        twice = self._tokenizer.decode_batch([[i, i] for i in candidates], skip_special_tokens=False)
+        triples = zip(candidates, once, twice, strict=True)
+        seamless = (i for i, one, two in triples if one.strip() and two == one + one)
+        return next(seamless, candidates[0])
 
     def render(
         self,
@@ -235,12 +232,12 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt of a chat, by the template of the checkpoint.
+        """Return the prompt of a chat, by the template of the checkpoint.
 
         Args:
             messages: a string (one message of the user), or messages with ``role`` and ``content``.
             add_generation_prompt: end with the header of the assistant's answer.
-            **variables: what else the template knows.
+            **variables: other variables of the template.
 
         Raises:
             ValueError: there is no template, or it fails.
@@ -254,7 +251,7 @@ class Tokenizer:
 
 
 def _read(source: Any) -> Any:
-    """A tokenizer from a path, from text, or as it is."""
+    """Read a tokenizer from a file or from text, or copy one."""
     library = import_extra("tokenizers", "lm")
     if isinstance(source, library.Tokenizer):
         return library.Tokenizer.from_str(source.to_str())
@@ -262,37 +259,37 @@ def _read(source: Any) -> Any:
         raise TypeError(f"expected the path of a tokenizer.json, or its text; got {shortened(source)}")
     is_text, name = isinstance(source, str) and source.lstrip().startswith("{"), "this"
     if not is_text:
-        path = Path(source)
-        if not path.is_file():
+        file = Path(source)
+        if not file.is_file():
             raise FileNotFoundError(
-                f"there is no {path}; a checkpoint needs the tokenizer.json of its fast tokenizer "
+                f"there is no {file}; a checkpoint needs the tokenizer.json of its fast tokenizer "
                 "(a tokenizer.model alone is not read: convert it once)"
             )
-        name = str(path)
-        with reading(path, "copy it again"):
-            source = path.read_text(encoding="utf-8")
+        name = str(file)
+        with reading(file, "copy it again"):
+            source = file.read_text(encoding="utf-8")
     with reading(name, f"{name} is no tokenizer.json: copy it again"):
         return library.Tokenizer.from_str(source)
 
 
 def _first_lost(text: str, offsets: Any) -> int | None:
-    """The first letter, number, sign or symbol of a text that lies in no token."""
-    reached = 0
+    """Return the position of the first visible character of a text that is in no token."""
+    covered = 0
     for start, stop in [*sorted(offsets), (len(text), len(text))]:
-        for at in range(reached, start):
-            if _is_visible(text[at]):
-                return at
-        reached = max(reached, stop)
+        for position in range(covered, start):
+            if _is_visible(text[position]):
+                return position
+        covered = max(covered, stop)
     return None
 
 
 def _is_visible(character: str) -> bool:
-    """Whether it is a letter, a number, a sign or a symbol: no space, no accent by itself, nothing that controls."""
+    """Whether a character is a letter, number, punctuation or symbol, and not a space, combining mark or control."""
     return unicodedata.category(character)[0] in "LNPS"
 
 
-def _doubled(ids: list[int], plain: list[int]) -> int:
-    """How many tokens the tokenizer has added before a text that begins with them already."""
+def _num_repeated(ids: list[int], plain: list[int]) -> int:
+    """Return how many tokens the tokenizer has added before a text that begins with them already."""
     for size in range(1, len(ids) - len(plain) + 1):
         if ids[size : size + len(plain)] == plain:
             return size if plain[:size] == ids[:size] else 0
@@ -300,69 +297,69 @@ def _doubled(ids: list[int], plain: list[int]) -> int:
 
 
 def _end_ids(tokenizer: Any, eos: Any, size: int) -> tuple[int, ...]:
-    """Ids of the tokens that end a text."""
+    """Return the ids of the tokens that end a text."""
     if eos is None:
-        return tuple(sorted(i for i in map(tokenizer.token_to_id, _USUAL_ENDS) if i is not None))
+        return tuple(sorted(i for i in map(tokenizer.token_to_id, _USUAL_END_TOKENS) if i is not None))
     ids = set()
     for end in [eos] if isinstance(eos, (str, int)) else list(eos):
-        found = tokenizer.token_to_id(end) if isinstance(end, str) else int(end)
-        if found is None or not 0 <= found < size:
+        token_id = tokenizer.token_to_id(end) if isinstance(end, str) else int(end)
+        if token_id is None or not 0 <= token_id < size:
             raise ValueError(f"the end token {end!r} is not in the vocabulary of {size} tokens")
-        ids.add(found)
+        ids.add(token_id)
     return tuple(sorted(ids))
 
 
-def _kind(content: Mapping[str, Any]) -> str:
-    """How tokens spell bytes: ``"bytes"``, ``"pieces"``, or ``"asked"`` of the decoder."""
+def _spelling(content: Mapping[str, Any]) -> str:
+    """Return how tokens spell bytes: ``"bytes"``, ``"pieces"``, or ``"decoder"`` if only the decoder knows."""
     parts = json.dumps([content.get("decoder"), content.get("pre_tokenizer")], ensure_ascii=False)
     if '"ByteLevel"' in parts:
         return "bytes"
     fallback = content.get("model", {}).get("byte_fallback")
-    return "pieces" if fallback or _SPACE in parts or '"Metaspace"' in parts else "asked"
+    return "pieces" if fallback or _SPACE in parts or '"Metaspace"' in parts else "decoder"
 
 
 def _spell_piece(name: str) -> bytes:
-    """Bytes of a piece in sentencepiece's spelling."""
+    """Return the bytes of a piece in the spelling of sentencepiece."""
     byte = _BYTE.fullmatch(name)
     return bytes([int(byte[1], 16)]) if byte else name.replace(_SPACE, " ").encode()
 
 
 def _bytes_of_characters() -> dict[str, bytes]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from 256 on."""
+    """Return GPT-2's alphabet: printable bytes are spelled by themselves, the others by characters from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): bytes([byte]) for byte in printable}
     return table | {chr(256 + i): bytes([byte]) for i, byte in enumerate(others)}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON file, or nothing where there is none.
+def _json(file: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; an empty one if there is no such file.
 
     Raises:
-        ValueError: the file is no JSON object.
+        ValueError: the file does not contain a JSON object.
     """
-    if not path.is_file():
+    if not file.is_file():
         return {}
-    with reading(path, "copy it again"):
+    with reading(file, "copy it again"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"it is not JSON: {error}") from error
         if not isinstance(content, dict):
-            raise ValueError(f"it must hold a JSON object, got {shortened(content)}")
+            raise ValueError(f"it must contain a JSON object, got {shortened(content)}")
         return content
 
 
 def _content(value: Any) -> Any:
-    """A special token by name: as text or as an object with its content."""
+    """Return the name of a special token, which is given as text or as an object with its content."""
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _named(template: Any) -> str | None:
-    """One template, or the default one of a list of named templates."""
+def _default_template(template: Any) -> str | None:
+    """Return the template, or the default one of a list of named templates."""
     if isinstance(template, list):
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     if template is not None and not isinstance(template, str):
-        raise ValueError(f"a chat template is a text, got {shortened(template)}")
+        raise ValueError(f"a chat template must be a text, got {shortened(template)}")
     return template

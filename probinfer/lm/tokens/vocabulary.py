@@ -1,4 +1,4 @@
-"""A vocabulary in a tuple: for tabular models, tests, and languages of a few words."""
+"""A vocabulary given as a tuple of strings: for tabular models, tests, and languages of a few words."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Vocabulary:
         chat_template: a Jinja template for ``render``, if the model was trained on chats.
 
     Raises:
-        TypeError: a token is no string.
-        ValueError: no tokens, equal or empty ones, or an ``eos`` that is not among them.
+        TypeError: a token is not a string.
+        ValueError: there are no tokens, two are equal, one is empty, or ``eos`` is not among them.
 
     Example:
         >>> from probinfer.lm import tokens
@@ -49,7 +49,7 @@ class Vocabulary:
             b"" if i in self.eos_ids else token.encode() for i, token in enumerate(self.tokens)
         ]
         self.special_tokens = {self.tokens[i]: i for i in self.eos_ids}
-        self._longest = max(map(len, self.tokens))
+        self._max_length = max(map(len, self.tokens))
         self._chat = (
             None if chat_template is None else ChatTemplate(chat_template, {"eos_token": ends and ends[0]})
         )
@@ -60,33 +60,33 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, text: str, special: bool = True) -> np.ndarray:
-        """Ids (T,) int32 of a text, the longest token that fits first.
+        """Return the ids (T,) int32 of a text, at each position the longest token that fits.
 
         Args:
-            text: what to encode; an ``eos`` inside it becomes its token.
-            special: there is nothing to add; here for the sake of the protocol.
+            text: text to encode; an ``eos`` inside it becomes its token.
+            special: not used, since there are no special tokens to add; part of the protocol.
 
         Raises:
-            ValueError: no token fits somewhere.
+            ValueError: no token fits at some position.
         """
-        ids, at = [], 0
-        while at < len(text):
-            sizes = range(min(self._longest, len(text) - at), 0, -1)
-            size = next((n for n in sizes if text[at : at + n] in self._ids), 0)
+        ids, position = [], 0
+        while position < len(text):
+            sizes = range(min(self._max_length, len(text) - position), 0, -1)
+            size = next((n for n in sizes if text[position : position + n] in self._ids), 0)
             if not size:
                 raise ValueError(
-                    f"no token fits at position {at}, before {shortened(text[at : at + 20])}; "
+                    f"no token fits at position {position}, before {shortened(text[position : position + 20])}; "
                     f"the tokens are {shortened(self.tokens)}"
                 )
-            ids.append(self._ids[text[at : at + size]])
-            at += size
+            ids.append(self._ids[text[position : position + size]])
+            position += size
         return np.asarray(ids, np.int32)
 
     def decode(self, ids: Any) -> str:
-        """The text of ids; what ends a text adds nothing.
+        """Return the text of ids; end tokens add nothing.
 
         Raises:
-            ValueError: an id outside of the vocabulary.
+            ValueError: an id is outside the vocabulary.
         """
         ids = np.asarray(ids, np.int64).reshape(-1)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
@@ -99,7 +99,7 @@ class Vocabulary:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The prompt of a chat, by the template.
+        """Return the prompt of a chat, by the template.
 
         Raises:
             ValueError: there is no template.

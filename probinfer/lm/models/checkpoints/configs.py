@@ -1,4 +1,4 @@
-"""What the ``config.json`` of a checkpoint says, in our words; what we do not compute is refused by its name."""
+"""Translate the ``config.json`` of a checkpoint; features that are not computed here are refused by name."""
 
 from __future__ import annotations
 
@@ -14,63 +14,53 @@ from probinfer.lm.models.transformer.rope import KINDS, Rope
 __all__ = ["FAMILIES", "as_folder", "parse_config", "read_config", "read_json"]
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-_AGAIN = "copy it again"
-_LARGEST = 2**28  # bytes of a file of settings; the index of the largest checkpoints has some megabytes
-_MOST = {"num_hidden_layers": 4096}  # of the largest models there are: 126
+_MAX_BYTES = 2**28  # of a file of settings; the index of the largest checkpoints has some megabytes
+_MAX_VALUES = {"num_hidden_layers": 4096}  # the largest models have 126 layers
 
 
 def as_folder(folder: Any) -> Path:
-    """The path of a folder.
+    """Return a folder as a ``Path``.
 
     Raises:
-        TypeError: it is no path.
+        TypeError: it is not a path.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"expected the path of a checkpoint folder, got {shortened(folder)}")
     return Path(folder)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The object.
+def read_json(file: Path) -> dict[str, Any]:
+    """Read the object in a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no JSON object.
+        ValueError: it does not contain a JSON object.
     """
-    if not path.is_file():
+    if not file.is_file():
         raise FileNotFoundError(
-            f"there is no {path.name} in {path.parent}; give the folder of a Hugging Face checkpoint"
+            f"there is no {file.name} in {file.parent}; give the folder of a Hugging Face checkpoint"
         )
-    with reading(path, _AGAIN):
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"a file of {path.stat().st_size} bytes is none of settings")
+    with reading(file, "copy it again"):
+        if file.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"a file of {file.stat().st_size} bytes is too large for settings")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"it is not JSON ({error})") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"it must hold a JSON object; got {shortened(found)}")
-        return found
+        if not isinstance(content, dict):
+            raise ValueError(f"it must contain a JSON object; got {shortened(content)}")
+        return content
 
 
 def read_config(folder: str | Path) -> Config:
-    """The configuration in a folder.
+    """Read the configuration of a checkpoint folder.
 
     Args:
-        folder: with a ``config.json``.
-
-    Returns:
-        The configuration.
+        folder: a folder with a ``config.json``.
 
     Raises:
-        TypeError: ``folder`` is no path.
-        FileNotFoundError: no folder, or no ``config.json`` in it.
+        TypeError: ``folder`` is not a path.
+        FileNotFoundError: there is no such folder, or no ``config.json`` in it.
         ValueError: see ``parse_config``.
     """
     folder = as_folder(folder)
@@ -89,11 +79,8 @@ def parse_config(raw: dict[str, Any]) -> Config:
     Args:
         raw: the content of ``config.json``.
 
-    Returns:
-        The configuration.
-
     Raises:
-        ValueError: an architecture, rotation, activation or quantisation that is not computed here; a missing entry.
+        ValueError: the architecture, rotation, activation or quantization is not computed here, or an entry is missing.
     """
     family = _family(raw)
     _refuse(raw)
@@ -139,12 +126,13 @@ def _family(raw):
 
 
 def _refuse(raw):
+    """Refuse quantized weights and other activations."""
     if raw.get("quantization_config"):
-        said = raw["quantization_config"]
-        method = said.get("quant_method") if isinstance(said, dict) else None
+        entry = raw["quantization_config"]
+        method = entry.get("quant_method") if isinstance(entry, dict) else None
         method = "an unnamed method" if method is None else method
         raise ValueError(
-            f"the checkpoint is quantised ({method}) and its weights are no plain numbers; give the original one "
+            f"the checkpoint is quantized ({method}) and its weights are no plain numbers; give the original one "
             "in float32, float16 or bfloat16"
         )
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -152,15 +140,17 @@ def _refuse(raw):
 
 
 def _integer(raw, name):
-    value, most = raw.get(name), _MOST.get(name, 2**31 - 1)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"config.json needs {name!r}, an integer from 1 to {most}; got {shortened(value)}")
+    value, maximum = raw.get(name), _MAX_VALUES.get(name, 2**31 - 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+        raise ValueError(
+            f"config.json needs {name!r}, an integer from 1 to {maximum}; got {shortened(value)}"
+        )
     return value
 
 
-def _number(said, name, default=None):
-    """A finite number, or what stands for a missing one."""
-    value = said.get(name)
+def _number(entries, name, default=None):
+    """Return a finite number, or the default if the entry is missing."""
+    value = entries.get(name)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
@@ -169,7 +159,7 @@ def _number(said, name, default=None):
 
 
 def _windows(raw, layers):
-    """For each layer the width of its window, 0 where it sees everything."""
+    """Return the width of the window of each layer, 0 if it attends to all positions."""
     width = _number(raw, "sliding_window") if raw.get("use_sliding_window", False) else None
     kinds = raw.get("layer_types")
     if kinds is None:
@@ -185,40 +175,47 @@ def _windows(raw, layers):
 
 
 def _rope(raw, context):
-    """The rotation, and the positions that it makes possible."""
-    said = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(said, dict):
-        raise ValueError(f"a rotation is described by an object; got {shortened(said)}")
-    kind = said.get("rope_type", said.get("type", "default"))
-    partial = said.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
+    """Return the rotation, and the maximum number of positions with it."""
+    entries = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(entries, dict):
+        raise ValueError(f"a rotation is described by an object; got {shortened(entries)}")
+    kind = entries.get("rope_type", entries.get("type", "default"))
+    partial = entries.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1.0
     if kind not in KINDS or partial != 1.0:
         detail = "" if partial == 1.0 else f" of {partial} of each head"
         raise ValueError(
             f"the rotation {shortened(kind)}{detail} is not known; there is {', '.join(KINDS)} of whole heads"
         )
-    theta = _number(said, "rope_theta") or _number(raw, "rope_theta") or 10000.0
+    base = _number(entries, "rope_theta") or _number(raw, "rope_theta") or 10000.0
     name = "original_max_position_embeddings"
-    original = int(_number(raw, name) or _number(said, name) or context)
+    original = int(_number(raw, name) or _number(entries, name) or context)
     if original < 1:
         raise ValueError(f"{name!r} must be positive; got {original}")
-    if kind != "default" and kind != "yarn" and "factor" not in said:
-        raise ValueError(f"the rotation {kind!r} needs a factor; got {shortened(said)}")
-    factor = _number(said, "factor") or context / original
+    if kind != "default" and kind != "yarn" and "factor" not in entries:
+        raise ValueError(f"the rotation {kind!r} needs a factor; got {shortened(entries)}")
+    factor = _number(entries, "factor") or context / original
     if kind == "llama3":
-        low, high = _number(said, "low_freq_factor", 1.0), _number(said, "high_freq_factor", 4.0)
-        return Rope(kind, theta, factor, original, low, high), context
+        rope = Rope(
+            kind=kind,
+            theta=base,
+            factor=factor,
+            original_context=original,
+            low=_number(entries, "low_freq_factor", 1.0),
+            high=_number(entries, "high_freq_factor", 4.0),
+        )
+        return rope, context
     if kind == "yarn":
         rope = Rope(
-            kind,
-            theta,
-            factor,
-            original,
-            _number(said, "beta_slow") or 1.0,
-            _number(said, "beta_fast") or 32.0,
-            _number(said, "attention_factor"),
-            _number(said, "mscale"),
-            _number(said, "mscale_all_dim"),
-            bool(said.get("truncate", True)),
+            kind=kind,
+            theta=base,
+            factor=factor,
+            original_context=original,
+            low=_number(entries, "beta_slow") or 1.0,
+            high=_number(entries, "beta_fast") or 32.0,
+            attention_factor=_number(entries, "attention_factor"),
+            mscale=_number(entries, "mscale"),
+            mscale_all=_number(entries, "mscale_all_dim"),
+            truncate=bool(entries.get("truncate", True)),
         )
         return rope, max(context, int(original * factor))
-    return Rope(kind, theta, factor if kind != "default" else 1.0), context
+    return Rope(kind=kind, theta=base, factor=factor if kind != "default" else 1.0), context

@@ -1,6 +1,7 @@
-"""Names and shapes of the tensors of a checkpoint, and how they become our weights.
+"""Names and shapes of the tensors of a checkpoint, and how they become the weights of ``Transformer``.
 
-Theirs are (out, in) and one for each product; ours are (in, out), those with the same input side by side.
+Those of a checkpoint are (out, in), one for each matrix product; ours are (in, out), and those with the same input are
+concatenated.
 """
 
 from __future__ import annotations
@@ -13,22 +14,15 @@ import numpy as np
 
 from probinfer.lm.models.transformer.config import Config
 
-__all__ = ["HARMLESS", "block", "ends", "expected"]
+__all__ = ["IGNORED", "block_weights", "end_weights", "expected_shapes"]
 
-HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")  # recomputed from the configuration
+IGNORED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$")  # recomputed from the configuration
 
 Read = Callable[[str], np.ndarray]
 
 
-def expected(config: Config) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors by their names.
-
-    Args:
-        config: sizes and switches.
-
-    Returns:
-        One entry for each tensor.
-    """
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors by their names."""
     h, v = config.hidden_size, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, h), "model.norm.weight": (h,)}
     if not config.tied:
@@ -61,8 +55,8 @@ def _block_shapes(config):
     return shapes
 
 
-def ends(config: Config, read: Read) -> dict[str, Any]:
-    """Weights of ``Ends``.
+def end_weights(config: Config, read: Read) -> dict[str, Any]:
+    """Return the weights of ``Ends``.
 
     Args:
         config: sizes and switches.
@@ -71,17 +65,17 @@ def ends(config: Config, read: Read) -> dict[str, Any]:
     Returns:
         Arrays by our names.
     """
-    found = {"embedding": read("model.embed_tokens.weight"), "norm": read("model.norm.weight")}
-    return found if config.tied else found | {"head": read("lm_head.weight")}
+    weights = {"embedding": read("model.embed_tokens.weight"), "norm": read("model.norm.weight")}
+    return weights if config.tied else weights | {"head": read("lm_head.weight")}
 
 
-def block(config: Config, read: Read, layer: int) -> dict[str, Any]:
-    """Weights of the ``Block`` of one layer.
+def block_weights(config: Config, read: Read, layer: int) -> dict[str, Any]:
+    """Return the weights of the ``Block`` of one layer.
 
     Args:
         config: sizes and switches.
         read: name -> tensor.
-        layer: its number.
+        layer: number of the layer, from 0.
 
     Returns:
         Arrays by our names.
@@ -98,7 +92,7 @@ def block(config: Config, read: Read, layer: int) -> dict[str, Any]:
 
     qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     gate_up, out, down = ("mlp.gate_proj", "mlp.up_proj"), "self_attn.o_proj", "mlp.down_proj"
-    found = {
+    weights = {
         "attention_norm": get("input_layernorm.weight"),
         "mlp_norm": get("post_attention_layernorm.weight"),
         "qkv": product(*qkv),
@@ -107,11 +101,11 @@ def block(config: Config, read: Read, layer: int) -> dict[str, Any]:
         "down": product(down),
     }
     if config.qk_norm:
-        found |= {"q_norm": get("self_attn.q_norm.weight"), "k_norm": get("self_attn.k_norm.weight")}
+        weights |= {"q_norm": get("self_attn.q_norm.weight"), "k_norm": get("self_attn.k_norm.weight")}
     if config.qkv_bias:
-        found["qkv_bias"] = bias(*qkv)
+        weights["qkv_bias"] = bias(*qkv)
     if config.out_bias:
-        found["out_bias"] = bias(out)
+        weights["out_bias"] = bias(out)
     if config.mlp_bias:
-        found |= {"gate_up_bias": bias(*gate_up), "down_bias": bias(down)}
-    return found
+        weights |= {"gate_up_bias": bias(*gate_up), "down_bias": bias(down)}
+    return weights

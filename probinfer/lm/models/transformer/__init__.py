@@ -1,4 +1,7 @@
-"""Transformers of the Llama, Qwen2 and Qwen3 families."""
+"""Transformers of the Llama, Qwen2 and Qwen3 families.
+
+Start with ``network`` (``Transformer``), then ``block``, one layer, and ``attention``, over a shared prompt.
+"""
 
 from probinfer.lm.models.transformer.config import Config
 from probinfer.lm.models.transformer.network import Prompt, Transformer

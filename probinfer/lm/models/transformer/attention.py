@@ -1,9 +1,9 @@
-r"""Attention of many particles that share a prompt: two softmaxes with one normaliser.
+r"""Attention of many particles that share a prompt: two softmaxes with one normalizer.
 
-With scores :math:`s_j` over the prompt and :math:`s'_j` over the particle's own tokens the output is
+With scores :math:`s_j` over the prompt and :math:`s'_j` over the private tokens of the particle, the output is
 :math:`(\sum_j e^{s_j - m} v_j + \sum_j e^{s'_j - m} v'_j) / (\sum_j e^{s_j - m} + \sum_j e^{s'_j - m})`, m the largest
-score: no key is copied next to another. The keys of the prompt are stored once, and the queries of all particles meet
-them in one matrix product for each head of keys.
+score: keys of prompt and particle need not be concatenated. The keys of the prompt are stored once, and the queries of
+all particles are multiplied with them in one matrix product for each head of keys.
 
 References:
     Vaswani et al. (2017), "Attention is all you need". Ainslie et al. (2023), "GQA: Training generalized multi-query
@@ -19,32 +19,35 @@ from jax import lax
 
 from probinfer.core.types import Array, Bool, Float, Int
 
-__all__ = ["Part", "attend", "causal", "visible"]
+__all__ = ["KeysAndValues", "attend", "causal", "visible"]
 
-BLOCK = 512  # queries at a time where a sequence attends itself: bounds the memory of the scores
+BLOCK = 512  # queries at a time in self-attention of whole sequences: bounds the memory of the scores
 
 
-class Part(NamedTuple):
-    """Keys and values (..., K, T, D) with what each query sees of them (..., S, T)."""
+class KeysAndValues(NamedTuple):
+    """Keys and values, and which of them each query attends to.
 
-    keys: Any
-    values: Any
-    mask: Any
+    Attributes:
+        keys: (..., K, T, D).
+        values: (..., K, T, D).
+        mask: (..., S, T) whether a query attends to a position.
+    """
+
+    keys: Float[Array, "*b K T D"]
+    values: Float[Array, "*b K T D"]
+    mask: Bool[Array, "*c S T"]
 
 
 def visible(
     queries: Int[Array, "*b s"], keys: Int[Array, "t"], window: Any, limit: Any = None
 ) -> Bool[Array, "*b s t"]:
-    """Whether position q sees position k: k <= q, q - k < window, k < limit.
+    """Return whether a query at position q attends to a key at position k: k <= q, q - k < window, k < limit.
 
     Args:
-        queries: positions.
-        keys: positions.
-        window: 0 for all; a Python number where every layer has the same, else an integer array.
+        queries: positions of the queries.
+        keys: positions of the keys.
+        window: width of the window, 0 for all; a Python number if all layers have the same, else an integer array.
         limit: first position that is padding, if any.
-
-    Returns:
-        The mask.
     """
     q, k = queries[..., None], keys
     mask = k <= q
@@ -56,43 +59,44 @@ def visible(
 
 
 def attend(
-    query: Float[Array, "n s k g d"], own: Part, shared: Part | None = None
+    query: Float[Array, "n s k g d"], private: KeysAndValues, shared: KeysAndValues | None = None
 ) -> Float[Array, "n s k g d"]:
-    """Attention of S queries in each of N rows over the row's own keys and over keys that all rows share.
+    """Return the attention of S queries in each of N rows over private keys of the row and keys that all rows share.
 
     Args:
-        query: of K heads of keys, G query heads each.
-        own: keys and values (N, K, T, D), mask (N or 1, S, T); each query sees at least one.
+        query: queries, grouped as K heads of keys with G query heads each.
+        private: keys and values (N, K, T, D), mask (N or 1, S, T); each query attends to at least one.
         shared: keys and values (K, P, D), mask (N or 1, S, P).
 
     Returns:
-        In the dtype of the query.
+        Outputs, in the dtype of the query.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    query = (query.astype(wide) * query.shape[-1] ** -0.5).astype(own.keys.dtype)
-    scores = jnp.einsum("nskgd,nktd->nksgt", query, own.keys, preferred_element_type=wide)
-    scores = jnp.where(own.mask[:, None, :, None], scores, -jnp.inf)
-    top = jnp.max(scores, axis=-1)
+    query = (query.astype(wide) * query.shape[-1] ** -0.5).astype(private.keys.dtype)
+    scores = jnp.einsum("nskgd,nktd->nksgt", query, private.keys, preferred_element_type=wide)
+    scores = jnp.where(private.mask[:, None, :, None], scores, -jnp.inf)
+    largest = jnp.max(scores, axis=-1)
     if shared is None:
-        weights = jnp.exp(scores - top[..., None])
-        total, out = jnp.sum(weights, -1), _own_values(weights, own, wide)
+        weights = jnp.exp(scores - largest[..., None])
+        total, out = jnp.sum(weights, -1), _private_values(weights, private, wide)
     else:
-        far = jnp.einsum("nskgd,kpd->nksgp", query, shared.keys, preferred_element_type=wide)
-        far = jnp.where(shared.mask[:, None, :, None], far, -jnp.inf)
-        top = jnp.maximum(top, jnp.max(far, axis=-1))
-        weights, far = jnp.exp(scores - top[..., None]), jnp.exp(far - top[..., None])
-        total = jnp.sum(weights, -1) + jnp.sum(far, -1)
-        out = _own_values(weights, own, wide)
-        out += jnp.einsum(
-            "nksgp,kpd->nksgd", far.astype(shared.values.dtype), shared.values, preferred_element_type=wide
-        )
-    out = (out / total[..., None]).astype(own.keys.dtype)
+        shared_scores = jnp.einsum("nskgd,kpd->nksgp", query, shared.keys, preferred_element_type=wide)
+        shared_scores = jnp.where(shared.mask[:, None, :, None], shared_scores, -jnp.inf)
+        # One maximum for both parts, so that neither exponential overflows.
+        largest = jnp.maximum(largest, jnp.max(shared_scores, axis=-1))
+        weights = jnp.exp(scores - largest[..., None])
+        shared_weights = jnp.exp(shared_scores - largest[..., None])
+        total = jnp.sum(weights, -1) + jnp.sum(shared_weights, -1)
+        out = _private_values(weights, private, wide)
+        shared_weights = shared_weights.astype(shared.values.dtype)
+        out += jnp.einsum("nksgp,kpd->nksgd", shared_weights, shared.values, preferred_element_type=wide)
+    out = (out / total[..., None]).astype(private.keys.dtype)
     return jnp.moveaxis(out, 1, 2)
 
 
-def _own_values(weights, own, wide):
-    weights = weights.astype(own.values.dtype)
-    return jnp.einsum("nksgt,nktd->nksgd", weights, own.values, preferred_element_type=wide)
+def _private_values(weights, private, wide):
+    weights = weights.astype(private.values.dtype)
+    return jnp.einsum("nksgt,nktd->nksgd", weights, private.values, preferred_element_type=wide)
 
 
 def causal(
@@ -101,26 +105,26 @@ def causal(
     values: Float[Array, "n k s d"],
     window: Any,
 ) -> Float[Array, "n s k g d"]:
-    """Attention of whole sequences over themselves, a block of queries at a time.
+    """Return the attention of whole sequences over themselves, a block of queries at a time.
 
     Args:
-        query: of each position.
-        keys: of each position.
-        values: of each position.
+        query: queries of each position.
+        keys: keys of each position.
+        values: values of each position.
         window: see ``visible``.
 
     Returns:
-        In the dtype of the query.
+        Outputs, in the dtype of the query.
     """
     length = query.shape[1]
-    places = jnp.arange(length, dtype=jnp.int32)
+    positions = jnp.arange(length, dtype=jnp.int32)
 
-    def block(query, places_of_queries):
-        mask = visible(places_of_queries, places, window)[None]
-        return attend(query, Part(keys, values, mask))
+    def attend_block(query, query_positions):
+        mask = visible(query_positions, positions, window)[None]
+        return attend(query, KeysAndValues(keys, values, mask))
 
     if length <= BLOCK or length % BLOCK:
-        return block(query, places)
+        return attend_block(query, positions)
     blocks = jnp.moveaxis(query.reshape(query.shape[0], -1, BLOCK, *query.shape[2:]), 1, 0)
-    out = lax.map(lambda pair: block(*pair), (blocks, places.reshape(-1, BLOCK)))
+    out = lax.map(lambda pair: attend_block(*pair), (blocks, positions.reshape(-1, BLOCK)))
     return jnp.moveaxis(out, 0, 1).reshape(query.shape)

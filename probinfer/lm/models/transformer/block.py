@@ -1,7 +1,7 @@
-"""The flax modules of a transformer: one block, and what stands before and after the blocks.
+"""The flax modules of a transformer: one block, and the embedding and head before and after the blocks.
 
 Weights are stored (in, out), queries, keys and values in one matrix, the gate and the feed-forward input in another:
-fewer and larger products. The modules hold weights only; keys and values of past tokens come and go as arguments.
+fewer and larger products. The modules hold weights only; keys and values of past tokens are arguments and results.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def rms_norm(x: Float[Array, "*b h"], weight: Float[Array, "h"], eps: float) -> 
 
     Args:
         x: rows.
-        weight: of each coordinate.
+        weight: weight of each coordinate.
         eps: added to the mean square.
 
     Returns:
-        In the dtype of x.
+        Normalized rows, in the dtype of x.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + jnp.asarray(eps, wide.dtype))
@@ -39,26 +39,26 @@ def _normal(key, shape, scale, dtype):
     return nnx.Param(scale * jax.random.normal(key, shape, dtype))
 
 
-def _zeros(shape, dtype, wanted):
-    return nnx.Param(jnp.zeros(shape, dtype)) if wanted else None
+def _zeros(shape, dtype, enabled):
+    return nnx.Param(jnp.zeros(shape, dtype)) if enabled else None
 
 
-def _ones(shape, dtype, wanted=True):
-    return nnx.Param(jnp.ones(shape, dtype)) if wanted else None
+def _ones(shape, dtype, enabled=True):
+    return nnx.Param(jnp.ones(shape, dtype)) if enabled else None
 
 
-def _add(x, bias):
+def _add_bias(x, bias):
     return x if bias is None else x + bias[...]
 
 
 class Block(nnx.Module):
-    """One layer: attention and a gated feed-forward part, each after a norm and added to its input."""
+    """One layer: attention and a gated feed-forward network, each after a norm and added to its input."""
 
     def __init__(self, key: PRNGKey, config: Config, dtype: Any):
         h, f, d = config.hidden_size, config.intermediate_size, config.width
         wide = (config.num_heads + 2 * config.kv_heads) * d
         keys = jax.random.split(key, 4)
-        # variance 1 / fan-in; what is added to the stream is smaller with depth, so that the stream stays O(1)
+        # variance 1 / fan-in; outputs that are added to the stream shrink with depth, so that the stream stays O(1)
         depth = (2 * config.num_layers) ** -0.5
         self.config = nnx.static(config)
         self.attention_norm = _ones((h,), dtype)
@@ -77,7 +77,7 @@ class Block(nnx.Module):
     def project(
         self, x: Float[Array, "n s h"], cos: Float[Array, "*c e"], sin: Float[Array, "*c e"]
     ) -> tuple[Float[Array, "n s k g d"], Float[Array, "n s k d"], Float[Array, "n s k d"]]:
-        """Queries, keys and values of a normalised stream, turned to their positions.
+        """Return queries, keys and values of the normalized stream, rotated to their positions.
 
         Args:
             x: the stream.
@@ -85,11 +85,11 @@ class Block(nnx.Module):
             sin: (N or 1, S, D/2).
 
         Returns:
-            Queries by the head of keys that they meet; keys; values.
+            Queries, grouped by the head of keys that they share; keys; values.
         """
         config = self.config
         y = rms_norm(x, self.attention_norm[...], config.norm_eps)
-        y = _add(y @ self.qkv[...], self.qkv_bias)
+        y = _add_bias(y @ self.qkv[...], self.qkv_bias)
         y = y.reshape(*y.shape[:-1], -1, config.width)
         q, k, v = jnp.split(y, [config.num_heads, config.num_heads + config.kv_heads], axis=-2)
         if self.q_norm is not None:
@@ -100,20 +100,17 @@ class Block(nnx.Module):
         return q.reshape(*q.shape[:2], config.kv_heads, config.group, config.width), k, v
 
     def finish(self, x: Float[Array, "n s h"], attended: Float[Array, "n s k g d"]) -> Float[Array, "n s h"]:
-        """The stream after the block.
+        """Return the stream after the block.
 
         Args:
-            x: the stream before it.
-            attended: what attention returned.
-
-        Returns:
-            The new stream.
+            x: the stream before the block.
+            attended: output of attention.
         """
         attended = attended.reshape(*x.shape[:-1], -1)
-        x = x + _add(attended @ self.out[...], self.out_bias)
+        x = x + _add_bias(attended @ self.out[...], self.out_bias)
         y = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
-        gate, up = jnp.split(_add(y @ self.gate_up[...], self.gate_up_bias), 2, axis=-1)
-        return x + _add((jax.nn.silu(gate) * up) @ self.down[...], self.down_bias)
+        gate, up = jnp.split(_add_bias(y @ self.gate_up[...], self.gate_up_bias), 2, axis=-1)
+        return x + _add_bias((jax.nn.silu(gate) * up) @ self.down[...], self.down_bias)
 
 
 class Ends(nnx.Module):
@@ -128,35 +125,18 @@ class Ends(nnx.Module):
         self.head = None if config.tied else _normal(head_key, shape, scale, dtype)
 
     def embed(self, tokens: Int[Array, "*b"]) -> Float[Array, "*b h"]:
-        """Rows of the embedding.
-
-        Args:
-            tokens: indices.
-
-        Returns:
-            The stream before the first block.
-        """
+        """Return the stream before the first block: rows of the embedding."""
         return self.embedding[...].at[tokens].get(mode="clip")
 
-    def last(self, x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
-        """The stream after the last norm.
-
-        Args:
-            x: the stream after the last block.
-
-        Returns:
-            What the head reads.
-        """
+    def normalize(self, x: Float[Array, "*b h"]) -> Float[Array, "*b h"]:
+        """Apply the last norm to the stream after the last block."""
         return rms_norm(x, self.norm[...], self.config.norm_eps)
 
     def logits(self, hidden: Float[Array, "*b h"]) -> Float[Array, "*b v"]:
-        """Logits of the next token, float32 or wider.
+        """Return the logits of the next token, float32 or wider.
 
         Args:
-            hidden: after the last norm.
-
-        Returns:
-            One number for each token of the vocabulary.
+            hidden: the stream after the last norm.
         """
         weight = (self.embedding if self.head is None else self.head)[...]
         wide = jnp.promote_types(hidden.dtype, jnp.float32)

@@ -1,8 +1,8 @@
-"""Keys and values of the tokens that belong to one particle alone, and their fork by ancestors.
+"""Keys and values of the private tokens of each particle, and their fork by ancestors.
 
-Two ways to fork, with the same result. "copy" gathers every row into new memory. "moved" writes only the rows that
-change, into the memory of the old ones, in an order in which no row is overwritten before it is read. Fewest rows
-change where each survivor keeps its slot: deal the ancestors by ``probinfer.resampling.in_place`` first.
+There are two methods to fork, with the same result. "copy" gathers every row into new memory. "moved" writes only the
+rows that change, into the memory of the old ones, in an order in which no row is overwritten before it is read. The
+number of rows that change is smallest if each survivor keeps its slot, as ``probinfer.resampling.in_place`` arranges.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jax import lax
 from probinfer.core.errors import close_matches
 from probinfer.core.types import Array, Bool, Int, Shaped, pytree
 
-__all__ = ["WAYS", "Cache", "fork", "moves", "write"]
+__all__ = ["FORK_METHODS", "Cache", "copy_order", "fork", "write"]
 
-WAYS = ("copy", "moved")
+FORK_METHODS = ("copy", "moved")
 
 
 @pytree
@@ -42,102 +42,102 @@ class Cache:
 def write(
     store: Shaped[Array, "n k t d"], new: Shaped[Array, "n s k d"], start: Int[Array, " n"]
 ) -> Shaped[Array, "n k t d"]:
-    """Put S tokens of each row at the row's own place; what lies beyond the end is dropped.
+    """Write S tokens of each row at the position of the row; tokens beyond the end are dropped.
 
     Args:
         store: keys or values.
-        new: those of the new tokens.
+        new: keys or values of the new tokens.
         start: first position of each row.
 
     Returns:
-        The store, changed in place where it is donated or carried by a loop.
+        The store, changed in place if it is donated or carried by a loop.
     """
     rows = jnp.arange(new.shape[0], dtype=start.dtype)[:, None]
-    places = start[:, None] + jnp.arange(new.shape[1], dtype=start.dtype)
-    return store.at[rows, :, places].set(new.astype(store.dtype), mode="drop")
+    positions = start[:, None] + jnp.arange(new.shape[1], dtype=start.dtype)
+    return store.at[rows, :, positions].set(new.astype(store.dtype), mode="drop")
 
 
-def fork(cache: Cache, ancestors: Int[Array, " m"], way: str | None = None) -> Cache:
-    """Row m becomes a copy of row ``ancestors[m]``.
+def fork(cache: Cache, ancestors: Int[Array, " m"], method: str | None = None) -> Cache:
+    """Row m of the result is a copy of row ``ancestors[m]``.
 
     Args:
-        cache: N rows.
+        cache: a cache of N rows.
         ancestors: M row numbers.
-        way: "copy" or "moved", see above; where M is not N, rows are always gathered. ``None``: "moved" for one array
-            a layer, "copy" for all layers in one, as measured.
+        method: "copy" or "moved", see above; if M is not N, rows are always gathered. ``None``: "moved" for one array
+            for each layer, "copy" for all layers in one array, which are the faster ones.
 
     Returns:
         A cache of M rows.
 
     Raises:
-        ValueError: an unknown way.
+        ValueError: the method is unknown.
     """
-    way = way or ("copy" if cache.rows else "moved")
-    if way not in WAYS:
-        raise ValueError(f"unknown way to fork {way!r}{close_matches(way, WAYS)}")
+    method = method or ("copy" if cache.rows else "moved")
+    if method not in FORK_METHODS:
+        raise ValueError(f"unknown method to fork {method!r}{close_matches(method, FORK_METHODS)}")
     num = jax.tree.leaves(cache)[0].shape[cache.rows]
-    if way == "copy" or ancestors.shape[0] != num:
-        return _gathered(cache, ancestors)
-    return _moved(cache, ancestors)
+    if method == "copy" or ancestors.shape[0] != num:
+        return _gather_rows(cache, ancestors)
+    return _move_rows(cache, ancestors)
 
 
-def _gathered(cache, ancestors):
+def _gather_rows(cache, ancestors):
     return jax.tree.map(lambda leaf: jnp.take(leaf, ancestors, axis=cache.rows, mode="clip"), cache)
 
 
 @jax.custom_batching.custom_vmap
-def _moved(cache, ancestors):
-    """Copy row after row in the order of ``moves``; then what is left of cycles, all rows of them at once."""
-    axis, (slots, count, cyclic) = cache.rows, moves(ancestors)
+def _move_rows(cache, ancestors):
+    """Copy row after row in the order of ``copy_order``; then all rows on cycles at once."""
+    axis, (slots, count, cyclic) = cache.rows, copy_order(ancestors)
 
     def move(index, cache):
         slot = slots[index]
 
-        def moved(leaf):
+        def move_row(leaf):
             row = lax.dynamic_index_in_dim(leaf, ancestors[slot], axis)
             return lax.dynamic_update_index_in_dim(leaf, row, slot, axis)
 
-        return jax.tree.map(moved, cache)
+        return jax.tree.map(move_row, cache)
 
     cache = lax.fori_loop(0, count, move, cache)
-    rest = jnp.where(cyclic, ancestors, jnp.arange(ancestors.shape[0], dtype=ancestors.dtype))
+    sources = jnp.where(cyclic, ancestors, jnp.arange(ancestors.shape[0], dtype=ancestors.dtype))
     any_cycle = jnp.any(cyclic).astype(jnp.int32)
 
-    def last(leaf):
+    def move_cycles(leaf):
         # a loop of one round or none, since a branch would copy the store on its way in and out
-        return lax.fori_loop(0, any_cycle, lambda _, leaf: jnp.take(leaf, rest, axis, mode="clip"), leaf)
+        return lax.fori_loop(0, any_cycle, lambda _, leaf: jnp.take(leaf, sources, axis, mode="clip"), leaf)
 
-    return jax.tree.map(last, cache)
+    return jax.tree.map(move_cycles, cache)
 
 
-@_moved.def_vmap
-def _moved_batch(size, batched, cache, ancestors):
-    """Several caches: their rows are those of one larger cache."""
+@_move_rows.def_vmap
+def _move_rows_batched(size, batched, cache, ancestors):
+    """Move the rows of several caches as rows of one larger cache."""
 
-    def spread(leaf, has):
+    def broadcast(leaf, has):
         return leaf if has else jnp.broadcast_to(leaf, (size, *leaf.shape))
 
-    cache, ancestors = jax.tree.map(spread, (cache, ancestors), tuple(batched))
-    whole = jax.tree.map(lambda _: True, cache)
+    cache, ancestors = jax.tree.map(broadcast, (cache, ancestors), tuple(batched))
+    out_batched = jax.tree.map(lambda _: True, cache)
     if cache.rows:
-        return jax.vmap(_gathered)(cache, ancestors), whole
+        return jax.vmap(_gather_rows)(cache, ancestors), out_batched
     num = ancestors.shape[1]
     flat = jax.tree.map(lambda leaf: leaf.reshape(size * num, *leaf.shape[2:]), cache)
     shift = num * jnp.arange(size, dtype=ancestors.dtype)[:, None]
-    flat = _moved(flat, (ancestors + shift).reshape(-1))
-    return jax.tree.map(lambda leaf: leaf.reshape(size, num, *leaf.shape[1:]), flat), whole
+    flat = _move_rows(flat, (ancestors + shift).reshape(-1))
+    return jax.tree.map(lambda leaf: leaf.reshape(size, num, *leaf.shape[1:]), flat), out_batched
 
 
-def moves(ancestors: Int[Array, " n"]) -> tuple[Int[Array, " n"], Int[Array, ""], Bool[Array, " n"]]:
-    """Order the copies ``row i <- row ancestors[i]`` such that none overwrites a row that is still to be read.
+def copy_order(ancestors: Int[Array, " n"]) -> tuple[Int[Array, " n"], Int[Array, ""], Bool[Array, " n"]]:
+    """Order the copies ``row i <- row ancestors[i]`` so that none overwrites a row that is still to be read.
 
-    First the slots that nobody reads, then those whose readers are done. What then remains are cycles.
+    First come slots that no other slot reads, then slots whose readers are done. The remaining slots are on cycles.
 
     Args:
         ancestors: row numbers below N.
 
     Returns:
-        The slots in their order, how many of them there are, and which slots lie on cycles.
+        The slots in order, their number, and whether each slot is on a cycle.
     """
     num = ancestors.shape[0]
     source = ancestors.astype(jnp.int32)
@@ -150,12 +150,12 @@ def moves(ancestors: Int[Array, " n"]) -> tuple[Int[Array, " n"], Int[Array, ""]
     def ready(state):
         return state[0] & (state[1] == 0)
 
-    def one_more(state):
+    def append_slot(state):
         pending, reads, slots, count = state
         slot = jnp.argmax(ready(state)).astype(jnp.int32)
         reads = reads.at[source[slot]].add(-1)
         return pending.at[slot].set(False), reads, slots.at[count].set(slot), count + 1
 
     state = (pending & ~free, reads, slots, jnp.sum(free, dtype=jnp.int32))
-    pending, _, slots, count = lax.while_loop(lambda state: jnp.any(ready(state)), one_more, state)
+    pending, _, slots, count = lax.while_loop(lambda state: jnp.any(ready(state)), append_slot, state)
     return slots, count, pending

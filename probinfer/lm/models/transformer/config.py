@@ -1,4 +1,4 @@
-"""What a transformer is, apart from its weights: sizes, heads, windows, rotations. Hashable, so a static argument."""
+"""The configuration of a transformer: sizes, heads, windows, rotations. Hashable, so it can be a static argument."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ class Config:
         vocab_size: number of tokens V (rows of the embedding).
         hidden_size: width H of the residual stream.
         intermediate_size: width of the gated feed-forward layer.
-        num_layers: blocks.
-        num_heads: query heads; a multiple of ``num_kv_heads``.
-        num_kv_heads: heads of keys and values; each serves ``num_heads // num_kv_heads`` query heads.
+        num_layers: number of blocks.
+        num_heads: number of query heads; a multiple of ``num_kv_heads``.
+        num_kv_heads: number of heads of keys and values; each serves ``num_heads // num_kv_heads`` query heads.
         head_dim: width D of a head, even; ``None``: hidden_size / num_heads.
-        max_context: positions the model was made for, prompt and answer together.
+        max_context: number of positions that the model was trained for, prompt and answer together.
         norm_eps: added to the mean square before its root.
         rope: the rotation of queries and keys.
         qkv_bias: queries, keys and values have a bias (Qwen2).
         out_bias: the product after attention has a bias.
         mlp_bias: the feed-forward products have biases.
-        qk_norm: queries and keys are normalised in each head before the rotation (Qwen3).
+        qk_norm: queries and keys are normalized in each head before the rotation (Qwen3).
         tied: the head is the embedding, transposed.
-        windows: for each layer how many positions a query sees, its own included; 0 means all. Empty: all of them.
+        windows: for each layer the number of positions that a query attends to, its own included; 0 means all. Empty:
+            all, in all layers.
     """
 
     vocab_size: int

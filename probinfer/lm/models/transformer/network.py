@@ -1,4 +1,4 @@
-"""The transformer as a language model: weights are leaves, the configuration is static, the cache stays outside."""
+"""The transformer as a language model: weights are leaves, the configuration is static, the cache is an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 from probinfer.core.types import Array, Float, Int, PRNGKey, field, pytree
-from probinfer.lm.models.transformer.attention import Part, attend, causal, visible
+from probinfer.lm.models.transformer.attention import KeysAndValues, attend, causal, visible
 from probinfer.lm.models.transformer.block import Block, Ends
 from probinfer.lm.models.transformer.cache import Cache, fork, write
 from probinfer.lm.models.transformer.config import Config
@@ -20,12 +20,12 @@ from probinfer.lm.models.transformer.rope import angles, frequencies
 __all__ = ["Prompt", "Transformer"]
 
 
-UNROLLED = 32  # layers up to which each is compiled by itself: about 0.15 s of compiling a layer
+UNROLLED = 32  # maximum number of layers that are compiled one by one, at about 0.15 s each
 
 
 @functools.cache
 def _graphs(config: Config) -> tuple[Any, Any]:
-    """The structure of a block and of the ends, without weights."""
+    """Return the structure of a block and of the ends, without weights."""
     key = jax.random.key(0)
     block, ends = (
         nnx.split(nnx.eval_shape(functools.partial(module, key, config, jnp.float32)))[0]
@@ -41,7 +41,7 @@ class Prompt:
     Attributes:
         keys: one array (K, S, D) for each layer, or all of them in one (L, K, S, D).
         values: likewise.
-        length: tokens of the prompt; what lies beyond is padding.
+        length: () number of tokens of the prompt; the rest is padding.
     """
 
     keys: Any
@@ -68,16 +68,13 @@ class Transformer:
     def random(
         cls, key: PRNGKey, config: Config, dtype: Any = jnp.float32, scanned: bool | None = None
     ) -> Transformer:
-        """Random weights from which training may start: normal with variance 1 / fan-in.
+        """Return a model with random weights to start training from: normal with variance 1 / fan-in.
 
         Args:
             key: random key.
             config: sizes and switches.
-            dtype: of the weights.
+            dtype: dtype of the weights.
             scanned: see ``from_blocks``.
-
-        Returns:
-            The model.
         """
         ends_key, *keys = jax.random.split(key, config.num_layers + 1)
         blocks = tuple(nnx.to_pure_dict(nnx.split(Block(key, config, dtype))[1]) for key in keys)
@@ -94,12 +91,9 @@ class Transformer:
             ends: weights of ``Ends``.
             blocks: weights of each ``Block``.
             config: sizes and switches.
-            scanned: one loop over stacked layers, which compiles in a time that does not grow with depth, or layers one
-                after another, which copies no weights (a fifth faster for 8 layers of width 512 on a CPU).
-                ``None``: one after another up to 32 layers.
-
-        Returns:
-            The model.
+            scanned: one loop over stacked layers, whose compile time does not grow with depth, or layers one after
+                another, which copies no weights (a fifth faster for 8 layers of width 512 on a CPU). ``None``: one
+                after another up to 32 layers.
         """
         if len(blocks) > UNROLLED if scanned is None else scanned:
             return cls(
@@ -109,8 +103,8 @@ class Transformer:
 
     def __repr__(self) -> str:
         layers, size = self.config.num_layers, self.config.num_parameters() / 1e6
-        words = f"{layers} layer{'s' if layers > 1 else ''}, {self.vocab_size} tokens"
-        return f"Transformer({words}, {size:.2f} M parameters)"
+        shape = f"{layers} layer{'s' if layers > 1 else ''}, {self.vocab_size} tokens"
+        return f"Transformer({shape}, {size:.2f} M parameters)"
 
     @property
     def vocab_size(self) -> int:
@@ -133,40 +127,34 @@ class Transformer:
         return not isinstance(self.weights["blocks"], tuple)
 
     def forward(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s h"]:
-        """Hidden states of whole sequences, without a cache; differentiable.
+        """Return hidden states of whole sequences, without a cache; differentiable.
 
         Args:
-            tokens: rows, padded on the right if at all.
-
-        Returns:
-            What ``head`` reads at every position.
+            tokens: rows; padding, if any, is on the right.
         """
-        return self._whole(tokens)[0]
+        return self._forward(tokens)[0]
 
     def prefill(self, tokens: Int[Array, "s"], length: Int[Array, ""]) -> tuple[Float[Array, "h"], Prompt]:
         """Read a prompt.
 
         Args:
-            tokens: padded on the right.
-            length: tokens that are no padding.
+            tokens: tokens, padded on the right.
+            length: number of tokens that are not padding.
 
         Returns:
             The hidden state at the last token, and the keys and values that the particles share.
         """
-        hidden, keys, values = self._whole(tokens[None])
+        hidden, keys, values = self._forward(tokens[None])
         keys, values = jax.tree.map(lambda leaf: jnp.squeeze(leaf, -4), (keys, values))
         last = jnp.take(hidden[0], length - 1, axis=0, mode="clip")
         return last, Prompt(keys, values, length.astype(jnp.int32))
 
     def init_cache(self, num: int, max_len: int) -> Cache:
-        """An empty cache.
+        """Return an empty cache.
 
         Args:
-            num: particles N.
-            max_len: tokens of each particle, T.
-
-        Returns:
-            Zeros.
+            num: number of particles N.
+            max_len: room for tokens of each particle, T.
         """
         config = self.config
         shape, layers = (num, config.kv_heads, max_len, config.width), config.num_layers
@@ -181,75 +169,49 @@ class Transformer:
         """Read S more tokens of each particle.
 
         Args:
-            prompt: what the particles share.
-            cache: their own past.
-            tokens: the new ones.
-            start: private position of the first of them; 0 is the first token after the prompt.
+            prompt: state of the prompt, which the particles share.
+            cache: private tokens so far.
+            tokens: the new tokens.
+            start: private position of the first new token; 0 is the first token after the prompt.
 
         Returns:
             Hidden states at the new tokens, and the cache with them. Tokens beyond the end of the cache are not stored.
         """
-        own = jnp.arange(_length(cache), dtype=jnp.int32)
-        far = jnp.arange(_length(prompt), dtype=jnp.int32)
-        places = start.astype(jnp.int32)[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        cos, sin = self._angles(prompt.length + places)
+        private_positions = jnp.arange(_length(cache), dtype=jnp.int32)
+        prompt_positions = jnp.arange(_length(prompt), dtype=jnp.int32)
+        positions = start.astype(jnp.int32)[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        cos, sin = self._angles(prompt.length + positions)
 
-        def layer(block, window, x, keys, values, shared_keys, shared_values):
+        def layer(block, window, x, keys, values, prompt_keys, prompt_values):
             q, k, v = block.project(x, cos, sin)
-            keys, values = write(keys, k, places[:, 0]), write(values, v, places[:, 0])
-            here = visible(places, own, window)
-            there = visible(prompt.length + places, far, window, prompt.length)
-            attended = attend(q, Part(keys, values, here), Part(shared_keys, shared_values, there))
-            return block.finish(x, attended), keys, values
+            keys, values = write(keys, k, positions[:, 0]), write(values, v, positions[:, 0])
+            private = KeysAndValues(keys, values, visible(positions, private_positions, window))
+            mask = visible(prompt.length + positions, prompt_positions, window, prompt.length)
+            shared = KeysAndValues(prompt_keys, prompt_values, mask)
+            return block.finish(x, attend(q, private, shared)), keys, values
 
         x = self._ends().embed(tokens)
-        x, keys, values = self._over_layers(layer, x, cache, prompt)
-        return self._ends().last(x), Cache(keys, values)
+        x, keys, values = self._apply_layers(layer, x, cache, prompt)
+        return self._ends().normalize(x), Cache(keys, values)
 
     def head(self, hidden: Float[Array, "*b h"]) -> Float[Array, "*b v"]:
-        """Logits of the next token, float32 or wider.
+        """Return the logits of the next token, float32 or wider.
 
         Args:
-            hidden: from ``forward``, ``prefill`` or ``extend``.
-
-        Returns:
-            One number for each token of the vocabulary.
+            hidden: hidden states from ``forward``, ``prefill`` or ``extend``.
         """
         return self._ends().logits(hidden)
 
     def gather(self, cache: Cache, ancestors: Int[Array, "m"]) -> Cache:
-        """Fork: row m becomes a copy of row ``ancestors[m]``.
-
-        Args:
-            cache: N rows.
-            ancestors: M row numbers.
-
-        Returns:
-            M rows.
-        """
+        """Fork: row m of the result is a copy of row ``ancestors[m]``."""
         return fork(cache, ancestors, self.fork)
 
     def cache_bytes(self, num: int, max_len: int) -> int:
-        """Bytes of a cache.
-
-        Args:
-            num: particles.
-            max_len: tokens of each.
-
-        Returns:
-            Of keys and values in all layers.
-        """
+        """Return the bytes of ``init_cache(num, max_len)``."""
         return num * self.prompt_bytes(max_len)
 
     def prompt_bytes(self, length: int) -> int:
-        """Bytes of the keys and values of one sequence.
-
-        Args:
-            length: tokens.
-
-        Returns:
-            Of keys and values in all layers.
-        """
+        """Return the bytes of the keys and values of one sequence in all layers."""
         config = self.config
         return (
             2 * config.num_layers * config.kv_heads * config.width * length * jnp.dtype(self.dtype).itemsize
@@ -266,23 +228,23 @@ class Transformer:
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return angles(omega, factor, positions, wide.type)
 
-    def _whole(self, tokens):
-        """Hidden states (B, S, H), keys and values of whole sequences."""
-        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        cos, sin = self._angles(places[None], tokens.shape[1])
+    def _forward(self, tokens):
+        """Return hidden states (B, S, H), keys and values of whole sequences."""
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        cos, sin = self._angles(positions[None], tokens.shape[1])
 
         def layer(block, window, x):
             q, k, v = block.project(x, cos, sin)
             k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
             return block.finish(x, causal(q, k, v, window)), k, v
 
-        x, keys, values = self._over_layers(layer, self._ends().embed(tokens))
-        return self._ends().last(x), keys, values
+        x, keys, values = self._apply_layers(layer, self._ends().embed(tokens))
+        return self._ends().normalize(x), keys, values
 
-    def _over_layers(self, layer, x, cache=None, prompt=None):
-        """Run ``layer(block, window, x, ...)`` over the layers: unrolled, or in one loop."""
+    def _apply_layers(self, layer, x, cache=None, prompt=None):
+        """Apply ``layer(block, window, x, ...)`` for all layers: unrolled, or in one loop."""
         if self.scanned:
-            return self._scan(layer, x, cache, prompt)
+            return self._scan_layers(layer, x, cache, prompt)
         keys, values = [], []
         for index, weights in enumerate(self.weights["blocks"]):
             past = () if cache is None else (cache.keys[index], cache.values[index])
@@ -293,13 +255,13 @@ class Transformer:
             values.append(v)
         return x, tuple(keys), tuple(values)
 
-    def _scan(self, layer, x, cache, prompt):
-        """The layers in one loop; the cache is carried, so that only what is new in it is written."""
+    def _scan_layers(self, layer, x, cache, prompt):
+        """Apply the layers in one loop; the cache is carried, so that only its new entries are written."""
         windows = set(self.config.windows)
-        same = windows.pop() if len(windows) == 1 else None
+        common = windows.pop() if len(windows) == 1 else None
 
         def window(index):
-            return same if same is not None else jnp.asarray(self.config.windows, jnp.int32)[index]
+            return common if common is not None else jnp.asarray(self.config.windows, jnp.int32)[index]
 
         if cache is None:
 
@@ -329,5 +291,5 @@ class Transformer:
 
 
 def _length(store) -> int:
-    """Positions in a cache or a prompt."""
+    """Return the number of positions in a cache or a prompt."""
     return jax.tree.leaves(store.keys)[0].shape[-2]

@@ -1,7 +1,8 @@
-r"""Rotary positions: pairs of coordinates of queries and keys are turned by angles that grow with the position.
+r"""Rotary positions: pairs of coordinates of queries and keys are rotated by angles that grow with the position.
 
-At position p the coordinates i and i + D/2 of a head turn by :math:`p\,\omega_i`, :math:`\omega_i = \theta^{-2i/D}`.
-The scalings change the frequencies, so that a model sees positions beyond those of its training.
+At position p the coordinates i and i + D/2 of a head are rotated by :math:`p\,\omega_i`,
+:math:`\omega_i = \theta^{-2i/D}`. The scalings change the frequencies, so that a model can use positions beyond those
+of its training.
 
 References:
     Su et al. (2021), "RoFormer: Enhanced transformer with rotary position embedding". Chen et al. (2023), "Extending
@@ -31,13 +32,15 @@ class Rope:
     """Frequencies of the rotation.
 
     Attributes:
-        kind: "default", "linear" (all slowed by ``factor``), "dynamic" (the base grows once the context is longer than
-            the model's), "llama3" or "yarn" (slow frequencies are slowed by ``factor``, fast ones kept).
+        kind: "default", "linear" (all frequencies are divided by ``factor``), "dynamic" (the base grows once the
+            sequence is longer than the context of the model), "llama3" or "yarn" (low frequencies are divided by
+            ``factor``, high ones unchanged).
         theta: base of the frequencies.
-        factor: of the extension, 1 or more.
-        original_context: positions of the training before the extension (llama3, yarn); ``None``: max_context.
-        low: yarn: rotations over the original context below which a frequency is slowed; llama3: low_freq_factor.
-        high: yarn: rotations above which it is kept; llama3: high_freq_factor.
+        factor: factor of the extension of the context, 1 or more.
+        original_context: context of the training before the extension (llama3, yarn); ``None``: max_context.
+        low: yarn: number of turns over the original context below which a frequency is divided; llama3:
+            low_freq_factor.
+        high: yarn: number of turns above which a frequency is unchanged; llama3: high_freq_factor.
         attention_factor: yarn: multiplies queries and keys; ``None``: 0.1 log(factor) + 1, or from the two below.
         mscale: yarn: slope of that logarithm in the numerator, with ``mscale_all`` in the denominator.
         mscale_all: yarn: see ``mscale``.
@@ -69,13 +72,13 @@ class Rope:
 
 
 def frequencies(rope: Rope, dim: int, context: int, length: int | None = None) -> tuple[np.ndarray, float]:
-    r"""Frequencies :math:`\omega_i` (D/2,) and the factor on queries and keys.
+    r"""Return frequencies :math:`\omega_i` (D/2,) and the factor on queries and keys.
 
     Args:
         rope: the rotation.
         dim: width D of a head.
-        context: positions of the model.
-        length: of the whole sequence, where it is longer than ``context`` ("dynamic" alone looks at it).
+        context: context of the model.
+        length: length of the whole sequence, if longer than ``context``; used by "dynamic" alone.
 
     Returns:
         Radians per position, float64, and the factor.
@@ -88,21 +91,21 @@ def frequencies(rope: Rope, dim: int, context: int, length: int | None = None) -
         growth = rope.factor * max(length or 0, context) / context - (rope.factor - 1)
         return (rope.theta * growth ** (dim / (dim - 2))) ** (-np.arange(0, dim, 2) / dim), 1.0
     if rope.kind == "llama3":
-        # rotations over the original context; weight 1 keeps the frequency, 0 slows it
-        rotations = original * plain / (2 * math.pi)
-        keep = np.clip((rotations - rope.low) / (rope.high - rope.low), 0.0, 1.0)
-        return plain * (keep + (1 - keep) / rope.factor), 1.0
+        # weight 1 leaves the frequency unchanged, 0 divides it by the factor
+        num_turns = original * plain / (2 * math.pi)
+        weight = np.clip((num_turns - rope.low) / (rope.high - rope.low), 0.0, 1.0)
+        return plain * (weight + (1 - weight) / rope.factor), 1.0
     if rope.kind == "yarn":
-        keep = 1 - _ramp(rope, dim, original)
-        return plain * (keep + (1 - keep) / rope.factor), _attention_factor(rope)
+        weight = 1 - _ramp(rope, dim, original)
+        return plain * (weight + (1 - weight) / rope.factor), _attention_factor(rope)
     return plain, 1.0
 
 
 def _ramp(rope, dim, original):
-    """From 0 at the index that makes ``high`` rotations over the original context to 1 at that of ``low``."""
+    """Rise from 0 at the index that makes ``high`` turns over the original context to 1 at that of ``low``."""
 
-    def index(rotations):
-        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+    def index(num_turns):
+        return dim * math.log(original / (num_turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     first, last = index(rope.high), index(rope.low)
     if rope.truncate:
@@ -125,23 +128,23 @@ def _attention_factor(rope):
 def angles(
     omega: np.ndarray, factor: float, positions: Int[Array, "*b"], dtype
 ) -> tuple[Float[Array, "*b h"], Float[Array, "*b h"]]:
-    r"""Cosines and sines of :math:`p\,\omega_i`, times the factor.
+    r"""Return cosines and sines of :math:`p\,\omega_i`, times the factor.
 
     Args:
         omega: frequencies (D/2,).
-        factor: of queries and keys.
-        positions: p.
+        factor: factor on queries and keys.
+        positions: positions p.
         dtype: at least float32.
 
     Returns:
         Both (..., D/2).
     """
-    turns = positions.astype(dtype)[..., None] * jnp.asarray(omega, dtype)
-    return jnp.cos(turns) * dtype(factor), jnp.sin(turns) * dtype(factor)
+    radians = positions.astype(dtype)[..., None] * jnp.asarray(omega, dtype)
+    return jnp.cos(radians) * dtype(factor), jnp.sin(radians) * dtype(factor)
 
 
 def rotate(x: Float[Array, "*b d"], cos: Float[Array, "*c h"], sin: Float[Array, "*c h"]) -> Array:
-    """Turn the pairs (i, i + D/2): (a cos - b sin, b cos + a sin).
+    """Rotate the pairs (a, b) of coordinates i and i + D/2 to (a cos - b sin, b cos + a sin).
 
     Args:
         x: heads (..., D).
@@ -149,7 +152,7 @@ def rotate(x: Float[Array, "*b d"], cos: Float[Array, "*c h"], sin: Float[Array,
         sin: likewise.
 
     Returns:
-        In the dtype of the cosines.
+        Rotated heads, in the dtype of the cosines.
     """
     a, b = jnp.split(x.astype(cos.dtype), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

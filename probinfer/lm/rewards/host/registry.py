@@ -1,8 +1,8 @@
 """Python objects that compiled programs call: a program knows such an object by a number, and the number is data.
 
 A function, a parser and their worker processes cannot be part of a compiled program. If the program held the object
-itself, every new function and every new schema would compile it anew, and the program would keep the object alive. With
-a number in its place the same program serves them all.
+itself, every new function and every new schema would need a compilation, and the program would keep the object alive.
+With a number in its place the same program serves them all.
 """
 
 from __future__ import annotations
@@ -16,71 +16,73 @@ from weakref import WeakValueDictionary
 import jax
 import numpy as np
 
-__all__ = ["OnHost", "call", "detached", "enlist"]
+__all__ = ["HostBacked", "call_host", "detached", "register"]
 
 _NUMBERS = itertools.count(1)
-_LISTED: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_REGISTERED: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
-def enlist(host: Any) -> np.ndarray:
-    """The number, int32 (), by which compiled programs find an object for as long as somebody else holds it."""
+def register(host: Any) -> np.ndarray:
+    """Return a number, int32 (), by which compiled programs find an object, which the caller must keep alive."""
     with _LOCK:
         number = next(_NUMBERS)
-        _LISTED[number] = host
+        _REGISTERED[number] = host
     return np.asarray(number, np.int32)
 
 
-def _listed(number: Any) -> Any:
-    """The object of a number, which ``vmap`` may have given axes.
+def _look_up(number: Any) -> Any:
+    """Return the object of a number, to which ``vmap`` may have added axes.
 
     Raises:
-        RuntimeError: nobody holds the object any more.
+        RuntimeError: the object has been garbage-collected.
     """
-    found = _LISTED.get(int(np.ravel(number)[0]))
-    if found is None:
-        raise RuntimeError("the reward of this run was dropped while it ran: keep it until the run has ended")
-    return found
+    host = _REGISTERED.get(int(np.ravel(number)[0]))
+    if host is None:
+        raise RuntimeError(
+            "the reward of this run was deleted while it ran: keep a reference to it until the run has ended"
+        )
+    return host
 
 
-def call(method: str, shape: Any, number: Any, *arguments: Any) -> Any:
+def call_host(method: str, shape: Any, number: Any, *arguments: Any) -> Any:
     """Call ``host.method(*arguments)`` from a compiled program; see ``jax.pure_callback``.
 
     Args:
-        method: its name.
-        shape: of what it returns.
-        number: of the object.
+        method: name of the method.
+        shape: shape and dtype of its return value.
+        number: number of the object.
         *arguments: arrays; under ``vmap`` with leading axes that broadcast.
     """
 
-    def serve(number: Any, *arguments: Any) -> Any:
-        return np.asarray(getattr(_listed(number), method)(*arguments), shape.dtype)
+    def callback(number: Any, *arguments: Any) -> Any:
+        return np.asarray(getattr(_look_up(number), method)(*arguments), shape.dtype)
 
-    return jax.pure_callback(serve, shape, number, *arguments, vmap_method="expand_dims")
+    return jax.pure_callback(callback, shape, number, *arguments, vmap_method="expand_dims")
 
 
-class OnHost:
-    """A registered class with the fields ``number`` (data) and ``owned`` (static): the object, or None if detached."""
+class HostBacked:
+    """A pytree class with the fields ``number`` (data) and ``attached`` (static): the object, or None if detached."""
 
     number: Any
-    owned: Any
+    attached: Any
 
     @property
     def host(self) -> Any:
-        """The object."""
-        return _listed(self.number) if self.owned is None else self.owned
+        """The Python object."""
+        return _look_up(self.number) if self.attached is None else self.attached
 
     def detached(self) -> Any:
-        """The same with the number alone: what is compiled with it is compiled once for all such objects."""
+        """Return the same with the number alone, so that one compiled program serves all such objects."""
         new = copy.copy(self)
-        object.__setattr__(new, "owned", None)
+        object.__setattr__(new, "attached", None)
         return new
 
 
 def detached(tree: Any) -> Any:
-    """The tree, everything in it detached that can be; the caller keeps the original until the run has ended."""
+    """Return the tree with everything detached that can be; the caller keeps the original until the run has ended."""
 
-    def is_one(leaf: Any) -> bool:
+    def can_detach(leaf: Any) -> bool:
         return hasattr(leaf, "detached")
 
-    return jax.tree.map(lambda leaf: leaf.detached() if is_one(leaf) else leaf, tree, is_leaf=is_one)
+    return jax.tree.map(lambda leaf: leaf.detached() if can_detach(leaf) else leaf, tree, is_leaf=can_detach)

@@ -1,8 +1,8 @@
 """The process that calls a function of the user: run as a script, so it imports the standard library and nothing else.
 
-It reads pickles from its input and writes pickles to its output: first the settings in, and word that the function is
-there; then arguments in, and a reply out, one for one. What the function prints goes to the errors of the parent.
-When the input ends, the process ends, even in the middle of a call.
+It reads pickles from its input and writes pickles to its output: first it reads the function and reports whether it
+could be loaded; then it writes one reply for each tuple of arguments. What the function prints goes to the standard
+error of the parent. When the input ends, the process ends, even during a call.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["call", "serve"]
+__all__ = ["call_function", "serve"]
 
 
-def call(function: Callable[..., Any], arguments: tuple) -> tuple[str, float, str]:
+def call_function(function: Callable[..., Any], arguments: tuple) -> tuple[str, float, str]:
     """Call a function that should return a number.
 
     Returns:
-        The kind of fault ("" for none), the number (NaN where there is none), and the traceback or what came.
+        The kind of fault ("" for none), the number (NaN if there is none), and the traceback or a description of what
+        was returned.
     """
     try:
         value = function(*arguments)
     except Exception as error:
-        inside = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
-        return "exception", math.nan, "".join(traceback.format_exception(inside))
+        # without the frame of this module
+        error_inside = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        return "exception", math.nan, "".join(traceback.format_exception(error_inside))
     number, fault = math.nan, "not a number"
     if not isinstance(value, (str, bytes, bytearray)):
         with contextlib.suppress(Exception):
@@ -42,7 +44,7 @@ def call(function: Callable[..., Any], arguments: tuple) -> tuple[str, float, st
 
 
 def _brief(value: Any) -> str:
-    """A value in few letters, whatever its class makes of that."""
+    """Describe a value in few characters, even if its ``repr`` fails."""
     try:
         return f"{value!r:.200} ({type(value).__name__})"
     except Exception:
@@ -55,8 +57,8 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    path, function = pickle.load(requests)
-    sys.path[:] = path
+    search_path, function = pickle.load(requests)
+    sys.path[:] = search_path
     waiting: queue.SimpleQueue[tuple] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, waiting), daemon=True).start()
     try:
@@ -66,14 +68,14 @@ def serve() -> None:
     _send(replies, reply)
     while not reply:
         try:
-            answer = call(function, waiting.get())
-        except BaseException:  # SystemExit and its kin
+            answer = call_function(function, waiting.get())
+        except BaseException:  # such as SystemExit
             answer = ("exception", math.nan, traceback.format_exc())
         _send(replies, answer)
 
 
 def _listen(requests: Any, waiting: queue.SimpleQueue[tuple]) -> None:
-    """Pass requests on; leave at once when there will be no more."""
+    """Pass requests on; exit at once when the input ends."""
     try:
         while True:
             waiting.put(pickle.load(requests))

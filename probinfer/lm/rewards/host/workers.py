@@ -1,9 +1,10 @@
-"""A few processes that call one Python function, each call with a limit of its own.
+"""A few processes that call one Python function, each call with a time limit of its own.
 
-A process is started when it is first needed, asked for one call at a time, and killed with all that it has started
-when the call takes too long; the next call gets a new one. No process shares a lock or a pipe with another, so one that
-dies disturbs nobody. They are fresh interpreters that run one small script: nothing is forked (forking a process that
-runs JAX may hang), and the main module of the parent is not imported again, so scripts need no ``__main__`` guard.
+A process is started when it is first needed and handles one call at a time. When a call takes too long, the process is
+killed with all that it has started, and the next call gets a new one. No process shares a lock or a pipe with another,
+so the death of one does not affect the others. They are fresh interpreters that run one small script: nothing is forked
+(forking a process that runs JAX may hang), and the main module of the parent is not imported again, so scripts need no
+``__main__`` guard.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from typing import Any, NamedTuple
 __all__ = ["Pool", "Reply"]
 
 _SCRIPT = Path(__file__).with_name("worker.py")
-_START_LIMIT = 120.0  # seconds until a process must have imported what the function needs
+_START_SECONDS = 120.0  # time in which a process must have imported what the function needs
 
 
 class Reply(NamedTuple):
     """Outcome of one call.
 
     Attributes:
-        kind: of the fault: "exception", "time-out", "crash", "not loaded", "not a number", "NaN", "interrupted"; "" for
-            none.
-        value: the number, NaN where there is none.
-        words: the traceback, or what happened; "" without fault.
+        kind: kind of fault: "exception", "time-out", "crash", "not loaded", "not a number", "NaN", "interrupted"; "" if
+            there was none.
+        value: the number, NaN if there is none.
+        message: the traceback, or what happened; "" if there was no fault.
     """
 
     kind: str
     value: float
-    words: str
+    message: str
 
 
 _ENDED = Reply("interrupted", float("nan"), "the run was ended by Ctrl-C")
 
 
 class _Process:
-    """One interpreter that has loaded the function, or says why it could not."""
+    """One interpreter that has loaded the function, or the reason why it could not."""
 
     def __init__(self, function: bytes):
         self._expired = False
@@ -54,12 +55,10 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-            },  # a function whose module imports JAX leaves the accelerator
+            # a function whose module imports JAX must not use the accelerator
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
-        reply = self._ask((sys.path, function), _START_LIMIT)
+        reply = self._request((sys.path, function), _START_SECONDS)
         self.fault = (
             reply if isinstance(reply, Reply) else Reply("not loaded", float("nan"), reply) if reply else None
         )
@@ -70,49 +69,48 @@ class _Process:
         return self.fault is None and not self._expired and self._process.poll() is None
 
     def call(self, arguments: tuple, timeout: float | None) -> Reply:
-        """The reply of the function, which has ``timeout`` seconds from now."""
+        """Return the reply of the function, which has ``timeout`` seconds from now."""
         if self.fault is not None:
             return self.fault
-        return Reply(*self._ask(arguments, timeout))
+        return Reply(*self._request(arguments, timeout))
 
     def kill(self) -> None:
         """End the process and what it has started."""
-        with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+        self._send_kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
 
-    def _ask(self, message: Any, timeout: float | None) -> Any:
-        watch = threading.Timer(timeout, self._expire) if timeout is not None else None
+    def _request(self, message: Any, timeout: float | None) -> Any:
+        timer = threading.Timer(timeout, self._expire) if timeout is not None else None
         try:
-            if watch is not None:
-                watch.daemon = True
-                watch.start()
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
             self._process.stdin.write(pickle.dumps(message))  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
             return pickle.load(self._process.stdout)  # type: ignore[arg-type]
         except (EOFError, OSError, pickle.UnpicklingError):
             self.kill()
-            return self._death(timeout)
+            return self._reply_after_death(timeout)
         finally:
-            if watch is not None:
-                watch.cancel()
-                watch.join()
+            if timer is not None:
+                timer.cancel()
+                timer.join()
 
     def _expire(self) -> None:
         self._expired = True
+        self._send_kill()
+
+    def _send_kill(self) -> None:
         with contextlib.suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
 
-    def _death(self, timeout: float | None) -> Reply:
+    def _reply_after_death(self, timeout: float | None) -> Reply:
         if self._expired:
             return Reply("time-out", float("nan"), f"the call took longer than {timeout:g} s and was killed")
         code = self._process.returncode
@@ -124,8 +122,8 @@ class Pool:
 
     Args:
         function: the function, pickled by value.
-        num: most processes at a time.
-        timeout: seconds a call may take, counted from its start; None: for ever.
+        num: maximum number of processes.
+        timeout: seconds that a call may take, counted from its start; None: no limit.
     """
 
     def __init__(self, function: bytes, num: int, timeout: float | None):
@@ -137,11 +135,11 @@ class Pool:
         weakref.finalize(self, _end, self._processes, self._owner)
 
     def map(self, calls: list[tuple]) -> list[Reply]:
-        """The replies to all calls, in their order."""
+        """Return the replies to all calls, in their order."""
         with self._lock:
             if os.getpid() != self._owner:
                 raise RuntimeError(
-                    "worker processes do not survive a fork: make the score again in the new process"
+                    "worker processes do not survive a fork: create the score again in the new process"
                 )
             waiting = deque(enumerate(calls))
             replies: dict[int, Reply] = {}
@@ -155,8 +153,8 @@ class Pool:
                 thread.join()
             return [replies[i] for i in range(len(calls))]
 
-    def let(self, run: bool) -> None:
-        """Take calls, or end the processes now, even in a call, and answer what is still asked by a fault at once."""
+    def allow(self, run: bool) -> None:
+        """Accept calls; or end the processes now, even during a call, and reply to all calls with a fault at once."""
         self._stopped = not run
         if self._stopped:
             _end(self._processes, self._owner)
@@ -171,7 +169,7 @@ class Pool:
             _end(self._processes, self._owner)
 
     def _serve(self, slot: int, waiting: deque, replies: dict[int, Reply]) -> None:
-        """Let the process of one slot work off what waits."""
+        """Let the process of one slot handle waiting calls until there are none."""
         while True:
             try:
                 index, arguments = waiting.popleft()
@@ -183,7 +181,7 @@ class Pool:
                     reply = self._process(slot).call(arguments, self._timeout)
                 except Exception as error:  # no process could be started
                     reply = Reply("not loaded", float("nan"), f"{type(error).__name__}: {error}")
-            if self._stopped:  # even where it was stopped in between
+            if self._stopped:  # even if it was stopped in between
                 _end(self._processes, self._owner)
                 reply = _ENDED
             replies[index] = reply
@@ -198,7 +196,7 @@ class Pool:
 
 
 def _end(processes: list[_Process | None], owner: int) -> None:
-    """Kill what still runs, in the process that started it."""
+    """Kill the processes that still run, if called in the process that started them."""
     if os.getpid() != owner:
         return
     for slot, process in enumerate(processes):
