@@ -251,7 +251,7 @@ def test_bench_lists_and_runs(tmp_path, monkeypatch):
     assert "shared" not in listed.output
     assert run("bench", "fast", "--rows", "7").exit_code == 3
     assert (tmp_path / "out").read_text() == "['--rows', '7']1"
-    fails("bench", "slow", match="no benchmark is called 'slow'; there is fast")
+    fails("bench", "slow", match="no benchmark is called 'slow'; choose one of: fast")
 
 
 def test_bench_without_a_checkout(tmp_path, monkeypatch):

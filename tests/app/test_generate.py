@@ -120,7 +120,7 @@ def test_the_reasoner_needs_no_options(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("num", "outside"), [(1, True), (3, False), (7, False), (8, True)])
 def test_problems_that_the_reasoner_has_not_learnt_are_said(num, outside, tmp_path, capsys):
     folders.reasoner(tmp_path)
-    model, options = lm.load(tmp_path), generate.Options()
+    model, options = lm.load(tmp_path), generate.GenerateOptions()
     assert generate._reasoner_task(options, model, "7" + " + 5" * num).prompt.count("+") == num
     words = f"warning: the reasoner was trained on 3 to 7 operations, this prompt has {num}"
     said = capsys.readouterr()
@@ -135,18 +135,18 @@ def test_the_help_tells_both_defaults_and_what_is_in_python_only():
 
 def test_the_prompt_may_come_from_a_file_or_a_pipe(tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("7 + 5")
-    options = generate.Options(prompt=f"@{tmp_path}/prompt.txt")
-    assert generate._prompt(options) == "7 + 5"
+    options = generate.GenerateOptions(prompt=f"@{tmp_path}/prompt.txt")
+    assert generate._read_prompt(options) == "7 + 5"
     monkeypatch.setattr("sys.stdin", io.StringIO("7 - 5\n"))
-    assert generate._prompt(options._replace(prompt="-")) == "7 - 5\n"
+    assert generate._read_prompt(options._replace(prompt="-")) == "7 - 5\n"
 
 
 def test_a_chat_counts_the_words_of_its_template(tmp_path):
     template = "{% for message in messages %}user {{ message.content }}.{% endfor %}"
     model = lm.load(folders.lettered(tmp_path / "chat", chat=template))
-    options = generate.Options(model="chat", answer="text", chat=True)
-    assert generate._task(options, model, "hi").max_tokens == 128 - len("user hi.")
-    assert generate._task(options._replace(chat=False), model, "hi").max_tokens == 126
+    options = generate.GenerateOptions(model="chat", answer="text", chat=True)
+    assert generate._checkpoint_task(options, model, "hi").max_tokens == 128 - len("user hi.")
+    assert generate._checkpoint_task(options._replace(chat=False), model, "hi").max_tokens == 126
 
 
 def test_methods_have_the_budget_that_was_asked_for():
@@ -157,9 +157,9 @@ def test_methods_have_the_budget_that_was_asked_for():
     assert steps["weighted-best-of-n"].weighted
     assert all(steps[name].n == 16 for name in ("best-of-n", "majority", "beam", "dvts"))
     assert all(steps[name].num_particles == 16 for name in ("particle-gibbs", "parallel-tempering"))
-    assert generate._method(generate.Options(step="12"), "\n").step == lm.every(12)
-    assert generate._method(generate.Options(step=r"\n\n"), "\n").step == lm.until("\n\n")
-    assert generate._method(generate.Options(), "\n").step == lm.until("\n")
+    assert generate._method(generate.GenerateOptions(step="12"), "\n").step == lm.every(12)
+    assert generate._method(generate.GenerateOptions(step=r"\n\n"), "\n").step == lm.until("\n\n")
+    assert generate._method(generate.GenerateOptions(), "\n").step == lm.until("\n")
 
 
 CHECKPOINT = ("--model", "model", "--prompt", "a")
@@ -177,7 +177,7 @@ CHECKPOINT = ("--model", "model", "--prompt", "a")
         ((*CHECKPOINT, "--answer", "all"), "--answer must be one of boxed, number, text"),
         ((*CHECKPOINT, "--meaning", "gold"), "--meaning must be one of"),
         ((*CHECKPOINT, "--meaning", "odds"), "give --reward too"),
-        ((*CHECKPOINT, "--reward", "model"), "this checkpoint has none"),
+        ((*CHECKPOINT, "--reward", "model"), "this checkpoint has no reward"),
         ((*CHECKPOINT, "--reward", "few"), "model, none, module:function"),
         ((*CHECKPOINT, "--reward", "no_such_module:few"), "importing it failed, ModuleNotFoundError"),
         ((*CHECKPOINT, "--reward", "none.py:few"), "there is no file none.py"),
@@ -185,20 +185,20 @@ CHECKPOINT = ("--model", "model", "--prompt", "a")
         ((*CHECKPOINT, "--reward", "scores_of_tests:number"), "must be a function"),
         (
             (*CHECKPOINT, "--reward", "objects_of_tests:certain", "--meaning", "odds"),
-            "a meaning of its own",
+            "already defines its meaning",
         ),
         ((*CHECKPOINT, "--chat"), "no chat template: it may be a base model, leave out --chat"),
         (("--prompt", "7 + 5 * 3 - 2", "--chat"), "the reasoner has no chat template; leave out --chat"),
         ((*CHECKPOINT, "--stop", ""), "--stop: an empty string would end every text at once"),
         ((*CHECKPOINT, "--step", 0), "--step counts tokens and must be at least 1, got 0"),
-        ((*CHECKPOINT, "--max-tokens", 500), "--max-tokens 500: 127 fit behind a prompt of 1 tokens"),
+        ((*CHECKPOINT, "--max-tokens", 500), "--max-tokens 500: after a prompt of 1 tokens, at most 127 fit"),
         (("--model", "model", "--prompt", "a" * 130), "130 tokens do not fit into the context of 128"),
         ((*CHECKPOINT, "--max-tokens", 0), "--max-tokens must be at least 1"),
         ((*CHECKPOINT, "--n", 0), "--n counts texts"),
         ((*CHECKPOINT, "--n", 1, "--method", "particle-gibbs"), "at least 2"),
         ((*CHECKPOINT, "--step", ""), "--step 1 makes steps of one token"),
         ((*CHECKPOINT, "--temperature", -1), "temperature must be finite and not negative"),
-        ((*CHECKPOINT, "--json", "no/such/folder.json"), "name a file in a folder that is there"),
+        ((*CHECKPOINT, "--json", "no/such/folder.json"), "name a file in an existing folder"),
     ],
 )
 def test_mistakes_in_one_line(arguments, match, tmp_path, monkeypatch):
@@ -239,24 +239,24 @@ def event(step, texts, weights, ancestors, ended=None):
 
 
 def test_rows_say_what_is_new():
-    follower = live.Follower(lambda text: "x" not in text)
-    follower.rows(event(0, ["ab", "cx"], [0.5, 0.5], [0, 1]))
-    rows = follower.rows(event(1, ["ab\nd", "abe"], [0.75, 0.25], [0, 0], [0, lm.End.FINISHED]))
+    tracker = live.TextTracker(lambda text: "x" not in text)
+    tracker.rows(event(0, ["ab", "cx"], [0.5, 0.5], [0, 1]))
+    rows = tracker.rows(event(1, ["ab\nd", "abe"], [0.75, 0.25], [0, 0], [0, lm.End.FINISHED]))
     assert [row.step for row in rows] == ["d", "e"]
     assert [row.parent for row in rows] == [0, 0]
     assert [row.state for row in rows] == ["", "ended"]
-    assert [row.right for row in rows] == [True, True]
-    beams = follower.rows(
+    assert [row.is_correct for row in rows] == [True, True]
+    beams = tracker.rows(
         event(2, ["abef", "ab\ndx"], [0.5, 0.5], [0, 1])
     )  # parents that a pass does not know
-    assert [(row.parent, row.step, row.right) for row in beams] == [(1, "f", True), (0, "x", False)]
-    whole = follower.rows(event(3, ["new", "texts"], [0.5, 0.5], None))
+    assert [(row.parent, row.step, row.is_correct) for row in beams] == [(1, "f", True), (0, "x", False)]
+    whole = tracker.rows(event(3, ["new", "texts"], [0.5, 0.5], None))
     assert [(row.parent, row.step) for row in whole] == [(None, "new"), (None, "texts")]
 
 
 def test_a_step_in_one_line_joins_equal_ones():
     now = event(0, ["a", "b", "a", "c", "d"], [0.3, 0.35, 0.25, 0.06, 0.04], range(5))
-    words = live.lines_of(now, live.Follower().rows(now))
+    words = live.step_line(now, live.TextTracker().rows(now))
     assert words == "step 1, 1.5 of 5 effective, log evidence -2.00: 55% 2 x a | 35% b | 6% c | 1 more"
 
 
@@ -270,30 +270,30 @@ def shown(table, width=70):
 def test_the_table_fits_the_terminal():
     weights = np.arange(1, 31) / 465
     now = event(1, [f"[b]text{i}" for i in range(30)], weights, [0] * 30, [0] * 29 + [lm.End.MAX_TOKENS])
-    follower = live.Follower(lambda text: text.endswith("29"))
-    rows = follower.rows(now)
-    words = shown(live.table_of(now, rows, seconds=1.0, height=20))
+    tracker = live.TextTracker(lambda text: text.endswith("29"))
+    rows = tracker.rows(now)
+    words = shown(live.particle_table(now, rows, seconds=1.0, height=20))
     assert "step 2, 1.5 of 30 effective, resampled" in words
-    assert "18 lighter ones are not shown" in words
+    assert "18 particles of smaller weight are not shown" in words
     assert "✓ [b]text29 (cut)" in words  # text is text, never markup
     assert "✗ [b]text18" in words
     assert "text17" not in words
-    whole = shown(live.table_of(now, rows, seconds=1.0))
+    whole = shown(live.particle_table(now, rows, seconds=1.0))
     assert all(f"text{i}" in whole for i in range(30))
 
 
 def test_bars():
-    assert live.bar(0.5, 4) == "██    50%"
-    assert live.bar(0.25, 4, longest=0.5) == "██    25%"
-    assert live.bar(1.2, 2) == "██ 120%"
-    assert live.bar(1 / 16, 2) == "▏    6%"
+    assert live.share_bar(0.5, 4) == "██    50%"
+    assert live.share_bar(0.25, 4, max_share=0.5) == "██    25%"
+    assert live.share_bar(1.2, 2) == "██ 120%"
+    assert live.share_bar(1 / 16, 2) == "▏    6%"
 
 
 def test_the_screen_redraws_on_a_terminal():
     console = rich.console.Console(width=80, height=30, force_terminal=True, file=io.StringIO())
-    with live.Screen(console, redraw=True) as screen:
-        assert screen(event(0, ["one", "two"], [0.9, 0.1], [0, 1])) is False
-        screen(event(1, ["one more", "one less"], [0.9, 0.1], [0, 0]))
+    with live.StepDisplay(console, redraw=True) as display:
+        assert display(event(0, ["one", "two"], [0.9, 0.1], [0, 1])) is False
+        display(event(1, ["one more", "one less"], [0.9, 0.1], [0, 0]))
     output = console.file.getvalue()
     assert "compiling" in output
     assert "more" in output
