@@ -14,7 +14,7 @@ from probinfer import gp
 from probinfer.app.command_line import app
 from probinfer.app.commands import regression
 from probinfer.app.commands.regression import choose_engine
-from probinfer.app.demo import demo as demos
+from probinfer.app.demo import demo as demo_module
 from probinfer.app.pages import engines
 from probinfer.lm.reasoner import load as reasoner_load
 from probinfer.report.html import Section
@@ -167,8 +167,8 @@ def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
     def never(*arguments):
         raise AssertionError("the fit was started")
 
-    monkeypatch.setattr(regression, "_learn", never)
-    monkeypatch.setattr(demos, "run_methods", never)
+    monkeypatch.setattr(regression, "_fit", never)
+    monkeypatch.setattr(demo_module, "run_methods", never)
     for out in (tmp_path / "file", tmp_path / "file/below"):
         fails("gp", table, "--target", "height", "--out", out, match="is a file; name a folder")
         fails("demo", "--small", "--out", out, match="is a file; name a folder")
@@ -197,7 +197,7 @@ def test_gains_in_the_means_alone_are_told_apart():
     assert verdict(0.3, 0.3).startswith("The inputs help")
     assert "RMSE 0." in verdict(0.3, 0.01)
     assert "do not rely on the bands" in verdict(0.3, 0.01)
-    assert "worse than ignoring" in verdict(3.0, 0.3)
+    assert "worse than those without inputs" in verdict(3.0, 0.3)
     assert verdict(0.95, 0.95).startswith("No clear gain")
 
 
@@ -272,15 +272,15 @@ def test_demo_end_to_end(whole, tmp_path, monkeypatch):
     stored = folders.reasoner(tmp_path / "weights")
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
     if not whole:
-        monkeypatch.setattr(demos, "_regressions", lambda *_: {})
-        monkeypatch.setattr(demos, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
-        monkeypatch.setattr(demos, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
-        monkeypatch.setattr(demos, "_particles", lambda *_: (Section("Particles", ()), TABLE))
-        monkeypatch.setattr(demos, "_language", lambda *_: (Section("Language", ()), []))
+        monkeypatch.setattr(demo_module, "_regressions", lambda *_: {})
+        monkeypatch.setattr(demo_module, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
+        monkeypatch.setattr(demo_module, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
+        monkeypatch.setattr(demo_module, "_particles", lambda *_: (Section("Particles", ()), TABLE))
+        monkeypatch.setattr(demo_module, "_language", lambda *_: (Section("Language", ()), []))
     monkeypatch.setattr(
-        demos,
+        demo_module,
         "SMALL",
-        demos.Size(
+        demo_module.Size(
             draws=8,
             patients=20,
             every=24,
@@ -292,9 +292,11 @@ def test_demo_end_to_end(whole, tmp_path, monkeypatch):
             questions=2,
         ),
     )
-    monkeypatch.setattr(demos, "KERNELS", demos.KERNELS[:1])
-    monkeypatch.setattr(demos, "WAYS", [way for way in demos.WAYS if way.label == "Laplace"])
-    monkeypatch.setattr(demos, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),))
+    monkeypatch.setattr(demo_module, "KERNELS", demo_module.KERNELS[:1])
+    monkeypatch.setattr(demo_module, "WAYS", [way for way in demo_module.WAYS if way.label == "Laplace"])
+    monkeypatch.setattr(
+        demo_module, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),)
+    )
     result = run("demo", "--small", "--out", tmp_path, "--seed", 1)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text(encoding="utf-8")

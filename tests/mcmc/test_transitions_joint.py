@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from probinfer.app.commands.check import KERNELS
+from probinfer.app.commands.check import TRANSITIONS
 from probinfer.app.suite import known_targets, trials
 from probinfer.mcmc.hamiltonian import Place
 from probinfer.mcmc.lanes.hmc import hmc_transition
@@ -55,14 +55,14 @@ def judged(kernel, seed):
 @pytest.mark.parametrize(
     "kernel",
     [
-        KERNELS["NUTS"](),
-        pytest.param(KERNELS["HMC"](), marks=pytest.mark.slow),
+        TRANSITIONS["NUTS"](),
+        pytest.param(TRANSITIONS["HMC"](), marks=pytest.mark.slow),
         pytest.param(
-            trials.Kernel("HMC, many data sets", place, hmc, lambda state: state.position),
+            trials.Transition("HMC, many data sets", place, hmc, lambda state: state.position),
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            trials.Kernel("NUTS by leapfrogs", place, nuts, lambda state: state.position),
+            trials.Transition("NUTS by leapfrogs", place, nuts, lambda state: state.position),
             marks=pytest.mark.slow,
         ),
     ],
@@ -78,5 +78,5 @@ def test_a_kernel_leaves_the_joint_law(kernel):
     "step", [pytest.param(hmc_without_accept, marks=pytest.mark.slow), nuts_that_moves_on]
 )
 def test_a_broken_kernel_is_caught(step):
-    _, passed, verdict = judged(trials.Kernel("broken", place, step, lambda state: state.position), 2)
+    _, passed, verdict = judged(trials.Transition("broken", place, step, lambda state: state.position), 2)
     assert passed is False, verdict  # over keys p is below 1e-100

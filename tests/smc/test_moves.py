@@ -54,7 +54,7 @@ def independent_once(logdensity_fn, key, position):
     "step", [pytest.param(step, marks=pytest.mark.slow) for step in (nuts_once, independent_once)]
 )
 def test_the_move_leaves_the_joint_law(step):
-    kernel = trials.Kernel(step.__name__, lambda fn, theta: theta, step, lambda state: state)
+    kernel = trials.Transition(step.__name__, lambda fn, theta: theta, step, lambda state: state)
     report, passed, verdict = trials.joint(
         kernel, known_targets.location_and_scale(), 400, jax.random.key(2), 1e-4
     )

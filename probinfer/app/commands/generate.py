@@ -26,7 +26,7 @@ from probinfer.core.status import Status
 from probinfer.lm import infer
 from probinfer.lm.reasoner.task import TRAINED_STEPS
 
-__all__ = ["ANSWERS", "METHODS", "Options", "run_generate"]
+__all__ = ["ANSWERS", "METHODS", "GenerateOptions", "run_generate"]
 
 METHODS: dict[str, Callable[[int, Any], Any]] = {
     "particle-filter": lambda n, step: lm.ParticleFilter(n, step=step),

@@ -1,4 +1,4 @@
-"""What was run, so that it can be run again: command, seed, versions, machine."""
+"""The facts that make a run reproducible: command, seed, versions, machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "numpyro", "blackjax", "optax")
 def provenance(
     command: str, *, seed: int, seconds: float, extra: dict[str, str] | None = None
 ) -> list[tuple[str, str]]:
-    """Facts for the last section of a report.
+    """Return the facts for the last section of a report, as pairs of name and value.
 
     Args:
-        command: what a user types to get this report again.
+        command: the command line that reproduces the report.
         seed: the seed.
-        seconds: wall time of the whole.
+        seconds: wall time of the run.
         extra: further facts, such as data sources.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
