@@ -262,16 +262,16 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
     fails("bench", match="there is no folder benchmarks/ here")
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_demo_end_to_end(whole, tmp_path, monkeypatch):
-    """All journeys with a quick engine on few rows and weights that know nothing; the full one is what people run.
+@pytest.mark.parametrize("is_complete", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_demo_end_to_end(is_complete, tmp_path, monkeypatch):
+    """All sections of the demo, with a quick engine, few rows and untrained weights.
 
-    The quick one is left with a classification: there are tests of three journeys (``test_kernel_choice``,
-    ``test_coin_journey``, ``test_lm_journey``) and of the command ``gp``, which shares the sections on regression.
+    The fast version keeps the classification only: other tests cover three sections (``test_kernel_choice``,
+    ``test_demo_particles``, ``test_demo_language_model``) and the command ``gp``, which shares the regression pages.
     """
     stored = folders.reasoner(tmp_path / "weights")
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
-    if not whole:
+    if not is_complete:
         monkeypatch.setattr(demo_module, "_regressions", lambda *_: {})
         monkeypatch.setattr(demo_module, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
         monkeypatch.setattr(demo_module, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
@@ -280,20 +280,21 @@ def test_demo_end_to_end(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(
         demo_module,
         "SMALL",
-        demo_module.Size(
-            draws=8,
-            patients=20,
-            every=24,
-            tumours=40,
-            simulations=20,
-            particles=32,
-            years=16,
-            steps=16,
-            questions=2,
+        demo_module.DemoSize(
+            num_draws=8,
+            num_patients=20,
+            co2_stride=24,
+            num_tumors=40,
+            num_simulations=20,
+            num_particles=32,
+            num_years=16,
+            max_steps=16,
+            num_problems=2,
         ),
     )
     monkeypatch.setattr(demo_module, "KERNELS", demo_module.KERNELS[:1])
-    monkeypatch.setattr(demo_module, "WAYS", [way for way in demo_module.WAYS if way.label == "Laplace"])
+    methods = [method for method in demo_module.CLASSIFICATION_METHODS if method.label == "Laplace"]
+    monkeypatch.setattr(demo_module, "CLASSIFICATION_METHODS", methods)
     monkeypatch.setattr(
         demo_module, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),)
     )
@@ -301,15 +302,15 @@ def test_demo_end_to_end(whole, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     for text in (result.output, page):
-        assert ("Diabetes" in text) == whole
-        assert ("CO2" in text) == whole
+        assert ("Diabetes" in text) == is_complete
+        assert ("CO2" in text) == is_complete
         assert "Breast cancer" in text
         assert "Laplace" in text
-        assert ("squared exponential" in text) == whole
-        assert ("smallest error that it could have" in " ".join(text.split())) == whole
-        assert ("these are prior draws" in text) == whole
-        assert ("particle filter, 16" in text) == whole
-    assert ("ML-II" in result.output) == whole
-    assert ("Who descends from whom" in page) == whole
+        assert ("squared exponential" in text) == is_complete
+        assert ("smallest detectable error" in " ".join(text.split())) == is_complete
+        assert ("these are prior draws" in text) == is_complete
+        assert ("particle filter, 16" in text) == is_complete
+    assert ("ML-II" in result.output) == is_complete
+    assert ("Genealogy of the particles" in page) == is_complete
     assert f"jax {jax.__version__}" in page
-    assert ("Keeling and Whorf" in page) == whole
+    assert ("Keeling and Whorf" in page) == is_complete
