@@ -63,8 +63,8 @@ def logistic(batch):
         return jax.grad(fn)(x, X[chosen], y[chosen])
 
     start = jnp.zeros(X.shape[1])
-    least = optimization.minimize(fn, start).value
-    return lambda x: fn(x) - least, gradient, start
+    minimum = optimization.minimize(fn, start).value
+    return lambda x: fn(x) - minimum, gradient, start
 
 
 def rosenbrock():
@@ -118,11 +118,11 @@ def losses(problem, optimiser, key, marks):
         updates, state = optimiser.update(gradient(key, x), state, x)
         return (optax.apply_updates(x, updates), state), None
 
-    keys, found, carry = jax.random.split(key, marks[-1]), [], (x, optimiser.init(x))
+    keys, recorded, carry = jax.random.split(key, marks[-1]), [], (x, optimiser.init(x))
     for before, mark in zip((0, *marks), marks, strict=False):
         carry, _ = jax.lax.scan(step, carry, keys[before:mark])
-        found.append(fn(carry[0]))
-    return jnp.stack(found)
+        recorded.append(fn(carry[0]))
+    return jnp.stack(recorded)
 
 
 def main() -> None:
@@ -131,11 +131,11 @@ def main() -> None:
     seeds, marks = (2, (10, 20)) if small else (SEEDS, MARKS)
     keys, records = jax.random.split(jax.random.key(0), seeds), []
     for name, problem in problems().items():
-        found = {
-            way: np.median(
+        losses_by_method = {
+            method: np.median(
                 jax.jit(lambda k, p=problem, o=o: jax.vmap(lambda s: losses(p, o, s, marks))(k))(keys), 0
             )
-            for way, o in WAYS.items()
+            for method, o in WAYS.items()
         }
 
         def rated(rate, key, p=problem):
@@ -143,9 +143,11 @@ def main() -> None:
 
         grid = jax.jit(jax.vmap(jax.vmap(rated, (None, 0)), (0, None)))(jnp.asarray(RATES), keys)
         grid = np.median(np.where(np.isfinite(grid), grid, np.inf), 1)
-        found["Adam, best rate"] = grid.min(0)
-        found["its rate"] = RATES[grid.argmin(0)]
-        records += [{"problem": name, "way": way, "loss": values} for way, values in found.items()]
+        losses_by_method["Adam, best rate"] = grid.min(0)
+        losses_by_method["its rate"] = RATES[grid.argmin(0)]
+        records += [
+            {"problem": name, "way": method, "loss": values} for method, values in losses_by_method.items()
+        ]
     header = ["problem", "", *(f"after {mark}" for mark in marks)]
     rows = [[r["problem"], r["way"], *(f"{v:.2g}" for v in r["loss"])] for r in records]
     common.print_table("bets of a single iterate", header, rows)

@@ -42,8 +42,10 @@ def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tup
     """Rejections and repetitions of every check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{procedure.name}/{group}".encode()))
     total = repetitions(group, procedure, settings)
-    found = [run_group(group, key, procedure, settings) for key in jax.random.split(seed, total)]
-    return {check: (sum(one[check] for one in found), total) for check in GROUPS[group]}
+    repetitions_done = [run_group(group, key, procedure, settings) for key in jax.random.split(seed, total)]
+    return {
+        check: (sum(repetition[check] for repetition in repetitions_done), total) for check in GROUPS[group]
+    }
 
 
 def main() -> None:
@@ -53,16 +55,16 @@ def main() -> None:
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     settings = SMALL if arguments.small else FULL
-    kept = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
+    stored = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
     for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS):
-        row = kept.setdefault(procedure.name, {})
+        row = stored.setdefault(procedure.name, {})
         for group, names in GROUPS.items():
             if not set(names) <= set(row):
                 row.update(count(group, procedure, settings))
                 if arguments.keep:
-                    arguments.keep.write_text(json.dumps(kept))
+                    arguments.keep.write_text(json.dumps(stored))
         print(procedure.name, {check: f"{a}/{n}" for check, (a, n) in row.items()}, flush=True)
-    show(kept, settings, write=not arguments.small)
+    show(stored, settings, write=not arguments.small)
 
 
 def show(counts: dict, settings: Settings, *, write: bool) -> None:
@@ -72,24 +74,24 @@ def show(counts: dict, settings: Settings, *, write: bool) -> None:
     verdict = judge(counts, settings.level)
     print(json.dumps(verdict, indent=1))
     if write:
-        words = {one.name: one.what for one in (*NULLS, *APPROXIMATIONS, *FAULTS)}
+        descriptions = {procedure.name: procedure.what for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS)}
         common.write_results(
             "check_mutations",
             {
                 "settings": settings._asdict(),
-                "procedures": words,
+                "procedures": descriptions,
                 "rejected, of": counts,
                 "verdict": verdict,
                 "markdown": markdown(counts).splitlines(),
             },
             packages=("flax",),
         )
-        made, axes = common.figure(width=10, height=7)
+        fig, axes = common.figure(width=10, height=7)
         heat_map(axes, counts)
         axes.set_title(
             "Rejected at level 0.05, per cent of repetitions (first three rows: no fault)", fontsize=10
         )
-        common.save_figure(made, "check_mutations")
+        common.save_figure(fig, "check_mutations")
 
 
 if __name__ == "__main__":

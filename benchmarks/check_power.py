@@ -43,11 +43,11 @@ def covariance(dims: int) -> np.ndarray:
     return CORRELATION * np.ones((dims, dims)) + (1 - CORRELATION) * np.eye(dims)
 
 
-def roots(dims: int, error: str, *, own: bool) -> np.ndarray:
+def roots(dims: int, error: str, *, is_own: bool) -> np.ndarray:
     """A root of the covariance of draws, if ``own`` is the correlation of the posterior."""
-    if own == (error != "correlation"):
+    if is_own == (error != "correlation"):
         return np.linalg.cholesky(covariance(dims))
-    return np.diag(1 / np.sqrt(np.diag(np.linalg.inv(covariance(dims))))) if own else np.eye(dims)
+    return np.diag(1 / np.sqrt(np.diag(np.linalg.inv(covariance(dims))))) if is_own else np.eye(dims)
 
 
 def wrong(error: str, size: float) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def wrong(error: str, size: float) -> tuple[float, float]:
 def simulated(rng, dims: int, error: str, size: float, *, shared: bool = False):
     """Draws (S, L, d), true values, data; ``shared``: the true values come from an engine with the same error."""
     bias, scale = wrong(error, size)
-    root = roots(dims, error, own=False)
+    root = roots(dims, error, is_own=False)
     if shared:  # posterior SBC: one observation, as many new data as old
         sd, both = np.sqrt(0.5), np.sqrt(1 / 3)
         theta = sd * (rng.normal(size=(SIMULATIONS, dims)) + bias * np.eye(1, dims))
@@ -118,17 +118,17 @@ def simulate(key, theta):
     return theta + 0.5 * jax.random.normal(key, theta.shape)
 
 
-def forgetful(bias, scale, whole, root, key, theta, x):
+def forgetful(bias, scale, is_joint, root, key, theta, x):
     """A kernel that draws from N(.8 x, .2 I), wrongly: it forgets where it was."""
     noise = scale * root @ jax.random.normal(key, theta.shape)
-    return (whole * (0.8 * x + np.sqrt(0.2) * noise)).at[0].add(bias)
+    return (is_joint * (0.8 * x + np.sqrt(0.2) * noise)).at[0].add(bias)
 
 
 def by_joint(rng, key, dims, error, size, *, chain=True):
     bias, scale = wrong(error, size)
     # Of the chain the errors are in sd of the posterior, √.2; of the end in sd of the prior, 1.
     sizes = (np.sqrt(0.2) * bias, scale, 1.0) if chain else (bias, 1.0, scale)
-    arguments = [jnp.asarray(value) for value in (*sizes, roots(dims, error, own=False))]
+    arguments = [jnp.asarray(value) for value in (*sizes, roots(dims, error, is_own=False))]
     return checks.joint_test(
         key,
         jax.tree_util.Partial(prior_sample, jnp.zeros(dims)),
@@ -156,7 +156,7 @@ def quadratic(precision, x):
 
 def sample(rng, dims, error, size, num=SAMPLE):
     bias, scale = wrong(error, size)
-    draws = scale * rng.normal(size=(num, dims)) @ roots(dims, error, own=True).T
+    draws = scale * rng.normal(size=(num, dims)) @ roots(dims, error, is_own=True).T
     draws[:, 0] += bias
     return jnp.asarray(draws)
 
@@ -232,12 +232,12 @@ def cell(check: str, dims: int, error: str, repetitions: int) -> dict:
     size = getattr(claim(right), error, 0.0)
     if error not in ("none", "correlation") and not 0 < size < np.inf:
         return {}
-    found = 0
+    num_rejected = 0
     for number in range(repetitions):
         rng = np.random.default_rng([seed, 1 + number, ERRORS.index(error)])
         report = CHECKS[check](rng, jax.random.key(seed + 1 + number), dims, error, size)
-        found += report.passed is False
-    return {"size": size, "found": found, "of": repetitions}
+        num_rejected += report.passed is False
+    return {"size": size, "found": num_rejected, "of": repetitions}
 
 
 def kept_promise(row: dict) -> bool:
@@ -260,21 +260,21 @@ def coverage(repetitions: int) -> dict[str, list[float]]:
     inside = np.abs(draws.mean((0, 1))) < 1.96 * np.asarray(diagnostics.mcse_mean(draws))
     shifted = draws.at[0].add(0.5 * np.sqrt(1 / (1 - 0.7**2)))
     apart = [float(np.mean(np.asarray(diagnostics.rhat(each)) >= 1.01)) for each in (draws, shifted)]
-    found = {
+    shares = {
         "mean by ess": [float(np.mean(inside))],
         "rhat of 1.01 and more: right, one chain off by 0.5 sd": apart,
     }
     for dims in DIMENSIONS:
         u = 0.85 * rng.normal(size=(repetitions, 1000, dims))
         ratios = jnp.asarray(np.sum(-0.5 * u**2 * (1 - 0.85**-2), axis=2) + dims * np.log(0.85))
-        one = jax.vmap(importance.evidence)(ratios)
-        good = np.asarray(one.khat) < 0.7
-        held = np.abs(np.asarray(one.log_evidence)) < 1.96 * np.asarray(one.standard_error)
-        found[f"evidence, d = {dims}: k-hat below 0.7, interval right among those"] = [
+        estimate = jax.vmap(importance.evidence)(ratios)
+        good = np.asarray(estimate.khat) < 0.7
+        covered = np.abs(np.asarray(estimate.log_evidence)) < 1.96 * np.asarray(estimate.standard_error)
+        shares[f"evidence, d = {dims}: k-hat below 0.7, interval right among those"] = [
             float(good.mean()),
-            float(held[good].mean()) if good.any() else float("nan"),
+            float(covered[good].mean()) if good.any() else float("nan"),
         ]
-    return found
+    return shares
 
 
 def main() -> None:
@@ -284,29 +284,29 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=100)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    kept = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
+    stored = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
     repetitions = 2 if arguments.small else arguments.repetitions
     for check in CHECKS:
         for dims in (1, 2) if arguments.small else DIMENSIONS:
             for error in ERRORS if dims > 1 else ERRORS[:-1]:
                 name = f"{check}/{dims}/{error}"
-                if name not in kept:
-                    kept[name] = cell(check, dims, error, max(repetitions // SLOW.get(check, 1), 2))
-                    print(name, kept[name], flush=True)
+                if name not in stored:
+                    stored[name] = cell(check, dims, error, max(repetitions // SLOW.get(check, 1), 2))
+                    print(name, stored[name], flush=True)
                     if arguments.keep:
-                        arguments.keep.write_text(json.dumps(kept))
-    lines = table(kept)
+                        arguments.keep.write_text(json.dumps(stored))
+    lines = table(stored)
     common.print_table("claimed size: share found", lines[0], lines[1:])
     missed = [
         name
-        for name, row in kept.items()
+        for name, row in stored.items()
         if row and name.split("/")[2] in ERRORS[1:4] and not kept_promise(row)
     ]
     print(
         f"asked, a share of {ASKED} at what is claimed with 0.9: {'missed by ' + str(missed) if missed else 'met'}"
     )
-    held = coverage(20 if arguments.small else 1000)
-    print(json.dumps(held, indent=1))
+    intervals = coverage(20 if arguments.small else 1000)
+    print(json.dumps(intervals, indent=1))
     if not arguments.small:
         settings = {
             "simulations": SIMULATIONS,
@@ -315,15 +315,15 @@ def main() -> None:
             "sample": SAMPLE,
             "runs": RUNS,
         }
-        body = {"settings": settings, "cells": kept, "missed": missed, "coverage": held}
+        body = {"settings": settings, "cells": stored, "missed": missed, "coverage": intervals}
         common.write_results("check_power", body | {"markdown": markdown(lines)}, packages=("flax",))
 
 
-def table(kept: dict) -> list[list[str]]:
+def table(stored: dict) -> list[list[str]]:
     """Header and one row for each check and number of dimensions."""
     rows = [["check", "d", "no error", "bias, sd", "too narrow", "too wide", "correlation"]]
-    for name in dict.fromkeys(name.rsplit("/", 1)[0] for name in kept):
-        cells = [kept.get(f"{name}/{error}", {}) for error in ERRORS]
+    for name in dict.fromkeys(name.rsplit("/", 1)[0] for name in stored):
+        cells = [stored.get(f"{name}/{error}", {}) for error in ERRORS]
         rows.append(
             [*name.split("/"), *(shown(one, error) for one, error in zip(cells, ERRORS, strict=True))]
         )

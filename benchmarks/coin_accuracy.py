@@ -146,18 +146,18 @@ class Bench:
 
     def distances(self, method: str, seeds: Any, rates: Any) -> np.ndarray:
         """Energy distances (lane, step count, raw | white) of runs with these seeds and rates, eleven at a time."""
-        found = []
+        recorded = []
         for first in range(0, len(seeds), len(RATES)):
             part = slice(first, first + len(RATES))
             chosen = np.resize(seeds[part], len(RATES))  # one program for every number of lanes
-            kept = len(seeds[part])
+            num_kept = len(seeds[part])
             speeds = jnp.asarray(np.resize(rates[part], len(RATES)), jnp.result_type(float))
-            starts = jax.tree.map(lambda x, at=chosen: x[at], self.starts)
+            starts = jax.tree.map(lambda x, indices=chosen: x[indices], self.starts)
             arguments = (self.case.logdensity_fn, self.keys[chosen], speeds, starts)
-            runs = rows(lanes(method, self.blocks, self.width, *arguments), 3)[:kept]
-            wanted = [count * self.blocks // STEPS[-1] - 1 for count in STEPS]
-            found += [[self.reference.distances(run[i]) for i in wanted] for run in runs]
-        return np.array(found)
+            runs = rows(lanes(method, self.blocks, self.width, *arguments), 3)[:num_kept]
+            blocks_of_steps = [count * self.blocks // STEPS[-1] - 1 for count in STEPS]
+            recorded += [[self.reference.distances(run[i]) for i in blocks_of_steps] for run in runs]
+        return np.array(recorded)
 
     def single(self, method: str) -> np.ndarray:
         """Distances of all seeds."""

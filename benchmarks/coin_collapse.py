@@ -47,16 +47,16 @@ def measure(method: str, steps: tuple[int, ...], starts):
     algorithm = built(method)
 
     def one(start):
-        state, found, before = algorithm.init(start), [], 0
+        state, recorded, before = algorithm.init(start), [], 0
         for until in steps:
             state = jax.lax.fori_loop(
                 before, until, lambda _, state: algorithm.step(jax.random.key(0), state)[0], state
             )
             x = state.positions
             # the score of a standard normal is -x
-            found.append((jnp.mean(jnp.std(x, axis=0)), -jnp.var(x, axis=0)))
+            recorded.append((jnp.mean(jnp.std(x, axis=0)), -jnp.var(x, axis=0)))
             before = until
-        return tuple(jnp.stack(parts) for parts in zip(*found))
+        return tuple(jnp.stack(parts) for parts in zip(*recorded))
 
     return jax.lax.map(one, starts)
 
@@ -131,13 +131,13 @@ def main() -> None:
     records += [
         row("N by dimension", d, coin.particles_for(d), steps[1:2] or steps, 3) for d in dims if d <= 100
     ]
-    spent = time.process_time() - start
+    cpu_seconds = time.process_time() - start
     header = ["", "N", "formula", *[f"T = {t} (warned)" for t in STEPS], "below 0.85, not warned"]
     common.print_table("width kept by a cloud", header, rows_of(records))
     missed = sum(r["missed"] for r in records)
-    print(f"Below 0.85 and not warned: {missed}. {spent:.0f} CPU seconds")
+    print(f"Below 0.85 and not warned: {missed}. {cpu_seconds:.0f} CPU seconds")
     if not arguments.small:
-        common.write_results(NAME, {"records": records, "missed": missed, "CPU seconds": spent})
+        common.write_results(NAME, {"records": records, "missed": missed, "CPU seconds": cpu_seconds})
         plot(records)
 
 

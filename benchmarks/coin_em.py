@@ -67,22 +67,22 @@ def adam(rate):
 
 def follow(algorithm, state, key, judge, marks):
     """What the judge says of the state after each mark."""
-    found = []
+    recorded = []
     for before, mark in zip((0, *marks), marks, strict=False):
 
         def step(state, number):
             return algorithm.step(jax.random.fold_in(key, number), state)[0], None
 
         state, _ = jax.lax.scan(step, state, jnp.arange(before, mark))
-        found.append(judge(state))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        recorded.append(judge(state))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *recorded)
 
 
 def log_hierarchical(x, c, latent, theta):
     return -0.5 * jnp.sum((latent - theta) ** 2 + (x - latent) ** 2) / c**2
 
 
-def toy(way, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str, np.ndarray]:
+def toy(method, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Absolute errors over c: (seed, mark), and for Adam (rate, seed, mark)."""
 
     def one(key, *rate):
@@ -92,17 +92,17 @@ def toy(way, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str, np
         state = algorithm.init(jax.random.normal(key_start, (PARTICLES, 100)), jnp.zeros(()))
         return follow(algorithm, state, key_run, lambda s: jnp.abs(s.parameters - jnp.mean(x)) / c, marks)
 
-    return {"error": timed(way, one, jax.random.split(jax.random.key(0), seeds))}
+    return {"error": timed(method, one, jax.random.split(jax.random.key(0), seeds))}
 
 
-def timed(way: str, one: Any, seeds: Any) -> Any:
+def timed(method: str, run_one: Any, seeds: Any) -> Any:
     """One program: over seeds, and over rates for Adam."""
-    if way == "Adam":
+    if method == "Adam":
         run = jax.jit(
-            lambda s: jax.lax.map(lambda r: jax.lax.map(lambda x: one(x, r), s), jnp.asarray(RATES))
+            lambda s: jax.lax.map(lambda r: jax.lax.map(lambda x: run_one(x, r), s), jnp.asarray(RATES))
         )
     else:
-        run = jax.jit(lambda s: jax.lax.map(one, s))
+        run = jax.jit(lambda s: jax.lax.map(run_one, s))
     return jax.tree.map(np.asarray, run(seeds))
 
 
@@ -174,7 +174,7 @@ def logistic_start(key, dims: int):
     return {"alpha": alpha, "beta": beta}, {"a": jnp.zeros(()), "b": jnp.log(jnp.asarray(0.01))}
 
 
-def logistic(way, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarray]:
+def logistic(method, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarray]:
     """Test scores: (seed,), and for Adam (rate, seed)."""
     parts = [split(name, seed) for seed in range(seeds)]
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
@@ -202,8 +202,8 @@ def logistic(way, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarr
 
         return follow(algorithm, state, key_run, judge, (steps,))
 
-    found = timed(way, one, (keys, data))
-    return {score: values[..., 0] for score, values in found.items()}
+    runs = timed(method, one, (keys, data))
+    return {score: values[..., 0] for score, values in runs.items()}
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -212,16 +212,16 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(np.mean(values)), *map(float, np.quantile(values[chosen].mean(1), [0.025, 0.975]))]
 
 
-def records_of(problem: str, score: str, found: dict[str, np.ndarray], sign: int) -> list[dict]:
+def records_of(problem: str, score: str, scores: dict[str, np.ndarray], sign: int) -> list[dict]:
     """One score of all ways on one problem; ``sign`` -1: larger is better."""
-    rates = np.where(np.isfinite(found["Adam"]), found["Adam"], -sign * -np.inf).mean(axis=1)
+    rates = np.where(np.isfinite(scores["Adam"]), scores["Adam"], -sign * -np.inf).mean(axis=1)
     rates = np.where(np.isfinite(rates), rates, sign * np.inf)
     best = int(np.argmin(sign * rates))
-    base = found["Adam"][best]
+    base = scores["Adam"][best]
     records = []
-    for way, values in found.items():
-        values = base if way == "Adam" else values
-        label = f"Adam, rate {RATES[best]:.2g} by hindsight" if way == "Adam" else way
+    for method, values in scores.items():
+        values = base if method == "Adam" else values
+        label = f"Adam, rate {RATES[best]:.2g} by hindsight" if method == "Adam" else method
         record = {"problem": problem, "score": score, "way": label, "mean": interval(values)}
         records.append(record | {"less Adam": interval(values - base), "all": values, "sign": sign})
     return records
@@ -230,14 +230,14 @@ def records_of(problem: str, score: str, found: dict[str, np.ndarray], sign: int
 def ours_again(before: list[dict], seeds: int, marks: tuple[int, ...], steps: int) -> list[dict]:
     """Stored records, those of ``coin.em`` measured anew with the same seeds."""
     fresh: dict[tuple[str, str, str], np.ndarray] = {}
-    for way in ("coin.em, joint", "coin.em, marginal"):
+    for method in ("coin.em, joint", "coin.em, marginal"):
         for c in (1e-3, 1.0, 1e3):
-            errors = toy(way, ways(jnp.mean)[way], c, seeds, marks)["error"]
+            errors = toy(method, ways(jnp.mean)[method], c, seeds, marks)["error"]
             for number, mark in enumerate(marks):
-                fresh[f"hierarchical, c = {c:g}", f"error at {mark}", way] = errors[..., number]
+                fresh[f"hierarchical, c = {c:g}", f"error at {mark}", method] = errors[..., number]
         for name in ("Wisconsin", "banknote"):
-            found = logistic(way, ways(best_gamma)[way], name, seeds, steps)
-            fresh |= {(name, score, way): values for score, values in found.items()}
+            runs = logistic(method, ways(best_gamma)[method], name, seeds, steps)
+            fresh |= {(name, score, method): values for score, values in runs.items()}
     base = {(r["problem"], r["score"]): np.array(r["all"]) for r in before if r["way"].startswith("Adam")}
     records = []
     for record in before:
@@ -249,21 +249,25 @@ def ours_again(before: list[dict], seeds: int, marks: tuple[int, ...], steps: in
     return records
 
 
-def measure(seeds: int, marks: tuple[int, ...], steps: int, say: Any) -> list[dict]:
+def measure(seeds: int, marks: tuple[int, ...], steps: int, report: Any) -> list[dict]:
     """Every problem and way."""
     records = []
     for c in (1e-3, 1.0, 1e3):
-        found = {way: toy(way, make, c, seeds, marks)["error"] for way, make in ways(jnp.mean).items()}
+        scores = {
+            method: toy(method, make, c, seeds, marks)["error"] for method, make in ways(jnp.mean).items()
+        }
         for number, mark in enumerate(marks):
-            at = {way: values[..., number] for way, values in found.items()}
-            records += records_of(f"hierarchical, c = {c:g}", f"error at {mark}", at, 1)
-        say(records)
+            at_mark = {method: values[..., number] for method, values in scores.items()}
+            records += records_of(f"hierarchical, c = {c:g}", f"error at {mark}", at_mark, 1)
+        report(records)
     for name in ("Wisconsin", "banknote"):
-        found = {way: logistic(way, make, name, seeds, steps) for way, make in ways(best_gamma).items()}
+        scores = {
+            method: logistic(method, make, name, seeds, steps) for method, make in ways(best_gamma).items()
+        }
         for score in ("lppd as published", "log predictive", "error"):
-            at = {way: values[score] for way, values in found.items()}
-            records += records_of(name, score, at, 1 if score == "error" else -1)
-        say(records)
+            at_mark = {method: values[score] for method, values in scores.items()}
+            records += records_of(name, score, at_mark, 1 if score == "error" else -1)
+        report(records)
     return records
 
 
@@ -273,14 +277,14 @@ def shown(triple: list[float]) -> str:
 
 def contradictions(records: list[dict]) -> list[str]:
     """Where ``coin.em`` is worse than Adam's best rate by hindsight, and the interval excludes zero."""
-    found = []
+    sentences = []
     for r in records:
         low, high = sorted(r["sign"] * np.array(r["less Adam"][1:]))
         if r["way"].startswith("coin.em") and low > 0:
-            found.append(
+            sentences.append(
                 f"{r['problem']}, {r['score']}, {r['way']}: {r['mean'][0]:.4g}, Adam better by {low:.2g} to {high:.2g}"
             )
-    return found
+    return sentences
 
 
 def plot(records: list[dict]) -> None:

@@ -74,8 +74,8 @@ def lane(method: str, width: int, fn: Any, key: Any, rate: Any, start: Any) -> A
         state = jax.lax.scan(step, state, jax.random.split(key, width))[0]
         return state, state.positions
 
-    found = jax.lax.scan(block, rule.init(start), jax.random.split(key, 10))[1]
-    return jax.tree.map(lambda leaf: leaf[jnp.array([1, 9])], found)
+    errors = jax.lax.scan(block, rule.init(start), jax.random.split(key, 10))[1]
+    return jax.tree.map(lambda leaf: leaf[jnp.array([1, 9])], errors)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -98,17 +98,17 @@ class Bench:
 
     def scores(self, method: str, splits: np.ndarray, rates: np.ndarray) -> np.ndarray:
         """Scores (lane, step count, score), as many lanes at a time as there are splits."""
-        found = []
+        values = []
         for first in range(0, len(splits), SPLITS):
             part = slice(first, first + SPLITS)
             chosen = np.resize(splits[part], SPLITS)  # one program for every number of lanes
             speeds = jnp.asarray(np.resize(rates[part], SPLITS), jnp.result_type(float))
-            at = partial(jax.tree.map, lambda leaf, chosen=chosen: leaf[chosen])
-            runs = lanes(method, self.width, at(self.fns), self.keys[chosen], speeds, at(self.starts))
+            select = partial(jax.tree.map, lambda leaf, chosen=chosen: leaf[chosen])
+            runs = lanes(method, self.width, select(self.fns), self.keys[chosen], speeds, select(self.starts))
             for k, number in enumerate(splits[part]):
                 clouds = [jax.tree.map(lambda leaf, k=k, i=i: leaf[k, i], runs) for i in range(len(STEPS))]
-                found.append([[float(v) for v in self.problems[number].scores(cloud)] for cloud in clouds])
-        return np.array(found)
+                values.append([[float(v) for v in self.problems[number].scores(cloud)] for cloud in clouds])
+        return np.array(values)
 
     def single(self, method: str) -> np.ndarray:
         """All splits."""
@@ -167,20 +167,20 @@ def show(records: list[dict[str, Any]]) -> None:
         header = ["model, batch", *METHODS, "its rate", "default - Adam"]
         common.print_table(f"{score} on test rows after {STEPS[-1]} steps", header, lines)
     print("Adam at its best rate is better (the interval excludes zero):", *worse(records), sep="\n  ")
-    spent = sum(sum(r["seconds"].values()) for r in records)
-    print(f"CPU: {spent / 60:.1f} minutes, compilation included")
+    cpu_seconds = sum(sum(r["seconds"].values()) for r in records)
+    print(f"CPU: {cpu_seconds / 60:.1f} minutes, compilation included")
 
 
 def worse(records: list[dict[str, Any]]) -> list[str]:
     """Cases in which hindsight wins."""
-    found = []
+    sentences = []
     for r in records:
         for k, (score, sign) in enumerate(zip(SCORES, (-1, 1), strict=True)):
             for i, count in enumerate(STEPS):
                 ends = sign * np.array([np.asarray(end)[i, k] for end in r["against Adam"]["default"]])
                 if ends.min() > 0:
-                    found.append(f"{r['model']}, batch {r['batch']}, {count} steps: {score}")
-    return found or ["nowhere"]
+                    sentences.append(f"{r['model']}, batch {r['batch']}, {count} steps: {score}")
+    return sentences or ["nowhere"]
 
 
 def plot(records: list[dict[str, Any]]) -> None:
@@ -192,9 +192,9 @@ def plot(records: list[dict[str, Any]]) -> None:
             unit = np.array([np.asarray(r["scores"]["Adam"])[:, -1, k].std(ddof=1) for r in records])
             ends = sign * ends / unit[:, None]
             middle = ends.mean(axis=1)
-            at = np.arange(len(records)) + 0.2 * (number - 1)
+            positions = np.arange(len(records)) + 0.2 * (number - 1)
             half = np.abs(ends[:, 1] - ends[:, 0]) / 2
-            axis.errorbar(middle, at, xerr=half, fmt="o", ms=4, color=f"C{number}", label=method)
+            axis.errorbar(middle, positions, xerr=half, fmt="o", ms=4, color=f"C{number}", label=method)
         axis.axvline(0, color="grey", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlabel(f"{score}: better than Adam's best, in sd over splits")

@@ -105,8 +105,8 @@ def network_prior(position):
     size = sum(leaf.size for leaf in weights)
     square = sum(jnp.sum(leaf**2) for leaf in weights)
     log_precision = position["log_precision"]
-    own = log_gamma(log_precision) + log_gamma(position["log_noise_precision"])
-    return own + 0.5 * size * log_precision - 0.5 * jnp.exp(log_precision) * square
+    hyper_prior = log_gamma(log_precision) + log_gamma(position["log_noise_precision"])
+    return hyper_prior + 0.5 * size * log_precision - 0.5 * jnp.exp(log_precision) * square
 
 
 def network_rows(position, batch):

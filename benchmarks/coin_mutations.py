@@ -36,18 +36,20 @@ def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tup
     """Rejections and repetitions of every check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{procedure.name}/{group}".encode()))
     total = settings.null_repetitions if procedure in COIN_NULLS else settings.repetitions
-    found = [run_group(group, key, procedure, settings) for key in jax.random.split(seed, total)]
-    return {check: (sum(one[check] for one in found), total) for check in GROUPS[group]}
+    repetitions_done = [run_group(group, key, procedure, settings) for key in jax.random.split(seed, total)]
+    return {
+        check: (sum(repetition[check] for repetition in repetitions_done), total) for check in GROUPS[group]
+    }
 
 
-def row_of(procedure: Procedure, settings: Settings, kept: Path | None) -> dict[str, tuple[int, int]]:
+def row_of(procedure: Procedure, settings: Settings, stored: Path | None) -> dict[str, tuple[int, int]]:
     """All cells of a procedure; those in its file are not computed again."""
-    row = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    row = json.loads(stored.read_text()) if stored and stored.exists() else {}
     for group in USED:
         if not set(GROUPS[group]) <= set(row):
             row.update(count(group, procedure, settings))
-            if kept:
-                kept.write_text(json.dumps(row))
+            if stored:
+                stored.write_text(json.dumps(row))
     jax.clear_caches()
     print(procedure.name, {check: f"{a}/{n}" for check, (a, n) in row.items()}, flush=True)
     return row
@@ -65,21 +67,21 @@ def main() -> None:
         arguments.keep.mkdir(parents=True, exist_ok=True)
     counts = {}
     for procedure in (*COIN_NULLS, *COIN_FAULTS):
-        kept = arguments.keep and arguments.keep / f"{procedure.name}.json"
-        counts[procedure.name] = row_of(procedure, settings, kept)
+        stored = arguments.keep and arguments.keep / f"{procedure.name}.json"
+        counts[procedure.name] = row_of(procedure, settings, stored)
     show(counts, settings, write=not arguments.small)
 
 
 def show(counts: dict, settings: Settings, *, write: bool) -> None:
     """Print the table and the verdicts; write numbers and picture."""
     procedures = (*COIN_NULLS, *COIN_FAULTS)
-    names = [one.name for one in procedures]
+    names = [item.name for item in procedures]
     rows = [
         [name, *(f"{100 * counts[name][c][0] / counts[name][c][1]:.0f}" for c in CHECKS)] for name in names
     ]
     common.print_table("rejected, per cent", ["", *CHECKS], rows)
     accused = sizes_above(counts, settings.level, COIN_NULLS, CHECKS)  # they reject clouds without a fault
-    trusted = [check for check in CHECKS if not any(one.startswith(f"{check} (") for one in accused)]
+    trusted = [check for check in CHECKS if not any(item.startswith(f"{check} (") for item in accused)]
     rows_of_trusted = {name: {check: row[check] for check in trusted} for name, row in counts.items()}
     verdict = judge(rows_of_trusted, settings.level, (), COIN_FAULTS, trusted)
     verdict["reject clouds without a fault"] = accused
@@ -87,17 +89,17 @@ def show(counts: dict, settings: Settings, *, write: bool) -> None:
     if write:
         body = {
             "settings": settings._asdict(),
-            "procedures": {one.name: one.what for one in procedures},
+            "procedures": {item.name: item.what for item in procedures},
             "rejected, of": counts,
             "verdict": verdict,
             "markdown": markdown(counts, names, CHECKS).splitlines(),
         }
         common.write_results(NAME, body)
-        made, axes = common.figure(width=9, height=6)
+        fig, axes = common.figure(width=9, height=6)
         heat_map(axes, counts, names, CHECKS, (len(COIN_NULLS),))
         title = f"Rejected at level 0.05, per cent of repetitions (first {len(COIN_NULLS)} rows: no fault)"
         axes.set_title(title, fontsize=10)
-        common.save_figure(made, NAME)
+        common.save_figure(fig, NAME)
 
 
 if __name__ == "__main__":

@@ -45,18 +45,18 @@ class Case(NamedTuple):
 def cases(bits: int) -> list[Case]:
     """All of them; float32 has narrower ranges."""
     powers = (-6, -4, -2, 0, 2, 4, 6) if bits == 64 else (-4, -2, 0, 2, 4)
-    square, zero = np.eye(2), np.zeros(2)
-    made = []
+    square, zeros = np.eye(2), np.zeros(2)
+    result = []
     for power in powers:
         scale = np.full(2, 10.0**power)
-        made.append(Case(f"sd 1e{power}, start N(0, I)", scale, square, zero, np.ones(2), False))
-        made.append(Case(f"sd 1e{power}, start right", scale, square, zero, scale, True))
-    made.append(Case("sd 1, start 1000 away", np.ones(2), square, np.full(2, 1000.0), np.ones(2), False))
+        result.append(Case(f"sd 1e{power}, start N(0, I)", scale, square, zeros, np.ones(2), False))
+        result.append(Case(f"sd 1e{power}, start right", scale, square, zeros, scale, True))
+    result.append(Case("sd 1, start 1000 away", np.ones(2), square, np.full(2, 1000.0), np.ones(2), False))
     three = 10.0 ** np.array([-3, 0, 3] if bits == 64 else [-2, 0, 2])
     for name, rotation in (("along the axes", np.eye(3)), ("rotated", ROTATION)):
         label = f"sds {', '.join(f'{s:g}' for s in three)} {name}"
-        made.append(Case(label, three, rotation, np.zeros(3), np.ones(3), False))
-    return made
+        result.append(Case(label, three, rotation, np.zeros(3), np.ones(3), False))
+    return result
 
 
 def log_normal(scale, rotation, x):
@@ -84,17 +84,17 @@ def measure(method: str, steps: tuple[int, ...], scale, rotation, starts):
     def step(_, carry):
         state, low, high = carry
         state = algorithm.step(jax.random.key(0), state)[0]
-        spread, _ = judged(state)
-        return state, jnp.minimum(low, jnp.min(spread)), jnp.maximum(high, jnp.max(spread))
+        spread_error, _ = judged(state)
+        return state, jnp.minimum(low, jnp.min(spread_error)), jnp.maximum(high, jnp.max(spread_error))
 
     def one(start):
         one = jnp.ones((), start.dtype)
-        carry, found, before = (algorithm.init(start), jnp.inf * one, 0 * one), [], 0
+        carry, recorded, before = (algorithm.init(start), jnp.inf * one, 0 * one), [], 0
         for until in steps:
             carry = jax.lax.fori_loop(before, until, step, carry)
-            found.append(judged(carry[0]))
+            recorded.append(judged(carry[0]))
             before = until
-        ratios, means = (jnp.stack(parts) for parts in zip(*found))
+        ratios, means = (jnp.stack(parts) for parts in zip(*recorded))
         return ratios, means, jnp.stack(carry[1:])
 
     return jax.lax.map(one, starts)
@@ -105,8 +105,10 @@ def row(case: Case, method: str, bits: int, seeds: int) -> dict:
     dtype = jnp.float64 if bits == 64 else jnp.float32
     noise = np.random.default_rng(7).normal(size=(seeds, PARTICLES, len(case.scale)))
     starts = jnp.asarray(case.centre + noise * case.width, dtype)
-    found = measure(method, STEPS, jnp.asarray(case.scale, dtype), jnp.asarray(case.rotation, dtype), starts)
-    ratios, means, extremes = (np.asarray(a, float) for a in found)
+    measured = measure(
+        method, STEPS, jnp.asarray(case.scale, dtype), jnp.asarray(case.rotation, dtype), starts
+    )
+    ratios, means, extremes = (np.asarray(a, float) for a in measured)
     last, error = ratios[:, -1], means[:, -1]
     good = np.all((last > 0.9) & (last < 1.1), axis=1) & np.all(error < 0.1, axis=1)
     if case.right:
@@ -152,12 +154,17 @@ def plot(records: list[dict]) -> None:
         for number, method in enumerate(METHODS):
             for t in range(len(STEPS)):
                 chosen = [r for r in records if r["bits"] == bits and r["method"] == method]
-                at = [names.index(r["case"]) + 0.2 * (2 * number - 1) + 0.1 * (t - 1) for r in chosen]
+                positions = [names.index(r["case"]) + 0.2 * (2 * number - 1) + 0.1 * (t - 1) for r in chosen]
                 ends = np.array([r["ratios"][t] for r in chosen])
                 middle = np.sqrt(ends[:, 0] * ends[:, 1])
-                axis.plot(middle, at, ".", color=f"C{number}", alpha=0.35 + 0.3 * t, markersize=5)
+                axis.plot(middle, positions, ".", color=f"C{number}", alpha=0.35 + 0.3 * t, markersize=5)
                 axis.hlines(
-                    at, ends[:, 0], ends[:, 1] * 1.02, color=f"C{number}", alpha=0.35 + 0.3 * t, linewidth=3
+                    positions,
+                    ends[:, 0],
+                    ends[:, 1] * 1.02,
+                    color=f"C{number}",
+                    alpha=0.35 + 0.3 * t,
+                    linewidth=3,
                 )
                 if t == len(STEPS) - 1:
                     axis.plot([], [], color=f"C{number}", linewidth=3, label=method)
@@ -193,10 +200,10 @@ def main() -> None:
         *([f"{r['case']}, float{r['bits']}" for r in failed] or ["nothing"]),
         sep="\n  ",
     )
-    spent = time.process_time() - start
-    print(f"{spent:.0f} CPU seconds")
+    cpu_seconds = time.process_time() - start
+    print(f"{cpu_seconds:.0f} CPU seconds")
     if not arguments.small:
-        common.write_results(NAME, {"records": records, "CPU seconds": spent})
+        common.write_results(NAME, {"records": records, "CPU seconds": cpu_seconds})
         plot(records)
 
 

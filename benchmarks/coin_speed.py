@@ -67,12 +67,12 @@ def products(X, G, K):
 def microseconds(call, per_call: int, repeats: int) -> float:
     """Least CPU time of a step, after a call to compile."""
     jax.block_until_ready(call())
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.process_time()
         jax.block_until_ready(call())
-        found.append((time.process_time() - start) / per_call)
-    return 1e6 * min(found)
+        times.append((time.process_time() - start) / per_call)
+    return 1e6 * min(times)
 
 
 def floor(N: int, d: int, repeats: int) -> float:
@@ -124,7 +124,7 @@ def resident(N: int, d: int) -> list[float]:
     """Of a fresh process that takes three steps: MB resident after the imports, the most ever, CPU seconds."""
     command = [sys.executable, __file__, "--memory", str(N), str(d)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [float(word) for word in lines[-1].split()]
+    return [float(field) for field in lines[-1].split()]
 
 
 def megabytes(name: str) -> float:
@@ -176,23 +176,26 @@ def main() -> None:
         records = [row(*size, arguments.small) for size in sizes]
     memory = {}
     for N in LARGE[:1] if arguments.small else LARGE:
-        imported, most, spent = resident(N, WIDE)
+        imported, peak, cpu_seconds = resident(N, WIDE)
         memory[f"{N} particles"] = {
             "after import": imported,
-            "most": most,
-            "above import": most - imported,
-            "CPU seconds of three steps, compilation included": spent,
+            "most": peak,
+            "above import": peak - imported,
+            "CPU seconds of three steps, compilation included": cpu_seconds,
         }
-    ways = ("coin.svgd", "blackjax.svgd", "NumPyro SVGD")
+    methods = ("coin.svgd", "blackjax.svgd", "NumPyro SVGD")
     rows = [
         [
             f"{r['target']}, N = {r['N']}, d = {r['d']}",
             f"{r['products']:.0f}",
-            *[f"{r[way]:.0f} ({r[way] / r['products']:.2f} x)" if way in r else "" for way in ways],
+            *[
+                f"{r[method]:.0f} ({r[method] / r['products']:.2f} x)" if method in r else ""
+                for method in methods
+            ],
         ]
         for r in records
     ]
-    common.print_table("CPU microseconds a step (times the products)", ["", "products", *ways], rows)
+    common.print_table("CPU microseconds a step (times the products)", ["", "products", *methods], rows)
     print("memory in MB:", memory)
     if not arguments.small:
         common.write_results(NAME, {"records": records, "memory in MB": memory})

@@ -96,8 +96,8 @@ def log_mixture(means, precisions, log_shares, x):
 
 def mixture(means: np.ndarray, precisions: np.ndarray, shares: np.ndarray) -> Case:
     """Isotropic normal bumps."""
-    which = random().choice(len(means), DRAWS, p=shares)
-    draws = means[which] + random().normal(size=(DRAWS, 2)) / np.sqrt(precisions[which])[:, None]
+    component = random().choice(len(means), DRAWS, p=shares)
+    draws = means[component] + random().normal(size=(DRAWS, 2)) / np.sqrt(precisions[component])[:, None]
     return exact(log_mixture, draws, means, precisions, np.log(shares) + np.log(precisions))
 
 
@@ -142,8 +142,8 @@ def log_donut(radius, variance, x):
 def donut() -> Case:
     """Radius 2.5, variance 0.5."""
     grid = np.linspace(0, 8, 20001)
-    law = np.cumsum(grid * np.exp(-((2.5 - grid) ** 2) / 0.5))
-    radius = np.interp(random().uniform(size=DRAWS), law / law[-1], grid)
+    cumulative = np.cumsum(grid * np.exp(-((2.5 - grid) ** 2) / 0.5))
+    radius = np.interp(random().uniform(size=DRAWS), cumulative / cumulative[-1], grid)
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, DRAWS)
     return exact(log_donut, radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), 2.5, 0.5)
 
@@ -196,8 +196,8 @@ def logistic(name: str, X: np.ndarray, y: np.ndarray) -> Case:
     path = Path(os.environ.get(FOLDER, tempfile.gettempdir())) / f"coin_reference_{name}.npy"
     if not path.exists():
         target = pi.targets.from_logdensity(fn, jnp.zeros(X.shape[1]))
-        found = pi.infer(jax.random.key(7), target, mcmc.NUTS(num_draws=2500), progress=False)
-        draws = np.asarray(jax.tree.leaves(found.draws)[0]).reshape(-1, X.shape[1])
+        posterior = pi.infer(jax.random.key(7), target, mcmc.NUTS(num_draws=2500), progress=False)
+        draws = np.asarray(jax.tree.leaves(posterior.draws)[0]).reshape(-1, X.shape[1])
         np.save(path, draws[:: max(1, len(draws) // DRAWS)])
     return Case(fn, np.load(path), partial(standard_start, X.shape[1]))
 

@@ -31,11 +31,11 @@ _PACKAGES = ("probinfer", "jax", "jaxlib", "numpy", "scipy", "blackjax", "numpyr
 
 def parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help is the docstring, with ``--small``."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
         "--small", action="store_true", help="a quick run, to see that it works; writes nothing"
     )
-    return made
+    return result
 
 
 def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -88,17 +88,17 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tupl
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    made, axes = plt.subplots(rows, columns, figsize=(width, height))
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height))
     for axis in np.ravel(axes):
         axis.spines[["top", "right"]].set_visible(False)
-    return made, axes
+    return fig, axes
 
 
-def save_figure(made: Any, name: str) -> None:
+def save_figure(fig: Any, name: str) -> None:
     """Write ``results/NAME.png``."""
     RESULTS.mkdir(exist_ok=True)
-    made.tight_layout()
-    made.savefig(RESULTS / f"{name}.png", dpi=130)
+    fig.tight_layout()
+    fig.savefig(RESULTS / f"{name}.png", dpi=130)
 
 
 def _plain(value):

@@ -115,8 +115,8 @@ def degrade(score: Any, noise: Any, seed: int = 0, persistence: Any = 0.0) -> De
         raise ValueError(f"noise must be a standard deviation >= 0, got {noise}")
     if not 0 <= float(persistence) <= 1:
         raise ValueError(f"persistence must be within [0, 1], got {persistence}")
-    words = np.random.SeedSequence(int(seed)).generate_state(2, np.uint32)
-    return Degraded(score, strong_array(noise), strong_array(persistence), jnp.asarray(words))
+    seed_words = np.random.SeedSequence(int(seed)).generate_state(2, np.uint32)
+    return Degraded(score, strong_array(noise), strong_array(persistence), jnp.asarray(seed_words))
 
 
 def noise_for_auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n"], auc: Any) -> float:
@@ -152,9 +152,9 @@ def noise_for_auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n
 
 def _code(seed: Array, tokens: Array, start: Any, length: Any) -> Array:
     """Sum over tokens of a hash of (token, position), so that it does not matter how a text is cut into steps."""
-    place = jnp.arange(tokens.shape[0], dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
+    positions = jnp.arange(tokens.shape[0], dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
     codes = _mix(
-        _mix(seed + place * jnp.uint32(0x9E3779B9)) + tokens.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
+        _mix(seed + positions * jnp.uint32(0x9E3779B9)) + tokens.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
     )
     inside = jnp.arange(tokens.shape[0]) < length
     return jnp.sum(jnp.where(inside, codes, jnp.uint32(0)), axis=-1, dtype=jnp.uint32)

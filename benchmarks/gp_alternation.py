@@ -118,8 +118,8 @@ def alternate(power: float, X, y, max_rounds: int) -> tuple[State, float, int, s
 def predict_at(state: State, X, y, X_test):
     """Latent moments at test points, from the sites as they are."""
     count = jnp.zeros((), jnp.int32)
-    found = FixedPoint(state.sites, jnp.zeros_like(y[0]), count, count)
-    return assemble(model_at(state.raw), X, y, found, jnp.zeros_like(y[0]), NODES).predict(X_test)
+    fixed_point = FixedPoint(state.sites, jnp.zeros_like(y[0]), count, count)
+    return assemble(model_at(state.raw), X, y, fixed_point, jnp.zeros_like(y[0]), NODES).predict(X_test)
 
 
 def run_alternation(power: float, fold: Fold, max_rounds: int) -> dict:
@@ -208,25 +208,25 @@ def table(results: dict) -> None:
     header += ["log variance", "log lengthscale", "test NLPD"]
     rows = []
     for name, by_fold in results.items():
-        found = list(by_fold.values())
-        if not found:
+        folds = list(by_fold.values())
+        if not folds:
             continue
         power = THEIRS.get(name)
-        own = {None: name.replace("partial", "total"), 0.0: "VI", 1.0: "Hybrid, total"}[power]
-        ends = [one["end"] for one in found]
+        objective_name = {None: name.replace("partial", "total"), 0.0: "VI", 1.0: "Hybrid, total"}[power]
+        ends = [fold["end"] for fold in folds]
         rows.append(
             [
                 name,
-                str(len(found)),
-                f"{cpu(found):.1f}",
-                f"{max(one['compilation'] for one in found):.1f}",
-                ", ".join(str(one["work"]) for one in found),
+                str(len(folds)),
+                f"{cpu(folds):.1f}",
+                f"{max(fold['compilation'] for fold in folds):.1f}",
+                ", ".join(str(fold["work"]) for fold in folds),
                 ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)),
-                f"{np.mean([one['objective'] for one in found]):.4f}",
-                f"{np.mean([one['evidence'][own] for one in found]):.4f}",
-                spread(np.log([one["variance"] for one in found])),
-                spread(np.log([one["lengthscale"] for one in found])),
-                mean_error([one["nlpd"] for one in found]),
+                f"{np.mean([fold['objective'] for fold in folds]):.4f}",
+                f"{np.mean([fold['evidence'][objective_name] for fold in folds]):.4f}",
+                spread(np.log([fold["variance"] for fold in folds])),
+                spread(np.log([fold["lengthscale"] for fold in folds])),
+                mean_error([fold["nlpd"] for fold in folds]),
             ]
         )
     common.print_table("ionosphere, sum or mean over folds (range)", header, rows)
@@ -249,19 +249,19 @@ def mean_error(values) -> str:
 
 def ratios(results: dict) -> dict[str, dict[str, str]]:
     """The CPU time of each alternation over that of each of ours, and on how many folds."""
-    found: dict = {}
+    ratio_of: dict = {}
     for theirs in THEIRS:
-        found[theirs] = {}
+        ratio_of[theirs] = {}
         for name in OURS:
             both = [number for number in results[theirs] if number in results[name]]
             if both:
-                times = [cpu([results[which][number] for number in both]) for which in (theirs, name)]
-                found[theirs][name] = f"{times[0] / times[1]:.1f} ({len(both)} folds)"
-    return found
+                times = [cpu([results[method][number] for number in both]) for method in (theirs, name)]
+                ratio_of[theirs][name] = f"{times[0] / times[1]:.1f} ({len(both)} folds)"
+    return ratio_of
 
 
-def cpu(found: list[dict]) -> float:
-    return sum(one["seconds"] for one in found)
+def cpu(folds: list[dict]) -> float:
+    return sum(fold["seconds"] for fold in folds)
 
 
 def main() -> None:
@@ -278,11 +278,13 @@ def main() -> None:
     for number in numbers:
         for name in arguments.methods:
             if name in OURS:
-                found = run_ours(OURS[name], parts[number], number == numbers[0])
+                fold_result = run_ours(OURS[name], parts[number], number == numbers[0])
             else:
-                found = run_alternation(THEIRS[name], parts[number], 20 if arguments.small else MAX_ROUNDS)
-            results[name][str(number)] = found
-            print(number, name, found, flush=True)
+                fold_result = run_alternation(
+                    THEIRS[name], parts[number], 20 if arguments.small else MAX_ROUNDS
+                )
+            results[name][str(number)] = fold_result
+            print(number, name, fold_result, flush=True)
             if not arguments.small:
                 write(results)
     table(results)

@@ -165,11 +165,11 @@ def plot(summary: dict) -> None:
     figure, axis = common.figure(width=7.5, height=3.2)
     names = list(summary)[::-1]
     for shift, (column, color) in enumerate((("second", "C1"), ("first", "C0"), ("import", "0.7"))):
-        places = [row + 0.26 * (shift - 1) for row in range(len(names))]
+        positions = [row + 0.26 * (shift - 1) for row in range(len(names))]
         low = [summary[name]["min"][column] for name in names]
-        spread = [summary[name]["max"][column] - value for name, value in zip(names, low, strict=True)]
+        ranges = [summary[name]["max"][column] - value for name, value in zip(names, low, strict=True)]
         label = column if column == "import" else f"{column} fit"
-        axis.barh(places, low, 0.24, xerr=[[0] * len(low), spread], color=color, label=label)
+        axis.barh(positions, low, 0.24, xerr=[[0] * len(low), ranges], color=color, label=label)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("process-CPU seconds (bar: minimum over processes, line: up to the maximum)")
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

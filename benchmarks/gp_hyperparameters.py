@@ -177,13 +177,13 @@ def convergence(method: str, fit: gp.Fit) -> dict:
 
 def hyperparameters(fit: gp.Fit, free: tuple[str, ...]) -> dict:
     """Median and central 95 % interval of every hyperparameter (the value itself for a point)."""
-    found = {}
+    fits = {}
     for name in free:
         value = fit.models
         for part in name.split("."):
             value = value[int(part)] if isinstance(value, (tuple, list)) else getattr(value, part)
-        found[name] = np.quantile(np.asarray(value), [0.5, 0.025, 0.975], axis=0).T.tolist()
-    return found
+        fits[name] = np.quantile(np.asarray(value), [0.5, 0.025, 0.975], axis=0).T.tolist()
+    return fits
 
 
 def engine(method: str, name: str, small: bool) -> Any:
@@ -262,35 +262,35 @@ def report(results: dict, settings: dict) -> None:
     header = ["", "RMSE (s.e.)", "NLPD (s.e.)", "mean over components", "NLPD - ML-II (95 %)"]
     header += ["published RMSE (s.e.)", "published NLPD", "95 % covers", "R-hat", "bulk / tail ESS", "CPU s"]
     for name, result in results.items():
-        rows = [row(method, found) for method, found in result["methods"].items()]
+        rows = [row(method, fit) for method, fit in result["methods"].items()]
         size = result["size"]
         common.print_table(
             f"{name}: {size['train']} x {size['columns']}, {size['test']} tested", header, rows
         )
     if not settings["small"]:
-        kept = common.read_results("gp_hyperparameters").get("results", {})
-        results = {name: (kept | results)[name] for name in PROBLEMS if name in kept | results}
+        stored = common.read_results("gp_hyperparameters").get("results", {})
+        results = {name: (stored | results)[name] for name in PROBLEMS if name in stored | results}
         common.write_results("gp_hyperparameters", {"settings": settings, "results": results})
         plot(results)
 
 
-def row(method: str, found: dict) -> list[str]:
-    middle, low, high = found["nlpd minus ML-II"]
-    rmse, rmse_error, nlpd = found["published"]
-    checked = found["convergence"]
+def row(method: str, fit: dict) -> list[str]:
+    middle, low, high = fit["nlpd minus ML-II"]
+    rmse, rmse_error, nlpd = fit["published"]
+    checked = fit["convergence"]
     is_nuts = method == "NUTS"
     return [
         method,
-        f"{found['rmse']:.3f} ({found['rmse error']:.3f})",
-        f"{found['nlpd']:.3f} ({found['nlpd error']:.3f})",
-        f"{found['nlpd, mean over components']:.3f}",
+        f"{fit['rmse']:.3f} ({fit['rmse error']:.3f})",
+        f"{fit['nlpd']:.3f} ({fit['nlpd error']:.3f})",
+        f"{fit['nlpd, mean over components']:.3f}",
         "" if method == "ML-II" else f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
         f"{rmse:.2f} ({rmse_error:.2f})",
         f"{nlpd:.2f}",
-        f"{100 * found['coverage of 95 %']:.0f} %",
+        f"{100 * fit['coverage of 95 %']:.0f} %",
         f"{checked['worst rhat']:.4f}" if is_nuts else "",
         f"{checked['least bulk ess']:.0f} / {checked['least tail ess']:.0f}" if is_nuts else "",
-        f"{found['seconds']:.0f}",
+        f"{fit['seconds']:.0f}",
     ]
 
 
@@ -301,11 +301,11 @@ def plot(results: dict) -> None:
     for column, (name, result) in enumerate(results.items()):
         for line, key in enumerate(("nlpd", "rmse")):
             axis = axes[line, column]
-            for place, (method, found) in enumerate(result["methods"].items()):
-                axis.errorbar(place, found[key], found[f"{key} error"], fmt="o", color="C0")
+            for position, (method, fit) in enumerate(result["methods"].items()):
+                axis.errorbar(position, fit[key], fit[f"{key} error"], fmt="o", color="C0")
                 published = PUBLISHED[name][method]
                 axis.plot(
-                    place + 0.2, published[2 if key == "nlpd" else 0], "D", color="C1", fillstyle="none"
+                    position + 0.2, published[2 if key == "nlpd" else 0], "D", color="C1", fillstyle="none"
                 )
             axis.set_xticks(range(len(METHODS)), METHODS if line else [""] * len(METHODS), rotation=35)
             if line == 0:

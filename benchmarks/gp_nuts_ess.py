@@ -165,13 +165,13 @@ def gradients_alone(X, y) -> dict:
             "likelihood.variance": z["noise"],
         }
         gaps.append(float(ours.logdensity_fn(named)) + float(theirs["matrix product"].potential_fn(z)))
-    spread = max(gaps) - min(gaps)
-    if spread > 1e-6:
+    gap_range = max(gaps) - min(gaps)
+    if gap_range > 1e-6:
         raise RuntimeError(f"the two log densities differ by more than a constant: {gaps}")
     times = {"probinfer": gradient_milliseconds(ours.logdensity_fn, named)}
     for name, info in theirs.items():
         times[f"NumPyro, {name}"] = gradient_milliseconds(info.potential_fn, z)
-    return {"milliseconds a gradient": times, "log density differs by a constant to": spread}
+    return {"milliseconds a gradient": times, "log density differs by a constant to": gap_range}
 
 
 def judge(record: dict, draws: np.ndarray) -> dict:
@@ -290,9 +290,9 @@ def plot(summary: dict, ratios: dict) -> None:
     left.set_xlabel("smallest bulk ESS per CPU second (points: seeds)")
     keys = ("ess per second", "milliseconds a gradient", "gradients an effective draw")
     labels = ("ESS per second", "time of a gradient", "gradients per ESS")
-    for shift, (other, found) in enumerate(ratios.items()):
+    for shift, (other, ratio) in enumerate(ratios.items()):
         for row, key in enumerate(keys):
-            middle, low, high = found[key]
+            middle, low, high = ratio[key]
             error = [[middle - low], [high - middle]]
             label = f"over {other.split(', ')[1]}" if row == 0 else None
             right.errorbar(

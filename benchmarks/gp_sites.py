@@ -126,17 +126,17 @@ def timed(fn) -> float:
 def warm_sweeps(model, X, y) -> dict:
     """Updates from nearby sites and from none, and how far apart the two answers are."""
     near = gp.Model(gp.kernels.Matern52(2.2, 2.1), LIKELIHOOD)
-    found = {}
+    counts = {}
     for name, inference in (("EP", gp.EP()), ("VI", gp.VI())):
         _, _, cold, sites = evaluate(inference, model, X, y, None)
         warm_value, _, warm, _ = evaluate(inference, near, X, y, sites)
         cold_value, _, _, _ = evaluate(inference, near, X, y, None)
-        found[f"{name} sweeps"] = {
+        counts[f"{name} sweeps"] = {
             "cold": int(cold),
             "warm": int(warm),
             "difference": float(warm_value - cold_value),
         }
-    return found
+    return counts
 
 
 def main() -> None:
@@ -150,11 +150,11 @@ def main() -> None:
         print(num, results[num], flush=True)
     names = ["EP sweep", "VI step", "GPflow VGP natural gradient"]
     rows = [
-        [name, *(f"{found[name]:.2f}" if name in found else "" for found in results.values())]
+        [name, *(f"{measured[name]:.2f}" if name in measured else "" for measured in results.values())]
         for name in names
     ]
     rows += [
-        [f"{name}, {start}", *(str(found[name][start]) for found in results.values())]
+        [f"{name}, {start}", *(str(measured[name][start]) for measured in results.values())]
         for name in ("EP sweeps", "VI sweeps")
         for start in ("warm", "cold")
     ]

@@ -160,8 +160,10 @@ def laplace_reference(slow, mean, unit) -> tuple[float, float]:
         min(1e-3 / (1 + np.sqrt(abs(oracle.slope_and_curvature(fn, x, 2e-3 * unit)[1]))), 2e-3 * unit)
         for fn, x in zip(fns, mean, strict=True)
     ]
-    found = [oracle.slope_and_curvature(fn, x, step) for fn, x, step in zip(fns, mean, steps, strict=True)]
-    slope, curvature = np.array(found).T
+    derivatives = [
+        oracle.slope_and_curvature(fn, x, step) for fn, x, step in zip(fns, mean, steps, strict=True)
+    ]
+    slope, curvature = np.array(derivatives).T
     scaled = np.eye(len(K)) - K * curvature
     stddev = np.sqrt(np.diag(np.linalg.solve(scaled, K)))
     move = np.linalg.solve(scaled, K @ slope - (mean - prior_mean))
@@ -187,7 +189,7 @@ def judge(fit, method: str) -> dict:
     converged = np.asarray(fit.info.statuses) == Status.OK
     best = float(np.max(np.asarray(fit.info.values)[converged], initial=-np.inf))
     chosen = float(fit.info.log_density)
-    found = {
+    record = {
         "evidence": evidence,
         "site equations": float(residual),
         "energy beside the reference": float(abs(evidence - energy) / max(1.0, abs(energy))),
@@ -195,11 +197,11 @@ def judge(fit, method: str) -> dict:
         "lengthscale": float(np.ravel(fit.model.kernel.lengthscale)[0]),
         "variance": float(fit.model.kernel.variance),
     }
-    right = residual < SITES_TO and found["energy beside the reference"] < ENERGY_TO
-    right &= found["better restart"] < 1e-5 * (1 + abs(chosen))
+    right = residual < SITES_TO and record["energy beside the reference"] < ENERGY_TO
+    right &= record["better restart"] < 1e-5 * (1 + abs(chosen))
     if fit.model.likelihood.discrete:
         right &= evidence <= 0
-    return found | {"verdict": "right" if right else "wrong"}
+    return record | {"verdict": "right" if right else "wrong"}
 
 
 def log_latent(whitened, arrays):
@@ -257,26 +259,26 @@ def run(name: str, method: str, seed: int, nuts: bool) -> dict:
             return {"verdict": "refused", "cause": f"NumericalError {Status(int(error.status)).name}"}
     seconds = time.process_time() - start
     status = Status(int(fit.info.status))
-    said = [
+    messages = [
         str(w.message)[:90]
         for w in caught
         if "did not converge" in str(w.message) or "classes" in str(w.message)
     ]
-    found = judge(fit, method) | {"CPU seconds": seconds, "status": status.name}
-    converged = not any("did not converge" in text for text in said)
-    if status in _OF_DATA and found["verdict"] == "right" and converged:
-        found["said"] = status.name
+    record = judge(fit, method) | {"CPU seconds": seconds, "status": status.name}
+    converged = not any("did not converge" in text for text in messages)
+    if status in _OF_DATA and record["verdict"] == "right" and converged:
+        record["said"] = status.name
     elif status != Status.OK:
-        found |= {
-            "at refusal": found["verdict"],
+        record |= {
+            "at refusal": record["verdict"],
             "verdict": "refused",
-            "cause": f"{status.name} {'; '.join(said)}",
+            "cause": f"{status.name} {'; '.join(messages)}",
         }
     elif not converged:
-        found["verdict"] = "wrong"  # a warning beside OK
+        record["verdict"] = "wrong"  # a warning beside OK
     elif nuts:
-        found["NUTS"] = beside_nuts(fit)
-    return found
+        record["NUTS"] = beside_nuts(fit)
+    return record
 
 
 def table(cells: dict) -> list[list[str]]:
@@ -291,7 +293,7 @@ def table(cells: dict) -> list[list[str]]:
                 for verdict in ("right", "refused", "wrong")
             }
             right = [cell for cell in done if cell["verdict"] == "right"]
-            worst = max((cell["energy beside the reference"] for cell in right), default=np.nan)
+            max_energy = max((cell["energy beside the reference"] for cell in right), default=np.nan)
             gaps = [cell["NUTS"] for cell in done if "NUTS" in cell]
             causes = sorted({cell["cause"][:60] for cell in done if "cause" in cell})
             limit = ALLOWED.get(name, 1)
@@ -303,7 +305,7 @@ def table(cells: dict) -> list[list[str]]:
                     *(str(count[verdict]) for verdict in ("right", "refused", "wrong")),
                     str(of_data),
                     "yes" if count["wrong"] == 0 and count["refused"] <= limit else "NO",
-                    f"{worst:.0e}",
+                    f"{max_energy:.0e}",
                     ", ".join(f"{gap['gap']:.2f} ± {gap['Monte Carlo error']:.2f}" for gap in gaps),
                     "; ".join(causes),
                 ]

@@ -48,12 +48,12 @@ def _model(y: Any) -> None:
 
 def _milliseconds(call: Callable[[], Any], times: int = 10) -> float:
     call()
-    spent = []
+    durations = []
     for _ in range(times):
         start = time.process_time()
         call()
-        spent.append(time.process_time() - start)
-    return 1e3 * float(np.median(spent))
+        durations.append(time.process_time() - start)
+    return 1e3 * float(np.median(durations))
 
 
 def main(size: int = 10**6) -> None:

@@ -157,12 +157,12 @@ def _co2() -> Problem:
     return _problem(data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, ranges, 12)
 
 
-def _airline(centre: bool = True) -> Problem:
+def _airline(center: bool = True) -> Problem:
     """Yearly cycle whose shape drifts, trend, noise: 6 hyperparameters; the first 100 of 144 months train."""
     data = measurement("airline")
     kernel = kernels.RBF(100.0**2, 10.0) * kernels.Periodic(1.0, 1.0, 1.0) + kernels.RBF(100.0**2, 1.0)
     fixed = ("kernel.terms.0.factors.1.variance", "kernel.terms.0.factors.1.period")
-    return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, {}, 12, centre)
+    return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, {}, 12, center)
 
 
 def _table(name: str) -> Problem:
@@ -176,13 +176,13 @@ def _table(name: str) -> Problem:
     data = measurement(name)
     order = np.random.default_rng(0).permutation(len(data.y))
     train, test = np.split(order, [len(order) // 2])
-    spread = data.X[train].std(0)
+    scale = data.X[train].std(0)
     variance = float(data.y[train].var())
-    return _problem(data, train, test, kernels.RBF(variance, 3 * spread), 0.2 * variance, (), {}, 1)
+    return _problem(data, train, test, kernels.RBF(variance, 3 * scale), 0.2 * variance, (), {}, 1)
 
 
-def _problem(data, train, test, kernel, noise, fixed, ranges, block, centre=True) -> Problem:
-    offset = float(data.y[train].mean()) if centre else 0.0
+def _problem(data, train, test, kernel, noise, fixed, ranges, block, center=True) -> Problem:
+    offset = float(data.y[train].mean()) if center else 0.0
     model = gp.Model(kernel, gp.likelihoods.Gaussian(noise))
     parts = data.X[train], data.y[train] - offset, data.X[test], data.y[test] - offset
     return Problem(*parts, offset, model, fixed, ranges, block)
@@ -191,7 +191,7 @@ def _problem(data, train, test, kernel, noise, fixed, ranges, block, centre=True
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "co2": _co2,
     "airline": _airline,
-    "airline_raw": partial(_airline, centre=False),
+    "airline_raw": partial(_airline, center=False),
     "wine": partial(_table, "winequality_red"),
     "concrete": partial(_table, "concrete"),
 }

@@ -89,13 +89,13 @@ def folds(name: str, num: int = 5, seed: int = 42) -> list[Fold]:
     X, y = DATA[name]()
     order = np.random.default_rng(seed).permutation(len(y))
     parts = np.array_split(order, num)
-    made = []
+    result = []
     for part in parts:
         train = np.setdiff1d(order, part)[: len(y) - len(parts[0])]
-        mean, spread = X[train].mean(0), X[train].std(0)
-        scaled = (X - mean) / np.where(spread > 0, spread, 1.0)
-        made.append(Fold(scaled[train], y[train], scaled[part], y[part]))
-    return made
+        mean, scale = X[train].mean(0), X[train].std(0)
+        scaled = (X - mean) / np.where(scale > 0, scale, 1.0)
+        result.append(Fold(scaled[train], y[train], scaled[part], y[part]))
+    return result
 
 
 def start_model() -> gp.Model:

@@ -32,13 +32,13 @@ VOCABULARY = 49_152
 
 def tokens(number: int) -> list[str]:
     """An end, all printable characters, all pairs of letters, and longer words of letters."""
-    found = ["<end>", *string.printable]
-    words = (
+    characters = ["<end>", *string.printable]
+    grammar_words = (
         "".join(letters)
         for size in (2, 3, 4)
         for letters in itertools.product(string.ascii_lowercase, repeat=size)
     )
-    return found + list(itertools.islice(words, number - len(found)))
+    return characters + list(itertools.islice(grammar_words, number - len(characters)))
 
 
 CITIES, WEIGHTS = ["Rome", "Oslo", "Lima"], [7, 13, 1000]

@@ -40,8 +40,8 @@ class Hashed(lm.rewards.Score):
             ), None
 
         start = jax.numpy.zeros_like(view.length)
-        found, _ = jax.lax.scan(mix, start, (view.tokens.T, jax.numpy.arange(view.tokens.shape[1])))
-        return state, self.table[found]
+        slots, _ = jax.lax.scan(mix, start, (view.tokens.T, jax.numpy.arange(view.tokens.shape[1])))
+        return state, self.table[slots]
 
 
 def tabular(meaning: str) -> dict:
@@ -93,11 +93,11 @@ def reasoning(meaning: str, power: float) -> dict:
 def bounded(case: dict, ladder, repeats: int) -> list[dict]:
     """Both bounds of one case, by filters of N particles."""
     filters = [lm.ParticleFilter(num, step=case["step"]) for num in ladder]
-    found = lm.evidence_bounds(
+    bounds_of_filters = lm.evidence_bounds(
         jax.random.key(0), *case["args"], filters, num_repeats=repeats, **case["settings"]
     )
     rows = []
-    for num, bounds in zip(ladder, found, strict=True):
+    for num, bounds in zip(ladder, bounds_of_filters, strict=True):
         low, high = bounds.lower - 3 * bounds.lower_error, bounds.upper + 3 * bounds.upper_error
         rows.append(
             {

@@ -68,7 +68,7 @@ def functions(values: np.ndarray) -> np.ndarray:
 
 def monte_carlo_error(values: np.ndarray) -> np.ndarray:
     """Standard errors of the means of (2, chain, draw, scalar), (2, scalar)."""
-    return np.stack([np.asarray(diagnostics.mcse_mean(jnp.asarray(one))) for one in values])
+    return np.stack([np.asarray(diagnostics.mcse_mean(jnp.asarray(draws))) for draws in values])
 
 
 def reference_of(port: Port) -> dict[str, Any]:
@@ -109,19 +109,19 @@ def accuracy(posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
     weights = np.exp(np.asarray(posterior.flat_log_weights(), float))
     means = np.einsum("n,fnq->fq", weights, both.reshape(2, len(weights), -1))
     errors = np.abs(means - reference["mean"]) / reference["sd"]
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for label, error, mcse in zip(("mean", "second moment"), errors, reference["mcse"], strict=True):
-        worst = int(np.argmax(np.where(np.isfinite(error), error, np.inf)))
-        found[label] = float(error[worst])
-        found[f"{label} of"] = reference["names"][worst]
-        found[f"{label}, median"] = float(np.median(error))
-        found[f"{label}, reference MCSE"] = float(np.max(mcse))
-    own = own_error(both, weights, posterior.log_weights is not None)
-    if own is not None:
-        own = own / reference["sd"]
-        found["own MCSE"] = float(np.max(own))
-        found["z"] = float(np.max(errors / np.hypot(own, reference["mcse"])))
-    return found
+        index = int(np.argmax(np.where(np.isfinite(error), error, np.inf)))
+        record[label] = float(error[index])
+        record[f"{label} of"] = reference["names"][index]
+        record[f"{label}, median"] = float(np.median(error))
+        record[f"{label}, reference MCSE"] = float(np.max(mcse))
+    sampling_error = own_error(both, weights, posterior.log_weights is not None)
+    if sampling_error is not None:
+        sampling_error = sampling_error / reference["sd"]
+        record["own MCSE"] = float(np.max(sampling_error))
+        record["z"] = float(np.max(errors / np.hypot(sampling_error, reference["mcse"])))
+    return record
 
 
 def own_error(values: np.ndarray, weights: np.ndarray, weighted: bool) -> np.ndarray | None:
@@ -145,8 +145,8 @@ def discrepancy(key: Any, posterior: Posterior, reference: dict[str, Any]) -> di
     if posterior.num_draws * posterior.num_chains < 20:
         return {}
     draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
-    found = checks.mmd(thinned(draws), thinned(reference["positions"]), key=key)
-    return {"MMD2": found.statistic, "MMD p": found.pvalue, "MMD2 detectable": found.detectable}
+    report = checks.mmd(thinned(draws), thinned(reference["positions"]), key=key)
+    return {"MMD2": report.statistic, "MMD p": report.pvalue, "MMD2 detectable": report.detectable}
 
 
 def compare(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
@@ -169,27 +169,27 @@ def thinned(draws: Any) -> Any:
 def own_report(posterior: Posterior) -> dict[str, Any]:
     """What the engine says of itself."""
     info = posterior.info
-    found: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": gradients_spent(info)}
+    record: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": gradients_spent(info)}
     if hasattr(info, "rhat"):
         flat = {
             name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(info, name))])
             for name in ("rhat", "ess")
         }
-        found |= {"R-hat": float(flat["rhat"].max()), "ESS": float(flat["ess"].min())}
+        record |= {"R-hat": float(flat["rhat"].max()), "ESS": float(flat["ess"].min())}
     if hasattr(info, "diverging"):
-        found |= {"divergences": int(np.sum(info.diverging)), "metric": info.metric_name}
+        record |= {"divergences": int(np.sum(info.diverging)), "metric": info.metric_name}
     if hasattr(info, "num_dropped_starts"):
-        found["dropped starts"] = int(info.num_dropped_starts)
+        record["dropped starts"] = int(info.num_dropped_starts)
     if hasattr(info, "khat"):
-        found["k-hat"] = float(info.khat)
+        record["k-hat"] = float(info.khat)
     if hasattr(info, "log_evidence_error"):
-        found |= {
+        record |= {
             "log evidence": float(posterior.log_evidence),
             "log evidence error": float(info.log_evidence_error),
             "levels": len(info.temperatures),
             "starts from": info.start,
         }
-    return found
+    return record
 
 
 def run(key: Any, entry: Entry, reference: dict[str, Any], draws: int) -> dict[str, Any]:
@@ -273,13 +273,13 @@ def show(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 def verdict(rows: list[dict[str, Any]]) -> str:
     """The answer for NUTS."""
-    own = {row["posterior"]: largest_error(row) for row in rows if row["engine"] == "nuts"}
-    if not own:
+    nuts_errors = {row["posterior"]: largest_error(row) for row in rows if row["engine"] == "nuts"}
+    if not nuts_errors:
         return "NUTS did not run"
-    bad = [name for name, error in own.items() if not error < ASKED]
+    bad = [name for name, error in nuts_errors.items() if not error < ASKED]
     return (
-        f"NUTS: {len(own) - len(bad)} of {len(own)} posteriors with every standardised error below {ASKED} (largest "
-        f"{max(own.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
+        f"NUTS: {len(nuts_errors) - len(bad)} of {len(nuts_errors)} posteriors with every standardised error below {ASKED} (largest "
+        f"{max(nuts_errors.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
     )
 
 

@@ -156,13 +156,13 @@ def find_port(name: str) -> Port:
     Raises:
         ValueError: there is none, or more than one.
     """
-    found = [port for port in PORTS if port.name == name] or [p for p in PORTS if p.name.startswith(name)]
-    if len(found) != 1:
+    matches = [port for port in PORTS if port.name == name] or [p for p in PORTS if p.name.startswith(name)]
+    if len(matches) != 1:
         names = ", ".join(port.name for port in PORTS)
         raise ValueError(
-            f"{len(found)} ported posteriors have a name that begins with {name!r}; there is {names}"
+            f"{len(matches)} ported posteriors have a name that begins with {name!r}; there is {names}"
         )
-    return found[0]
+    return matches[0]
 
 
 def _array(values):

@@ -8,9 +8,10 @@ validation problems.
 Problems of training, validation, reward model and evaluation are disjoint.
 
 The report: greedy accuracy on 2000 evaluation problems by number of steps with Clopper-Pearson intervals at 95 %; AUC
-of the reward model on rollouts of 2000 evaluation problems, overall, by step, and on the steps at which the first error
-may occur (all previous steps are correct), with intervals of 1000 bootstrap draws of problems; its calibration; the
-noise that degrades it to an AUC of 0.85 and of 0.70; its choices among 16 rollouts of each of 200 problems; CPU minutes.
+of the reward model on rollouts of 2000 evaluation problems, overall, by step, and on the steps at which the first
+error may occur (all previous steps are correct), with intervals of 1000 bootstrap draws of problems; its calibration;
+the noise that degrades it to an AUC of 0.85 and of 0.70; its choices among 16 rollouts of each of 200 problems; CPU
+minutes.
 
     taskset -c 1 python benchmarks/reasoner_train.py                  # minutes; an interrupted run resumes
     python benchmarks/reasoner_train.py --folder /tmp/mine --seed 1   # another reasoner, in another folder

@@ -106,8 +106,12 @@ def blackjax_nuts(transitions: int, key, y):
 
 def run_blackjax(vectorised: bool, keys, y, transitions: int):
     """Draws and accounts of all data sets by blackjax; gradients are those after warm-up."""
-    one = partial(blackjax_nuts, transitions)
-    many = jax.vmap(one) if vectorised else lambda keys, y: jax.lax.map(lambda pair: one(*pair), (keys, y))
+    sample_one = partial(blackjax_nuts, transitions)
+    many = (
+        jax.vmap(sample_one)
+        if vectorised
+        else lambda keys, y: jax.lax.map(lambda pair: sample_one(*pair), (keys, y))
+    )
     draws, steps, divergences = jax.block_until_ready(jax.jit(many)(keys, y))
     return draws, {
         "gradients a draw": float(np.mean(steps)) / transitions,
@@ -139,12 +143,12 @@ def judge(draws, theta, y):
     return checks.uniformity(table)
 
 
-def worker(way: str, num: int, transitions: int, path: str) -> None:
+def worker(method: str, num: int, transitions: int, path: str) -> None:
     """Run one way and write what was measured."""
     theta, y = jax.jit(jax.vmap(simulate))(jax.random.split(jax.random.key(0), num))
     keys = jax.random.split(jax.random.key(1), num)
     jax.block_until_ready(y)
-    run = partial(run_ours, *OURS[way]) if way in OURS else partial(run_blackjax, way == VECTORISED)
+    run = partial(run_ours, *OURS[method]) if method in OURS else partial(run_blackjax, method == VECTORISED)
     wall, cpu = time.perf_counter(), time.process_time()
     draws, accounts = run(keys, y, transitions)
     inference = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -172,11 +176,11 @@ def ess_of(pair):
     return jnp.min(diagnostics.ess(jnp.stack(pair, axis=-1)[None]))
 
 
-def measure(way: str, num: int, transitions: int) -> dict:
+def measure(method: str, num: int, transitions: int) -> dict:
     """One way in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "record.json")
-        command = [sys.executable, __file__, "--worker", way, "--data-sets", str(num)]
+        command = [sys.executable, __file__, "--worker", method, "--data-sets", str(num)]
         subprocess.run([*command, "--transitions", str(transitions), "--path", path], check=True)
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
@@ -217,15 +221,19 @@ HEADER += ["capped", "failed", "peak MB", "least p (Holm)", "ranks"]
 def ratios(records: dict) -> dict:
     """What was asked, by both clocks."""
     ours = records[DEFAULT]
-    found = {}
-    for peer, asked in ((SEQUENTIAL, 1 / 4), (VECTORISED, 1 / 9)):
+    result = {}
+    for peer, required in ((SEQUENTIAL, 1 / 4), (VECTORISED, 1 / 9)):
         if peer in records:
             for clock in ("wall", "cpu"):
                 share = ours["total"][clock] / records[peer]["total"][clock]
-                found[f"time / {peer} ({clock})"] = {"value": share, "asked": asked, "met": share <= asked}
+                result[f"time / {peer} ({clock})"] = {
+                    "value": share,
+                    "asked": required,
+                    "met": share <= required,
+                }
             share = ours["ess"][0] / records[peer]["ess"][0]
-            found[f"ESS / {peer}"] = {"value": share, "asked": 0.8, "met": share >= 0.8}
-    return found
+            result[f"ESS / {peer}"] = {"value": share, "asked": 0.8, "met": share >= 0.8}
+    return result
 
 
 def plot(records: dict) -> None:
@@ -246,8 +254,8 @@ def plot(records: dict) -> None:
         ),
     ):
         axis.barh(range(len(names)), values, 0.65, color=colours)
-        for place, value in enumerate(values):
-            axis.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+        for position, value in enumerate(values):
+            axis.text(value, position, f" {value:.3g}", va="center", fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is left else [""] * len(names))
         axis.invert_yaxis()
         axis.set_xlabel(label)
@@ -273,18 +281,18 @@ def main() -> None:
     settings = {"data sets": num, "transitions": transitions}
     old = {} if arguments.small else common.read_results(NAME + suffix())
     records = dict(old.get("records", {})) if old.get("settings") == settings else {}
-    for way in arguments.only or WAYS:
-        records[way] = measure(way, num, transitions)
-        print(f"{way}: {records[way]['total']}, {records[way]['verdict']}", flush=True)
-    records = {way: records[way] for way in WAYS if way in records}
+    for method in arguments.only or WAYS:
+        records[method] = measure(method, num, transitions)
+        print(f"{method}: {records[method]['total']}, {records[method]['verdict']}", flush=True)
+    records = {method: records[method] for method in WAYS if method in records}
     title = f"eight schools, {num} data sets, {transitions} + {transitions} transitions"
     common.print_table(title, HEADER, [row(name, record) for name, record in records.items()])
-    found = ratios(records) if DEFAULT in records else {}
-    for name, value in found.items():
-        word = "met" if value["met"] else "NOT met"
-        print(f"{name}: {value['value']:.3f} (asked {value['asked']:.3f}: {word})")
+    result = ratios(records) if DEFAULT in records else {}
+    for name, value in result.items():
+        verdict = "met" if value["met"] else "NOT met"
+        print(f"{name}: {value['value']:.3f} (asked {value['asked']:.3f}: {verdict})")
     if not arguments.small:
-        common.write_results(NAME + suffix(), {"settings": settings, "ratios": found, "records": records})
+        common.write_results(NAME + suffix(), {"settings": settings, "ratios": result, "records": records})
         plot(records)
 
 

@@ -110,7 +110,7 @@ def filters(number: int, model: Model, runs: int) -> list[dict]:
     """All methods, schemes and triggers on one model."""
     exact, names = masses(model), tuple(resampling.SCHEMES)
     num_steps, num_states = exact.shape
-    found = []
+    records = []
     for method, fk in methods(model).items():
         for seed, (scheme, trigger) in enumerate(product(names, TRIGGERS)):
             adaptive = any_scheme(scheme, trigger, names)
@@ -120,7 +120,7 @@ def filters(number: int, model: Model, runs: int) -> list[dict]:
             z = first
             if again:
                 z = scores_of(jax.random.split(jax.random.fold_in(key, 1), 40 * runs), fk, adaptive, exact)
-            found.append(
+            records.append(
                 {
                     "states": num_states,
                     "steps": num_steps,
@@ -134,13 +134,16 @@ def filters(number: int, model: Model, runs: int) -> list[dict]:
                     "comparisons": int(z.size),
                 }
             )
-    return found
+    return records
 
 
 @partial(jax.jit, static_argnames=("num_steps", "ways"))
-def chains(keys, fk, adaptive, references, num_steps: int, ways: str):
+def chains(keys, fk, adaptive, references, num_steps: int, path_update: str):
     """Last paths of particle Gibbs."""
-    settings = {"ancestor_sampling": ways == "ancestor", "backward_sampling": ways == "backward"}
+    settings = {
+        "ancestor_sampling": path_update == "ancestor",
+        "backward_sampling": path_update == "backward",
+    }
 
     def one(key, reference):
         result = smc.particle_gibbs(
@@ -153,30 +156,32 @@ def chains(keys, fk, adaptive, references, num_steps: int, ways: str):
 
 def gibbs(number: int, model: Model, num_chains: int) -> list[dict]:
     """All kinds of particle Gibbs on one model, started at exact draws."""
-    paths, law = path_law(model)
+    paths, probabilities = path_law(model)
     num_steps, num_states = model.log_potential.shape[:2]
     names, fk = tuple(resampling.CONDITIONAL), bootstrap(model)
-    ways = [(way, *pair) for way in ("genealogy", "ancestor") for pair in product(names, TRIGGERS)]
-    ways += [("backward", "multinomial", trigger) for trigger in TRIGGERS]
-    found = []
-    for seed, (way, scheme, trigger) in enumerate(ways):
-        drawn = np.random.default_rng([number, seed]).choice(len(law), num_chains, p=law)
+    settings = [
+        (path_update, *pair) for path_update in ("genealogy", "ancestor") for pair in product(names, TRIGGERS)
+    ]
+    settings += [("backward", "multinomial", trigger) for trigger in TRIGGERS]
+    records = []
+    for seed, (path_update, scheme, trigger) in enumerate(settings):
+        drawn = np.random.default_rng([number, seed]).choice(len(probabilities), num_chains, p=probabilities)
         adaptive = any_scheme(scheme, trigger, names)
-        if way == "backward":
+        if path_update == "backward":
             adaptive = resampling.adaptive("multinomial", TRIGGERS[trigger])
         keys = jax.random.split(jax.random.key(2000 + 100 * number + seed), num_chains)
-        last = chains(keys, fk, adaptive, jnp.asarray(paths[drawn], jnp.int32), num_steps, way)
-        found.append(
+        last = chains(keys, fk, adaptive, jnp.asarray(paths[drawn], jnp.int32), num_steps, path_update)
+        records.append(
             {
                 "states": num_states,
                 "steps": num_steps,
-                "method": f"particle Gibbs, {way}",
+                "method": f"particle Gibbs, {path_update}",
                 "scheme": scheme,
                 "trigger": trigger,
-                "p, chi-squared": chi_squared(np.asarray(last), law, num_states),
+                "p, chi-squared": chi_squared(np.asarray(last), probabilities, num_states),
             }
         )
-    return found
+    return records
 
 
 def same_scores(runs: int) -> list[dict]:
@@ -191,7 +196,7 @@ def same_scores(runs: int) -> list[dict]:
     def score(x_previous, x, t):
         return jnp.asarray([-1.6, -0.7, -0.1])[t]
 
-    fk, found = smc.FeynmanKac(first, stay, score), []
+    fk, scores_by_scheme = smc.FeynmanKac(first, stay, score), []
     for scheme in resampling.CONDITIONAL:
         adaptive = resampling.adaptive(scheme, resampling.always())
 
@@ -202,26 +207,26 @@ def same_scores(runs: int) -> list[dict]:
             )
             return result.paths[0, -1] == -1
 
-        kept = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), runs)))
-        found.append(
+        ancestors = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), runs)))
+        scores_by_scheme.append(
             {
                 "scheme": scheme,
-                "reference kept": float(kept.mean()),
+                "reference kept": float(ancestors.mean()),
                 "exact": 37 / 64 if scheme == "multinomial" else 0.25,
                 "its interval": [
-                    float(x) for x in stats.binomtest(int(kept.sum()), runs).proportion_ci(0.999999)
+                    float(x) for x in stats.binomtest(int(ancestors.sum()), runs).proportion_ci(0.999999)
                 ],
             }
         )
-    return found
+    return scores_by_scheme
 
 
 def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
     """Mean total variation of the path law against N, filter and smoother."""
-    law = path_law(model)[1]
+    probabilities = path_law(model)[1]
     num_steps, num_states = model.log_potential.shape[:2]
     fk, powers = bootstrap(model), num_states ** jnp.arange(num_steps)[::-1]
-    found = []
+    records = []
     for num in sizes:
 
         def filtered(key, num=num):
@@ -232,15 +237,15 @@ def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
             drawn = smc.backward_smoother(key, fk, num_steps, num).paths
             return drawn, jnp.full(drawn.shape[0], 1 / drawn.shape[0])
 
-        for name, way in (("filter", filtered), ("backward smoother", smoothed)):
+        for name, method in (("filter", filtered), ("backward smoother", smoothed)):
 
-            def one(key, way=way):
-                states, weights = way(key)
-                mass = jnp.zeros(len(law)).at[states @ powers].add(weights)
-                return jnp.sum(jnp.abs(mass - law)) / 2
+            def one(key, method=method):
+                states, weights = method(key)
+                mass = jnp.zeros(len(probabilities)).at[states @ powers].add(weights)
+                return jnp.sum(jnp.abs(mass - probabilities)) / 2
 
             values = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(num), runs)))
-            found.append(
+            records.append(
                 {
                     "way": name,
                     "particles": num,
@@ -248,7 +253,7 @@ def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
                     "+-": float(values.std(ddof=1) / np.sqrt(runs)),
                 }
             )
-    return found
+    return records
 
 
 def slope(rows: list[dict]) -> float:
@@ -298,14 +303,14 @@ def main() -> None:
     """Run, judge, write."""
     arguments = common.parser(__doc__).parse_args()
     sizes, runs = (SIZES[:1], 500) if arguments.small else (SIZES, 5000)
-    begin = time.process_time()
+    start = time.process_time()
     models = [random_model(i, *size) for i, size in enumerate(sizes)]
     filtered, gibbses = [], []
     for i, model in enumerate(models):
         filtered += filters(i, model, runs)
         gibbses += gibbs(i, model, runs)
         print(
-            f"{sizes[i][0]} states, {sizes[i][1]} steps: {time.process_time() - begin:.0f} CPU s", flush=True
+            f"{sizes[i][0]} states, {sizes[i][1]} steps: {time.process_time() - start:.0f} CPU s", flush=True
         )
     scores = same_scores(20 * runs)
     curves = distances(random_model(9, 3, 4), (16, 64, 256, 1024), 20 if arguments.small else 200)

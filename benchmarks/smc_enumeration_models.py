@@ -120,13 +120,13 @@ def z_of(samples, expected) -> np.ndarray:
     return np.where(flat, wrong, difference / np.where(flat, 1.0, error))
 
 
-def chi_squared(paths: np.ndarray, law: np.ndarray, num_states: int) -> float:
+def chi_squared(paths: np.ndarray, probabilities: np.ndarray, num_states: int) -> float:
     """p-value of paths (chains, T); cells with fewer than 10 expected are one."""
     index = paths @ num_states ** np.arange(paths.shape[1])[::-1]
-    counts, expected = np.bincount(index, minlength=len(law)), law * len(paths)
+    counts, expected = np.bincount(index, minlength=len(probabilities)), probabilities * len(paths)
     rare = expected < 10
     counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
-    kept = expected > 0
-    if counts[~kept].sum():
+    is_possible = expected > 0
+    if counts[~is_possible].sum():
         return 0.0
-    return float(stats.chisquare(counts[kept], expected[kept]).pvalue)
+    return float(stats.chisquare(counts[is_possible], expected[is_possible]).pvalue)

@@ -55,9 +55,9 @@ def kalman(y: np.ndarray) -> float:
     for t, value in enumerate(y):
         if t:
             mean, variance = RHO * mean, RHO**2 * variance + NOISE**2
-        spread = variance + ERROR**2
-        total -= 0.5 * (np.log(2 * np.pi * spread) + (value - mean) ** 2 / spread)
-        gain = variance / spread
+        innovation_variance = variance + ERROR**2
+        total -= 0.5 * (np.log(2 * np.pi * innovation_variance) + (value - mean) ** 2 / innovation_variance)
+        gain = variance / innovation_variance
         mean, variance = mean + gain * (value - mean), (1 - gain) * variance
     return float(total)
 
@@ -209,9 +209,9 @@ def particles_filter(adaptive: bool, y, num: int):
 
     def run(seed):
         np.random.seed(seed)  # noqa: NPY002 -- the package draws from the global generator
-        made = particles.SMC(fk=fk, N=num, resampling="systematic", ESSrmin=threshold, collect="off")
-        made.run()
-        return float(made.logLt)
+        filter_run = particles.SMC(fk=fk, N=num, resampling="systematic", ESSrmin=threshold, collect="off")
+        filter_run.run()
+        return float(filter_run.logLt)
 
     return run
 
@@ -305,11 +305,11 @@ def spread(num_steps: int, sizes, seeds: int) -> list[dict]:
     """Variance of the log evidence against N."""
     y = observations(num_steps)
     truth = kalman(y)
-    found = []
+    values = []
     for num in sizes:
         run = ours(True, True, y, num)
         errors = np.asarray([run(seed) - truth for seed in range(seeds)])
-        found.append(
+        values.append(
             {
                 "particles": num,
                 "steps": num_steps,
@@ -318,7 +318,7 @@ def spread(num_steps: int, sizes, seeds: int) -> list[dict]:
                 "its standard error": float(np.std(np.exp(errors), ddof=1) / np.sqrt(seeds)),
             }
         )
-    return found
+    return values
 
 
 def plot(records: list[dict], variances: list[dict]) -> None:

@@ -48,18 +48,21 @@ def count(group: str, cloud: Cloud, settings: Settings) -> dict[str, tuple[int, 
     """Rejections and repetitions of every check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{cloud.name}/{group}".encode()))
     total = repetitions(group, cloud, settings)
-    found = [run_cloud_group(group, key, cloud, settings) for key in jax.random.split(seed, total)]
-    return {check: (sum(one[check] for one in found), total) for check in groups_of(cloud)[group]}
+    repetitions_done = [run_cloud_group(group, key, cloud, settings) for key in jax.random.split(seed, total)]
+    return {
+        check: (sum(repetition[check] for repetition in repetitions_done), total)
+        for check in groups_of(cloud)[group]
+    }
 
 
-def row_of(cloud: Cloud, settings: Settings, kept: Path | None) -> dict[str, tuple[int, int]]:
+def row_of(cloud: Cloud, settings: Settings, stored: Path | None) -> dict[str, tuple[int, int]]:
     """All cells of a method; those in its file are not computed again."""
-    row = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    row = json.loads(stored.read_text()) if stored and stored.exists() else {}
     for group, names in groups_of(cloud).items():
         if not set(names) <= set(row):
             row.update(count(group, cloud, settings))
-            if kept:
-                kept.write_text(json.dumps(row))
+            if stored:
+                stored.write_text(json.dumps(row))
     jax.clear_caches()
     print(cloud.name, {check: f"{a}/{n}" for check, (a, n) in row.items()}, flush=True)
     return row
@@ -79,8 +82,8 @@ def main() -> None:
     counts = {}
     for cloud in (*CLOUD_NULLS, *CLOUD_FAULTS):
         if not arguments.only or cloud.name in arguments.only:
-            kept = arguments.keep and arguments.keep / f"{cloud.name}.json"
-            counts[cloud.name] = row_of(cloud, settings, kept)
+            stored = arguments.keep and arguments.keep / f"{cloud.name}.json"
+            counts[cloud.name] = row_of(cloud, settings, stored)
     if not arguments.only:
         show(counts, settings, write=not arguments.small)
 
@@ -88,7 +91,7 @@ def main() -> None:
 def show(counts: dict, settings: Settings, *, write: bool) -> None:
     """Print the table and the verdicts; write numbers and picture."""
     methods = (*CLOUD_NULLS, *CLOUD_FAULTS)
-    names = [one.name for one in methods]
+    names = [item.name for item in methods]
     cells = {name: {c: f"{100 * a / n:.0f}" for c, (a, n) in counts[name].items()} for name in names}
     rows = [[name, *(cells[name].get(check, "-") for check in CLOUD_CHECKS)] for name in names]
     common.print_table("rejected, per cent", ["", *CLOUD_CHECKS], rows)
@@ -97,17 +100,17 @@ def show(counts: dict, settings: Settings, *, write: bool) -> None:
     if write:
         body = {
             "settings": settings._asdict(),
-            "methods": {one.name: one.what for one in methods},
+            "methods": {item.name: item.what for item in methods},
             "rejected, of": {name: counts[name] for name in names},
             "verdict": verdict,
             "markdown": markdown(counts, names, CLOUD_CHECKS).splitlines(),
         }
         common.write_results(NAME, body)
-        made, axes = common.figure(width=9, height=7)
+        fig, axes = common.figure(width=9, height=7)
         heat_map(axes, counts, names, CLOUD_CHECKS, (len(CLOUD_NULLS),))
         title = f"Rejected at level 0.05, per cent of repetitions (first {len(CLOUD_NULLS)} rows: no fault)"
         axes.set_title(title, fontsize=10)
-        common.save_figure(made, NAME)
+        common.save_figure(fig, NAME)
 
 
 if __name__ == "__main__":

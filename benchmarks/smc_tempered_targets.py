@@ -81,12 +81,12 @@ def nile(num: int = 40) -> Case:
     X, y = table.X[:num], table.y[:num]
     X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
     model = gp.Model(gp.kernels.RBF(1.0, 1.0), gp.likelihoods.Gaussian(0.5))
-    own = {
+    priors = {
         "kernel.variance": dist.LogNormal(0.0, 1.0),
         "kernel.lengthscale": dist.LogNormal(0.0, 1.0),
         "likelihood.variance": dist.LogNormal(-1.0, 1.0),
     }
-    prior = gp.replace(gp.default_prior(model, X), own)
+    prior = gp.replace(gp.default_prior(model, X), priors)
     _, target = gp.hyper_posterior(model, prior, jnp.asarray(X), jnp.asarray(y), gp.Exact())
     wide = [(-7.0, 7.0), (-7.0, 7.0), (-8.0, 6.0)]  # prior standard deviations, by sorted names
     box = ends_of_mass(trapezoid(target, wide, 41))
@@ -110,9 +110,9 @@ def trapezoid(target: Any, box: list, points: int) -> tuple:
     return log_evidence, mean, sd, axes, weights.reshape([points] * len(axes))
 
 
-def ends_of_mass(found: tuple) -> list[tuple[float, float]]:
+def ends_of_mass(grid: tuple) -> list[tuple[float, float]]:
     """Where the marginals are above 1e-9 of their sum, and a cell more."""
-    *_, axes, weights = found
+    *_, axes, weights = grid
     box = []
     for i, axis in enumerate(axes):
         marginal = weights.sum(axis=tuple(j for j in range(len(axes)) if j != i))

@@ -114,10 +114,10 @@ def with_weights(model, weights, X, y):
 
 def log_likelihood_of_weights(free, model, X, y, values):
     """Log p(y | w, θ) + log p(w | df) − log p(w | 3): the target's prior of w has 3 degrees of freedom."""
-    at, weights = rebuild(free, model, values), values[WEIGHTS]
-    half = 0.5 * at.likelihood.df
+    model_at, weights = rebuild(free, model, values), values[WEIGHTS]
+    half = 0.5 * model_at.likelihood.df
     change = dist.Gamma(half, half).log_prob(weights) - dist.Gamma(1.5, 1.5).log_prob(weights)
-    return with_weights(at, weights, X, y).log_evidence + jnp.sum(change)
+    return with_weights(model_at, weights, X, y).log_evidence + jnp.sum(change)
 
 
 def weights_posterior(model, prior, X, y):
@@ -130,10 +130,10 @@ def weights_posterior(model, prior, X, y):
 
 def log_likelihood_at_sites(free, model, X, y, sites, values):
     """Log Z(θ) + Σ log p(y_i | f_i) − log t_i(f_i)."""
-    at = rebuild(free, model, values)
-    z, chol, log_z = prior_whitened(at, X, sites, values[LATENT])
-    f = at.mean(X) + chol @ z
-    return log_z + jnp.sum(at.likelihood.log_density(y, f) - sites.lam1 * f + 0.5 * sites.lam2 * f**2)
+    model_at = rebuild(free, model, values)
+    z, chol, log_z = prior_whitened(model_at, X, sites, values[LATENT])
+    f = model_at.mean(X) + chol @ z
+    return log_z + jnp.sum(model_at.likelihood.log_density(y, f) - sites.lam1 * f + 0.5 * sites.lam2 * f**2)
 
 
 def prior_whitened(model, X, sites, whitened):

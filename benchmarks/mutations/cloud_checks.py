@@ -28,14 +28,14 @@ _PARTICLES, _DEAD = 8, 2  # of the law of a scheme; the last ones are dead
 
 def groups_of(cloud: Cloud) -> dict[str, tuple[str, ...]]:
     """The groups of checks that take a method, and their checks."""
-    found: dict[str, tuple[str, ...]] = {"evidence": _EVIDENCE}
+    groups: dict[str, tuple[str, ...]] = {"evidence": _EVIDENCE}
     if cloud.scheme is not None:
-        found["law"] = _LAW
+        groups["law"] = _LAW
     if cloud.sample is not None:
-        found["ranks"] = _RANKS
+        groups["ranks"] = _RANKS
     if cloud.transition is not None:
-        found["joint"] = _JOINT if cloud.reversible else _JOINT[1:]
-    return found
+        groups["joint"] = _JOINT if cloud.reversible else _JOINT[1:]
+    return groups
 
 
 def run_cloud_group(group: str, key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
@@ -85,9 +85,9 @@ def offspring(key, cloud: Cloud, num: int):
 
 def law_check(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
     """Do the offspring of each particle weigh what it weighed, on average over resamplings of one set of weights?"""
-    wanted, found = (np.asarray(x) for x in offspring(key, cloud, settings.runs))
-    error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
-    gap = np.abs(found.mean(axis=0) - wanted)
+    expected, observed = (np.asarray(x) for x in offspring(key, cloud, settings.runs))
+    error = observed.std(axis=0, ddof=1) / np.sqrt(len(observed))
+    gap = np.abs(observed.mean(axis=0) - expected)
     sure = error < 1e-9  # always the same: right or wrong to rounding
     scores = gap / np.where(sure, 1.0, error)
     pvalues = np.where(sure, np.where(gap < 1e-9, 1.0, 0.0), 2 * stats.norm.sf(scores))
@@ -112,12 +112,12 @@ def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
         chunk=settings.simulations,
         progress=False,
     )
-    found = {}
+    reports = {}
     for check in groups_of(cloud)["joint"]:
         part = check.split()[-1]
         raw = [p for name, p in report.ranks.raw_pvalues.items() if name.startswith(part)]
-        found[check] = bool(checks.holm(np.asarray(raw)).min() <= settings.level)
-    return found
+        reports[check] = bool(checks.holm(np.asarray(raw)).min() <= settings.level)
+    return reports
 
 
 _RUN: dict[str, Callable] = {

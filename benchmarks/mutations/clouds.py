@@ -74,10 +74,10 @@ def by_filter(name: str, what: str, scheme: Any, model: Model = state_space.WALK
 def _filter_draws(cut, scheme, key, x, num):
     key_filter, key_choose = jax.random.split(key)
     fk = state_space.feynman_kac(cut, x)
-    found = smc.particle_filter(key_filter, fk, state_space.STEPS, DRAWS, resampling=always(scheme))
-    chosen = jax.random.categorical(key_choose, found.log_weights, shape=(num,))
-    assert found.paths is not None
-    return found.paths[chosen]
+    filtered = smc.particle_filter(key_filter, fk, state_space.STEPS, DRAWS, resampling=always(scheme))
+    chosen = jax.random.categorical(key_choose, filtered.log_weights, shape=(num,))
+    assert filtered.paths is not None
+    return filtered.paths[chosen]
 
 
 def _filter_estimates(cut, scheme, key, theta, x):
@@ -98,31 +98,36 @@ def _filter_estimates(cut, scheme, key, theta, x):
 
 
 def by_gibbs(
-    name: str, what: str, scheme: Any, ways: str, wrap: Callable = lambda model: model, model=state_space.WALK
+    name: str,
+    what: str,
+    scheme: Any,
+    path_update: str,
+    wrap: Callable = lambda model: model,
+    model=state_space.WALK,
 ) -> Cloud:
     """Particle Gibbs with a conditional scheme and a wrapped model; forward the library's particle filter."""
     cut = cut_of(model)
-    step = partial(_gibbs_transition, cut, scheme, ways, wrap)
-    estimates = partial(_gibbs_estimates, cut, scheme, ways, wrap)
-    return Cloud(name, model, what, estimates, transition=step, reversible=ways in REVERSIBLE)
+    step = partial(_gibbs_transition, cut, scheme, path_update, wrap)
+    estimates = partial(_gibbs_estimates, cut, scheme, path_update, wrap)
+    return Cloud(name, model, what, estimates, transition=step, reversible=path_update in REVERSIBLE)
 
 
-def _gibbs(cut, scheme, ways, wrap, key, theta, x, num):
+def _gibbs(cut, scheme, path_update, wrap, key, theta, x, num):
     model = wrap(smc.lift(state_space.feynman_kac(cut, x)))
-    return gibbs_step(key, model, always(scheme), theta, num, ways)
+    return gibbs_step(key, model, always(scheme), theta, num, path_update)
 
 
-def _gibbs_transition(cut, scheme, ways, wrap, key, theta, x):
-    return _gibbs(cut, scheme, ways, wrap, key, theta, x, GIBBS)[0]
+def _gibbs_transition(cut, scheme, path_update, wrap, key, theta, x):
+    return _gibbs(cut, scheme, path_update, wrap, key, theta, x, GIBBS)[0]
 
 
-def _gibbs_estimates(cut, scheme, ways, wrap, key, theta, x):
+def _gibbs_estimates(cut, scheme, path_update, wrap, key, theta, x):
     key_forward, key_reverse = jax.random.split(key)
     fk = state_space.feynman_kac(cut, x)
     forward = smc.particle_filter(
         key_forward, fk, state_space.STEPS, FILTER, resampling=always("systematic"), store="none"
     )
-    reverse = _gibbs(cut, scheme, ways, wrap, key_reverse, theta, x, FILTER)[1]
+    reverse = _gibbs(cut, scheme, path_update, wrap, key_reverse, theta, x, FILTER)[1]
     exact = state_space.log_evidence(cut, x)
     return forward.log_evidence - exact, reverse.log_evidence - exact
 
@@ -185,8 +190,8 @@ def _tempered_estimates(wrap, temperatures, key, theta, x):
     key_forward, key_reverse = jax.random.split(key)
     forward = _tempered(wrap, temperatures, key_forward, x, ISLAND).log_evidence
     schedule = schedule_of(temperatures)
-    zero = jnp.int32(0)
-    frozen = smc.Annealing(wrap(prior_path(x)), schedule, zero, zero, refine=REFINE, mode="vmap")
+    zero_index = jnp.int32(0)
+    frozen = smc.Annealing(wrap(prior_path(x)), schedule, zero_index, zero_index, refine=REFINE, mode="vmap")
     covariance = A @ A.T + NOISE**2 * np.eye(DIMS)
     # the likelihood of the model leaves out the constant of the noise
     exact = -0.5 * x @ np.linalg.solve(covariance, np.eye(DIMS)) @ x

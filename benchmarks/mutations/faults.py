@@ -176,4 +176,4 @@ APPROXIMATIONS = (
 
 def by_name(name: str) -> Any:
     """The procedure of that name."""
-    return next(one for one in (*NULLS, *APPROXIMATIONS, *FAULTS) if one.name == name)
+    return next(procedure for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS) if procedure.name == name)

@@ -171,8 +171,8 @@ def probit_rejection(key, x, num):
     keys = jax.random.split(key, (_TRIES, 2))
     theta = jax.vmap(probit_prior)(keys[:, 0])
     labels = jax.vmap(probit_simulate)(keys[:, 1], theta)
-    kept = jnp.nonzero(jnp.all(labels == x, axis=1), size=num, fill_value=_TRIES)[0]
-    return jnp.take(theta, kept, axis=0, mode="fill", fill_value=jnp.nan)
+    accepted = jnp.nonzero(jnp.all(labels == x, axis=1), size=num, fill_value=_TRIES)[0]
+    return jnp.take(theta, accepted, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 def probit_any(key, x):

@@ -34,7 +34,7 @@ def sizes_above(
     confidence = 1 - 0.01 / len(checks)
     return [
         f"{check} ({name}): {rejected} of {total}"
-        for name in (one.name for one in nulls)
+        for name in (procedure.name for procedure in nulls)
         for check, (rejected, total) in counts[name].items()
         if clopper_pearson(rejected, total, confidence)[0] > level
     ]
@@ -55,7 +55,7 @@ def judge(
     checks: Sequence[str] = CHECKS,
 ) -> dict[str, Any]:
     """What is asked of the table, and whether it holds."""
-    best = {one.name: best_check(counts[one.name]) for one in faults}
+    best = {procedure.name: best_check(counts[procedure.name]) for procedure in faults}
     return {
         "sizes above the level": sizes_above(counts, level, nulls, checks),
         "best check": {name: {"check": check, "lower 95 % end": end} for name, (check, end) in best.items()},
