@@ -36,7 +36,7 @@ WAYS = {
 
 
 def quadratic(c=1.0, noise=0.0, start=0.0, scales=1.0):
-    """Loss, noisy gradient, start."""
+    """Return the loss, its noisy gradient, and the initial point."""
     b = c * jnp.asarray(np.random.default_rng(0).normal(size=10))
 
     def fn(x):
@@ -49,7 +49,7 @@ def quadratic(c=1.0, noise=0.0, start=0.0, scales=1.0):
 
 
 def logistic(batch):
-    """Regularised logistic regression, standardised, with an intercept."""
+    """Regularized logistic regression on standardized inputs, with an intercept."""
     table = data.breast_cancer()
     X = np.asarray(table.X, float)
     X = jnp.asarray(np.c_[(X - X.mean(0)) / X.std(0), np.ones(len(X))])
@@ -75,7 +75,7 @@ def rosenbrock():
 
 
 def network():
-    """Twenty hidden units for a smooth function of six numbers."""
+    """A network with twenty hidden units for a smooth function of six inputs."""
     rng = np.random.default_rng(1)
     X = jnp.asarray(rng.normal(size=(300, 6)))
     y = jnp.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] + 0.1 * jnp.asarray(rng.normal(size=300))
@@ -96,7 +96,7 @@ def network():
 
 
 def problems() -> dict:
-    """Those the constants were chosen on, then the others."""
+    """Return the problems on which the constants were chosen, then the others."""
     chosen = {f"quadratic, c = {c:g}": quadratic(c) for c in (1e-6, 1e-3, 1.0, 1e3, 1e6)}
     chosen |= {"noisy quadratic": quadratic(noise=1.0), "noisy quadratic, c = 1e-3": quadratic(1e-3, 1.0)}
     chosen |= {"logistic, batches": logistic(57), "logistic": logistic(0)}
@@ -110,7 +110,7 @@ def problems() -> dict:
 
 
 def losses(problem, optimiser, key, marks):
-    """Loss at every mark."""
+    """Return the loss at each recorded step."""
     fn, gradient, x = problem
 
     def step(carry, key):
@@ -126,7 +126,7 @@ def losses(problem, optimiser, key, marks):
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     small = common.parser(__doc__).parse_args().small
     seeds, marks = (2, (10, 20)) if small else (SEEDS, MARKS)
     keys, records = jax.random.split(jax.random.key(0), seeds), []

@@ -28,7 +28,7 @@ from mutations.table import heat_map, judge, markdown
 
 
 def repetitions(group: str, procedure: Procedure, settings: Settings) -> int:
-    """How often a group of checks sees a procedure."""
+    """Return the number of repetitions of a group of checks on a procedure."""
     if procedure not in NULLS:
         return settings.slow_repetitions if group == "classifier" else settings.repetitions
     if procedure is not NULLS[0]:
@@ -39,7 +39,7 @@ def repetitions(group: str, procedure: Procedure, settings: Settings) -> int:
 
 
 def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tuple[int, int]]:
-    """Rejections and repetitions of every check of a group."""
+    """Return the numbers of rejections and of repetitions of each check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{procedure.name}/{group}".encode()))
     total = repetitions(group, procedure, settings)
     repetitions_done = [run_group(group, key, procedure, settings) for key in jax.random.split(seed, total)]
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def show(counts: dict, settings: Settings, *, write: bool) -> None:
-    """Print the table and the verdicts; write numbers and picture."""
+    """Print the table and the verdicts; write the numbers and the plot."""
     rows = [[name, *(f"{100 * row[c][0] / row[c][1]:.0f}" for c in CHECKS)] for name, row in counts.items()]
     common.print_table("rejected, per cent", ["", *CHECKS], rows)
     verdict = judge(counts, settings.level)

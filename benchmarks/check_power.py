@@ -44,7 +44,7 @@ def covariance(dims: int) -> np.ndarray:
 
 
 def roots(dims: int, error: str, *, is_own: bool) -> np.ndarray:
-    """A root of the covariance of draws, if ``own`` is the correlation of the posterior."""
+    """Return a root of the covariance of draws with the given error; ``is_own`` selects the one of the posterior."""
     if is_own == (error != "correlation"):
         return np.linalg.cholesky(covariance(dims))
     return np.diag(1 / np.sqrt(np.diag(np.linalg.inv(covariance(dims))))) if is_own else np.eye(dims)
@@ -93,7 +93,7 @@ def by_ranks(rng, key, dims, error, size):
 
 
 def by_shared(rng, key, dims, error, size):
-    """The caveat of posterior SBC: of a bias that its start shares one less the ratio of the widths is seen."""
+    """Posterior SBC detects only 1 - ratio of the widths of a bias that its starting posterior shares."""
     shared = error == "bias"
     draws, theta, _ = simulated(
         rng, dims, error, size / (1 - np.sqrt(2 / 3)) if shared else size, shared=True
@@ -119,7 +119,7 @@ def simulate(key, theta):
 
 
 def forgetful(bias, scale, is_joint, root, key, theta, x):
-    """A kernel that draws from N(.8 x, .2 I), wrongly: it forgets where it was."""
+    """A transition that draws from N(.8 x, .2 I) with an error, independently of its state."""
     noise = scale * root @ jax.random.normal(key, theta.shape)
     return (is_joint * (0.8 * x + np.sqrt(0.2) * noise)).at[0].add(bias)
 
@@ -216,7 +216,7 @@ SLOW = {"c2st": 4}  # by how much fewer repetitions
 
 
 def claim(report) -> Detectable:
-    """The errors that a report says it could have found."""
+    """Return the errors that a report claims to detect."""
     if isinstance(report, checks.VsbcReport):
         return Detectable(report.bias, 0.0, np.inf, 0.9, LEVEL)
     if isinstance(report, checks.EvidenceSandwich):
@@ -226,7 +226,7 @@ def claim(report) -> Detectable:
 
 
 def cell(check: str, dims: int, error: str, repetitions: int) -> dict:
-    """Claimed size of an error and how often it was found; nothing where no claim is made."""
+    """Return the claimed size of an error and how often it was detected; None if the check makes no claim."""
     seed = zlib.crc32(f"{check}/{dims}".encode())
     right = CHECKS[check](np.random.default_rng(seed), jax.random.key(seed), dims, "none", 0.0)
     size = getattr(claim(right), error, 0.0)
@@ -249,7 +249,7 @@ def kept_promise(row: dict) -> bool:
 
 
 def coverage(repetitions: int) -> dict[str, list[float]]:
-    """Share of intervals of 95 % that hold the truth: mean by ESS, evidence by its error, at k-hat below 0.7."""
+    """Return the coverage of 95 % intervals at k-hat below 0.7: of the mean by ESS, of the evidence by its error."""
     rng = np.random.default_rng(20261130)
     chains = np.zeros((repetitions, 4, 250))
     noise = rng.normal(size=chains.shape)

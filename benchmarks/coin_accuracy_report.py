@@ -15,7 +15,7 @@ SHARE = 0.1  # of Adam's distance that ours may be above it
 
 
 def compared(record: dict[str, Any], adams: tuple[str, ...], ours: tuple[str, ...]) -> dict[str, Any]:
-    """Add means, and the answer for each of our rules at each number of steps in each measure."""
+    """Add means, and the comparison of each of our rules at each number of steps in each measure."""
     distances = {method: np.asarray(values) for method, values in record["distances"].items()}
     record["means"] = {method: values.mean(axis=0) for method, values in distances.items()}
     record["intervals"] = {method: paired(values) for method, values in distances.items()}
@@ -38,7 +38,7 @@ def compared(record: dict[str, Any], adams: tuple[str, ...], ours: tuple[str, ..
 
 
 def plain(record: dict[str, Any]) -> dict[str, Any]:
-    """Arrays out of a record, whether it was just made or read."""
+    """Return the arrays of a record, measured or read from a file."""
     return {
         "means": {k: np.asarray(v) for k, v in record["means"].items()},
         "floor": np.asarray(record["floor"]),
@@ -47,7 +47,7 @@ def plain(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]], steps: tuple[int, ...], step: int, measure: int) -> None:
-    """One number of steps, one measure."""
+    """Print the table of one number of steps and one measure."""
     methods = [m for m in records[0]["means"] if all(m in r["means"] for r in records)]
     lines = []
     for record in records:
@@ -63,7 +63,7 @@ def table(records: list[dict[str, Any]], steps: tuple[int, ...], step: int, meas
 
 
 def show(records: list[dict[str, Any]], steps: tuple[int, ...]) -> None:
-    """All tables, and how often the answer is yes."""
+    """Print all tables, and how often our rules are at least as good."""
     if not records:
         return
     for step in range(len(steps)):
@@ -82,7 +82,7 @@ def show(records: list[dict[str, Any]], steps: tuple[int, ...]) -> None:
 
 
 def plot(records: list[dict[str, Any]], name: str) -> None:
-    """Distances at the last number of steps over that of the better Adam."""
+    """Plot the distances at the last number of steps, relative to the better Adam."""
     figure, axes = common.figure(width=11, height=0.33 * len(records) + 1.6, columns=2)
     labels = [r["target"] + ("" if r["chosen"] else " *") for r in records]
     styles = {"default": "o", "published": "s", "published, med": "D", "raw fuse": "^"}

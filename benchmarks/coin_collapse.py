@@ -28,7 +28,7 @@ STEPS = (100, 300, 1000, 3000)
 
 
 def log_standard(x):
-    """Up to a constant."""
+    """Return the log density up to a constant."""
     return -0.5 * jnp.sum(x**2)
 
 
@@ -62,7 +62,7 @@ def measure(method: str, steps: tuple[int, ...], starts):
 
 
 def row(method: str, dims: int, size: int, steps: tuple[int, ...], seeds: int) -> dict:
-    """All seeds of one dimension."""
+    """Measure all seeds of one dimension."""
     noise = np.random.default_rng(dims).normal(size=(seeds, size, dims))
     ratios, virials = (np.asarray(a, float) for a in measure(method, steps, jnp.asarray(1 + 0.3 * noise)))
     warned = np.array([[bool(complaint(virial, size)) for virial in seed] for seed in virials])
@@ -82,7 +82,7 @@ def row(method: str, dims: int, size: int, steps: tuple[int, ...], seeds: int) -
 
 
 def rows_of(records: list[dict]) -> list[list[str]]:
-    """The table."""
+    """Print the table."""
     rows = []
     for r in records:
         values = zip(r["steps"], r["ratio"], r["half interval"], r["warned"])
@@ -95,7 +95,7 @@ def rows_of(records: list[dict]) -> list[list[str]]:
 
 
 def plot(records: list[dict]) -> None:
-    """Ratios against the dimension."""
+    """Plot the ratios against the dimension."""
     figure, axes = common.figure(width=6.5, height=4.2)
     chosen = [r for r in records if r["method"] == "default"]
     dims = [r["d"] for r in chosen]
@@ -122,7 +122,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     seeds, dims, steps = (2, DIMS[:1], STEPS[:1]) if arguments.small else (SEEDS, DIMS, STEPS)
     start = time.process_time()

@@ -123,7 +123,7 @@ METHODS = {
 
 
 def nuts(case: Case, seed: int, num_draws: int) -> np.ndarray:
-    """Draws of four chains, side by side."""
+    """Return the draws of four parallel chains."""
     target = pi.targets.from_logdensity(case.logdensity_fn, case.example, constraints=case.constraint)
     posterior = pi.infer(jax.random.key(seed), target, mcmc.NUTS(num_draws=num_draws), progress=False)
     return np.asarray(posterior.draws).reshape(-1, case.example.shape[0])
@@ -145,7 +145,7 @@ class Judge:
         self.own = [mean_distance(p, p) for p in self.points]
 
     def __call__(self, draws):
-        """Raw and whitened distance."""
+        """Return the raw and the whitened distance."""
         distances = []
         for scale, points, floor in zip(self.scales, self.points, self.own, strict=True):
             x = (draws[:, : self.free] - self.centre) @ scale.T
@@ -154,7 +154,7 @@ class Judge:
 
 
 def particles(case: Case, make, judge: Judge, seeds: int, marks: tuple[int, ...]) -> dict:
-    """Distances (seed, mark, 2), the smallest feasible fraction and the particles without a score."""
+    """Return distances (seed, step, 2), the smallest feasible fraction, and the number of particles without a score."""
     algorithm = make(case.logdensity_fn, case.mirror)
 
     def one(key):
@@ -183,13 +183,13 @@ def particles(case: Case, make, judge: Judge, seeds: int, marks: tuple[int, ...]
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Mean and its bootstrap interval, over the first axis."""
+    """Return the mean over the first axis and its bootstrap interval."""
     chosen = np.random.default_rng(0).integers(0, len(values), (4000, len(values)))
     return [float(np.mean(values)), *map(float, np.quantile(values[chosen].mean(1), [0.025, 0.975]))]
 
 
 def measured(name: str, case: Case, seeds: int, marks: tuple[int, ...], num_draws: int) -> list[dict]:
-    """All ways on a target."""
+    """Run all methods on a target."""
     reference = case.exact if case.exact is not None else nuts(case, 7, max(num_draws, 1000))
     judge = Judge(reference, case.free)
     score = jax.jit(judge)
@@ -211,7 +211,7 @@ def measured(name: str, case: Case, seeds: int, marks: tuple[int, ...], num_draw
 
 
 def one_record(name: str, method: str, run: dict, number: int, marks: tuple, base: np.ndarray) -> dict:
-    """A line of the table."""
+    """Return one row of the table."""
     distances = run["distances"][:, number]
     is_single = run["distances"].shape[1] == 1
     other = base[:, -1 if is_single else number]
@@ -256,7 +256,7 @@ def print_records(records: list[dict]) -> None:
 
 
 def contradictions(records: list[dict]) -> list[str]:
-    """Where the defaults are not better than the published set-up or than thinned NUTS draws."""
+    """List the cases in which the defaults are not better than the published settings or thinned NUTS draws."""
     sentences = []
     for r in records:
         if not r["way"].startswith("mirrored"):
@@ -274,7 +274,7 @@ def contradictions(records: list[dict]) -> list[str]:
 
 
 def plot(records: list[dict]) -> None:
-    """Whitened and raw distance against steps."""
+    """Plot the whitened and the raw distance against the number of steps."""
     names = list(dict.fromkeys(r["target"] for r in records))
     figure, axes = common.figure(width=11, height=6, rows=2, columns=len(names))
     for row, metric in zip(axes, ("raw", "white"), strict=True):
@@ -310,7 +310,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     small = common.parser(__doc__).parse_args().small
     seeds, marks, num_draws = (3, (20, 50), 100) if small else (SEEDS, STEPS, 300)
     records: list[dict] = []

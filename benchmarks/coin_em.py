@@ -42,7 +42,7 @@ PUBLISHED = {
 
 
 def ways(maximise_fn: Any) -> dict[str, Any]:
-    """Functions of a log joint density, and for Adam of a rate beside it."""
+    """Return the methods, functions of a log joint density; those of Adam also take a rate."""
     half = betting.coin(unit=0.5)
     theirs = {"geometry": coin.Identity(), "bandwidth": "published"}
     return {
@@ -55,7 +55,7 @@ def ways(maximise_fn: Any) -> dict[str, Any]:
 
 
 def adam(rate):
-    """Adam whose rate is an array, so that all rates share a program."""
+    """Adam with an array as learning rate, so that all rates share one compiled program."""
     core = optax.scale_by_adam()
 
     def update(updates, state, params=None):
@@ -66,7 +66,7 @@ def adam(rate):
 
 
 def follow(algorithm, state, key, judge, marks):
-    """What the judge says of the state after each mark."""
+    """Return the judge's value of the state at each recorded step."""
     recorded = []
     for before, mark in zip((0, *marks), marks, strict=False):
 
@@ -96,7 +96,7 @@ def toy(method, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str,
 
 
 def timed(method: str, run_one: Any, seeds: Any) -> Any:
-    """One program: over seeds, and over rates for Adam."""
+    """Run all seeds, and all rates for Adam, in one program."""
     if method == "Adam":
         run = jax.jit(
             lambda s: jax.lax.map(lambda r: jax.lax.map(lambda x: run_one(x, r), s), jnp.asarray(RATES))
@@ -107,7 +107,7 @@ def timed(method: str, run_one: Any, seeds: Any) -> Any:
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels 0, 1."""
+    """Return features and labels 0 and 1."""
     if name == "banknote":
         table = np.loadtxt(measurement_path("coin/data_banknote_authentication.txt"), delimiter=",")
         return table[:, :-1], table[:, -1]
@@ -117,7 +117,7 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(name: str, seed: int) -> dict[str, np.ndarray]:
-    """Seventy parts to learn from, thirty to test, standardised by the first."""
+    """Use 70 % for training and 30 % for testing, standardized by the training part."""
     X, y = read(name)
     order = np.random.default_rng(seed).permutation(len(y))
     test, train = np.split(order, [round(0.3 * len(y))])
@@ -149,7 +149,7 @@ def log_logistic_batch(X, y, key, latent, parameters):
 
 
 def best_gamma(latents):
-    """The shape and rate of most likelihood for the particles' alpha; Newton steps for the log shape."""
+    """Return the maximum-likelihood shape and rate of the particles' alpha, by Newton steps for the log shape."""
     log_alpha = latents["alpha"]
     top = jnp.max(log_alpha)
     log_mean = top + jnp.log(jnp.mean(jnp.exp(log_alpha - top)))
@@ -175,7 +175,7 @@ def logistic_start(key, dims: int):
 
 
 def logistic(method, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarray]:
-    """Test scores: (seed,), and for Adam (rate, seed)."""
+    """Return test scores, (seed,) or, for Adam, (rate, seed)."""
     parts = [split(name, seed) for seed in range(seeds)]
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
     keys = jax.random.split(jax.random.key(1), seeds)
@@ -207,13 +207,13 @@ def logistic(method, make, name: str, seeds: int, steps: int) -> dict[str, np.nd
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Mean and its bootstrap interval."""
+    """Return the mean and its bootstrap interval."""
     chosen = np.random.default_rng(0).integers(0, len(values), (4000, len(values)))
     return [float(np.mean(values)), *map(float, np.quantile(values[chosen].mean(1), [0.025, 0.975]))]
 
 
 def records_of(problem: str, score: str, scores: dict[str, np.ndarray], sign: int) -> list[dict]:
-    """One score of all ways on one problem; ``sign`` -1: larger is better."""
+    """Return records of one score for all methods on one problem; ``sign`` -1: larger is better."""
     rates = np.where(np.isfinite(scores["Adam"]), scores["Adam"], -sign * -np.inf).mean(axis=1)
     rates = np.where(np.isfinite(rates), rates, sign * np.inf)
     best = int(np.argmin(sign * rates))
@@ -228,7 +228,7 @@ def records_of(problem: str, score: str, scores: dict[str, np.ndarray], sign: in
 
 
 def ours_again(before: list[dict], seeds: int, marks: tuple[int, ...], steps: int) -> list[dict]:
-    """Stored records, those of ``coin.em`` measured anew with the same seeds."""
+    """Return the stored records, with those of ``coin.em`` measured again with the same seeds."""
     fresh: dict[tuple[str, str, str], np.ndarray] = {}
     for method in ("coin.em, joint", "coin.em, marginal"):
         for c in (1e-3, 1.0, 1e3):
@@ -250,7 +250,7 @@ def ours_again(before: list[dict], seeds: int, marks: tuple[int, ...], steps: in
 
 
 def measure(seeds: int, marks: tuple[int, ...], steps: int, report: Any) -> list[dict]:
-    """Every problem and way."""
+    """Measure all methods on all problems."""
     records = []
     for c in (1e-3, 1.0, 1e3):
         scores = {
@@ -276,7 +276,7 @@ def shown(triple: list[float]) -> str:
 
 
 def contradictions(records: list[dict]) -> list[str]:
-    """Where ``coin.em`` is worse than Adam's best rate by hindsight, and the interval excludes zero."""
+    """List the cases in which ``coin.em`` is significantly worse than Adam with the best rate in hindsight."""
     sentences = []
     for r in records:
         low, high = sorted(r["sign"] * np.array(r["less Adam"][1:]))
@@ -288,7 +288,7 @@ def contradictions(records: list[dict]) -> list[str]:
 
 
 def plot(records: list[dict]) -> None:
-    """Errors of the hierarchical model against steps; log predictive densities."""
+    """Plot the errors of the hierarchical model against the number of steps, and the log predictive densities."""
     figure, axes = common.figure(width=11, height=3.4, columns=4)
     problems = list(dict.fromkeys(r["problem"] for r in records))
     for axis, problem in zip(axes[:3], problems[:3], strict=True):
@@ -317,7 +317,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument(
         "--ours", action="store_true", help="measure coin.em anew, keep what is stored of the others"

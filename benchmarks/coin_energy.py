@@ -42,7 +42,7 @@ class Reference:
 
 
 def paired(differences: Any) -> tuple[Any, Any]:
-    """Ends of the 95 % interval of the mean along the first axis."""
+    """Return the ends of the 95 % interval of the mean along the first axis."""
     differences = np.asarray(differences, float)
     size = len(differences)
     half = t.ppf(0.975, size - 1) * differences.std(axis=0, ddof=1) / np.sqrt(size)
@@ -50,5 +50,5 @@ def paired(differences: Any) -> tuple[Any, Any]:
 
 
 def short(values: Any) -> np.ndarray:
-    """Four digits: what a file of results needs."""
+    """Round to the four digits that a results file needs."""
     return np.vectorize(lambda v: float(f"{v:.4g}"))(np.asarray(values, float))

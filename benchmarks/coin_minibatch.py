@@ -46,7 +46,7 @@ SCORES = ("log likelihood", "RMSE")
 
 
 def algorithm(method: str, fn: Any, rate: Any) -> Any:
-    """The rule of that name; the rate is Adam's."""
+    """Return the rule of this name; the rate is that of Adam."""
     raw = coin.Identity()
     match method:
         case "default":
@@ -64,7 +64,7 @@ def algorithm(method: str, fn: Any, rate: Any) -> Any:
 
 
 def lane(method: str, width: int, fn: Any, key: Any, rate: Any, start: Any) -> Any:
-    """One run of ten blocks of ``width`` steps: the positions after two and after all."""
+    """Run ten blocks of ``width`` steps; return the positions after two blocks and at the end."""
     rule = algorithm(method, fn, rate)
 
     def step(state, key):
@@ -80,12 +80,12 @@ def lane(method: str, width: int, fn: Any, key: Any, rate: Any, start: Any) -> A
 
 @partial(jax.jit, static_argnums=(0, 1))
 def lanes(method: str, width: int, fns: Any, keys: Any, rates: Any, starts: Any) -> Any:
-    """Runs one after another."""
+    """Make the runs sequentially."""
     return jax.lax.map(lambda args: lane(method, width, *args), (fns, keys, rates, starts))
 
 
 class Bench:
-    """One model with one batch size: targets and starts of all splits."""
+    """One model with one batch size: the targets and initial particles of all splits."""
 
     def __init__(self, name: str, batch: int, small: bool):
         make, num = MODELS[name]
@@ -111,7 +111,7 @@ class Bench:
         return np.array(values)
 
     def single(self, method: str) -> np.ndarray:
-        """All splits."""
+        """Return the scores of all splits."""
         return self.scores(method, np.arange(SPLITS), np.ones(SPLITS))
 
     def hindsight(self) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ class Bench:
 
 
 def losses(scores: np.ndarray) -> np.ndarray:
-    """Smaller is better; what is not finite is worst."""
+    """Return the score with smaller values as better ones, and infinity if it is not finite."""
     signed = scores * np.array([-1.0, 1.0])
     return np.where(np.isfinite(signed), signed, np.inf)
 
@@ -136,7 +136,7 @@ def losses(scores: np.ndarray) -> np.ndarray:
 def one_case(
     name: str, batch: int, methods: list[str], old: dict[str, Any], *, small: bool
 ) -> dict[str, Any]:
-    """These methods, beside what was measured before."""
+    """Measure these methods; earlier results of other methods are kept."""
     bench = Bench(name, batch, small)
     record = {"model": name, "batch": batch, "best rates": old.get("best rates")}
     for part in ("scores", "seconds"):
@@ -156,7 +156,7 @@ def one_case(
 
 
 def show(records: list[dict[str, Any]]) -> None:
-    """A table for each score after the last step, and where Adam is better."""
+    """Print a table of each score after the last step, and the cases in which Adam is better."""
     for k, score in enumerate(SCORES):
         lines = []
         for r in records:
@@ -172,7 +172,7 @@ def show(records: list[dict[str, Any]]) -> None:
 
 
 def worse(records: list[dict[str, Any]]) -> list[str]:
-    """Cases in which hindsight wins."""
+    """List the cases in which Adam with the best rate in hindsight is significantly better."""
     sentences = []
     for r in records:
         for k, (score, sign) in enumerate(zip(SCORES, (-1, 1), strict=True)):
@@ -184,7 +184,7 @@ def worse(records: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(records: list[dict[str, Any]]) -> None:
-    """Paired differences to Adam after the last step."""
+    """Plot the paired differences to Adam after the last step."""
     figure, axes = common.figure(width=10, height=0.35 * len(records) + 1.5, columns=2)
     for k, (axis, score, sign) in enumerate(zip(axes, SCORES, (1, -1), strict=True)):
         for number, method in enumerate(("default", "fuse", "published, 100")):
@@ -206,7 +206,7 @@ def plot(records: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write after every case."""
+    """Run the benchmark; print and write the results after each case."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="models to measure; the results of the others are kept")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="measure these anew")

@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 def split(table: Any, seed: int, *, scale_y: bool) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Nine tenths to train on; the standard deviation of y there."""
+    """Split off nine tenths for training; return the standard deviation of their y too."""
     train, test = data.random_split(len(table.y), 0.9, seed=seed)
     mean, sd = table.X[train].mean(0), table.X[train].std(0)
     sd = np.where(sd > 0, sd, 1.0)
@@ -56,14 +56,14 @@ def logistic_prior(position):
 
 
 def logistic_rows(position, batch):
-    """Log likelihoods of labels 0 and 1."""
+    """Return the log likelihoods of labels 0 and 1."""
     logits = batch["X"] @ position["slopes"] + position["intercept"]
     return jax.nn.log_sigmoid((2 * batch["y"] - 1) * logits)
 
 
 @jax.jit
 def logistic_scores(positions, test):
-    """Log score and root Brier score of the mean probability."""
+    """Return the log score and the root Brier score of the mean probability."""
     logits = positions["slopes"] @ test["X"].T + positions["intercept"][:, None]
     p = jnp.mean(jax.nn.sigmoid(logits), axis=0)
     p = jnp.clip(p, 1e-7, 1 - 1e-7)
@@ -72,7 +72,7 @@ def logistic_scores(positions, test):
 
 
 def logistic(table: Any, seed: int) -> Problem:
-    """Logistic regression under N(0, I), from N(0, I)."""
+    """Logistic regression with prior N(0, I); the particles start at prior draws."""
     train, test, _ = split(table, seed, scale_y=False)
     dims = table.X.shape[1]
     example = {"slopes": jnp.zeros(dims), "intercept": jnp.zeros(())}
@@ -95,7 +95,7 @@ def outputs(position, X):
 
 
 def log_gamma(log_precision):
-    """Gamma(1, 0.1) of a precision, for its logarithm."""
+    """Log density of the logarithm of a Gamma(1, 0.1) precision."""
     return log_precision - 0.1 * jnp.exp(log_precision)
 
 
@@ -118,7 +118,7 @@ def network_rows(position, batch):
 
 @jax.jit
 def network_scores(positions, test, unit):
-    """In units of y."""
+    """Return the scores in the units of y."""
     rows = jax.vmap(network_rows, (0, None))(positions, test)
     fit = jax.scipy.special.logsumexp(rows, axis=0) - jnp.log(rows.shape[0]) - jnp.log(unit)
     mean = jnp.mean(jax.vmap(outputs, (0, None))(positions, test["X"]), axis=0)
@@ -126,7 +126,7 @@ def network_scores(positions, test, unit):
 
 
 def network(table: Any, seed: int) -> Problem:
-    """A Bayesian neural network; weights start as wide as keeps the units at unit scale."""
+    """A Bayesian neural network; the initial weights keep the hidden units at unit scale."""
     train, test, unit = split(table, seed, scale_y=True)
     dims = table.X.shape[1]
     shapes = {"w1": (dims, HIDDEN), "b1": (HIDDEN,), "w2": (HIDDEN,), "b2": ()}

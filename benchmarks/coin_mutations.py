@@ -33,7 +33,7 @@ CHECKS = tuple(name for group in USED for name in GROUPS[group])
 
 
 def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tuple[int, int]]:
-    """Rejections and repetitions of every check of a group."""
+    """Return the numbers of rejections and of repetitions of each check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{procedure.name}/{group}".encode()))
     total = settings.null_repetitions if procedure in COIN_NULLS else settings.repetitions
     repetitions_done = [run_group(group, key, procedure, settings) for key in jax.random.split(seed, total)]
@@ -43,7 +43,7 @@ def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tup
 
 
 def row_of(procedure: Procedure, settings: Settings, stored: Path | None) -> dict[str, tuple[int, int]]:
-    """All cells of a procedure; those in its file are not computed again."""
+    """Return all cells of a procedure; those stored in its file are not computed again."""
     row = json.loads(stored.read_text()) if stored and stored.exists() else {}
     for group in USED:
         if not set(GROUPS[group]) <= set(row):
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def show(counts: dict, settings: Settings, *, write: bool) -> None:
-    """Print the table and the verdicts; write numbers and picture."""
+    """Print the table and the verdicts; write the numbers and the plot."""
     procedures = (*COIN_NULLS, *COIN_FAULTS)
     names = [item.name for item in procedures]
     rows = [

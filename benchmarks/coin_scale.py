@@ -43,7 +43,7 @@ class Case(NamedTuple):
 
 
 def cases(bits: int) -> list[Case]:
-    """All of them; float32 has narrower ranges."""
+    """Return all cases; those of float32 have narrower ranges."""
     powers = (-6, -4, -2, 0, 2, 4, 6) if bits == 64 else (-4, -2, 0, 2, 4)
     square, zeros = np.eye(2), np.zeros(2)
     result = []
@@ -101,7 +101,7 @@ def measure(method: str, steps: tuple[int, ...], scale, rotation, starts):
 
 
 def row(case: Case, method: str, bits: int, seeds: int) -> dict:
-    """All seeds of one case."""
+    """Measure all seeds of one case."""
     dtype = jnp.float64 if bits == 64 else jnp.float32
     noise = np.random.default_rng(7).normal(size=(seeds, PARTICLES, len(case.scale)))
     starts = jnp.asarray(case.centre + noise * case.width, dtype)
@@ -126,12 +126,12 @@ def row(case: Case, method: str, bits: int, seeds: int) -> dict:
 
 
 def short(low: float, high: float) -> str:
-    """An interval, on few letters."""
+    """Format an interval in few characters."""
     return f"{low:.3g}..{high:.3g}"
 
 
 def rows_of(records: list[dict]) -> list[list[str]]:
-    """The table."""
+    """Print the table."""
     return [
         [
             f"{r['case']}, float{r['bits']}",
@@ -146,7 +146,7 @@ def rows_of(records: list[dict]) -> list[list[str]]:
 
 
 def plot(records: list[dict]) -> None:
-    """Ratios at the three times, case by case."""
+    """Plot the ratios at the three times for each case."""
     figure, axes = common.figure(width=11, height=6.5, columns=2)
     for axis, bits in zip(axes, (64, 32)):
         names = list(dict.fromkeys(r["case"] for r in records if r["bits"] == bits))
@@ -183,7 +183,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     jax.config.update("jax_enable_x64", True)
     seeds = 2 if arguments.small else SEEDS

@@ -60,12 +60,12 @@ def density(name: str, dims: int) -> LogDensity:
 
 @jax.jit
 def products(X, G, K):
-    """What every step must do."""
+    """Compute the matrix products that each step needs."""
     return X @ X.T, K @ G, K @ X
 
 
 def microseconds(call, per_call: int, repeats: int) -> float:
-    """Least CPU time of a step, after a call to compile."""
+    """Return the minimum CPU time of a step, after a first call that compiles."""
     jax.block_until_ready(call())
     times = []
     for _ in range(repeats):
@@ -76,14 +76,14 @@ def microseconds(call, per_call: int, repeats: int) -> float:
 
 
 def floor(N: int, d: int, repeats: int) -> float:
-    """The bare products."""
+    """Measure the matrix products alone."""
     X, G = jax.random.normal(jax.random.key(0), (2, N, d), jnp.float32)
     K = jnp.exp(-jax.random.uniform(jax.random.key(1), (N, N), jnp.float32))
     return microseconds(lambda: [products(X, G, K) for _ in range(5)], 5, repeats)
 
 
 def start(N: int, d: int):
-    """A normal cloud."""
+    """Return particles from a normal."""
     return jnp.asarray(np.random.default_rng(3).normal(size=(N, d)), jnp.float32)
 
 
@@ -121,20 +121,20 @@ def of_numpyro(name: str, N: int, d: int, steps: int, repeats: int) -> float:
 
 
 def resident(N: int, d: int) -> list[float]:
-    """Of a fresh process that takes three steps: MB resident after the imports, the most ever, CPU seconds."""
+    """Run three steps in a new process; return MB after the imports, peak MB, and CPU seconds."""
     command = [sys.executable, __file__, "--memory", str(N), str(d)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [float(field) for field in lines[-1].split()]
 
 
 def megabytes(name: str) -> float:
-    """A line of the process's own status: VmRSS, or VmHWM, the largest ever."""
+    """Read a line of the status of this process: VmRSS, or VmHWM, its peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def take_three_steps(N: int, d: int) -> None:
-    """And print the memory before and at most."""
+    """Take three steps; print the memory before, its peak, and the CPU time."""
     before, begun = megabytes("VmRSS"), time.process_time()
     algorithm = coin.svgd(density("correlated normal", d))
     state = algorithm.init(start(N, d))
@@ -144,7 +144,7 @@ def take_three_steps(N: int, d: int) -> None:
 
 
 def row(name: str, N: int, d: int, small: bool) -> dict:
-    """All ways at one size."""
+    """Measure all methods at one size."""
     pairs = N * N * max(d, 8)
     steps, repeats = max(3, min(50, int(2e9 / pairs))), 2 if small else 7
     record = {"target": name, "N": N, "d": d, "products": floor(N, d, repeats)}
@@ -158,7 +158,7 @@ def row(name: str, N: int, d: int, small: bool) -> dict:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument("--only-memory", action="store_true", help="measure the memory again, keep the times")
     parser.add_argument(

@@ -60,7 +60,7 @@ def neal(dims: int, sd: float) -> Case:
 
 
 def modes(share: float) -> Case:
-    """Two standard normals 20 apart, of which the second has this share."""
+    """A mixture of two standard normals at distance 20; ``share`` is the weight of the second."""
     means, shares = np.array([[-10.0, 0.0], [10.0, 0.0]]), np.array([1 - share, share])
     component = random().choice(2, DRAWS, p=shares)
     draws = means[component] + random().normal(size=(DRAWS, 2))
@@ -77,7 +77,7 @@ CASES: dict[str, Any] = {name: TARGETS[name][0] for name in CHOSEN} | {
 
 
 def measure(case: Case, seed: int) -> dict[str, Any]:
-    """One run: its status, and how wrong the cloud is."""
+    """Run once; return the status and the error of the particles."""
     example = jax.tree.map(lambda leaf: leaf[0], case.start(jax.random.key(0), 2))
     target = targets.from_logdensity(case.logdensity_fn, example)
     start = time.process_time()

@@ -44,12 +44,12 @@ def rows(positions: Any, lead: int) -> np.ndarray:
 
 
 def standard_start(dims: int, key: Any, num: int) -> Any:
-    """N(0, I): nothing is known of the target."""
+    """Draw the initial particles from N(0, I), without information about the target."""
     return jax.random.normal(key, (num, dims))
 
 
 def exact(log_density: Callable, draws: np.ndarray, *arguments: Any) -> Case:
-    """A case whose draws are exact."""
+    """Return a case with exact reference draws."""
     fn = LogDensity(log_density, *(jnp.asarray(a, jnp.result_type(float)) for a in arguments))
     return Case(fn, draws, partial(standard_start, draws.shape[1]))
 
@@ -90,24 +90,24 @@ def rotated() -> Case:
 
 
 def log_mixture(means, precisions, log_shares, x):
-    """Of isotropic normal bumps; constants of their normalisation are in the shares."""
+    """Log density of a mixture of isotropic normals; the shares include the normalizing constants."""
     return jax.scipy.special.logsumexp(log_shares - 0.5 * precisions * jnp.sum((x - means) ** 2, axis=1))
 
 
 def mixture(means: np.ndarray, precisions: np.ndarray, shares: np.ndarray) -> Case:
-    """Isotropic normal bumps."""
+    """A mixture of isotropic normals."""
     component = random().choice(len(means), DRAWS, p=shares)
     draws = means[component] + random().normal(size=(DRAWS, 2)) / np.sqrt(precisions[component])[:, None]
     return exact(log_mixture, draws, means, precisions, np.log(shares) + np.log(precisions))
 
 
 def even() -> Case:
-    """Two modes of the paper."""
+    """The mixture with two modes of the paper."""
     return mixture(np.array([[2.0, -2.0], [-2.0, 2.0]]), np.full(2, 2.0), np.full(2, 0.5))
 
 
 def uneven() -> Case:
-    """Three modes of unlike weight and width."""
+    """A mixture of three modes with different weights and widths."""
     means = np.array([[3.0, 0.0], [-3.0, 1.0], [0.0, -3.0]])
     return mixture(means, np.array([1.0, 4.0, 2.0]), np.array([0.6, 0.15, 0.25]))
 
@@ -124,7 +124,7 @@ def rosenbrock() -> Case:
 
 
 def log_banana(bend, x):
-    """A normal density of scales 3 and 1, bent."""
+    """The log density of a normal with scales 3 and 1, transformed into a banana shape."""
     return -0.5 * (x[0] / 3) ** 2 - 0.5 * (x[1] + bend * (x[0] ** 2 - 9)) ** 2
 
 

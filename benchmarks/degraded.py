@@ -62,18 +62,18 @@ class Degraded(Score):
 
     @property
     def source(self) -> str:
-        """In words."""
+        """The description of the source."""
         return f"{self.score.source} (with noise)"
 
     def init(self, context: Context, num: int) -> DegradedState:
-        """Hash the prompt."""
+        """Initialize the score, and hash the prompt."""
         inner = self.score.init(context, num)
         code = _code(self.seed[:, None] ^ jnp.uint32(0x5BD1E995), context.tokens, 0, context.length)
         zeros = jnp.zeros(num, self.noise.dtype)
         return DegradedState(inner, jnp.broadcast_to(code, (num, 2)), jnp.zeros(num, jnp.int32), zeros)
 
     def step(self, state: DegradedState, view: View) -> tuple[DegradedState, Array]:
-        """Score, then add the noise of the new prefix."""
+        """Compute the score, and add the noise of the new prefix."""
         inner, value = self.score.step(state.inner, view)
         codes = jax.vmap(_code, in_axes=(None, 0, 0, 0))(
             self.seed[:, None], view.step_tokens, state.length, view.step_length
@@ -89,7 +89,7 @@ class Degraded(Score):
         return DegradedState(inner, code, length, noise), value
 
     def gather(self, state: DegradedState, ancestors: Array) -> DegradedState:
-        """Fork."""
+        """Copy the states of the ancestors."""
         inner = self.score.gather(state.inner, ancestors)
         return DegradedState(inner, *(leaf[ancestors] for leaf in state[1:]))
 
@@ -161,14 +161,14 @@ def _code(seed: Array, tokens: Array, start: Any, length: Any) -> Array:
 
 
 def _mix(code: Array) -> Array:
-    """Appleby (2011), the finaliser of MurmurHash3: a bijection of 32 bits."""
+    """Apply the finalizer of MurmurHash3 (Appleby 2011), a bijection of 32 bits."""
     code = (code ^ (code >> 16)) * jnp.uint32(0x85EBCA6B)
     code = (code ^ (code >> 13)) * jnp.uint32(0xC2B2AE35)
     return code ^ (code >> 16)
 
 
 def _normal(code: Array) -> Array:
-    """A standard normal number from the 23 best bits of (N, 2) codes."""
+    """Return standard normal numbers (N,) from the 23 highest bits of (N, 2) codes."""
     bits = _mix(_mix(code[:, 0]) ^ code[:, 1]) >> 9
     uniform = (bits.astype(jnp.float32) + 0.5) / 2**23
     return jax.scipy.special.ndtri(uniform)

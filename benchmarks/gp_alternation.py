@@ -49,7 +49,7 @@ THEIRS = {"alternation, VI": 0.0, "alternation, hybrid": 1.0}
 
 
 class State(NamedTuple):
-    """What an alternation carries from round to round."""
+    """The state of the alternation."""
 
     raw: Any  # variance and lengthscale before softplus
     adam: Any
@@ -62,7 +62,7 @@ def model_at(raw) -> gp.Model:
 
 
 def beginning(num: int) -> State:
-    """Unit hyperparameters and flat sites."""
+    """Return unit hyperparameters and flat sites."""
     raw = jnp.asarray(np.full(2, np.log(np.expm1(1.0))))
     sites = jnp.asarray(np.stack([np.zeros(num), np.full(num, 1e-6)]))
     return State(raw, optax.adam(RATE).init(raw), sites)  # from NumPy: strong types, one compilation
@@ -99,7 +99,7 @@ def objective_at(power: float, state: State, X, y):
 
 
 def alternate(power: float, X, y, max_rounds: int) -> tuple[State, float, int, str]:
-    """The last state that was kept, its objective, the rounds made, and why they ended."""
+    """Return the last accepted state, its objective, the number of rounds, and why they ended."""
     state = beginning(len(y))
     value = float(objective_at(power, state, X, y))
     for done in range(1, max_rounds + 1):
@@ -116,14 +116,14 @@ def alternate(power: float, X, y, max_rounds: int) -> tuple[State, float, int, s
 
 @jax.jit
 def predict_at(state: State, X, y, X_test):
-    """Latent moments at test points, from the sites as they are."""
+    """Return the latent moments at test points, from the given sites."""
     count = jnp.zeros((), jnp.int32)
     fixed_point = FixedPoint(state.sites, jnp.zeros_like(y[0]), count, count)
     return assemble(model_at(state.raw), X, y, fixed_point, jnp.zeros_like(y[0]), NODES).predict(X_test)
 
 
 def run_alternation(power: float, fold: Fold, max_rounds: int) -> dict:
-    """One fold by the alternation."""
+    """Run one fold by the alternation."""
     X, y = jnp.asarray(fold.X), jnp.asarray(fold.y)
     start = time.process_time()
     jax.block_until_ready(one_round(power, beginning(len(y)), X, y))
@@ -147,7 +147,7 @@ def run_alternation(power: float, fold: Fold, max_rounds: int) -> dict:
 
 
 def run_ours(inference, fold: Fold, is_first: bool) -> dict:
-    """One fold by L-BFGS, the first one twice: what the first time takes longer is compilation."""
+    """Run one fold by L-BFGS, the first fold twice: the difference of the two times is the compilation."""
     times, messages = [], []
     for _ in range(2 if is_first else 1):
         start = time.process_time()
@@ -184,7 +184,7 @@ def gp_status(status) -> str:
 
 
 def judged(model, X, y) -> dict:
-    """Hyperparameters, and the converged evidences there, by the same code for every method."""
+    """Return hyperparameters and the converged evidences at them, by the same code for each method."""
     return {
         "variance": float(model.kernel.variance),
         "lengthscale": float(model.kernel.lengthscale),
@@ -248,7 +248,7 @@ def mean_error(values) -> str:
 
 
 def ratios(results: dict) -> dict[str, dict[str, str]]:
-    """The CPU time of each alternation over that of each of ours, and on how many folds."""
+    """Return the ratio of the CPU time of each alternation to that of each of our methods, and the number of folds."""
     ratio_of: dict = {}
     for theirs in THEIRS:
         ratio_of[theirs] = {}
@@ -291,7 +291,7 @@ def main() -> None:
 
 
 def write(results: dict) -> None:
-    """Results of all runs, with what is missing."""
+    """Collect the results of all runs, and list the missing ones."""
     settings = {"nodes": NODES, "steps": STEPS, "step size": STEP_SIZE, "rate": RATE}
     missing = {name: sorted({*map(str, range(5))} - set(found)) for name, found in results.items()}
     missing = {name: numbers for name, numbers in missing.items() if numbers}

@@ -78,7 +78,7 @@ def frozen_predict(log_values, X, y, sites, X_test):
 
 
 def run_frozen(fold: Fold) -> tuple[dict, np.ndarray, np.ndarray]:
-    """EP's sites once, then hyperparameters."""
+    """Run EP once, then learn the hyperparameters with its sites fixed."""
     X, y = jnp.asarray(fold.X), jnp.asarray(fold.y)
     sites = first_sites(X, y)
 
@@ -99,7 +99,7 @@ def run_frozen(fold: Fold) -> tuple[dict, np.ndarray, np.ndarray]:
 
 
 def run_fit(model, inference, learn, fold: Fold) -> tuple[dict, np.ndarray, np.ndarray]:
-    """``gp.fit``, what it says of itself, and its predictions."""
+    """Run ``gp.fit``; return its report and its predictions."""
     fit = gp.fit(
         jax.random.key(1),
         model,
@@ -136,7 +136,7 @@ def run_fit(model, inference, learn, fold: Fold) -> tuple[dict, np.ndarray, np.n
 
 
 def run_fold(fold: Fold, methods: list[str], known: dict, small: bool) -> dict:
-    """Methods on one fold; ``known`` holds what others found there."""
+    """Run methods on one fold; ``known`` holds the results of other methods."""
     results = dict(known)
     for method in methods:
         start = time.process_time()
@@ -161,7 +161,7 @@ def run_fold(fold: Fold, methods: list[str], known: dict, small: bool) -> dict:
 
 
 def run_method(fold: Fold, method: str, known: dict, small: bool):
-    """Report, log densities and probabilities at the test points."""
+    """Return the report, and log densities and probabilities at the test points."""
     if method == "frozen EP":
         return run_frozen(fold)
     if method != "NUTS":
@@ -177,7 +177,7 @@ def run_method(fold: Fold, method: str, known: dict, small: bool):
 
 
 def values(parts: list[dict], method: str, key: str) -> np.ndarray:
-    """One number a fold, of the folds that have it."""
+    """Return one number for each fold that has it."""
     return np.array([part[method][key] for part in parts if key in part.get(method, {})])
 
 
@@ -201,7 +201,7 @@ def paired(parts: list[dict]) -> tuple[float, float, float] | None:
 
 
 def verdict(name: str, parts: list[dict]) -> str:
-    """What the numbers say of the published EP row, and of EP beside NUTS."""
+    """Return the conclusions about the published EP results, and about EP compared with NUTS."""
     frozen, ours = values(parts, "frozen EP", "nlpd"), values(parts, "EP", "nlpd")
     sentences = []
     if len(frozen) == len(ours) > 1:
@@ -274,7 +274,7 @@ def extent(numbers: np.ndarray) -> str:
 
 
 def plot(results: dict) -> None:
-    """Test NLPD of every method, measured and published."""
+    """Plot the test NLPD of each method, measured and published."""
     fig, axes = common.figure(width=3.1 * len(results) + 0.6, height=3.6, columns=len(results))
     for axis, (name, result) in zip(np.ravel(axes), results.items(), strict=True):
         for position, method in enumerate(METHODS):
@@ -296,7 +296,7 @@ def plot(results: dict) -> None:
 
 
 def write(results: dict, settings: dict) -> None:
-    """Results of all runs, with what is missing."""
+    """Collect the results of all runs, and list the missing ones."""
     merged = {name: results[name] for name in DATA if name in results}
     missing = {
         name: [

@@ -82,7 +82,7 @@ def model_at(point):
 
 
 def evaluate(fold: Fold, points: np.ndarray) -> dict[str, dict]:
-    """All methods at all points."""
+    """Evaluate all methods at all points."""
     surfaces = {}
     for name, inference in INFERENCE.items():
         start = time.process_time()
@@ -133,7 +133,7 @@ class Reference:
         return self._result(point, weights, steps)
 
     def correction(self, point, sites) -> float:
-        """What EP leaves out, to second order in third and fourth cumulants."""
+        """Return the correction of EP, to second order in the third and fourth cumulants."""
 
         def log_density(i, f):
             return special.log_ndtr(self.sign[i] * f)
@@ -151,7 +151,7 @@ class Reference:
 
 
 def sample_grid(reference, surfaces, points, chosen, small) -> list[dict]:
-    """AIS and the correction at the chosen points."""
+    """Run AIS and the correction at the chosen points."""
     records = []
     for index in chosen:
         sites = surfaces["EP"]["sites"][index]
@@ -191,7 +191,7 @@ def sample_maxima(reference, surfaces, points, maxima_index, small) -> dict[str,
 
 
 def gaps(surfaces, name, rows):
-    """A method minus AIS, and the half-widths, over rows of AIS."""
+    """Return the differences of a method from AIS, and the half-widths, for rows of AIS."""
     values = np.array([surfaces[name.split(" +")[0]]["log evidence"][row["index"]] for row in rows])
     if name.endswith("correction"):
         values = values + np.array([row["correction"] for row in rows])
@@ -222,7 +222,7 @@ NAMES = (*METHODS, "EP + correction")
 
 
 def report(surfaces, points, maxima_index, rows, maxima) -> dict:
-    """Print the tables; return what they say."""
+    """Print the tables; return the conclusions."""
     at_maximum = {key: maxima[str(maxima_index[key])] for key in ("EP", "AIS")}
     header = ["", "maximum", "at (log l, log sigma)", "minus AIS at EP's max", "at AIS's max"]
     header += ["median gap", "median |gap|", "largest |gap|", "median/half-width", "inside", "points"]
@@ -277,7 +277,7 @@ def line(name, row):
 
 
 def pooled(row) -> tuple[float, float]:
-    """One estimate and half-width from a row and its checks, independent runs, where trusted."""
+    """Pool a row and its checks, which are independent runs, into one estimate and half-width, if trusted."""
     used = [row, *(check for check in row["checks"].values() if check["trusted"])]
     precision = np.array([1 / run["half_width"] ** 2 for run in used])
     value = precision @ [run["log_evidence"] for run in used] / precision.sum()
@@ -289,7 +289,7 @@ def outside(gap, half) -> str:
 
 
 def verdict(surfaces, points, maxima_index, rows, maxima) -> str:
-    """Whether EP is inside, why not, and where AIS says nothing."""
+    """Return whether EP lies inside the interval of AIS, why not, and where AIS is not trusted."""
     row = maxima[str(maxima_index["EP"])]
     value, half = pooled(row)
     gap = surfaces["EP"]["log evidence"][maxima_index["EP"]] - value
@@ -297,9 +297,11 @@ def verdict(surfaces, points, maxima_index, rows, maxima) -> str:
     sentences = (
         f"At EP's maximum {place(row['point'])} all trusted runs of AIS give {value:.2f} ± {half:.2f}. "
     )
-    sentences += f"EP is {gap:+.2f} from it, {outside(gap, half)}; the third and fourth cumulants that EP leaves out give "
     sentences += (
-        f"{row['correction']:+.2f}, and EP with them is {rest:+.2f} from AIS, {outside(rest, half)}. "
+        f"EP is {gap:+.2f} from it, {outside(gap, half)}; the third and fourth cumulants that EP leaves out "
+    )
+    sentences += (
+        f"give {row['correction']:+.2f}, and EP with them is {rest:+.2f} from AIS, {outside(rest, half)}. "
     )
     ridge = surfaces["EP"]["log evidence"].reshape(int(np.sqrt(len(points))), -1).max(1)
     first = points[:: len(ridge), 1][np.argmax(ridge > ridge.max() - 0.5)]

@@ -33,7 +33,7 @@ REFERENCE = "gpjax fit_scipy"
 
 
 def make_data(seed: int, num: int, dims: int):
-    """A smooth function of some columns with noise, standardised."""
+    """A smooth function of some columns with noise, standardized."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def gpjax_fit(kind):
 
 
 def child(library: str, num: int, dims: int) -> None:
-    """Import, fit twice, and print what it cost as one line of JSON."""
+    """Import, fit twice, and print the costs as one line of JSON."""
     start = time.process_time()
     if library.startswith("probinfer"):
         fit = probinfer_fit(1 if library.endswith("one start") else None)
@@ -121,7 +121,7 @@ def child(library: str, num: int, dims: int) -> None:
 
 
 def measure(library: str, num: int, dims: int) -> dict:
-    """Run one child in a fresh process."""
+    """Run one child in a new process."""
     command = [sys.executable, __file__, "--child", library, str(num), str(dims)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -159,7 +159,7 @@ def report(results: dict, settings: dict) -> None:
 
 
 def plot(summary: dict) -> None:
-    """Bars: import, first and second fit of each library."""
+    """Plot the times of import, first and second fit of each library."""
     import common
 
     figure, axis = common.figure(width=7.5, height=3.2)

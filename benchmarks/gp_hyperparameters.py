@@ -58,7 +58,7 @@ class Near:
     spread: float
 
     def sample(self, key, target, **options):
-        """The engine's ``sample`` with other starts."""
+        """Call ``sample`` of the engine with these initial positions."""
         draw = jax.tree_util.Partial(_near, target.start, self.spread)
         return self.engine.sample(key, dataclasses.replace(target, draw_fn=draw), **options)
 
@@ -74,7 +74,7 @@ def _near(start, spread, key, attempt):
 
 
 class Scored(NamedTuple):
-    """What a method predicts for the test points: squared errors and negative log densities, pointwise."""
+    """Pointwise scores of the predictions: squared errors and negative log densities of the test points."""
 
     squared: np.ndarray
     nlpd: np.ndarray
@@ -84,7 +84,7 @@ class Scored(NamedTuple):
 
 
 def score(fit: gp.Fit, problem: Problem) -> Scored:
-    """Pointwise scores of a fit."""
+    """Return the pointwise scores of a fit."""
     predictive = fit.predict_y(problem.X_test)
     means, sds = np.asarray(predictive.means), np.sqrt(np.asarray(predictive.variances))
     components = norm.logpdf(problem.y_test, means, sds)
@@ -104,7 +104,7 @@ def _log_mean(log_values: np.ndarray) -> np.ndarray:
 
 
 def mean_and_error(values: np.ndarray, block: int) -> tuple[float, float]:
-    """Mean, and its standard error from the spread of block means."""
+    """Return the mean and its standard error from the block means."""
     blocks = np.array_split(values, max(len(values) // block, 2))
     means = np.array([part.mean() for part in blocks])
     return float(values.mean()), float(means.std(ddof=1) / np.sqrt(len(blocks)))
@@ -133,12 +133,12 @@ def summarize(scored: Scored, reference: Scored, block: int) -> dict:
 
 
 def flat(tree: Any) -> np.ndarray:
-    """All numbers of a tree of diagnostics."""
+    """Return all numbers of a tree of diagnostics."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def convergence(method: str, fit: gp.Fit) -> dict:
-    """What the learner says of itself."""
+    """Return the report of the learner."""
     info = fit.info
     if method == "NUTS":
         return {
@@ -176,7 +176,7 @@ def convergence(method: str, fit: gp.Fit) -> dict:
 
 
 def hyperparameters(fit: gp.Fit, free: tuple[str, ...]) -> dict:
-    """Median and central 95 % interval of every hyperparameter (the value itself for a point)."""
+    """Return median and 95 % interval of each hyperparameter; for a point estimate, its value."""
     fits = {}
     for name in free:
         value = fit.models
@@ -187,7 +187,7 @@ def hyperparameters(fit: gp.Fit, free: tuple[str, ...]) -> dict:
 
 
 def engine(method: str, name: str, small: bool) -> Any:
-    """The learner of a method."""
+    """Return the learner of a method."""
     if method == "ML-II":
         return Near(gp.ML2(num_restarts=4 if small else STARTS[name]), 1.5)
     if method == "NUTS":
@@ -200,7 +200,7 @@ def engine(method: str, name: str, small: bool) -> Any:
 
 
 def run_problem(name: str, small: bool, seed: int) -> dict:
-    """All methods on one data set."""
+    """Run all methods on one data set."""
     problem = PROBLEMS[name]()
     if small:
         problem = thin(problem)
@@ -241,7 +241,7 @@ def run_problem(name: str, small: bool, seed: int) -> dict:
 
 
 def thin(problem: Problem) -> Problem:
-    """A small version: at most 60 training and 40 test points."""
+    """Return a small version, with at most 60 training and 40 test points."""
     step = -(-len(problem.y) // 60)
     return problem._replace(
         X=problem.X[::step], y=problem.y[::step], X_test=problem.X_test[:40], y_test=problem.y_test[:40]
@@ -258,7 +258,7 @@ def print_progress(name: str, method: str, result: dict) -> None:
 
 
 def report(results: dict, settings: dict) -> None:
-    """Tables, JSON, plot."""
+    """Print the tables; write the results and the plot."""
     header = ["", "RMSE (s.e.)", "NLPD (s.e.)", "mean over components", "NLPD - ML-II (95 %)"]
     header += ["published RMSE (s.e.)", "published NLPD", "95 % covers", "R-hat", "bulk / tail ESS", "CPU s"]
     for name, result in results.items():
@@ -295,7 +295,7 @@ def row(method: str, fit: dict) -> list[str]:
 
 
 def plot(results: dict) -> None:
-    """NLPD and RMSE of every method, measured and published."""
+    """Plot NLPD and RMSE of each method, measured and published."""
     figure, axes = common.figure(width=2.9 * len(results) + 0.6, height=5.2, rows=2, columns=len(results))
     axes = np.asarray(axes).reshape(2, len(results))
     for column, (name, result) in enumerate(results.items()):

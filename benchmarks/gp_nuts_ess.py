@@ -45,7 +45,7 @@ NAMES = ("variance", "lengthscale", "noise")
 
 
 def load(num: int, seed: int = 0):
-    """A subsample of the concrete data, standardised."""
+    """Return a subsample of the concrete data, standardized."""
     data = measurement("concrete")
     rows = np.random.default_rng(seed).permutation(len(data.y))[:num]
     X, y = data.X[rows], data.y[rows]
@@ -53,7 +53,7 @@ def load(num: int, seed: int = 0):
 
 
 def by_hand(X, y, broadcast=False):
-    """The model in NumPyro; the priors are those of ``gp.default_prior`` on standardised inputs."""
+    """The model in NumPyro, with the priors of ``gp.default_prior`` on standardized inputs."""
     dims = X.shape[1]
     variance = numpyro.sample("variance", dist.LogNormal(0.0, 2.0))
     prior = dist.LogNormal(jnp.full(dims, math.sqrt(2) + 0.5 * math.log(dims)), math.sqrt(3))
@@ -87,7 +87,7 @@ def log_draws(variance, lengthscale, noise) -> np.ndarray:
 
 
 def run_ours(seed, X, y, settings):
-    """One run of ``gp.fit``: what it took, and the draws."""
+    """Run ``gp.fit`` once; return its costs and the draws."""
     engine = mcmc.NUTS(num_chains=settings["chains"], num_draws=settings["draws"])
     start = time.process_time()
     fit = gp.fit(jax.random.key(seed), our_model(X), X, y, learn=engine, progress=False)
@@ -175,7 +175,7 @@ def gradients_alone(X, y) -> dict:
 
 
 def judge(record: dict, draws: np.ndarray) -> dict:
-    """Add the diagnostics of a run."""
+    """Add the diagnostics of a run to its record."""
     draws = jnp.asarray(draws)
     return record | {
         "ess": float(jnp.min(diagnostics.ess(draws))),
@@ -223,7 +223,7 @@ COSTS = ("milliseconds a gradient", "gradients an effective draw")
 
 
 def report(records: dict, gradients: dict, settings: dict) -> None:
-    """Table, ratios, JSON, plot."""
+    """Print the table and the ratios; write the results and the plot."""
     summary = {name: rates(runs) for name, runs in records.items()}
     header = [
         "",
@@ -255,7 +255,7 @@ def report(records: dict, gradients: dict, settings: dict) -> None:
 
 
 def row(name: str, rate: dict, runs: list[dict]) -> list[str]:
-    """One line of the table."""
+    """Return one row of the table."""
     mean = {key: float(np.mean(value)) for key, value in rate.items()}
     first, *others = RATES
     warmup, draws = np.mean([run["gradients"] for run in runs], axis=0)
@@ -278,7 +278,7 @@ def posterior_gaps(records: dict) -> dict:
 
 
 def plot(summary: dict, ratios: dict) -> None:
-    """ESS per second of each seed, and the factors of the ratio."""
+    """Plot the ESS per second of each seed, and the factors of the ratio."""
     figure, (left, right) = common.figure(width=9.0, height=3.2, columns=2)
     names = list(summary)
     for row, name in enumerate(names):

@@ -51,7 +51,7 @@ def sweep(power, K, y, sites):
 
 @jax.jit
 def evaluate(inference, model, X, y, sites):
-    """Evidence, gradient, and the updates that were needed."""
+    """Return the evidence, its gradient, and the number of updates."""
 
     def value(model):
         conditioned = inference.condition(model, X, y, sites)
@@ -62,7 +62,7 @@ def evaluate(inference, model, X, y, sites):
 
 
 def gpflow_step(X, y):
-    """A compiled natural-gradient step of GPflow's VGP; None where GPflow is not installed."""
+    """Return a compiled natural-gradient step of GPflow's VGP; None if GPflow is not installed."""
     try:
         import gpflow
         import tensorflow as tf
@@ -86,7 +86,7 @@ def gpflow_step(X, y):
 
 
 def measure(num: int, repeats: int, peer: bool) -> dict:
-    """Minimum process-CPU seconds of each, interleaved."""
+    """Return the minimum CPU seconds of each function, with interleaved calls."""
     X, y = make_data(num)
     model = gp.Model(gp.kernels.Matern52(2.0, 2.0), LIKELIHOOD)
     X, y = jnp.asarray(X), jnp.asarray(y)
@@ -124,7 +124,7 @@ def timed(fn) -> float:
 
 
 def warm_sweeps(model, X, y) -> dict:
-    """Updates from nearby sites and from none, and how far apart the two answers are."""
+    """Return the numbers of updates from nearby and from flat sites, and the difference of the two results."""
     near = gp.Model(gp.kernels.Matern52(2.2, 2.1), LIKELIHOOD)
     counts = {}
     for name, inference in (("EP", gp.EP()), ("VI", gp.VI())):

@@ -194,7 +194,7 @@ def run_constant_rate(fold: Fold) -> tuple[dict, np.ndarray, None]:
 
 
 def run_fold(name: str, fold: Fold, engines: dict, is_first: bool) -> dict:
-    """Every method on one fold."""
+    """Run each method on one fold."""
     results: dict[str, Any] = {}
 
     def keep(method, work, *arguments):
@@ -267,7 +267,7 @@ def compare(result: dict) -> dict:
 
 
 def chain_error(parts: list[dict], method: str) -> float | None:
-    """Standard error of the NLPD of a sampler, from its chains."""
+    """Return the standard error of the NLPD of a sampler, from its chains."""
     spreads = [p[method]["nlpd of chains"] for p in parts if "nlpd of chains" in p.get(method, {})]
     if not spreads:
         return None

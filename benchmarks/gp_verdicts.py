@@ -127,7 +127,7 @@ DATA = {
 
 
 def log_densities(likelihood, y) -> list:
-    """The slow reference's log densities of every output."""
+    """Return the log densities of each output by the slow reference."""
     kind = type(likelihood).__name__
     if kind == "FromLogDensity":
         log_exposure = np.asarray(likelihood.params["log_exposure"])
@@ -143,7 +143,7 @@ def log_densities(likelihood, y) -> list:
 
 
 def problem(fit) -> tuple:
-    """The learned model for the slow reference, in the units of the model."""
+    """Return the learned model for the slow reference, in the units of the model."""
     kernel, x = fit.model.kernel, np.asarray(fit.X)
     squared = ((x[:, None] - x[None]) / np.asarray(kernel.lengthscale)) ** 2
     K = float(kernel.variance) * np.exp(-0.5 * squared.sum(-1))
@@ -172,7 +172,7 @@ def laplace_reference(slow, mean, unit) -> tuple[float, float]:
 
 
 def judge(fit, method: str) -> dict:
-    """Hold a fit against the slow reference."""
+    """Compare a fit with the slow reference."""
     slow, sites = problem(fit), fit.sites
     lam1, lam2 = np.asarray(sites.lam1[0]), np.asarray(sites.lam2[0])
     mean = oracle.condition_without_inverse(*slow[:2], lam1, lam2)[0]
@@ -239,7 +239,7 @@ def beside_nuts(fit) -> dict:
 
 
 def run(name: str, method: str, seed: int, nuts: bool) -> dict:
-    """One fit and its verdict."""
+    """Return one fit and its verdict."""
     model, prior, y = make(name, seed)
     start = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
@@ -314,7 +314,7 @@ def table(cells: dict) -> list[list[str]]:
 
 
 def main() -> None:
-    """Fill the cells that are missing, then show the table."""
+    """Compute the missing cells, then print the table."""
     parser = common.parser(__doc__)
     parser.add_argument("--sets", type=int, default=SETS, help="data sets of each pair")
     parser.add_argument("--nuts", type=int, default=1, help="of which so many beside NUTS")

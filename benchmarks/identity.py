@@ -57,7 +57,7 @@ def _milliseconds(call: Callable[[], Any], times: int = 10) -> float:
 
 
 def main(size: int = 10**6) -> None:
-    """Measure, show and write."""
+    """Run the benchmark, print the table, and write the results."""
     numbers = np.random.default_rng(0).normal(size=size)
     functions = {
         "a function and a helper": functools.partial(_small),

@@ -41,7 +41,7 @@ PUBLISHED = {
 
 
 class Fold(NamedTuple):
-    """Standardised inputs and labels 0 and 1."""
+    """Standardized inputs, and labels 0 and 1."""
 
     X: np.ndarray
     y: np.ndarray
@@ -99,5 +99,5 @@ def folds(name: str, num: int = 5, seed: int = 42) -> list[Fold]:
 
 
 def start_model() -> gp.Model:
-    """Where all methods start."""
+    """Return the initial model of all methods."""
     return gp.Model(gp.kernels.Matern52(1.0, 1.0), gp.likelihoods.Bernoulli("probit"))

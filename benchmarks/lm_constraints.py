@@ -45,7 +45,7 @@ CITIES, WEIGHTS = ["Rome", "Oslo", "Lima"], [7, 13, 1000]
 
 
 def runs() -> dict[str, tuple]:
-    """Constraints in the order in which they are run, and what tells whether a text obeys."""
+    """Return the constraints in the order of the runs, each with a function that checks a text."""
     return {
         "first schema": (lm.rewards.json_schema({"enum": CITIES}), lambda text: json.loads(text) in CITIES),
         "first schema again": (
@@ -62,7 +62,7 @@ def runs() -> dict[str, tuple]:
 
 
 class Compiled:
-    """Counts what is compiled."""
+    """Count compilations."""
 
     def __init__(self):
         self.number, self.seconds = 0, 0.0

@@ -44,7 +44,7 @@ def gibbs(n: int, kind=lm.ParticleGibbs, **settings):
 
 
 def curves(n: int) -> dict:
-    """Methods of the curves, beside those of the pool."""
+    """Return the methods of the curves that do not use the pool."""
     methods = {
         "beam search": lm.BeamSearch(n, step=STEP),
         "DVTS": lm.DVTS(n, step=STEP),
@@ -82,12 +82,12 @@ def chosen(name: str, result: lm.Answers) -> tuple[str | None, float]:
 
 
 def by_length(problems) -> list:
-    """Problems of like length side by side, as those of a batch wait for each other."""
+    """Sort problems by length, because the problems of a batch wait for each other."""
     return sorted(problems, key=lambda problem: len(problem.operations))
 
 
 def run(model, problems, reward, method, seed: int) -> list:
-    """Answers to all problems, as many side by side as leave no remainder."""
+    """Return the answers to all problems, in batches of equal size."""
     fits = [n for n in range(1, len(problems) + 1) if len(problems) % n == 0 and n * method.num_rows <= 320]
     batch = max(fits, default=1)
     prompts = [problem.prompt for problem in problems]
@@ -143,7 +143,7 @@ def from_pool(problems, results, n: int) -> dict[str, list[dict]]:
 
 
 def piece(path: Path, work) -> dict:
-    """A part of the results, made once."""
+    """Compute one part of the results, or read it if it is stored."""
     if path.exists():
         return json.loads(path.read_text())
     started = time.process_time()
@@ -203,7 +203,7 @@ def main() -> None:
 
 
 def plan(model, problems, few, ladder, seeds: int, worse: dict) -> dict:
-    """Name of each piece and what makes it."""
+    """Return the name of each part of the results, and the function that computes it."""
     parts: dict = {}
     reward = model.reward
     for seed in range(seeds):

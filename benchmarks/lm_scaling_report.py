@@ -122,7 +122,7 @@ def finite(found):
 
 
 def _table(results: dict) -> list[dict]:
-    """Every method at one N, with each reward."""
+    """Return the results of each method at one N, with each reward."""
     rows_found = []
     for key, part in results.items():
         if not key.startswith("all-"):

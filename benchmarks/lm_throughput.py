@@ -167,13 +167,13 @@ class Worker:
         return json.loads(line)
 
     def close(self):
-        """Let the process end."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def save_model(folder):
-    """Random weights of transformers."""
+    """Save a model of transformers with random weights."""
     import torch
     import transformers
 
@@ -184,7 +184,7 @@ def save_model(folder):
 
 
 def measure(rounds):
-    """Least CPU seconds by side, way and length, and what the first calls took."""
+    """Measure the minimum CPU seconds by library, method and length, and the times of the first calls."""
     with tempfile.TemporaryDirectory() as folder:
         parameters = save_model(folder)
         sides = {side: Worker(side, folder) for side in ("ours", "theirs")}
@@ -215,7 +215,7 @@ def measure(rounds):
 
 
 def judge(measured):
-    """Tokens a CPU second and the ratios that were asked for."""
+    """Return tokens per CPU second, and the ratios to be compared with the required ones."""
     min_seconds = {name: min(times) for name, times in measured["seconds"].items()}
 
     def rates(side, method):

@@ -87,7 +87,7 @@ _FILES = {
 
 
 def measurement_names() -> tuple[str, ...]:
-    """The names that ``measurement`` knows."""
+    """Return the names of the data sets."""
     return tuple(_FILES)
 
 
@@ -162,6 +162,6 @@ def _read(path, file):
 
 
 def _year(text):
-    """The middle of the month of a date such as 1949-01-01, as a year."""
+    """Return the middle of the month of a date such as 1949-01-01, in years."""
     year, month, *_ = text.split("-")
     return float(year) + (float(month) - 0.5) / 12

@@ -51,7 +51,7 @@ ASKED = 0.1
 
 
 def columns(draws: dict[str, Any]) -> tuple[list[str], np.ndarray]:
-    """Names of the scalars and their values (chain, draw, scalar)."""
+    """Return the names of the scalars and their values (chain, draw, scalar)."""
     names, values = [], []
     for key in sorted(draws):
         value = np.asarray(draws[key], float)
@@ -72,7 +72,7 @@ def monte_carlo_error(values: np.ndarray) -> np.ndarray:
 
 
 def reference_of(port: Port) -> dict[str, Any]:
-    """The target, its reference draws, their moments, and the verification of the port."""
+    """Return the target, its reference draws, their moments, and the verification of the port."""
     target, stored = port.target(read_data(port.data)), read_draws(port.name)
     positions = port.positions(target, stored)
     stein = checks.stein_identity(positions, target.logdensity_fn)
@@ -141,7 +141,7 @@ def own_error(values: np.ndarray, weights: np.ndarray, weighted: bool) -> np.nda
 
 
 def discrepancy(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
-    """Squared MMD of unconstrained draws with its p-value; nothing for a single draw."""
+    """Return the squared MMD of unconstrained draws with its p-value; empty for a single draw."""
     if posterior.num_draws * posterior.num_chains < 20:
         return {}
     draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
@@ -150,7 +150,7 @@ def discrepancy(key: Any, posterior: Posterior, reference: dict[str, Any]) -> di
 
 
 def compare(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
-    """The discrepancy, or why the check refused to compare; the engine's status is its own."""
+    """Return the discrepancy, or the error of the check."""
     try:
         return discrepancy(key, posterior, reference)
     except ValueError as error:
@@ -167,7 +167,7 @@ def thinned(draws: Any) -> Any:
 
 
 def own_report(posterior: Posterior) -> dict[str, Any]:
-    """What the engine says of itself."""
+    """Return the report of the engine."""
     info = posterior.info
     record: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": gradients_spent(info)}
     if hasattr(info, "rhat"):
@@ -193,7 +193,7 @@ def own_report(posterior: Posterior) -> dict[str, Any]:
 
 
 def run(key: Any, entry: Entry, reference: dict[str, Any], draws: int) -> dict[str, Any]:
-    """One engine on one posterior; a failure is a status."""
+    """Run one engine on one posterior; a failure is recorded as its status."""
     key_sample, key_compare = jax.random.split(key)
     row = {"posterior": reference["facts"]["posterior"], "engine": entry.name}
     start = time.process_time()
@@ -272,19 +272,19 @@ def show(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """The answer for NUTS."""
+    """Return the conclusion for NUTS."""
     nuts_errors = {row["posterior"]: largest_error(row) for row in rows if row["engine"] == "nuts"}
     if not nuts_errors:
         return "NUTS did not run"
     bad = [name for name, error in nuts_errors.items() if not error < ASKED]
     return (
-        f"NUTS: {len(nuts_errors) - len(bad)} of {len(nuts_errors)} posteriors with every standardised error below {ASKED} (largest "
-        f"{max(nuts_errors.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
+        f"NUTS: {len(nuts_errors) - len(bad)} of {len(nuts_errors)} posteriors with every standardized error below "
+        f"{ASKED} (largest {max(nuts_errors.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
     )
 
 
 def largest_error(row: dict[str, Any]) -> float:
-    """Of means and second moments; infinite where there is none, or not a number."""
+    """Return the largest error of means and second moments; infinite if it is missing or NaN."""
     errors = [row.get("mean", np.nan), row.get("second moment", np.nan)]
     return float(max(errors)) if np.isfinite(errors).all() else float("inf")
 

@@ -137,7 +137,7 @@ class Port(NamedTuple):
     latent: Callable[[_Dict], _Dict] = lambda stored: stored
 
     def target(self, data: _Dict) -> Target:
-        """The posterior of the contents of a data file."""
+        """Return the posterior of the contents of a data file."""
         return targets.from_numpyro(self.model, **self.arguments(data))
 
     def positions(self, target: Target, stored: _Dict) -> Any:
@@ -170,7 +170,7 @@ def _array(values):
 
 
 def _only(*names):
-    """Arguments that are arrays of the data file under the same names."""
+    """Return a function that selects arrays of the data file by their names."""
     return lambda data: {name: _array(data[name]) for name in names}
 
 
@@ -214,7 +214,7 @@ def _blr(data):
 
 
 def _standardised_effects(stored):
-    """The draws of the eight schools store theta, the model has z."""
+    """Convert theta, which the draws store, to z of the model."""
     mu, tau, theta = (_array(stored[name]) for name in ("mu", "tau", "theta"))
     return {"mu": mu, "tau": tau, "z": (theta - mu[..., None]) / tau[..., None]}
 

@@ -28,7 +28,7 @@ def interval(hits: int, total: int) -> list[float]:
 
 
 def coverage(rng, simulations: int, draws: int, repetitions: int) -> dict:
-    """How often a sample of uniform ranks stays within its band."""
+    """Return how often a sample of uniform ranks stays within its band."""
     band = checks.ecdf_band(simulations, draws + 1)
     shares = band.edges / (draws + 1)
     pointwise = stats.binom.interval(0.95, simulations, shares)

@@ -56,7 +56,7 @@ WAYS = (SEQUENTIAL, VECTORISED, *OURS)
 
 
 def log_prior(theta):
-    """Of (mu, log tau, z), the Jacobian included."""
+    """Log prior of (mu, log tau, z), with the Jacobian."""
     tau = jnp.exp(theta["log_tau"])
     log_tau_density = jnp.log(2 / (5 * jnp.pi)) - jnp.log1p((tau / 5) ** 2) + theta["log_tau"]
     normals = (theta["mu"] / 5) ** 2 + jnp.sum(theta["z"] ** 2)
@@ -87,7 +87,7 @@ def simulate(key):
 
 
 def blackjax_nuts(transitions: int, key, y):
-    """Window adaptation and draws, as blackjax's documentation has them."""
+    """Window adaptation and draws, as in the documentation of blackjax."""
     key_start, key_warmup, key_draws = jax.random.split(key, 3)
     logdensity_fn = partial(log_joint, y=y)
     adaptation = blackjax.window_adaptation(
@@ -105,7 +105,7 @@ def blackjax_nuts(transitions: int, key, y):
 
 
 def run_blackjax(vectorised: bool, keys, y, transitions: int):
-    """Draws and accounts of all data sets by blackjax; gradients are those after warm-up."""
+    """Return draws and statistics of all data sets by blackjax; gradients are counted after warm-up only."""
     sample_one = partial(blackjax_nuts, transitions)
     many = (
         jax.vmap(sample_one)
@@ -121,7 +121,7 @@ def run_blackjax(vectorised: bool, keys, y, transitions: int):
 
 
 def run_ours(settings: dict, mode: str, keys, y, transitions: int):
-    """Draws and accounts of all data sets by this library; gradients are those of warm-up too."""
+    """Return draws and statistics of all data sets by this library; gradients include those of warm-up."""
     sampler = mcmc.posterior_sampler(
         log_joint, prior_draw, num_warmup=transitions, num_draws=transitions, **settings
     )
@@ -136,7 +136,7 @@ def run_ours(settings: dict, mode: str, keys, y, transitions: int):
 
 
 def judge(draws, theta, y):
-    """The rank checks."""
+    """Run the rank checks."""
     table = checks.rank_table(
         jax.random.key(3), draws, theta, y, log_prior_fn=log_prior, log_likelihood_fn=log_likelihood
     )
@@ -144,7 +144,7 @@ def judge(draws, theta, y):
 
 
 def worker(method: str, num: int, transitions: int, path: str) -> None:
-    """Run one way and write what was measured."""
+    """Run one method and write its measurements."""
     theta, y = jax.jit(jax.vmap(simulate))(jax.random.split(jax.random.key(0), num))
     keys = jax.random.split(jax.random.key(1), num)
     jax.block_until_ready(y)
@@ -177,7 +177,7 @@ def ess_of(pair):
 
 
 def measure(method: str, num: int, transitions: int) -> dict:
-    """One way in a process of its own."""
+    """Run one method in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "record.json")
         command = [sys.executable, __file__, "--worker", method, "--data-sets", str(num)]
@@ -186,7 +186,7 @@ def measure(method: str, num: int, transitions: int) -> dict:
 
 
 def row(name: str, record: dict) -> list[str]:
-    """One line of the table."""
+    """Return one row of the table."""
     capped = record.get("capped")
     return [
         name,
@@ -219,7 +219,7 @@ HEADER += ["capped", "failed", "peak MB", "least p (Holm)", "ranks"]
 
 
 def ratios(records: dict) -> dict:
-    """What was asked, by both clocks."""
+    """Return the required and the measured ratios, by both clocks."""
     ours = records[DEFAULT]
     result = {}
     for peer, required in ((SEQUENTIAL, 1 / 4), (VECTORISED, 1 / 9)):
@@ -237,7 +237,7 @@ def ratios(records: dict) -> dict:
 
 
 def plot(records: dict) -> None:
-    """Time of each way, and the ESS it gives in a second."""
+    """Plot the time of each method, and its ESS per second."""
     figure, (left, right) = common.figure(width=9.5, height=3.4, columns=2)
     names = list(records)
     colours = ["0.6" if name not in OURS else "C0" for name in names]

@@ -90,7 +90,7 @@ def errors(draws: np.ndarray, weights, mean, sd) -> tuple[float, float]:
 
 
 def largest_t(posterior, mean, sd, reference_ess: float) -> float:
-    """Largest of the means and variances in standard errors, those of 8 independent islands (Student's t_7)."""
+    """Return the largest error of means and variances in standard errors of 8 islands (Student's t_7)."""
     z = (np.asarray(jax.tree.leaves(posterior.draws)[0]) - mean) / sd
     weights = np.exp(np.asarray(posterior.log_weights)[:, :1] - float(posterior.log_evidence))
     islands = weights * np.concatenate([z, z**2 - 1], axis=-1).mean(axis=1)
@@ -102,7 +102,7 @@ def largest_t(posterior, mean, sd, reference_ess: float) -> float:
 def fused(
     key, sub_posteriors, draws, share_prior: bool, mean, sd, reference_ess: float = np.inf
 ) -> tuple[dict, pi.Posterior]:
-    """A fusion, its errors and its cost."""
+    """Return a fusion, its errors and its cost."""
     before = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def fused(
 
 
 def linear(counts) -> list[dict]:
-    """Shards of a linear regression: everything is known."""
+    """Fuse shards of a linear regression, whose posterior is known."""
     X, y, _ = design()
     mean, covariance, log_evidence = normal_posterior(X, y)
     records, rng = [], np.random.default_rng(0)
@@ -165,7 +165,7 @@ def nuts(key, target, num_draws: int, num_chains: int):
 
 
 def logistic(counts, num_draws: int) -> tuple[list[dict], dict]:
-    """Shards of a logistic regression of rare events."""
+    """Fuse shards of a logistic regression of rare events."""
     X, _, y = design()
 
     def target(a, b, share):
@@ -253,13 +253,13 @@ def exact(mixtures, exponents) -> tuple[float, np.ndarray]:
 
 @jax.jit
 def runs(model, keys):
-    """Independent runs, one after another."""
+    """Make independent runs sequentially."""
     num_steps = model.init.args[0].levels.shape[0]
     return jax.lax.map(lambda key: smc.particle_filter(key, model, num_steps, PARTICLES, store="none"), keys)
 
 
 def scores(steps, num_runs: int) -> list[dict]:
-    """Errors by number of steps, with weights and, at the largest number, without."""
+    """Return errors by number of steps, with weights and, for the largest number, without."""
     records = []
     for name, (names, exponents) in CASES.items():
         mixtures = [tuple(jnp.asarray(part) for part in BOTH[one]) for one in names]
@@ -294,7 +294,7 @@ def scores(steps, num_runs: int) -> list[dict]:
 
 
 def plot(fusions: list[dict], composed: list[dict]) -> None:
-    """Errors by shards, and by steps."""
+    """Plot the errors against the number of shards and of steps."""
     figure, (left, right) = common.figure(width=9.5, height=3.6, columns=2)
     rows = [r for r in fusions if r["model"] == "logistic"]
     shards = [r["shards"] for r in rows]
@@ -330,7 +330,7 @@ def plot(fusions: list[dict], composed: list[dict]) -> None:
 
 
 def tables(fusions: list[dict], full_data: dict, composed: list[dict]) -> None:
-    """Print what was found."""
+    """Print the results."""
     header = [
         "",
         "shards",
@@ -377,7 +377,7 @@ def tables(fusions: list[dict], full_data: dict, composed: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument(
         "--only", choices=("fusion", "scores"), help="measure one part; the other stays as it was"

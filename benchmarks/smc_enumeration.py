@@ -82,7 +82,7 @@ class AnyScheme(resampling.Adaptive):
 
 
 def any_scheme(scheme: str, trigger: str, names: tuple) -> AnyScheme:
-    """By name."""
+    """Return the schemes by name."""
     return AnyScheme(names, (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
 
 
@@ -107,7 +107,7 @@ def scores_of(keys, fk, adaptive, exact: np.ndarray) -> np.ndarray:
 
 
 def filters(number: int, model: Model, runs: int) -> list[dict]:
-    """All methods, schemes and triggers on one model."""
+    """Run all filters, schemes and triggers on one model."""
     exact, names = masses(model), tuple(resampling.SCHEMES)
     num_steps, num_states = exact.shape
     records = []
@@ -139,7 +139,7 @@ def filters(number: int, model: Model, runs: int) -> list[dict]:
 
 @partial(jax.jit, static_argnames=("num_steps", "ways"))
 def chains(keys, fk, adaptive, references, num_steps: int, path_update: str):
-    """Last paths of particle Gibbs."""
+    """Return the last paths of particle Gibbs."""
     settings = {
         "ancestor_sampling": path_update == "ancestor",
         "backward_sampling": path_update == "backward",
@@ -155,7 +155,7 @@ def chains(keys, fk, adaptive, references, num_steps: int, path_update: str):
 
 
 def gibbs(number: int, model: Model, num_chains: int) -> list[dict]:
-    """All kinds of particle Gibbs on one model, started at exact draws."""
+    """Run all variants of particle Gibbs on one model, started at exact draws."""
     paths, probabilities = path_law(model)
     num_steps, num_states = model.log_potential.shape[:2]
     names, fk = tuple(resampling.CONDITIONAL), bootstrap(model)
@@ -257,13 +257,13 @@ def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
 
 
 def slope(rows: list[dict]) -> float:
-    """Of log distance against log N."""
+    """Return the slope of the log distance against log N."""
     n, d = (np.log([row[name] for row in rows]) for name in ("particles", "distance"))
     return float(np.polyfit(n, d, 1)[0])
 
 
 def judged(filtered: list[dict], gibbses: list[dict]) -> dict:
-    """What is beyond its limit."""
+    """List the results beyond their limits."""
     comparisons = sum(row["comparisons"] for row in filtered) + len(gibbses)
     level = FAMILY / comparisons
     limit = float(stats.norm.isf(level / 2))
@@ -300,7 +300,7 @@ def plot(filtered: list[dict], gibbses: list[dict], curves: list[dict]) -> None:
 
 
 def main() -> None:
-    """Run, judge, write."""
+    """Run the benchmark, check its limits, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     sizes, runs = (SIZES[:1], 500) if arguments.small else (SIZES, 5000)
     start = time.process_time()

@@ -18,7 +18,7 @@ __all__ = ["Model", "bootstrap", "chi_squared", "masses", "methods", "path_law",
 
 
 class Model(NamedTuple):
-    """Start (K,), transitions (T, K, K), log potentials (T, K, K)."""
+    """Initial distribution (K,), transitions (T, K, K), log potentials (T, K, K)."""
 
     initial: np.ndarray
     transition: np.ndarray
@@ -26,7 +26,7 @@ class Model(NamedTuple):
 
 
 def random_model(seed: int, num_states: int, num_steps: int) -> Model:
-    """No two states alike."""
+    """Return a model without symmetries between its states."""
     rng = np.random.default_rng(seed)
     shape = (num_steps, num_states, num_states)
     log_potential = rng.normal(size=shape) + np.linspace(-1.0, 1.0, num_states)
@@ -48,7 +48,7 @@ def masses(model: Model) -> np.ndarray:
 
 
 def path_law(model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """All paths (K^T, T) and their probabilities."""
+    """Return all paths (K^T, T) and their probabilities."""
     num_steps, num_states = model.log_potential.shape[:2]
     paths = np.array(list(product(range(num_states), repeat=num_steps)))
     mass = model.initial[paths[:, 0]] * np.exp(model.log_potential[0, paths[:, 0], paths[:, 0]])
@@ -72,17 +72,17 @@ def move(table, key, x, t):
 
 
 def entry(table, before, x, t):
-    """Of a table (T, K, K)."""
+    """Look up the log potential in a table (T, K, K)."""
     return table[t, before, x]
 
 
 def ahead_of(table, x, t):
-    """Of a table (T, K)."""
+    """Look up the log potential in a table (T, K)."""
     return table[t, x]
 
 
 def bootstrap(model: Model) -> smc.FeynmanKac:
-    """Moves by the transition."""
+    """Propagate by the transition."""
     with np.errstate(divide="ignore"):
         initial, transition = jnp.log(model.initial), jnp.log(model.transition)
     potential = jnp.asarray(model.log_potential)
@@ -95,7 +95,7 @@ def bootstrap(model: Model) -> smc.FeynmanKac:
 
 
 def methods(model: Model) -> dict:
-    """Name -> model of the same target."""
+    """Return models of the same target by name."""
     num_steps = len(model.log_potential)
     plain = bootstrap(model)
     joint = np.log(model.transition) + 0.5 * np.maximum(model.log_potential, -20.0)

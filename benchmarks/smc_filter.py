@@ -40,7 +40,7 @@ SIZES, STEPS, SEEDS = (1000, 10_000, 100_000), (100, 1000), 50
 
 
 def observations(num_steps: int) -> np.ndarray:
-    """Simulated data (T,)."""
+    """Return simulated data (T,)."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(), np.empty(num_steps)
     for t in range(num_steps):
@@ -50,7 +50,7 @@ def observations(num_steps: int) -> np.ndarray:
 
 
 def kalman(y: np.ndarray) -> float:
-    """Log evidence."""
+    """Return the log evidence."""
     mean, variance, total = 0.0, 1.0, 0.0
     for t, value in enumerate(y):
         if t:
@@ -116,7 +116,7 @@ def ours(batched: bool, adaptive: bool, y, num: int):
 
 
 def blackjax_filter(y, num: int):
-    """The generic step, which resamples every time, in a scan."""
+    """Run the generic step, which resamples at each time, in a scan."""
     import blackjax.smc.base as base
     from blackjax.smc import resampling as schemes
 
@@ -226,7 +226,7 @@ WAYS = {
 
 
 def timed(run, repetitions: int) -> dict:
-    """First call and median of the others, process CPU seconds."""
+    """Return the CPU seconds of the first call, and the median of the others."""
     before = time.process_time()
     run(0)
     first = time.process_time() - before
@@ -239,7 +239,7 @@ def timed(run, repetitions: int) -> dict:
 
 
 def peak_memory() -> float:
-    """Largest resident size of this process, MB; the usage of the parent, which getrusage may report, left out."""
+    """Return the peak memory of this process in MB; getrusage may report that of the parent instead."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -248,7 +248,7 @@ def peak_memory() -> float:
 
 
 def million(num: int, num_steps: int) -> dict:
-    """Time and peak memory of a large filter, all particles at once."""
+    """Measure time and peak memory of a large filter."""
     run = ours(True, True, observations(num_steps), num)
     before = peak_memory()
     record = timed(run, 2)
@@ -262,7 +262,7 @@ def million(num: int, num_steps: int) -> dict:
 
 
 def measure(sizes, steps, seeds: int, repetitions: int) -> list[dict]:
-    """All ways, sizes, lengths and protocols."""
+    """Measure all libraries, sizes, lengths and protocols."""
     records = []
     for num_steps in steps:
         y = observations(num_steps)
@@ -302,7 +302,7 @@ def measure(sizes, steps, seeds: int, repetitions: int) -> list[dict]:
 
 
 def spread(num_steps: int, sizes, seeds: int) -> list[dict]:
-    """Variance of the log evidence against N."""
+    """Return the variance of the log evidence against N."""
     y = observations(num_steps)
     truth = kalman(y)
     values = []
@@ -322,7 +322,7 @@ def spread(num_steps: int, sizes, seeds: int) -> list[dict]:
 
 
 def plot(records: list[dict], variances: list[dict]) -> None:
-    """Cost by N, and variance by N."""
+    """Plot the cost and the variance against N."""
     figure, (left, right) = common.figure(width=9.5, height=3.6, columns=2)
     shortest = min(r["steps"] for r in records)
     for number, name in enumerate(dict.fromkeys(r["way"] for r in records)):
@@ -363,7 +363,7 @@ def plot(records: list[dict], variances: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument("--million", action="store_true", help="N = 10^6, T = 100 too")
     parser.add_argument("--worker", action="store_true", help="run the large filter and print its record")

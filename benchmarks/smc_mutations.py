@@ -38,14 +38,14 @@ NAME = "smc_mutations"
 
 
 def repetitions(group: str, cloud: Cloud, settings: Settings) -> int:
-    """How often a group of checks sees a method."""
+    """Return the number of repetitions of a group of checks on a method."""
     if cloud not in CLOUD_NULLS:
         return settings.repetitions * (1 if cloud.reversible else 3)  # one test of two, a power nearer to 0.9
     return settings.other_null_repetitions if group == "ranks" else settings.null_repetitions
 
 
 def count(group: str, cloud: Cloud, settings: Settings) -> dict[str, tuple[int, int]]:
-    """Rejections and repetitions of every check of a group."""
+    """Return the numbers of rejections and of repetitions of each check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{cloud.name}/{group}".encode()))
     total = repetitions(group, cloud, settings)
     repetitions_done = [run_cloud_group(group, key, cloud, settings) for key in jax.random.split(seed, total)]
@@ -56,7 +56,7 @@ def count(group: str, cloud: Cloud, settings: Settings) -> dict[str, tuple[int, 
 
 
 def row_of(cloud: Cloud, settings: Settings, stored: Path | None) -> dict[str, tuple[int, int]]:
-    """All cells of a method; those in its file are not computed again."""
+    """Return all cells of a method; those stored in its file are not computed again."""
     row = json.loads(stored.read_text()) if stored and stored.exists() else {}
     for group, names in groups_of(cloud).items():
         if not set(names) <= set(row):
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def show(counts: dict, settings: Settings, *, write: bool) -> None:
-    """Print the table and the verdicts; write numbers and picture."""
+    """Print the table and the verdicts; write the numbers and the plot."""
     methods = (*CLOUD_NULLS, *CLOUD_FAULTS)
     names = [item.name for item in methods]
     cells = {name: {c: f"{100 * a / n:.0f}" for c, (a, n) in counts[name].items()} for name in names}

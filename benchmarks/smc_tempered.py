@@ -71,7 +71,7 @@ def ours(case, moves: str, num: int):
 
 
 def measured(name: str, method: str, case, run, seeds: int) -> dict:
-    """All seeds of one way."""
+    """Run all seeds of one method."""
     first = time.process_time()
     run(seeds)
     first = time.process_time() - first
@@ -109,13 +109,13 @@ def wilson(count: int, num: int) -> tuple[float, float]:
 
 
 def score(record: dict, key: str, chosen: np.ndarray) -> np.ndarray:
-    """Error times root of the evaluations, for rows of chosen seeds."""
+    """Return the error times the root of the number of evaluations, for resampled seeds."""
     squares = np.square(record[key])[chosen]
     return np.sqrt(squares.mean(axis=-1) * (record["gradients"] + record["densities"]) / 1000)
 
 
 def compared(records: list[dict]) -> None:
-    """Add scores, and their ratios to "auto" on the same target, with intervals."""
+    """Add scores, and their ratios to those of "auto" on the same target, with intervals."""
     for record in records:
         num = len(record["errors"])
         chosen = np.random.default_rng(0).integers(0, num, (2000, num))
@@ -129,7 +129,7 @@ def compared(records: list[dict]) -> None:
 
 
 def rows_of(records: list[dict]) -> list[list[str]]:
-    """The table."""
+    """Print the table."""
     rows = []
     for r in records:
         num = len(r["errors"])
@@ -138,7 +138,7 @@ def rows_of(records: list[dict]) -> list[list[str]]:
             low, high = wilson(r["covered"], num)
             covered = f"{r['covered'] / num:.0%} ({low:.0%}-{high:.0%})"
         cells = [
-            f"{r[f'ratio, {quantity}']:.2f} ({r[f'its interval, {quantity}'][0]:.2f}-{r[f'its interval, {quantity}'][1]:.2f})"
+            f"{r[f'ratio, {quantity}']:.2f} ({{:.2f}}-{{:.2f}})".format(*r[f"its interval, {quantity}"])
             for quantity in ("evidence", "means")
         ]
         rows.append(
@@ -158,7 +158,7 @@ def rows_of(records: list[dict]) -> list[list[str]]:
 
 
 def contradictions(records: list[dict]) -> list[str]:
-    """What speaks against this library, in words."""
+    """List the results in which this library is worse."""
     sentences = []
     for r in records:
         num = len(r["errors"])
@@ -176,7 +176,7 @@ def contradictions(records: list[dict]) -> list[str]:
 
 
 def plot(records: list[dict]) -> None:
-    """Ratios of the scores to auto."""
+    """Plot the ratios of the scores to those of auto."""
     figure, axes = common.figure(width=10, height=5.5, columns=2)
     names = list(dict.fromkeys(r["target"] for r in records))
     methods = [method for method in dict.fromkeys(r["way"] for r in records) if method != "auto"]
@@ -205,7 +205,7 @@ def plot(records: list[dict]) -> None:
 
 
 def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict], dict]:
-    """All ways on a target, and what is known of it."""
+    """Run all methods on a target, and record its exact values."""
     num = 64 if small else case.num_particles
     moves = [kind for kind in MOVES if kind not in case.without]
     records = [measured(name, kind, case, ours(case, kind, num), seeds) for kind in moves]
@@ -222,7 +222,7 @@ def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict],
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="measure these targets, keep the results of the others")
     arguments = parser.parse_args()

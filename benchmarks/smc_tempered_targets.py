@@ -31,14 +31,14 @@ class Case(NamedTuple):
 
 
 def log_mixture(locs, precisions, log_shares, u):
-    """Log likelihood: a mixture of normal bumps."""
+    """Log likelihood: a mixture of normals."""
     centred = u - locs
     values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centred, precisions, centred)
     return jax.scipy.special.logsumexp(values)
 
 
 def mixture(locs, covariances, shares, prior_sd: float) -> Case:
-    """A normal prior and a likelihood of bumps: a mixture of conjugate posteriors."""
+    """Return a normal prior with a mixture of normals as likelihood: a mixture of conjugate posteriors."""
     d = locs.shape[1]
     prior = prior_sd**2 * np.eye(d)
     precisions = np.linalg.inv(covariances)
@@ -61,7 +61,7 @@ def mixture(locs, covariances, shares, prior_sd: float) -> Case:
 
 
 def normal(d: int) -> Case:
-    """Correlations of neighbours 0.9, scales from 0.1 to 1, data drawn from the model."""
+    """A normal with correlations 0.9 of neighbors and scales from 0.1 to 1; the data are drawn from the model."""
     scales = np.geomspace(0.1, 1, d)
     covariance = 0.9 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d))) * np.outer(scales, scales)
     rng = np.random.default_rng(d)
@@ -70,7 +70,7 @@ def normal(d: int) -> Case:
 
 
 def two_modes(d: int) -> Case:
-    """Shares 0.3 and 0.7, distance 6 in every coordinate, one twice as wide."""
+    """Two modes with weights 0.3 and 0.7, at distance 6 in each coordinate, one with twice the variance."""
     locs = np.stack([np.full(d, -3.0), np.full(d, 3.0)])
     return mixture(locs, np.stack([0.25 * np.eye(d), 0.5 * np.eye(d)]), np.array([0.3, 0.7]), 3.0)
 
@@ -111,7 +111,7 @@ def trapezoid(target: Any, box: list, points: int) -> tuple:
 
 
 def ends_of_mass(grid: tuple) -> list[tuple[float, float]]:
-    """Where the marginals are above 1e-9 of their sum, and a cell more."""
+    """Return the ranges in which the marginals exceed 1e-9 of their sum, extended by one cell."""
     *_, axes, weights = grid
     box = []
     for i, axis in enumerate(axes):

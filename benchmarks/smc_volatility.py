@@ -132,7 +132,7 @@ def joint_model(y):
 
 
 def engines(small: bool) -> dict:
-    """By name."""
+    """Return the schemes by name."""
     few = {"num_warmup": 50, "num_draws": 100} if small else {}
     sizes = {"num_parameters": 32, "num_islands": 2} if small else {"num_parameters": 128, "num_islands": 4}
     return {
@@ -321,7 +321,7 @@ def show(runs: dict[str, dict], rows: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     series = {"inflation": inflation()[: 30 if arguments.small else None]}
     if not arguments.small:

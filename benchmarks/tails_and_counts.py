@@ -83,7 +83,7 @@ DATA = {"neal": neal, "coal": coal}
 
 
 def start_model(name: str, y: np.ndarray) -> gp.Model:
-    """Where all methods start."""
+    """Return the initial model of all methods."""
     kernel = gp.kernels.Matern52(1.0, 1.0)
     if name == "neal":
         return gp.Model(kernel, gp.likelihoods.StudentT(1.0, 3.0))

@@ -39,7 +39,7 @@ class Cloud(NamedTuple):
     name: str
     model: Model
     what: str
-    """The fault in words."""
+    """Description of the fault."""
     estimates: Callable
     """(key, theta, x) -> (log forward, log reverse) estimate of the evidence, minus the exact one."""
     sample: Callable | None = None
@@ -57,7 +57,7 @@ def cut_of(model: Model) -> float | None:
 
 
 def always(scheme: Any) -> resampling.Adaptive:
-    """Resample by a scheme, whatever the weights."""
+    """Resample by a scheme at each step."""
     return resampling.Adaptive(scheme=scheme, trigger=resampling.always())
 
 
@@ -179,7 +179,7 @@ def _tempered(wrap, temperatures, key, x, num):
 
 
 def _tempered_draws(wrap, temperatures, key, x, num):
-    """The last state of every chain of moves."""
+    """Return the last state of each chain of moves."""
     state = _tempered(wrap, temperatures, key, x, KEPT)
     last = state.positions[levels.CHAIN_LENGTH - 1 :: levels.CHAIN_LENGTH]
     assert len(last) == num

@@ -28,7 +28,7 @@ NEAR = 0.5**0.5  # the lengthscale of exp(-r²/h)
 
 
 def no_repulsion(kernel, z, scores, keep, score_fn):
-    """Attraction alone: what a sum over sources that forgot the gradient of the kernel would do."""
+    """Attraction without the gradient of the kernel."""
     repulsion = svgd_direction(kernel, z, jnp.zeros_like(scores), keep, score_fn)
     return svgd_direction(kernel, z, scores, keep, score_fn) - repulsion
 
@@ -40,14 +40,14 @@ def attraction_twice(kernel, z, scores, keep, score_fn):
 
 
 def strong_repulsion(kernel, z, scores, keep, score_fn):
-    """The two of 2 / h counted twice."""
+    """The factor 2 of 2 / h is applied twice."""
     repulsion = svgd_direction(kernel, z, jnp.zeros_like(scores), keep, score_fn)
     return svgd_direction(kernel, z, scores, keep, score_fn) + repulsion
 
 
 @pytree
 class Unpulled:
-    """A metric that forgets to bring the scores into its coordinates."""
+    """A metric that does not transform the scores to its coordinates."""
 
     restarts = True
 
@@ -94,7 +94,7 @@ def particles(
     x,
     num: int,
 ):
-    """So many particles from the prior, carried for so many steps, in a random order."""
+    """Run a number of particles from the prior for a number of steps; return them in random order."""
     key_start, key_steps, key_order = jax.random.split(key, 3)
     start = jax.vmap(model.prior_sample)(jax.random.split(key_start, num))
     carried = descent(LogDensity(density, x), direction, RBF(lengthscale=NEAR), geometry, bandwidth=bandwidth)

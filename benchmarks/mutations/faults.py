@@ -37,7 +37,7 @@ ROOT = np.linalg.cholesky(COVARIANCE)
 
 
 class Procedure(NamedTuple):
-    """One way to infer, with at most one fault."""
+    """An inference procedure with at most one fault."""
 
     name: str
     model: Model
@@ -48,11 +48,11 @@ class Procedure(NamedTuple):
     init: Callable | None
     """(theta, x) -> state; None: the state is theta."""
     what: str
-    """The fault in words."""
+    """Description of the fault."""
 
 
 def _direct(name: str, model: Model, sample: Callable, what: str) -> Procedure:
-    """A sampler without a chain; as a kernel it forgets where it was."""
+    """A procedure from an independent sampler; as a transition it ignores its state."""
 
     def transition(key, theta, x):
         return sample(key, x, 1)[0]
@@ -175,5 +175,5 @@ APPROXIMATIONS = (
 
 
 def by_name(name: str) -> Any:
-    """The procedure of that name."""
+    """Return the procedure of this name."""
     return next(procedure for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS) if procedure.name == name)

@@ -180,7 +180,7 @@ def probit_any(key, x):
 
 
 def codes(x):
-    """Number of a vector of labels, among all 2^10."""
+    """Return the index of a vector of labels among all 2^10."""
     return x.astype(int) @ 2 ** np.arange(len(POINTS))
 
 

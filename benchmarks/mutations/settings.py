@@ -8,7 +8,7 @@ __all__ = ["CLOUDS", "CLOUDS_SMALL", "COINS", "COINS_SMALL", "FULL", "SMALL", "S
 
 
 class Settings(NamedTuple):
-    """Sizes of one table."""
+    """The settings of one table."""
 
     level: float = 0.05
     """Probability of a false alarm that every check is asked for."""
