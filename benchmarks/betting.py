@@ -109,16 +109,16 @@ def problems() -> dict:
     return chosen | held_out
 
 
-def losses(problem, optimiser, key, marks):
+def losses(problem, optimizer, key, marks):
     """Return the loss at each recorded step."""
     fn, gradient, x = problem
 
     def step(carry, key):
         x, state = carry
-        updates, state = optimiser.update(gradient(key, x), state, x)
+        updates, state = optimizer.update(gradient(key, x), state, x)
         return (optax.apply_updates(x, updates), state), None
 
-    keys, recorded, carry = jax.random.split(key, marks[-1]), [], (x, optimiser.init(x))
+    keys, recorded, carry = jax.random.split(key, marks[-1]), [], (x, optimizer.init(x))
     for before, mark in zip((0, *marks), marks, strict=False):
         carry, _ = jax.lax.scan(step, carry, keys[before:mark])
         recorded.append(fn(carry[0]))

@@ -100,7 +100,7 @@ def plot(records: list[dict[str, Any]], name: str) -> None:
         axis.plot(
             np.array(floors) / rivals, np.arange(len(records)), "|", color="black", label="i.i.d. draws", ms=9
         )
-        axis.axvline(1, color="grey", linewidth=0.8)
+        axis.axvline(1, color="gray", linewidth=0.8)
         axis.set(xscale="log", xlabel=f"energy distance, {measure_name}, over that of Adam at its best rate")
         axis.set_yticks(np.arange(len(records)), labels if measure == 0 else [""] * len(labels), fontsize=8)
         axis.invert_yaxis()

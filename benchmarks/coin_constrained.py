@@ -138,17 +138,17 @@ class Judge:
     """Energy distances to a reference, raw and whitened."""
 
     def __init__(self, reference: np.ndarray, free: int):
-        self.free, self.centre = free, reference[:, :free].mean(0)
+        self.free, self.center = free, reference[:, :free].mean(0)
         white = np.linalg.inv(np.linalg.cholesky(np.cov(reference[:, :free].T)))
         self.scales = (jnp.eye(free), jnp.asarray(white))
-        self.points = [jnp.asarray((reference[:, :free] - self.centre) @ s.T) for s in self.scales]
+        self.points = [jnp.asarray((reference[:, :free] - self.center) @ s.T) for s in self.scales]
         self.own = [mean_distance(p, p) for p in self.points]
 
     def __call__(self, draws):
         """Return the raw and the whitened distance."""
         distances = []
         for scale, points, floor in zip(self.scales, self.points, self.own, strict=True):
-            x = (draws[:, : self.free] - self.centre) @ scale.T
+            x = (draws[:, : self.free] - self.center) @ scale.T
             distances.append(2 * mean_distance(x, points) - mean_distance(x, x) - floor)
         return jnp.stack(distances)
 

@@ -6,7 +6,7 @@ particles started with spread 1. True theta is 5 c.
 
 Question 2: logistic regression with prior N(0, 1/alpha) on the weights and Gamma(a, b) on alpha, a and b learned, as in
 the published experiments: Wisconsin and banknote (PROBINFER_DATA), 10 particles, 1000 steps, 30 % held out, features
-standardised, no intercept, batches of 100 for banknote. Mean over test points and particles of log p(y | w) ("lppd" of
+standardized, no intercept, batches of 100 for banknote. Mean over test points and particles of log p(y | w) ("lppd" of
 the published tables), log of the mean over particles (the log predictive density), test error.
 
 Ways: ``coin.em`` as it comes, joint and marginal; the published set-up (elementwise coins of unit 0.5 for both,

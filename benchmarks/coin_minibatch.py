@@ -195,7 +195,7 @@ def plot(records: list[dict[str, Any]]) -> None:
             positions = np.arange(len(records)) + 0.2 * (number - 1)
             half = np.abs(ends[:, 1] - ends[:, 0]) / 2
             axis.errorbar(middle, positions, xerr=half, fmt="o", ms=4, color=f"C{number}", label=method)
-        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlabel(f"{score}: better than Adam's best, in sd over splits")
         labels = [f"{r['model']}, {r['batch']}" for r in records]

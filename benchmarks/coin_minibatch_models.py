@@ -1,6 +1,6 @@
 """Models of ``coin_minibatch.py``: logistic regression and a neural network on splits of small tables.
 
-Features and the response of a regression are standardised by the training rows alone, and each network has one
+Features and the response of a regression are standardized by the training rows alone, and each network has one
 response, which is no feature of it.
 """
 

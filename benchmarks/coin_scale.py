@@ -32,12 +32,12 @@ ROTATION = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
 
 
 class Case(NamedTuple):
-    """A target, its start: scales (d,), rotation, where the start is centred and how wide it is."""
+    """A target, its start: scales (d,), rotation, where the start is centered and how wide it is."""
 
     name: str
     scale: Any
     rotation: Any
-    centre: Any
+    center: Any
     width: Any
     right: bool
 
@@ -104,7 +104,7 @@ def row(case: Case, method: str, bits: int, seeds: int) -> dict:
     """Measure all seeds of one case."""
     dtype = jnp.float64 if bits == 64 else jnp.float32
     noise = np.random.default_rng(7).normal(size=(seeds, PARTICLES, len(case.scale)))
-    starts = jnp.asarray(case.centre + noise * case.width, dtype)
+    starts = jnp.asarray(case.center + noise * case.width, dtype)
     measured = measure(
         method, STEPS, jnp.asarray(case.scale, dtype), jnp.asarray(case.rotation, dtype), starts
     )

@@ -190,7 +190,7 @@ def log_logistic(X, signs, x):
 
 
 def logistic(name: str, X: np.ndarray, y: np.ndarray) -> Case:
-    """Standardised features and an intercept; the draws are those of long chains, kept on disk."""
+    """Standardized features and an intercept; the draws are those of long chains, kept on disk."""
     X = np.concatenate([np.ones((len(X), 1)), (X - X.mean(0)) / X.std(0)], axis=1)
     fn = LogDensity(log_logistic, jnp.asarray(X), jnp.asarray(2.0 * y - 1))
     path = Path(os.environ.get(FOLDER, tempfile.gettempdir())) / f"coin_reference_{name}.npy"
@@ -203,7 +203,7 @@ def logistic(name: str, X: np.ndarray, y: np.ndarray) -> Case:
 
 
 def breast_cancer() -> Case:
-    """569 tumours, 31 coefficients."""
+    """569 tumors, 31 coefficients."""
     table = data.breast_cancer()
     return logistic("breast_cancer", np.asarray(table.X, float), np.asarray(table.y, float))
 

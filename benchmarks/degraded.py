@@ -1,4 +1,4 @@
-r"""Rewards made worse by a dialled amount, for studies of what methods do when the reward is weak.
+r"""Rewards degraded by an adjustable amount, for studies of what methods do when the reward is weak.
 
 .. math:: \ell'(x_{1:t}) = \ell(x_{1:t}) + \sigma\,\epsilon_t, \qquad
     \epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1-\rho^2}\,\xi(c, x_{1:t})

@@ -52,9 +52,9 @@ def plot(
         best = points[maxima[name]]
         axis.plot(*best, "*", color="red", markersize=12, label=f"maximum {place(best)}")
         if name == "AIS":
-            axis.plot(*doubtful.T, "x", color="grey", markersize=4, label="not trusted")
+            axis.plot(*doubtful.T, "x", color="gray", markersize=4, label="not trusted")
         elif np.any(bad := surfaces[name]["status"] != Status.OK):
-            axis.plot(*points[bad].T, ".", color="grey", markersize=2, label="not converged")
+            axis.plot(*points[bad].T, ".", color="gray", markersize=2, label="not converged")
         axis.legend(fontsize=7, loc="lower right", framealpha=0.8)
         axis.set_title(name)
     bar = fig.colorbar(drawn, ax=axes[0].tolist(), pad=0.01, ticks=levels[:-1])
@@ -63,7 +63,7 @@ def plot(
     for axis, (name, values) in zip(axes[1], gaps.items(), strict=True):
         gap = np.where(trusted, values.reshape(square), np.nan)
         cells = axis.pcolormesh(coarse, coarse, gap, norm=SymLogNorm(0.3, vmin=-100, vmax=100), cmap="RdBu_r")
-        axis.plot(*doubtful.T, "x", color="grey", markersize=4)
+        axis.plot(*doubtful.T, "x", color="gray", markersize=4)
         axis.set_title(f"{name} minus AIS", fontsize=10)
         axis.set_xlabel("log lengthscale")
     marks = [-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100]

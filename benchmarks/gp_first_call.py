@@ -1,13 +1,13 @@
 """How long does a newcomer wait for the first fit of a Gaussian process, and is the second one free of compilation?
 
 Question: process-CPU seconds of the first hyperparameter fit in a fresh Python process (tracing, compilation and the
-optimisation itself; importing the library is reported apart), and XLA compilations of a second fit of the same shape
+optimization itself; importing the library is reported apart), and XLA compilations of a second fit of the same shape
 on other data.
 
 Protocol: synthetic regression, n = 500, d = 8, squared exponential with one lengthscale a column and Gaussian noise,
-float64, all hyperparameters start at 1, one thread. Ours is ``gp.fit`` with its defaults on standardised data (what a
+float64, all hyperparameters start at 1, one thread. Ours is ``gp.fit`` with its defaults on standardized data (what a
 user calls: several starts, the best one kept) and, beside it, with a single start. The peer is GPJax on the same
-standardised data: ``fit_scipy`` (the optimiser its regression guide uses), ``fit`` with Adam at 0.01 and its default of
+standardized data: ``fit_scipy`` (the optimizer its regression guide uses), ``fit`` with Adam at 0.01 and its default of
 100 steps (the example in its reference), and ``fit_lbfgs``. Every repeat is a new process; libraries alternate. The
 negative log evidence reached is shown, because a fast fit that stops early is no bargain.
 
@@ -67,7 +67,7 @@ def probinfer_fit(num_starts):
         )
         learn = gp.ML2() if num_starts is None else gp.ML2(num_restarts=num_starts)
         fit = gp.fit(jax.random.key(key), model, X, y, learn=learn, progress=False)
-        # Outputs are standardised to rounding, so the evidence is in the same units as the peer's.
+        # Outputs are standardized to rounding, so the evidence is in the same units as the peer's.
         return -float(fit.log_evidence)
 
     return fit

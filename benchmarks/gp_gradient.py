@@ -1,4 +1,4 @@
-"""What does the exact evidence and its gradient cost, as a multiple of one Cholesky factorisation?
+"""What does the exact evidence and its gradient cost, as a multiple of one Cholesky factorization?
 
 Protocol: RBF-ARD kernel, 8 inputs, Gaussian noise, 10 hyperparameters, float64, one thread, synthetic data. Every
 library computes log p(y | X) and its gradient in the log hyperparameters, compiled, exact paths only. The unit F is one
@@ -186,7 +186,7 @@ LIBRARIES: dict[str, Callable] = {
 }
 
 
-def factorisation(num: int) -> Callable:
+def factorization(num: int) -> Callable:
     rng = np.random.default_rng(0)
     A = rng.normal(size=(num, num))
     K = np.asfortranarray(A @ A.T / num + np.eye(num))
@@ -216,7 +216,7 @@ def measure(num: int, rounds: int, repeats: int) -> dict[str, dict]:
         first = time.process_time() - start
         measured[name] = {"value": value, "gradient": gradient, "first call": first, "seconds": []}
         calls[name] = call
-    factor, unit = factorisation(num), []
+    factor, unit = factorization(num), []
     for _ in range(rounds):
         for name, call in calls.items():
             unit.append(timed(factor, repeats))
@@ -263,7 +263,7 @@ def plot(results: dict[int, dict]) -> None:
     axis.axvline(6.0, color="black", linewidth=1, linestyle="--")
     axis.set_yticks(np.arange(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel("CPU time in Cholesky factorisations (dashed: asked)")
+    axis.set_xlabel("CPU time in Cholesky factorizations (dashed: asked)")
     axis.legend(frameon=False)
     common.save_figure(figure, "gp_gradient")
 

@@ -6,14 +6,14 @@ or a mean-field or full-rank Gaussian) predicts better than the maximum of the e
 Protocol: ``lalchand2020.py`` has data, splits, kernels and priors, with every choice that the paper leaves open. All
 methods go through ``gp.fit`` with ``standardize=False`` and the same model; only ``learn=`` differs. ML-II takes the
 best of several starts, and the optima found are listed; the other methods start around it. On the airline data their
-prior is centred at the ML-II estimates, as in the paper. Scores over the test points: RMSE of the predictive mean;
+prior is centered at the ML-II estimates, as in the paper. Scores over the test points: RMSE of the predictive mean;
 NLPD, the mean of -log (1/S) sum_s N(y; mu_s, v_s) over at most 200 hyperparameter draws; and the estimator of the
 authors' later public code, the mean over draws of the NLPDs of the components, an upper bound of the former. Standard
 errors: between test points, for series between years; differences to ML-II are paired. NUTS must have R-hat below 1.01
 and bulk and tail ESS above 400 for every hyperparameter (on the log scale, where it samples).
 
 The airline series decides nothing: its test part is 44 months in four autocorrelated years, and by years the paired
-difference of NUTS and ML-II has an interval twenty times as wide as itself and more, with centred outputs and with raw
+difference of NUTS and ML-II has an interval twenty times as wide as itself and more, with centered outputs and with raw
 ones. The published standard errors there take the months as independent.
 
 An answer: for every data set, whether the published ordering (by NLPD and by RMSE) is reproduced within the errors, and

@@ -3,7 +3,7 @@
 Question: the smallest bulk (and tail) effective sample size over the ten hyperparameters, per process-CPU second, of
 the hyperparameter posterior of an exact Gaussian process, ours beside NumPyro's NUTS on the same model by hand.
 
-Protocol: concrete (a seeded subsample of n = 500, 8 columns, standardised), squared exponential with one lengthscale a
+Protocol: concrete (a seeded subsample of n = 500, 8 columns, standardized), squared exponential with one lengthscale a
 column, Gaussian noise, the priors of ``gp.default_prior``, float64, one thread. Ours: ``gp.fit(...,
 learn=mcmc.NUTS(num_draws=...))`` with its own warm-up. NumPyro: the model as a user writes it, ``MultivariateNormal``
 with ``covariance_matrix``, squared distances by one matrix product (2.6 times faster to differentiate than

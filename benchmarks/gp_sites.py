@@ -1,14 +1,14 @@
-"""What does one sweep of EP and one step of variational inference cost, as a multiple of one Cholesky factorisation?
+"""What does one sweep of EP and one step of variational inference cost, as a multiple of one Cholesky factorization?
 
 Protocol: probit classification, Matern-5/2 kernel, 8 inputs, float64, one thread, synthetic data. A sweep is what
-``gp.EP`` repeats: marginals from the sites (one factorisation, one inverse), tilted moments, new sites; a step is the
+``gp.EP`` repeats: marginals from the sites (one factorization, one inverse), tilted moments, new sites; a step is the
 same for ``gp.VI`` with 20 quadrature nodes. K is given: it is built once, not in each sweep. The unit F is one LAPACK
 ``dpotrf`` (Fortran order, lower, clean=0) of the same size, timed in the same process between the other timings. The
 peer is GPflow's natural-gradient step on ``VGP`` (20 nodes, compiled by tf.function), which is handed the same data and
 builds its K itself.
 
 Then: how many sweeps does an evaluation of EP's evidence and gradient need from the sites of nearby hyperparameters
-(variance 10 % and lengthscale 5 % away, the size of a step of an optimiser near its end) to 1e-8, and from none.
+(variance 10 % and lengthscale 5 % away, the size of a step of an optimizer near its end) to 1e-8, and from none.
 
 Asked: at most 4 F for each at n = 500, 1000 and 2000; at least 10 times faster than GPflow; at most 5 warm sweeps.
 """

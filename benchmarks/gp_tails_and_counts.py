@@ -5,9 +5,9 @@ log density against the exact posterior of latent values and hyperparameters, an
 hyperparameters or the Gaussian in place of p(f | y) that costs it?
 
 Data: neal, 100 points with outliers, in the folds and from the start of Li, John and Solin (2023, table 2; code of the
-paper): Matern-5/2, zero mean, nothing standardised, Student-t with 3 degrees of freedom and a learned scale, all from
+paper): Matern-5/2, zero mean, nothing standardized, Student-t with 3 degrees of freedom and a learned scale, all from
 1; KFold(5, shuffle, random_state 42). Gaussian noise with exact inference is the baseline. Coal: mining disasters in
-333 bins of a third of a year, Poisson, Matern-5/2 with a learned constant mean of the log rate, time standardised; five
+333 bins of a third of a year, Poisson, Matern-5/2 with a learned constant mean of the log rate, time standardized; five
 random folds of bins (training parts cut to 266), a constant rate as baseline.
 
 Protocol: approximations learn by ``gp.fit`` with ``gp.ML2(num_restarts=1)``. Sites are found from those of the start,

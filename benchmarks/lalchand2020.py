@@ -1,6 +1,6 @@
 """The four regressions of Lalchand and Rasmussen (2020): data, splits, kernels, priors, published scores.
 
-Where the paper leaves something open the choice is said beside it. Outputs are centred by their training mean, inputs
+Where the paper leaves something open the choice is said beside it. Outputs are centered by their training mean, inputs
 and outputs keep their units. Kernels of this library carry variances, so a normal prior on the
 log of an amplitude (a standard deviation) has twice its own standard deviation on the log of the variance.
 
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
         model: kernel and noise at the point where ML-II starts.
         fixed: leaves that keep the model's value (a period of one year; the variance that a product has twice).
         ranges: leaf -> the interval that its prior is truncated to.
-        block: neighbouring test points averaged before the spread between blocks gives a standard error; 1 where
+        block: neighboring test points averaged before the spread between blocks gives a standard error; 1 where
             test points are independent.
     """
 
@@ -195,5 +195,5 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "wine": partial(_table, "winequality_red"),
     "concrete": partial(_table, "concrete"),
 }
-# The paper does not say whether it centres; on the airline data, which start far from zero, both are shown.
+# The paper does not say whether it centers; on the airline data, which start far from zero, both are shown.
 PUBLISHED["airline_raw"] = PUBLISHED["airline"]

@@ -1,7 +1,7 @@
 """The classification protocol of Li, John and Solin (2023): data, folds, model, published scores.
 
-Isotropic Matern-5/2 kernel from variance = lengthscale = 1, probit, five folds, inputs standardised on the training
-part. The published data sets carry the row number as their first column, an artefact of how the files are read.
+Isotropic Matern-5/2 kernel from variance = lengthscale = 1, probit, five folds, inputs standardized on the training
+part. The published data sets carry the row number as their first column, an artifact of how the files are read.
 Fold membership is not that of the paper: compare means.
 
 References:
@@ -60,7 +60,7 @@ def ionosphere(index: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
-    """569 tumours, 30 columns; without the row number of the published set."""
+    """569 tumors, 30 columns; without the row number of the published set."""
     from sklearn.datasets import load_breast_cancer
 
     X, y = load_breast_cancer(return_X_y=True)
@@ -82,7 +82,7 @@ DATA: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 
 
 def folds(name: str, num: int = 5, seed: int = 42) -> list[Fold]:
-    """Shuffled folds, each standardised on its training part.
+    """Shuffled folds, each standardized on its training part.
 
     Training parts are cut to one size, the smallest (a row less in some folds): one shape to compile.
     """

@@ -97,7 +97,7 @@ def reference_of(port: Port) -> dict[str, Any]:
 
 
 def accuracy(posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
-    """Standardised errors of means and second moments: the largest, where, and in Monte Carlo errors.
+    """Standardized errors of means and second moments: the largest, where, and in Monte Carlo errors.
 
     Args:
         posterior: of the engine; its draws have every quantity of the reference, and may have more.

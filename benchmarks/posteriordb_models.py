@@ -1,6 +1,6 @@
 """Eleven models of posteriordb, ported: NumPyro models, what they take from the data files, what the draws files store.
 
-The models follow the Stan programs of posteriordb (Magnusson, Bürkner and Vehtari 2024), parametrisation and priors
+The models follow the Stan programs of posteriordb (Magnusson, Bürkner and Vehtari 2024), parametrization and priors
 included, so that its reference draws are draws from these targets. Parameters without a prior there are flat here.
 """
 
@@ -49,7 +49,7 @@ def arma(y):
 
 
 def eight_schools(y, sigma):
-    """Effects of eight schools, non-centred: theta = mu + tau z."""
+    """Effects of eight schools, non-centered: theta = mu + tau z."""
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
     z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
@@ -213,7 +213,7 @@ def _blr(data):
     return {"X": _array(data["X"]), "y": _array(data["y"]), "coefficient_scale": 10.0, "noise": noise}
 
 
-def _standardised_effects(stored):
+def _standardized_effects(stored):
     """Convert theta, which the draws store, to z of the model."""
     mu, tau, theta = (_array(stored[name]) for name in ("mu", "tau", "theta"))
     return {"mu": mu, "tau": tau, "z": (theta - mu[..., None]) / tau[..., None]}
@@ -227,7 +227,7 @@ PORTS = (
         "eight_schools",
         eight_schools,
         _only("y", "sigma"),
-        _standardised_effects,
+        _standardized_effects,
     ),
     Port("gp_pois_regr-gp_regr", "gp_pois_regr", gaussian_process, _only("x", "y")),
     Port("hmm_example-hmm_example", "hmm_example", hidden_markov, _only("y")),

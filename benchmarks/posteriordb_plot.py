@@ -39,7 +39,7 @@ def plot(name: str, target: float, facts: list[dict[str, Any]], rows: list[dict[
         engine_rows = [row for row in rows if row["engine"] == entry.name and "mean" in row]
         positions = np.array([heights[row["posterior"]] for row in engine_rows]) + offset
         color = LIGHT.series[entry.style]
-        marker = "os^"[engine_names().index(entry.name) // len(LIGHT.series)]  # where the colours begin anew
+        marker = "os^"[engine_names().index(entry.name) // len(LIGHT.series)]  # where the colors begin anew
         dots = {"linestyle": "none", "marker": marker, "color": color, "ms": 5}
         left.plot([min(row["mean"], FAR) for row in engine_rows], positions, **dots, label=entry.label)
         left.plot([min(row["second moment"], FAR) for row in engine_rows], positions, **dots, mfc="white")

@@ -2,7 +2,7 @@
 
 Question: the time of a whole calibration, from nothing compiled to the verdict on the ranks, of this library's default
 (``mcmc.posterior_sampler`` by ``run_many``) and of its other modes, beside blackjax's NUTS on the same model run one
-data set after another (``lax.map``) and vectorised over the data sets (``vmap``).
+data set after another (``lax.map``) and vectorized over the data sets (``vmap``).
 
 Protocol: mu ~ N(0, 5), tau ~ half-Cauchy(5), z ~ N(0, 1)^8, y ~ N(mu + tau z, sigma), eight known sigma, sampled
 in (mu, log tau, z). 1000 simulated data sets, one chain each from a draw of the prior, 500 + 500 transitions, target
@@ -13,7 +13,7 @@ correction. Wall time and process CPU time are given; on a busy machine the latt
 mu and log tau) is computed for all by the same code, untimed; its median and 5 % quantile are over data sets. Gradients
 are counted after warm-up for blackjax, and with warm-up for ours.
 
-An answer: the default takes at most 1/4 of the time of sequential NUTS and 1/9 of that of vectorised NUTS in the same
+An answer: the default takes at most 1/4 of the time of sequential NUTS and 1/9 of that of vectorized NUTS in the same
 run, with a median ESS of at least 0.8 of that of NUTS, and passes every rank check.
 
 ``--only NAME ...`` runs some of the ways and takes the others from the results that are there.
@@ -104,19 +104,19 @@ def blackjax_nuts(transitions: int, key, y):
     return positions, jnp.sum(steps), jnp.sum(divergent)
 
 
-def run_blackjax(vectorised: bool, keys, y, transitions: int):
+def run_blackjax(vectorized: bool, keys, y, transitions: int):
     """Return draws and statistics of all data sets by blackjax; gradients are counted after warm-up only."""
     sample_one = partial(blackjax_nuts, transitions)
     many = (
         jax.vmap(sample_one)
-        if vectorised
+        if vectorized
         else lambda keys, y: jax.lax.map(lambda pair: sample_one(*pair), (keys, y))
     )
     draws, steps, divergences = jax.block_until_ready(jax.jit(many)(keys, y))
     return draws, {
         "gradients a draw": float(np.mean(steps)) / transitions,
         "divergences": int(np.sum(divergences)),
-        "mode": "vmap" if vectorised else "map",
+        "mode": "vmap" if vectorized else "map",
     }
 
 
@@ -240,7 +240,7 @@ def plot(records: dict) -> None:
     """Plot the time of each method, and its ESS per second."""
     figure, (left, right) = common.figure(width=9.5, height=3.4, columns=2)
     names = list(records)
-    colours = ["0.6" if name not in OURS else "C0" for name in names]
+    colors = ["0.6" if name not in OURS else "C0" for name in names]
     for axis, values, label in (
         (
             left,
@@ -253,7 +253,7 @@ def plot(records: dict) -> None:
             "median ESS of a data set per CPU second",
         ),
     ):
-        axis.barh(range(len(names)), values, 0.65, color=colours)
+        axis.barh(range(len(names)), values, 0.65, color=colors)
         for position, value in enumerate(values):
             axis.text(value, position, f" {value:.3g}", va="center", fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is left else [""] * len(names))

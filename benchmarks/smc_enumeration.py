@@ -4,7 +4,7 @@ Models: asymmetric hidden Markov models of 3 to 6 states and up to 6 steps, pote
 its states and are zero for one in seven; evidence and smoothing probabilities by forward and backward sums.
 
 (1) Filters of 6 particles (bootstrap, guided by half of the potential, auxiliary with the best lookahead, nested with 3
-candidates), for all 7 resampling schemes and 4 triggers: the mean of the evidence and of the unnormalised smoothing
+candidates), for all 7 resampling schemes and 4 triggers: the mean of the evidence and of the unnormalized smoothing
 masses over independent runs, as z against the exact values, of states with a probability of 2 % or more: a mean of
 rare visits is far from normal. Where particles are hardly resampled ("optimal" keeps all of as many) weights are so
 uneven that 5000 runs are not enough for a normal mean: a combination beyond 5 is run again, 40 times as often with

@@ -36,7 +36,7 @@ def random_model(seed: int, num_states: int, num_steps: int) -> Model:
 
 
 def masses(model: Model) -> np.ndarray:
-    """Unnormalised smoothing masses (T, K): every row sums to the evidence."""
+    """Unnormalized smoothing masses (T, K): every row sums to the evidence."""
     steps = model.transition * np.exp(model.log_potential)
     forward = [model.initial * np.exp(np.diag(model.log_potential[0]))]
     for step in steps[1:]:

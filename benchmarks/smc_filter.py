@@ -8,7 +8,7 @@ weighs by the density of the observation, with systematic resampling. Two protoc
 blackjax's SMC step always does, and below an effective sample size of N / 2. Ours appears twice: as a model of one
 particle (``smc.FeynmanKac``, a key for each particle, as cuthbert and blackjax have it) and as a model of all particles
 at once (``smc.BatchedFeynmanKac``, one call of the generator, as the package ``particles`` has it). No history is
-kept. blackjax's step keeps no evidence: the running sum of its normalising constants is taken.
+kept. blackjax's step keeps no evidence: the running sum of its normalizing constants is taken.
 
 Timed: process CPU time, the median of several calls after a first one. Error: root mean square of log Z hat minus the
 Kalman filter's log evidence over seeds.

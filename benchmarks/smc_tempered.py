@@ -16,7 +16,7 @@ log likelihood increments, its means are weighted. Two ways to tune it, and neit
 covariance of its own weighted particles as metric and the one step size of four whose acceptance is nearest to 0.8;
 "pilot", metric and step size of our pilot at the nearest temperature.
 
-Counted: evaluations of the density, with gradient or without, each as one, which is to the favour of gradients. A run
+Counted: evaluations of the density, with gradient or without, each as one, which is in favor of gradients. A run
 of HMC in blackjax takes a gradient at its start and at each leapfrog; choosing the temperature and the weights take a
 density each.
 

@@ -32,8 +32,8 @@ class Case(NamedTuple):
 
 def log_mixture(locs, precisions, log_shares, u):
     """Log likelihood: a mixture of normals."""
-    centred = u - locs
-    values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centred, precisions, centred)
+    centered = u - locs
+    values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centered, precisions, centered)
     return jax.scipy.special.logsumexp(values)
 
 

@@ -11,7 +11,7 @@ Data (statsmodels):
   1700-2008 (a square root makes the variance of counts about constant: what is left to find is a slow change).
 
 ``PMMH`` and ``SMC2`` estimate the likelihood by bootstrap filters, ``ParticleGibbs`` draws the path too, and NUTS runs
-on the joint density of parameters and standardised innovations: it shares no line of code with particle filters.
+on the joint density of parameters and standardized innovations: it shares no line of code with particle filters.
 Every engine is called twice with its own defaults for all but the number of draws: the first call compiles, the second
 is timed (process CPU seconds, pilots and warm-up included). Both give draws.
 
@@ -88,10 +88,10 @@ def start(theta, key):
 
 def move(theta, key, x, t):
     """x_t given x_{t-1}."""
-    return centre(theta, x) + theta["sigma"] * jax.random.normal(key, (), x.dtype)
+    return center(theta, x) + theta["sigma"] * jax.random.normal(key, (), x.dtype)
 
 
-def centre(theta, x):
+def center(theta, x):
     """Of the next state."""
     return theta["mu"] + theta["phi"] * (x - theta["mu"])
 
@@ -103,7 +103,7 @@ def fit(y, x_previous, x, t):
 
 def transition(theta, x_previous, x, t):
     """Log density of ``move``."""
-    return log_normal(x, centre(theta, x_previous), theta["sigma"])
+    return log_normal(x, center(theta, x_previous), theta["sigma"])
 
 
 def log_initial(theta, x):

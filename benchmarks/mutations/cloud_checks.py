@@ -47,7 +47,7 @@ def run_cloud_group(group: str, key, cloud: Cloud, settings: Settings) -> dict[s
 def estimates(key, cloud: Cloud, num: int):
     """Forward and reverse log estimates minus the exact value (num,), all at one simulated data set.
 
-    Over data sets the mean of Zhat / Z would be one for every filter whose predictions are normalised, right or wrong.
+    Over data sets the mean of Zhat / Z would be one for every filter whose predictions are normalized, right or wrong.
     """
     key_theta, key_x, key_exact, key_runs = jax.random.split(key, 4)
     x = cloud.model.simulate(key_x, cloud.model.prior_sample(key_theta))

@@ -100,7 +100,7 @@ def tempered(key, x, num):
 
 
 def mean_field(key, x, num):
-    """The fully factorised Gaussian of smallest KL(q | p): the variances given the other coordinates."""
+    """The fully factorized Gaussian of smallest KL(q | p): the variances given the other coordinates."""
     return gaussian_moments(x)[0] + _normal(key, num) / np.sqrt(np.diag(PRECISION))
 
 
@@ -142,7 +142,7 @@ FAULTS = (
         "0.4 sd too high for half of the data sets, too low for the others",
     ),
     _direct("wrong correlation", GAUSSIAN, right_marginals, "right marginals, no correlation"),
-    _direct("mean-field VI", GAUSSIAN, mean_field, "the best factorised Gaussian of a correlated posterior"),
+    _direct("mean-field VI", GAUSSIAN, mean_field, "the best factorized Gaussian of a correlated posterior"),
     _direct("sign flip", GAUSSIAN, flipped, "the mean of one coordinate of five with the wrong sign"),
     _direct("wrong temperature", GAUSSIAN, tempered, "square root of the likelihood"),
     _direct(

@@ -1,6 +1,6 @@
 """Three models whose exact posteriors can be drawn from, so that a fault is a fault and its absence is exact.
 
-* gaussian: five parameters, linear observations of neighbours: the posterior is narrow and correlated.
+* gaussian: five parameters, linear observations of neighbors: the posterior is narrow and correlated.
 * counts: two positive rates with Poisson counts, handled on the log scale.
 * probit: ten latent values of a Gaussian process under a probit likelihood, its posterior by expectation propagation.
 """
@@ -38,9 +38,9 @@ class Model(NamedTuple):
     simulate: Callable
     """(key, theta) -> x."""
     log_prior: Callable
-    """theta -> scalar, unnormalised, on an unbounded scale."""
+    """theta -> scalar, unnormalized, on an unbounded scale."""
     log_likelihood: Callable
-    """(theta, x) -> scalar, unnormalised."""
+    """(theta, x) -> scalar, unnormalized."""
     exact: Callable
     """(key, x, num) -> num independent posterior draws (num, d)."""
     observed: tuple[float, ...]
@@ -49,7 +49,7 @@ class Model(NamedTuple):
     """(key, x) -> a point for TARP that ignores x."""
 
     def log_joint(self, x, theta):
-        """Log density of theta at given data, unnormalised."""
+        """Log density of theta at given data, unnormalized."""
         return self.log_prior(theta) + self.log_likelihood(theta, x)
 
 

@@ -51,7 +51,7 @@ def log_prior(theta):
 
 
 def log_noise(cut, y, x):
-    """Log density of one observation, normalised; minus infinity beyond the cut."""
+    """Log density of one observation, normalized; minus infinity beyond the cut."""
     value = norm.logpdf(y, x, np.sqrt(NOISE))
     if cut is None:
         return value

@@ -34,8 +34,8 @@ def test_exact_draws_belong_to_their_density(name):
     case = TARGETS[name][0]()
     x = jnp.asarray(case.draws)
     scores = np.asarray(jax.vmap(jax.grad(case.logdensity_fn))(x))
-    centred = case.draws - case.draws.mean(0)
-    for terms, expected in ((scores, 0), (centred * scores, -1)):
+    centered = case.draws - case.draws.mean(0)
+    for terms, expected in ((scores, 0), (centered * scores, -1)):
         z = (terms.mean(0) - expected) / (terms.std(0) / np.sqrt(len(terms)))
         assert np.abs(z).max() < 4.5
 
@@ -122,7 +122,7 @@ def test_scaling_is_learned_on_the_training_rows_and_scores_are_in_the_units_of_
     np.testing.assert_allclose(np.mean(train["X"], axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(np.std(train["y"]), 1, rtol=1e-12)
     assert train["X"].shape == (36, 2)
-    assert abs(np.mean(test["y"])) > 1e-3  # not centred by itself
+    assert abs(np.mean(test["y"])) > 1e-3  # not centered by itself
     start = coin_minibatch_models.network(Table, 0).start(jax.random.key(0), 3)
     silent = {name: 0 * leaf for name, leaf in start.items()}  # predicts the mean of the training rows
     fit, error = coin_minibatch_models.network_scores(silent, test, unit)

@@ -34,7 +34,7 @@ def evaluate(target, many):
 
 @pytest.mark.parametrize("port", OF_MODEL, ids=lambda port: port.name)
 def test_log_densities_are_those_of_the_oracle(port):
-    """Normalised priors on both sides, so that the values are equal, not only their differences."""
+    """Normalized priors on both sides, so that the values are equal, not only their differences."""
     target = port.target(DATA[port.data])
     many = positions(target, 3)
     values, log_p = evaluate(target, many)
