@@ -1,4 +1,4 @@
-"""Bets of a single iterate without a unit, beside Adam with the best of 13 rates: loss left after 100, 300, 1000 steps.
+"""How good is coin betting without a unit, against Adam at the best of 13 rates? Loss after 100, 300, 1000 steps.
 
 Ways: ``betting.coin()`` elementwise and one bet a leaf (``norm="block"``), ``betting.kt()``, ``betting.fuse()``, the
 published coin (``betting.coin(unit=0.5)``), and Adam with the best rate of 1e-5 ... 10 (two a decade) by hindsight, for

@@ -1,4 +1,4 @@
-"""Which check catches which fault? Planted faults of posteriors and kernels against every check of the library.
+"""Which check detects which fault? Planted faults of posteriors and transitions against every check of the library.
 
 Each repetition draws new data sets and new draws; a cell is the share of repetitions in which the check says that
 something is wrong at level 0.05. The first rows have no fault: there the share is the size of the check. Sizes and
@@ -23,11 +23,11 @@ import common
 import jax
 from mutations.checks import CHECKS, GROUPS, run_group
 from mutations.faults import APPROXIMATIONS, FAULTS, NULLS, Procedure
-from mutations.settings import FULL, SMALL, Settings
+from mutations.settings import FULL, SMALL, MutationSettings
 from mutations.table import heat_map, judge, markdown
 
 
-def repetitions(group: str, procedure: Procedure, settings: Settings) -> int:
+def repetitions(group: str, procedure: Procedure, settings: MutationSettings) -> int:
     """Return the number of repetitions of a group of checks on a procedure."""
     if procedure not in NULLS:
         return settings.slow_repetitions if group == "classifier" else settings.repetitions
@@ -38,7 +38,7 @@ def repetitions(group: str, procedure: Procedure, settings: Settings) -> int:
     return settings.null_repetitions // 2 if group == "joint" else settings.slow_null_repetitions
 
 
-def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tuple[int, int]]:
+def count(group: str, procedure: Procedure, settings: MutationSettings) -> dict[str, tuple[int, int]]:
     """Return the numbers of rejections and of repetitions of each check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{procedure.name}/{group}".encode()))
     total = repetitions(group, procedure, settings)
@@ -67,14 +67,16 @@ def main() -> None:
     show(stored, settings, write=not arguments.small)
 
 
-def show(counts: dict, settings: Settings, *, write: bool) -> None:
+def show(counts: dict, settings: MutationSettings, *, write: bool) -> None:
     """Print the table and the verdicts; write the numbers and the plot."""
     rows = [[name, *(f"{100 * row[c][0] / row[c][1]:.0f}" for c in CHECKS)] for name, row in counts.items()]
     common.print_table("rejected, per cent", ["", *CHECKS], rows)
     verdict = judge(counts, settings.level)
     print(json.dumps(verdict, indent=1))
     if write:
-        descriptions = {procedure.name: procedure.what for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS)}
+        descriptions = {
+            procedure.name: procedure.description for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS)
+        }
         common.write_results(
             "check_mutations",
             {

@@ -1,4 +1,4 @@
-"""Is the power that each check claims the power that it has?
+"""Does each check have the power that it claims?
 
 Every report says how small a bias and how wrong a width it could have found with probability 0.9. Here right draws make
 the report, the errors that it names are planted into fresh draws, and the share of repetitions in which the check says

@@ -1,4 +1,4 @@
-"""Coin sampling inside constraints: how far are 50 particles from the target, beside the published set-up and NUTS?
+"""How far are 50 coin particles inside constraints from the target, against the published settings and NUTS?
 
 Question: energy distance of 50 particles to the target after 100, 500 and 1000 steps, for ``coin.mirrored_svgd`` and
 ``coin.mirrored_svmd`` as they come, for the published coin MSVGD and coin SVMD (elementwise coin of unit 0.5 in the

@@ -1,4 +1,4 @@
-"""Coin EM: error of the parameters where the answer is known, predictions of logistic regression, beside Adam.
+"""How accurate is coin EM, against Adam? Errors of known parameters, predictions of logistic regression.
 
 Question 1: hierarchical normal model, z_i ~ N(theta, c²), x_i ~ N(z_i, c²), i = 1 ... 100, 10 particles; the best theta
 is the mean of x. Error of theta in units of c after 100, 300 and 1000 steps from theta = 0, for c = 1e-3, 1 and 1e3,

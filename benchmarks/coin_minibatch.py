@@ -1,4 +1,4 @@
-"""Do particles without a learning rate keep up with Adam at its best rate where gradients come from minibatches?
+"""Do particles without a learning rate match Adam at its best rate if gradients come from minibatches?
 
 Question: test log likelihood and root mean squared error after 100 and 500 steps of Stein variational gradient
 descent on batches of 10, 50 and 200 rows.

@@ -16,12 +16,12 @@ from measurements import measurement
 
 from probinfer import data, targets
 
-__all__ = ["MODELS", "Problem"]
+__all__ = ["MODELS", "MinibatchProblem"]
 
 HIDDEN = 50
 
 
-class Problem(NamedTuple):
+class MinibatchProblem(NamedTuple):
     """One split.
 
     ``target_fn(batch_size)`` is a minibatch target; ``start(key, num)`` a cloud; ``scores(positions)`` are the mean
@@ -71,7 +71,7 @@ def logistic_scores(positions, test):
     return jnp.mean(fit), jnp.sqrt(jnp.mean((p - test["y"]) ** 2))
 
 
-def logistic(table: Any, seed: int) -> Problem:
+def logistic(table: Any, seed: int) -> MinibatchProblem:
     """Logistic regression with prior N(0, I); the particles start at prior draws."""
     train, test, _ = split(table, seed, scale_y=False)
     dims = table.X.shape[1]
@@ -81,7 +81,7 @@ def logistic(table: Any, seed: int) -> Problem:
         draws = jax.random.normal(key, (num, dims + 1))
         return {"slopes": draws[:, 1:], "intercept": draws[:, 0]}
 
-    return Problem(
+    return MinibatchProblem(
         lambda size: targets.minibatch(logistic_prior, logistic_rows, train, size, example=example),
         start,
         lambda positions: logistic_scores(positions, test),
@@ -125,7 +125,7 @@ def network_scores(positions, test, unit):
     return jnp.mean(fit), unit * jnp.sqrt(jnp.mean((mean - test["y"]) ** 2))
 
 
-def network(table: Any, seed: int) -> Problem:
+def network(table: Any, seed: int) -> MinibatchProblem:
     """A Bayesian neural network; the initial weights keep the hidden units at unit scale."""
     train, test, unit = split(table, seed, scale_y=True)
     dims = table.X.shape[1]
@@ -138,14 +138,14 @@ def network(table: Any, seed: int) -> Problem:
         return {k: widths.get(k, 0.1) * jax.random.normal(keys[k], (num, *shapes[k])) for k in shapes}
 
     example = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    return Problem(
+    return MinibatchProblem(
         lambda size: targets.minibatch(network_prior, network_rows, train, size, example=example),
         start,
         lambda positions: network_scores(positions, test, unit),
     )
 
 
-MODELS: dict[str, tuple[Callable[[int], Problem], int]] = {
+MODELS: dict[str, tuple[Callable[[int], MinibatchProblem], int]] = {
     "breast cancer": (lambda seed: logistic(data.breast_cancer(), seed), 100),
     "concrete": (lambda seed: network(measurement("concrete"), seed), 20),
     "yacht": (lambda seed: network(measurement("yacht"), seed), 20),

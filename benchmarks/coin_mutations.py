@@ -1,4 +1,4 @@
-"""Which check catches which fault of a coin sampler? Faults in its direction, metric, density and length.
+"""Which check detects which fault of a coin sampler? Faults in its direction, metric, density and length.
 
 The library's own SVGD at its defaults, 150 steps from draws of the prior, with one wrapper that does something wrong
 (``mutations/coin_faults.py``). Each repetition draws new data sets and new starts; a cell is the share of repetitions
@@ -24,7 +24,7 @@ import jax
 from mutations.checks import GROUPS, run_group
 from mutations.coin_faults import COIN_FAULTS, COIN_NULLS
 from mutations.faults import Procedure
-from mutations.settings import COINS, COINS_SMALL, Settings
+from mutations.settings import COINS, COINS_SMALL, MutationSettings
 from mutations.table import heat_map, judge, markdown, sizes_above
 
 NAME = "coin_mutations"
@@ -32,7 +32,7 @@ USED = ("ranks", "distances")
 CHECKS = tuple(name for group in USED for name in GROUPS[group])
 
 
-def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tuple[int, int]]:
+def count(group: str, procedure: Procedure, settings: MutationSettings) -> dict[str, tuple[int, int]]:
     """Return the numbers of rejections and of repetitions of each check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{procedure.name}/{group}".encode()))
     total = settings.null_repetitions if procedure in COIN_NULLS else settings.repetitions
@@ -42,7 +42,9 @@ def count(group: str, procedure: Procedure, settings: Settings) -> dict[str, tup
     }
 
 
-def row_of(procedure: Procedure, settings: Settings, stored: Path | None) -> dict[str, tuple[int, int]]:
+def row_of(
+    procedure: Procedure, settings: MutationSettings, stored: Path | None
+) -> dict[str, tuple[int, int]]:
     """Return all cells of a procedure; those stored in its file are not computed again."""
     row = json.loads(stored.read_text()) if stored and stored.exists() else {}
     for group in USED:
@@ -72,7 +74,7 @@ def main() -> None:
     show(counts, settings, write=not arguments.small)
 
 
-def show(counts: dict, settings: Settings, *, write: bool) -> None:
+def show(counts: dict, settings: MutationSettings, *, write: bool) -> None:
     """Print the table and the verdicts; write the numbers and the plot."""
     procedures = (*COIN_NULLS, *COIN_FAULTS)
     names = [item.name for item in procedures]
@@ -89,7 +91,7 @@ def show(counts: dict, settings: Settings, *, write: bool) -> None:
     if write:
         body = {
             "settings": settings._asdict(),
-            "procedures": {item.name: item.what for item in procedures},
+            "procedures": {item.name: item.description for item in procedures},
             "rejected, of": counts,
             "verdict": verdict,
             "markdown": markdown(counts, names, CHECKS).splitlines(),

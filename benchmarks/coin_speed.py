@@ -1,4 +1,4 @@
-"""What does a step of coin SVGD cost beside the matrix products that it cannot do without?
+"""What does a step of coin SVGD cost, compared with the matrix products that it needs?
 
 A full step (scores, bandwidth, geometry, direction, bet) against the bare products X Xᵀ, K G and K X of its sizes, in
 float32, and against steps of ``blackjax.svgd`` and of NumPyro's ``SVGD`` with their own default kernels and bandwidths.

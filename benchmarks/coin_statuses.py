@@ -1,4 +1,4 @@
-"""Does the status of a coin sampler tell right clouds from wrong ones?
+"""Does the status of a coin sampler distinguish correct results from wrong ones?
 
 ``coin.SVGD()`` with its defaults, in float64, on targets of ``coin_targets.py`` (exact or stored reference draws, those
 of posteriordb among them), Neal's funnel in 2 and 10 dimensions, and two modes far apart with shares of 1/2 and of

@@ -1,4 +1,4 @@
-"""Targets of ``coin_accuracy.py`` with reference draws: exact where a sampler is known, stored or of long chains.
+"""Targets of ``coin_accuracy.py`` with reference draws: exact ones, stored ones, or those of long chains.
 
 ``chosen``: constants of the coin rules were once chosen on this target or one like it; the others are held out.
 """

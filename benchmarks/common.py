@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: arguments, tables, results with versions, plots; no question itself.
+"""Shared code of the benchmark scripts: arguments, tables, results with versions, plots.
 
 Set OPENBLAS_NUM_THREADS=1 before a script starts: with more threads OpenBLAS may stall for
 seconds on a busy machine.

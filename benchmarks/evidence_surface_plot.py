@@ -1,4 +1,4 @@
-"""The picture of ``gp_evidence_surface.py``."""
+"""The plot of ``gp_evidence_surface.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the whole hyperparameter posterior worth it? Four regressions of Lalchand and Rasmussen (2020).
+"""Is the full hyperparameter posterior worth its cost? Four regressions of Lalchand and Rasmussen (2020).
 
 Question: do their published numbers hold, that integrating over the hyperparameters of an exact Gaussian process (NUTS,
 or a mean-field or full-rank Gaussian) predicts better than the maximum of the evidence (ML-II)?
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
-from lalchand2020 import METHODS, PROBLEMS, PUBLISHED, Problem, airline_prior, wide_prior
+from lalchand2020 import METHODS, PROBLEMS, PUBLISHED, RegressionSetup, airline_prior, wide_prior
 from scipy.stats import norm, t
 
 from probinfer import gp, mcmc, vi
@@ -83,7 +83,7 @@ class Scored(NamedTuple):
     coverage: float
 
 
-def score(fit: gp.Fit, problem: Problem) -> Scored:
+def score(fit: gp.Fit, problem: RegressionSetup) -> Scored:
     """Return the pointwise scores of a fit."""
     predictive = fit.predict_y(problem.X_test)
     means, sds = np.asarray(predictive.means), np.sqrt(np.asarray(predictive.variances))
@@ -240,7 +240,7 @@ def run_problem(name: str, small: bool, seed: int) -> dict:
     return {"size": size, "methods": results, "environment": common.environment()}
 
 
-def thin(problem: Problem) -> Problem:
+def thin(problem: RegressionSetup) -> RegressionSetup:
     """Return a small version, with at most 60 training and 40 test points."""
     step = -(-len(problem.y) // 60)
     return problem._replace(

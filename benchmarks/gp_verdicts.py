@@ -1,4 +1,4 @@
-"""Is a learned evidence right or refused? Hard data under every approximation, from default starts.
+"""Is each learned evidence correct or rejected? Difficult data, every approximation, default initial values.
 
 Question: of Gaussian processes with likelihoods that are far from Gaussian, learned by ``gp.fit`` with every setting at
 its default, how many results are right, how many are refused, and is any wrong one called ``OK``?

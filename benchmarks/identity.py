@@ -1,4 +1,4 @@
-"""What does it cost to read what a function depends on? CPU milliseconds, for a program and for a store.
+"""What does it cost to identify a function with its dependencies? CPU milliseconds, for a program and for a store.
 
 A function is read each time it is handed in (``probinfer.core.identity``), so the price is paid at every call of the
 library, compiled or not. Each row is the median of ten readings of the same function.

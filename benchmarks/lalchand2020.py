@@ -25,7 +25,7 @@ from probinfer import gp
 from probinfer.data import co2
 from probinfer.gp import kernels
 
-__all__ = ["METHODS", "PROBLEMS", "PUBLISHED", "Problem", "airline_prior", "wide_prior"]
+__all__ = ["METHODS", "PROBLEMS", "PUBLISHED", "RegressionSetup", "airline_prior", "wide_prior"]
 
 METHODS = ("ML-II", "NUTS", "mean-field", "full-rank")
 
@@ -58,7 +58,7 @@ PUBLISHED = {
 }
 
 
-class Problem(NamedTuple):
+class RegressionSetup(NamedTuple):
     """One regression.
 
     Attributes:
@@ -85,7 +85,7 @@ class Problem(NamedTuple):
     block: int
 
 
-def wide_prior(problem: Problem) -> Any:
+def wide_prior(problem: RegressionSetup) -> Any:
     """Normal(0, variance 3) on the log of amplitudes, lengthscales and the exponent of the rational quadratic.
 
     The paper writes N(0, 3), read here in the usual way, with 3 as the variance.
@@ -110,7 +110,7 @@ def _truncated(sd: float, low: float, high: float) -> dist.Distribution:
     return dist.TransformedDistribution(normal, exp)
 
 
-def airline_prior(problem: Problem, learned: gp.Model) -> Any:
+def airline_prior(problem: RegressionSetup, learned: gp.Model) -> Any:
     """Normal priors around the logs of the ML-II estimates, and Gamma(2, 0.1) on the noise standard deviation.
 
     The paper says "tighter" without a number; here the standard deviation is 1 on the log of amplitudes and
@@ -133,7 +133,7 @@ def _leaf(tree, name):
     return tree
 
 
-def _co2() -> Problem:
+def _co2() -> RegressionSetup:
     """Trend, yearly cycle whose shape drifts, medium-term irregularities, correlated noise, noise: 11 hyperparameters.
 
     The series bundled with statsmodels ends in 2001 (521 months; the paper has 732), the first three quarters train.
@@ -157,7 +157,7 @@ def _co2() -> Problem:
     return _problem(data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, ranges, 12)
 
 
-def _airline(center: bool = True) -> Problem:
+def _airline(center: bool = True) -> RegressionSetup:
     """Yearly cycle whose shape drifts, trend, noise: 6 hyperparameters; the first 100 of 144 months train."""
     data = measurement("airline")
     kernel = kernels.RBF(100.0**2, 10.0) * kernels.Periodic(1.0, 1.0, 1.0) + kernels.RBF(100.0**2, 1.0)
@@ -165,7 +165,7 @@ def _airline(center: bool = True) -> Problem:
     return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, {}, 12, center)
 
 
-def _table(name: str) -> Problem:
+def _table(name: str) -> RegressionSetup:
     """A random half trains (seed 0: the paper's split is not known); one lengthscale a column.
 
     The start gives the noise a fifth of the variance. For the wines this decides the mode: 240 of the 1599 are exact
@@ -181,14 +181,14 @@ def _table(name: str) -> Problem:
     return _problem(data, train, test, kernels.RBF(variance, 3 * scale), 0.2 * variance, (), {}, 1)
 
 
-def _problem(data, train, test, kernel, noise, fixed, ranges, block, center=True) -> Problem:
+def _problem(data, train, test, kernel, noise, fixed, ranges, block, center=True) -> RegressionSetup:
     offset = float(data.y[train].mean()) if center else 0.0
     model = gp.Model(kernel, gp.likelihoods.Gaussian(noise))
     parts = data.X[train], data.y[train] - offset, data.X[test], data.y[test] - offset
-    return Problem(*parts, offset, model, fixed, ranges, block)
+    return RegressionSetup(*parts, offset, model, fixed, ranges, block)
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PROBLEMS: dict[str, Callable[[], RegressionSetup]] = {
     "co2": _co2,
     "airline": _airline,
     "airline_raw": partial(_airline, center=False),

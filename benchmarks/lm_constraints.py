@@ -1,4 +1,4 @@
-"""What does another schema or pattern cost, of a model of 135 million parameters?
+"""What does another schema or pattern cost, with a model of 135 million parameters?
 
 A Llama of 30 layers, width 576, 9 query and 3 key heads and 49152 tokens (the sizes of SmolLM-135M; weights drawn at
 random, which costs what trained ones cost), 8 particles, 12 tokens, a prompt of 12 tokens. The first run of a JSON

@@ -1,4 +1,4 @@
-"""Log evidence of prompts from both sides: is the truth inside, and how fast does the gap close?
+"""Do bounds on the log evidence of prompts contain the exact value, and how fast does their gap close?
 
 Tabular models (6 tokens, texts of 6, order 2; truth by enumeration) with likelihoods and twists, and a problem of the
 bundled reasoner with its reward model (the likelihood to the power .5: else rejection finds too few exact draws).

@@ -1,4 +1,4 @@
-"""Does resampling help? Accuracy of the bundled reasoner against the budget, each method with its own way to choose.
+"""Does resampling help? Accuracy of the bundled reasoner against the budget, for each method.
 
 300 problems of 3 to 7 steps, 3 seeds, the trained reward model. Greedy; majority, best-of-N (last score, product of the
 factors), weighted best-of-N from one pool of 64 independent solutions a problem and seed; beam search and DVTS (each by

@@ -1,4 +1,4 @@
-"""Tables and the picture of lm_scaling: intervals by paired bootstrap, budgets at equal accuracy."""
+"""Tables and plot of lm_scaling: intervals by paired bootstrap, budgets at equal accuracy."""
 
 from __future__ import annotations
 

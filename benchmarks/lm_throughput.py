@@ -1,4 +1,4 @@
-"""How many tokens a CPU second do 32 particles draw, beside ``transformers.generate`` with the same weights?
+"""How many tokens per CPU second do 32 particles generate, compared with ``transformers.generate``?
 
 A Qwen2 of 28 million parameters (8 layers, width 512, 8 query and 2 key heads, 8192 tokens), 32 particles, a prompt of
 64 tokens, float32, one thread. The weights are drawn by transformers, saved, and read by ``lm.checkpoints.load``. Two

@@ -1,4 +1,4 @@
-"""How close does every engine come to the reference draws of eleven posteriors of posteriordb?
+"""How close is each engine to the reference draws of eleven posteriors of posteriordb?
 
 Question: errors of posterior means and second moments of every quantity, in standard deviations, against reference
 draws that another program (Stan, long runs, checked) made.

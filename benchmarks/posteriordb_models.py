@@ -1,4 +1,4 @@
-"""Eleven models of posteriordb, ported: NumPyro models, what they take from the data files, what the draws files store.
+"""NumPyro ports of eleven models of posteriordb, with conversions of its data files and draws files.
 
 The models follow the Stan programs of posteriordb (Magnusson, Bürkner and Vehtari 2024), parametrization and priors
 included, so that its reference draws are draws from these targets. Parameters without a prior there are flat here.

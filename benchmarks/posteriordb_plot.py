@@ -1,4 +1,4 @@
-"""The picture of ``posteriordb.py``."""
+"""The plot of ``posteriordb.py``."""
 
 from __future__ import annotations
 

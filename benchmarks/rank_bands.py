@@ -1,4 +1,4 @@
-"""Do the simultaneous bands of ranks hold what they promise, and do the p-values?
+"""Do the simultaneous bands of ranks have their nominal coverage, and are the p-values valid?
 
 Uniform ranks among L draws, S = 100 and 1000 simulations, 20 000 repetitions each: how often does the whole empirical
 distribution function stay within the 95 % band, against the probability that the dynamic programme computed

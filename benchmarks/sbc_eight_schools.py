@@ -1,4 +1,4 @@
-"""How long does simulation-based calibration of eight schools take, by which way of running many data sets?
+"""How long does simulation-based calibration of eight schools take, for each method of running many data sets?
 
 Question: the time of a whole calibration, from nothing compiled to the verdict on the ranks, of this library's default
 (``mcmc.posterior_sampler`` by ``run_many``) and of its other modes, beside blackjax's NUTS on the same model run one

@@ -1,4 +1,4 @@
-"""Are fused shards and composed scores right, and at what cost? Exact laws beside the shortcuts they correct.
+"""Are fused shards and composed scores correct, and at what cost? Exact distributions against uncorrected shortcuts.
 
 Fusion (``smc.fuse``), C = 2, 4, 16 shards:
 

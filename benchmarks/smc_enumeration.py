@@ -1,4 +1,4 @@
-"""Is every particle method right where everything can be added up? Finite models, every scheme, trigger and method.
+"""Is every particle method correct on finite models, where sums are exact? Every scheme, trigger and method.
 
 Models: asymmetric hidden Markov models of 3 to 6 states and up to 6 steps, potentials of a step that depend on both of
 its states and are zero for one in seven; evidence and smoothing probabilities by forward and backward sums.
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 from smc_enumeration_models import (
-    Model,
+    FiniteModel,
     bootstrap,
     chi_squared,
     masses,
@@ -106,7 +106,7 @@ def scores_of(keys, fk, adaptive, exact: np.ndarray) -> np.ndarray:
     return np.append(z_of(mass, exact)[often], z_of(evidence, exact[0].sum()))
 
 
-def filters(number: int, model: Model, runs: int) -> list[dict]:
+def filters(number: int, model: FiniteModel, runs: int) -> list[dict]:
     """Run all filters, schemes and triggers on one model."""
     exact, names = masses(model), tuple(resampling.SCHEMES)
     num_steps, num_states = exact.shape
@@ -154,7 +154,7 @@ def chains(keys, fk, adaptive, references, num_steps: int, path_update: str):
     return jax.vmap(one)(keys, references)
 
 
-def gibbs(number: int, model: Model, num_chains: int) -> list[dict]:
+def gibbs(number: int, model: FiniteModel, num_chains: int) -> list[dict]:
     """Run all variants of particle Gibbs on one model, started at exact draws."""
     paths, probabilities = path_law(model)
     num_steps, num_states = model.log_potential.shape[:2]
@@ -221,7 +221,7 @@ def same_scores(runs: int) -> list[dict]:
     return scores_by_scheme
 
 
-def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
+def distances(model: FiniteModel, sizes: tuple, runs: int) -> list[dict]:
     """Mean total variation of the path law against N, filter and smoother."""
     probabilities = path_law(model)[1]
     num_steps, num_states = model.log_potential.shape[:2]

@@ -1,4 +1,4 @@
-"""Finite Feynman-Kac models of ``smc_enumeration.py``, what is exact about them, and how far samples are from it."""
+"""Finite Feynman-Kac models of ``smc_enumeration.py``, their exact values, and the errors of samples."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scipy.special import logsumexp
 
 from probinfer import smc
 
-__all__ = ["Model", "bootstrap", "chi_squared", "masses", "methods", "path_law", "random_model", "z_of"]
+__all__ = ["FiniteModel", "bootstrap", "chi_squared", "masses", "methods", "path_law", "random_model", "z_of"]
 
 
-class Model(NamedTuple):
+class FiniteModel(NamedTuple):
     """Initial distribution (K,), transitions (T, K, K), log potentials (T, K, K)."""
 
     initial: np.ndarray
@@ -25,17 +25,17 @@ class Model(NamedTuple):
     log_potential: np.ndarray
 
 
-def random_model(seed: int, num_states: int, num_steps: int) -> Model:
+def random_model(seed: int, num_states: int, num_steps: int) -> FiniteModel:
     """Return a model without symmetries between its states."""
     rng = np.random.default_rng(seed)
     shape = (num_steps, num_states, num_states)
     log_potential = rng.normal(size=shape) + np.linspace(-1.0, 1.0, num_states)
     log_potential[rng.uniform(size=shape) < 1 / 7] = -np.inf
     transition = rng.dirichlet(np.full(num_states, 0.7), size=shape[:2])
-    return Model(rng.dirichlet(np.ones(num_states)), transition, log_potential)
+    return FiniteModel(rng.dirichlet(np.ones(num_states)), transition, log_potential)
 
 
-def masses(model: Model) -> np.ndarray:
+def masses(model: FiniteModel) -> np.ndarray:
     """Unnormalized smoothing masses (T, K): every row sums to the evidence."""
     steps = model.transition * np.exp(model.log_potential)
     forward = [model.initial * np.exp(np.diag(model.log_potential[0]))]
@@ -47,7 +47,7 @@ def masses(model: Model) -> np.ndarray:
     return np.stack(forward) * np.stack(backward)
 
 
-def path_law(model: Model) -> tuple[np.ndarray, np.ndarray]:
+def path_law(model: FiniteModel) -> tuple[np.ndarray, np.ndarray]:
     """Return all paths (K^T, T) and their probabilities."""
     num_steps, num_states = model.log_potential.shape[:2]
     paths = np.array(list(product(range(num_states), repeat=num_steps)))
@@ -81,7 +81,7 @@ def ahead_of(table, x, t):
     return table[t, x]
 
 
-def bootstrap(model: Model) -> smc.FeynmanKac:
+def bootstrap(model: FiniteModel) -> smc.FeynmanKac:
     """Propagate by the transition."""
     with np.errstate(divide="ignore"):
         initial, transition = jnp.log(model.initial), jnp.log(model.transition)
@@ -94,7 +94,7 @@ def bootstrap(model: Model) -> smc.FeynmanKac:
     )
 
 
-def methods(model: Model) -> dict:
+def methods(model: FiniteModel) -> dict:
     """Return models of the same target by name."""
     num_steps = len(model.log_potential)
     plain = bootstrap(model)

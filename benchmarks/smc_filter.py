@@ -1,4 +1,4 @@
-"""What does a particle cost, and what is it worth? A particle filter beside blackjax, cuthbert and particles.
+"""What does a particle filter cost, and how precise is it, compared with blackjax, cuthbert and particles?
 
 Question: CPU time of a bootstrap particle filter a particle and step, after compilation, and the error of its log
 evidence against the Kalman filter, for this library and its peers in one run.

@@ -1,4 +1,4 @@
-"""Which check catches which fault of a particle method? Faults planted in clouds, resampling and references.
+"""Which check detects which fault of a particle method? Faults planted in particles, resampling and references.
 
 The library's own particle filter, particle Gibbs and tempered SMC, each with one wrapper around its resampling scheme,
 model or path that does something wrong (``mutations/cloud_faults.py``). Each repetition draws new data sets and new
@@ -31,20 +31,20 @@ import jax
 from mutations.cloud_checks import CLOUD_CHECKS, groups_of, run_cloud_group
 from mutations.cloud_faults import CLOUD_FAULTS, CLOUD_NULLS
 from mutations.clouds import Cloud
-from mutations.settings import CLOUDS, CLOUDS_SMALL, Settings
+from mutations.settings import CLOUDS, CLOUDS_SMALL, MutationSettings
 from mutations.table import heat_map, judge, markdown
 
 NAME = "smc_mutations"
 
 
-def repetitions(group: str, cloud: Cloud, settings: Settings) -> int:
+def repetitions(group: str, cloud: Cloud, settings: MutationSettings) -> int:
     """Return the number of repetitions of a group of checks on a method."""
     if cloud not in CLOUD_NULLS:
         return settings.repetitions * (1 if cloud.reversible else 3)  # one test of two, a power nearer to 0.9
     return settings.other_null_repetitions if group == "ranks" else settings.null_repetitions
 
 
-def count(group: str, cloud: Cloud, settings: Settings) -> dict[str, tuple[int, int]]:
+def count(group: str, cloud: Cloud, settings: MutationSettings) -> dict[str, tuple[int, int]]:
     """Return the numbers of rejections and of repetitions of each check of a group."""
     seed = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(f"{cloud.name}/{group}".encode()))
     total = repetitions(group, cloud, settings)
@@ -55,7 +55,7 @@ def count(group: str, cloud: Cloud, settings: Settings) -> dict[str, tuple[int, 
     }
 
 
-def row_of(cloud: Cloud, settings: Settings, stored: Path | None) -> dict[str, tuple[int, int]]:
+def row_of(cloud: Cloud, settings: MutationSettings, stored: Path | None) -> dict[str, tuple[int, int]]:
     """Return all cells of a method; those stored in its file are not computed again."""
     row = json.loads(stored.read_text()) if stored and stored.exists() else {}
     for group, names in groups_of(cloud).items():
@@ -88,7 +88,7 @@ def main() -> None:
         show(counts, settings, write=not arguments.small)
 
 
-def show(counts: dict, settings: Settings, *, write: bool) -> None:
+def show(counts: dict, settings: MutationSettings, *, write: bool) -> None:
     """Print the table and the verdicts; write the numbers and the plot."""
     methods = (*CLOUD_NULLS, *CLOUD_FAULTS)
     names = [item.name for item in methods]
@@ -100,7 +100,7 @@ def show(counts: dict, settings: Settings, *, write: bool) -> None:
     if write:
         body = {
             "settings": settings._asdict(),
-            "methods": {item.name: item.what for item in methods},
+            "methods": {item.name: item.description for item in methods},
             "rejected, of": {name: counts[name] for name in names},
             "verdict": verdict,
             "markdown": markdown(counts, names, CLOUD_CHECKS).splitlines(),

@@ -1,4 +1,4 @@
-"""What does an evaluation buy in tempered SMC? Evidence and means beside blackjax's adaptive tempered SMC.
+"""How precise is tempered SMC per evaluation of the density, compared with adaptive tempered SMC of blackjax?
 
 Question: (1) does the 95 % interval of the log evidence hold the exact value 95 times in 100? (2) error of the log
 evidence and of posterior means times the square root of what was evaluated, for this library's moves ("auto", "hmc",

@@ -1,4 +1,4 @@
-"""Do four ways to the posterior of a stochastic volatility model agree, and what does each cost?
+"""Do four methods for the posterior of a stochastic volatility model agree, and what does each cost?
 
 Model: x_t = mu + phi (x_{t-1} - mu) + sigma eta_t, stationary at the start, y_t ~ N(0, exp(x_t)), with the priors
 mu ~ N(0, 5^2), phi ~ N(0.9, 0.1^2) on (-1, 1), sigma ~ LogNormal(-1, 1). float64.

@@ -1,4 +1,4 @@
-"""The picture of ``gp_tails_and_counts.py``, from its results."""
+"""The plot of ``gp_tails_and_counts.py``, from its results."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from probinfer import checks
 
 from .checks import rank_checks
 from .clouds import Cloud
-from .settings import Settings
+from .settings import MutationSettings
 
 __all__ = ["CLOUD_CHECKS", "groups_of", "run_cloud_group"]
 
@@ -38,7 +38,7 @@ def groups_of(cloud: Cloud) -> dict[str, tuple[str, ...]]:
     return groups
 
 
-def run_cloud_group(group: str, key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def run_cloud_group(group: str, key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """Run the checks of a group on fresh data and draws."""
     return _RUN[group](key, cloud, settings)
 
@@ -55,7 +55,7 @@ def estimates(key, cloud: Cloud, num: int):
     return jax.vmap(cloud.estimates, (0, 0, None))(jax.random.split(key_runs, num), starts, x)
 
 
-def evidence_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def evidence_checks(key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """Is E[Zhat / Z] one, and in reverse E[Z / Zhat] the chance that Zhat > 0 (t-tests, Holm)? Do the bounds agree?"""
     forward, reverse = (np.asarray(x, float) for x in estimates(key, cloud, settings.runs))
     alive, started = np.isfinite(forward), reverse > -np.inf  # not started: no exact draw was found
@@ -83,7 +83,7 @@ def offspring(key, cloud: Cloud, num: int):
     return jnp.exp(log_weights), jax.vmap(one)(jax.random.split(key_runs, num))
 
 
-def law_check(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def law_check(key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """Do the offspring of each particle weigh what it weighed, on average over resamplings of one set of weights?"""
     expected, observed = (np.asarray(x) for x in offspring(key, cloud, settings.runs))
     error = observed.std(axis=0, ddof=1) / np.sqrt(len(observed))
@@ -94,7 +94,7 @@ def law_check(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
     return {_LAW[0]: bool(checks.holm(pvalues).min() <= settings.level)}
 
 
-def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def joint_checks(key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """As ``checks.joint_checks``; kernels that are not reversible by the ends of the chains alone."""
     assert cloud.transition is not None
     report = checks.joint_test(
@@ -106,7 +106,7 @@ def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
         log_prior_fn=cloud.model.log_prior,
         log_likelihood_fn=cloud.model.log_likelihood,
         num_simulations=settings.simulations,
-        num_draws=settings.places,
+        num_draws=settings.num_states,
         level=settings.level,
         mode="vmap",
         chunk=settings.simulations,

@@ -1,4 +1,4 @@
-"""Particle methods of the library, run on simulated data, with a place for one fault.
+"""Particle methods of the library on simulated data, each with at most one fault.
 
 A fault is a wrapper around the library's own code: a resampling scheme around a scheme, a model around a model, a path
 around a path. Each method gives draws, a transition, or both, and log estimates of the evidence from below (forward)
@@ -21,7 +21,7 @@ from probinfer.smc.tempered import levels
 from probinfer.smc.tempered.bridge import PriorPath
 
 from . import state_space
-from .models import DIMS, GAUSSIAN, NOISE, A, Model
+from .models import DIMS, GAUSSIAN, NOISE, A, JointModel
 
 __all__ = ["REVERSIBLE", "Cloud", "by_filter", "by_gibbs", "by_tempering"]
 
@@ -37,8 +37,8 @@ class Cloud(NamedTuple):
     """One method, with at most one fault; read by the checks as a ``faults.Procedure``."""
 
     name: str
-    model: Model
-    what: str
+    model: JointModel
+    description: str
     """Description of the fault."""
     estimates: Callable
     """(key, theta, x) -> (log forward, log reverse) estimate of the evidence, minus the exact one."""
@@ -52,7 +52,7 @@ class Cloud(NamedTuple):
     init: None = None
 
 
-def cut_of(model: Model) -> float | None:
+def cut_of(model: JointModel) -> float | None:
     return state_space.CUT if model is state_space.WINDOW else None
 
 
@@ -64,11 +64,11 @@ def always(scheme: Any) -> resampling.Adaptive:
 # The particle filter
 
 
-def by_filter(name: str, what: str, scheme: Any, model: Model = state_space.WALK) -> Cloud:
+def by_filter(name: str, description: str, scheme: Any, model: JointModel = state_space.WALK) -> Cloud:
     """The particle filter with a resampling scheme; in reverse the library's conditional filter."""
     cut = cut_of(model)
     estimates, sample = partial(_filter_estimates, cut, scheme), partial(_filter_draws, cut, scheme)
-    return Cloud(name, model, what, estimates, sample, scheme=scheme)
+    return Cloud(name, model, description, estimates, sample, scheme=scheme)
 
 
 def _filter_draws(cut, scheme, key, x, num):
@@ -99,7 +99,7 @@ def _filter_estimates(cut, scheme, key, theta, x):
 
 def by_gibbs(
     name: str,
-    what: str,
+    description: str,
     scheme: Any,
     path_update: str,
     wrap: Callable = lambda model: model,
@@ -109,7 +109,7 @@ def by_gibbs(
     cut = cut_of(model)
     step = partial(_gibbs_transition, cut, scheme, path_update, wrap)
     estimates = partial(_gibbs_estimates, cut, scheme, path_update, wrap)
-    return Cloud(name, model, what, estimates, transition=step, reversible=path_update in REVERSIBLE)
+    return Cloud(name, model, description, estimates, transition=step, reversible=path_update in REVERSIBLE)
 
 
 def _gibbs(cut, scheme, path_update, wrap, key, theta, x, num):
@@ -136,13 +136,13 @@ def _gibbs_estimates(cut, scheme, path_update, wrap, key, theta, x):
 
 
 def by_tempering(
-    name: str, what: str, wrap: Callable = lambda path: path, temperatures: np.ndarray = RISING
+    name: str, description: str, wrap: Callable = lambda path: path, temperatures: np.ndarray = RISING
 ) -> Cloud:
     """Tempered SMC along a frozen schedule; in reverse annealing along the same."""
     return Cloud(
         name,
         GAUSSIAN,
-        what,
+        description,
         partial(_tempered_estimates, wrap, tuple(temperatures)),
         partial(_tempered_draws, wrap, tuple(temperatures)),
     )

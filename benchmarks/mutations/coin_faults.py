@@ -1,4 +1,4 @@
-"""Faults of coin samplers: the library's own SVGD with one thing wrong in its direction, metric, density or length."""
+"""Faults of coin samplers: the library's SVGD with one error in its direction, metric, density or length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from probinfer.core.types import pytree
 from probinfer.kernels import RBF
 
 from .faults import Procedure
-from .models import COUNTS, GAUSSIAN, Model
+from .models import COUNTS, GAUSSIAN, JointModel
 
 __all__ = ["COIN_FAULTS", "COIN_NULLS"]
 
@@ -68,11 +68,11 @@ class Unpulled:
 # Densities
 
 
-def log_joint(model: Model, power: float, x, theta):
+def log_joint(model: JointModel, power: float, x, theta):
     return model.log_prior(theta) + power * model.log_likelihood(theta, x)
 
 
-def without_prior(model: Model, x, theta):
+def without_prior(model: JointModel, x, theta):
     return model.log_likelihood(theta, x)
 
 
@@ -84,7 +84,7 @@ def without_jacobian(x, u):
 
 
 def particles(
-    model: Model,
+    model: JointModel,
     density: Any,
     direction: Any,
     num_steps: int,
@@ -108,8 +108,8 @@ def particles(
 
 def _coin(
     name: str,
-    what: str,
-    model: Model = GAUSSIAN,
+    description: str,
+    model: JointModel = GAUSSIAN,
     *,
     density: Any = None,
     direction: Any = svgd_direction,
@@ -123,7 +123,7 @@ def _coin(
     def transition(key, theta, x):
         return sample(key, x, 2)[0]
 
-    return Procedure(name, model, sample, transition, None, what)
+    return Procedure(name, model, sample, transition, None, description)
 
 
 COIN_NULLS = (

@@ -1,4 +1,4 @@
-"""The planted faults: each a posterior sampler and a Markov kernel with one thing wrong."""
+"""The planted faults: each is a posterior sampler and a Markov transition with one error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .models import (
     POINTS,
     PRECISION,
     PROBIT,
-    Model,
+    JointModel,
     codes,
     counts_posterior,
     gaussian_moments,
@@ -40,28 +40,28 @@ class Procedure(NamedTuple):
     """An inference procedure with at most one fault."""
 
     name: str
-    model: Model
+    model: JointModel
     sample: Callable
     """(key, x, num) -> draws (num, d), as good as independent."""
     transition: Callable
     """(key, state, x) -> state, or (state, info) where there is an ``init``."""
     init: Callable | None
     """(theta, x) -> state; None: the state is theta."""
-    what: str
+    description: str
     """Description of the fault."""
 
 
-def _direct(name: str, model: Model, sample: Callable, what: str) -> Procedure:
+def _direct(name: str, model: JointModel, sample: Callable, description: str) -> Procedure:
     """A procedure from an independent sampler; as a transition it ignores its state."""
 
     def transition(key, theta, x):
         return sample(key, x, 1)[0]
 
-    return Procedure(name, model, sample, transition, None, what)
+    return Procedure(name, model, sample, transition, None, description)
 
 
-def _kernel(name: str, transition: Callable, what: str) -> Procedure:
-    return Procedure(name, GAUSSIAN, partial(hmc.chain, transition), transition, hmc.init, what)
+def _kernel(name: str, transition: Callable, description: str) -> Procedure:
+    return Procedure(name, GAUSSIAN, partial(hmc.chain, transition), transition, hmc.init, description)
 
 
 def _normal(key, num):

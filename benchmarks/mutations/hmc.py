@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo on the Gaussian model, right and with one thing wrong."""
+"""Hamiltonian Monte Carlo on the Gaussian model, correct and with one fault each."""
 
 from __future__ import annotations
 

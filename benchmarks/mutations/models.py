@@ -22,14 +22,14 @@ __all__ = [
     "GAUSSIAN",
     "MODELS",
     "PROBIT",
-    "Model",
+    "JointModel",
     "codes",
     "gaussian_moments",
     "gaussian_posterior",
 ]
 
 
-class Model(NamedTuple):
+class JointModel(NamedTuple):
     """A joint distribution of parameters and data, both flat vectors."""
 
     name: str
@@ -90,7 +90,7 @@ def gaussian_any(key, x):
     return gaussian_prior(key)
 
 
-GAUSSIAN = Model(
+GAUSSIAN = JointModel(
     "gaussian",
     gaussian_prior,
     gaussian_simulate,
@@ -131,7 +131,7 @@ def counts_any(key, x):
     return counts_prior(key)
 
 
-COUNTS = Model(
+COUNTS = JointModel(
     "counts",
     counts_prior,
     counts_simulate,
@@ -184,7 +184,7 @@ def codes(x):
     return x.astype(int) @ 2 ** np.arange(len(POINTS))
 
 
-PROBIT = Model(
+PROBIT = JointModel(
     "probit",
     probit_prior,
     probit_simulate,

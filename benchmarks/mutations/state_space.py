@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from probinfer import smc
 
-from .models import Model
+from .models import JointModel
 
 __all__ = ["STEPS", "WALK", "WINDOW", "feynman_kac", "log_evidence"]
 
@@ -83,8 +83,8 @@ def any_reference(key, x):
     return prior_sample(key)
 
 
-def _model(name: str, cut: float | None) -> Model:
-    return Model(
+def _model(name: str, cut: float | None) -> JointModel:
+    return JointModel(
         name,
         prior_sample,
         partial(simulate, cut),

@@ -1,4 +1,4 @@
-"""From counts of rejections to the table: intervals, what is asked, Markdown, picture."""
+"""The table of rejections: intervals, criteria, Markdown, plot."""
 
 from __future__ import annotations
 
