@@ -33,8 +33,8 @@ def test_diabetes_is_raw():
 def test_co2_months_are_means_of_their_weeks():
     table = data.co2()
     # April 1958 by hand: 317.3, 317.6, 317.5 and 316.4 are the weeks with data.
-    at = np.argmin(np.abs(table.X[:, 0] - (1958 + 3.5 / 12)))
-    assert table.y[at] == pytest.approx(np.mean([317.3, 317.6, 317.5, 316.4]))
+    april = np.argmin(np.abs(table.X[:, 0] - (1958 + 3.5 / 12)))
+    assert table.y[april] == pytest.approx(np.mean([317.3, 317.6, 317.5, 316.4]))
     assert (np.diff(table.X[:, 0]) > 0).all()
     assert np.diff(table.X[:, 0]).min() == pytest.approx(1 / 12)
 
@@ -164,11 +164,11 @@ def test_bad_tables(tmp_path, text, message):
 
 
 def test_advice_never_drops_the_target(tmp_path):
-    words = write(tmp_path, "a,b\nred,low\nblue,high\n")
+    path = write(tmp_path, "a,b\nred,low\nblue,high\n")
     with pytest.raises(
         data.TableError, match=r"b is to be predicted, so it must be numeric: .*--drop a, or"
     ) as caught:
-        data.read_csv(words, target="b")
+        data.read_csv(path, target="b")
     assert "--drop b" not in str(caught.value)
     with pytest.raises(data.TableError, match="Remove the rows without b") as caught:
         data.read_csv(write(tmp_path, "a,b\n1,\n2,3\n"), target="b")

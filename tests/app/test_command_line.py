@@ -1,4 +1,4 @@
-"""The command line: every mistake is one clear line, every output is there and holds what the library computed."""
+"""The command line: each user error is one clear line, each output exists and has the numbers of the library."""
 
 import csv
 import os
@@ -160,7 +160,7 @@ def test_mistakes_in_one_line(tmp_path, text, options, match):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
+def test_errors_are_raised_before_the_fit(tmp_path, monkeypatch):
     table = write_table(tmp_path / "t.csv")
     (tmp_path / "file").write_text("")
 
@@ -179,8 +179,8 @@ def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_gains_in_the_means_alone_are_told_apart():
-    """The same good means with fair bands, with bands far too narrow, and means that are worse than none."""
+def test_gains_in_the_means_alone_are_distinguished():
+    """Good means with calibrated bands, with bands that are far too narrow, and bad means."""
     from probinfer.report.scoring import normal_baseline
 
     rng = np.random.default_rng(0)
@@ -191,8 +191,8 @@ def test_gains_in_the_means_alone_are_told_apart():
         mean = y + error * rng.normal(size=200)
         log_density = -0.5 * ((y - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))
         quantiles = dict.fromkeys(baseline.quantiles, mean)
-        one = baseline._replace(mean=mean, sd=sd + 0 * y, quantiles=quantiles, log_density=log_density)
-        return regression._usefulness(one, baseline)
+        predicted = baseline._replace(mean=mean, sd=sd + 0 * y, quantiles=quantiles, log_density=log_density)
+        return regression._usefulness(predicted, baseline)
 
     assert verdict(0.3, 0.3).startswith("The inputs help")
     assert "RMSE 0." in verdict(0.3, 0.01)

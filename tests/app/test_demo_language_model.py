@@ -29,8 +29,8 @@ def answers(extracted, log_scores=None, **others):
     num = len(extracted)
     ledger = SimpleNamespace(generated=10 * num, reward_calls=7)
     best = max(dict.fromkeys(extracted), key=extracted.count)
-    found = {"extracted": extracted, "log_scores": np.asarray(log_scores or [0.0] * num), "best": best}
-    return SimpleNamespace(**found, ledger=ledger, **others)
+    fields = {"extracted": extracted, "log_scores": np.asarray(log_scores or [0.0] * num), "best": best}
+    return SimpleNamespace(**fields, ledger=ledger, **others)
 
 
 def live(problem, events):
@@ -65,9 +65,9 @@ def solved(monkeypatch):
     def infer(key, model, prompt, reward, method, *, watch=None, **settings):
         if watch is not None:
             events = []
-            found = live(lm.reasoner.parse(prompt), events)
+            results = live(lm.reasoner.parse(prompt), events)
             assert not any(watch(event) for event in events)
-            return found
+            return results
         first, second = (lm.reasoner.parse(one).answer for one in prompt)
         if isinstance(method, lm.Greedy):
             return [answers([first]), answers(["none"])]

@@ -1,4 +1,4 @@
-"""``probinfer generate``: its numbers are those of ``lm.infer``, its mistakes one line, its view what happened."""
+"""``probinfer generate``: its numbers are those of ``lm.infer``, errors are one line, the display shows the steps."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def here(folder, monkeypatch):
+def working_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.path", [*sys.path])
 
@@ -77,26 +77,30 @@ def test_the_numbers_are_those_of_infer(folder, monkeypatch):
     result = run(*SHORT, "--reward", "scores_of_tests.py:few", "--seed", 5, "--json", "found.json")
     assert result.exit_code == 0, result.output
     record = json.loads((folder / "found.json").read_text())
-    ((key, arguments, settings, found),) = calls
+    ((key, arguments, settings, answers),) = calls
     assert jax.random.key_data(key).tolist() == [0, 5]  # the key of the command, which no offset shifts
     assert arguments[1] == "hello"
     assert (settings["max_tokens"], settings["answer"]) == (6, lm.answers.text)
-    expected = np.array([0.5 ** text.count("e") for text in found.texts])
-    np.testing.assert_allclose(np.exp(found.log_scores), expected, rtol=1e-5)
-    assert [one["text"] for one in record["texts"]] == found.texts
+    expected = np.array([0.5 ** text.count("e") for text in answers.texts])
+    np.testing.assert_allclose(np.exp(answers.log_scores), expected, rtol=1e-5)
+    assert [text["text"] for text in record["texts"]] == answers.texts
     np.testing.assert_allclose(
-        [one["weight"] for one in record["texts"]], np.exp(found.log_weights), rtol=1e-6
+        [text["weight"] for text in record["texts"]], np.exp(answers.log_weights), rtol=1e-6
     )
-    assert record["answers"][0]["answer"] == found.best
-    assert record["log_evidence"] == pytest.approx(found.log_evidence)
-    assert record["target"] == found.target
-    assert record["cost"]["generated"] == found.ledger.generated
+    assert record["answers"][0]["answer"] == answers.best
+    assert record["log_evidence"] == pytest.approx(answers.log_evidence)
+    assert record["target"] == answers.target
+    assert record["cost"]["generated"] == answers.ledger.generated
     assert record["settings"]["seed"] == 5
-    for words in (f"target: {found.target}", "step 2, ", f"log evidence {found.log_evidence:.3f}"):
-        assert words in result.output
+    for expected_text in (
+        f"target: {answers.target}",
+        "step 2, ",
+        f"log evidence {answers.log_evidence:.3f}",
+    ):
+        assert expected_text in result.output
 
 
-def test_dead_particles_are_said_and_exit_with_one():
+def test_dead_particles_are_reported_and_exit_with_one():
     result = run(*SHORT, "--reward", "scores_of_tests:never", "--no-live")
     assert result.exit_code == 1
     assert "every particle died" in result.output
@@ -118,19 +122,19 @@ def test_the_reasoner_needs_no_options(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("num", "outside"), [(1, True), (3, False), (7, False), (8, True)])
-def test_problems_that_the_reasoner_has_not_learnt_are_said(num, outside, tmp_path, capsys):
+def test_the_reasoner_warns_of_problem_sizes_that_it_was_not_trained_on(num, outside, tmp_path, capsys):
     folders.reasoner(tmp_path)
     model, options = lm.load(tmp_path), generate.GenerateOptions()
     assert generate._reasoner_task(options, model, "7" + " + 5" * num).prompt.count("+") == num
-    words = f"warning: the reasoner was trained on 3 to 7 operations, this prompt has {num}"
-    said = capsys.readouterr()
-    assert (words in said.err, said.err.count("\n"), said.out) == (outside, int(outside), "")
+    warning = f"warning: the reasoner was trained on 3 to 7 operations, this prompt has {num}"
+    output = capsys.readouterr()
+    assert (warning in output.err, output.err.count("\n"), output.out) == (outside, int(outside), "")
 
 
-def test_the_help_tells_both_defaults_and_what_is_in_python_only():
-    words = " ".join(run("--help").output.replace("│", " ").split())
+def test_the_help_states_both_defaults_and_what_is_python_only():
+    text = " ".join(run("--help").output.replace("│", " ").split())
     for part in ("an empty line; for the reasoner a line", "Answer: ...", "Adaptive and Exact exist only in"):
-        assert part in words
+        assert part in text
 
 
 def test_the_prompt_may_come_from_a_file_or_a_pipe(tmp_path, monkeypatch):
@@ -226,8 +230,8 @@ def test_rewards_of_all_kinds():
     assert generate.load_reward(None, None, dataclasses.replace(model, reward=None)) is None
     assert isinstance(generate.load_reward(None, None, model), lm.rewards.LogOdds)
     assert isinstance(generate.load_reward("model", "twist", model), lm.rewards.PrefixTwist)
-    found = generate.load_reward("objects_of_tests:certain", None, model)
-    assert isinstance(found, lm.rewards.LogOdds)
+    reward = generate.load_reward("objects_of_tests:certain", None, model)
+    assert isinstance(reward, lm.rewards.LogOdds)
 
 
 def event(step, texts, weights, ancestors, ended=None):
@@ -250,14 +254,14 @@ def test_rows_say_what_is_new():
         event(2, ["abef", "ab\ndx"], [0.5, 0.5], [0, 1])
     )  # parents that a pass does not know
     assert [(row.parent, row.step, row.is_correct) for row in beams] == [(1, "f", True), (0, "x", False)]
-    whole = tracker.rows(event(3, ["new", "texts"], [0.5, 0.5], None))
-    assert [(row.parent, row.step) for row in whole] == [(None, "new"), (None, "texts")]
+    all_rows = tracker.rows(event(3, ["new", "texts"], [0.5, 0.5], None))
+    assert [(row.parent, row.step) for row in all_rows] == [(None, "new"), (None, "texts")]
 
 
 def test_a_step_in_one_line_joins_equal_ones():
     now = event(0, ["a", "b", "a", "c", "d"], [0.3, 0.35, 0.25, 0.06, 0.04], range(5))
-    words = live.step_line(now, live.TextTracker().rows(now))
-    assert words == "step 1, 1.5 of 5 effective, log evidence -2.00: 55% 2 x a | 35% b | 6% c | 1 more"
+    text = live.step_line(now, live.TextTracker().rows(now))
+    assert text == "step 1, 1.5 of 5 effective, log evidence -2.00: 55% 2 x a | 35% b | 6% c | 1 more"
 
 
 def shown(table, width=70):
@@ -272,14 +276,14 @@ def test_the_table_fits_the_terminal():
     now = event(1, [f"[b]text{i}" for i in range(30)], weights, [0] * 30, [0] * 29 + [lm.End.MAX_TOKENS])
     tracker = live.TextTracker(lambda text: text.endswith("29"))
     rows = tracker.rows(now)
-    words = shown(live.particle_table(now, rows, seconds=1.0, height=20))
-    assert "step 2, 1.5 of 30 effective, resampled" in words
-    assert "18 particles of smaller weight are not shown" in words
-    assert "✓ [b]text29 (cut)" in words  # text is text, never markup
-    assert "✗ [b]text18" in words
-    assert "text17" not in words
-    whole = shown(live.particle_table(now, rows, seconds=1.0))
-    assert all(f"text{i}" in whole for i in range(30))
+    text = shown(live.particle_table(now, rows, seconds=1.0, height=20))
+    assert "step 2, 1.5 of 30 effective, resampled" in text
+    assert "18 particles of smaller weight are not shown" in text
+    assert "✓ [b]text29 (cut)" in text  # text is text, never markup
+    assert "✗ [b]text18" in text
+    assert "text17" not in text
+    all_rows = shown(live.particle_table(now, rows, seconds=1.0))
+    assert all(f"text{i}" in all_rows for i in range(30))
 
 
 def test_bars():

@@ -46,12 +46,12 @@ def test_exact_draws_have_the_moments_of_quadrature():
     values = np.array([log_density(*row) for row in grid])
     mass = np.exp(values - np.logaddexp.reduce(values))
     mean = mass @ grid
-    spread = np.sqrt(mass @ (grid - mean) ** 2)
+    sd = np.sqrt(mass @ (grid - mean) ** 2)
     draws = np.asarray(MODEL.known.exact(jax.random.key(3), 4000))
     assert draws.shape == (4000, 2)
     # four z-tests at |z| < 5, false alarm 2e-6; the error of a standard deviation for a kurtosis up to 6
-    assert np.all(np.abs(draws.mean(0) - mean) < 5 * spread / np.sqrt(4000))
-    assert np.all(np.abs(draws.std(0) / spread - 1) < 5 * np.sqrt(5 / 4 / 4000))
+    assert np.all(np.abs(draws.mean(0) - mean) < 5 * sd / np.sqrt(4000))
+    assert np.all(np.abs(draws.std(0) / sd - 1) < 5 * np.sqrt(5 / 4 / 4000))
 
 
 def test_a_subject_with_its_own_target_is_tested_there_alone():

@@ -1,4 +1,4 @@
-"""Ported posteriordb models against slow NumPy densities, faults that must be seen, and the files they come from."""
+"""Ported posteriordb models against slow NumPy densities, planted faults, and the data files."""
 
 import json
 import zipfile
@@ -62,8 +62,8 @@ def test_stored_draws_find_their_positions(port):
     values = jax.vmap(target.constrain_fn)(many)
     values.pop("z", None)  # of the eight schools; posteriordb stores theta
     stored = {name: np.asarray(value)[None] for name, value in values.items()}
-    found = port.positions(target, stored)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-9, atol=1e-9), found, many)
+    recovered = port.positions(target, stored)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-9, atol=1e-9), recovered, many)
 
 
 @pytest.fixture(scope="module")
