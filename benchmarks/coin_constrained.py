@@ -86,25 +86,31 @@ def cases() -> dict[str, Case]:
     selective = LogDensity(log_selective, stored["linear"], stored["offset"][:, 0], stored["noise_scale"])
     return {
         "Dirichlet": Case(
-            LogDensity(log_dirichlet, concentration),
-            coin.Simplex(),
-            simplex,
-            spread_start,
-            flat,
-            exact,
-            PARTS - 1,
+            logdensity_fn=LogDensity(log_dirichlet, concentration),
+            mirror=coin.Simplex(),
+            constraint=simplex,
+            start=spread_start,
+            example=flat,
+            exact=exact,
+            free=PARTS - 1,
         ),
         "quadratic": Case(
-            LogDensity(log_quadratic, precision), coin.Simplex(), simplex, spread_start, flat, None, PARTS - 1
+            logdensity_fn=LogDensity(log_quadratic, precision),
+            mirror=coin.Simplex(),
+            constraint=simplex,
+            start=spread_start,
+            example=flat,
+            exact=None,
+            free=PARTS - 1,
         ),
         "selective": Case(
-            selective,
-            coin.Orthant(),
-            dist.constraints.positive,
-            partial(around, jnp.asarray(stored["init"])),
-            jnp.asarray(stored["init"]),
-            None,
-            2,
+            logdensity_fn=selective,
+            mirror=coin.Orthant(),
+            constraint=dist.constraints.positive,
+            start=partial(around, jnp.asarray(stored["init"])),
+            example=jnp.asarray(stored["init"]),
+            exact=None,
+            free=2,
         ),
     }
 

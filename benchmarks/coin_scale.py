@@ -49,13 +49,44 @@ def cases(bits: int) -> list[Case]:
     result = []
     for power in powers:
         scale = np.full(2, 10.0**power)
-        result.append(Case(f"sd 1e{power}, start N(0, I)", scale, square, zeros, np.ones(2), False))
-        result.append(Case(f"sd 1e{power}, start right", scale, square, zeros, scale, True))
-    result.append(Case("sd 1, start 1000 away", np.ones(2), square, np.full(2, 1000.0), np.ones(2), False))
+        result.append(
+            Case(
+                name=f"sd 1e{power}, start N(0, I)",
+                scale=scale,
+                rotation=square,
+                center=zeros,
+                width=np.ones(2),
+                right=False,
+            )
+        )
+        result.append(
+            Case(
+                name=f"sd 1e{power}, start right",
+                scale=scale,
+                rotation=square,
+                center=zeros,
+                width=scale,
+                right=True,
+            )
+        )
+    result.append(
+        Case(
+            name="sd 1, start 1000 away",
+            scale=np.ones(2),
+            rotation=square,
+            center=np.full(2, 1000.0),
+            width=np.ones(2),
+            right=False,
+        )
+    )
     three = 10.0 ** np.array([-3, 0, 3] if bits == 64 else [-2, 0, 2])
     for name, rotation in (("along the axes", np.eye(3)), ("rotated", ROTATION)):
         label = f"sds {', '.join(f'{s:g}' for s in three)} {name}"
-        result.append(Case(label, three, rotation, np.zeros(3), np.ones(3), False))
+        result.append(
+            Case(
+                name=label, scale=three, rotation=rotation, center=np.zeros(3), width=np.ones(3), right=False
+            )
+        )
     return result
 
 

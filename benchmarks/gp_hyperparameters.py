@@ -90,11 +90,11 @@ def score(fit: gp.Fit, problem: RegressionSetup) -> Scored:
     components = norm.logpdf(problem.y_test, means, sds)
     lower, upper = np.asarray(predictive.quantile(np.array([0.025, 0.975])))
     return Scored(
-        (problem.y_test - means.mean(0)) ** 2,
-        -_log_mean(components),
-        -components.mean(0),
-        tuple(float(-_log_mean(half).mean()) for half in (components[::2], components[-1::-2])),
-        float(np.mean((lower <= problem.y_test) & (problem.y_test <= upper))),
+        squared=(problem.y_test - means.mean(0)) ** 2,
+        nlpd=-_log_mean(components),
+        nlpd_components=-components.mean(0),
+        nlpd_halves=tuple(float(-_log_mean(half).mean()) for half in (components[::2], components[-1::-2])),
+        coverage=float(np.mean((lower <= problem.y_test) & (problem.y_test <= upper))),
     )
 
 

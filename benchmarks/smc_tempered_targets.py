@@ -57,7 +57,7 @@ def mixture(locs, covariances, shares, prior_sd: float) -> Case:
     second = weights @ (np.einsum("kii->ki", inner) + means**2)
     likelihood = LogDensity(log_mixture, jnp.asarray(locs), jnp.asarray(precisions), jnp.asarray(log_shares))
     target = ours.from_prior(dist.Normal(jnp.zeros(d), prior_sd), likelihood)
-    return Case(target, log_evidence, mean, np.sqrt(second - mean**2))
+    return Case(target=target, log_evidence=log_evidence, mean=mean, sd=np.sqrt(second - mean**2))
 
 
 def normal(d: int) -> Case:

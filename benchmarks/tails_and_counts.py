@@ -63,7 +63,9 @@ def neal() -> list[Fold]:
     X, y = data[:, :1], data[:, 1]
     X_all = np.concatenate([X, np.linspace(X.min() - 0.2, X.max() + 0.2, 156)[:, None]])
     parts = KFold(5, shuffle=True, random_state=42).split(X)
-    return [Fold(X[train], y[train], test, y[test], X_all) for train, test in parts]
+    return [
+        Fold(X=X[train], y=y[train], held_out=test, y_held_out=y[test], X_all=X_all) for train, test in parts
+    ]
 
 
 def coal() -> list[Fold]:
@@ -74,7 +76,7 @@ def coal() -> list[Fold]:
     parts = np.array_split(order, 5)
     trains = [np.setdiff1d(order, part)[: len(X) - len(parts[0])] for part in parts]
     return [
-        Fold(X[train], counts[train], part, counts[part], X)
+        Fold(X=X[train], y=counts[train], held_out=part, y_held_out=counts[part], X_all=X)
         for train, part in zip(trains, parts, strict=True)
     ]
 

@@ -68,7 +68,9 @@ def by_filter(name: str, description: str, scheme: Any, model: JointModel = stat
     """The particle filter with a resampling scheme; in reverse the library's conditional filter."""
     cut = cut_of(model)
     estimates, sample = partial(_filter_estimates, cut, scheme), partial(_filter_draws, cut, scheme)
-    return Cloud(name, model, description, estimates, sample, scheme=scheme)
+    return Cloud(
+        name=name, model=model, description=description, estimates=estimates, sample=sample, scheme=scheme
+    )
 
 
 def _filter_draws(cut, scheme, key, x, num):
@@ -109,7 +111,14 @@ def by_gibbs(
     cut = cut_of(model)
     step = partial(_gibbs_transition, cut, scheme, path_update, wrap)
     estimates = partial(_gibbs_estimates, cut, scheme, path_update, wrap)
-    return Cloud(name, model, description, estimates, transition=step, reversible=path_update in REVERSIBLE)
+    return Cloud(
+        name=name,
+        model=model,
+        description=description,
+        estimates=estimates,
+        transition=step,
+        reversible=path_update in REVERSIBLE,
+    )
 
 
 def _gibbs(cut, scheme, path_update, wrap, key, theta, x, num):
@@ -140,11 +149,11 @@ def by_tempering(
 ) -> Cloud:
     """Tempered SMC along a frozen schedule; in reverse annealing along the same."""
     return Cloud(
-        name,
-        GAUSSIAN,
-        description,
-        partial(_tempered_estimates, wrap, tuple(temperatures)),
-        partial(_tempered_draws, wrap, tuple(temperatures)),
+        name=name,
+        model=GAUSSIAN,
+        description=description,
+        estimates=partial(_tempered_estimates, wrap, tuple(temperatures)),
+        sample=partial(_tempered_draws, wrap, tuple(temperatures)),
     )
 
 

@@ -123,7 +123,9 @@ def _coin(
     def transition(key, theta, x):
         return sample(key, x, 2)[0]
 
-    return Procedure(name, model, sample, transition, None, description)
+    return Procedure(
+        name=name, model=model, sample=sample, transition=transition, init=None, description=description
+    )
 
 
 COIN_NULLS = (

@@ -91,14 +91,14 @@ def gaussian_any(key, x):
 
 
 GAUSSIAN = JointModel(
-    "gaussian",
-    gaussian_prior,
-    gaussian_simulate,
-    gaussian_log_prior,
-    gaussian_log_likelihood,
-    gaussian_posterior,
-    (1.2, -0.6, 0.4, 1.9, -0.8),
-    gaussian_any,
+    name="gaussian",
+    prior_sample=gaussian_prior,
+    simulate=gaussian_simulate,
+    log_prior=gaussian_log_prior,
+    log_likelihood=gaussian_log_likelihood,
+    exact=gaussian_posterior,
+    observed=(1.2, -0.6, 0.4, 1.9, -0.8),
+    any_reference=gaussian_any,
 )
 
 # Counts: rate ~ Gamma(SHAPE, 1), count ~ Poisson(EXPOSURE * rate); theta is the logarithm of the rate.
@@ -132,14 +132,14 @@ def counts_any(key, x):
 
 
 COUNTS = JointModel(
-    "counts",
-    counts_prior,
-    counts_simulate,
-    counts_log_prior,
-    counts_log_likelihood,
-    counts_posterior,
-    (4.0, 3.0),
-    counts_any,
+    name="counts",
+    prior_sample=counts_prior,
+    simulate=counts_simulate,
+    log_prior=counts_log_prior,
+    log_likelihood=counts_log_likelihood,
+    exact=counts_posterior,
+    observed=(4.0, 3.0),
+    any_reference=counts_any,
 )
 
 # Probit: f ~ N(0, K) at ten inputs, label 1 with probability Phi(f).
@@ -185,14 +185,14 @@ def codes(x):
 
 
 PROBIT = JointModel(
-    "probit",
-    probit_prior,
-    probit_simulate,
-    probit_log_prior,
-    probit_log_likelihood,
-    probit_rejection,
-    (1.0,) * 5 + (0.0,) * 5,
-    probit_any,
+    name="probit",
+    prior_sample=probit_prior,
+    simulate=probit_simulate,
+    log_prior=probit_log_prior,
+    log_likelihood=probit_log_likelihood,
+    exact=probit_rejection,
+    observed=(1.0,) * 5 + (0.0,) * 5,
+    any_reference=probit_any,
 )
 
 MODELS = (GAUSSIAN, COUNTS, PROBIT)

@@ -85,14 +85,14 @@ def any_reference(key, x):
 
 def _model(name: str, cut: float | None) -> JointModel:
     return JointModel(
-        name,
-        prior_sample,
-        partial(simulate, cut),
-        log_prior,
-        partial(log_likelihood, cut),
-        partial(exact, cut),
-        (0.0,) * STEPS,
-        any_reference,
+        name=name,
+        prior_sample=prior_sample,
+        simulate=partial(simulate, cut),
+        log_prior=log_prior,
+        log_likelihood=partial(log_likelihood, cut),
+        exact=partial(exact, cut),
+        observed=(0.0,) * STEPS,
+        any_reference=any_reference,
     )
 
 

@@ -45,7 +45,9 @@ def fitted(kernel):
 @pytest.fixture(scope="module")
 def results():
     return [
-        KernelEvidence(kernel, fitted(kernel.kernel), Estimate(log, error), 7.0)
+        KernelEvidence(
+            candidate=kernel, fit=fitted(kernel.kernel), log_evidence=Estimate(log, error), seconds=7.0
+        )
         for kernel, log, error in zip(kernel_choice.KERNELS, LOGS, ERRORS)
     ]
 
@@ -74,7 +76,13 @@ def test_the_conclusion_states_its_uncertainty(results):
 
 
 def test_the_section_has_every_number_and_picture(results):
-    failed = KernelEvidence(CandidateKernel("odd", None, "nothing"), None, None, 2.0, "failed: <no> start")
+    failed = KernelEvidence(
+        candidate=CandidateKernel("odd", None, "nothing"),
+        fit=None,
+        log_evidence=None,
+        seconds=2.0,
+        remark="failed: <no> start",
+    )
     all_results = [*results, failed]
     scores = kernel_choice.evidence_table(all_results)
     assert scores.rows[0][2] == "-120.000 ± 0.050"

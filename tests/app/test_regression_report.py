@@ -58,7 +58,16 @@ def problem():
     rng = np.random.default_rng(0)
     X = rng.uniform(0, 10, (40, 2))
     y = 20 + 5 * np.sin(X[:, 0]) + 0.3 * rng.normal(size=40)
-    table = data.Dataset("toy", X, y, ("time", "idle"), "height (m)", "Toy.", "made up", "none")
+    table = data.Dataset(
+        name="toy",
+        X=X,
+        y=y,
+        feature_names=("time", "idle"),
+        target_name="height (m)",
+        description="Toy.",
+        source="made up",
+        licence="none",
+    )
     model = gp.Model(gp.kernels.RBF(variance=1.0, lengthscale=jnp.ones(2)), gp.likelihoods.Gaussian(0.1))
     prior = gp.default_prior(model, (X - X.mean(0)) / X.std(0))
     return methods.RegressionProblem(

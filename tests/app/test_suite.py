@@ -165,7 +165,15 @@ def test_what_is_unexpected(results):
     assert sentences == []
     sentences = unexpected(results)
     assert any(sentence.startswith("shifted on correlated normal fails MMD") for sentence in sentences)
-    blind = CheckResult("a", "t", "Stein", None, True, "no fault seen", "ignores correlations")
+    blind = CheckResult(
+        subject="a",
+        target="t",
+        check="Stein",
+        report=None,
+        passed=True,
+        verdict="no fault seen",
+        reason="ignores correlations",
+    )
     assert blind.short_verdict == "not detected"
     assert unexpected([blind]) == ["no check detected what is wrong with a on t: it ignores correlations"]
     assert unexpected([blind, blind._replace(check="MMD", passed=False)]) == []
