@@ -1,7 +1,7 @@
 """How good is coin betting without a unit, against Adam at the best of 13 rates? Loss after 100, 300, 1000 steps.
 
-Ways: ``betting.coin()`` elementwise and one bet a leaf (``norm="block"``), ``betting.kt()``, ``betting.fuse()``, the
-published coin (``betting.coin(unit=0.5)``), and Adam with the best rate of 1e-5 ... 10 (two a decade) by hindsight, for
+Methods: ``betting.coin()`` elementwise and one bet a leaf (``norm="block"``), ``betting.kt()``, ``betting.fuse()``, the
+published coin (``betting.coin(unit=0.5)``), and Adam with the best rate of 1e-5 ... 10 (two a decade) in hindsight, for
 every problem and number of steps on its own.
 
 Problems on which the constants of the restarts were chosen: |x - b|²/c² in ten dimensions from zero, b of length c

@@ -7,10 +7,10 @@ seeds stand in ``mutations/settings.py``, one for all faults; the faults are in 
 Models: a Gaussian with a correlated posterior in five dimensions, two rates of Poisson counts on the log scale, ten
 latent values of a Gaussian process under a probit likelihood. Rank checks see 300 data sets with 63 draws each;
 discrepancies 200 draws at one data set (KSD and the Stein identity beside the density, the others beside 200 exact
-draws); joint tests 300 lanes of 15 transitions, where a sampler without a chain is a kernel that forgets where it was.
+draws); joint tests 300 lanes of 15 transitions, where a sampler without a chain is a transition that ignores its state.
 
-Asked: no size whose 99 % interval (Clopper-Pearson, Bonferroni over the checks) lies above 0.05; each fault caught by
-some check with the lower 95 % end of its power at least 0.90.
+Required: no size whose 99 % interval (Clopper-Pearson, Bonferroni over the checks) lies above 0.05; each fault detected
+by some check with the lower 95 % end of its power at least 0.90.
 """
 
 from __future__ import annotations

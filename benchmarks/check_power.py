@@ -1,9 +1,9 @@
 """Does each check have the power that it claims?
 
-Every report says how small a bias and how wrong a width it could have found with probability 0.9. Here right draws make
-the report, the errors that it names are planted into fresh draws, and the share of repetitions in which the check says
-that something is wrong is held against 0.9: asked is 0.8 or more (a claim is a promise, not a bound from above).
-Without an error the share is the size; a missing correlation no check makes a claim of, so its share is only shown.
+Every report says how small a bias and how wrong a width it could have found with probability 0.9. Here correct draws
+make the report, the errors that it names are planted into new draws, and the share of repetitions in which the check
+says that something is wrong is compared with 0.9; required is 0.8 or more (a claim is a lower bound of the power).
+Without an error the share is the size; no check makes a claim about a missing correlation, so its share is only shown.
 
 Posteriors are normal, in d = 1, 2, 5 and 20 dimensions. Ranks: theta ~ N(0, I), x = theta + noise of sd 1/2, draws
 N(0.8 x, 0.2 I); the bias is in one coordinate, widths are wrong in all, "correlation" gives all coordinates 0.5.

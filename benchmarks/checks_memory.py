@@ -5,7 +5,7 @@ Each check runs in a process of its own on 50 000 draws in 10 dimensions (two-sa
 imports, compiler and data included), beside the peak of a process that makes the same draws and checks nothing. Asked:
 at most 1 GB. A matrix of all pairs would take 20 GB for one sample and 80 GB for two, in float64.
 
-The draws are right, so the p-values should look uniform.
+The draws are correct, so the p-values should be uniform.
 """
 
 from __future__ import annotations

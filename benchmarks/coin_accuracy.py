@@ -10,7 +10,7 @@ posteriordb. Start: N(0, I); posteriordb: where every engine of this library sta
 were once chosen on this target or one like it. The others are held out.
 
 Methods, all with the kernel exp(-r^2/h):
-    default         this library with nothing set
+    default         this library with its defaults
     fuse            its geometry, distance over gradients from the first step
     coin            its geometry, an elementwise coin throughout
     published       Sharrock and Nemeth (2023): raw coordinates, the coin of unit 1/2, h = median / log(N + 1)
@@ -29,7 +29,7 @@ I ("white"): the first sees the wide directions only. Particles: every pair, so 
 "i.i.d." of the table, not zero; below it particles are better spread than independent draws. Intervals: Student-t over
 the seeds, of differences with the seeds paired.
 
-An answer: the upper 95 % end of the difference to Adam, the better of its two forms, is at most a tenth of Adam's
+Criterion: the upper 95 % end of the difference to Adam, the better of its two forms, is at most a tenth of Adam's
 distance and the floor of independent draws.
 
 Memory: one run at a time, O(N d). Float32.

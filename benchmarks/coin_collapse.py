@@ -3,8 +3,8 @@
 Standard normals in 10 to 200 dimensions, 100 particles started at N(1, 0.3²), 10 seeds, up to 3000 steps: the ratio of
 the standard deviation of the particles to the right one, mean over coordinates and seeds with a 95 % interval
 (Student's t over seeds). Beside it the mean-field formula (1 + (e - 2) d/N)^(-1/2), the share of seeds in which the
-verdict of ``coin.SVGD`` complains, the published bandwidth, and as many particles as ``coin.particles_for`` asks for.
-Asked: the complaint comes wherever the ratio is below 0.85.
+verdict of ``coin.SVGD`` warns, the published bandwidth, and as many particles as ``coin.particles_for`` asks for.
+Required: the warning appears wherever the ratio is below 0.85.
 """
 
 from __future__ import annotations

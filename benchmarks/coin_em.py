@@ -9,9 +9,9 @@ the published experiments: Wisconsin and banknote (PROBINFER_DATA), 10 particles
 standardized, no intercept, batches of 100 for banknote. Mean over test points and particles of log p(y | w) ("lppd" of
 the published tables), log of the mean over particles (the log predictive density), test error.
 
-Ways: ``coin.em`` as it comes, joint and marginal; the published set-up (elementwise coins of unit 0.5 for both,
-identity geometry, median / log(N+1) bandwidth), joint and marginal; Adam for both in the published set-up, the best of
-11 rates 1e-4 ... 10 by hindsight of the mean result. 10 seeds; brackets are 95 % bootstrap intervals of means over
+Methods: ``coin.em`` as it comes, joint and marginal; the published settings (elementwise coins of unit 0.5 for both,
+identity geometry, median / log(N+1) bandwidth), joint and marginal; Adam for both in the published settings, the best
+of 11 rates 1e-4 ... 10 in hindsight of the mean result. 10 seeds; brackets are 95 % bootstrap intervals of means over
 seeds, the last column paired differences to the hindsight-best Adam. Published figures are those of the results files
 of Sharrock, Dodd and Nemeth (2024), for the same number of particles and steps but their own splits.
 """
@@ -221,7 +221,7 @@ def records_of(problem: str, score: str, scores: dict[str, np.ndarray], sign: in
     records = []
     for method, values in scores.items():
         values = base if method == "Adam" else values
-        label = f"Adam, rate {RATES[best]:.2g} by hindsight" if method == "Adam" else method
+        label = f"Adam, rate {RATES[best]:.2g} in hindsight" if method == "Adam" else method
         record = {"problem": problem, "score": score, "way": label, "mean": interval(values)}
         records.append(record | {"less Adam": interval(values - base), "all": values, "sign": sign})
     return records

@@ -9,15 +9,15 @@ splits, nine tenths to train on; all scaling is learned on these. Scores in unit
 error is that of the mean probability.
 
 Methods:
-    default         this library with nothing set
+    default         this library with its defaults
     fuse            its geometry, distance over gradients from the first step
     published       Sharrock and Nemeth (2023): raw coordinates, h = median / log(N + 1), coin of unit 1/2
     published, 100  the same with alpha = 100, their setting for networks
     Adam            raw coordinates, h as in the default; seven rates from 1e-4 to 10, evenly on a log scale
 
 Hindsight: all rates of Adam run on three splits; those that are best at any number of steps in either score run on all
-ten, and the best mean on the *test* rows is shown, its own at each number of steps and for each score: what nobody can
-have. Differences are paired by split, with Student-t intervals of 95 %. Float32.
+ten, and the best mean on the *test* rows is shown, its own at each number of steps and for each score: which is
+impossible in practice. Differences are paired by split, with Student-t intervals of 95 %. Float32.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 The library's own SVGD at its defaults, 150 steps from draws of the prior, with one wrapper that does something wrong
 (``mutations/coin_faults.py``). Each repetition draws new data sets and new starts; a cell is the share of repetitions
 in which the check says that something is wrong at level 0.05. The first rows have no fault: particles are not
-independent draws (they keep apart) and end somewhat narrow, so some checks reject them.
+independent draws (they repel each other) and end with somewhat too small variances, so some checks reject them.
 
 Rank checks see 100 data sets with 63 particles each; discrepancies 200 particles at one data set (KSD and the Stein
 identity beside the density, the others beside 200 exact draws). C2ST and joint tests are left out: the first is slow,
-and particles that forget where they were are no Markov chain.
+and particles that do not depend on a previous state are no Markov chain.
 
-Asked: each fault caught by some check with the lower 95 % end of its power at least 0.90, where only checks count
+Required: each fault detected by some check with the lower 95 % end of its power at least 0.90, where only checks count
 that do not reject the clouds without a fault.
 """
 

@@ -6,7 +6,7 @@ standard deviations away; and in 3 dimensions with three scales, along the axes 
 
 For every case and 10 seeds: the smallest and largest ratio of the standard deviation of a coordinate to the right one,
 and the largest error of a mean in right standard deviations, after 100, 300 and 1000 steps; for right starts the
-extremes over all steps. Asked: at T = 1000 ratios in [0.9, 1.1] and means within 0.1; a right start never leaves
+extremes over all steps. Required: at T = 1000 ratios in [0.9, 1.1] and means within 0.1; a right start never leaves
 [0.8, 1.25]. Beside the default stands the published coin: no geometry, a first step of 0.5, median / log(N + 1).
 """
 

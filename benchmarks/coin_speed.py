@@ -8,7 +8,7 @@ CPU time of the process, the least of several repeats, each of many steps: run i
 
 Memory: the largest resident size of a fresh process that takes three steps with 20 000 particles in 50 dimensions,
 above that after the imports; compiling is part of it, so the same with 200 particles stands beside it, and the same
-with 100 000. Asked: at most
+with 100 000. Required: at most
 1.7 times the products for N = 1000 and d = 50, 0.6 times for N = 4000 and d = 2, 400 MB.
 """
 

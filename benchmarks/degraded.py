@@ -4,9 +4,9 @@ r"""Rewards degraded by an adjustable amount, for studies of what methods do whe
     \epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1-\rho^2}\,\xi(c, x_{1:t})
 
 The noise is frozen: :math:`\xi` is a standard normal number computed from a hash of the prompt and the prefix, so the
-same prefix always has the same score, as with a real reward model, and it helps nothing to ask twice. With
-``persistence`` :math:`\rho > 0` a prefix passes a part of its error on to what follows, so that errors do not cancel
-along a text.
+same prefix always has the same score, as with a real reward model, so that a second evaluation gives no new
+information. With ``persistence`` :math:`\rho > 0` a prefix passes a part of its error on to what follows, so that
+errors do not cancel along a text.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ function: a line search may stall on it.
 CPU: process seconds over all folds, one thread. "with compilation" adds what is compiled once, for the first fold; the
 ratio is between times without it.
 
-Asked: at least 10 times less CPU than the alternation.
+Required: at least 10 times less CPU than the alternation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How far from the evidence of a classifier are Laplace, VI, the hybrid and EP, and where are their maxima?
 
 Question: hyperparameters are learned where the approximate log evidence is largest. Figure 1 of Li, John and Solin
-(2023) shows its surface for ionosphere by eye; here each method is held against annealed importance sampling (AIS) with
-intervals.
+(2023) shows its surface for ionosphere by eye; here each method is compared with annealed importance sampling (AIS)
+with intervals.
 
 Protocol: as theirs (isotropic Matern-5/2, probit, 80 % of ionosphere with the row number, log lengthscale and log
 magnitude sigma in [-1, 5], 21 x 21 points; variance = sigma²), fold 0 of ``li2023.py``. Laplace, EP and VI start from
@@ -17,7 +17,7 @@ EP's; and the published way, from the prior.
 Explanation of EP's error: the third and fourth cumulants of the tilted densities, which EP leaves out
 (``tests/reference/ep_correction.py``).
 
-An answer: the maxima, each method minus AIS there and over the grid, and whether EP is inside the interval at its
+Criterion: the maxima, each method minus AIS there and over the grid, and whether EP is inside the interval at its
 maximum; where it is not, whether EP with the correction is.
 
 References:

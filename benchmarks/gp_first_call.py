@@ -9,9 +9,9 @@ float64, all hyperparameters start at 1, one thread. Ours is ``gp.fit`` with its
 user calls: several starts, the best one kept) and, beside it, with a single start. The peer is GPJax on the same
 standardized data: ``fit_scipy`` (the optimizer its regression guide uses), ``fit`` with Adam at 0.01 and its default of
 100 steps (the example in its reference), and ``fit_lbfgs``. Every repeat is a new process; libraries alternate. The
-negative log evidence reached is shown, because a fast fit that stops early is no bargain.
+negative log evidence reached is shown, because a fast fit may stop too early.
 
-An answer: our minimum over the repeats is at most that of GPJax's ``fit_scipy``, and our second fit compiles nothing.
+Criterion: our minimum over the repeats is at most that of GPJax's ``fit_scipy``, and our second fit compiles nothing.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Protocol: RBF-ARD kernel, 8 inputs, Gaussian noise, 10 hyperparameters, float64,
 library computes log p(y | X) and its gradient in the log hyperparameters, compiled, exact paths only. The unit F is one
 LAPACK ``dpotrf`` (Fortran order, lower, clean=0) of the same size, timed in the same process between the other timings.
 Times are process CPU seconds; each number is the minimum over rounds, the spread is the inter-quartile range over
-rounds. Asked: at most 6 F at n = 500, 1000 and 2000, and the same value to 1e-9; aimed at 4.5 / 4.2 / 4.5 F.
+rounds. Required: at most 6 F at n = 500, 1000 and 2000, and the same value to 1e-9; aimed at 4.5 / 4.2 / 4.5 F.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ The airline series decides nothing: its test part is 44 months in four autocorre
 difference of NUTS and ML-II has an interval twenty times as wide as itself and more, with centered outputs and with raw
 ones. The published standard errors there take the months as independent.
 
-An answer: for every data set, whether the published ordering (by NLPD and by RMSE) is reproduced within the errors, and
+Criterion: for every data set, whether the published ordering (by NLPD and by RMSE) is reproduced within the errors, and
 if not, why.
 """
 

@@ -17,7 +17,7 @@ beyond its gradients at the pace of the others. The table gives ESS per second w
 the draws alone, and splits the ratio into its two factors: CPU time of a gradient, and gradients for an effective draw.
 Intervals are over seeds (Student's t on the log scale).
 
-An answer: the ratio of ours to the better NumPyro configuration, warm-up included, is at least 3.
+Criterion: the ratio of ours to the better NumPyro configuration, warm-up included, is at least 3.
 """
 
 from __future__ import annotations

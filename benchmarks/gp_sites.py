@@ -10,7 +10,7 @@ builds its K itself.
 Then: how many sweeps does an evaluation of EP's evidence and gradient need from the sites of nearby hyperparameters
 (variance 10 % and lengthscale 5 % away, the size of a step of an optimizer near its end) to 1e-8, and from none.
 
-Asked: at most 4 F for each at n = 500, 1000 and 2000; at least 10 times faster than GPflow; at most 5 warm sweeps.
+Required: at most 4 F for each at n = 500, 1000 and 2000; at least 10 times faster than GPflow; at most 5 warm sweeps.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 A Qwen2 of 28 million parameters (8 layers, width 512, 8 query and 2 key heads, 8192 tokens), 32 particles, a prompt of
 64 tokens, float32, one thread. The weights are drawn by transformers, saved, and read by ``lm.checkpoints.load``. Two
-processes take turns, one of each library, and report their own CPU seconds; the least of several rounds counts.
+processes alternate, one of each library, and report their own CPU seconds; the minimum of several rounds counts.
 
     decode        difference of runs with 48 and with 16 new tokens
     end to end    16 new tokens with the prompt: shared here, a batch of 32 equal prompts there
     resampling    systematic, after every token, weights of log-variance one, the cache forked by its ancestors
 
-transformers gets its best care: no gradients, eval mode, warm, scaled dot-product attention, a dynamic and a static
+transformers gets its best settings: no gradients, eval mode, warm, scaled dot-product attention, a dynamic and a static
 cache, of which the faster counts; sampling from all tokens on both sides, and greedy on both sides. Much of the gain
 end to end is the shared prompt, not the decoding: read the two columns apart.
 
@@ -163,7 +163,7 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a worker stopped; its words stand above")
+            raise RuntimeError("a worker stopped; see its output above")
         return json.loads(line)
 
     def close(self):

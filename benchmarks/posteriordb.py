@@ -19,7 +19,7 @@ evenly chosen draws of either side, with a permutation p-value; draws that are t
 are refused by the check. Gradients: of all chains, warm-up and the search for
 starting points included. Seconds: CPU time of the engine, compilation included.
 
-An answer: every error of NUTS is below 0.1. The other engines are reported as they are; an engine that fails is a row.
+Criterion: every error of NUTS is below 0.1. The other engines are reported as they are; an engine that fails is a row.
 """
 
 from __future__ import annotations

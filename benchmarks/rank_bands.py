@@ -6,7 +6,7 @@ for it (at least 0.95; counts are whole numbers, so it may be more), and how oft
 (Clopper-Pearson) 99.9 % intervals. Beside it, what a band of pointwise 95 % intervals does, which is what a
 plot with "the 95 % interval" usually shows.
 
-Asked: simultaneous coverage of 95 % up to Monte Carlo error at S = 100 and 1000.
+Required: simultaneous coverage of 95 % up to Monte Carlo error at S = 100 and 1000.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ correction. Wall time and process CPU time are given; on a busy machine the latt
 mu and log tau) is computed for all by the same code, untimed; its median and 5 % quantile are over data sets. Gradients
 are counted after warm-up for blackjax, and with warm-up for ours.
 
-An answer: the default takes at most 1/4 of the time of sequential NUTS and 1/9 of that of vectorized NUTS in the same
+Criterion: the default takes at most 1/4 of the time of sequential NUTS and 1/9 of that of vectorized NUTS in the same
 run, with a median ESS of at least 0.8 of that of NUTS, and passes every rank check.
 
 ``--only NAME ...`` runs some of the ways and takes the others from the results that are there.

@@ -16,8 +16,8 @@ data sets (512 particles of the filter; 248 of tempered SMC, the last of every c
 Gibbs with four particles, 300 lanes of 15 transitions (ancestor sampling is not reversible: by the ends of the chains
 alone). For a fault of one side of an evidence the other is the library's own.
 
-Asked: no size whose 99 % interval (Clopper-Pearson, Bonferroni over the checks) lies above 0.05; each fault caught by
-some check with the lower 95 % end of its power at least 0.90.
+Required: no size whose 99 % interval (Clopper-Pearson, Bonferroni over the checks) lies above 0.05; each fault detected
+by some check with the lower 95 % end of its power at least 0.90.
 """
 
 from __future__ import annotations
