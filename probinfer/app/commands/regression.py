@@ -18,7 +18,7 @@ from probinfer.app.commands.files import write_files
 from probinfer.app.pages import sections as page_sections
 from probinfer.app.pages.engines import EngineEntry, find_engine
 from probinfer.app.pages.methods import MethodResult, RegressionProblem, chains_table, evidence
-from probinfer.app.pages.run_facts import provenance
+from probinfer.app.pages.run_facts import provenance, user_warnings
 from probinfer.app.pages.units import learned_names, most_relevant, quantities
 from probinfer.core.errors import import_extra
 from probinfer.report.html import Section, Text, check_folder, page, write_page
@@ -209,9 +209,7 @@ def _fit(key, model, X, y, entry, options, text, console):
     with warnings.catch_warnings(record=True) as caught, bars.task(text):
         warnings.simplefilter("always")
         fit = gp.fit(key, model, X, y, learn=entry.make(options.draws), standardize=True)
-    remarks = "; ".join(
-        dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning))
-    )
+    remarks = "; ".join(user_warnings(caught))
     if remarks:
         console.print(f"[yellow]{escape(text)}: {escape(remarks)}[/yellow]")
     return fit, remarks

@@ -13,6 +13,7 @@ import numpy as np
 
 from probinfer import data, gp
 from probinfer.app.pages import plots
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.core.errors import NumericalError
 from probinfer.core.types import PRNGKey
 from probinfer.data import Dataset
@@ -117,7 +118,7 @@ def _fit_method(key, method, model, table, train, test):
             )
     probabilities = np.asarray(predictive.probability, float)
     log_density = np.asarray(predictive.log_prob(jnp.asarray(table.y[test])), float)
-    remark = "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    remark = "; ".join(user_warnings(caught))
     return ClassificationResult(
         method=method,
         fit=fit,

@@ -13,6 +13,7 @@ from scipy import special, stats
 
 from probinfer import data, gp, smc
 from probinfer.app.pages import plots
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.app.pages.units import learned_names, quantities
 from probinfer.core.errors import NumericalError
 from probinfer.core.types import Float, PRNGKey
@@ -118,7 +119,7 @@ def _fit_kernel(key, candidate, table, engine, progress):
                 seconds=time.perf_counter() - start,
                 remark=f"failed: {error}",
             )
-    remark = "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    remark = "; ".join(user_warnings(caught))
     log_evidence = Estimate(float(fit.log_evidence), float(fit.info.log_evidence_error))
     return KernelEvidence(
         candidate=candidate,

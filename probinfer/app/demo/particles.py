@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 
 from probinfer import coin, data, mcmc, targets
 from probinfer.app.pages.engines import count_gradients
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import Array, Float, PRNGKey, Scalar
 from probinfer.data import Dataset
@@ -73,9 +74,7 @@ def compare_particles(
         chains = mcmc.NUTS(num_draws=draws).sample(keys[1], target, progress=progress)
         wall_times = (coin_end - start, time.perf_counter() - coin_end)
     pair = _most_correlated(chains)
-    remarks = tuple(
-        dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning))
-    )
+    remarks = tuple(user_warnings(caught))
     paths = _paths(keys[2], target, pair, int(particles.info.num_particles), min(max_steps, 128))
     comparison = ParticleComparison(
         coin=particles, nuts=chains, seconds=wall_times, paths=paths, pair=pair, remarks=remarks

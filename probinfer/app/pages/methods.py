@@ -12,6 +12,7 @@ import numpy as np
 
 from probinfer import gp
 from probinfer.app.pages.engines import EngineEntry
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import Int, PRNGKey
@@ -110,7 +111,7 @@ def _fit_engine(key, problem, entry, draws, progress):
             return MethodResult(
                 entry=entry, fit=None, predicted=None, seconds=elapsed, remark=f"failed: {error}"
             )
-    remarks = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+    remarks = user_warnings(caught)
     status = int(getattr(fit.info, "status", Status.OK))
     if status != Status.OK and not remarks:
         remarks = [advice(status)]
@@ -119,7 +120,7 @@ def _fit_engine(key, problem, entry, draws, progress):
         fit=fit,
         predicted=predicted,
         seconds=time.perf_counter() - start,
-        remark="; ".join(dict.fromkeys(remarks)),
+        remark="; ".join(remarks),
     )
 
 

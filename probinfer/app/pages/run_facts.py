@@ -1,15 +1,17 @@
-"""The facts that make a run reproducible: command, seed, versions, machine."""
+"""The facts of a run: command, seed, versions and machine, which make it reproducible, and its warnings."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 import time
+import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "user_warnings"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "numpyro", "blackjax", "optax")
 
@@ -37,3 +39,8 @@ def provenance(
         ("computed on", f"{jax.default_backend()} ({platform.machine()}), {precision}"),
         *(extra or {}).items(),
     ]
+
+
+def user_warnings(caught: Sequence[warnings.WarningMessage]) -> list[str]:
+    """Return the distinct messages of the user warnings in a record of ``warnings.catch_warnings``."""
+    return list(dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning)))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import resampling
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.app.suite import known_targets
 from probinfer.checks.calibration.coverage import tarp
 from probinfer.checks.calibration.rank_uniformity import uniformity
@@ -126,9 +127,8 @@ def sample(subject: Subject, key: PRNGKey, target: Any) -> SubjectDraws:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         posterior = subject.sample_fn(key, target)
-    texts = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
     draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
-    return SubjectDraws(posterior, draws, "; ".join(dict.fromkeys(texts)))
+    return SubjectDraws(posterior, draws, "; ".join(user_warnings(caught)))
 
 
 def equally_weighted(key: PRNGKey, posterior: Posterior) -> ArrayTree:
