@@ -38,7 +38,7 @@ from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
 from probinfer import checks
-from probinfer.app.pages.engines import Entry, find_engine, gradients_spent, target_engines
+from probinfer.app.pages.engines import EngineEntry, find_engine, count_gradients, target_engines
 from probinfer.app.suite.trials import equally_weighted
 from probinfer.core.status import Status
 from probinfer.inference import diagnostics
@@ -169,7 +169,7 @@ def thinned(draws: Any) -> Any:
 def own_report(posterior: Posterior) -> dict[str, Any]:
     """Return the report of the engine."""
     info = posterior.info
-    record: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": gradients_spent(info)}
+    record: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": count_gradients(info)}
     if hasattr(info, "rhat"):
         flat = {
             name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(info, name))])
@@ -192,7 +192,7 @@ def own_report(posterior: Posterior) -> dict[str, Any]:
     return record
 
 
-def run(key: Any, entry: Entry, reference: dict[str, Any], draws: int) -> dict[str, Any]:
+def run(key: Any, entry: EngineEntry, reference: dict[str, Any], draws: int) -> dict[str, Any]:
     """Run one engine on one posterior; a failure is recorded as its status."""
     key_sample, key_compare = jax.random.split(key)
     row = {"posterior": reference["facts"]["posterior"], "engine": entry.name}

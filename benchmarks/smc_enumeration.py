@@ -137,7 +137,7 @@ def filters(number: int, model: FiniteModel, runs: int) -> list[dict]:
     return records
 
 
-@partial(jax.jit, static_argnames=("num_steps", "ways"))
+@partial(jax.jit, static_argnames=("num_steps", "path_update"))
 def chains(keys, fk, adaptive, references, num_steps: int, path_update: str):
     """Return the last paths of particle Gibbs."""
     settings = {

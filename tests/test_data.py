@@ -154,7 +154,7 @@ def test_quoted_cells_and_chosen_columns(tmp_path):
         ("a,b\n1,1_000\n", "not numeric"),
         ("a,b\n1,\n2,3\nNA,?\n", "2 of 3 rows have missing values: a in line 4; b in lines 2, 4"),
         ("a,b\n1,inf\n", "b is infinite in line 2"),
-        ("a;b\n1,5;2\n2,5;3\n", r"decimal commas: a \(for example '1,5'\).*with a point"),
+        ("a;b\n1,5;2\n2,5;3\n", r"decimal commas: a \(for example '1,5'\).*with a decimal point"),
         (",b\n0,2\n1,3\n", "column 1 has no name.*without the index"),
     ],
 )

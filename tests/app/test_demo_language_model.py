@@ -127,7 +127,9 @@ def test_only_clear_differences_are_significant():
         MethodAccuracy(label=name, is_correct=is_correct, num_tokens=1.0, num_calls=1.0, seconds=1.0)
         for name, is_correct in methods
     )
-    results = SimpleNamespace(methods=accuracies)
+    results = ReasonerResults(
+        problem=None, answers=None, events=(), num_particles=16, num_parameters=1, methods=accuracies
+    )
     text = language_model.conclusion(results)
     assert "greedy: 16 to 5 (significant)" in text  # binomial, p = 0.027
     assert "majority: 6 to 5 (not significant)" in text
