@@ -38,7 +38,7 @@ from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
 from probinfer import checks
-from probinfer.app.pages.engines import EngineEntry, find_engine, count_gradients, target_engines
+from probinfer.app.pages.engines import EngineEntry, count_gradients, find_engine, target_engines
 from probinfer.app.suite.trials import equally_weighted
 from probinfer.core.status import Status
 from probinfer.inference import diagnostics
