@@ -336,5 +336,5 @@ def _effects(problem, method):
     return page_sections.gallery(page_sections.effects(method.fit, X, features, chosen=chosen))
 
 
-def _count(num, word):
-    return f"{num} {word}" + ("s" if num != 1 else "")
+def _count(num, noun):
+    return f"{num} {noun}" + ("s" if num != 1 else "")

@@ -53,11 +53,11 @@ def check_calibration(key: PRNGKey, num: int, *, progress: bool | None = None) -
     report = checks.sbc(
         key_sbc, _prior_sample, _simulate, sampler, num_simulations=num, progress=progress, **densities
     )
-    theta, x = report.theta, report.x
-    coverage = checks.tarp(key_tarp, report.posteriors.draws, theta, x)
+    parameters, x = report.theta, report.x
+    coverage = checks.tarp(key_tarp, report.posteriors.draws, parameters, x)
     prior_draws = jax.vmap(jax.vmap(_prior_sample))(jax.random.split(key_prior, (num, 100)))
-    prior_ranks = checks.uniformity(checks.rank_table(key_fault, prior_draws, theta, num_projections=0))
-    prior_coverage = checks.tarp(key_fault_tarp, prior_draws, theta, x)
+    prior_ranks = checks.uniformity(checks.rank_table(key_fault, prior_draws, parameters, num_projections=0))
+    prior_coverage = checks.tarp(key_fault_tarp, prior_draws, parameters, x)
     fault = "ignores the data"
     return [
         CheckedProcedure("HMC", "SBC", report),
@@ -122,32 +122,32 @@ def _prior_sample(key: PRNGKey) -> dict[str, Array]:
     return {"log lengthscale": values[1], "log noise sd": values[2], "log sd": values[0]}
 
 
-def _values(theta: dict[str, Array]) -> Array:
-    return jnp.stack([theta["log sd"], theta["log lengthscale"], theta["log noise sd"]])
+def _values(parameters: dict[str, Array]) -> Array:
+    return jnp.stack([parameters["log sd"], parameters["log lengthscale"], parameters["log noise sd"]])
 
 
-def _log_prior(theta: dict[str, Array]) -> Scalar:
-    return -0.5 * jnp.sum(((_values(theta) - _MEAN) / _SD) ** 2)
+def _log_prior(parameters: dict[str, Array]) -> Scalar:
+    return -0.5 * jnp.sum(((_values(parameters) - _MEAN) / _SD) ** 2)
 
 
-def _model(theta: dict[str, Array]) -> gp.Model:
-    sd, lengthscale, noise = jnp.exp(_values(theta))
+def _model(parameters: dict[str, Array]) -> gp.Model:
+    sd, lengthscale, noise = jnp.exp(_values(parameters))
     return gp.Model(gp.kernels.RBF(sd**2, lengthscale), gp.likelihoods.Gaussian(noise**2))
 
 
-def _simulate(key: PRNGKey, theta: dict[str, Array]) -> Array:
-    model = _model(theta)
+def _simulate(key: PRNGKey, parameters: dict[str, Array]) -> Array:
+    model = _model(parameters)
     X = jnp.asarray(_X)
     covariance = model.kernel.gram(X) + model.likelihood.variance * jnp.eye(len(_X))
     return jnp.linalg.cholesky(covariance) @ jax.random.normal(key, (len(_X),))
 
 
-def _log_likelihood(theta: dict[str, Array], y: Array) -> Scalar:
-    return gp.log_evidence(_model(theta), jnp.asarray(_X), y, gp.Exact())
+def _log_likelihood(parameters: dict[str, Array], y: Array) -> Scalar:
+    return gp.log_evidence(_model(parameters), jnp.asarray(_X), y, gp.Exact())
 
 
-def _log_joint(theta: dict[str, Array], y: Array) -> Scalar:
-    return _log_prior(theta) + _log_likelihood(theta, y)
+def _log_joint(parameters: dict[str, Array], y: Array) -> Scalar:
+    return _log_prior(parameters) + _log_likelihood(parameters, y)
 
 
 def _init(key: PRNGKey, y: Array) -> dict[str, Array]:

@@ -97,10 +97,10 @@ def quantities(
 
 def _is_irrelevant(fit, values, index, columns):
     """Whether a lengthscale in the model's units is too long, compared with the range of its column or columns."""
-    own = [columns[index[0]]] if index and len(columns) > index[0] else list(columns)
-    if not own:
+    own_columns = [columns[index[0]]] if index and len(columns) > index[0] else list(columns)
+    if not own_columns:
         return False
-    ranges = np.ptp(np.asarray(fit.X)[:, own], axis=0)
+    ranges = np.ptp(np.asarray(fit.X)[:, own_columns], axis=0)
     return bool(np.median(values) > _IRRELEVANT_LENGTHSCALE * ranges.max())
 
 

@@ -71,10 +71,10 @@ class SimulationModel(NamedTuple):
 
     Attributes:
         name: name of the model.
-        prior_sample: ``key`` -> theta, unconstrained.
-        simulate: ``(key, theta)`` -> x.
-        log_prior_fn: theta -> log prior.
-        log_likelihood_fn: ``(theta, x)`` -> log likelihood.
+        prior_sample: ``key`` -> unconstrained parameters.
+        simulate: ``(key, parameters)`` -> x.
+        log_prior_fn: parameters -> log prior.
+        log_likelihood_fn: ``(parameters, x)`` -> log likelihood.
         features: features of its posteriors, as in ``KnownTarget``.
         target_fn: x -> the posterior as a target of the family; None for models outside the family.
     """
@@ -87,9 +87,9 @@ class SimulationModel(NamedTuple):
     features: tuple[str, ...]
     target_fn: Callable[[ArrayTree], Target] | None = None
 
-    def log_joint(self, theta: ArrayTree, x: ArrayTree) -> Scalar:
-        """Return log p(theta) + log p(x | theta)."""
-        return self.log_prior_fn(theta) + self.log_likelihood_fn(theta, x)
+    def log_joint(self, parameters: ArrayTree, x: ArrayTree) -> Scalar:
+        """Return log p(parameters) + log p(x | parameters)."""
+        return self.log_prior_fn(parameters) + self.log_likelihood_fn(parameters, x)
 
 
 # Targets
@@ -170,17 +170,17 @@ def _standard_normal(key: PRNGKey) -> Array:
     return jax.random.normal(key, (_DIMENSION,))
 
 
-def _log_standard_normal(theta: Array) -> Scalar:
-    return -0.5 * jnp.sum(theta**2) - 0.5 * theta.size * float(np.log(2 * np.pi))
+def _log_standard_normal(parameters: Array) -> Scalar:
+    return -0.5 * jnp.sum(parameters**2) - 0.5 * parameters.size * float(np.log(2 * np.pi))
 
 
-def _regression_data(key: PRNGKey, theta: Array) -> Array:
-    mean = jnp.asarray(_DESIGN, theta.dtype) @ theta
-    return mean + _NOISE * jax.random.normal(key, mean.shape, theta.dtype)
+def _regression_data(key: PRNGKey, parameters: Array) -> Array:
+    mean = jnp.asarray(_DESIGN, parameters.dtype) @ parameters
+    return mean + _NOISE * jax.random.normal(key, mean.shape, parameters.dtype)
 
 
-def _regression_likelihood(theta: Array, x: Array) -> Scalar:
-    residual = (x - jnp.asarray(_DESIGN, theta.dtype) @ theta) / _NOISE
+def _regression_likelihood(parameters: Array, x: Array) -> Scalar:
+    residual = (x - jnp.asarray(_DESIGN, parameters.dtype) @ parameters) / _NOISE
     return -0.5 * jnp.sum(residual**2)
 
 
@@ -207,27 +207,27 @@ def _school_prior(key: PRNGKey) -> dict[str, Array]:
     return {"log_tau": jnp.log(tau), "mu": mu, "z": jax.random.normal(key_z, (8,))}
 
 
-def _log_school_prior(theta: dict[str, Array]) -> Scalar:
-    log_ratio = theta["log_tau"] - float(np.log(_SCHOOL_SCALE))
+def _log_school_prior(parameters: dict[str, Array]) -> Scalar:
+    log_ratio = parameters["log_tau"] - float(np.log(_SCHOOL_SCALE))
     half_cauchy = log_ratio - jnp.logaddexp(
         0.0, 2 * log_ratio
     )  # with the Jacobian of log tau, up to a constant
-    return half_cauchy - 0.5 * (theta["mu"] / _SCHOOL_SCALE) ** 2 - 0.5 * jnp.sum(theta["z"] ** 2)
+    return half_cauchy - 0.5 * (parameters["mu"] / _SCHOOL_SCALE) ** 2 - 0.5 * jnp.sum(parameters["z"] ** 2)
 
 
-def _school_effects(theta: dict[str, Array]) -> Array:
-    return theta["mu"] + jnp.exp(theta["log_tau"]) * theta["z"]
+def _school_effects(parameters: dict[str, Array]) -> Array:
+    return parameters["mu"] + jnp.exp(parameters["log_tau"]) * parameters["z"]
 
 
-def _school_data(key: PRNGKey, theta: dict[str, Array]) -> Array:
-    effects = _school_effects(theta)
+def _school_data(key: PRNGKey, parameters: dict[str, Array]) -> Array:
+    effects = _school_effects(parameters)
     errors = jnp.asarray(_SCHOOL_ERRORS, effects.dtype)
     return effects + errors * jax.random.normal(key, (8,), effects.dtype)
 
 
-def _school_likelihood(theta: dict[str, Array], x: Array) -> Scalar:
+def _school_likelihood(parameters: dict[str, Array], x: Array) -> Scalar:
     errors = jnp.asarray(_SCHOOL_ERRORS, x.dtype)
-    return -0.5 * jnp.sum(((x - _school_effects(theta)) / errors) ** 2)
+    return -0.5 * jnp.sum(((x - _school_effects(parameters)) / errors) ** 2)
 
 
 def location_and_scale() -> SimulationModel:
@@ -246,13 +246,18 @@ def _location_prior(key: PRNGKey) -> Array:
     return jax.random.normal(key, (2,)) * jnp.asarray([1.0, _LOG_SCALE_SD])
 
 
-def _log_location_prior(theta: Array) -> Scalar:
-    return -0.5 * theta[0] ** 2 - 0.5 * (theta[1] / _LOG_SCALE_SD) ** 2
+def _log_location_prior(parameters: Array) -> Scalar:
+    return -0.5 * parameters[0] ** 2 - 0.5 * (parameters[1] / _LOG_SCALE_SD) ** 2
 
 
-def _location_data(key: PRNGKey, theta: Array) -> Array:
-    return theta[0] + jnp.exp(theta[1]) * jax.random.normal(key, (_NUM_OBSERVATIONS,), theta.dtype)
+def _location_data(key: PRNGKey, parameters: Array) -> Array:
+    return parameters[0] + jnp.exp(parameters[1]) * jax.random.normal(
+        key, (_NUM_OBSERVATIONS,), parameters.dtype
+    )
 
 
-def _location_likelihood(theta: Array, x: Array) -> Scalar:
-    return -0.5 * jnp.sum(((x - theta[0]) / jnp.exp(theta[1])) ** 2) - _NUM_OBSERVATIONS * theta[1]
+def _location_likelihood(parameters: Array, x: Array) -> Scalar:
+    return (
+        -0.5 * jnp.sum(((x - parameters[0]) / jnp.exp(parameters[1])) ** 2)
+        - _NUM_OBSERVATIONS * parameters[1]
+    )

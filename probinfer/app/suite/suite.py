@@ -111,8 +111,8 @@ def run_suite(
     transitions: Sequence[Transition] = (),
     size: SuiteSize,
     level: float = 0.05,
-    started: Callable[[int, int, str], None] = lambda number, total, what: None,
-    done: Callable[[CheckResult], None] = lambda finding: None,
+    started: Callable[[int, int, str], None] = lambda number, total, description: None,
+    done: Callable[[CheckResult], None] = lambda result: None,
 ) -> list[CheckResult]:
     """Run every check on every subject; a check or engine that fails to run gives a result too.
 

@@ -209,17 +209,17 @@ def evidence(
 
 
 def _simulate(key: PRNGKey, model: known_targets.SimulationModel, num: int) -> tuple[Any, Any, Any]:
-    key_theta, key_x, key_infer = jax.random.split(key, 3)
-    theta = jax.vmap(model.prior_sample)(jax.random.split(key_theta, num))
-    x = jax.vmap(model.simulate)(jax.random.split(key_x, num), theta)
-    return theta, x, jax.random.split(key_infer, num)
+    key_parameters, key_x, key_infer = jax.random.split(key, 3)
+    parameters = jax.vmap(model.prior_sample)(jax.random.split(key_parameters, num))
+    x = jax.vmap(model.simulate)(jax.random.split(key_x, num), parameters)
+    return parameters, x, jax.random.split(key_infer, num)
 
 
 def infer_one_by_one(
     key: PRNGKey, model: known_targets.SimulationModel, subject: Subject, num: int
 ) -> tuple[Any, Any, Any]:
     """Return true parameters (S, d), data, and draws (S, L, d) of an engine that is called once for each data set."""
-    theta, x, keys = _simulate(key, model, num)
+    parameters, x, keys = _simulate(key, model, num)
     assert model.target_fn is not None
     draws = []
     for key_i, x_i in zip(keys, np.asarray(x)):
@@ -228,7 +228,7 @@ def infer_one_by_one(
         num_per_chain = min(length, -(-_NUM_RANK_DRAWS // num_chains))
         thinned = np.linspace(0, length - 1, num_per_chain).astype(int)  # far apart, so nearly independent
         draws.append(np.asarray(values)[:, thinned].reshape(-1, values.shape[-1]))
-    return theta, x, jnp.asarray(np.stack(draws))
+    return parameters, x, jnp.asarray(np.stack(draws))
 
 
 def calibrate(
@@ -264,11 +264,11 @@ def ranks(
     model: known_targets.SimulationModel, get_simulated: Callable, key: PRNGKey, level: float
 ) -> Outcome:
     """Test draws of an engine by the ranks of parameters, densities and projections."""
-    theta, x, draws = get_simulated()
+    parameters, x, draws = get_simulated()
     table = rank_table(
         key,
         draws,
-        theta,
+        parameters,
         x,
         log_prior_fn=model.log_prior_fn,
         log_likelihood_fn=model.log_likelihood_fn,
@@ -282,8 +282,8 @@ def coverage(
 ) -> Outcome:
     """Test draws of an engine by TARP."""
     del model
-    theta, x, draws = get_simulated()
-    return outcome_of(tarp(key, draws, theta, x, level=level))
+    parameters, x, draws = get_simulated()
+    return outcome_of(tarp(key, draws, parameters, x, level=level))
 
 
 def joint(
@@ -291,8 +291,8 @@ def joint(
 ) -> Outcome:
     """Run the joint test of a transition on a model."""
 
-    def init(theta, x):
-        return transition.init_fn(LogDensity(_log_joint, model, x), theta)
+    def init(parameters, x):
+        return transition.init_fn(LogDensity(_log_joint, model, x), parameters)
 
     def step(key, state, x):
         return transition.step_fn(LogDensity(_log_joint, model, x), key, state)
@@ -315,5 +315,5 @@ def joint(
     return outcome_of(report)
 
 
-def _log_joint(model: known_targets.SimulationModel, x: Any, theta: Any):
-    return model.log_joint(theta, x)
+def _log_joint(model: known_targets.SimulationModel, x: Any, parameters: Any):
+    return model.log_joint(parameters, x)
