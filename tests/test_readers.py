@@ -333,7 +333,7 @@ def test_cells_that_are_too_long(tmp_path):
     with pytest.raises(table.TableError, match=r"table\.csv, line 3: field larger.*correct or remove it"):
         table.read_csv(path)
     path.write_text('a,b\n1,"2\n' + "3,4\n" * 60_000)
-    with pytest.raises(table.TableError, match=r"a quote that is not closed"):
+    with pytest.raises(table.TableError, match=r"a quote is not closed"):
         table.read_csv(path)
 
 

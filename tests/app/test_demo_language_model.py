@@ -14,6 +14,7 @@ from probinfer.app.commands.live import is_correct_so_far
 from probinfer.app.demo import demo, language_model
 from probinfer.app.demo.language_model import (
     MethodAccuracy,
+    ReasonerResults,
     lm_section,
     lm_table,
     solve_problems,
