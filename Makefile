@@ -50,7 +50,7 @@ $(BENCH_INSTALLED): pyproject.toml constraints.txt
 	$(call install_peers,$(BENCH_VENV)/bin,bench$(,)lm)
 	touch $@
 
-demo: $(INSTALLED)  ## all journeys on bundled data, with a report in probinfer-report/
+demo: $(INSTALLED)  ## the demo on bundled data, with a report in probinfer-report/
 	$(BIN)/probinfer demo
 
 test: $(INSTALLED)  ## the fast tests, with and without 64-bit floats

@@ -1,7 +1,7 @@
-"""Bets of a single iterate without a unit, beside Adam with the best of 13 rates: loss left after 100, 300, 1000 steps.
+"""How good is coin betting without a unit, against Adam at the best of 13 rates? Loss after 100, 300, 1000 steps.
 
-Ways: ``betting.coin()`` elementwise and one bet a leaf (``norm="block"``), ``betting.kt()``, ``betting.fuse()``, the
-published coin (``betting.coin(unit=0.5)``), and Adam with the best rate of 1e-5 ... 10 (two a decade) by hindsight, for
+Methods: ``betting.coin()`` elementwise and one bet a leaf (``norm="block"``), ``betting.kt()``, ``betting.fuse()``, the
+published coin (``betting.coin(unit=0.5)``), and Adam with the best rate of 1e-5 ... 10 (two a decade) in hindsight, for
 every problem and number of steps on its own.
 
 Problems on which the constants of the restarts were chosen: |x - b|²/c² in ten dimensions from zero, b of length c
@@ -36,7 +36,7 @@ WAYS = {
 
 
 def quadratic(c=1.0, noise=0.0, start=0.0, scales=1.0):
-    """Loss, noisy gradient, start."""
+    """Return the loss, its noisy gradient, and the initial point."""
     b = c * jnp.asarray(np.random.default_rng(0).normal(size=10))
 
     def fn(x):
@@ -49,7 +49,7 @@ def quadratic(c=1.0, noise=0.0, start=0.0, scales=1.0):
 
 
 def logistic(batch):
-    """Regularised logistic regression, standardised, with an intercept."""
+    """Regularized logistic regression on standardized inputs, with an intercept."""
     table = data.breast_cancer()
     X = np.asarray(table.X, float)
     X = jnp.asarray(np.c_[(X - X.mean(0)) / X.std(0), np.ones(len(X))])
@@ -63,8 +63,8 @@ def logistic(batch):
         return jax.grad(fn)(x, X[chosen], y[chosen])
 
     start = jnp.zeros(X.shape[1])
-    least = optimization.minimize(fn, start).value
-    return lambda x: fn(x) - least, gradient, start
+    minimum = optimization.minimize(fn, start).value
+    return lambda x: fn(x) - minimum, gradient, start
 
 
 def rosenbrock():
@@ -75,7 +75,7 @@ def rosenbrock():
 
 
 def network():
-    """Twenty hidden units for a smooth function of six numbers."""
+    """A network with twenty hidden units for a smooth function of six inputs."""
     rng = np.random.default_rng(1)
     X = jnp.asarray(rng.normal(size=(300, 6)))
     y = jnp.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] + 0.1 * jnp.asarray(rng.normal(size=300))
@@ -96,7 +96,7 @@ def network():
 
 
 def problems() -> dict:
-    """Those the constants were chosen on, then the others."""
+    """Return the problems on which the constants were chosen, then the others."""
     chosen = {f"quadratic, c = {c:g}": quadratic(c) for c in (1e-6, 1e-3, 1.0, 1e3, 1e6)}
     chosen |= {"noisy quadratic": quadratic(noise=1.0), "noisy quadratic, c = 1e-3": quadratic(1e-3, 1.0)}
     chosen |= {"logistic, batches": logistic(57), "logistic": logistic(0)}
@@ -109,33 +109,33 @@ def problems() -> dict:
     return chosen | held_out
 
 
-def losses(problem, optimiser, key, marks):
-    """Loss at every mark."""
+def losses(problem, optimizer, key, marks):
+    """Return the loss at each recorded step."""
     fn, gradient, x = problem
 
     def step(carry, key):
         x, state = carry
-        updates, state = optimiser.update(gradient(key, x), state, x)
+        updates, state = optimizer.update(gradient(key, x), state, x)
         return (optax.apply_updates(x, updates), state), None
 
-    keys, found, carry = jax.random.split(key, marks[-1]), [], (x, optimiser.init(x))
+    keys, recorded, carry = jax.random.split(key, marks[-1]), [], (x, optimizer.init(x))
     for before, mark in zip((0, *marks), marks, strict=False):
         carry, _ = jax.lax.scan(step, carry, keys[before:mark])
-        found.append(fn(carry[0]))
-    return jnp.stack(found)
+        recorded.append(fn(carry[0]))
+    return jnp.stack(recorded)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     small = common.parser(__doc__).parse_args().small
     seeds, marks = (2, (10, 20)) if small else (SEEDS, MARKS)
     keys, records = jax.random.split(jax.random.key(0), seeds), []
     for name, problem in problems().items():
-        found = {
-            way: np.median(
+        losses_by_method = {
+            method: np.median(
                 jax.jit(lambda k, p=problem, o=o: jax.vmap(lambda s: losses(p, o, s, marks))(k))(keys), 0
             )
-            for way, o in WAYS.items()
+            for method, o in WAYS.items()
         }
 
         def rated(rate, key, p=problem):
@@ -143,9 +143,11 @@ def main() -> None:
 
         grid = jax.jit(jax.vmap(jax.vmap(rated, (None, 0)), (0, None)))(jnp.asarray(RATES), keys)
         grid = np.median(np.where(np.isfinite(grid), grid, np.inf), 1)
-        found["Adam, best rate"] = grid.min(0)
-        found["its rate"] = RATES[grid.argmin(0)]
-        records += [{"problem": name, "way": way, "loss": values} for way, values in found.items()]
+        losses_by_method["Adam, best rate"] = grid.min(0)
+        losses_by_method["its rate"] = RATES[grid.argmin(0)]
+        records += [
+            {"problem": name, "way": method, "loss": values} for method, values in losses_by_method.items()
+        ]
     header = ["problem", "", *(f"after {mark}" for mark in marks)]
     rows = [[r["problem"], r["way"], *(f"{v:.2g}" for v in r["loss"])] for r in records]
     common.print_table("bets of a single iterate", header, rows)

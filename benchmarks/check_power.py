@@ -1,9 +1,9 @@
-"""Is the power that each check claims the power that it has?
+"""Does each check have the power that it claims?
 
-Every report says how small a bias and how wrong a width it could have found with probability 0.9. Here right draws make
-the report, the errors that it names are planted into fresh draws, and the share of repetitions in which the check says
-that something is wrong is held against 0.9: asked is 0.8 or more (a claim is a promise, not a bound from above).
-Without an error the share is the size; a missing correlation no check makes a claim of, so its share is only shown.
+Every report says how small a bias and how wrong a width it could have found with probability 0.9. Here correct draws
+make the report, the errors that it names are planted into new draws, and the share of repetitions in which the check
+says that something is wrong is compared with 0.9; required is 0.8 or more (a claim is a lower bound of the power).
+Without an error the share is the size; no check makes a claim about a missing correlation, so its share is only shown.
 
 Posteriors are normal, in d = 1, 2, 5 and 20 dimensions. Ranks: theta ~ N(0, I), x = theta + noise of sd 1/2, draws
 N(0.8 x, 0.2 I); the bias is in one coordinate, widths are wrong in all, "correlation" gives all coordinates 0.5.
@@ -43,11 +43,11 @@ def covariance(dims: int) -> np.ndarray:
     return CORRELATION * np.ones((dims, dims)) + (1 - CORRELATION) * np.eye(dims)
 
 
-def roots(dims: int, error: str, *, own: bool) -> np.ndarray:
-    """A root of the covariance of draws, if ``own`` is the correlation of the posterior."""
-    if own == (error != "correlation"):
+def roots(dims: int, error: str, *, is_own: bool) -> np.ndarray:
+    """Return a root of the covariance of draws with the given error; ``is_own`` selects the one of the posterior."""
+    if is_own == (error != "correlation"):
         return np.linalg.cholesky(covariance(dims))
-    return np.diag(1 / np.sqrt(np.diag(np.linalg.inv(covariance(dims))))) if own else np.eye(dims)
+    return np.diag(1 / np.sqrt(np.diag(np.linalg.inv(covariance(dims))))) if is_own else np.eye(dims)
 
 
 def wrong(error: str, size: float) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def wrong(error: str, size: float) -> tuple[float, float]:
 def simulated(rng, dims: int, error: str, size: float, *, shared: bool = False):
     """Draws (S, L, d), true values, data; ``shared``: the true values come from an engine with the same error."""
     bias, scale = wrong(error, size)
-    root = roots(dims, error, own=False)
+    root = roots(dims, error, is_own=False)
     if shared:  # posterior SBC: one observation, as many new data as old
         sd, both = np.sqrt(0.5), np.sqrt(1 / 3)
         theta = sd * (rng.normal(size=(SIMULATIONS, dims)) + bias * np.eye(1, dims))
@@ -93,7 +93,7 @@ def by_ranks(rng, key, dims, error, size):
 
 
 def by_shared(rng, key, dims, error, size):
-    """The caveat of posterior SBC: of a bias that its start shares one less the ratio of the widths is seen."""
+    """Posterior SBC detects only 1 - ratio of the widths of a bias that its starting posterior shares."""
     shared = error == "bias"
     draws, theta, _ = simulated(
         rng, dims, error, size / (1 - np.sqrt(2 / 3)) if shared else size, shared=True
@@ -118,17 +118,17 @@ def simulate(key, theta):
     return theta + 0.5 * jax.random.normal(key, theta.shape)
 
 
-def forgetful(bias, scale, whole, root, key, theta, x):
-    """A kernel that draws from N(.8 x, .2 I), wrongly: it forgets where it was."""
+def forgetful(bias, scale, is_joint, root, key, theta, x):
+    """A transition that draws from N(.8 x, .2 I) with an error, independently of its state."""
     noise = scale * root @ jax.random.normal(key, theta.shape)
-    return (whole * (0.8 * x + np.sqrt(0.2) * noise)).at[0].add(bias)
+    return (is_joint * (0.8 * x + np.sqrt(0.2) * noise)).at[0].add(bias)
 
 
 def by_joint(rng, key, dims, error, size, *, chain=True):
     bias, scale = wrong(error, size)
     # Of the chain the errors are in sd of the posterior, √.2; of the end in sd of the prior, 1.
     sizes = (np.sqrt(0.2) * bias, scale, 1.0) if chain else (bias, 1.0, scale)
-    arguments = [jnp.asarray(value) for value in (*sizes, roots(dims, error, own=False))]
+    arguments = [jnp.asarray(value) for value in (*sizes, roots(dims, error, is_own=False))]
     return checks.joint_test(
         key,
         jax.tree_util.Partial(prior_sample, jnp.zeros(dims)),
@@ -156,7 +156,7 @@ def quadratic(precision, x):
 
 def sample(rng, dims, error, size, num=SAMPLE):
     bias, scale = wrong(error, size)
-    draws = scale * rng.normal(size=(num, dims)) @ roots(dims, error, own=True).T
+    draws = scale * rng.normal(size=(num, dims)) @ roots(dims, error, is_own=True).T
     draws[:, 0] += bias
     return jnp.asarray(draws)
 
@@ -216,7 +216,7 @@ SLOW = {"c2st": 4}  # by how much fewer repetitions
 
 
 def claim(report) -> Detectable:
-    """The errors that a report says it could have found."""
+    """Return the errors that a report claims to detect."""
     if isinstance(report, checks.VSBCReport):
         return Detectable(report.bias, 0.0, np.inf, 0.9, LEVEL)
     if isinstance(report, checks.EvidenceSandwich):
@@ -226,18 +226,18 @@ def claim(report) -> Detectable:
 
 
 def cell(check: str, dims: int, error: str, repetitions: int) -> dict:
-    """Claimed size of an error and how often it was found; nothing where no claim is made."""
+    """Return the claimed size of an error and how often it was detected; None if the check makes no claim."""
     seed = zlib.crc32(f"{check}/{dims}".encode())
     right = CHECKS[check](np.random.default_rng(seed), jax.random.key(seed), dims, "none", 0.0)
     size = getattr(claim(right), error, 0.0)
     if error not in ("none", "correlation") and not 0 < size < np.inf:
         return {}
-    found = 0
+    num_rejected = 0
     for number in range(repetitions):
         rng = np.random.default_rng([seed, 1 + number, ERRORS.index(error)])
         report = CHECKS[check](rng, jax.random.key(seed + 1 + number), dims, error, size)
-        found += report.passed is False
-    return {"size": size, "found": found, "of": repetitions}
+        num_rejected += report.passed is False
+    return {"size": size, "found": num_rejected, "of": repetitions}
 
 
 def kept_promise(row: dict) -> bool:
@@ -249,7 +249,7 @@ def kept_promise(row: dict) -> bool:
 
 
 def coverage(repetitions: int) -> dict[str, list[float]]:
-    """Share of intervals of 95 % that hold the truth: mean by ESS, evidence by its error, at k-hat below 0.7."""
+    """Return the coverage of 95 % intervals at k-hat below 0.7: of the mean by ESS, of the evidence by its error."""
     rng = np.random.default_rng(20261130)
     chains = np.zeros((repetitions, 4, 250))
     noise = rng.normal(size=chains.shape)
@@ -260,21 +260,21 @@ def coverage(repetitions: int) -> dict[str, list[float]]:
     inside = np.abs(draws.mean((0, 1))) < 1.96 * np.asarray(diagnostics.mcse_mean(draws))
     shifted = draws.at[0].add(0.5 * np.sqrt(1 / (1 - 0.7**2)))
     apart = [float(np.mean(np.asarray(diagnostics.rhat(each)) >= 1.01)) for each in (draws, shifted)]
-    found = {
+    shares = {
         "mean by ess": [float(np.mean(inside))],
         "rhat of 1.01 and more: right, one chain off by 0.5 sd": apart,
     }
     for dims in DIMENSIONS:
         u = 0.85 * rng.normal(size=(repetitions, 1000, dims))
         ratios = jnp.asarray(np.sum(-0.5 * u**2 * (1 - 0.85**-2), axis=2) + dims * np.log(0.85))
-        one = jax.vmap(importance.evidence)(ratios)
-        good = np.asarray(one.khat) < 0.7
-        held = np.abs(np.asarray(one.log_evidence)) < 1.96 * np.asarray(one.standard_error)
-        found[f"evidence, d = {dims}: k-hat below 0.7, interval right among those"] = [
+        estimate = jax.vmap(importance.evidence)(ratios)
+        good = np.asarray(estimate.khat) < 0.7
+        covered = np.abs(np.asarray(estimate.log_evidence)) < 1.96 * np.asarray(estimate.standard_error)
+        shares[f"evidence, d = {dims}: k-hat below 0.7, interval right among those"] = [
             float(good.mean()),
-            float(held[good].mean()) if good.any() else float("nan"),
+            float(covered[good].mean()) if good.any() else float("nan"),
         ]
-    return found
+    return shares
 
 
 def main() -> None:
@@ -284,29 +284,29 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=100)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    kept = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
+    stored = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
     repetitions = 2 if arguments.small else arguments.repetitions
     for check in CHECKS:
         for dims in (1, 2) if arguments.small else DIMENSIONS:
             for error in ERRORS if dims > 1 else ERRORS[:-1]:
                 name = f"{check}/{dims}/{error}"
-                if name not in kept:
-                    kept[name] = cell(check, dims, error, max(repetitions // SLOW.get(check, 1), 2))
-                    print(name, kept[name], flush=True)
+                if name not in stored:
+                    stored[name] = cell(check, dims, error, max(repetitions // SLOW.get(check, 1), 2))
+                    print(name, stored[name], flush=True)
                     if arguments.keep:
-                        arguments.keep.write_text(json.dumps(kept))
-    lines = table(kept)
+                        arguments.keep.write_text(json.dumps(stored))
+    lines = table(stored)
     common.print_table("claimed size: share found", lines[0], lines[1:])
     missed = [
         name
-        for name, row in kept.items()
+        for name, row in stored.items()
         if row and name.split("/")[2] in ERRORS[1:4] and not kept_promise(row)
     ]
     print(
         f"asked, a share of {ASKED} at what is claimed with 0.9: {'missed by ' + str(missed) if missed else 'met'}"
     )
-    held = coverage(20 if arguments.small else 1000)
-    print(json.dumps(held, indent=1))
+    intervals = coverage(20 if arguments.small else 1000)
+    print(json.dumps(intervals, indent=1))
     if not arguments.small:
         settings = {
             "simulations": SIMULATIONS,
@@ -315,15 +315,15 @@ def main() -> None:
             "sample": SAMPLE,
             "runs": RUNS,
         }
-        body = {"settings": settings, "cells": kept, "missed": missed, "coverage": held}
+        body = {"settings": settings, "cells": stored, "missed": missed, "coverage": intervals}
         common.write_results("check_power", body | {"markdown": markdown(lines)}, packages=("flax",))
 
 
-def table(kept: dict) -> list[list[str]]:
+def table(stored: dict) -> list[list[str]]:
     """Header and one row for each check and number of dimensions."""
     rows = [["check", "d", "no error", "bias, sd", "too narrow", "too wide", "correlation"]]
-    for name in dict.fromkeys(name.rsplit("/", 1)[0] for name in kept):
-        cells = [kept.get(f"{name}/{error}", {}) for error in ERRORS]
+    for name in dict.fromkeys(name.rsplit("/", 1)[0] for name in stored):
+        cells = [stored.get(f"{name}/{error}", {}) for error in ERRORS]
         rows.append(
             [*name.split("/"), *(shown(one, error) for one, error in zip(cells, ERRORS, strict=True))]
         )

@@ -5,7 +5,7 @@ Each check runs in a process of its own on 50 000 draws in 10 dimensions (two-sa
 imports, compiler and data included), beside the peak of a process that makes the same draws and checks nothing. Asked:
 at most 1 GB. A matrix of all pairs would take 20 GB for one sample and 80 GB for two, in float64.
 
-The draws are right, so the p-values should look uniform.
+The draws are correct, so the p-values should be uniform.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHECKS = {
 
 
 def worker(name: str, num: int) -> None:
-    """Run one check and print what it took, as JSON."""
+    """Run one check and print its time and memory as JSON."""
     keys = jax.random.split(jax.random.key(0), 3)
     a, b = (jax.block_until_ready(jax.random.normal(key, (num, DIMENSIONS))) for key in keys[:2])
     wall, cpu = time.perf_counter(), time.process_time()
@@ -59,14 +59,14 @@ def worker(name: str, num: int) -> None:
 
 
 def measure(name: str, num: int) -> dict:
-    """One check in a process of its own."""
+    """Run one check in a separate process."""
     command = [sys.executable, __file__, "--worker", name, "--draws", str(num)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Measure all of them."""
+    """Measure all checks."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="NAME")
     parser.add_argument("--draws", type=int, default=50_000)

@@ -1,4 +1,4 @@
-"""Which particles come closest to a density: without a learning rate, or with the best of eleven found by hindsight?
+"""Which particles come closest to a density: without a learning rate, or with the best of eleven rates in hindsight?
 
 Question: the energy distance between 100 particles and the target after 100, 300 and 1000 steps of Stein variational
 gradient descent, with the rules of this library, the published ones, and Adam at the rate that proved best.
@@ -10,7 +10,7 @@ posteriordb. Start: N(0, I); posteriordb: where every engine of this library sta
 were once chosen on this target or one like it. The others are held out.
 
 Methods, all with the kernel exp(-r^2/h):
-    default         this library with nothing set
+    default         this library with its defaults
     fuse            its geometry, distance over gradients from the first step
     coin            its geometry, an elementwise coin throughout
     published       Sharrock and Nemeth (2023): raw coordinates, the coin of unit 1/2, h = median / log(N + 1)
@@ -29,7 +29,7 @@ I ("white"): the first sees the wide directions only. Particles: every pair, so 
 "i.i.d." of the table, not zero; below it particles are better spread than independent draws. Intervals: Student-t over
 the seeds, of differences with the seeds paired.
 
-An answer: the upper 95 % end of the difference to Adam, the better of its two forms, is at most a tenth of Adam's
+Criterion: the upper 95 % end of the difference to Adam, the better of its two forms, is at most a tenth of Adam's
 distance and the floor of independent draws.
 
 Memory: one run at a time, O(N d). Float32.
@@ -69,7 +69,7 @@ METHODS = (*OURS, *RAW, *ADAMS)
 
 
 def adam(rate: Any) -> optax.GradientTransformation:
-    """Adam with a rate that may be traced."""
+    """Adam with a learning rate that may be a traced array."""
     core = optax.scale_by_adam()
 
     def update(gradients, state, params=None):
@@ -80,19 +80,19 @@ def adam(rate: Any) -> optax.GradientTransformation:
 
 
 def plain_direction(kernel: Any, z: Any, scores: Any, keep: Any, score_fn: Any) -> Any:
-    """Stein's direction under a kernel as wide as the median, without annealing."""
+    """Stein's direction under a kernel with the median heuristic, without annealing."""
     square = squared_bandwidth("median", z, keep, jnp.int32(10**6))
     return svgd_direction(scaled_kernel(kernel, square), z, scores, keep, score_fn)
 
 
 def plain(fn: Any, bet: Any) -> Any:
-    """Raw coordinates, the median throughout."""
+    """SVGD in raw coordinates, with the median heuristic at every step."""
     kernel = RBF(lengthscale=math.sqrt(0.5))
     return descent(fn, plain_direction, kernel, coin.Identity(), bet, bandwidth="fixed")
 
 
 def algorithm(method: str, fn: Any, rate: Any) -> Any:
-    """The rule of that name; the rate is Adam's."""
+    """Return the rule of this name; the rate is that of Adam."""
     raw = coin.Identity()
     match method:
         case "default":
@@ -115,7 +115,7 @@ def algorithm(method: str, fn: Any, rate: Any) -> Any:
 
 
 def lane(method: str, blocks: int, width: int, fn: Any, key: Any, rate: Any, start: Any) -> Any:
-    """One run: the positions after each of ``blocks`` times ``width`` steps."""
+    """Run once; return the positions after each of ``blocks`` blocks of ``width`` steps."""
     rule = algorithm(method, fn, rate)
 
     def step(state, key):
@@ -130,12 +130,12 @@ def lane(method: str, blocks: int, width: int, fn: Any, key: Any, rate: Any, sta
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def lanes(method: str, blocks: int, width: int, fn: Any, keys: Any, rates: Any, starts: Any) -> Any:
-    """Runs one after another, in one program."""
+    """Make the runs sequentially in one program."""
     return jax.lax.map(lambda args: lane(method, blocks, width, fn, *args), (keys, rates, starts))
 
 
 class Bench:
-    """One target: the starts of all seeds, and distances of runs from them."""
+    """One target: the initial particles of all seeds, and the distances of runs."""
 
     def __init__(self, name: str, case: Any, small: bool):
         keys = jax.random.split(jax.random.key(zlib.crc32(name.encode())), SEEDS)
@@ -146,25 +146,25 @@ class Bench:
 
     def distances(self, method: str, seeds: Any, rates: Any) -> np.ndarray:
         """Energy distances (lane, step count, raw | white) of runs with these seeds and rates, eleven at a time."""
-        found = []
+        recorded = []
         for first in range(0, len(seeds), len(RATES)):
             part = slice(first, first + len(RATES))
             chosen = np.resize(seeds[part], len(RATES))  # one program for every number of lanes
-            kept = len(seeds[part])
+            num_kept = len(seeds[part])
             speeds = jnp.asarray(np.resize(rates[part], len(RATES)), jnp.result_type(float))
-            starts = jax.tree.map(lambda x, at=chosen: x[at], self.starts)
+            starts = jax.tree.map(lambda x, indices=chosen: x[indices], self.starts)
             arguments = (self.case.logdensity_fn, self.keys[chosen], speeds, starts)
-            runs = rows(lanes(method, self.blocks, self.width, *arguments), 3)[:kept]
-            wanted = [count * self.blocks // STEPS[-1] - 1 for count in STEPS]
-            found += [[self.reference.distances(run[i]) for i in wanted] for run in runs]
-        return np.array(found)
+            runs = rows(lanes(method, self.blocks, self.width, *arguments), 3)[:num_kept]
+            blocks_of_steps = [count * self.blocks // STEPS[-1] - 1 for count in STEPS]
+            recorded += [[self.reference.distances(run[i]) for i in blocks_of_steps] for run in runs]
+        return np.array(recorded)
 
     def single(self, method: str) -> np.ndarray:
-        """Distances of all seeds."""
+        """Return the distances of all seeds."""
         return self.distances(method, np.arange(SEEDS), np.ones(SEEDS))
 
     def grid(self, method: str) -> dict[str, Any]:
-        """Adam: all rates with a few seeds, the promising ones with all."""
+        """Adam: all rates with a few seeds, the best ones with all seeds."""
         every, seeds = np.arange(len(RATES)), np.arange(SCOUTS)
         scouts = self.distances(method, np.repeat(seeds, len(RATES)), np.tile(RATES, SCOUTS))
         scouts = scouts.reshape(SCOUTS, len(RATES), *scouts.shape[1:])
@@ -180,7 +180,7 @@ class Bench:
 
 
 def hindsight(grid: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of the best rate, (seed, step count, measure), and which rate that is."""
+    """Return the distances of the best rate, (seed, step count, measure), and this rate."""
     numbers = list(grid["full"])
     runs = np.stack([grid["full"][k] for k in numbers])  # (rate, seed, step count, measure)
     best = np.argmin(np.nan_to_num(runs.mean(axis=1), nan=np.inf), axis=0)
@@ -189,7 +189,7 @@ def hindsight(grid: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def one_target(name: str, methods: list[str], before: dict[str, Any], *, small: bool) -> dict[str, Any]:
-    """These methods on a target, beside what was measured before."""
+    """Measure these methods on a target; earlier results of other methods are kept."""
     make, chosen = TARGETS[name]
     bench = Bench(name, make(), small)
     record = {"target": name, "chosen": chosen, "dimension": bench.case.draws.shape[1]}
@@ -211,7 +211,7 @@ def one_target(name: str, methods: list[str], before: dict[str, Any], *, small: 
 
 
 def main() -> None:
-    """Measure, print, write after every target."""
+    """Run the benchmark; print and write the results after each target."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="measure these targets, keep the results of the others")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="measure these anew")

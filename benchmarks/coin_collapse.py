@@ -1,10 +1,10 @@
-"""How much of its width does a cloud of 100 particles keep as the dimension grows, and is the user told?
+"""How much does a cloud of 100 particles shrink as the dimension grows, and is the user warned?
 
 Standard normals in 10 to 200 dimensions, 100 particles started at N(1, 0.3²), 10 seeds, up to 3000 steps: the ratio of
 the standard deviation of the particles to the right one, mean over coordinates and seeds with a 95 % interval
 (Student's t over seeds). Beside it the mean-field formula (1 + (e - 2) d/N)^(-1/2), the share of seeds in which the
-verdict of ``coin.SVGD`` complains, the published bandwidth, and as many particles as ``coin.particles_for`` asks for.
-Asked: the complaint comes wherever the ratio is below 0.85.
+verdict of ``coin.SVGD`` warns, the published bandwidth, and as many particles as ``coin.particles_for`` asks for.
+Required: the warning appears wherever the ratio is below 0.85.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = (100, 300, 1000, 3000)
 
 
 def log_standard(x):
-    """Up to a constant."""
+    """Return the log density up to a constant."""
     return -0.5 * jnp.sum(x**2)
 
 
@@ -47,22 +47,22 @@ def measure(method: str, steps: tuple[int, ...], starts):
     algorithm = built(method)
 
     def one(start):
-        state, found, before = algorithm.init(start), [], 0
+        state, recorded, before = algorithm.init(start), [], 0
         for until in steps:
             state = jax.lax.fori_loop(
                 before, until, lambda _, state: algorithm.step(jax.random.key(0), state)[0], state
             )
             x = state.positions
             # the score of a standard normal is -x
-            found.append((jnp.mean(jnp.std(x, axis=0)), -jnp.var(x, axis=0)))
+            recorded.append((jnp.mean(jnp.std(x, axis=0)), -jnp.var(x, axis=0)))
             before = until
-        return tuple(jnp.stack(parts) for parts in zip(*found))
+        return tuple(jnp.stack(parts) for parts in zip(*recorded))
 
     return jax.lax.map(one, starts)
 
 
 def row(method: str, dims: int, size: int, steps: tuple[int, ...], seeds: int) -> dict:
-    """All seeds of one dimension."""
+    """Measure all seeds of one dimension."""
     noise = np.random.default_rng(dims).normal(size=(seeds, size, dims))
     ratios, virials = (np.asarray(a, float) for a in measure(method, steps, jnp.asarray(1 + 0.3 * noise)))
     warned = np.array([[bool(describe_misfit(virial, size)) for virial in seed] for seed in virials])
@@ -82,7 +82,7 @@ def row(method: str, dims: int, size: int, steps: tuple[int, ...], seeds: int) -
 
 
 def rows_of(records: list[dict]) -> list[list[str]]:
-    """The table."""
+    """Print the table."""
     rows = []
     for r in records:
         values = zip(r["steps"], r["ratio"], r["half interval"], r["warned"])
@@ -95,7 +95,7 @@ def rows_of(records: list[dict]) -> list[list[str]]:
 
 
 def plot(records: list[dict]) -> None:
-    """Ratios against the dimension."""
+    """Plot the ratios against the dimension."""
     figure, axes = common.figure(width=6.5, height=4.2)
     chosen = [r for r in records if r["method"] == "default"]
     dims = [r["d"] for r in chosen]
@@ -122,7 +122,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     seeds, dims, steps = (2, DIMS[:1], STEPS[:1]) if arguments.small else (SEEDS, DIMS, STEPS)
     start = time.process_time()
@@ -131,13 +131,13 @@ def main() -> None:
     records += [
         row("N by dimension", d, coin.particles_for(d), steps[1:2] or steps, 3) for d in dims if d <= 100
     ]
-    spent = time.process_time() - start
+    cpu_seconds = time.process_time() - start
     header = ["", "N", "formula", *[f"T = {t} (warned)" for t in STEPS], "below 0.85, not warned"]
     common.print_table("width kept by a cloud", header, rows_of(records))
     missed = sum(r["missed"] for r in records)
-    print(f"Below 0.85 and not warned: {missed}. {spent:.0f} CPU seconds")
+    print(f"Below 0.85 and not warned: {missed}. {cpu_seconds:.0f} CPU seconds")
     if not arguments.small:
-        common.write_results(NAME, {"records": records, "missed": missed, "CPU seconds": spent})
+        common.write_results(NAME, {"records": records, "missed": missed, "CPU seconds": cpu_seconds})
         plot(records)
 
 

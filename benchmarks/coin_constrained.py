@@ -1,4 +1,4 @@
-"""Coin sampling inside constraints: how far are 50 particles from the target, beside the published set-up and NUTS?
+"""How far are 50 coin particles inside constraints from the target, against the published settings and NUTS?
 
 Question: energy distance of 50 particles to the target after 100, 500 and 1000 steps, for ``coin.mirrored_svgd`` and
 ``coin.mirrored_svmd`` as they come, for the published coin MSVGD and coin SVMD (elementwise coin of unit 0.5 in the
@@ -69,8 +69,8 @@ def spread_start(key):
     return jax.random.dirichlet(key, jnp.full(PARTS, 5.0), (PARTICLES,))
 
 
-def around(centre, key):
-    return jnp.exp(jnp.log(centre) + jax.random.normal(key, (PARTICLES, centre.shape[0])))
+def around(center, key):
+    return jnp.exp(jnp.log(center) + jax.random.normal(key, (PARTICLES, center.shape[0])))
 
 
 def cases() -> dict[str, Case]:
@@ -86,25 +86,31 @@ def cases() -> dict[str, Case]:
     selective = LogDensity(log_selective, stored["linear"], stored["offset"][:, 0], stored["noise_scale"])
     return {
         "Dirichlet": Case(
-            LogDensity(log_dirichlet, concentration),
-            coin.Simplex(),
-            simplex,
-            spread_start,
-            flat,
-            exact,
-            PARTS - 1,
+            logdensity_fn=LogDensity(log_dirichlet, concentration),
+            mirror=coin.Simplex(),
+            constraint=simplex,
+            start=spread_start,
+            example=flat,
+            exact=exact,
+            free=PARTS - 1,
         ),
         "quadratic": Case(
-            LogDensity(log_quadratic, precision), coin.Simplex(), simplex, spread_start, flat, None, PARTS - 1
+            logdensity_fn=LogDensity(log_quadratic, precision),
+            mirror=coin.Simplex(),
+            constraint=simplex,
+            start=spread_start,
+            example=flat,
+            exact=None,
+            free=PARTS - 1,
         ),
         "selective": Case(
-            selective,
-            coin.Orthant(),
-            dist.constraints.positive,
-            partial(around, jnp.asarray(stored["init"])),
-            jnp.asarray(stored["init"]),
-            None,
-            2,
+            logdensity_fn=selective,
+            mirror=coin.Orthant(),
+            constraint=dist.constraints.positive,
+            start=partial(around, jnp.asarray(stored["init"])),
+            example=jnp.asarray(stored["init"]),
+            exact=None,
+            free=2,
         ),
     }
 
@@ -123,10 +129,10 @@ METHODS = {
 
 
 def nuts(case: Case, seed: int, num_draws: int) -> np.ndarray:
-    """Draws of four chains, side by side."""
+    """Return the draws of four parallel chains."""
     target = pi.targets.from_logdensity(case.logdensity_fn, case.example, constraints=case.constraint)
-    found = pi.infer(jax.random.key(seed), target, mcmc.NUTS(num_draws=num_draws), progress=False)
-    return np.asarray(found.draws).reshape(-1, case.example.shape[0])
+    posterior = pi.infer(jax.random.key(seed), target, mcmc.NUTS(num_draws=num_draws), progress=False)
+    return np.asarray(posterior.draws).reshape(-1, case.example.shape[0])
 
 
 def mean_distance(a, b):
@@ -138,28 +144,28 @@ class Judge:
     """Energy distances to a reference, raw and whitened."""
 
     def __init__(self, reference: np.ndarray, free: int):
-        self.free, self.centre = free, reference[:, :free].mean(0)
+        self.free, self.center = free, reference[:, :free].mean(0)
         white = np.linalg.inv(np.linalg.cholesky(np.cov(reference[:, :free].T)))
         self.scales = (jnp.eye(free), jnp.asarray(white))
-        self.points = [jnp.asarray((reference[:, :free] - self.centre) @ s.T) for s in self.scales]
+        self.points = [jnp.asarray((reference[:, :free] - self.center) @ s.T) for s in self.scales]
         self.own = [mean_distance(p, p) for p in self.points]
 
     def __call__(self, draws):
-        """Raw and whitened distance."""
-        found = []
-        for scale, points, own in zip(self.scales, self.points, self.own, strict=True):
-            x = (draws[:, : self.free] - self.centre) @ scale.T
-            found.append(2 * mean_distance(x, points) - mean_distance(x, x) - own)
-        return jnp.stack(found)
+        """Return the raw and the whitened distance."""
+        distances = []
+        for scale, points, floor in zip(self.scales, self.points, self.own, strict=True):
+            x = (draws[:, : self.free] - self.center) @ scale.T
+            distances.append(2 * mean_distance(x, points) - mean_distance(x, x) - floor)
+        return jnp.stack(distances)
 
 
 def particles(case: Case, make, judge: Judge, seeds: int, marks: tuple[int, ...]) -> dict:
-    """Distances (seed, mark, 2), the smallest feasible fraction and the particles without a score."""
+    """Return distances (seed, step, 2), the smallest feasible fraction, and the number of particles without a score."""
     algorithm = make(case.logdensity_fn, case.mirror)
 
     def one(key):
         key_start, key_run = jax.random.split(key)
-        state, found, facts = algorithm.init(case.start(key_start)), [], []
+        state, recorded, facts = algorithm.init(case.start(key_start)), [], []
         for before, mark in zip((0, *marks), marks, strict=False):
 
             def step(state, number):
@@ -167,9 +173,9 @@ def particles(case: Case, make, judge: Judge, seeds: int, marks: tuple[int, ...]
                 return state, (info.feasible, info.num_nonfinite)
 
             state, info = jax.lax.scan(step, state, jnp.arange(before, mark))
-            found.append(judge(state.positions))
+            recorded.append(judge(state.positions))
             facts.append((jnp.min(info[0]), jnp.max(info[1])))
-        return jnp.stack(found), jax.tree.map(lambda *leaf: jnp.stack(leaf), *facts)
+        return jnp.stack(recorded), jax.tree.map(lambda *leaf: jnp.stack(leaf), *facts)
 
     run = jax.jit(lambda keys: jax.lax.map(one, keys))
     start = time.process_time()
@@ -183,17 +189,17 @@ def particles(case: Case, make, judge: Judge, seeds: int, marks: tuple[int, ...]
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Mean and its bootstrap interval, over the first axis."""
+    """Return the mean over the first axis and its bootstrap interval."""
     chosen = np.random.default_rng(0).integers(0, len(values), (4000, len(values)))
     return [float(np.mean(values)), *map(float, np.quantile(values[chosen].mean(1), [0.025, 0.975]))]
 
 
 def measured(name: str, case: Case, seeds: int, marks: tuple[int, ...], num_draws: int) -> list[dict]:
-    """All ways on a target."""
+    """Run all methods on a target."""
     reference = case.exact if case.exact is not None else nuts(case, 7, max(num_draws, 1000))
     judge = Judge(reference, case.free)
     score = jax.jit(judge)
-    runs = {way: particles(case, make, judge, seeds, marks) for way, make in METHODS.items()}
+    runs = {method: particles(case, make, judge, seeds, marks) for method, make in METHODS.items()}
     drawn = [nuts(case, 100 + seed, num_draws) for seed in range(seeds)]
     thinned = np.stack([score(d[np.linspace(0, len(d) - 1, PARTICLES).astype(int)]) for d in drawn])
     runs["NUTS, 50 thinned draws"] = {"distances": thinned[:, None]}
@@ -204,21 +210,21 @@ def measured(name: str, case: Case, seeds: int, marks: tuple[int, ...], num_draw
     base = runs["published coin MSVGD"]["distances"]
     return [
         record
-        for way, run in runs.items()
+        for method, run in runs.items()
         for number in range(run["distances"].shape[1])
-        for record in [one_record(name, way, run, number, marks, base)]
+        for record in [one_record(name, method, run, number, marks, base)]
     ]
 
 
-def one_record(name: str, way: str, run: dict, number: int, marks: tuple, base: np.ndarray) -> dict:
-    """A line of the table."""
-    found = run["distances"][:, number]
-    still = run["distances"].shape[1] == 1
-    other = base[:, -1 if still else number]
-    record = {"target": name, "way": way, "steps": None if still else marks[number]}
-    for column, word in enumerate(("raw", "white")):
-        record[word] = interval(found[:, column])
-        record[f"{word}, less published"] = interval(found[:, column] - other[:, column])
+def one_record(name: str, method: str, run: dict, number: int, marks: tuple, base: np.ndarray) -> dict:
+    """Return one row of the table."""
+    distances = run["distances"][:, number]
+    is_single = run["distances"].shape[1] == 1
+    other = base[:, -1 if is_single else number]
+    record = {"target": name, "way": method, "steps": None if is_single else marks[number]}
+    for column, metric in enumerate(("raw", "white")):
+        record[metric] = interval(distances[:, column])
+        record[f"{metric}, less published"] = interval(distances[:, column] - other[:, column])
     return record | {key: value for key, value in run.items() if key != "distances"}
 
 
@@ -256,33 +262,33 @@ def print_records(records: list[dict]) -> None:
 
 
 def contradictions(records: list[dict]) -> list[str]:
-    """Where the defaults are not better than the published set-up or than thinned NUTS draws."""
-    found = []
+    """List the cases in which the defaults are not better than the published settings or thinned NUTS draws."""
+    sentences = []
     for r in records:
         if not r["way"].startswith("mirrored"):
             continue
         draws = next(o for o in records if o["target"] == r["target"] and o["way"].startswith("NUTS"))
-        for word in ("raw", "white"):
-            where = f"{r['target']}, {r['way']}, {r['steps']} steps, {word}"
-            if r[f"{word}, less published"][2] > 0:
-                found.append(f"{where}: {r[word][0]:.5f}, not below the published coin MSVGD")
-            if r[word][0] > draws[word][0]:
-                found.append(
-                    f"{where}: {r[word][0]:.5f} above 50 thinned draws of NUTS ({draws[word][0]:.5f})"
+        for metric in ("raw", "white"):
+            where = f"{r['target']}, {r['way']}, {r['steps']} steps, {metric}"
+            if r[f"{metric}, less published"][2] > 0:
+                sentences.append(f"{where}: {r[metric][0]:.5f}, not below the published coin MSVGD")
+            if r[metric][0] > draws[metric][0]:
+                sentences.append(
+                    f"{where}: {r[metric][0]:.5f} above 50 thinned draws of NUTS ({draws[metric][0]:.5f})"
                 )
-    return found
+    return sentences
 
 
 def plot(records: list[dict]) -> None:
-    """Whitened and raw distance against steps."""
+    """Plot the whitened and the raw distance against the number of steps."""
     names = list(dict.fromkeys(r["target"] for r in records))
     figure, axes = common.figure(width=11, height=6, rows=2, columns=len(names))
-    for row, word in zip(axes, ("raw", "white"), strict=True):
+    for row, metric in zip(axes, ("raw", "white"), strict=True):
         for axis, name in zip(row, names, strict=True):
-            for number, way in enumerate(METHODS):
-                rows = [r for r in records if r["target"] == name and r["way"] == way]
-                middle = np.array([r[word][0] for r in rows])
-                ends = np.array([r[word][1:] for r in rows]).T
+            for number, method in enumerate(METHODS):
+                rows = [r for r in records if r["target"] == name and r["way"] == method]
+                middle = np.array([r[metric][0] for r in rows])
+                ends = np.array([r[metric][1:] for r in rows]).T
                 axis.errorbar(
                     [r["steps"] for r in rows],
                     middle,
@@ -290,21 +296,27 @@ def plot(records: list[dict]) -> None:
                     marker="o",
                     ms=3,
                     color=f"C{number}",
-                    label=way,
+                    label=method,
                 )
-            for style, way in (("--", "NUTS, 50 thinned draws"), (":", "independent draws")):
+            for style, method in (("--", "NUTS, 50 thinned draws"), (":", "independent draws")):
                 for r in records:
-                    if r["target"] == name and r["way"] == way:
-                        axis.axhline(r[word][0], color="black", linestyle=style, linewidth=0.8, label=way)
+                    if r["target"] == name and r["way"] == method:
+                        axis.axhline(
+                            r[metric][0], color="black", linestyle=style, linewidth=0.8, label=method
+                        )
             axis.set(
-                xscale="log", yscale="log", title=f"{name}, {word}", xlabel="steps", ylabel="energy distance"
+                xscale="log",
+                yscale="log",
+                title=f"{name}, {metric}",
+                xlabel="steps",
+                ylabel="energy distance",
             )
     axes[0, 0].legend(frameon=False, fontsize=6)
     common.save_figure(figure, NAME)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     small = common.parser(__doc__).parse_args().small
     seeds, marks, num_draws = (3, (20, 50), 100) if small else (SEEDS, STEPS, 300)
     records: list[dict] = []

@@ -1,4 +1,4 @@
-"""Coin EM: error of the parameters where the answer is known, predictions of logistic regression, beside Adam.
+"""How accurate is coin EM, against Adam? Errors of known parameters, predictions of logistic regression.
 
 Question 1: hierarchical normal model, z_i ~ N(theta, c²), x_i ~ N(z_i, c²), i = 1 ... 100, 10 particles; the best theta
 is the mean of x. Error of theta in units of c after 100, 300 and 1000 steps from theta = 0, for c = 1e-3, 1 and 1e3,
@@ -6,12 +6,12 @@ particles started with spread 1. True theta is 5 c.
 
 Question 2: logistic regression with prior N(0, 1/alpha) on the weights and Gamma(a, b) on alpha, a and b learned, as in
 the published experiments: Wisconsin and banknote (PROBINFER_DATA), 10 particles, 1000 steps, 30 % held out, features
-standardised, no intercept, batches of 100 for banknote. Mean over test points and particles of log p(y | w) ("lppd" of
+standardized, no intercept, batches of 100 for banknote. Mean over test points and particles of log p(y | w) ("lppd" of
 the published tables), log of the mean over particles (the log predictive density), test error.
 
-Ways: ``coin.em`` as it comes, joint and marginal; the published set-up (elementwise coins of unit 0.5 for both,
-identity geometry, median / log(N+1) bandwidth), joint and marginal; Adam for both in the published set-up, the best of
-11 rates 1e-4 ... 10 by hindsight of the mean result. 10 seeds; brackets are 95 % bootstrap intervals of means over
+Methods: ``coin.em`` as it comes, joint and marginal; the published settings (elementwise coins of unit 0.5 for both,
+identity geometry, median / log(N+1) bandwidth), joint and marginal; Adam for both in the published settings, the best
+of 11 rates 1e-4 ... 10 in hindsight of the mean result. 10 seeds; brackets are 95 % bootstrap intervals of means over
 seeds, the last column paired differences to the hindsight-best Adam. Published figures are those of the results files
 of Sharrock, Dodd and Nemeth (2024), for the same number of particles and steps but their own splits.
 """
@@ -42,7 +42,7 @@ PUBLISHED = {
 
 
 def ways(maximise_fn: Any) -> dict[str, Any]:
-    """Functions of a log joint density, and for Adam of a rate beside it."""
+    """Return the methods, functions of a log joint density; those of Adam also take a rate."""
     half = betting.coin(unit=0.5)
     theirs = {"geometry": coin.Identity(), "bandwidth": "published"}
     return {
@@ -55,7 +55,7 @@ def ways(maximise_fn: Any) -> dict[str, Any]:
 
 
 def adam(rate):
-    """Adam whose rate is an array, so that all rates share a program."""
+    """Adam with an array as learning rate, so that all rates share one compiled program."""
     core = optax.scale_by_adam()
 
     def update(updates, state, params=None):
@@ -66,23 +66,23 @@ def adam(rate):
 
 
 def follow(algorithm, state, key, judge, marks):
-    """What the judge says of the state after each mark."""
-    found = []
+    """Return the judge's value of the state at each recorded step."""
+    recorded = []
     for before, mark in zip((0, *marks), marks, strict=False):
 
         def step(state, number):
             return algorithm.step(jax.random.fold_in(key, number), state)[0], None
 
         state, _ = jax.lax.scan(step, state, jnp.arange(before, mark))
-        found.append(judge(state))
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        recorded.append(judge(state))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *recorded)
 
 
 def log_hierarchical(x, c, latent, theta):
     return -0.5 * jnp.sum((latent - theta) ** 2 + (x - latent) ** 2) / c**2
 
 
-def toy(way, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str, np.ndarray]:
+def toy(method, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Absolute errors over c: (seed, mark), and for Adam (rate, seed, mark)."""
 
     def one(key, *rate):
@@ -92,22 +92,22 @@ def toy(way, make, c: float, seeds: int, marks: tuple[int, ...]) -> dict[str, np
         state = algorithm.init(jax.random.normal(key_start, (PARTICLES, 100)), jnp.zeros(()))
         return follow(algorithm, state, key_run, lambda s: jnp.abs(s.parameters - jnp.mean(x)) / c, marks)
 
-    return {"error": timed(way, one, jax.random.split(jax.random.key(0), seeds))}
+    return {"error": timed(method, one, jax.random.split(jax.random.key(0), seeds))}
 
 
-def timed(way: str, one: Any, seeds: Any) -> Any:
-    """One program: over seeds, and over rates for Adam."""
-    if way == "Adam":
+def timed(method: str, run_one: Any, seeds: Any) -> Any:
+    """Run all seeds, and all rates for Adam, in one program."""
+    if method == "Adam":
         run = jax.jit(
-            lambda s: jax.lax.map(lambda r: jax.lax.map(lambda x: one(x, r), s), jnp.asarray(RATES))
+            lambda s: jax.lax.map(lambda r: jax.lax.map(lambda x: run_one(x, r), s), jnp.asarray(RATES))
         )
     else:
-        run = jax.jit(lambda s: jax.lax.map(one, s))
+        run = jax.jit(lambda s: jax.lax.map(run_one, s))
     return jax.tree.map(np.asarray, run(seeds))
 
 
 def read(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels 0, 1."""
+    """Return features and labels 0 and 1."""
     if name == "banknote":
         table = np.loadtxt(measurement_path("coin/data_banknote_authentication.txt"), delimiter=",")
         return table[:, :-1], table[:, -1]
@@ -117,7 +117,7 @@ def read(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(name: str, seed: int) -> dict[str, np.ndarray]:
-    """Seventy parts to learn from, thirty to test, standardised by the first."""
+    """Use 70 % for training and 30 % for testing, standardized by the training part."""
     X, y = read(name)
     order = np.random.default_rng(seed).permutation(len(y))
     test, train = np.split(order, [round(0.3 * len(y))])
@@ -149,7 +149,7 @@ def log_logistic_batch(X, y, key, latent, parameters):
 
 
 def best_gamma(latents):
-    """The shape and rate of most likelihood for the particles' alpha; Newton steps for the log shape."""
+    """Return the maximum-likelihood shape and rate of the particles' alpha, by Newton steps for the log shape."""
     log_alpha = latents["alpha"]
     top = jnp.max(log_alpha)
     log_mean = top + jnp.log(jnp.mean(jnp.exp(log_alpha - top)))
@@ -174,8 +174,8 @@ def logistic_start(key, dims: int):
     return {"alpha": alpha, "beta": beta}, {"a": jnp.zeros(()), "b": jnp.log(jnp.asarray(0.01))}
 
 
-def logistic(way, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarray]:
-    """Test scores: (seed,), and for Adam (rate, seed)."""
+def logistic(method, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarray]:
+    """Return test scores, (seed,) or, for Adam, (rate, seed)."""
     parts = [split(name, seed) for seed in range(seeds)]
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
     keys = jax.random.split(jax.random.key(1), seeds)
@@ -202,42 +202,42 @@ def logistic(way, make, name: str, seeds: int, steps: int) -> dict[str, np.ndarr
 
         return follow(algorithm, state, key_run, judge, (steps,))
 
-    found = timed(way, one, (keys, data))
-    return {score: values[..., 0] for score, values in found.items()}
+    runs = timed(method, one, (keys, data))
+    return {score: values[..., 0] for score, values in runs.items()}
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Mean and its bootstrap interval."""
+    """Return the mean and its bootstrap interval."""
     chosen = np.random.default_rng(0).integers(0, len(values), (4000, len(values)))
     return [float(np.mean(values)), *map(float, np.quantile(values[chosen].mean(1), [0.025, 0.975]))]
 
 
-def records_of(problem: str, score: str, found: dict[str, np.ndarray], sign: int) -> list[dict]:
-    """One score of all ways on one problem; ``sign`` -1: larger is better."""
-    rates = np.where(np.isfinite(found["Adam"]), found["Adam"], -sign * -np.inf).mean(axis=1)
+def records_of(problem: str, score: str, scores: dict[str, np.ndarray], sign: int) -> list[dict]:
+    """Return records of one score for all methods on one problem; ``sign`` -1: larger is better."""
+    rates = np.where(np.isfinite(scores["Adam"]), scores["Adam"], -sign * -np.inf).mean(axis=1)
     rates = np.where(np.isfinite(rates), rates, sign * np.inf)
     best = int(np.argmin(sign * rates))
-    base = found["Adam"][best]
+    base = scores["Adam"][best]
     records = []
-    for way, values in found.items():
-        values = base if way == "Adam" else values
-        label = f"Adam, rate {RATES[best]:.2g} by hindsight" if way == "Adam" else way
+    for method, values in scores.items():
+        values = base if method == "Adam" else values
+        label = f"Adam, rate {RATES[best]:.2g} in hindsight" if method == "Adam" else method
         record = {"problem": problem, "score": score, "way": label, "mean": interval(values)}
         records.append(record | {"less Adam": interval(values - base), "all": values, "sign": sign})
     return records
 
 
 def ours_again(before: list[dict], seeds: int, marks: tuple[int, ...], steps: int) -> list[dict]:
-    """Stored records, those of ``coin.em`` measured anew with the same seeds."""
+    """Return the stored records, with those of ``coin.em`` measured again with the same seeds."""
     fresh: dict[tuple[str, str, str], np.ndarray] = {}
-    for way in ("coin.em, joint", "coin.em, marginal"):
+    for method in ("coin.em, joint", "coin.em, marginal"):
         for c in (1e-3, 1.0, 1e3):
-            errors = toy(way, ways(jnp.mean)[way], c, seeds, marks)["error"]
+            errors = toy(method, ways(jnp.mean)[method], c, seeds, marks)["error"]
             for number, mark in enumerate(marks):
-                fresh[f"hierarchical, c = {c:g}", f"error at {mark}", way] = errors[..., number]
+                fresh[f"hierarchical, c = {c:g}", f"error at {mark}", method] = errors[..., number]
         for name in ("Wisconsin", "banknote"):
-            found = logistic(way, ways(best_gamma)[way], name, seeds, steps)
-            fresh |= {(name, score, way): values for score, values in found.items()}
+            runs = logistic(method, ways(best_gamma)[method], name, seeds, steps)
+            fresh |= {(name, score, method): values for score, values in runs.items()}
     base = {(r["problem"], r["score"]): np.array(r["all"]) for r in before if r["way"].startswith("Adam")}
     records = []
     for record in before:
@@ -249,21 +249,25 @@ def ours_again(before: list[dict], seeds: int, marks: tuple[int, ...], steps: in
     return records
 
 
-def measure(seeds: int, marks: tuple[int, ...], steps: int, say: Any) -> list[dict]:
-    """Every problem and way."""
+def measure(seeds: int, marks: tuple[int, ...], steps: int, report: Any) -> list[dict]:
+    """Measure all methods on all problems."""
     records = []
     for c in (1e-3, 1.0, 1e3):
-        found = {way: toy(way, make, c, seeds, marks)["error"] for way, make in ways(jnp.mean).items()}
+        scores = {
+            method: toy(method, make, c, seeds, marks)["error"] for method, make in ways(jnp.mean).items()
+        }
         for number, mark in enumerate(marks):
-            at = {way: values[..., number] for way, values in found.items()}
-            records += records_of(f"hierarchical, c = {c:g}", f"error at {mark}", at, 1)
-        say(records)
+            at_mark = {method: values[..., number] for method, values in scores.items()}
+            records += records_of(f"hierarchical, c = {c:g}", f"error at {mark}", at_mark, 1)
+        report(records)
     for name in ("Wisconsin", "banknote"):
-        found = {way: logistic(way, make, name, seeds, steps) for way, make in ways(best_gamma).items()}
+        scores = {
+            method: logistic(method, make, name, seeds, steps) for method, make in ways(best_gamma).items()
+        }
         for score in ("lppd as published", "log predictive", "error"):
-            at = {way: values[score] for way, values in found.items()}
-            records += records_of(name, score, at, 1 if score == "error" else -1)
-        say(records)
+            at_mark = {method: values[score] for method, values in scores.items()}
+            records += records_of(name, score, at_mark, 1 if score == "error" else -1)
+        report(records)
     return records
 
 
@@ -272,19 +276,19 @@ def shown(triple: list[float]) -> str:
 
 
 def contradictions(records: list[dict]) -> list[str]:
-    """Where ``coin.em`` is worse than Adam's best rate by hindsight, and the interval excludes zero."""
-    found = []
+    """List the cases in which ``coin.em`` is significantly worse than Adam with the best rate in hindsight."""
+    sentences = []
     for r in records:
         low, high = sorted(r["sign"] * np.array(r["less Adam"][1:]))
         if r["way"].startswith("coin.em") and low > 0:
-            found.append(
+            sentences.append(
                 f"{r['problem']}, {r['score']}, {r['way']}: {r['mean'][0]:.4g}, Adam better by {low:.2g} to {high:.2g}"
             )
-    return found
+    return sentences
 
 
 def plot(records: list[dict]) -> None:
-    """Errors of the hierarchical model against steps; log predictive densities."""
+    """Plot the errors of the hierarchical model against the number of steps, and the log predictive densities."""
     figure, axes = common.figure(width=11, height=3.4, columns=4)
     problems = list(dict.fromkeys(r["problem"] for r in records))
     for axis, problem in zip(axes[:3], problems[:3], strict=True):
@@ -313,7 +317,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument(
         "--ours", action="store_true", help="measure coin.em anew, keep what is stored of the others"

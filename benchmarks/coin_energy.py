@@ -17,13 +17,13 @@ class Reference:
     Whitened: multiplied by the inverse Cholesky factor of the covariance of the draws.
     """
 
-    def __init__(self, draws: np.ndarray, most: int = 5000):
+    def __init__(self, draws: np.ndarray, max_draws: int = 5000):
         self.every = np.asarray(draws, float)
-        step = -(-len(self.every) // most)
-        kept = self.every[::step]
-        root = np.linalg.cholesky(np.cov(self.every.T).reshape(kept.shape[1], -1))
-        self.maps = (np.eye(kept.shape[1]), np.linalg.inv(root).T)
-        self.draws = [kept @ linear for linear in self.maps]
+        step = -(-len(self.every) // max_draws)
+        thinned = self.every[::step]
+        root = np.linalg.cholesky(np.cov(self.every.T).reshape(thinned.shape[1], -1))
+        self.maps = (np.eye(thinned.shape[1]), np.linalg.inv(root).T)
+        self.draws = [thinned @ linear for linear in self.maps]
         self.own = [pdist(part).mean() for part in self.draws]
 
     def distances(self, cloud: np.ndarray) -> list[float]:
@@ -38,11 +38,11 @@ class Reference:
 
     def floor(self, size: int) -> list[float]:
         """The mean for ``size`` independent draws, E|b - b'| / size: what the pairs of a draw with itself leave."""
-        return [own / size for own in self.own]
+        return [draws_energy / size for draws_energy in self.own]
 
 
 def paired(differences: Any) -> tuple[Any, Any]:
-    """Ends of the 95 % interval of the mean along the first axis."""
+    """Return the ends of the 95 % interval of the mean along the first axis."""
     differences = np.asarray(differences, float)
     size = len(differences)
     half = t.ppf(0.975, size - 1) * differences.std(axis=0, ddof=1) / np.sqrt(size)
@@ -50,5 +50,5 @@ def paired(differences: Any) -> tuple[Any, Any]:
 
 
 def short(values: Any) -> np.ndarray:
-    """Four digits: what a file of results needs."""
+    """Round to the four digits that a results file needs."""
     return np.vectorize(lambda v: float(f"{v:.4g}"))(np.asarray(values, float))

@@ -1,4 +1,4 @@
-"""Do particles without a learning rate keep up with Adam at its best rate where gradients come from minibatches?
+"""Do particles without a learning rate match Adam at its best rate if gradients come from minibatches?
 
 Question: test log likelihood and root mean squared error after 100 and 500 steps of Stein variational gradient
 descent on batches of 10, 50 and 200 rows.
@@ -9,15 +9,15 @@ splits, nine tenths to train on; all scaling is learned on these. Scores in unit
 error is that of the mean probability.
 
 Methods:
-    default         this library with nothing set
+    default         this library with its defaults
     fuse            its geometry, distance over gradients from the first step
     published       Sharrock and Nemeth (2023): raw coordinates, h = median / log(N + 1), coin of unit 1/2
     published, 100  the same with alpha = 100, their setting for networks
     Adam            raw coordinates, h as in the default; seven rates from 1e-4 to 10, evenly on a log scale
 
 Hindsight: all rates of Adam run on three splits; those that are best at any number of steps in either score run on all
-ten, and the best mean on the *test* rows is shown, its own at each number of steps and for each score: what nobody can
-have. Differences are paired by split, with Student-t intervals of 95 %. Float32.
+ten, and the best mean on the *test* rows is shown, its own at each number of steps and for each score: which is
+impossible in practice. Differences are paired by split, with Student-t intervals of 95 %. Float32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SCORES = ("log likelihood", "RMSE")
 
 
 def algorithm(method: str, fn: Any, rate: Any) -> Any:
-    """The rule of that name; the rate is Adam's."""
+    """Return the rule of this name; the rate is that of Adam."""
     raw = coin.Identity()
     match method:
         case "default":
@@ -64,7 +64,7 @@ def algorithm(method: str, fn: Any, rate: Any) -> Any:
 
 
 def lane(method: str, width: int, fn: Any, key: Any, rate: Any, start: Any) -> Any:
-    """One run of ten blocks of ``width`` steps: the positions after two and after all."""
+    """Run ten blocks of ``width`` steps; return the positions after two blocks and at the end."""
     rule = algorithm(method, fn, rate)
 
     def step(state, key):
@@ -74,18 +74,18 @@ def lane(method: str, width: int, fn: Any, key: Any, rate: Any, start: Any) -> A
         state = jax.lax.scan(step, state, jax.random.split(key, width))[0]
         return state, state.positions
 
-    found = jax.lax.scan(block, rule.init(start), jax.random.split(key, 10))[1]
-    return jax.tree.map(lambda leaf: leaf[jnp.array([1, 9])], found)
+    errors = jax.lax.scan(block, rule.init(start), jax.random.split(key, 10))[1]
+    return jax.tree.map(lambda leaf: leaf[jnp.array([1, 9])], errors)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def lanes(method: str, width: int, fns: Any, keys: Any, rates: Any, starts: Any) -> Any:
-    """Runs one after another."""
+    """Make the runs sequentially."""
     return jax.lax.map(lambda args: lane(method, width, *args), (fns, keys, rates, starts))
 
 
 class Bench:
-    """One model with one batch size: targets and starts of all splits."""
+    """One model with one batch size: the targets and initial particles of all splits."""
 
     def __init__(self, name: str, batch: int, small: bool):
         make, num = MODELS[name]
@@ -98,20 +98,20 @@ class Bench:
 
     def scores(self, method: str, splits: np.ndarray, rates: np.ndarray) -> np.ndarray:
         """Scores (lane, step count, score), as many lanes at a time as there are splits."""
-        found = []
+        values = []
         for first in range(0, len(splits), SPLITS):
             part = slice(first, first + SPLITS)
             chosen = np.resize(splits[part], SPLITS)  # one program for every number of lanes
             speeds = jnp.asarray(np.resize(rates[part], SPLITS), jnp.result_type(float))
-            at = partial(jax.tree.map, lambda leaf, chosen=chosen: leaf[chosen])
-            runs = lanes(method, self.width, at(self.fns), self.keys[chosen], speeds, at(self.starts))
+            select = partial(jax.tree.map, lambda leaf, chosen=chosen: leaf[chosen])
+            runs = lanes(method, self.width, select(self.fns), self.keys[chosen], speeds, select(self.starts))
             for k, number in enumerate(splits[part]):
                 clouds = [jax.tree.map(lambda leaf, k=k, i=i: leaf[k, i], runs) for i in range(len(STEPS))]
-                found.append([[float(v) for v in self.problems[number].scores(cloud)] for cloud in clouds])
-        return np.array(found)
+                values.append([[float(v) for v in self.problems[number].scores(cloud)] for cloud in clouds])
+        return np.array(values)
 
     def single(self, method: str) -> np.ndarray:
-        """All splits."""
+        """Return the scores of all splits."""
         return self.scores(method, np.arange(SPLITS), np.ones(SPLITS))
 
     def hindsight(self) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ class Bench:
 
 
 def losses(scores: np.ndarray) -> np.ndarray:
-    """Smaller is better; what is not finite is worst."""
+    """Return the score with smaller values as better ones, and infinity if it is not finite."""
     signed = scores * np.array([-1.0, 1.0])
     return np.where(np.isfinite(signed), signed, np.inf)
 
@@ -136,7 +136,7 @@ def losses(scores: np.ndarray) -> np.ndarray:
 def one_case(
     name: str, batch: int, methods: list[str], old: dict[str, Any], *, small: bool
 ) -> dict[str, Any]:
-    """These methods, beside what was measured before."""
+    """Measure these methods; earlier results of other methods are kept."""
     bench = Bench(name, batch, small)
     record = {"model": name, "batch": batch, "best rates": old.get("best rates")}
     for part in ("scores", "seconds"):
@@ -156,7 +156,7 @@ def one_case(
 
 
 def show(records: list[dict[str, Any]]) -> None:
-    """A table for each score after the last step, and where Adam is better."""
+    """Print a table of each score after the last step, and the cases in which Adam is better."""
     for k, score in enumerate(SCORES):
         lines = []
         for r in records:
@@ -167,24 +167,24 @@ def show(records: list[dict[str, Any]]) -> None:
         header = ["model, batch", *METHODS, "its rate", "default - Adam"]
         common.print_table(f"{score} on test rows after {STEPS[-1]} steps", header, lines)
     print("Adam at its best rate is better (the interval excludes zero):", *worse(records), sep="\n  ")
-    spent = sum(sum(r["seconds"].values()) for r in records)
-    print(f"CPU: {spent / 60:.1f} minutes, compilation included")
+    cpu_seconds = sum(sum(r["seconds"].values()) for r in records)
+    print(f"CPU: {cpu_seconds / 60:.1f} minutes, compilation included")
 
 
 def worse(records: list[dict[str, Any]]) -> list[str]:
-    """Cases in which hindsight wins."""
-    found = []
+    """List the cases in which Adam with the best rate in hindsight is significantly better."""
+    sentences = []
     for r in records:
         for k, (score, sign) in enumerate(zip(SCORES, (-1, 1), strict=True)):
             for i, count in enumerate(STEPS):
                 ends = sign * np.array([np.asarray(end)[i, k] for end in r["against Adam"]["default"]])
                 if ends.min() > 0:
-                    found.append(f"{r['model']}, batch {r['batch']}, {count} steps: {score}")
-    return found or ["nowhere"]
+                    sentences.append(f"{r['model']}, batch {r['batch']}, {count} steps: {score}")
+    return sentences or ["nowhere"]
 
 
 def plot(records: list[dict[str, Any]]) -> None:
-    """Paired differences to Adam after the last step."""
+    """Plot the paired differences to Adam after the last step."""
     figure, axes = common.figure(width=10, height=0.35 * len(records) + 1.5, columns=2)
     for k, (axis, score, sign) in enumerate(zip(axes, SCORES, (1, -1), strict=True)):
         for number, method in enumerate(("default", "fuse", "published, 100")):
@@ -192,10 +192,10 @@ def plot(records: list[dict[str, Any]]) -> None:
             unit = np.array([np.asarray(r["scores"]["Adam"])[:, -1, k].std(ddof=1) for r in records])
             ends = sign * ends / unit[:, None]
             middle = ends.mean(axis=1)
-            at = np.arange(len(records)) + 0.2 * (number - 1)
+            positions = np.arange(len(records)) + 0.2 * (number - 1)
             half = np.abs(ends[:, 1] - ends[:, 0]) / 2
-            axis.errorbar(middle, at, xerr=half, fmt="o", ms=4, color=f"C{number}", label=method)
-        axis.axvline(0, color="grey", linewidth=0.8)
+            axis.errorbar(middle, positions, xerr=half, fmt="o", ms=4, color=f"C{number}", label=method)
+        axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlabel(f"{score}: better than Adam's best, in sd over splits")
         labels = [f"{r['model']}, {r['batch']}" for r in records]
@@ -206,7 +206,7 @@ def plot(records: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write after every case."""
+    """Run the benchmark; print and write the results after each case."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="models to measure; the results of the others are kept")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="measure these anew")

@@ -1,6 +1,6 @@
 """Models of ``coin_minibatch.py``: logistic regression and a neural network on splits of small tables.
 
-Features and the response of a regression are standardised by the training rows alone, and each network has one
+Features and the response of a regression are standardized by the training rows alone, and each network has one
 response, which is no feature of it.
 """
 
@@ -16,12 +16,12 @@ from measurements import measurement
 
 from probinfer import data, targets
 
-__all__ = ["MODELS", "Problem"]
+__all__ = ["MODELS", "MinibatchProblem"]
 
 HIDDEN = 50
 
 
-class Problem(NamedTuple):
+class MinibatchProblem(NamedTuple):
     """One split.
 
     ``target_fn(batch_size)`` is a minibatch target; ``start(key, num)`` a cloud; ``scores(positions)`` are the mean
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 def split(table: Any, seed: int, *, scale_y: bool) -> tuple[dict[str, Any], dict[str, Any], float]:
-    """Nine tenths to train on; the standard deviation of y there."""
+    """Split off nine tenths for training; return the standard deviation of their y too."""
     train, test = data.random_split(len(table.y), 0.9, seed=seed)
     mean, sd = table.X[train].mean(0), table.X[train].std(0)
     sd = np.where(sd > 0, sd, 1.0)
@@ -56,14 +56,14 @@ def logistic_prior(position):
 
 
 def logistic_rows(position, batch):
-    """Log likelihoods of labels 0 and 1."""
+    """Return the log likelihoods of labels 0 and 1."""
     logits = batch["X"] @ position["slopes"] + position["intercept"]
     return jax.nn.log_sigmoid((2 * batch["y"] - 1) * logits)
 
 
 @jax.jit
 def logistic_scores(positions, test):
-    """Log score and root Brier score of the mean probability."""
+    """Return the log score and the root Brier score of the mean probability."""
     logits = positions["slopes"] @ test["X"].T + positions["intercept"][:, None]
     p = jnp.mean(jax.nn.sigmoid(logits), axis=0)
     p = jnp.clip(p, 1e-7, 1 - 1e-7)
@@ -71,8 +71,8 @@ def logistic_scores(positions, test):
     return jnp.mean(fit), jnp.sqrt(jnp.mean((p - test["y"]) ** 2))
 
 
-def logistic(table: Any, seed: int) -> Problem:
-    """Logistic regression under N(0, I), from N(0, I)."""
+def logistic(table: Any, seed: int) -> MinibatchProblem:
+    """Logistic regression with prior N(0, I); the particles start at prior draws."""
     train, test, _ = split(table, seed, scale_y=False)
     dims = table.X.shape[1]
     example = {"slopes": jnp.zeros(dims), "intercept": jnp.zeros(())}
@@ -81,7 +81,7 @@ def logistic(table: Any, seed: int) -> Problem:
         draws = jax.random.normal(key, (num, dims + 1))
         return {"slopes": draws[:, 1:], "intercept": draws[:, 0]}
 
-    return Problem(
+    return MinibatchProblem(
         lambda size: targets.minibatch(logistic_prior, logistic_rows, train, size, example=example),
         start,
         lambda positions: logistic_scores(positions, test),
@@ -95,7 +95,7 @@ def outputs(position, X):
 
 
 def log_gamma(log_precision):
-    """Gamma(1, 0.1) of a precision, for its logarithm."""
+    """Log density of the logarithm of a Gamma(1, 0.1) precision."""
     return log_precision - 0.1 * jnp.exp(log_precision)
 
 
@@ -105,8 +105,8 @@ def network_prior(position):
     size = sum(leaf.size for leaf in weights)
     square = sum(jnp.sum(leaf**2) for leaf in weights)
     log_precision = position["log_precision"]
-    own = log_gamma(log_precision) + log_gamma(position["log_noise_precision"])
-    return own + 0.5 * size * log_precision - 0.5 * jnp.exp(log_precision) * square
+    hyper_prior = log_gamma(log_precision) + log_gamma(position["log_noise_precision"])
+    return hyper_prior + 0.5 * size * log_precision - 0.5 * jnp.exp(log_precision) * square
 
 
 def network_rows(position, batch):
@@ -118,15 +118,15 @@ def network_rows(position, batch):
 
 @jax.jit
 def network_scores(positions, test, unit):
-    """In units of y."""
+    """Return the scores in the units of y."""
     rows = jax.vmap(network_rows, (0, None))(positions, test)
     fit = jax.scipy.special.logsumexp(rows, axis=0) - jnp.log(rows.shape[0]) - jnp.log(unit)
     mean = jnp.mean(jax.vmap(outputs, (0, None))(positions, test["X"]), axis=0)
     return jnp.mean(fit), unit * jnp.sqrt(jnp.mean((mean - test["y"]) ** 2))
 
 
-def network(table: Any, seed: int) -> Problem:
-    """A Bayesian neural network; weights start as wide as keeps the units at unit scale."""
+def network(table: Any, seed: int) -> MinibatchProblem:
+    """A Bayesian neural network; the initial weights keep the hidden units at unit scale."""
     train, test, unit = split(table, seed, scale_y=True)
     dims = table.X.shape[1]
     shapes = {"w1": (dims, HIDDEN), "b1": (HIDDEN,), "w2": (HIDDEN,), "b2": ()}
@@ -138,14 +138,14 @@ def network(table: Any, seed: int) -> Problem:
         return {k: widths.get(k, 0.1) * jax.random.normal(keys[k], (num, *shapes[k])) for k in shapes}
 
     example = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    return Problem(
+    return MinibatchProblem(
         lambda size: targets.minibatch(network_prior, network_rows, train, size, example=example),
         start,
         lambda positions: network_scores(positions, test, unit),
     )
 
 
-MODELS: dict[str, tuple[Callable[[int], Problem], int]] = {
+MODELS: dict[str, tuple[Callable[[int], MinibatchProblem], int]] = {
     "breast cancer": (lambda seed: logistic(data.breast_cancer(), seed), 100),
     "concrete": (lambda seed: network(measurement("concrete"), seed), 20),
     "yacht": (lambda seed: network(measurement("yacht"), seed), 20),

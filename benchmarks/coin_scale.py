@@ -6,7 +6,7 @@ standard deviations away; and in 3 dimensions with three scales, along the axes 
 
 For every case and 10 seeds: the smallest and largest ratio of the standard deviation of a coordinate to the right one,
 and the largest error of a mean in right standard deviations, after 100, 300 and 1000 steps; for right starts the
-extremes over all steps. Asked: at T = 1000 ratios in [0.9, 1.1] and means within 0.1; a right start never leaves
+extremes over all steps. Required: at T = 1000 ratios in [0.9, 1.1] and means within 0.1; a right start never leaves
 [0.8, 1.25]. Beside the default stands the published coin: no geometry, a first step of 0.5, median / log(N + 1).
 """
 
@@ -32,31 +32,62 @@ ROTATION = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
 
 
 class Case(NamedTuple):
-    """A target, its start: scales (d,), rotation, where the start is centred and how wide it is."""
+    """A target, its start: scales (d,), rotation, where the start is centered and how wide it is."""
 
     name: str
     scale: Any
     rotation: Any
-    centre: Any
+    center: Any
     width: Any
     right: bool
 
 
 def cases(bits: int) -> list[Case]:
-    """All of them; float32 has narrower ranges."""
+    """Return all cases; those of float32 have narrower ranges."""
     powers = (-6, -4, -2, 0, 2, 4, 6) if bits == 64 else (-4, -2, 0, 2, 4)
-    square, zero = np.eye(2), np.zeros(2)
-    made = []
+    square, zeros = np.eye(2), np.zeros(2)
+    result = []
     for power in powers:
         scale = np.full(2, 10.0**power)
-        made.append(Case(f"sd 1e{power}, start N(0, I)", scale, square, zero, np.ones(2), False))
-        made.append(Case(f"sd 1e{power}, start right", scale, square, zero, scale, True))
-    made.append(Case("sd 1, start 1000 away", np.ones(2), square, np.full(2, 1000.0), np.ones(2), False))
+        result.append(
+            Case(
+                name=f"sd 1e{power}, start N(0, I)",
+                scale=scale,
+                rotation=square,
+                center=zeros,
+                width=np.ones(2),
+                right=False,
+            )
+        )
+        result.append(
+            Case(
+                name=f"sd 1e{power}, start right",
+                scale=scale,
+                rotation=square,
+                center=zeros,
+                width=scale,
+                right=True,
+            )
+        )
+    result.append(
+        Case(
+            name="sd 1, start 1000 away",
+            scale=np.ones(2),
+            rotation=square,
+            center=np.full(2, 1000.0),
+            width=np.ones(2),
+            right=False,
+        )
+    )
     three = 10.0 ** np.array([-3, 0, 3] if bits == 64 else [-2, 0, 2])
     for name, rotation in (("along the axes", np.eye(3)), ("rotated", ROTATION)):
         label = f"sds {', '.join(f'{s:g}' for s in three)} {name}"
-        made.append(Case(label, three, rotation, np.zeros(3), np.ones(3), False))
-    return made
+        result.append(
+            Case(
+                name=label, scale=three, rotation=rotation, center=np.zeros(3), width=np.ones(3), right=False
+            )
+        )
+    return result
 
 
 def log_normal(scale, rotation, x):
@@ -84,29 +115,31 @@ def measure(method: str, steps: tuple[int, ...], scale, rotation, starts):
     def step(_, carry):
         state, low, high = carry
         state = algorithm.step(jax.random.key(0), state)[0]
-        spread, _ = judged(state)
-        return state, jnp.minimum(low, jnp.min(spread)), jnp.maximum(high, jnp.max(spread))
+        spread_error, _ = judged(state)
+        return state, jnp.minimum(low, jnp.min(spread_error)), jnp.maximum(high, jnp.max(spread_error))
 
     def one(start):
         one = jnp.ones((), start.dtype)
-        carry, found, before = (algorithm.init(start), jnp.inf * one, 0 * one), [], 0
+        carry, recorded, before = (algorithm.init(start), jnp.inf * one, 0 * one), [], 0
         for until in steps:
             carry = jax.lax.fori_loop(before, until, step, carry)
-            found.append(judged(carry[0]))
+            recorded.append(judged(carry[0]))
             before = until
-        ratios, means = (jnp.stack(parts) for parts in zip(*found))
+        ratios, means = (jnp.stack(parts) for parts in zip(*recorded))
         return ratios, means, jnp.stack(carry[1:])
 
     return jax.lax.map(one, starts)
 
 
 def row(case: Case, method: str, bits: int, seeds: int) -> dict:
-    """All seeds of one case."""
+    """Measure all seeds of one case."""
     dtype = jnp.float64 if bits == 64 else jnp.float32
     noise = np.random.default_rng(7).normal(size=(seeds, PARTICLES, len(case.scale)))
-    starts = jnp.asarray(case.centre + noise * case.width, dtype)
-    found = measure(method, STEPS, jnp.asarray(case.scale, dtype), jnp.asarray(case.rotation, dtype), starts)
-    ratios, means, extremes = (np.asarray(a, float) for a in found)
+    starts = jnp.asarray(case.center + noise * case.width, dtype)
+    measured = measure(
+        method, STEPS, jnp.asarray(case.scale, dtype), jnp.asarray(case.rotation, dtype), starts
+    )
+    ratios, means, extremes = (np.asarray(a, float) for a in measured)
     last, error = ratios[:, -1], means[:, -1]
     good = np.all((last > 0.9) & (last < 1.1), axis=1) & np.all(error < 0.1, axis=1)
     if case.right:
@@ -124,12 +157,12 @@ def row(case: Case, method: str, bits: int, seeds: int) -> dict:
 
 
 def short(low: float, high: float) -> str:
-    """An interval, on few letters."""
+    """Format an interval in few characters."""
     return f"{low:.3g}..{high:.3g}"
 
 
 def rows_of(records: list[dict]) -> list[list[str]]:
-    """The table."""
+    """Print the table."""
     return [
         [
             f"{r['case']}, float{r['bits']}",
@@ -144,7 +177,7 @@ def rows_of(records: list[dict]) -> list[list[str]]:
 
 
 def plot(records: list[dict]) -> None:
-    """Ratios at the three times, case by case."""
+    """Plot the ratios at the three times for each case."""
     figure, axes = common.figure(width=11, height=6.5, columns=2)
     for axis, bits in zip(axes, (64, 32)):
         names = list(dict.fromkeys(r["case"] for r in records if r["bits"] == bits))
@@ -152,12 +185,17 @@ def plot(records: list[dict]) -> None:
         for number, method in enumerate(METHODS):
             for t in range(len(STEPS)):
                 chosen = [r for r in records if r["bits"] == bits and r["method"] == method]
-                at = [names.index(r["case"]) + 0.2 * (2 * number - 1) + 0.1 * (t - 1) for r in chosen]
+                positions = [names.index(r["case"]) + 0.2 * (2 * number - 1) + 0.1 * (t - 1) for r in chosen]
                 ends = np.array([r["ratios"][t] for r in chosen])
                 middle = np.sqrt(ends[:, 0] * ends[:, 1])
-                axis.plot(middle, at, ".", color=f"C{number}", alpha=0.35 + 0.3 * t, markersize=5)
+                axis.plot(middle, positions, ".", color=f"C{number}", alpha=0.35 + 0.3 * t, markersize=5)
                 axis.hlines(
-                    at, ends[:, 0], ends[:, 1] * 1.02, color=f"C{number}", alpha=0.35 + 0.3 * t, linewidth=3
+                    positions,
+                    ends[:, 0],
+                    ends[:, 1] * 1.02,
+                    color=f"C{number}",
+                    alpha=0.35 + 0.3 * t,
+                    linewidth=3,
                 )
                 if t == len(STEPS) - 1:
                     axis.plot([], [], color=f"C{number}", linewidth=3, label=method)
@@ -176,7 +214,7 @@ def plot(records: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     jax.config.update("jax_enable_x64", True)
     seeds = 2 if arguments.small else SEEDS
@@ -193,10 +231,10 @@ def main() -> None:
         *([f"{r['case']}, float{r['bits']}" for r in failed] or ["nothing"]),
         sep="\n  ",
     )
-    spent = time.process_time() - start
-    print(f"{spent:.0f} CPU seconds")
+    cpu_seconds = time.process_time() - start
+    print(f"{cpu_seconds:.0f} CPU seconds")
     if not arguments.small:
-        common.write_results(NAME, {"records": records, "CPU seconds": spent})
+        common.write_results(NAME, {"records": records, "CPU seconds": cpu_seconds})
         plot(records)
 
 

@@ -1,4 +1,4 @@
-"""What does a step of coin SVGD cost beside the matrix products that it cannot do without?
+"""What does a step of coin SVGD cost, compared with the matrix products that it needs?
 
 A full step (scores, bandwidth, geometry, direction, bet) against the bare products X Xᵀ, K G and K X of its sizes, in
 float32, and against steps of ``blackjax.svgd`` and of NumPyro's ``SVGD`` with their own default kernels and bandwidths.
@@ -8,7 +8,7 @@ CPU time of the process, the least of several repeats, each of many steps: run i
 
 Memory: the largest resident size of a fresh process that takes three steps with 20 000 particles in 50 dimensions,
 above that after the imports; compiling is part of it, so the same with 200 particles stands beside it, and the same
-with 100 000. Asked: at most
+with 100 000. Required: at most
 1.7 times the products for N = 1000 and d = 50, 0.6 times for N = 4000 and d = 2, 400 MB.
 """
 
@@ -60,30 +60,30 @@ def density(name: str, dims: int) -> LogDensity:
 
 @jax.jit
 def products(X, G, K):
-    """What every step must do."""
+    """Compute the matrix products that each step needs."""
     return X @ X.T, K @ G, K @ X
 
 
 def microseconds(call, per_call: int, repeats: int) -> float:
-    """Least CPU time of a step, after a call to compile."""
+    """Return the minimum CPU time of a step, after a first call that compiles."""
     jax.block_until_ready(call())
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.process_time()
         jax.block_until_ready(call())
-        found.append((time.process_time() - start) / per_call)
-    return 1e6 * min(found)
+        times.append((time.process_time() - start) / per_call)
+    return 1e6 * min(times)
 
 
 def floor(N: int, d: int, repeats: int) -> float:
-    """The bare products."""
+    """Measure the matrix products alone."""
     X, G = jax.random.normal(jax.random.key(0), (2, N, d), jnp.float32)
     K = jnp.exp(-jax.random.uniform(jax.random.key(1), (N, N), jnp.float32))
     return microseconds(lambda: [products(X, G, K) for _ in range(5)], 5, repeats)
 
 
 def start(N: int, d: int):
-    """A normal cloud."""
+    """Return particles from a normal."""
     return jnp.asarray(np.random.default_rng(3).normal(size=(N, d)), jnp.float32)
 
 
@@ -121,20 +121,20 @@ def of_numpyro(name: str, N: int, d: int, steps: int, repeats: int) -> float:
 
 
 def resident(N: int, d: int) -> list[float]:
-    """Of a fresh process that takes three steps: MB resident after the imports, the most ever, CPU seconds."""
+    """Run three steps in a new process; return MB after the imports, peak MB, and CPU seconds."""
     command = [sys.executable, __file__, "--memory", str(N), str(d)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [float(word) for word in lines[-1].split()]
+    return [float(field) for field in lines[-1].split()]
 
 
 def megabytes(name: str) -> float:
-    """A line of the process's own status: VmRSS, or VmHWM, the largest ever."""
+    """Read a line of the status of this process: VmRSS, or VmHWM, its peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def take_three_steps(N: int, d: int) -> None:
-    """And print the memory before and at most."""
+    """Take three steps; print the memory before, its peak, and the CPU time."""
     before, begun = megabytes("VmRSS"), time.process_time()
     algorithm = coin.svgd(density("correlated normal", d))
     state = algorithm.init(start(N, d))
@@ -144,7 +144,7 @@ def take_three_steps(N: int, d: int) -> None:
 
 
 def row(name: str, N: int, d: int, small: bool) -> dict:
-    """All ways at one size."""
+    """Measure all methods at one size."""
     pairs = N * N * max(d, 8)
     steps, repeats = max(3, min(50, int(2e9 / pairs))), 2 if small else 7
     record = {"target": name, "N": N, "d": d, "products": floor(N, d, repeats)}
@@ -158,7 +158,7 @@ def row(name: str, N: int, d: int, small: bool) -> dict:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument("--only-memory", action="store_true", help="measure the memory again, keep the times")
     parser.add_argument(
@@ -176,23 +176,26 @@ def main() -> None:
         records = [row(*size, arguments.small) for size in sizes]
     memory = {}
     for N in LARGE[:1] if arguments.small else LARGE:
-        imported, most, spent = resident(N, WIDE)
+        imported, peak, cpu_seconds = resident(N, WIDE)
         memory[f"{N} particles"] = {
             "after import": imported,
-            "most": most,
-            "above import": most - imported,
-            "CPU seconds of three steps, compilation included": spent,
+            "most": peak,
+            "above import": peak - imported,
+            "CPU seconds of three steps, compilation included": cpu_seconds,
         }
-    ways = ("coin.svgd", "blackjax.svgd", "NumPyro SVGD")
+    methods = ("coin.svgd", "blackjax.svgd", "NumPyro SVGD")
     rows = [
         [
             f"{r['target']}, N = {r['N']}, d = {r['d']}",
             f"{r['products']:.0f}",
-            *[f"{r[way]:.0f} ({r[way] / r['products']:.2f} x)" if way in r else "" for way in ways],
+            *[
+                f"{r[method]:.0f} ({r[method] / r['products']:.2f} x)" if method in r else ""
+                for method in methods
+            ],
         ]
         for r in records
     ]
-    common.print_table("CPU microseconds a step (times the products)", ["", "products", *ways], rows)
+    common.print_table("CPU microseconds a step (times the products)", ["", "products", *methods], rows)
     print("memory in MB:", memory)
     if not arguments.small:
         common.write_results(NAME, {"records": records, "memory in MB": memory})

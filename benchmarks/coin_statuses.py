@@ -1,4 +1,4 @@
-"""Does the status of a coin sampler tell right clouds from wrong ones?
+"""Does the status of a coin sampler distinguish correct results from wrong ones?
 
 ``coin.SVGD()`` with its defaults, in float64, on targets of ``coin_targets.py`` (exact or stored reference draws, those
 of posteriordb among them), Neal's funnel in 2 and 10 dimensions, and two modes far apart with shares of 1/2 and of
@@ -60,10 +60,10 @@ def neal(dims: int, sd: float) -> Case:
 
 
 def modes(share: float) -> Case:
-    """Two standard normals 20 apart, of which the second has this share."""
+    """A mixture of two standard normals at distance 20; ``share`` is the weight of the second."""
     means, shares = np.array([[-10.0, 0.0], [10.0, 0.0]]), np.array([1 - share, share])
-    which = random().choice(2, DRAWS, p=shares)
-    draws = means[which] + random().normal(size=(DRAWS, 2))
+    component = random().choice(2, DRAWS, p=shares)
+    draws = means[component] + random().normal(size=(DRAWS, 2))
     return exact(log_mixture, draws, means, np.ones(2), np.log(shares))
 
 
@@ -77,16 +77,16 @@ CASES: dict[str, Any] = {name: TARGETS[name][0] for name in CHOSEN} | {
 
 
 def measure(case: Case, seed: int) -> dict[str, Any]:
-    """One run: its status, and how wrong the cloud is."""
+    """Run once; return the status and the error of the particles."""
     example = jax.tree.map(lambda leaf: leaf[0], case.start(jax.random.key(0), 2))
     target = targets.from_logdensity(case.logdensity_fn, example)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = coin.SVGD().sample(jax.random.key(seed), target, progress=False)
+            posterior = coin.SVGD().sample(jax.random.key(seed), target, progress=False)
         except NumericalError as error:
-            spent = time.process_time() - start
+            cpu_seconds = time.process_time() - start
             return {
                 "status": "refused",
                 "why": str(error),
@@ -94,19 +94,19 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
                 "shift": np.nan,
                 "width": np.nan,
                 "steps": 0,
-                "seconds": spent,
+                "seconds": cpu_seconds,
             }
-    table = rows(found.unconstrained, 2)[0]
+    table = rows(posterior.unconstrained, 2)[0]
     shift = np.abs(table.mean(0) - case.draws.mean(0)) / case.draws.std(0)
     far = [np.mean(np.abs(x - x.mean(0)), axis=0) for x in (table, case.draws)]
     width = np.exp(np.max(np.abs(np.log(far[0] / far[1]))))
     wrong = bool(shift.max() > 0.3 or width > 1.4)
     return {
-        "status": Status(int(found.info.status)).name,
+        "status": Status(int(posterior.info.status)).name,
         "wrong": wrong,
         "shift": float(shift.max()),
         "width": float(width),
-        "steps": int(found.info.num_steps),
+        "steps": int(posterior.info.num_steps),
         "seconds": time.process_time() - start,
     }
 

@@ -1,4 +1,4 @@
-"""Targets of ``coin_accuracy.py`` with reference draws: exact where a sampler is known, stored or of long chains.
+"""Targets of ``coin_accuracy.py`` with reference draws: exact ones, stored ones, or those of long chains.
 
 ``chosen``: constants of the coin rules were once chosen on this target or one like it; the others are held out.
 """
@@ -44,12 +44,12 @@ def rows(positions: Any, lead: int) -> np.ndarray:
 
 
 def standard_start(dims: int, key: Any, num: int) -> Any:
-    """N(0, I): nothing is known of the target."""
+    """Draw the initial particles from N(0, I), without information about the target."""
     return jax.random.normal(key, (num, dims))
 
 
 def exact(log_density: Callable, draws: np.ndarray, *arguments: Any) -> Case:
-    """A case whose draws are exact."""
+    """Return a case with exact reference draws."""
     fn = LogDensity(log_density, *(jnp.asarray(a, jnp.result_type(float)) for a in arguments))
     return Case(fn, draws, partial(standard_start, draws.shape[1]))
 
@@ -90,24 +90,24 @@ def rotated() -> Case:
 
 
 def log_mixture(means, precisions, log_shares, x):
-    """Of isotropic normal bumps; constants of their normalisation are in the shares."""
+    """Log density of a mixture of isotropic normals; the shares include the normalizing constants."""
     return jax.scipy.special.logsumexp(log_shares - 0.5 * precisions * jnp.sum((x - means) ** 2, axis=1))
 
 
 def mixture(means: np.ndarray, precisions: np.ndarray, shares: np.ndarray) -> Case:
-    """Isotropic normal bumps."""
-    which = random().choice(len(means), DRAWS, p=shares)
-    draws = means[which] + random().normal(size=(DRAWS, 2)) / np.sqrt(precisions[which])[:, None]
+    """A mixture of isotropic normals."""
+    component = random().choice(len(means), DRAWS, p=shares)
+    draws = means[component] + random().normal(size=(DRAWS, 2)) / np.sqrt(precisions[component])[:, None]
     return exact(log_mixture, draws, means, precisions, np.log(shares) + np.log(precisions))
 
 
 def even() -> Case:
-    """Two modes of the paper."""
+    """The mixture with two modes of the paper."""
     return mixture(np.array([[2.0, -2.0], [-2.0, 2.0]]), np.full(2, 2.0), np.full(2, 0.5))
 
 
 def uneven() -> Case:
-    """Three modes of unlike weight and width."""
+    """A mixture of three modes with different weights and widths."""
     means = np.array([[3.0, 0.0], [-3.0, 1.0], [0.0, -3.0]])
     return mixture(means, np.array([1.0, 4.0, 2.0]), np.array([0.6, 0.15, 0.25]))
 
@@ -124,7 +124,7 @@ def rosenbrock() -> Case:
 
 
 def log_banana(bend, x):
-    """A normal density of scales 3 and 1, bent."""
+    """The log density of a normal with scales 3 and 1, transformed into a banana shape."""
     return -0.5 * (x[0] / 3) ** 2 - 0.5 * (x[1] + bend * (x[0] ** 2 - 9)) ** 2
 
 
@@ -142,8 +142,8 @@ def log_donut(radius, variance, x):
 def donut() -> Case:
     """Radius 2.5, variance 0.5."""
     grid = np.linspace(0, 8, 20001)
-    law = np.cumsum(grid * np.exp(-((2.5 - grid) ** 2) / 0.5))
-    radius = np.interp(random().uniform(size=DRAWS), law / law[-1], grid)
+    cumulative = np.cumsum(grid * np.exp(-((2.5 - grid) ** 2) / 0.5))
+    radius = np.interp(random().uniform(size=DRAWS), cumulative / cumulative[-1], grid)
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, DRAWS)
     return exact(log_donut, radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), 2.5, 0.5)
 
@@ -190,20 +190,20 @@ def log_logistic(X, signs, x):
 
 
 def logistic(name: str, X: np.ndarray, y: np.ndarray) -> Case:
-    """Standardised features and an intercept; the draws are those of long chains, kept on disk."""
+    """Standardized features and an intercept; the draws are those of long chains, kept on disk."""
     X = np.concatenate([np.ones((len(X), 1)), (X - X.mean(0)) / X.std(0)], axis=1)
     fn = LogDensity(log_logistic, jnp.asarray(X), jnp.asarray(2.0 * y - 1))
     path = Path(os.environ.get(FOLDER, tempfile.gettempdir())) / f"coin_reference_{name}.npy"
     if not path.exists():
         target = pi.targets.from_logdensity(fn, jnp.zeros(X.shape[1]))
-        found = pi.infer(jax.random.key(7), target, mcmc.NUTS(num_draws=2500), progress=False)
-        draws = np.asarray(jax.tree.leaves(found.draws)[0]).reshape(-1, X.shape[1])
+        posterior = pi.infer(jax.random.key(7), target, mcmc.NUTS(num_draws=2500), progress=False)
+        draws = np.asarray(jax.tree.leaves(posterior.draws)[0]).reshape(-1, X.shape[1])
         np.save(path, draws[:: max(1, len(draws) // DRAWS)])
     return Case(fn, np.load(path), partial(standard_start, X.shape[1]))
 
 
 def breast_cancer() -> Case:
-    """569 tumours, 31 coefficients."""
+    """569 tumors, 31 coefficients."""
     table = data.breast_cancer()
     return logistic("breast_cancer", np.asarray(table.X, float), np.asarray(table.y, float))
 

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: arguments, tables, results with versions, plots; no question itself.
+"""Shared code of the benchmark scripts: arguments, tables, results with versions, plots.
 
 Set OPENBLAS_NUM_THREADS=1 before a script starts: with more threads OpenBLAS may stall for
 seconds on a busy machine.
@@ -30,16 +30,16 @@ _PACKAGES = ("probinfer", "jax", "jaxlib", "numpy", "scipy", "blackjax", "numpyr
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose help is the docstring, with ``--small``."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
+    """Return a parser whose help is the docstring, with the option ``--small``."""
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
         "--small", action="store_true", help="a quick run, to see that it works; writes nothing"
     )
-    return made
+    return result
 
 
 def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Versions, device, precision and threads: what a number depends on."""
+    """Return versions, device, precision and threads, on which the measurements depend."""
     return {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
@@ -57,7 +57,7 @@ def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    """Show a table, as wide as it needs to be."""
+    """Print a table at its full width."""
     table = Table(title=title)
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right")
@@ -76,29 +76,29 @@ def write_results(name: str, body: dict[str, Any], packages: tuple[str, ...] = (
 
 
 def read_results(name: str) -> dict[str, Any]:
-    """What ``write_results`` wrote; nothing if it never did."""
+    """Return what ``write_results`` wrote; an empty dictionary if there is no file."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes."""
+    """Return a figure and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    made, axes = plt.subplots(rows, columns, figsize=(width, height))
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height))
     for axis in np.ravel(axes):
         axis.spines[["top", "right"]].set_visible(False)
-    return made, axes
+    return fig, axes
 
 
-def save_figure(made: Any, name: str) -> None:
+def save_figure(fig: Any, name: str) -> None:
     """Write ``results/NAME.png``."""
     RESULTS.mkdir(exist_ok=True)
-    made.tight_layout()
-    made.savefig(RESULTS / f"{name}.png", dpi=130)
+    fig.tight_layout()
+    fig.savefig(RESULTS / f"{name}.png", dpi=130)
 
 
 def _plain(value):
@@ -115,7 +115,7 @@ def _version(name):
 
 
 def _commit():
-    """The commit that was measured, with a plus where files of it were changed; nothing outside a checkout."""
+    """Return the commit, with a plus if files have been changed; None outside a checkout."""
     git = ("git", "-C", str(Path(__file__).parent))
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout

@@ -1,12 +1,12 @@
-r"""Rewards made worse by a dialled amount, for studies of what methods do when the reward is weak.
+r"""Rewards degraded by an adjustable amount, for studies of what methods do when the reward is weak.
 
 .. math:: \ell'(x_{1:t}) = \ell(x_{1:t}) + \sigma\,\epsilon_t, \qquad
     \epsilon_t = \rho\,\epsilon_{t-1} + \sqrt{1-\rho^2}\,\xi(c, x_{1:t})
 
 The noise is frozen: :math:`\xi` is a standard normal number computed from a hash of the prompt and the prefix, so the
-same prefix always has the same score, as with a real reward model, and it helps nothing to ask twice. With
-``persistence`` :math:`\rho > 0` a prefix passes a part of its error on to what follows, so that errors do not cancel
-along a text.
+same prefix always has the same score, as with a real reward model, so that a second evaluation gives no new
+information. With ``persistence`` :math:`\rho > 0` a prefix passes a part of its error on to what follows, so that
+errors do not cancel along a text.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class Degraded(Score):
 
     @property
     def source(self) -> str:
-        """In words."""
+        """The description of the source."""
         return f"{self.score.source} (with noise)"
 
     def init(self, context: Context, num: int) -> DegradedState:
-        """Hash the prompt."""
+        """Initialize the score, and hash the prompt."""
         inner = self.score.init(context, num)
         code = _code(self.seed[:, None] ^ jnp.uint32(0x5BD1E995), context.tokens, 0, context.length)
         zeros = jnp.zeros(num, self.noise.dtype)
         return DegradedState(inner, jnp.broadcast_to(code, (num, 2)), jnp.zeros(num, jnp.int32), zeros)
 
     def step(self, state: DegradedState, view: View) -> tuple[DegradedState, Array]:
-        """Score, then add the noise of the new prefix."""
+        """Compute the score, and add the noise of the new prefix."""
         inner, value = self.score.step(state.inner, view)
         codes = jax.vmap(_code, in_axes=(None, 0, 0, 0))(
             self.seed[:, None], view.step_tokens, state.length, view.step_length
@@ -89,7 +89,7 @@ class Degraded(Score):
         return DegradedState(inner, code, length, noise), value
 
     def gather(self, state: DegradedState, ancestors: Array) -> DegradedState:
-        """Fork."""
+        """Copy the states of the ancestors."""
         inner = self.score.gather(state.inner, ancestors)
         return DegradedState(inner, *(leaf[ancestors] for leaf in state[1:]))
 
@@ -115,8 +115,8 @@ def degrade(score: Any, noise: Any, seed: int = 0, persistence: Any = 0.0) -> De
         raise ValueError(f"noise must be a standard deviation >= 0, got {noise}")
     if not 0 <= float(persistence) <= 1:
         raise ValueError(f"persistence must be within [0, 1], got {persistence}")
-    words = np.random.SeedSequence(int(seed)).generate_state(2, np.uint32)
-    return Degraded(score, strong_array(noise), strong_array(persistence), jnp.asarray(words))
+    seed_words = np.random.SeedSequence(int(seed)).generate_state(2, np.uint32)
+    return Degraded(score, strong_array(noise), strong_array(persistence), jnp.asarray(seed_words))
 
 
 def noise_for_auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n"], auc: Any) -> float:
@@ -152,23 +152,23 @@ def noise_for_auc(logits: Shaped[np.ndarray, "n"], labels: Shaped[np.ndarray, "n
 
 def _code(seed: Array, tokens: Array, start: Any, length: Any) -> Array:
     """Sum over tokens of a hash of (token, position), so that it does not matter how a text is cut into steps."""
-    place = jnp.arange(tokens.shape[0], dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
+    positions = jnp.arange(tokens.shape[0], dtype=jnp.uint32) + jnp.asarray(start, jnp.uint32)
     codes = _mix(
-        _mix(seed + place * jnp.uint32(0x9E3779B9)) + tokens.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
+        _mix(seed + positions * jnp.uint32(0x9E3779B9)) + tokens.astype(jnp.uint32) * jnp.uint32(0x85EBCA77)
     )
     inside = jnp.arange(tokens.shape[0]) < length
     return jnp.sum(jnp.where(inside, codes, jnp.uint32(0)), axis=-1, dtype=jnp.uint32)
 
 
 def _mix(code: Array) -> Array:
-    """Appleby (2011), the finaliser of MurmurHash3: a bijection of 32 bits."""
+    """Apply the finalizer of MurmurHash3 (Appleby 2011), a bijection of 32 bits."""
     code = (code ^ (code >> 16)) * jnp.uint32(0x85EBCA6B)
     code = (code ^ (code >> 13)) * jnp.uint32(0xC2B2AE35)
     return code ^ (code >> 16)
 
 
 def _normal(code: Array) -> Array:
-    """A standard normal number from the 23 best bits of (N, 2) codes."""
+    """Return standard normal numbers (N,) from the 23 highest bits of (N, 2) codes."""
     bits = _mix(_mix(code[:, 0]) ^ code[:, 1]) >> 9
     uniform = (bits.astype(jnp.float32) + 0.5) / 2**23
     return jax.scipy.special.ndtri(uniform)

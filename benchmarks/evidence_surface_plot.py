@@ -1,4 +1,4 @@
-"""The picture of ``gp_evidence_surface.py``."""
+"""The plot of ``gp_evidence_surface.py``."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def place(point) -> str:
 
 
 def plot(
-    found: dict, gaps: dict[str, np.ndarray], rows: list[dict], points: np.ndarray, places: dict[str, int]
+    surfaces: dict, gaps: dict[str, np.ndarray], rows: list[dict], points: np.ndarray, maxima: dict[str, int]
 ) -> None:
-    """Surfaces with the same levels, and below them each method minus AIS.
+    """Plot the surfaces of all methods with the same levels, and below each its difference from AIS.
 
     Args:
-        found: of each method, its surface and where it did not converge.
-        gaps: of each method, its difference from AIS at ``rows``.
-        rows: what AIS found, and whether it is trusted.
-        points: where the surfaces were computed.
-        places: the index of each surface's maximum, AIS's included.
+        surfaces: the surface of each method, and where it did not converge.
+        gaps: difference of each method from AIS at ``rows``.
+        rows: results of AIS, and whether they are trusted.
+        points: hyperparameters of the surfaces.
+        maxima: index of the maximum of each surface, including AIS.
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import BoundaryNorm, SymLogNorm
 
-    made, axes = common.figure(width=16, height=6.6, rows=2, columns=5)
+    fig, axes = common.figure(width=16, height=6.6, rows=2, columns=5)
     axis_values = np.unique(points[:, 0])
     coarse = np.unique([row["point"][0] for row in rows])
     square = (len(coarse), len(coarse))
@@ -40,8 +40,8 @@ def plot(
     levels = [*(top - below), top + 2]
     norm = BoundaryNorm(levels, plt.get_cmap("viridis").N, extend="min")
     panels = {
-        name: (axis_values, found[name]["log evidence"].reshape(-1, len(axis_values)))
-        for name in places
+        name: (axis_values, surfaces[name]["log evidence"].reshape(-1, len(axis_values)))
+        for name in maxima
         if name != "AIS"
     }
     panels["AIS"] = (coarse, np.where(trusted, sampled, np.nan))
@@ -49,28 +49,28 @@ def plot(
     for axis, (name, (ticks, values)) in zip(axes[0], panels.items(), strict=True):
         drawn = axis.contourf(ticks, ticks, values, levels, norm=norm, extend="min")
         axis.contour(ticks, ticks, values, levels[:-1], colors="k", linewidths=0.4, linestyles="solid")
-        best = points[places[name]]
+        best = points[maxima[name]]
         axis.plot(*best, "*", color="red", markersize=12, label=f"maximum {place(best)}")
         if name == "AIS":
-            axis.plot(*doubtful.T, "x", color="grey", markersize=4, label="not trusted")
-        elif np.any(bad := found[name]["status"] != Status.OK):
-            axis.plot(*points[bad].T, ".", color="grey", markersize=2, label="not converged")
+            axis.plot(*doubtful.T, "x", color="gray", markersize=4, label="not trusted")
+        elif np.any(bad := surfaces[name]["status"] != Status.OK):
+            axis.plot(*points[bad].T, ".", color="gray", markersize=2, label="not converged")
         axis.legend(fontsize=7, loc="lower right", framealpha=0.8)
         axis.set_title(name)
-    bar = made.colorbar(drawn, ax=axes[0].tolist(), pad=0.01, ticks=levels[:-1])
+    bar = fig.colorbar(drawn, ax=axes[0].tolist(), pad=0.01, ticks=levels[:-1])
     bar.ax.set_yticklabels([f"{-value:g}" for value in below], fontsize=7)
     bar.set_label(f"log evidence minus {top:.1f}, the largest of AIS", fontsize=8)
     for axis, (name, values) in zip(axes[1], gaps.items(), strict=True):
         gap = np.where(trusted, values.reshape(square), np.nan)
         cells = axis.pcolormesh(coarse, coarse, gap, norm=SymLogNorm(0.3, vmin=-100, vmax=100), cmap="RdBu_r")
-        axis.plot(*doubtful.T, "x", color="grey", markersize=4)
+        axis.plot(*doubtful.T, "x", color="gray", markersize=4)
         axis.set_title(f"{name} minus AIS", fontsize=10)
         axis.set_xlabel("log lengthscale")
     marks = [-100, -30, -10, -3, -1, -0.3, 0, 0.3, 1, 3, 10, 30, 100]
-    bar = made.colorbar(cells, ax=axes[1].tolist(), pad=0.01, ticks=marks)
+    bar = fig.colorbar(cells, ax=axes[1].tolist(), pad=0.01, ticks=marks)
     bar.ax.set_yticklabels([f"{mark:g}" for mark in marks], fontsize=7)
     bar.set_label("nats", fontsize=8)
     for axis in axes[:, 0]:
         axis.set_ylabel(r"log magnitude $\sigma$")
     common.RESULTS.mkdir(exist_ok=True)
-    made.savefig(common.RESULTS / "gp_evidence_surface.png", dpi=110, bbox_inches="tight")
+    fig.savefig(common.RESULTS / "gp_evidence_surface.png", dpi=110, bbox_inches="tight")

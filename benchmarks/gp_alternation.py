@@ -12,7 +12,7 @@ function: a line search may stall on it.
 CPU: process seconds over all folds, one thread. "with compilation" adds what is compiled once, for the first fold; the
 ratio is between times without it.
 
-Asked: at least 10 times less CPU than the alternation.
+Required: at least 10 times less CPU than the alternation.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ THEIRS = {"alternation, VI": 0.0, "alternation, hybrid": 1.0}
 
 
 class State(NamedTuple):
-    """What an alternation carries from round to round."""
+    """The state of the alternation."""
 
     raw: Any  # variance and lengthscale before softplus
     adam: Any
@@ -62,7 +62,7 @@ def model_at(raw) -> gp.Model:
 
 
 def beginning(num: int) -> State:
-    """Unit hyperparameters and flat sites."""
+    """Return unit hyperparameters and flat sites."""
     raw = jnp.asarray(np.full(2, np.log(np.expm1(1.0))))
     sites = jnp.asarray(np.stack([np.zeros(num), np.full(num, 1e-6)]))
     return State(raw, optax.adam(RATE).init(raw), sites)  # from NumPy: strong types, one compilation
@@ -99,7 +99,7 @@ def objective_at(power: float, state: State, X, y):
 
 
 def alternate(power: float, X, y, max_rounds: int) -> tuple[State, float, int, str]:
-    """The last state that was kept, its objective, the rounds made, and why they ended."""
+    """Return the last accepted state, its objective, the number of rounds, and why they ended."""
     state = beginning(len(y))
     value = float(objective_at(power, state, X, y))
     for done in range(1, max_rounds + 1):
@@ -116,14 +116,14 @@ def alternate(power: float, X, y, max_rounds: int) -> tuple[State, float, int, s
 
 @jax.jit
 def predict_at(state: State, X, y, X_test):
-    """Latent moments at test points, from the sites as they are."""
+    """Return the latent moments at test points, from the given sites."""
     count = jnp.zeros((), jnp.int32)
-    found = FixedPoint(state.sites, jnp.zeros_like(y[0]), count, count)
-    return assemble(model_at(state.raw), X, y, found, jnp.zeros_like(y[0]), NODES).predict(X_test)
+    fixed_point = FixedPoint(state.sites, jnp.zeros_like(y[0]), count, count)
+    return assemble(model_at(state.raw), X, y, fixed_point, jnp.zeros_like(y[0]), NODES).predict(X_test)
 
 
 def run_alternation(power: float, fold: Fold, max_rounds: int) -> dict:
-    """One fold by the alternation."""
+    """Run one fold by the alternation."""
     X, y = jnp.asarray(fold.X), jnp.asarray(fold.y)
     start = time.process_time()
     jax.block_until_ready(one_round(power, beginning(len(y)), X, y))
@@ -147,7 +147,7 @@ def run_alternation(power: float, fold: Fold, max_rounds: int) -> dict:
 
 
 def run_ours(inference, fold: Fold, is_first: bool) -> dict:
-    """One fold by L-BFGS, the first one twice: what the first time takes longer is compilation."""
+    """Run one fold by L-BFGS, the first fold twice: the difference of the two times is the compilation."""
     times, messages = [], []
     for _ in range(2 if is_first else 1):
         start = time.process_time()
@@ -184,7 +184,7 @@ def gp_status(status) -> str:
 
 
 def judged(model, X, y) -> dict:
-    """Hyperparameters, and the converged evidences there, by the same code for every method."""
+    """Return hyperparameters and the converged evidences at them, by the same code for each method."""
     return {
         "variance": float(model.kernel.variance),
         "lengthscale": float(model.kernel.lengthscale),
@@ -208,25 +208,25 @@ def table(results: dict) -> None:
     header += ["log variance", "log lengthscale", "test NLPD"]
     rows = []
     for name, by_fold in results.items():
-        found = list(by_fold.values())
-        if not found:
+        folds = list(by_fold.values())
+        if not folds:
             continue
         power = THEIRS.get(name)
-        own = {None: name.replace("partial", "total"), 0.0: "VI", 1.0: "Hybrid, total"}[power]
-        ends = [one["end"] for one in found]
+        objective_name = {None: name.replace("partial", "total"), 0.0: "VI", 1.0: "Hybrid, total"}[power]
+        ends = [fold["end"] for fold in folds]
         rows.append(
             [
                 name,
-                str(len(found)),
-                f"{cpu(found):.1f}",
-                f"{max(one['compilation'] for one in found):.1f}",
-                ", ".join(str(one["work"]) for one in found),
+                str(len(folds)),
+                f"{cpu(folds):.1f}",
+                f"{max(fold['compilation'] for fold in folds):.1f}",
+                ", ".join(str(fold["work"]) for fold in folds),
                 ", ".join(f"{ends.count(end)} {end}" for end in dict.fromkeys(ends)),
-                f"{np.mean([one['objective'] for one in found]):.4f}",
-                f"{np.mean([one['evidence'][own] for one in found]):.4f}",
-                spread(np.log([one["variance"] for one in found])),
-                spread(np.log([one["lengthscale"] for one in found])),
-                mean_error([one["nlpd"] for one in found]),
+                f"{np.mean([fold['objective'] for fold in folds]):.4f}",
+                f"{np.mean([fold['evidence'][objective_name] for fold in folds]):.4f}",
+                spread(np.log([fold["variance"] for fold in folds])),
+                spread(np.log([fold["lengthscale"] for fold in folds])),
+                mean_error([fold["nlpd"] for fold in folds]),
             ]
         )
     common.print_table("ionosphere, sum or mean over folds (range)", header, rows)
@@ -248,20 +248,20 @@ def mean_error(values) -> str:
 
 
 def ratios(results: dict) -> dict[str, dict[str, str]]:
-    """The CPU time of each alternation over that of each of ours, and on how many folds."""
-    found: dict = {}
+    """Return the ratio of the CPU time of each alternation to that of each of our methods, and the number of folds."""
+    ratio_of: dict = {}
     for theirs in THEIRS:
-        found[theirs] = {}
+        ratio_of[theirs] = {}
         for name in OURS:
             both = [number for number in results[theirs] if number in results[name]]
             if both:
-                times = [cpu([results[which][number] for number in both]) for which in (theirs, name)]
-                found[theirs][name] = f"{times[0] / times[1]:.1f} ({len(both)} folds)"
-    return found
+                times = [cpu([results[method][number] for number in both]) for method in (theirs, name)]
+                ratio_of[theirs][name] = f"{times[0] / times[1]:.1f} ({len(both)} folds)"
+    return ratio_of
 
 
-def cpu(found: list[dict]) -> float:
-    return sum(one["seconds"] for one in found)
+def cpu(folds: list[dict]) -> float:
+    return sum(fold["seconds"] for fold in folds)
 
 
 def main() -> None:
@@ -278,18 +278,20 @@ def main() -> None:
     for number in numbers:
         for name in arguments.methods:
             if name in OURS:
-                found = run_ours(OURS[name], parts[number], number == numbers[0])
+                fold_result = run_ours(OURS[name], parts[number], number == numbers[0])
             else:
-                found = run_alternation(THEIRS[name], parts[number], 20 if arguments.small else MAX_ROUNDS)
-            results[name][str(number)] = found
-            print(number, name, found, flush=True)
+                fold_result = run_alternation(
+                    THEIRS[name], parts[number], 20 if arguments.small else MAX_ROUNDS
+                )
+            results[name][str(number)] = fold_result
+            print(number, name, fold_result, flush=True)
             if not arguments.small:
                 write(results)
     table(results)
 
 
 def write(results: dict) -> None:
-    """Results of all runs, with what is missing."""
+    """Collect the results of all runs, and list the missing ones."""
     settings = {"nodes": NODES, "steps": STEPS, "step size": STEP_SIZE, "rate": RATE}
     missing = {name: sorted({*map(str, range(5))} - set(found)) for name, found in results.items()}
     missing = {name: numbers for name, numbers in missing.items() if numbers}

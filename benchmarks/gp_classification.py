@@ -72,13 +72,13 @@ def frozen_loss(log_values, X, sites):
 @jax.jit
 def frozen_predict(log_values, X, y, sites, X_test):
     model = gp.Model(kernel_at(log_values), start_model().likelihood)
-    zero, count = jnp.zeros_like(y[0]), jnp.zeros((), jnp.int32)
-    found = FixedPoint(jnp.stack([sites.lam1, sites.lam2]), zero, count, count)
-    return assemble(model, X, y, found, zero, 32).predict(X_test)
+    zeros, count = jnp.zeros_like(y[0]), jnp.zeros((), jnp.int32)
+    fixed_point = FixedPoint(jnp.stack([sites.lam1, sites.lam2]), zeros, count, count)
+    return assemble(model, X, y, fixed_point, zeros, 32).predict(X_test)
 
 
 def run_frozen(fold: Fold) -> tuple[dict, np.ndarray, np.ndarray]:
-    """EP's sites once, then hyperparameters."""
+    """Run EP once, then learn the hyperparameters with its sites fixed."""
     X, y = jnp.asarray(fold.X), jnp.asarray(fold.y)
     sites = first_sites(X, y)
 
@@ -90,16 +90,16 @@ def run_frozen(fold: Fold) -> tuple[dict, np.ndarray, np.ndarray]:
     mean, variance = frozen_predict(jnp.asarray(end.x), X, y, sites, jnp.asarray(fold.X_test))
     log_ones = start_model().likelihood.log_prob(jnp.ones_like(mean), mean, variance)
     log_prob = start_model().likelihood.log_prob(jnp.asarray(fold.y_test), mean, variance)
-    found = {
+    record = {
         "variance": float(np.exp(end.x[0])),
         "lengthscale": float(np.exp(end.x[1])),
         "status": "OK" if end.success else str(end.message),
     }
-    return found, np.asarray(log_prob), np.exp(np.asarray(log_ones))
+    return record, np.asarray(log_prob), np.exp(np.asarray(log_ones))
 
 
 def run_fit(model, inference, learn, fold: Fold) -> tuple[dict, np.ndarray, np.ndarray]:
-    """``gp.fit``, what it says of itself, and its predictions."""
+    """Run ``gp.fit``; return its report and its predictions."""
     fit = gp.fit(
         jax.random.key(1),
         model,
@@ -110,20 +110,20 @@ def run_fit(model, inference, learn, fold: Fold) -> tuple[dict, np.ndarray, np.n
         standardize=False,
         progress=False,
     )
-    found: dict[str, Any] = {"status": Status(int(fit.info.status)).name}
+    record: dict[str, Any] = {"status": Status(int(fit.info.status)).name}
     kernel = fit.models.kernel
-    found |= {
+    record |= {
         "variance": float(np.median(kernel.variance)),
         "lengthscale": float(np.median(kernel.lengthscale)),
     }
     if fit.is_point:
-        found |= {
+        record |= {
             "log evidence": float(fit.log_evidence),
             "evaluations": int(fit.info.num_evaluations[0]),
         }
     else:
         info = fit.info
-        found |= {
+        record |= {
             "variance, 95 %": np.quantile(kernel.variance, [0.025, 0.975]).tolist(),
             "rhat": max(float(np.max(leaf)) for leaf in jax.tree.leaves(info.rhat)),
             "ess": min(float(np.min(leaf)) for leaf in jax.tree.leaves((info.ess, info.ess_tail))),
@@ -132,22 +132,22 @@ def run_fit(model, inference, learn, fold: Fold) -> tuple[dict, np.ndarray, np.n
         }
     predictive = fit.predict_y(fold.X_test)
     log_prob = np.asarray(predictive.log_prob(jnp.asarray(fold.y_test)))
-    return found, log_prob, np.asarray(predictive.probability)
+    return record, log_prob, np.asarray(predictive.probability)
 
 
 def run_fold(fold: Fold, methods: list[str], known: dict, small: bool) -> dict:
-    """Methods on one fold; ``known`` holds what others found there."""
+    """Run methods on one fold; ``known`` holds the results of other methods."""
     results = dict(known)
     for method in methods:
         start = time.process_time()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                found, log_prob, probability = run_method(fold, method, results, small)
+                record, log_prob, probability = run_method(fold, method, results, small)
             except NumericalError as error:
                 results[method] = {"status": "failed", "error": str(error)}
                 continue
-        results[method] = found | {
+        results[method] = record | {
             "nlpd": -float(log_prob.mean()),
             "accuracy": float(np.mean((probability > 0.5) == (fold.y_test == 1))),
             "seconds": time.process_time() - start,
@@ -161,7 +161,7 @@ def run_fold(fold: Fold, methods: list[str], known: dict, small: bool) -> dict:
 
 
 def run_method(fold: Fold, method: str, known: dict, small: bool):
-    """Report, log densities and probabilities at the test points."""
+    """Return the report, and log densities and probabilities at the test points."""
     if method == "frozen EP":
         return run_frozen(fold)
     if method != "NUTS":
@@ -177,7 +177,7 @@ def run_method(fold: Fold, method: str, known: dict, small: bool):
 
 
 def values(parts: list[dict], method: str, key: str) -> np.ndarray:
-    """One number a fold, of the folds that have it."""
+    """Return one number for each fold that has it."""
     return np.array([part[method][key] for part in parts if key in part.get(method, {})])
 
 
@@ -201,7 +201,7 @@ def paired(parts: list[dict]) -> tuple[float, float, float] | None:
 
 
 def verdict(name: str, parts: list[dict]) -> str:
-    """What the numbers say of the published EP row, and of EP beside NUTS."""
+    """Return the conclusions about the published EP results, and about EP compared with NUTS."""
     frozen, ours = values(parts, "frozen EP", "nlpd"), values(parts, "EP", "nlpd")
     sentences = []
     if len(frozen) == len(ours) > 1:
@@ -215,14 +215,14 @@ def verdict(name: str, parts: list[dict]) -> str:
             distances = [
                 abs(x.mean() - published) / e for x, e in zip((frozen, ours), errors[:2], strict=True)
             ]
-            said = "the published row is that of EP with frozen sites"
+            sentence = "the published row is that of EP with frozen sites"
             if distances[0] > 2:
-                said = "frozen sites do not reproduce the published row"
+                sentence = "frozen sites do not reproduce the published row"
             elif distances[1] <= distances[0]:
-                said = "the published row is no closer to frozen sites than to converged ones"
+                sentence = "the published row is no closer to frozen sites than to converged ones"
             sentences.append(
                 f"published EP {published:.3f}, {distances[0]:.1f} s.e. from frozen, {distances[1]:.1f} from "
-                f"converged: {said}"
+                f"converged: {sentence}"
             )
     gap = paired(parts)
     if gap is not None:
@@ -274,17 +274,17 @@ def extent(numbers: np.ndarray) -> str:
 
 
 def plot(results: dict) -> None:
-    """Test NLPD of every method, measured and published."""
-    made, axes = common.figure(width=3.1 * len(results) + 0.6, height=3.6, columns=len(results))
+    """Plot the test NLPD of each method, measured and published."""
+    fig, axes = common.figure(width=3.1 * len(results) + 0.6, height=3.6, columns=len(results))
     for axis, (name, result) in zip(np.ravel(axes), results.items(), strict=True):
-        for place, method in enumerate(METHODS):
+        for position, method in enumerate(METHODS):
             numbers = values(result["folds"], method, "nlpd")
             if len(numbers):
                 error = numbers.std(ddof=1) / np.sqrt(len(numbers)) if len(numbers) > 1 else 0
-                axis.errorbar(place, numbers.mean(), error, fmt="o", color="C0")
+                axis.errorbar(position, numbers.mean(), error, fmt="o", color="C0")
             published = PUBLISHED.get(name, {}).get(BESIDE[method])
             if published:
-                axis.plot(place + 0.2, published[0], "D", color="C1", fillstyle="none")
+                axis.plot(position + 0.2, published[0], "D", color="C1", fillstyle="none")
         axis.set_xticks(range(len(METHODS)), METHODS, rotation=60, ha="right", fontsize=8)
         axis.set_title(name)
     first = np.ravel(axes)[0]
@@ -292,18 +292,18 @@ def plot(results: dict) -> None:
     first.plot([], [], "o", color="C0", label="here, with s.e. over folds")
     first.plot([], [], "D", color="C1", fillstyle="none", label="published")
     first.legend(frameon=False, fontsize=8)
-    common.save_figure(made, "gp_classification")
+    common.save_figure(fig, "gp_classification")
 
 
 def write(results: dict, settings: dict) -> None:
-    """Results of all runs, with what is missing."""
+    """Collect the results of all runs, and list the missing ones."""
     merged = {name: results[name] for name in DATA if name in results}
     missing = {
         name: [
-            f"{method}: {num} of {wanted} folds"
+            f"{method}: {num} of {num_wanted} folds"
             for method in METHODS
-            for wanted in [NUTS_FOLDS.get(name, NUM_FOLDS) if method == "NUTS" else NUM_FOLDS]
-            if (num := sum(method in part for part in merged.get(name, {}).get("folds", []))) < wanted
+            for num_wanted in [NUTS_FOLDS.get(name, NUM_FOLDS) if method == "NUTS" else NUM_FOLDS]
+            if (num := sum(method in part for part in merged.get(name, {}).get("folds", []))) < num_wanted
         ]
         for name in DATA
     }

@@ -1,8 +1,8 @@
 """How far from the evidence of a classifier are Laplace, VI, the hybrid and EP, and where are their maxima?
 
 Question: hyperparameters are learned where the approximate log evidence is largest. Figure 1 of Li, John and Solin
-(2023) shows its surface for ionosphere by eye; here each method is held against annealed importance sampling (AIS) with
-intervals.
+(2023) shows its surface for ionosphere by eye; here each method is compared with annealed importance sampling (AIS)
+with intervals.
 
 Protocol: as theirs (isotropic Matern-5/2, probit, 80 % of ionosphere with the row number, log lengthscale and log
 magnitude sigma in [-1, 5], 21 x 21 points; variance = sigma²), fold 0 of ``li2023.py``. Laplace, EP and VI start from
@@ -17,7 +17,7 @@ EP's; and the published way, from the prior.
 Explanation of EP's error: the third and fourth cumulants of the tilted densities, which EP leaves out
 (``tests/reference/ep_correction.py``).
 
-An answer: the maxima, each method minus AIS there and over the grid, and whether EP is inside the interval at its
+Criterion: the maxima, each method minus AIS there and over the grid, and whether EP is inside the interval at its
 maximum; where it is not, whether EP with the correction is.
 
 References:
@@ -62,10 +62,16 @@ def surface(inference, X, y, points):
 
     def one(point):
         model = model_at(point)
-        found = inference.condition(model, X, y)
-        sites = jnp.stack([found.sites.lam1, found.sites.lam2])
+        condition_result = inference.condition(model, X, y)
+        sites = jnp.stack([condition_result.sites.lam1, condition_result.sites.lam2])
         crossed = energy(Objective(1.0, 32), model, X, y, sites)
-        return found.log_evidence, crossed, found.status, found.num_iterations, sites
+        return (
+            condition_result.log_evidence,
+            crossed,
+            condition_result.status,
+            condition_result.num_iterations,
+            sites,
+        )
 
     return jax.lax.map(one, points)
 
@@ -76,17 +82,17 @@ def model_at(point):
 
 
 def evaluate(fold: Fold, points: np.ndarray) -> dict[str, dict]:
-    """All methods at all points."""
-    found = {}
+    """Evaluate all methods at all points."""
+    surfaces = {}
     for name, inference in INFERENCE.items():
         start = time.process_time()
         data = jnp.asarray(fold.X), jnp.asarray(fold.y), jnp.asarray(points)
         parts = [np.asarray(part) for part in surface(inference, *data)]
         keys = ("log evidence", "energy", "status", "updates", "sites")
-        found[name] = dict(zip(keys, parts, strict=True)) | {"seconds": time.process_time() - start}
-        print(f"{name}: {found[name]['seconds']:.0f} CPU s", flush=True)
-    found["Hybrid"] = found["VI"] | {"log evidence": found["VI"]["energy"], "seconds": 0.0}
-    return found
+        surfaces[name] = dict(zip(keys, parts, strict=True)) | {"seconds": time.process_time() - start}
+        print(f"{name}: {surfaces[name]['seconds']:.0f} CPU s", flush=True)
+    surfaces["Hybrid"] = surfaces["VI"] | {"log evidence": surfaces["VI"]["energy"], "seconds": 0.0}
+    return surfaces
 
 
 def gram(X: np.ndarray, point: np.ndarray) -> np.ndarray:
@@ -127,7 +133,7 @@ class Reference:
         return self._result(point, weights, steps)
 
     def correction(self, point, sites) -> float:
-        """What EP leaves out, to second order in third and fourth cumulants."""
+        """Return the correction of EP, to second order in the third and fourth cumulants."""
 
         def log_density(i, f):
             return special.log_ndtr(self.sign[i] * f)
@@ -135,68 +141,70 @@ class Reference:
         return sum(ep_correction(gram(self.X, point), self.zero, log_density, *sites))
 
     def _result(self, point, weights, steps):
-        found = ais.summarize(weights)
-        return found._asdict() | {
+        summary_of_runs = ais.summarize(weights)
+        return summary_of_runs._asdict() | {
             "point": np.asarray(point).tolist(),
             "steps": steps,
             "runs": len(weights),
-            "trusted": found.ess >= TRUSTED * len(weights),
+            "trusted": summary_of_runs.ess >= TRUSTED * len(weights),
         }
 
 
-def sample_grid(reference, found, points, chosen, small) -> list[dict]:
-    """AIS and the correction at the chosen points."""
-    made = []
+def sample_grid(reference, surfaces, points, chosen, small) -> list[dict]:
+    """Run AIS and the correction at the chosen points."""
+    records = []
     for index in chosen:
-        sites = found["EP"]["sites"][index]
+        sites = surfaces["EP"]["sites"][index]
         row = reference.estimate((0, index), points[index], sites, RUNS, 200 if small else MAX_STEPS)
         row |= {"index": int(index), "correction": reference.correction(points[index], sites)}
-        made.append(row)
-    return made
+        records.append(row)
+    return records
 
 
-def sample_maxima(reference, found, points, places, small) -> dict[str, dict]:
+def sample_maxima(reference, surfaces, points, maxima_index, small) -> dict[str, dict]:
     """AIS with more runs at each maximum, checks of it at some, and EP's correction, by number of the point."""
     max_steps, prior_steps = (200, 200) if small else (MAX_STEPS_AT_MAXIMA, 8000)
-    made: dict[str, dict] = {}
-    for index in dict.fromkeys(places.values()):
-        sites, point = found["EP"]["sites"][index], points[index]
+    records: dict[str, dict] = {}
+    for index in dict.fromkeys(maxima_index.values()):
+        sites, point = surfaces["EP"]["sites"][index], points[index]
         row = reference.estimate((1, index), point, sites, RUNS_AT_MAXIMA, max_steps)
-        made[str(index)] = row | {
+        records[str(index)] = row | {
             "index": int(index),
             "correction": reference.correction(point, sites),
             "checks": {},
         }
 
     def again(name, number, sites, factor=1):
-        index = places[name]
+        index = maxima_index[name]
         return reference.estimate((number, index), points[index], sites, RUNS, max_steps, factor)
 
-    ep, vi = (found[name]["sites"][places[name]] for name in ("EP", "VI"))
-    made[str(places["EP"])]["checks"] = {
+    ep, vi = (surfaces[name]["sites"][maxima_index[name]] for name in ("EP", "VI"))
+    records[str(maxima_index["EP"])]["checks"] = {
         "twice the temperatures": again("EP", 2, ep, 2),
         "from half of EP's sites": again("EP", 3, ep / 2),
-        "from the prior": reference.from_prior((4, places["EP"]), points[places["EP"]], 16, prior_steps),
+        "from the prior": reference.from_prior(
+            (4, maxima_index["EP"]), points[maxima_index["EP"]], 16, prior_steps
+        ),
     }
-    made[str(places["VI"])]["checks"] |= {"from VI's Gaussian": again("VI", 5, vi, 2)}
-    return made
+    records[str(maxima_index["VI"])]["checks"] |= {"from VI's Gaussian": again("VI", 5, vi, 2)}
+    return records
 
 
-def gaps(found, name, rows):
-    """A method minus AIS, and the half-widths, over rows of AIS."""
-    values = np.array([found[name.split(" +")[0]]["log evidence"][row["index"]] for row in rows])
+def gaps(surfaces, name, rows):
+    """Return the differences of a method from AIS, and the half-widths, for rows of AIS."""
+    values = np.array([surfaces[name.split(" +")[0]]["log evidence"][row["index"]] for row in rows])
     if name.endswith("correction"):
         values = values + np.array([row["correction"] for row in rows])
     return values - [row["log_evidence"] for row in rows], np.array([row["half_width"] for row in rows])
 
 
-def summary(found, name, rows) -> dict:
+def summary(surfaces, name, rows) -> dict:
     """Over the trusted points of the grid where the method converged."""
-    status = found[name.split(" +")[0]]["status"]
+    status = surfaces[name.split(" +")[0]]["status"]
     used = [row for row in rows if row["trusted"] and status[row["index"]] == Status.OK]
     if not used:
         return {"points": 0}
-    gap, half = gaps(found, name, used)
+    gap, half = gaps(surfaces, name, used)
     ratio = np.abs(gap) / half
     return {
         "points": len(used),
@@ -213,29 +221,29 @@ def summary(found, name, rows) -> dict:
 NAMES = (*METHODS, "EP + correction")
 
 
-def report(found, points, places, rows, maxima) -> dict:
-    """Print the tables; return what they say."""
-    at = {key: maxima[str(places[key])] for key in ("EP", "AIS")}
+def report(surfaces, points, maxima_index, rows, maxima) -> dict:
+    """Print the tables; return the conclusions."""
+    at_maximum = {key: maxima[str(maxima_index[key])] for key in ("EP", "AIS")}
     header = ["", "maximum", "at (log l, log sigma)", "minus AIS at EP's max", "at AIS's max"]
     header += ["median gap", "median |gap|", "largest |gap|", "median/half-width", "inside", "points"]
     header += [f"not converged, of {len(points)}", "CPU s"]
     table, summaries = [], {}
     for name in NAMES:
         base = name.split(" +")[0]
-        total = summaries[name] = summary(found, name, rows)
-        bad = int(np.sum(found[base]["status"] != Status.OK))
-        best = places[base]
+        total = summaries[name] = summary(surfaces, name, rows)
+        bad = int(np.sum(surfaces[base]["status"] != Status.OK))
+        best = maxima_index[base]
         differences = []
-        for row in at.values():
-            gap, half = gaps(found, name, [row])
-            failed = found[base]["status"][row["index"]] != Status.OK
+        for row in at_maximum.values():
+            gap, half = gaps(surfaces, name, [row])
+            failed = surfaces[base]["status"][row["index"]] != Status.OK
             differences.append(f"{gap[0]:+.2f} ± {half[0]:.2f}{' (not converged)' if failed else ''}")
-        own = name == base
+        is_base = name == base
         table.append(
             [
                 name,
-                f"{found[base]['log evidence'][best]:.2f}" if own else "",
-                place(points[best]) if own else "",
+                f"{surfaces[base]['log evidence'][best]:.2f}" if is_base else "",
+                place(points[best]) if is_base else "",
                 *differences,
                 *(
                     f"{total[key]:.2f}"
@@ -249,14 +257,14 @@ def report(found, points, places, rows, maxima) -> dict:
                     if key in total
                 ),
                 str(total["points"]),
-                str(bad) if own else "",
-                f"{found[base]['seconds']:.0f}" if own else "",
+                str(bad) if is_base else "",
+                f"{surfaces[base]['seconds']:.0f}" if is_base else "",
             ]
         )
     common.print_table("log evidence in nats; gaps are method minus AIS where AIS is trusted", header, table)
     header = ["", "at", "log evidence", "half-width", "effective of runs", "temperatures"]
-    lines = [line(f"AIS at the maximum of {key}", maxima[str(index)]) for key, index in places.items()]
-    for index in dict.fromkeys(places.values()):
+    lines = [line(f"AIS at the maximum of {key}", maxima[str(index)]) for key, index in maxima_index.items()]
+    for index in dict.fromkeys(maxima_index.values()):
         checks = maxima[str(index)]["checks"]
         lines += [line(f"  again there: {check}", row) for check, row in checks.items()]
     common.print_table("AIS and its checks", header, lines)
@@ -269,10 +277,10 @@ def line(name, row):
 
 
 def pooled(row) -> tuple[float, float]:
-    """One estimate and half-width from a row and its checks, independent runs, where trusted."""
+    """Pool a row and its checks, which are independent runs, into one estimate and half-width, if trusted."""
     used = [row, *(check for check in row["checks"].values() if check["trusted"])]
-    precision = np.array([1 / one["half_width"] ** 2 for one in used])
-    value = precision @ [one["log_evidence"] for one in used] / precision.sum()
+    precision = np.array([1 / run["half_width"] ** 2 for run in used])
+    value = precision @ [run["log_evidence"] for run in used] / precision.sum()
     return float(value), float(1 / np.sqrt(precision.sum()))
 
 
@@ -280,28 +288,34 @@ def outside(gap, half) -> str:
     return "inside the interval" if abs(gap) <= half else f"{abs(gap) - half:.2f} nats outside the interval"
 
 
-def verdict(found, points, places, rows, maxima) -> str:
-    """Whether EP is inside, why not, and where AIS says nothing."""
-    row = maxima[str(places["EP"])]
+def verdict(surfaces, points, maxima_index, rows, maxima) -> str:
+    """Return whether EP lies inside the interval of AIS, why not, and where AIS is not trusted."""
+    row = maxima[str(maxima_index["EP"])]
     value, half = pooled(row)
-    gap = found["EP"]["log evidence"][places["EP"]] - value
+    gap = surfaces["EP"]["log evidence"][maxima_index["EP"]] - value
     rest = gap + row["correction"]
-    said = f"At EP's maximum {place(row['point'])} all trusted runs of AIS give {value:.2f} ± {half:.2f}. "
-    said += f"EP is {gap:+.2f} from it, {outside(gap, half)}; the third and fourth cumulants that EP leaves out give "
-    said += f"{row['correction']:+.2f}, and EP with them is {rest:+.2f} from AIS, {outside(rest, half)}. "
-    ridge = found["EP"]["log evidence"].reshape(int(np.sqrt(len(points))), -1).max(1)
+    sentences = (
+        f"At EP's maximum {place(row['point'])} all trusted runs of AIS give {value:.2f} ± {half:.2f}. "
+    )
+    sentences += (
+        f"EP is {gap:+.2f} from it, {outside(gap, half)}; the third and fourth cumulants that EP leaves out "
+    )
+    sentences += (
+        f"give {row['correction']:+.2f}, and EP with them is {rest:+.2f} from AIS, {outside(rest, half)}. "
+    )
+    ridge = surfaces["EP"]["log evidence"].reshape(int(np.sqrt(len(points))), -1).max(1)
     first = points[:: len(ridge), 1][np.argmax(ridge > ridge.max() - 0.5)]
-    said += f"EP's ridge is within 0.5 nats of its maximum from log sigma = {first:.1f} on. "
+    sentences += f"EP's ridge is within 0.5 nats of its maximum from log sigma = {first:.1f} on. "
     doubtful = [r for r in rows if not r["trusted"]]
-    said += f"AIS is not trusted at {len(doubtful)} of {len(rows)} points"
+    sentences += f"AIS is not trusted at {len(doubtful)} of {len(rows)} points"
     if doubtful:
         low = min(r["point"][1] for r in doubtful)
         far = max(r["point"][0] for r in doubtful)
-        said += (
+        sentences += (
             f", all with log sigma >= {low:.1f} and log l <= {far:.1f}: there the likelihood is a step, the posterior "
             "the corner of an orthant, and the sampler's ellipses leave it everywhere but near their start"
         )
-    return said + "."
+    return sentences + "."
 
 
 def main() -> None:
@@ -317,12 +331,12 @@ def main() -> None:
     reference, start = Reference(fold), time.process_time()
     rows = sample_grid(reference, found, points, chosen, small)
     print(f"AIS on the grid: {time.process_time() - start:.0f} CPU s", flush=True)
-    places = {name: int(np.argmax(found[name]["log evidence"])) for name in METHODS}
-    places["AIS"] = max((r for r in rows if r["trusted"]), key=lambda r: r["log_evidence"])["index"]
-    maxima = sample_maxima(reference, found, points, places, small)
-    summaries = report(found, points, places, rows, maxima)
-    words = verdict(found, points, places, rows, maxima)
-    print(words)
+    maxima_index = {name: int(np.argmax(found[name]["log evidence"])) for name in METHODS}
+    maxima_index["AIS"] = max((r for r in rows if r["trusted"]), key=lambda r: r["log_evidence"])["index"]
+    maxima = sample_maxima(reference, found, points, maxima_index, small)
+    summaries = report(found, points, maxima_index, rows, maxima)
+    conclusion = verdict(found, points, maxima_index, rows, maxima)
+    print(conclusion)
     if small:
         return
     surfaces = {
@@ -330,10 +344,10 @@ def main() -> None:
         for name, part in found.items()
     }
     settings = {"points": points, "runs": RUNS, "runs at maxima": RUNS_AT_MAXIMA, "trusted": TRUSTED}
-    body: dict = {"settings": settings, "verdict": words, "summary": summaries, "maxima": places}
+    body: dict = {"settings": settings, "verdict": conclusion, "summary": summaries, "maxima": maxima_index}
     body |= {"at the maxima": maxima, "AIS": rows, "surfaces": surfaces}
     common.write_results("gp_evidence_surface", body)
-    plot(found, {name: gaps(found, name, rows)[0] for name in NAMES}, rows, points, places)
+    plot(found, {name: gaps(found, name, rows)[0] for name in NAMES}, rows, points, maxima_index)
 
 
 if __name__ == "__main__":

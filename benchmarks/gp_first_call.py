@@ -1,17 +1,17 @@
 """How long does a newcomer wait for the first fit of a Gaussian process, and is the second one free of compilation?
 
 Question: process-CPU seconds of the first hyperparameter fit in a fresh Python process (tracing, compilation and the
-optimisation itself; importing the library is reported apart), and XLA compilations of a second fit of the same shape
+optimization itself; importing the library is reported apart), and XLA compilations of a second fit of the same shape
 on other data.
 
 Protocol: synthetic regression, n = 500, d = 8, squared exponential with one lengthscale a column and Gaussian noise,
-float64, all hyperparameters start at 1, one thread. Ours is ``gp.fit`` with its defaults on standardised data (what a
+float64, all hyperparameters start at 1, one thread. Ours is ``gp.fit`` with its defaults on standardized data (what a
 user calls: several starts, the best one kept) and, beside it, with a single start. The peer is GPJax on the same
-standardised data: ``fit_scipy`` (the optimiser its regression guide uses), ``fit`` with Adam at 0.01 and its default of
+standardized data: ``fit_scipy`` (the optimizer its regression guide uses), ``fit`` with Adam at 0.01 and its default of
 100 steps (the example in its reference), and ``fit_lbfgs``. Every repeat is a new process; libraries alternate. The
-negative log evidence reached is shown, because a fast fit that stops early is no bargain.
+negative log evidence reached is shown, because a fast fit may stop too early.
 
-An answer: our minimum over the repeats is at most that of GPJax's ``fit_scipy``, and our second fit compiles nothing.
+Criterion: our minimum over the repeats is at most that of GPJax's ``fit_scipy``, and our second fit compiles nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REFERENCE = "gpjax fit_scipy"
 
 
 def make_data(seed: int, num: int, dims: int):
-    """A smooth function of some columns with noise, standardised."""
+    """A smooth function of some columns with noise, standardized."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def probinfer_fit(num_starts):
         )
         learn = gp.ML2() if num_starts is None else gp.ML2(num_restarts=num_starts)
         fit = gp.fit(jax.random.key(key), model, X, y, learn=learn, progress=False)
-        # Outputs are standardised to rounding, so the evidence is in the same units as the peer's.
+        # Outputs are standardized to rounding, so the evidence is in the same units as the peer's.
         return -float(fit.log_evidence)
 
     return fit
@@ -99,7 +99,7 @@ def gpjax_fit(kind):
 
 
 def child(library: str, num: int, dims: int) -> None:
-    """Import, fit twice, and print what it cost as one line of JSON."""
+    """Import, fit twice, and print the costs as one line of JSON."""
     start = time.process_time()
     if library.startswith("probinfer"):
         fit = probinfer_fit(1 if library.endswith("one start") else None)
@@ -121,7 +121,7 @@ def child(library: str, num: int, dims: int) -> None:
 
 
 def measure(library: str, num: int, dims: int) -> dict:
-    """Run one child in a fresh process."""
+    """Run one child in a new process."""
     command = [sys.executable, __file__, "--child", library, str(num), str(dims)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
@@ -159,17 +159,17 @@ def report(results: dict, settings: dict) -> None:
 
 
 def plot(summary: dict) -> None:
-    """Bars: import, first and second fit of each library."""
+    """Plot the times of import, first and second fit of each library."""
     import common
 
     figure, axis = common.figure(width=7.5, height=3.2)
     names = list(summary)[::-1]
     for shift, (column, color) in enumerate((("second", "C1"), ("first", "C0"), ("import", "0.7"))):
-        places = [row + 0.26 * (shift - 1) for row in range(len(names))]
+        positions = [row + 0.26 * (shift - 1) for row in range(len(names))]
         low = [summary[name]["min"][column] for name in names]
-        spread = [summary[name]["max"][column] - value for name, value in zip(names, low, strict=True)]
+        ranges = [summary[name]["max"][column] - value for name, value in zip(names, low, strict=True)]
         label = column if column == "import" else f"{column} fit"
-        axis.barh(places, low, 0.24, xerr=[[0] * len(low), spread], color=color, label=label)
+        axis.barh(positions, low, 0.24, xerr=[[0] * len(low), ranges], color=color, label=label)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("process-CPU seconds (bar: minimum over processes, line: up to the maximum)")
     axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

@@ -1,10 +1,10 @@
-"""What does the exact evidence and its gradient cost, as a multiple of one Cholesky factorisation?
+"""What does the exact evidence and its gradient cost, as a multiple of one Cholesky factorization?
 
 Protocol: RBF-ARD kernel, 8 inputs, Gaussian noise, 10 hyperparameters, float64, one thread, synthetic data. Every
 library computes log p(y | X) and its gradient in the log hyperparameters, compiled, exact paths only. The unit F is one
 LAPACK ``dpotrf`` (Fortran order, lower, clean=0) of the same size, timed in the same process between the other timings.
 Times are process CPU seconds; each number is the minimum over rounds, the spread is the inter-quartile range over
-rounds. Asked: at most 6 F at n = 500, 1000 and 2000, and the same value to 1e-9; aimed at 4.5 / 4.2 / 4.5 F.
+rounds. Required: at most 6 F at n = 500, 1000 and 2000, and the same value to 1e-9; aimed at 4.5 / 4.2 / 4.5 F.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def make_data(num: int) -> tuple[np.ndarray, np.ndarray]:
 def ours(X, y):
     from probinfer import gp
 
-    def value(theta, X, y):
-        theta = jnp.exp(theta)
-        kernel = gp.kernels.RBF(theta[0], theta[1:-1])
-        return gp.log_evidence(gp.Model(kernel, gp.likelihoods.Gaussian(theta[-1])), X, y)
+    def value(log_parameters, X, y):
+        log_parameters = jnp.exp(log_parameters)
+        kernel = gp.kernels.RBF(log_parameters[0], log_parameters[1:-1])
+        return gp.log_evidence(gp.Model(kernel, gp.likelihoods.Gaussian(log_parameters[-1])), X, y)
 
     return _jax(value, X, y)
 
 
 def autodiff(X, y):
-    def value(theta, X, y):
-        theta = jnp.exp(theta)
-        Z = X / theta[1:-1]
+    def value(log_parameters, X, y):
+        log_parameters = jnp.exp(log_parameters)
+        Z = X / log_parameters[1:-1]
         squares = jnp.sum(Z * Z, 1)
         squared = jnp.maximum(squares[:, None] + squares[None, :] - 2 * Z @ Z.T, 0)
-        K = theta[0] * jnp.exp(-0.5 * squared) + theta[-1] * jnp.eye(len(y))
+        K = log_parameters[0] * jnp.exp(-0.5 * squared) + log_parameters[-1] * jnp.eye(len(y))
         L = jnp.linalg.cholesky(K)
         half = jax.scipy.linalg.solve_triangular(L, y, lower=True)
         log_det = jnp.sum(jnp.log(jnp.diagonal(L)))
@@ -66,10 +66,10 @@ def autodiff(X, y):
 def tinygp(X, y):
     from tinygp import GaussianProcess, kernels, transforms
 
-    def value(theta, X, y):
-        theta = jnp.exp(theta)
-        kernel = theta[0] * transforms.Linear(1 / theta[1:-1], kernels.ExpSquared())
-        return GaussianProcess(kernel, X, diag=theta[-1]).log_probability(y)
+    def value(log_parameters, X, y):
+        log_parameters = jnp.exp(log_parameters)
+        kernel = log_parameters[0] * transforms.Linear(1 / log_parameters[1:-1], kernels.ExpSquared())
+        return GaussianProcess(kernel, X, diag=log_parameters[-1]).log_probability(y)
 
     return _jax(value, X, y)
 
@@ -77,11 +77,11 @@ def tinygp(X, y):
 def gpjax(X, y):
     import gpjax as gpx
 
-    def value(theta, X, y):
-        theta = jnp.exp(theta)
-        kernel = gpx.kernels.RBF(lengthscale=theta[1:-1], variance=theta[0])
+    def value(log_parameters, X, y):
+        log_parameters = jnp.exp(log_parameters)
+        kernel = gpx.kernels.RBF(lengthscale=log_parameters[1:-1], variance=log_parameters[0])
         prior = gpx.gps.Prior(mean_function=gpx.mean_functions.Zero(), kernel=kernel, jitter=0.0)
-        likelihood = gpx.likelihoods.Gaussian(obs_stddev=jnp.sqrt(theta[-1]))
+        likelihood = gpx.likelihoods.Gaussian(obs_stddev=jnp.sqrt(log_parameters[-1]))
         return gpx.objectives.conjugate_mll(prior * likelihood, gpx.Dataset(X=X, y=y[:, None]))
 
     return _jax(value, X, y)
@@ -186,7 +186,7 @@ LIBRARIES: dict[str, Callable] = {
 }
 
 
-def factorisation(num: int) -> Callable:
+def factorization(num: int) -> Callable:
     rng = np.random.default_rng(0)
     A = rng.normal(size=(num, num))
     K = np.asfortranarray(A @ A.T / num + np.eye(num))
@@ -204,31 +204,31 @@ def timed(call: Callable, repeats: int) -> float:
 
 def measure(num: int, rounds: int, repeats: int) -> dict[str, dict]:
     X, y = make_data(num)
-    calls, found = {}, {}
+    calls, measured = {}, {}
     for name, make in LIBRARIES.items():
         try:
             start = time.process_time()
             call = make(X, y)
             value, gradient = call()
         except ImportError as error:
-            found[name] = {"missing": str(error)}
+            measured[name] = {"missing": str(error)}
             continue
         first = time.process_time() - start
-        found[name] = {"value": value, "gradient": gradient, "first call": first, "seconds": []}
+        measured[name] = {"value": value, "gradient": gradient, "first call": first, "seconds": []}
         calls[name] = call
-    factor, unit = factorisation(num), []
+    factor, unit = factorization(num), []
     for _ in range(rounds):
         for name, call in calls.items():
             unit.append(timed(factor, repeats))
-            found[name]["seconds"].append(timed(call, repeats))
-    return {"dpotrf": {"seconds": unit}, **found}
+            measured[name]["seconds"].append(timed(call, repeats))
+    return {"dpotrf": {"seconds": unit}, **measured}
 
 
-def summary(num: int, found: dict[str, dict]) -> list[list[str]]:
-    unit = min(found["dpotrf"]["seconds"])
-    reference = found["probinfer"]
+def summary(num: int, measured: dict[str, dict]) -> list[list[str]]:
+    unit = min(measured["dpotrf"]["seconds"])
+    reference = measured["probinfer"]
     rows = [[f"dpotrf, n = {num}", f"{1e3 * unit:.2f}", "1.00", "", "", "", ""]]
-    for name, entry in found.items():
+    for name, entry in measured.items():
         if name == "dpotrf":
             continue
         if "missing" in entry:
@@ -257,13 +257,13 @@ def plot(results: dict[int, dict]) -> None:
     figure, axis = common.figure(width=7.5, height=3.6)
     names = [name for name in LIBRARIES if "multiple" in results[min(results)].get(name, {})]
     width = 0.8 / len(results)
-    for i, (num, found) in enumerate(results.items()):
-        place = np.arange(len(names)) + (i - (len(results) - 1) / 2) * width
-        axis.barh(place, [found[name]["multiple"] for name in names], 0.9 * width, label=f"n = {num}")
+    for i, (num, measured) in enumerate(results.items()):
+        positions = np.arange(len(names)) + (i - (len(results) - 1) / 2) * width
+        axis.barh(positions, [measured[name]["multiple"] for name in names], 0.9 * width, label=f"n = {num}")
     axis.axvline(6.0, color="black", linewidth=1, linestyle="--")
     axis.set_yticks(np.arange(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlabel("CPU time in Cholesky factorisations (dashed: asked)")
+    axis.set_xlabel("CPU time in Cholesky factorizations (dashed: asked)")
     axis.legend(frameon=False)
     common.save_figure(figure, "gp_gradient")
 
@@ -279,8 +279,11 @@ def main() -> None:
         results[num] = measure(num, rounds, repeats)
         header = ["", "ms", "x dpotrf", "quartiles", "value differs", "gradient differs", "first call, s"]
         common.print_table(f"n = {num}, d = {DIMS}", header, summary(num, results[num]))
-        multiple, (asked, aimed) = results[num]["probinfer"]["multiple"], TARGETS[num]
-        print(f"asked {asked} F: {'met' if multiple <= asked else 'MISSED'}; aimed at {aimed} F:", end=" ")
+        multiple, (requested, aimed) = results[num]["probinfer"]["multiple"], TARGETS[num]
+        print(
+            f"asked {requested} F: {'met' if multiple <= requested else 'MISSED'}; aimed at {aimed} F:",
+            end=" ",
+        )
         print("reached" if multiple <= aimed else f"{multiple:.2f} F, {multiple / aimed:.2f} of the aim")
     if not arguments.small:
         common.write_results(

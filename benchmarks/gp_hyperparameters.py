@@ -1,4 +1,4 @@
-"""Is the whole hyperparameter posterior worth it? Four regressions of Lalchand and Rasmussen (2020).
+"""Is the full hyperparameter posterior worth its cost? Four regressions of Lalchand and Rasmussen (2020).
 
 Question: do their published numbers hold, that integrating over the hyperparameters of an exact Gaussian process (NUTS,
 or a mean-field or full-rank Gaussian) predicts better than the maximum of the evidence (ML-II)?
@@ -6,17 +6,17 @@ or a mean-field or full-rank Gaussian) predicts better than the maximum of the e
 Protocol: ``lalchand2020.py`` has data, splits, kernels and priors, with every choice that the paper leaves open. All
 methods go through ``gp.fit`` with ``standardize=False`` and the same model; only ``learn=`` differs. ML-II takes the
 best of several starts, and the optima found are listed; the other methods start around it. On the airline data their
-prior is centred at the ML-II estimates, as in the paper. Scores over the test points: RMSE of the predictive mean;
+prior is centered at the ML-II estimates, as in the paper. Scores over the test points: RMSE of the predictive mean;
 NLPD, the mean of -log (1/S) sum_s N(y; mu_s, v_s) over at most 200 hyperparameter draws; and the estimator of the
 authors' later public code, the mean over draws of the NLPDs of the components, an upper bound of the former. Standard
 errors: between test points, for series between years; differences to ML-II are paired. NUTS must have R-hat below 1.01
 and bulk and tail ESS above 400 for every hyperparameter (on the log scale, where it samples).
 
 The airline series decides nothing: its test part is 44 months in four autocorrelated years, and by years the paired
-difference of NUTS and ML-II has an interval twenty times as wide as itself and more, with centred outputs and with raw
+difference of NUTS and ML-II has an interval twenty times as wide as itself and more, with centered outputs and with raw
 ones. The published standard errors there take the months as independent.
 
-An answer: for every data set, whether the published ordering (by NLPD and by RMSE) is reproduced within the errors, and
+Criterion: for every data set, whether the published ordering (by NLPD and by RMSE) is reproduced within the errors, and
 if not, why.
 """
 
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import common
 import jax
 import numpy as np
-from lalchand2020 import METHODS, PROBLEMS, PUBLISHED, Problem, airline_prior, wide_prior
+from lalchand2020 import METHODS, PROBLEMS, PUBLISHED, RegressionSetup, airline_prior, wide_prior
 from scipy.stats import norm, t
 
 from probinfer import gp, mcmc, vi
@@ -58,7 +58,7 @@ class Near:
     spread: float
 
     def sample(self, key, target, **options):
-        """The engine's ``sample`` with other starts."""
+        """Call ``sample`` of the engine with these initial positions."""
         draw = jax.tree_util.Partial(_near, target.start, self.spread)
         return self.engine.sample(key, dataclasses.replace(target, draw_fn=draw), **options)
 
@@ -74,7 +74,7 @@ def _near(start, spread, key, attempt):
 
 
 class Scored(NamedTuple):
-    """What a method predicts for the test points: squared errors and negative log densities, pointwise."""
+    """Pointwise scores of the predictions: squared errors and negative log densities of the test points."""
 
     squared: np.ndarray
     nlpd: np.ndarray
@@ -83,18 +83,18 @@ class Scored(NamedTuple):
     coverage: float
 
 
-def score(fit: gp.Fit, problem: Problem) -> Scored:
-    """Pointwise scores of a fit."""
+def score(fit: gp.Fit, problem: RegressionSetup) -> Scored:
+    """Return the pointwise scores of a fit."""
     predictive = fit.predict_y(problem.X_test)
     means, sds = np.asarray(predictive.means), np.sqrt(np.asarray(predictive.variances))
     components = norm.logpdf(problem.y_test, means, sds)
     lower, upper = np.asarray(predictive.quantile(np.array([0.025, 0.975])))
     return Scored(
-        (problem.y_test - means.mean(0)) ** 2,
-        -_log_mean(components),
-        -components.mean(0),
-        tuple(float(-_log_mean(half).mean()) for half in (components[::2], components[-1::-2])),
-        float(np.mean((lower <= problem.y_test) & (problem.y_test <= upper))),
+        squared=(problem.y_test - means.mean(0)) ** 2,
+        nlpd=-_log_mean(components),
+        nlpd_components=-components.mean(0),
+        nlpd_halves=tuple(float(-_log_mean(half).mean()) for half in (components[::2], components[-1::-2])),
+        coverage=float(np.mean((lower <= problem.y_test) & (problem.y_test <= upper))),
     )
 
 
@@ -104,7 +104,7 @@ def _log_mean(log_values: np.ndarray) -> np.ndarray:
 
 
 def mean_and_error(values: np.ndarray, block: int) -> tuple[float, float]:
-    """Mean, and its standard error from the spread of block means."""
+    """Return the mean and its standard error from the block means."""
     blocks = np.array_split(values, max(len(values) // block, 2))
     means = np.array([part.mean() for part in blocks])
     return float(values.mean()), float(means.std(ddof=1) / np.sqrt(len(blocks)))
@@ -133,12 +133,12 @@ def summarize(scored: Scored, reference: Scored, block: int) -> dict:
 
 
 def flat(tree: Any) -> np.ndarray:
-    """All numbers of a tree of diagnostics."""
+    """Return all numbers of a tree of diagnostics."""
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def convergence(method: str, fit: gp.Fit) -> dict:
-    """What the learner says of itself."""
+    """Return the report of the learner."""
     info = fit.info
     if method == "NUTS":
         return {
@@ -176,18 +176,18 @@ def convergence(method: str, fit: gp.Fit) -> dict:
 
 
 def hyperparameters(fit: gp.Fit, free: tuple[str, ...]) -> dict:
-    """Median and central 95 % interval of every hyperparameter (the value itself for a point)."""
-    found = {}
+    """Return median and 95 % interval of each hyperparameter; for a point estimate, its value."""
+    fits = {}
     for name in free:
         value = fit.models
         for part in name.split("."):
             value = value[int(part)] if isinstance(value, (tuple, list)) else getattr(value, part)
-        found[name] = np.quantile(np.asarray(value), [0.5, 0.025, 0.975], axis=0).T.tolist()
-    return found
+        fits[name] = np.quantile(np.asarray(value), [0.5, 0.025, 0.975], axis=0).T.tolist()
+    return fits
 
 
 def engine(method: str, name: str, small: bool) -> Any:
-    """The learner of a method."""
+    """Return the learner of a method."""
     if method == "ML-II":
         return Near(gp.ML2(num_restarts=4 if small else STARTS[name]), 1.5)
     if method == "NUTS":
@@ -200,7 +200,7 @@ def engine(method: str, name: str, small: bool) -> Any:
 
 
 def run_problem(name: str, small: bool, seed: int) -> dict:
-    """All methods on one data set."""
+    """Run all methods on one data set."""
     problem = PROBLEMS[name]()
     if small:
         problem = thin(problem)
@@ -240,8 +240,8 @@ def run_problem(name: str, small: bool, seed: int) -> dict:
     return {"size": size, "methods": results, "environment": common.environment()}
 
 
-def thin(problem: Problem) -> Problem:
-    """A small version: at most 60 training and 40 test points."""
+def thin(problem: RegressionSetup) -> RegressionSetup:
+    """Return a small version, with at most 60 training and 40 test points."""
     step = -(-len(problem.y) // 60)
     return problem._replace(
         X=problem.X[::step], y=problem.y[::step], X_test=problem.X_test[:40], y_test=problem.y_test[:40]
@@ -258,54 +258,54 @@ def print_progress(name: str, method: str, result: dict) -> None:
 
 
 def report(results: dict, settings: dict) -> None:
-    """Tables, JSON, plot."""
+    """Print the tables; write the results and the plot."""
     header = ["", "RMSE (s.e.)", "NLPD (s.e.)", "mean over components", "NLPD - ML-II (95 %)"]
     header += ["published RMSE (s.e.)", "published NLPD", "95 % covers", "R-hat", "bulk / tail ESS", "CPU s"]
     for name, result in results.items():
-        rows = [row(method, found) for method, found in result["methods"].items()]
+        rows = [row(method, fit) for method, fit in result["methods"].items()]
         size = result["size"]
         common.print_table(
             f"{name}: {size['train']} x {size['columns']}, {size['test']} tested", header, rows
         )
     if not settings["small"]:
-        kept = common.read_results("gp_hyperparameters").get("results", {})
-        results = {name: (kept | results)[name] for name in PROBLEMS if name in kept | results}
+        stored = common.read_results("gp_hyperparameters").get("results", {})
+        results = {name: (stored | results)[name] for name in PROBLEMS if name in stored | results}
         common.write_results("gp_hyperparameters", {"settings": settings, "results": results})
         plot(results)
 
 
-def row(method: str, found: dict) -> list[str]:
-    middle, low, high = found["nlpd minus ML-II"]
-    rmse, rmse_error, nlpd = found["published"]
-    checked = found["convergence"]
+def row(method: str, fit: dict) -> list[str]:
+    middle, low, high = fit["nlpd minus ML-II"]
+    rmse, rmse_error, nlpd = fit["published"]
+    checked = fit["convergence"]
     is_nuts = method == "NUTS"
     return [
         method,
-        f"{found['rmse']:.3f} ({found['rmse error']:.3f})",
-        f"{found['nlpd']:.3f} ({found['nlpd error']:.3f})",
-        f"{found['nlpd, mean over components']:.3f}",
+        f"{fit['rmse']:.3f} ({fit['rmse error']:.3f})",
+        f"{fit['nlpd']:.3f} ({fit['nlpd error']:.3f})",
+        f"{fit['nlpd, mean over components']:.3f}",
         "" if method == "ML-II" else f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
         f"{rmse:.2f} ({rmse_error:.2f})",
         f"{nlpd:.2f}",
-        f"{100 * found['coverage of 95 %']:.0f} %",
+        f"{100 * fit['coverage of 95 %']:.0f} %",
         f"{checked['worst rhat']:.4f}" if is_nuts else "",
         f"{checked['least bulk ess']:.0f} / {checked['least tail ess']:.0f}" if is_nuts else "",
-        f"{found['seconds']:.0f}",
+        f"{fit['seconds']:.0f}",
     ]
 
 
 def plot(results: dict) -> None:
-    """NLPD and RMSE of every method, measured and published."""
+    """Plot NLPD and RMSE of each method, measured and published."""
     figure, axes = common.figure(width=2.9 * len(results) + 0.6, height=5.2, rows=2, columns=len(results))
     axes = np.asarray(axes).reshape(2, len(results))
     for column, (name, result) in enumerate(results.items()):
         for line, key in enumerate(("nlpd", "rmse")):
             axis = axes[line, column]
-            for place, (method, found) in enumerate(result["methods"].items()):
-                axis.errorbar(place, found[key], found[f"{key} error"], fmt="o", color="C0")
+            for position, (method, fit) in enumerate(result["methods"].items()):
+                axis.errorbar(position, fit[key], fit[f"{key} error"], fmt="o", color="C0")
                 published = PUBLISHED[name][method]
                 axis.plot(
-                    place + 0.2, published[2 if key == "nlpd" else 0], "D", color="C1", fillstyle="none"
+                    position + 0.2, published[2 if key == "nlpd" else 0], "D", color="C1", fillstyle="none"
                 )
             axis.set_xticks(range(len(METHODS)), METHODS if line else [""] * len(METHODS), rotation=35)
             if line == 0:

@@ -3,7 +3,7 @@
 Question: the smallest bulk (and tail) effective sample size over the ten hyperparameters, per process-CPU second, of
 the hyperparameter posterior of an exact Gaussian process, ours beside NumPyro's NUTS on the same model by hand.
 
-Protocol: concrete (a seeded subsample of n = 500, 8 columns, standardised), squared exponential with one lengthscale a
+Protocol: concrete (a seeded subsample of n = 500, 8 columns, standardized), squared exponential with one lengthscale a
 column, Gaussian noise, the priors of ``gp.default_prior``, float64, one thread. Ours: ``gp.fit(...,
 learn=mcmc.NUTS(num_draws=...))`` with its own warm-up. NumPyro: the model as a user writes it, ``MultivariateNormal``
 with ``covariance_matrix``, squared distances by one matrix product (2.6 times faster to differentiate than
@@ -17,7 +17,7 @@ beyond its gradients at the pace of the others. The table gives ESS per second w
 the draws alone, and splits the ratio into its two factors: CPU time of a gradient, and gradients for an effective draw.
 Intervals are over seeds (Student's t on the log scale).
 
-An answer: the ratio of ours to the better NumPyro configuration, warm-up included, is at least 3.
+Criterion: the ratio of ours to the better NumPyro configuration, warm-up included, is at least 3.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NAMES = ("variance", "lengthscale", "noise")
 
 
 def load(num: int, seed: int = 0):
-    """A subsample of the concrete data, standardised."""
+    """Return a subsample of the concrete data, standardized."""
     data = measurement("concrete")
     rows = np.random.default_rng(seed).permutation(len(data.y))[:num]
     X, y = data.X[rows], data.y[rows]
@@ -53,7 +53,7 @@ def load(num: int, seed: int = 0):
 
 
 def by_hand(X, y, broadcast=False):
-    """The model in NumPyro; the priors are those of ``gp.default_prior`` on standardised inputs."""
+    """The model in NumPyro, with the priors of ``gp.default_prior`` on standardized inputs."""
     dims = X.shape[1]
     variance = numpyro.sample("variance", dist.LogNormal(0.0, 2.0))
     prior = dist.LogNormal(jnp.full(dims, math.sqrt(2) + 0.5 * math.log(dims)), math.sqrt(3))
@@ -87,7 +87,7 @@ def log_draws(variance, lengthscale, noise) -> np.ndarray:
 
 
 def run_ours(seed, X, y, settings):
-    """One run of ``gp.fit``: what it took, and the draws."""
+    """Run ``gp.fit`` once; return its costs and the draws."""
     engine = mcmc.NUTS(num_chains=settings["chains"], num_draws=settings["draws"])
     start = time.process_time()
     fit = gp.fit(jax.random.key(seed), our_model(X), X, y, learn=engine, progress=False)
@@ -165,17 +165,17 @@ def gradients_alone(X, y) -> dict:
             "likelihood.variance": z["noise"],
         }
         gaps.append(float(ours.logdensity_fn(named)) + float(theirs["matrix product"].potential_fn(z)))
-    spread = max(gaps) - min(gaps)
-    if spread > 1e-6:
+    gap_range = max(gaps) - min(gaps)
+    if gap_range > 1e-6:
         raise RuntimeError(f"the two log densities differ by more than a constant: {gaps}")
     times = {"probinfer": gradient_milliseconds(ours.logdensity_fn, named)}
     for name, info in theirs.items():
         times[f"NumPyro, {name}"] = gradient_milliseconds(info.potential_fn, z)
-    return {"milliseconds a gradient": times, "log density differs by a constant to": spread}
+    return {"milliseconds a gradient": times, "log density differs by a constant to": gap_range}
 
 
 def judge(record: dict, draws: np.ndarray) -> dict:
-    """Add the diagnostics of a run."""
+    """Add the diagnostics of a run to its record."""
     draws = jnp.asarray(draws)
     return record | {
         "ess": float(jnp.min(diagnostics.ess(draws))),
@@ -223,7 +223,7 @@ COSTS = ("milliseconds a gradient", "gradients an effective draw")
 
 
 def report(records: dict, gradients: dict, settings: dict) -> None:
-    """Table, ratios, JSON, plot."""
+    """Print the table and the ratios; write the results and the plot."""
     summary = {name: rates(runs) for name, runs in records.items()}
     header = [
         "",
@@ -255,7 +255,7 @@ def report(records: dict, gradients: dict, settings: dict) -> None:
 
 
 def row(name: str, rate: dict, runs: list[dict]) -> list[str]:
-    """One line of the table."""
+    """Return one row of the table."""
     mean = {key: float(np.mean(value)) for key, value in rate.items()}
     first, *others = RATES
     warmup, draws = np.mean([run["gradients"] for run in runs], axis=0)
@@ -278,7 +278,7 @@ def posterior_gaps(records: dict) -> dict:
 
 
 def plot(summary: dict, ratios: dict) -> None:
-    """ESS per second of each seed, and the factors of the ratio."""
+    """Plot the ESS per second of each seed, and the factors of the ratio."""
     figure, (left, right) = common.figure(width=9.0, height=3.2, columns=2)
     names = list(summary)
     for row, name in enumerate(names):
@@ -290,9 +290,9 @@ def plot(summary: dict, ratios: dict) -> None:
     left.set_xlabel("smallest bulk ESS per CPU second (points: seeds)")
     keys = ("ess per second", "milliseconds a gradient", "gradients an effective draw")
     labels = ("ESS per second", "time of a gradient", "gradients per ESS")
-    for shift, (other, found) in enumerate(ratios.items()):
+    for shift, (other, ratio) in enumerate(ratios.items()):
         for row, key in enumerate(keys):
-            middle, low, high = found[key]
+            middle, low, high = ratio[key]
             error = [[middle - low], [high - middle]]
             label = f"over {other.split(', ')[1]}" if row == 0 else None
             right.errorbar(

@@ -1,16 +1,16 @@
-"""What does one sweep of EP and one step of variational inference cost, as a multiple of one Cholesky factorisation?
+"""What does one sweep of EP and one step of variational inference cost, as a multiple of one Cholesky factorization?
 
 Protocol: probit classification, Matern-5/2 kernel, 8 inputs, float64, one thread, synthetic data. A sweep is what
-``gp.EP`` repeats: marginals from the sites (one factorisation, one inverse), tilted moments, new sites; a step is the
+``gp.EP`` repeats: marginals from the sites (one factorization, one inverse), tilted moments, new sites; a step is the
 same for ``gp.VI`` with 20 quadrature nodes. K is given: it is built once, not in each sweep. The unit F is one LAPACK
 ``dpotrf`` (Fortran order, lower, clean=0) of the same size, timed in the same process between the other timings. The
 peer is GPflow's natural-gradient step on ``VGP`` (20 nodes, compiled by tf.function), which is handed the same data and
 builds its K itself.
 
 Then: how many sweeps does an evaluation of EP's evidence and gradient need from the sites of nearby hyperparameters
-(variance 10 % and lengthscale 5 % away, the size of a step of an optimiser near its end) to 1e-8, and from none.
+(variance 10 % and lengthscale 5 % away, the size of a step of an optimizer near its end) to 1e-8, and from none.
 
-Asked: at most 4 F for each at n = 500, 1000 and 2000; at least 10 times faster than GPflow; at most 5 warm sweeps.
+Required: at most 4 F for each at n = 500, 1000 and 2000; at least 10 times faster than GPflow; at most 5 warm sweeps.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def sweep(power, K, y, sites):
 
 @jax.jit
 def evaluate(inference, model, X, y, sites):
-    """Evidence, gradient, and the updates that were needed."""
+    """Return the evidence, its gradient, and the number of updates."""
 
     def value(model):
         conditioned = inference.condition(model, X, y, sites)
@@ -62,7 +62,7 @@ def evaluate(inference, model, X, y, sites):
 
 
 def gpflow_step(X, y):
-    """A compiled natural-gradient step of GPflow's VGP; None where GPflow is not installed."""
+    """Return a compiled natural-gradient step of GPflow's VGP; None if GPflow is not installed."""
     try:
         import gpflow
         import tensorflow as tf
@@ -86,7 +86,7 @@ def gpflow_step(X, y):
 
 
 def measure(num: int, repeats: int, peer: bool) -> dict:
-    """Minimum process-CPU seconds of each, interleaved."""
+    """Return the minimum CPU seconds of each function, with interleaved calls."""
     X, y = make_data(num)
     model = gp.Model(gp.kernels.Matern52(2.0, 2.0), LIKELIHOOD)
     X, y = jnp.asarray(X), jnp.asarray(y)
@@ -124,19 +124,19 @@ def timed(fn) -> float:
 
 
 def warm_sweeps(model, X, y) -> dict:
-    """Updates from nearby sites and from none, and how far apart the two answers are."""
+    """Return the numbers of updates from nearby and from flat sites, and the difference of the two results."""
     near = gp.Model(gp.kernels.Matern52(2.2, 2.1), LIKELIHOOD)
-    found = {}
+    counts = {}
     for name, inference in (("EP", gp.EP()), ("VI", gp.VI())):
         _, _, cold, sites = evaluate(inference, model, X, y, None)
         warm_value, _, warm, _ = evaluate(inference, near, X, y, sites)
         cold_value, _, _, _ = evaluate(inference, near, X, y, None)
-        found[f"{name} sweeps"] = {
+        counts[f"{name} sweeps"] = {
             "cold": int(cold),
             "warm": int(warm),
             "difference": float(warm_value - cold_value),
         }
-    return found
+    return counts
 
 
 def main() -> None:
@@ -150,11 +150,11 @@ def main() -> None:
         print(num, results[num], flush=True)
     names = ["EP sweep", "VI step", "GPflow VGP natural gradient"]
     rows = [
-        [name, *(f"{found[name]:.2f}" if name in found else "" for found in results.values())]
+        [name, *(f"{measured[name]:.2f}" if name in measured else "" for measured in results.values())]
         for name in names
     ]
     rows += [
-        [f"{name}, {start}", *(str(found[name][start]) for found in results.values())]
+        [f"{name}, {start}", *(str(measured[name][start]) for measured in results.values())]
         for name in ("EP sweeps", "VI sweeps")
         for start in ("warm", "cold")
     ]

@@ -5,9 +5,9 @@ log density against the exact posterior of latent values and hyperparameters, an
 hyperparameters or the Gaussian in place of p(f | y) that costs it?
 
 Data: neal, 100 points with outliers, in the folds and from the start of Li, John and Solin (2023, table 2; code of the
-paper): Matern-5/2, zero mean, nothing standardised, Student-t with 3 degrees of freedom and a learned scale, all from
+paper): Matern-5/2, zero mean, nothing standardized, Student-t with 3 degrees of freedom and a learned scale, all from
 1; KFold(5, shuffle, random_state 42). Gaussian noise with exact inference is the baseline. Coal: mining disasters in
-333 bins of a third of a year, Poisson, Matern-5/2 with a learned constant mean of the log rate, time standardised; five
+333 bins of a third of a year, Poisson, Matern-5/2 with a learned constant mean of the log rate, time standardized; five
 random folds of bins (training parts cut to 266), a constant rate as baseline.
 
 Protocol: approximations learn by ``gp.fit`` with ``gp.ML2(num_restarts=1)``. Sites are found from those of the start,
@@ -82,8 +82,8 @@ def predict_all(inference, models, X, y, X_all, sites):
     """Latent means and variances ``(S, M)`` at S hyperparameter values, with status and evidence of each."""
 
     def one(model):
-        found = inference.condition(model, X, y, sites)
-        return *found.predict(X_all), found.status, found.log_evidence
+        solution = inference.condition(model, X, y, sites)
+        return *solution.predict(X_all), solution.status, solution.log_evidence
 
     return jax.lax.map(one, models)
 
@@ -99,10 +99,10 @@ def run_nuts(name: str, method: str, fold: Fold, engine) -> tuple[dict, np.ndarr
     else:
         free, target = weights_posterior(model, prior, fold.X, fold.y)
     posterior = infer(jax.random.key(0), target, engine, progress=False)
-    keep = np.linspace(0, engine.num_draws - 1, min(PER_CHAIN, engine.num_draws)).astype(int)
+    thinned = np.linspace(0, engine.num_draws - 1, min(PER_CHAIN, engine.num_draws)).astype(int)
     chains = []
     for chain in range(engine.num_chains):
-        draws = {key: leaf[chain, keep] for key, leaf in posterior.draws.items()}
+        draws = {key: leaf[chain, thinned] for key, leaf in posterior.draws.items()}
         models = stacked(free, model, {key: draws[key] for key in free.names})
         if WEIGHTS in draws:
             moments = predict_given_weights(models, draws[WEIGHTS], fold.X, fold.y, fold.X_all)
@@ -113,7 +113,7 @@ def run_nuts(name: str, method: str, fold: Fold, engine) -> tuple[dict, np.ndarr
         chains.append(gp.joint_predictive(free, model, draws, fold.X, fold.X_all))
     by_chain = np.stack([log_densities(chain, fold) for chain in chains])
     info = posterior.info
-    found = {
+    record = {
         "status": Status(int(info.status)).name,
         "rhat": max(float(np.max(leaf)) for leaf in jax.tree.leaves(info.rhat)),
         "ess": min(float(np.min(leaf)) for leaf in jax.tree.leaves((info.ess, info.ess_tail))),
@@ -121,12 +121,12 @@ def run_nuts(name: str, method: str, fold: Fold, engine) -> tuple[dict, np.ndarr
         "gradients": int(info.num_warmup_gradients) + int(np.sum(info.num_leapfrogs)),
         "nlpd of chains": (-by_chain.mean(1)).tolist(),
     }
-    found |= {key: float(np.median(posterior[key])) for key in free.names}
+    record |= {key: float(np.median(posterior[key])) for key in free.names}
     some = posterior.resample(jax.random.key(1), NUM_MIXED[name])
     parts = [(chain.likelihood, chain.means, chain.variances) for chain in chains]
     likelihood, means, variances = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     return (
-        found,
+        record,
         logsumexp(by_chain, axis=0) - np.log(len(by_chain)),
         likelihood.predictive(means, variances),
         stacked(free, model, {key: some[key] for key in free.names}),
@@ -156,18 +156,18 @@ def run_ml2(name: str, inference, fold: Fold) -> tuple[dict, np.ndarray, Any]:
         standardize=False,
         progress=False,
     )
-    own = -np.asarray(fit.log_prob(fold.X_all[fold.held_out], fold.y_held_out)).mean()
+    nlpd = -np.asarray(fit.log_prob(fold.X_all[fold.held_out], fold.y_held_out)).mean()
     *moments, status, evidence = approximate(inference, model, fit.models, fold)
     predictive = fit.models.likelihood.predictive(*moments)
-    found = {
+    record = {
         "status": Status(int(fit.info.status)).name,
         "status of sites": Status(int(status[0])).name,
         "log evidence": float(evidence[0]),
         "evaluations": int(fit.info.num_evaluations[0]),
-        "fit": {"nlpd": float(own), "log evidence": float(fit.log_evidence)},
+        "fit": {"nlpd": float(nlpd), "log evidence": float(fit.log_evidence)},
     }
-    found |= {key: float(gp.leaves.get_leaf(fit.model, key)) for key in gp.leaf_names(model)}
-    return found, log_densities(predictive, fold), predictive
+    record |= {key: float(gp.leaves.get_leaf(fit.model, key)) for key in gp.leaf_names(model)}
+    return record, log_densities(predictive, fold), predictive
 
 
 def approximate(inference, start, models, fold: Fold):
@@ -184,8 +184,8 @@ def run_mixed(name: str, inference, models, fold: Fold) -> tuple[dict, np.ndarra
         raise NumericalError("the approximation fails at every draw", int(np.max(status)))
     likelihood = jax.tree.map(lambda leaf: leaf[good], models.likelihood)
     predictive = likelihood.predictive(mean[good], variance[good])
-    found = {"status": "OK" if good.all() else "SOME_DRAWS_FAILED", "draws": [int(good.sum()), len(good)]}
-    return found, log_densities(predictive, fold), predictive
+    record = {"status": "OK" if good.all() else "SOME_DRAWS_FAILED", "draws": [int(good.sum()), len(good)]}
+    return record, log_densities(predictive, fold), predictive
 
 
 def run_constant_rate(fold: Fold) -> tuple[dict, np.ndarray, None]:
@@ -194,20 +194,20 @@ def run_constant_rate(fold: Fold) -> tuple[dict, np.ndarray, None]:
 
 
 def run_fold(name: str, fold: Fold, engines: dict, is_first: bool) -> dict:
-    """Every method on one fold."""
+    """Run each method on one fold."""
     results: dict[str, Any] = {}
 
     def keep(method, work, *arguments):
-        begin = time.process_time()
+        start = time.process_time()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                found, log_density, predictive, *rest = work(*arguments)
+                record, log_density, predictive, *rest = work(*arguments)
             except NumericalError as error:
                 results[method] = {"status": "failed", "error": str(error)}
                 return None
-        results[method] = found | {"nlpd": -float(np.mean(log_density))}
-        results[method] |= {"seconds": time.process_time() - begin}
+        results[method] = record | {"nlpd": -float(np.mean(log_density))}
+        results[method] |= {"seconds": time.process_time() - start}
         results[method] |= {"warnings": [str(w.message)[:200] for w in caught]}
         print("   ", method, results[method], flush=True)
         results[method]["pointwise nlpd"] = np.round(-np.asarray(log_density), 6).tolist()
@@ -267,7 +267,7 @@ def compare(result: dict) -> dict:
 
 
 def chain_error(parts: list[dict], method: str) -> float | None:
-    """Standard error of the NLPD of a sampler, from its chains."""
+    """Return the standard error of the NLPD of a sampler, from its chains."""
     spreads = [p[method]["nlpd of chains"] for p in parts if "nlpd of chains" in p.get(method, {})]
     if not spreads:
         return None
@@ -280,7 +280,7 @@ def report(result: dict) -> None:
         parts = [part[method] for part in result["folds"] if method in part]
         compared, converged = result["compared"][method], result["compared, converged"][method]
         error = result["chain error"].get(method)
-        own = [part["fit"]["nlpd"] for part in parts if "fit" in part]
+        nlpds = [part["fit"]["nlpd"] for part in parts if "fit" in part]
         draws = [part["draws"] for part in parts if "draws" in part]
         rhat, ess = ([part[key] for part in parts if key in part] for key in ("rhat", "ess"))
         rows.append(
@@ -289,7 +289,7 @@ def report(result: dict) -> None:
                 f"{compared['nlpd']:.4f}" + (f" ± {error:.4f}" if error else "") if compared else "",
                 difference(compared) if method != NUTS else "",
                 f"{converged['folds']}: {difference(converged)}" if converged and method != NUTS else "",
-                f"{np.mean(own):.4f}" if own else "",
+                f"{np.mean(nlpds):.4f}" if nlpds else "",
                 counted([part["status"] for part in parts]),
                 counted([part["status of sites"] for part in parts if "status of sites" in part])
                 or ("{} of {} draws OK".format(*np.sum(draws, axis=0)) if draws else ""),

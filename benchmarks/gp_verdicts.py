@@ -1,4 +1,4 @@
-"""Is a learned evidence right or refused? Hard data under every approximation, from default starts.
+"""Is each learned evidence correct or rejected? Difficult data, every approximation, default initial values.
 
 Question: of Gaussian processes with likelihoods that are far from Gaussian, learned by ``gp.fit`` with every setting at
 its default, how many results are right, how many are refused, and is any wrong one called ``OK``?
@@ -127,7 +127,7 @@ DATA = {
 
 
 def log_densities(likelihood, y) -> list:
-    """The slow reference's log densities of every output."""
+    """Return the log densities of each output by the slow reference."""
     kind = type(likelihood).__name__
     if kind == "FromLogDensity":
         log_exposure = np.asarray(likelihood.params["log_exposure"])
@@ -143,7 +143,7 @@ def log_densities(likelihood, y) -> list:
 
 
 def problem(fit) -> tuple:
-    """The learned model for the slow reference, in the units of the model."""
+    """Return the learned model for the slow reference, in the units of the model."""
     kernel, x = fit.model.kernel, np.asarray(fit.X)
     squared = ((x[:, None] - x[None]) / np.asarray(kernel.lengthscale)) ** 2
     K = float(kernel.variance) * np.exp(-0.5 * squared.sum(-1))
@@ -160,8 +160,10 @@ def laplace_reference(slow, mean, unit) -> tuple[float, float]:
         min(1e-3 / (1 + np.sqrt(abs(oracle.slope_and_curvature(fn, x, 2e-3 * unit)[1]))), 2e-3 * unit)
         for fn, x in zip(fns, mean, strict=True)
     ]
-    found = [oracle.slope_and_curvature(fn, x, step) for fn, x, step in zip(fns, mean, steps, strict=True)]
-    slope, curvature = np.array(found).T
+    derivatives = [
+        oracle.slope_and_curvature(fn, x, step) for fn, x, step in zip(fns, mean, steps, strict=True)
+    ]
+    slope, curvature = np.array(derivatives).T
     scaled = np.eye(len(K)) - K * curvature
     stddev = np.sqrt(np.diag(np.linalg.solve(scaled, K)))
     move = np.linalg.solve(scaled, K @ slope - (mean - prior_mean))
@@ -170,7 +172,7 @@ def laplace_reference(slow, mean, unit) -> tuple[float, float]:
 
 
 def judge(fit, method: str) -> dict:
-    """Hold a fit against the slow reference."""
+    """Compare a fit with the slow reference."""
     slow, sites = problem(fit), fit.sites
     lam1, lam2 = np.asarray(sites.lam1[0]), np.asarray(sites.lam2[0])
     mean = oracle.condition_without_inverse(*slow[:2], lam1, lam2)[0]
@@ -187,7 +189,7 @@ def judge(fit, method: str) -> dict:
     converged = np.asarray(fit.info.statuses) == Status.OK
     best = float(np.max(np.asarray(fit.info.values)[converged], initial=-np.inf))
     chosen = float(fit.info.log_density)
-    found = {
+    record = {
         "evidence": evidence,
         "site equations": float(residual),
         "energy beside the reference": float(abs(evidence - energy) / max(1.0, abs(energy))),
@@ -195,11 +197,11 @@ def judge(fit, method: str) -> dict:
         "lengthscale": float(np.ravel(fit.model.kernel.lengthscale)[0]),
         "variance": float(fit.model.kernel.variance),
     }
-    right = residual < SITES_TO and found["energy beside the reference"] < ENERGY_TO
-    right &= found["better restart"] < 1e-5 * (1 + abs(chosen))
+    right = residual < SITES_TO and record["energy beside the reference"] < ENERGY_TO
+    right &= record["better restart"] < 1e-5 * (1 + abs(chosen))
     if fit.model.likelihood.discrete:
         right &= evidence <= 0
-    return found | {"verdict": "right" if right else "wrong"}
+    return record | {"verdict": "right" if right else "wrong"}
 
 
 def log_latent(whitened, arrays):
@@ -237,7 +239,7 @@ def beside_nuts(fit) -> dict:
 
 
 def run(name: str, method: str, seed: int, nuts: bool) -> dict:
-    """One fit and its verdict."""
+    """Return one fit and its verdict."""
     model, prior, y = make(name, seed)
     start = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
@@ -257,26 +259,26 @@ def run(name: str, method: str, seed: int, nuts: bool) -> dict:
             return {"verdict": "refused", "cause": f"NumericalError {Status(int(error.status)).name}"}
     seconds = time.process_time() - start
     status = Status(int(fit.info.status))
-    said = [
+    messages = [
         str(w.message)[:90]
         for w in caught
         if "did not converge" in str(w.message) or "classes" in str(w.message)
     ]
-    found = judge(fit, method) | {"CPU seconds": seconds, "status": status.name}
-    converged = not any("did not converge" in text for text in said)
-    if status in _OF_DATA and found["verdict"] == "right" and converged:
-        found["said"] = status.name
+    record = judge(fit, method) | {"CPU seconds": seconds, "status": status.name}
+    converged = not any("did not converge" in text for text in messages)
+    if status in _OF_DATA and record["verdict"] == "right" and converged:
+        record["said"] = status.name
     elif status != Status.OK:
-        found |= {
-            "at refusal": found["verdict"],
+        record |= {
+            "at refusal": record["verdict"],
             "verdict": "refused",
-            "cause": f"{status.name} {'; '.join(said)}",
+            "cause": f"{status.name} {'; '.join(messages)}",
         }
     elif not converged:
-        found["verdict"] = "wrong"  # a warning beside OK
+        record["verdict"] = "wrong"  # a warning beside OK
     elif nuts:
-        found["NUTS"] = beside_nuts(fit)
-    return found
+        record["NUTS"] = beside_nuts(fit)
+    return record
 
 
 def table(cells: dict) -> list[list[str]]:
@@ -291,7 +293,7 @@ def table(cells: dict) -> list[list[str]]:
                 for verdict in ("right", "refused", "wrong")
             }
             right = [cell for cell in done if cell["verdict"] == "right"]
-            worst = max((cell["energy beside the reference"] for cell in right), default=np.nan)
+            max_energy = max((cell["energy beside the reference"] for cell in right), default=np.nan)
             gaps = [cell["NUTS"] for cell in done if "NUTS" in cell]
             causes = sorted({cell["cause"][:60] for cell in done if "cause" in cell})
             limit = ALLOWED.get(name, 1)
@@ -303,7 +305,7 @@ def table(cells: dict) -> list[list[str]]:
                     *(str(count[verdict]) for verdict in ("right", "refused", "wrong")),
                     str(of_data),
                     "yes" if count["wrong"] == 0 and count["refused"] <= limit else "NO",
-                    f"{worst:.0e}",
+                    f"{max_energy:.0e}",
                     ", ".join(f"{gap['gap']:.2f} ± {gap['Monte Carlo error']:.2f}" for gap in gaps),
                     "; ".join(causes),
                 ]
@@ -312,7 +314,7 @@ def table(cells: dict) -> list[list[str]]:
 
 
 def main() -> None:
-    """Fill the cells that are missing, then show the table."""
+    """Compute the missing cells, then print the table."""
     parser = common.parser(__doc__)
     parser.add_argument("--sets", type=int, default=SETS, help="data sets of each pair")
     parser.add_argument("--nuts", type=int, default=1, help="of which so many beside NUTS")

@@ -1,4 +1,4 @@
-"""What does it cost to read what a function depends on? CPU milliseconds, for a program and for a store.
+"""What does it cost to identify a function with its dependencies? CPU milliseconds, for a program and for a store.
 
 A function is read each time it is handed in (``probinfer.core.identity``), so the price is paid at every call of the
 library, compiled or not. Each row is the median of ten readings of the same function.
@@ -48,16 +48,16 @@ def _model(y: Any) -> None:
 
 def _milliseconds(call: Callable[[], Any], times: int = 10) -> float:
     call()
-    spent = []
+    durations = []
     for _ in range(times):
         start = time.process_time()
         call()
-        spent.append(time.process_time() - start)
-    return 1e3 * float(np.median(spent))
+        durations.append(time.process_time() - start)
+    return 1e3 * float(np.median(durations))
 
 
 def main(size: int = 10**6) -> None:
-    """Measure, show and write."""
+    """Run the benchmark, print the table, and write the results."""
     numbers = np.random.default_rng(0).normal(size=size)
     functions = {
         "a function and a helper": functools.partial(_small),

@@ -1,6 +1,6 @@
 """The four regressions of Lalchand and Rasmussen (2020): data, splits, kernels, priors, published scores.
 
-Where the paper leaves something open the choice is said beside it. Outputs are centred by their training mean, inputs
+Where the paper leaves something open the choice is said beside it. Outputs are centered by their training mean, inputs
 and outputs keep their units. Kernels of this library carry variances, so a normal prior on the
 log of an amplitude (a standard deviation) has twice its own standard deviation on the log of the variance.
 
@@ -25,7 +25,7 @@ from probinfer import gp
 from probinfer.data import co2
 from probinfer.gp import kernels
 
-__all__ = ["METHODS", "PROBLEMS", "PUBLISHED", "Problem", "airline_prior", "wide_prior"]
+__all__ = ["METHODS", "PROBLEMS", "PUBLISHED", "RegressionSetup", "airline_prior", "wide_prior"]
 
 METHODS = ("ML-II", "NUTS", "mean-field", "full-rank")
 
@@ -58,7 +58,7 @@ PUBLISHED = {
 }
 
 
-class Problem(NamedTuple):
+class RegressionSetup(NamedTuple):
     """One regression.
 
     Attributes:
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
         model: kernel and noise at the point where ML-II starts.
         fixed: leaves that keep the model's value (a period of one year; the variance that a product has twice).
         ranges: leaf -> the interval that its prior is truncated to.
-        block: neighbouring test points averaged before the spread between blocks gives a standard error; 1 where
+        block: neighboring test points averaged before the spread between blocks gives a standard error; 1 where
             test points are independent.
     """
 
@@ -85,7 +85,7 @@ class Problem(NamedTuple):
     block: int
 
 
-def wide_prior(problem: Problem) -> Any:
+def wide_prior(problem: RegressionSetup) -> Any:
     """Normal(0, variance 3) on the log of amplitudes, lengthscales and the exponent of the rational quadratic.
 
     The paper writes N(0, 3), read here in the usual way, with 3 as the variance.
@@ -110,7 +110,7 @@ def _truncated(sd: float, low: float, high: float) -> dist.Distribution:
     return dist.TransformedDistribution(normal, exp)
 
 
-def airline_prior(problem: Problem, learned: gp.Model) -> Any:
+def airline_prior(problem: RegressionSetup, learned: gp.Model) -> Any:
     """Normal priors around the logs of the ML-II estimates, and Gamma(2, 0.1) on the noise standard deviation.
 
     The paper says "tighter" without a number; here the standard deviation is 1 on the log of amplitudes and
@@ -133,7 +133,7 @@ def _leaf(tree, name):
     return tree
 
 
-def _co2() -> Problem:
+def _co2() -> RegressionSetup:
     """Trend, yearly cycle whose shape drifts, medium-term irregularities, correlated noise, noise: 11 hyperparameters.
 
     The series bundled with statsmodels ends in 2001 (521 months; the paper has 732), the first three quarters train.
@@ -157,15 +157,15 @@ def _co2() -> Problem:
     return _problem(data, np.arange(cut), np.arange(cut, len(data.y)), kernel, 0.19**2, fixed, ranges, 12)
 
 
-def _airline(centre: bool = True) -> Problem:
+def _airline(center: bool = True) -> RegressionSetup:
     """Yearly cycle whose shape drifts, trend, noise: 6 hyperparameters; the first 100 of 144 months train."""
     data = measurement("airline")
     kernel = kernels.RBF(100.0**2, 10.0) * kernels.Periodic(1.0, 1.0, 1.0) + kernels.RBF(100.0**2, 1.0)
     fixed = ("kernel.terms.0.factors.1.variance", "kernel.terms.0.factors.1.period")
-    return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, {}, 12, centre)
+    return _problem(data, np.arange(100), np.arange(100, len(data.y)), kernel, 10.0**2, fixed, {}, 12, center)
 
 
-def _table(name: str) -> Problem:
+def _table(name: str) -> RegressionSetup:
     """A random half trains (seed 0: the paper's split is not known); one lengthscale a column.
 
     The start gives the noise a fifth of the variance. For the wines this decides the mode: 240 of the 1599 are exact
@@ -176,24 +176,24 @@ def _table(name: str) -> Problem:
     data = measurement(name)
     order = np.random.default_rng(0).permutation(len(data.y))
     train, test = np.split(order, [len(order) // 2])
-    spread = data.X[train].std(0)
+    scale = data.X[train].std(0)
     variance = float(data.y[train].var())
-    return _problem(data, train, test, kernels.RBF(variance, 3 * spread), 0.2 * variance, (), {}, 1)
+    return _problem(data, train, test, kernels.RBF(variance, 3 * scale), 0.2 * variance, (), {}, 1)
 
 
-def _problem(data, train, test, kernel, noise, fixed, ranges, block, centre=True) -> Problem:
-    offset = float(data.y[train].mean()) if centre else 0.0
+def _problem(data, train, test, kernel, noise, fixed, ranges, block, center=True) -> RegressionSetup:
+    offset = float(data.y[train].mean()) if center else 0.0
     model = gp.Model(kernel, gp.likelihoods.Gaussian(noise))
     parts = data.X[train], data.y[train] - offset, data.X[test], data.y[test] - offset
-    return Problem(*parts, offset, model, fixed, ranges, block)
+    return RegressionSetup(*parts, offset, model, fixed, ranges, block)
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PROBLEMS: dict[str, Callable[[], RegressionSetup]] = {
     "co2": _co2,
     "airline": _airline,
-    "airline_raw": partial(_airline, centre=False),
+    "airline_raw": partial(_airline, center=False),
     "wine": partial(_table, "winequality_red"),
     "concrete": partial(_table, "concrete"),
 }
-# The paper does not say whether it centres; on the airline data, which start far from zero, both are shown.
+# The paper does not say whether it centers; on the airline data, which start far from zero, both are shown.
 PUBLISHED["airline_raw"] = PUBLISHED["airline"]

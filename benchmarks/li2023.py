@@ -1,7 +1,7 @@
 """The classification protocol of Li, John and Solin (2023): data, folds, model, published scores.
 
-Isotropic Matern-5/2 kernel from variance = lengthscale = 1, probit, five folds, inputs standardised on the training
-part. The published data sets carry the row number as their first column, an artefact of how the files are read.
+Isotropic Matern-5/2 kernel from variance = lengthscale = 1, probit, five folds, inputs standardized on the training
+part. The published data sets carry the row number as their first column, an artifact of how the files are read.
 Fold membership is not that of the paper: compare means.
 
 References:
@@ -41,7 +41,7 @@ PUBLISHED = {
 
 
 class Fold(NamedTuple):
-    """Standardised inputs and labels 0 and 1."""
+    """Standardized inputs, and labels 0 and 1."""
 
     X: np.ndarray
     y: np.ndarray
@@ -60,7 +60,7 @@ def ionosphere(index: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
-    """569 tumours, 30 columns; without the row number of the published set."""
+    """569 tumors, 30 columns; without the row number of the published set."""
     from sklearn.datasets import load_breast_cancer
 
     X, y = load_breast_cancer(return_X_y=True)
@@ -82,22 +82,22 @@ DATA: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
 
 
 def folds(name: str, num: int = 5, seed: int = 42) -> list[Fold]:
-    """Shuffled folds, each standardised on its training part.
+    """Shuffled folds, each standardized on its training part.
 
     Training parts are cut to one size, the smallest (a row less in some folds): one shape to compile.
     """
     X, y = DATA[name]()
     order = np.random.default_rng(seed).permutation(len(y))
     parts = np.array_split(order, num)
-    made = []
+    result = []
     for part in parts:
         train = np.setdiff1d(order, part)[: len(y) - len(parts[0])]
-        mean, spread = X[train].mean(0), X[train].std(0)
-        scaled = (X - mean) / np.where(spread > 0, spread, 1.0)
-        made.append(Fold(scaled[train], y[train], scaled[part], y[part]))
-    return made
+        mean, scale = X[train].mean(0), X[train].std(0)
+        scaled = (X - mean) / np.where(scale > 0, scale, 1.0)
+        result.append(Fold(scaled[train], y[train], scaled[part], y[part]))
+    return result
 
 
 def start_model() -> gp.Model:
-    """Where all methods start."""
+    """Return the initial model of all methods."""
     return gp.Model(gp.kernels.Matern52(1.0, 1.0), gp.likelihoods.Bernoulli("probit"))

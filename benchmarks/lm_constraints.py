@@ -1,4 +1,4 @@
-"""What does another schema or pattern cost, of a model of 135 million parameters?
+"""What does another schema or pattern cost, with a model of 135 million parameters?
 
 A Llama of 30 layers, width 576, 9 query and 3 key heads and 49152 tokens (the sizes of SmolLM-135M; weights drawn at
 random, which costs what trained ones cost), 8 particles, 12 tokens, a prompt of 12 tokens. The first run of a JSON
@@ -32,20 +32,20 @@ VOCABULARY = 49_152
 
 def tokens(number: int) -> list[str]:
     """An end, all printable characters, all pairs of letters, and longer words of letters."""
-    found = ["<end>", *string.printable]
-    words = (
+    characters = ["<end>", *string.printable]
+    grammar_words = (
         "".join(letters)
         for size in (2, 3, 4)
         for letters in itertools.product(string.ascii_lowercase, repeat=size)
     )
-    return found + list(itertools.islice(words, number - len(found)))
+    return characters + list(itertools.islice(grammar_words, number - len(characters)))
 
 
 CITIES, WEIGHTS = ["Rome", "Oslo", "Lima"], [7, 13, 1000]
 
 
 def runs() -> dict[str, tuple]:
-    """Constraints in the order in which they are run, and what tells whether a text obeys."""
+    """Return the constraints in the order of the runs, each with a function that checks a text."""
     return {
         "first schema": (lm.rewards.json_schema({"enum": CITIES}), lambda text: json.loads(text) in CITIES),
         "first schema again": (
@@ -62,7 +62,7 @@ def runs() -> dict[str, tuple]:
 
 
 class Compiled:
-    """Counts what is compiled."""
+    """Count compilations."""
 
     def __init__(self):
         self.number, self.seconds = 0, 0.0

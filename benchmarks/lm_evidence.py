@@ -1,4 +1,4 @@
-"""Log evidence of prompts from both sides: is the truth inside, and how fast does the gap close?
+"""Do bounds on the log evidence of prompts contain the exact value, and how fast does their gap close?
 
 Tabular models (6 tokens, texts of 6, order 2; truth by enumeration) with likelihoods and twists, and a problem of the
 bundled reasoner with its reward model (the likelihood to the power .5: else rejection finds too few exact draws).
@@ -25,7 +25,7 @@ LADDER = (2, 8, 32)
 
 @pytree
 class Hashed(lm.rewards.Score):
-    """A logit for every prefix, from a hash of its tokens."""
+    """A logit for each prefix, from a hash of its tokens."""
 
     table: object
     scale = "logit"
@@ -40,12 +40,12 @@ class Hashed(lm.rewards.Score):
             ), None
 
         start = jax.numpy.zeros_like(view.length)
-        found, _ = jax.lax.scan(mix, start, (view.tokens.T, jax.numpy.arange(view.tokens.shape[1])))
-        return state, self.table[found]
+        slots, _ = jax.lax.scan(mix, start, (view.tokens.T, jax.numpy.arange(view.tokens.shape[1])))
+        return state, self.table[slots]
 
 
 def tabular(meaning: str) -> dict:
-    """A model that can be enumerated, and its truth."""
+    """Return a model that can be enumerated, and its exact log evidence."""
     network = lm.Tabular.random(jax.random.key(1), 6, order=2)
     model = lm.Model(network, lm.Vocabulary(("a", "b", "c", "d", ";", "."), eos="."))
     table = jax.numpy.asarray(np.random.default_rng(0).normal(size=211) * 2)
@@ -64,7 +64,7 @@ def tabular(meaning: str) -> dict:
 
 
 def reasoning(meaning: str, power: float) -> dict:
-    """A problem of the reasoner with three operations."""
+    """Return a problem of the reasoner with three operations."""
     model = lm.reasoner()
     problem = lm.reasoner.problems(11, 1, steps=(3, 3))[0]
     reward = lm.rewards.from_model(model.reward, meaning=meaning) * power
@@ -91,13 +91,13 @@ def reasoning(meaning: str, power: float) -> dict:
 
 
 def bounded(case: dict, ladder, repeats: int) -> list[dict]:
-    """Both bounds of one case, by filters of N particles."""
+    """Return both bounds of one case, by filters of N particles."""
     filters = [lm.ParticleFilter(num, step=case["step"]) for num in ladder]
-    found = lm.evidence_bounds(
+    bounds_of_filters = lm.evidence_bounds(
         jax.random.key(0), *case["args"], filters, num_repeats=repeats, **case["settings"]
     )
     rows = []
-    for num, bounds in zip(ladder, found, strict=True):
+    for num, bounds in zip(ladder, bounds_of_filters, strict=True):
         low, high = bounds.lower - 3 * bounds.lower_error, bounds.upper + 3 * bounds.upper_error
         rows.append(
             {
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def report(rows, repeats: int, small: bool) -> None:
-    """The table and the file."""
+    """Print the table and write the results."""
     header = ["case", "N", "lower", "truth", "upper", "gap", "inside"]
     cells = [
         [

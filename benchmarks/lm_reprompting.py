@@ -19,7 +19,7 @@ NUM = 16
 
 
 def counted(result: lm.Answers) -> dict:
-    """Tokens that both designs read on this run: by the language model and by the reward model."""
+    """Count the tokens that both designs process in this run, by the language model and by the reward model."""
     prompt = result.ledger.prompt
     steps = result.step_lengths[: result.num_steps]  # (T, N), along the surviving slots
     drawn = result.ledger.generated

@@ -1,4 +1,4 @@
-"""Does resampling help? Accuracy of the bundled reasoner against the budget, each method with its own way to choose.
+"""Does resampling help? Accuracy of the bundled reasoner against the budget, for each method.
 
 300 problems of 3 to 7 steps, 3 seeds, the trained reward model. Greedy; majority, best-of-N (last score, product of the
 factors), weighted best-of-N from one pool of 64 independent solutions a problem and seed; beam search and DVTS (each by
@@ -44,17 +44,17 @@ def gibbs(n: int, kind=lm.ParticleGibbs, **settings):
 
 
 def curves(n: int) -> dict:
-    """Methods of the curves, beside those of the pool."""
-    found = {
+    """Return the methods of the curves that do not use the pool."""
+    methods = {
         "beam search": lm.BeamSearch(n, step=STEP),
         "DVTS": lm.DVTS(n, step=STEP),
         "particle filter": lm.ParticleFilter(n, step=STEP),
     }
     if n == 1:
-        found["greedy"] = lm.Greedy(step=STEP)
+        methods["greedy"] = lm.Greedy(step=STEP)
     else:
-        found |= {"particle Gibbs": gibbs(n), "filter, likelihood": lm.ParticleFilter(n, step=STEP)}
-    return found
+        methods |= {"particle Gibbs": gibbs(n), "filter, likelihood": lm.ParticleFilter(n, step=STEP)}
+    return methods
 
 
 def others(n: int) -> dict:
@@ -76,18 +76,18 @@ MEANING = {"filter, likelihood": "likelihood", "filter, twist": "twist"}
 def chosen(name: str, result: lm.Answers) -> tuple[str | None, float]:
     """The answer of a method, and the score of the text that stands for it."""
     answer = result.best
-    own = [i for i, a in enumerate(result.extracted) if a == answer]
-    best = max(own, key=lambda i: result.log_scores[i]) if own else int(np.argmax(result.log_scores))
+    indices = [i for i, a in enumerate(result.extracted) if a == answer]
+    best = max(indices, key=lambda i: result.log_scores[i]) if indices else int(np.argmax(result.log_scores))
     return answer, float(np.exp(result.log_scores[best]))
 
 
 def by_length(problems) -> list:
-    """Problems of like length side by side, as those of a batch wait for each other."""
+    """Sort problems by length, because the problems of a batch wait for each other."""
     return sorted(problems, key=lambda problem: len(problem.operations))
 
 
 def run(model, problems, reward, method, seed: int) -> list:
-    """Answers to all problems, as many side by side as leave no remainder."""
+    """Return the answers to all problems, in batches of equal size."""
     fits = [n for n in range(1, len(problems) + 1) if len(problems) % n == 0 and n * method.num_rows <= 320]
     batch = max(fits, default=1)
     prompts = [problem.prompt for problem in problems]
@@ -130,8 +130,12 @@ def from_pool(problems, results, n: int) -> dict[str, list[dict]]:
         }
         steps = (result.step_lengths[:, :n] > 0).sum()
         for name, answer in choices.items():
-            own = [np.exp(s) for a, s in zip(answers, last, strict=True) if a == answer]
-            row = {"right": answer == str(problem.answer), "score": float(max(own, default=0)), "samples": n}
+            weights = [np.exp(s) for a, s in zip(answers, last, strict=True) if a == answer]
+            row = {
+                "right": answer == str(problem.answer),
+                "score": float(max(weights, default=0)),
+                "samples": n,
+            }
             row["tokens"] = int(sum(map(len, result.tokens[:n])))
             row["calls"] = 0 if name == "majority" else int(steps if "product" in name else n)
             rows[name].append(row)
@@ -139,14 +143,14 @@ def from_pool(problems, results, n: int) -> dict[str, list[dict]]:
 
 
 def piece(path: Path, work) -> dict:
-    """A part of the results, made once."""
+    """Compute one part of the results, or read it if it is stored."""
     if path.exists():
         return json.loads(path.read_text())
     started = time.process_time()
-    found = {"rows": work(), "seconds": time.process_time() - started}
+    record = {"rows": work(), "seconds": time.process_time() - started}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
-    return found
+    path.write_text(json.dumps(record))
+    return record
 
 
 def degraded(model) -> tuple[dict, float]:
@@ -188,25 +192,25 @@ def main() -> None:
         for i, (name, work) in enumerate(parts.items()):
             results[name] = piece(store / f"{name}.json", work)
             line.update(i + 1, note=name)
-    found = report.gather(results, ladder, seeds)
-    found["AUC of the trained reward"] = trained
-    report.show(found)
+    report_data = report.gather(results, ladder, seeds)
+    report_data["AUC of the trained reward"] = trained
+    report.show(report_data)
     if not args.small:
         common.write_results(
-            NAME, {"problems": num, "seeds": seeds, "ladder": ladder, **report.finite(found)}
+            NAME, {"problems": num, "seeds": seeds, "ladder": ladder, **report.finite(report_data)}
         )
-        report.picture(NAME, found)
+        report.picture(NAME, report_data)
 
 
 def plan(model, problems, few, ladder, seeds: int, worse: dict) -> dict:
-    """Name of each piece and what makes it."""
+    """Return the name of each part of the results, and the function that computes it."""
     parts: dict = {}
     reward = model.reward
     for seed in range(seeds):
-        most = lm.MajorityVote(max(ladder), step=STEP)
+        majority = lm.MajorityVote(max(ladder), step=STEP)
 
-        def pool(seed=seed, most=most):
-            results = run(model, problems, reward, most, seed)
+        def pool(seed=seed, majority=majority):
+            results = run(model, problems, reward, majority, seed)
             return {str(n): from_pool(problems, results, n) for n in ladder}
 
         parts[f"pool-{seed}"] = pool

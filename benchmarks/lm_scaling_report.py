@@ -1,4 +1,4 @@
-"""Tables and the picture of lm_scaling: intervals by paired bootstrap, budgets at equal accuracy."""
+"""Tables and plot of lm_scaling: intervals by paired bootstrap, budgets at equal accuracy."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def gather(results: dict, ladder, seeds: int) -> dict:
         for n, methods in results[f"pool-{seed}"]["rows"].items():
             for name, rows in methods.items():
                 cells.setdefault((name, int(n)), []).append(rows)
-        for key, found in results.items():
+        for key, result in results.items():
             name, *rest = key.rsplit("-", 2)
             if len(rest) == 2 and rest[1] == str(seed) and not key.startswith(("pool", "all-")):
-                cells.setdefault((name, int(rest[0])), []).append(found["rows"])
+                cells.setdefault((name, int(rest[0])), []).append(result["rows"])
                 if name in SEARCHES:
-                    voted = [row | {"right": row["vote"], "score": np.nan} for row in found["rows"]]
+                    voted = [row | {"right": row["vote"], "score": np.nan} for row in result["rows"]]
                     cells.setdefault((f"{name}, vote", int(rest[0])), []).append(voted)
     names = sorted({name for name, _ in cells})
     weights = np.random.default_rng(0).multinomial(
         (num := len(cells[CHIEF, ladder[0]][0])), np.full(num, 1 / num), size=DRAWS
     )
     right = {
-        cell: np.mean([[row["right"] for row in rows] for rows in found], axis=0)
-        for cell, found in cells.items()
+        cell: np.mean([[row["right"] for row in rows] for rows in result], axis=0)
+        for cell, result in cells.items()
     }
     boot = {cell: weights @ values / num for cell, values in right.items()}
     curves = []
@@ -52,7 +52,7 @@ def gather(results: dict, ladder, seeds: int) -> dict:
             entry["its interval"] = _interval(boot[CHIEF, n] - boot[name, n])
         curves.append(entry)
     ratios = [_ratio(name, ladder, right, boot) for name in names if name != CHIEF]
-    seconds = sum(found["seconds"] for found in results.values())
+    seconds = sum(result["seconds"] for result in results.values())
     return {"curves": curves, "ratios": ratios, "all at one N": _table(results), "CPU seconds": seconds}
 
 
@@ -64,15 +64,15 @@ def _budget(level: np.ndarray, ladder, curve: np.ndarray) -> np.ndarray:
     """The N at which the filter has an accuracy, on a line in log N; the curve made monotone. Infinite if nowhere."""
     curve = np.maximum.accumulate(curve, axis=-1)
     logs = np.log(ladder)
-    found = np.full(level.shape, np.inf)
+    budgets = np.full(level.shape, np.inf)
     for i, (value, row) in enumerate(zip(level, curve, strict=True)):
         if value <= row[0]:
-            found[i] = ladder[0]
+            budgets[i] = ladder[0]
         elif value <= row[-1]:
             j = int(np.searchsorted(row, value))
             share = (value - row[j - 1]) / (row[j] - row[j - 1])
-            found[i] = np.exp(logs[j - 1] + share * (logs[j] - logs[j - 1]))
-    return found
+            budgets[i] = np.exp(logs[j - 1] + share * (logs[j] - logs[j - 1]))
+    return budgets
 
 
 def _ratio(name: str, ladder, right: dict, boot: dict) -> dict:
@@ -81,19 +81,19 @@ def _ratio(name: str, ladder, right: dict, boot: dict) -> dict:
     At the best accuracy that the method has, and at those that the filter has with 4 and with 16 texts. Infinite where
     the method does not come so far.
     """
-    own = [n for n in ladder if (name, n) in right]
+    sizes = [n for n in ladder if (name, n) in right]
     curves = {
-        "other": np.stack([boot[name, n] for n in own], axis=1),
+        "other": np.stack([boot[name, n] for n in sizes], axis=1),
         "chief": np.stack([boot[CHIEF, n] for n in ladder], axis=1),
     }
     points = {
-        "other": np.array([[right[name, n].mean() for n in own]]),
+        "other": np.array([[right[name, n].mean() for n in sizes]]),
         "chief": np.array([[right[CHIEF, n].mean() for n in ladder]]),
     }
 
-    def ratio(found: dict, level: np.ndarray) -> np.ndarray:
+    def ratio(accuracies: dict, level: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            return _budget(level, own, found["other"]) / _budget(level, ladder, found["chief"])
+            return _budget(level, sizes, accuracies["other"]) / _budget(level, ladder, accuracies["chief"])
 
     best = points["other"].max(axis=1)
     entry = {
@@ -104,9 +104,9 @@ def _ratio(name: str, ladder, right: dict, boot: dict) -> dict:
     }
     for n in (4, 16):
         if n in ladder:
-            at = ladder.index(n)
-            draws = _budget(curves["chief"][:, at], own, curves["other"]) / n
-            point = _budget(points["chief"][:, at], own, points["other"]) / n
+            column = ladder.index(n)
+            draws = _budget(curves["chief"][:, column], sizes, curves["other"]) / n
+            point = _budget(points["chief"][:, column], sizes, points["other"]) / n
             entry[f"for the filter at {n}"] = float(point[0])
             entry[f"interval at {n}"] = _interval(draws)
     return entry
@@ -122,33 +122,33 @@ def finite(found):
 
 
 def _table(results: dict) -> list[dict]:
-    """Every method at one N, with each reward."""
-    found = []
+    """Return the results of each method at one N, with each reward."""
+    rows_found = []
     for key, part in results.items():
         if not key.startswith("all-"):
             continue
         _, label, name = key.split("-", 2)
         groups = {name: part["rows"]}
         if name == "pool":
-            groups = {own: rows for methods in part["rows"].values() for own, rows in methods.items()}
-        for own, rows in groups.items():
+            groups = {method: rows for methods in part["rows"].values() for method, rows in methods.items()}
+        for method, rows in groups.items():
             right = np.array([row["right"] for row in rows], float)
             draws = np.random.default_rng(0).multinomial(
                 len(right), np.full(len(right), 1 / len(right)), DRAWS
             )
-            entry = {"reward": label, "method": own, "accuracy": float(right.mean())}
+            entry = {"reward": label, "method": method, "accuracy": float(right.mean())}
             entry["interval"] = _interval(draws @ right / len(right))
             entry |= {key: float(np.mean([row[key] for row in rows])) for key in ("tokens", "calls", "score")}
-            found.append(entry)
-    return found
+            rows_found.append(entry)
+    return rows_found
 
 
-def markdown(found: dict) -> str:
+def markdown(report: dict) -> str:
     """Accuracy by method and N in per cent, in bold what no method clearly beats: the README shows it."""
-    curves = [c for c in found["curves"] if c["method"] != "greedy"]
+    curves = [c for c in report["curves"] if c["method"] != "greedy"]
     sizes = sorted({c["N"] for c in curves})
     by = {(c["method"], c["N"]): c for c in curves}
-    least = {n: max(c["interval"][0] for c in curves if c["N"] == n) for n in sizes}
+    min_accuracy = {n: max(c["interval"][0] for c in curves if c["N"] == n) for n in sizes}
     names = sorted({c["method"] for c in curves}, key=lambda name: -by[name, sizes[-1]]["accuracy"])
     rows = ["| method | " + " | ".join(map(str, sizes)) + " |", "|" + "---|" * (len(sizes) + 1)]
     for name in names:
@@ -156,12 +156,12 @@ def markdown(found: dict) -> str:
         for n in sizes:
             value = by.get((name, n))
             text = "" if value is None else f"{100 * value['accuracy']:.0f}"
-            cells.append(f"**{text}**" if value and value["accuracy"] >= least[n] and n > 1 else text)
+            cells.append(f"**{text}**" if value and value["accuracy"] >= min_accuracy[n] and n > 1 else text)
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def show(found: dict) -> None:
+def show(report: dict) -> None:
     """Print the tables."""
     header = [
         "method",
@@ -186,10 +186,10 @@ def show(found: dict) -> None:
             f"{c['calls']:.0f}",
             f"{c['score']:.2f}",
         ]
-        for c in found["curves"]
+        for c in report["curves"]
     ]
     common.print_table("Accuracy against the budget", header, rows)
-    levels = [n for n in (4, 16) if f"for the filter at {n}" in found["ratios"][0]]
+    levels = [n for n in (4, 16) if f"for the filter at {n}" in report["ratios"][0]]
     rows = [
         [r["method"], f"{r['at accuracy']:.3f}", f"{r['budget ratio']:.2g}", _range(r["interval"])]
         + [
@@ -197,7 +197,7 @@ def show(found: dict) -> None:
             for n in levels
             for text in (f"{r[f'for the filter at {n}']:.2g}", _range(r[f"interval at {n}"]))
         ]
-        for r in found["ratios"]
+        for r in report["ratios"]
     ]
     common.print_table(
         "Budget of a method over that of the filter: at the method's best accuracy, and at the filter's with 4 and 16 "
@@ -215,45 +215,45 @@ def show(found: dict) -> None:
             f"{t['tokens']:.0f}",
             f"{t['score']:.2f}",
         ]
-        for t in found["all at one N"]
+        for t in report["all at one N"]
     ]
     common.print_table(
         "Every method at one N", ["reward", "method", "accuracy", "95 %", "tokens", "score of choice"], rows
     )
-    print(f"AUC of the trained reward on finished texts: {found['AUC of the trained reward']:.3f}")
-    print(f"{found['CPU seconds'] / 60:.1f} CPU minutes")
+    print(f"AUC of the trained reward on finished texts: {report['AUC of the trained reward']:.3f}")
+    print(f"{report['CPU seconds'] / 60:.1f} CPU minutes")
 
 
 def _range(interval: list[float]) -> str:
     return f"{interval[0]:.3g} to {interval[1]:.3g}"
 
 
-def picture(name: str, found: dict) -> None:
+def picture(name: str, report: dict) -> None:
     """Accuracy against samples and tokens, and against the score of what was chosen; bars for the filter only."""
-    names = sorted({c["method"] for c in found["curves"]})
-    others = [own for own in names if own not in (CHIEF, "greedy")]
+    names = sorted({c["method"] for c in report["curves"]})
+    others = [method for method in names if method not in (CHIEF, "greedy")]
     fig, axes = common.figure(18, 4.6, columns=4)
-    for own in names:
-        rows = [c for c in found["curves"] if c["method"] == own]
+    for method in names:
+        rows = [c for c in report["curves"] if c["method"] == method]
         accuracy = np.array([c["accuracy"] for c in rows])
-        if own == "greedy":
+        if method == "greedy":
             axes[0].axhline(accuracy[0], color="0.5", ls=":", lw=1, label="greedy")
             continue
         style: dict = {"color": "black", "lw": 2.5, "zorder": 3}
-        if own != CHIEF:
-            number = others.index(own)
+        if method != CHIEF:
+            number = others.index(method)
             style = {"color": f"C{number % 10}", "lw": 1.2, "ls": "-" if number < 10 else "--"}
-        axes[0].plot([c["N"] for c in rows], accuracy, marker="o", ms=4, label=own, **style)
+        axes[0].plot([c["N"] for c in rows], accuracy, marker="o", ms=4, label=method, **style)
         axes[1].plot([c["tokens"] for c in rows], accuracy, marker="o", ms=4, **style)
         axes[2].plot([c["score"] for c in rows], accuracy, marker="o", ms=4, **style)
-        if own == CHIEF:
-            spread = np.abs(np.array([c["interval"] for c in rows]).T - accuracy)
-            axes[0].errorbar([c["N"] for c in rows], accuracy, spread, capsize=3, **style)
+        if method == CHIEF:
+            half_widths = np.abs(np.array([c["interval"] for c in rows]).T - accuracy)
+            axes[0].errorbar([c["N"] for c in rows], accuracy, half_widths, capsize=3, **style)
     for axis, label in zip(axes[:3], ("samples N", "tokens", "score of the chosen text"), strict=True):
         axis.set_xlabel(label)
         axis.set_ylabel("accuracy")
     axes[0].set_xscale("log")
-    axes[0].set_xticks(sorted({c["N"] for c in found["curves"]}), sorted({c["N"] for c in found["curves"]}))
+    axes[0].set_xticks(sorted({c["N"] for c in report["curves"]}), sorted({c["N"] for c in report["curves"]}))
     axes[0].minorticks_off()
     axes[1].set_xscale("log")
     low, high = axes[2].get_xlim()

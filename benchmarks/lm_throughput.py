@@ -1,14 +1,14 @@
-"""How many tokens a CPU second do 32 particles draw, beside ``transformers.generate`` with the same weights?
+"""How many tokens per CPU second do 32 particles generate, compared with ``transformers.generate``?
 
 A Qwen2 of 28 million parameters (8 layers, width 512, 8 query and 2 key heads, 8192 tokens), 32 particles, a prompt of
 64 tokens, float32, one thread. The weights are drawn by transformers, saved, and read by ``lm.checkpoints.load``. Two
-processes take turns, one of each library, and report their own CPU seconds; the least of several rounds counts.
+processes alternate, one of each library, and report their own CPU seconds; the minimum of several rounds counts.
 
     decode        difference of runs with 48 and with 16 new tokens
     end to end    16 new tokens with the prompt: shared here, a batch of 32 equal prompts there
     resampling    systematic, after every token, weights of log-variance one, the cache forked by its ancestors
 
-transformers gets its best care: no gradients, eval mode, warm, scaled dot-product attention, a dynamic and a static
+transformers gets its best settings: no gradients, eval mode, warm, scaled dot-product attention, a dynamic and a static
 cache, of which the faster counts; sampling from all tokens on both sides, and greedy on both sides. Much of the gain
 end to end is the shared prompt, not the decoding: read the two columns apart.
 
@@ -42,7 +42,7 @@ SIZES = {
 ASKED = {"decode": 1.2, "end to end": 3.0, "resampling": 0.08, "first call": 15.0}
 
 
-def draw(key, model, tokens, length, steps, room, way):
+def draw(key, model, tokens, length, steps, room, method):
     """Tokens (steps, N) by inverse cumulative sums; ``way``: "sample", "greedy" or "resample" after every token."""
     import jax
     import jax.numpy as jnp
@@ -56,11 +56,11 @@ def draw(key, model, tokens, length, steps, room, way):
     def step(carry, t):
         logits, cache = carry
         pick_key, weight_key, ancestor_key = jax.random.split(jax.random.fold_in(key, t), 3)
-        if way == "resample":
+        if method == "resample":
             log_weights = jax.random.normal(weight_key, (PARTICLES,))
             ancestors = in_place(systematic(ancestor_key, log_weights, PARTICLES)[0])
             cache, logits = model.gather(cache, ancestors), logits[ancestors]
-        if way == "greedy":
+        if method == "greedy":
             token = jnp.argmax(logits, axis=1).astype(jnp.int32)
         else:
             sums = jnp.cumsum(jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True)), axis=1)
@@ -86,15 +86,15 @@ def serve_ours(folder):
     model = checkpoints.load(folder)
     run = jax.jit(draw, static_argnums=(4, 5, 6))
 
-    def answer(way, steps, seed):
+    def answer(method, steps, seed):
         rng = np.random.default_rng(seed)
         size = PROMPT - seed % 7
         tokens = np.pad(rng.integers(0, model.vocab_size, size), (0, PROMPT - size)).astype(np.int32)
         before = len(compiled)
         key, tokens, length = jax.random.key(seed), jnp.asarray(tokens), jnp.asarray(size, jnp.int32)
-        begun = time.process_time()
-        jax.block_until_ready(run(key, model, tokens, length, steps, LONG, way))
-        return {"seconds": time.process_time() - begun, "compilations": len(compiled) - before}
+        start = time.process_time()
+        jax.block_until_ready(run(key, model, tokens, length, steps, LONG, method))
+        return {"seconds": time.process_time() - start, "compilations": len(compiled) - before}
 
     def logits(tokens):
         return np.asarray(model.head(model.forward(jnp.asarray(tokens)[None])))[0].tolist()
@@ -112,14 +112,14 @@ def serve_theirs(folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.set_attn_implementation("sdpa")
 
-    def answer(way, steps, seed):
+    def answer(method, steps, seed):
         torch.manual_seed(seed)
         tokens = torch.randint(0, model.config.vocab_size, (1, PROMPT)).expand(PARTICLES, -1).contiguous()
-        options = {"do_sample": False} if "greedy" in way else {"do_sample": True, "top_k": 0}
-        options |= {"cache_implementation": "static"} if "static" in way else {}
-        begun = time.process_time()
+        options = {"do_sample": False} if "greedy" in method else {"do_sample": True, "top_k": 0}
+        options |= {"cache_implementation": "static"} if "static" in method else {}
+        start = time.process_time()
         with torch.no_grad():
-            made = model.generate(
+            generated = model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=steps,
@@ -128,8 +128,8 @@ def serve_theirs(folder):
                 pad_token_id=0,
                 **options,
             )
-        assert made.shape == (PARTICLES, PROMPT + steps)
-        return {"seconds": time.process_time() - begun, "compilations": 0}
+        assert generated.shape == (PARTICLES, PROMPT + steps)
+        return {"seconds": time.process_time() - start, "compilations": 0}
 
     def logits(tokens):
         with torch.no_grad():
@@ -142,8 +142,8 @@ def serve(answer, logits):
     """Read requests, one JSON list a line, until the input ends."""
     for line in sys.stdin:
         request = json.loads(line)
-        found = logits(request[1]) if request[0] == "logits" else answer(*request)
-        print(json.dumps(found), flush=True)
+        reply = logits(request[1]) if request[0] == "logits" else answer(*request)
+        print(json.dumps(reply), flush=True)
 
 
 class Worker:
@@ -163,17 +163,17 @@ class Worker:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a worker stopped; its words stand above")
+            raise RuntimeError("a worker stopped; see its output above")
         return json.loads(line)
 
     def close(self):
-        """Let the process end."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def save_model(folder):
-    """Random weights of transformers."""
+    """Save a model of transformers with random weights."""
     import torch
     import transformers
 
@@ -184,79 +184,79 @@ def save_model(folder):
 
 
 def measure(rounds):
-    """Least CPU seconds by side, way and length, and what the first calls took."""
+    """Measure the minimum CPU seconds by library, method and length, and the times of the first calls."""
     with tempfile.TemporaryDirectory() as folder:
         parameters = save_model(folder)
         sides = {side: Worker(side, folder) for side in ("ours", "theirs")}
-        ways = {
+        methods = {
             "ours": ("sample", "greedy", "resample"),
             "theirs": ("sample", "greedy", "sample static", "greedy static"),
         }
         tokens = np.random.default_rng(0).integers(0, SIZES["vocab_size"], PROMPT).tolist()
         ours, theirs = (np.asarray(sides[side].ask("logits", tokens)) for side in ("ours", "theirs"))
-        todo = [(side, way, n) for side in sides for way in ways[side] for n in (SHORT, LONG)]
+        todo = [(side, method, n) for side in sides for method in methods[side] for n in (SHORT, LONG)]
         first = {case: sides[case[0]].ask(*case[1:], 0) for case in todo}
         seconds: dict = {case: [] for case in todo}
         compilations = 0
         for turn in range(rounds):
             for case in todo:
-                found = sides[case[0]].ask(*case[1:], turn + 1)
-                seconds[case].append(found["seconds"])
-                compilations += found["compilations"]
+                reply = sides[case[0]].ask(*case[1:], turn + 1)
+                seconds[case].append(reply["seconds"])
+                compilations += reply["compilations"]
         for worker in sides.values():
             worker.close()
     return {
         "parameters": parameters,
         "difference": float(abs(ours - theirs).max()),
-        "first": {" ".join(map(str, case)): found["seconds"] for case, found in first.items()},
+        "first": {" ".join(map(str, case)): reply["seconds"] for case, reply in first.items()},
         "compilations": compilations,
         "seconds": {" ".join(map(str, case)): times for case, times in seconds.items()},
     }
 
 
-def judge(found):
-    """Tokens a CPU second and the ratios that were asked for."""
-    least = {name: min(times) for name, times in found["seconds"].items()}
+def judge(measured):
+    """Return tokens per CPU second, and the ratios to be compared with the required ones."""
+    min_seconds = {name: min(times) for name, times in measured["seconds"].items()}
 
-    def rates(side, way):
-        short, long = least[f"{side} {way} {SHORT}"], least[f"{side} {way} {LONG}"]
+    def rates(side, method):
+        short, long = min_seconds[f"{side} {method} {SHORT}"], min_seconds[f"{side} {method} {LONG}"]
         return PARTICLES * (LONG - SHORT) / (long - short), PARTICLES * SHORT / short
 
     table = {
-        f"{side} {way}": rates(side, way)
-        for side, ways in (
+        f"{side} {method}": rates(side, method)
+        for side, methods in (
             ("ours", ("sample", "greedy", "resample")),
             ("theirs", ("sample", "greedy", "sample static", "greedy static")),
         )
-        for way in ways
+        for method in methods
     }
 
-    def best(way, column):
-        return max(table[f"theirs {way}"][column], table[f"theirs {way} static"][column])
+    def best(method, column):
+        return max(table[f"theirs {method}"][column], table[f"theirs {method} static"][column])
 
     ratios = {
-        f"{what}, {way}": table[f"ours {way}"][column] / best(way, column)
-        for column, what in enumerate(("decode", "end to end"))
-        for way in ("sample", "greedy")
+        f"{quantity}, {method}": table[f"ours {method}"][column] / best(method, column)
+        for column, quantity in enumerate(("decode", "end to end"))
+        for method in ("sample", "greedy")
     }
     ratios["resampling"] = table["ours sample"][0] / table["ours resample"][0] - 1
-    ratios["first call"] = max(s for name, s in found["first"].items() if name.startswith("ours"))
+    ratios["first call"] = max(s for name, s in measured["first"].items() if name.startswith("ours"))
     return table, ratios
 
 
 def main():
     """Run the comparison and print it."""
     args = common.parser(__doc__).parse_args()
-    found = measure(1 if args.small else 7)
-    table, ratios = judge(found)
+    measured = measure(1 if args.small else 7)
+    table, ratios = judge(measured)
     rows = [[name, *(f"{value:.0f}" for value in values)] for name, values in table.items()]
     common.print_table("tokens a CPU second", ["", "decode", "end to end, 16 new"], rows)
     rows = [[name, f"{value:.3g}", str(ASKED.get(name.split(",")[0], ""))] for name, value in ratios.items()]
-    rows.append(["compilations for other prompts", str(found["compilations"]), "0"])
-    rows.append(["largest difference of logits", f"{found['difference']:.1e}", "1e-4"])
+    rows.append(["compilations for other prompts", str(measured["compilations"]), "0"])
+    rows.append(["largest difference of logits", f"{measured['difference']:.1e}", "1e-4"])
     common.print_table("ratios, ours / transformers; costs", ["", "measured", "asked"], rows)
     if not args.small:
-        body = {"tokens_per_cpu_second": table, "ratios": ratios, "asked": ASKED, "runs": found}
+        body = {"tokens_per_cpu_second": table, "ratios": ratios, "asked": ASKED, "runs": measured}
         common.write_results(NAME, body, ("flax", "torch", "transformers", "safetensors"))
 
 

@@ -32,20 +32,29 @@ class _File(NamedTuple):
 _UCI = "UCI machine learning repository"
 _FILES = {
     "concrete": _File(
-        "gp/concrete.csv",
-        ",",
-        True,
-        ("cement", "slag", "ash", "water", "superplasticizer", "coarse aggregate", "fine aggregate", "age"),
-        "compressive strength (MPa)",
-        "1030 concretes: what is in them, how old they are, and how much they carry.",
-        f"Yeh (1998); {_UCI}",
-        "CC BY 4.0",
+        path="gp/concrete.csv",
+        delimiter=",",
+        has_header=True,
+        features=(
+            "cement",
+            "slag",
+            "ash",
+            "water",
+            "superplasticizer",
+            "coarse aggregate",
+            "fine aggregate",
+            "age",
+        ),
+        target="compressive strength (MPa)",
+        description="1030 concretes: what is in them, how old they are, and how much they carry.",
+        source=f"Yeh (1998); {_UCI}",
+        licence="CC BY 4.0",
     ),
     "winequality_red": _File(
-        "gp/winequality_red.csv",
-        ",",
-        True,
-        (
+        path="gp/winequality_red.csv",
+        delimiter=",",
+        has_header=True,
+        features=(
             "fixed acidity",
             "volatile acidity",
             "citric acid",
@@ -58,36 +67,43 @@ _FILES = {
             "sulphates",
             "alcohol",
         ),
-        "quality (0 to 10)",
-        "1599 Portuguese red wines: eleven measurements, and the grade that tasters gave.",
-        f"Cortez, Cerdeira, Almeida, Matos and Reis (2009); {_UCI}",
-        "CC BY 4.0",
+        target="quality (0 to 10)",
+        description="1599 Portuguese red wines: eleven measurements, and the grade that tasters gave.",
+        source=f"Cortez, Cerdeira, Almeida, Matos and Reis (2009); {_UCI}",
+        licence="CC BY 4.0",
     ),
     "yacht": _File(
-        "gp/yacht_hydrodynamics.data",
-        None,
-        False,
-        ("buoyancy", "prismatic", "length/displacement", "beam/draught", "length/beam", "Froude number"),
-        "residuary resistance",
-        "308 towing-tank runs: the shape of a hull, its speed, and the resistance.",
-        f"Gerritsma, Onnink and Versluis (1981); {_UCI}",
-        "CC BY 4.0",
+        path="gp/yacht_hydrodynamics.data",
+        delimiter=None,
+        has_header=False,
+        features=(
+            "buoyancy",
+            "prismatic",
+            "length/displacement",
+            "beam/draught",
+            "length/beam",
+            "Froude number",
+        ),
+        target="residuary resistance",
+        description="308 towing-tank runs: the shape of a hull, its speed, and the resistance.",
+        source=f"Gerritsma, Onnink and Versluis (1981); {_UCI}",
+        licence="CC BY 4.0",
     ),
     "airline": _File(
-        "gp/AirPassengers.csv",
-        ",",
-        True,
-        ("year",),
-        "airline passengers (thousands)",
-        "International airline passengers by month, 1949 to 1960.",
-        "Box and Jenkins (1976), series G",
-        "published with the book",
+        path="gp/AirPassengers.csv",
+        delimiter=",",
+        has_header=True,
+        features=("year",),
+        target="airline passengers (thousands)",
+        description="International airline passengers by month, 1949 to 1960.",
+        source="Box and Jenkins (1976), series G",
+        licence="published with the book",
     ),
 }
 
 
 def measurement_names() -> tuple[str, ...]:
-    """The names that ``measurement`` knows."""
+    """Return the names of the data sets."""
     return tuple(_FILES)
 
 
@@ -138,14 +154,14 @@ def measurement(name: str) -> Dataset:
             f"and {int((~np.isfinite(table)).sum())} cells that are not numbers"
         )
     return Dataset(
-        name,
-        table[:, :-1],
-        table[:, -1],
-        file.features,
-        file.target,
-        file.description,
-        file.source,
-        file.licence,
+        name=name,
+        X=table[:, :-1],
+        y=table[:, -1],
+        feature_names=file.features,
+        target_name=file.target,
+        description=file.description,
+        source=file.source,
+        licence=file.licence,
     )
 
 
@@ -162,6 +178,6 @@ def _read(path, file):
 
 
 def _year(text):
-    """The middle of the month of a date such as 1949-01-01, as a year."""
+    """Return the middle of the month of a date such as 1949-01-01, in years."""
     year, month, *_ = text.split("-")
     return float(year) + (float(month) - 0.5) / 12

@@ -1,4 +1,4 @@
-"""How close does every engine come to the reference draws of eleven posteriors of posteriordb?
+"""How close is each engine to the reference draws of eleven posteriors of posteriordb?
 
 Question: errors of posterior means and second moments of every quantity, in standard deviations, against reference
 draws that another program (Stan, long runs, checked) made.
@@ -19,7 +19,7 @@ evenly chosen draws of either side, with a permutation p-value; draws that are t
 are refused by the check. Gradients: of all chains, warm-up and the search for
 starting points included. Seconds: CPU time of the engine, compilation included.
 
-An answer: every error of NUTS is below 0.1. The other engines are reported as they are; an engine that fails is a row.
+Criterion: every error of NUTS is below 0.1. The other engines are reported as they are; an engine that fails is a row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from posteriordb_models import PORTS, Port, find_port
 from posteriordb_plot import FAR, plot
 
 from probinfer import checks
-from probinfer.app.pages.engines import Entry, find_engine, gradients_spent, target_engines
+from probinfer.app.pages.engines import EngineEntry, count_gradients, find_engine, target_engines
 from probinfer.app.suite.trials import equally_weighted
 from probinfer.core.status import Status
 from probinfer.inference import diagnostics
@@ -51,7 +51,7 @@ ASKED = 0.1
 
 
 def columns(draws: dict[str, Any]) -> tuple[list[str], np.ndarray]:
-    """Names of the scalars and their values (chain, draw, scalar)."""
+    """Return the names of the scalars and their values (chain, draw, scalar)."""
     names, values = [], []
     for key in sorted(draws):
         value = np.asarray(draws[key], float)
@@ -68,11 +68,11 @@ def functions(values: np.ndarray) -> np.ndarray:
 
 def monte_carlo_error(values: np.ndarray) -> np.ndarray:
     """Standard errors of the means of (2, chain, draw, scalar), (2, scalar)."""
-    return np.stack([np.asarray(diagnostics.mcse_mean(jnp.asarray(one))) for one in values])
+    return np.stack([np.asarray(diagnostics.mcse_mean(jnp.asarray(draws))) for draws in values])
 
 
 def reference_of(port: Port) -> dict[str, Any]:
-    """The target, its reference draws, their moments, and the verification of the port."""
+    """Return the target, its reference draws, their moments, and the verification of the port."""
     target, stored = port.target(read_data(port.data)), read_draws(port.name)
     positions = port.positions(target, stored)
     stein = checks.stein_identity(positions, target.logdensity_fn)
@@ -97,7 +97,7 @@ def reference_of(port: Port) -> dict[str, Any]:
 
 
 def accuracy(posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
-    """Standardised errors of means and second moments: the largest, where, and in Monte Carlo errors.
+    """Standardized errors of means and second moments: the largest, where, and in Monte Carlo errors.
 
     Args:
         posterior: of the engine; its draws have every quantity of the reference, and may have more.
@@ -109,19 +109,19 @@ def accuracy(posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
     weights = np.exp(np.asarray(posterior.flat_log_weights(), float))
     means = np.einsum("n,fnq->fq", weights, both.reshape(2, len(weights), -1))
     errors = np.abs(means - reference["mean"]) / reference["sd"]
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     for label, error, mcse in zip(("mean", "second moment"), errors, reference["mcse"], strict=True):
-        worst = int(np.argmax(np.where(np.isfinite(error), error, np.inf)))
-        found[label] = float(error[worst])
-        found[f"{label} of"] = reference["names"][worst]
-        found[f"{label}, median"] = float(np.median(error))
-        found[f"{label}, reference MCSE"] = float(np.max(mcse))
-    own = own_error(both, weights, posterior.log_weights is not None)
-    if own is not None:
-        own = own / reference["sd"]
-        found["own MCSE"] = float(np.max(own))
-        found["z"] = float(np.max(errors / np.hypot(own, reference["mcse"])))
-    return found
+        index = int(np.argmax(np.where(np.isfinite(error), error, np.inf)))
+        record[label] = float(error[index])
+        record[f"{label} of"] = reference["names"][index]
+        record[f"{label}, median"] = float(np.median(error))
+        record[f"{label}, reference MCSE"] = float(np.max(mcse))
+    sampling_error = own_error(both, weights, posterior.log_weights is not None)
+    if sampling_error is not None:
+        sampling_error = sampling_error / reference["sd"]
+        record["own MCSE"] = float(np.max(sampling_error))
+        record["z"] = float(np.max(errors / np.hypot(sampling_error, reference["mcse"])))
+    return record
 
 
 def own_error(values: np.ndarray, weights: np.ndarray, weighted: bool) -> np.ndarray | None:
@@ -141,16 +141,16 @@ def own_error(values: np.ndarray, weights: np.ndarray, weighted: bool) -> np.nda
 
 
 def discrepancy(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
-    """Squared MMD of unconstrained draws with its p-value; nothing for a single draw."""
+    """Return the squared MMD of unconstrained draws with its p-value; empty for a single draw."""
     if posterior.num_draws * posterior.num_chains < 20:
         return {}
     draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
-    found = checks.mmd(thinned(draws), thinned(reference["positions"]), key=key)
-    return {"MMD2": found.statistic, "MMD p": found.pvalue, "MMD2 detectable": found.detectable}
+    report = checks.mmd(thinned(draws), thinned(reference["positions"]), key=key)
+    return {"MMD2": report.statistic, "MMD p": report.pvalue, "MMD2 detectable": report.detectable}
 
 
 def compare(key: Any, posterior: Posterior, reference: dict[str, Any]) -> dict[str, Any]:
-    """The discrepancy, or why the check refused to compare; the engine's status is its own."""
+    """Return the discrepancy, or the error of the check."""
     try:
         return discrepancy(key, posterior, reference)
     except ValueError as error:
@@ -167,33 +167,33 @@ def thinned(draws: Any) -> Any:
 
 
 def own_report(posterior: Posterior) -> dict[str, Any]:
-    """What the engine says of itself."""
+    """Return the report of the engine."""
     info = posterior.info
-    found: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": gradients_spent(info)}
+    record: dict[str, Any] = {"status": Status(int(info.status)).name, "gradients": count_gradients(info)}
     if hasattr(info, "rhat"):
         flat = {
             name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(info, name))])
             for name in ("rhat", "ess")
         }
-        found |= {"R-hat": float(flat["rhat"].max()), "ESS": float(flat["ess"].min())}
+        record |= {"R-hat": float(flat["rhat"].max()), "ESS": float(flat["ess"].min())}
     if hasattr(info, "diverging"):
-        found |= {"divergences": int(np.sum(info.diverging)), "metric": info.metric_name}
+        record |= {"divergences": int(np.sum(info.diverging)), "metric": info.metric_name}
     if hasattr(info, "num_dropped_starts"):
-        found["dropped starts"] = int(info.num_dropped_starts)
+        record["dropped starts"] = int(info.num_dropped_starts)
     if hasattr(info, "khat"):
-        found["k-hat"] = float(info.khat)
+        record["k-hat"] = float(info.khat)
     if hasattr(info, "log_evidence_error"):
-        found |= {
+        record |= {
             "log evidence": float(posterior.log_evidence),
             "log evidence error": float(info.log_evidence_error),
             "levels": len(info.temperatures),
             "starts from": info.start,
         }
-    return found
+    return record
 
 
-def run(key: Any, entry: Entry, reference: dict[str, Any], draws: int) -> dict[str, Any]:
-    """One engine on one posterior; a failure is a status."""
+def run(key: Any, entry: EngineEntry, reference: dict[str, Any], draws: int) -> dict[str, Any]:
+    """Run one engine on one posterior; a failure is recorded as its status."""
     key_sample, key_compare = jax.random.split(key)
     row = {"posterior": reference["facts"]["posterior"], "engine": entry.name}
     start = time.process_time()
@@ -272,19 +272,19 @@ def show(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """The answer for NUTS."""
-    own = {row["posterior"]: largest_error(row) for row in rows if row["engine"] == "nuts"}
-    if not own:
+    """Return the conclusion for NUTS."""
+    nuts_errors = {row["posterior"]: largest_error(row) for row in rows if row["engine"] == "nuts"}
+    if not nuts_errors:
         return "NUTS did not run"
-    bad = [name for name, error in own.items() if not error < ASKED]
+    bad = [name for name, error in nuts_errors.items() if not error < ASKED]
     return (
-        f"NUTS: {len(own) - len(bad)} of {len(own)} posteriors with every standardised error below {ASKED} (largest "
-        f"{max(own.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
+        f"NUTS: {len(nuts_errors) - len(bad)} of {len(nuts_errors)} posteriors with every standardized error below "
+        f"{ASKED} (largest {max(nuts_errors.values()):.3g})" + (f"; not {', '.join(bad)}" if bad else "")
     )
 
 
 def largest_error(row: dict[str, Any]) -> float:
-    """Of means and second moments; infinite where there is none, or not a number."""
+    """Return the largest error of means and second moments; infinite if it is missing or NaN."""
     errors = [row.get("mean", np.nan), row.get("second moment", np.nan)]
     return float(max(errors)) if np.isfinite(errors).all() else float("inf")
 

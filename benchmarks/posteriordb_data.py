@@ -61,8 +61,8 @@ def _joined(stacked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             joined[key] = values
     return {
-        key: np.stack([found[i] for i in sorted(found)], axis=-1) if isinstance(found, dict) else found
-        for key, found in joined.items()
+        key: np.stack([value[i] for i in sorted(value)], axis=-1) if isinstance(value, dict) else value
+        for key, value in joined.items()
     }
 
 

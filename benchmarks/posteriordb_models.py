@@ -1,6 +1,6 @@
-"""Eleven models of posteriordb, ported: NumPyro models, what they take from the data files, what the draws files store.
+"""NumPyro ports of eleven models of posteriordb, with conversions of its data files and draws files.
 
-The models follow the Stan programs of posteriordb (Magnusson, Bürkner and Vehtari 2024), parametrisation and priors
+The models follow the Stan programs of posteriordb (Magnusson, Bürkner and Vehtari 2024), parametrization and priors
 included, so that its reference draws are draws from these targets. Parameters without a prior there are flat here.
 """
 
@@ -49,7 +49,7 @@ def arma(y):
 
 
 def eight_schools(y, sigma):
-    """Effects of eight schools, non-centred: theta = mu + tau z."""
+    """Effects of eight schools, non-centered: theta = mu + tau z."""
     mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
     z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
@@ -137,7 +137,7 @@ class Port(NamedTuple):
     latent: Callable[[_Dict], _Dict] = lambda stored: stored
 
     def target(self, data: _Dict) -> Target:
-        """The posterior of the contents of a data file."""
+        """Return the posterior of the contents of a data file."""
         return targets.from_numpyro(self.model, **self.arguments(data))
 
     def positions(self, target: Target, stored: _Dict) -> Any:
@@ -156,13 +156,13 @@ def find_port(name: str) -> Port:
     Raises:
         ValueError: there is none, or more than one.
     """
-    found = [port for port in PORTS if port.name == name] or [p for p in PORTS if p.name.startswith(name)]
-    if len(found) != 1:
+    matches = [port for port in PORTS if port.name == name] or [p for p in PORTS if p.name.startswith(name)]
+    if len(matches) != 1:
         names = ", ".join(port.name for port in PORTS)
         raise ValueError(
-            f"{len(found)} ported posteriors have a name that begins with {name!r}; there is {names}"
+            f"{len(matches)} ported posteriors have a name that begins with {name!r}; there is {names}"
         )
-    return found[0]
+    return matches[0]
 
 
 def _array(values):
@@ -170,7 +170,7 @@ def _array(values):
 
 
 def _only(*names):
-    """Arguments that are arrays of the data file under the same names."""
+    """Return a function that selects arrays of the data file by their names."""
     return lambda data: {name: _array(data[name]) for name in names}
 
 
@@ -213,28 +213,33 @@ def _blr(data):
     return {"X": _array(data["X"]), "y": _array(data["y"]), "coefficient_scale": 10.0, "noise": noise}
 
 
-def _standardised_effects(stored):
-    """The draws of the eight schools store theta, the model has z."""
+def _standardized_effects(stored):
+    """Convert theta, which the draws store, to z of the model."""
     mu, tau, theta = (_array(stored[name]) for name in ("mu", "tau", "theta"))
     return {"mu": mu, "tau": tau, "z": (theta - mu[..., None]) / tau[..., None]}
 
 
 PORTS = (
-    Port("arK-arK", "arK", autoregression, _ark),
-    Port("arma-arma11", "arma", arma, _only("y")),
+    Port(name="arK-arK", data="arK", model=autoregression, arguments=_ark),
+    Port(name="arma-arma11", data="arma", model=arma, arguments=_only("y")),
     Port(
-        "eight_schools-eight_schools_noncentered",
-        "eight_schools",
-        eight_schools,
-        _only("y", "sigma"),
-        _standardised_effects,
+        name="eight_schools-eight_schools_noncentered",
+        data="eight_schools",
+        model=eight_schools,
+        arguments=_only("y", "sigma"),
+        latent=_standardized_effects,
     ),
-    Port("gp_pois_regr-gp_regr", "gp_pois_regr", gaussian_process, _only("x", "y")),
-    Port("hmm_example-hmm_example", "hmm_example", hidden_markov, _only("y")),
-    Port("kidiq-kidscore_momhsiq", "kidiq", regression, _kidiq),
-    Port("kilpisjarvi_mod-kilpisjarvi", "kilpisjarvi_mod", trend, _kilpisjarvi),
-    Port("low_dim_gauss_mix-low_dim_gauss_mix", "low_dim_gauss_mix", mixture, _only("y")),
-    Port("nes2000-nes", "nes2000", regression, _nes),
-    Port("sblrc-blr", "sblrc", regression, _blr),
-    Port("sblri-blr", "sblri", regression, _blr),
+    Port(name="gp_pois_regr-gp_regr", data="gp_pois_regr", model=gaussian_process, arguments=_only("x", "y")),
+    Port(name="hmm_example-hmm_example", data="hmm_example", model=hidden_markov, arguments=_only("y")),
+    Port(name="kidiq-kidscore_momhsiq", data="kidiq", model=regression, arguments=_kidiq),
+    Port(name="kilpisjarvi_mod-kilpisjarvi", data="kilpisjarvi_mod", model=trend, arguments=_kilpisjarvi),
+    Port(
+        name="low_dim_gauss_mix-low_dim_gauss_mix",
+        data="low_dim_gauss_mix",
+        model=mixture,
+        arguments=_only("y"),
+    ),
+    Port(name="nes2000-nes", data="nes2000", model=regression, arguments=_nes),
+    Port(name="sblrc-blr", data="sblrc", model=regression, arguments=_blr),
+    Port(name="sblri-blr", data="sblri", model=regression, arguments=_blr),
 )

@@ -1,4 +1,4 @@
-"""The picture of ``posteriordb.py``."""
+"""The plot of ``posteriordb.py``."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ def short_names(posteriors: list[str]) -> list[str]:
     ]
 
 
-def plot(name: str, asked: float, facts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    """Largest errors and gradients, a row of dots a posterior.
+def plot(name: str, target: float, facts: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Plot the largest errors and the numbers of gradients, one row of dots for each posterior.
 
     Args:
-        name: of the file.
-        asked: the error that is asked for, a line.
-        facts: of the posteriors.
-        rows: of the table.
+        name: name of the file.
+        target: the required error, drawn as a line.
+        facts: facts about the posteriors.
+        rows: rows of the table.
     """
     figure, (left, right) = common.figure(11, 0.42 * len(facts) + 1.6, 1, 2)
-    places = {fact["posterior"]: -i for i, fact in enumerate(facts)}
+    heights = {fact["posterior"]: -i for i, fact in enumerate(facts)}
     engines = [entry for entry in target_engines() if any(row["engine"] == entry.name for row in rows)]
     for offset, entry in zip(np.linspace(0.26, -0.26, len(engines)), engines, strict=True):
-        own = [row for row in rows if row["engine"] == entry.name and "mean" in row]
-        at = np.array([places[row["posterior"]] for row in own]) + offset
+        engine_rows = [row for row in rows if row["engine"] == entry.name and "mean" in row]
+        positions = np.array([heights[row["posterior"]] for row in engine_rows]) + offset
         color = LIGHT.series[entry.style]
-        marker = "os^"[engine_names().index(entry.name) // len(LIGHT.series)]  # where the colours begin anew
+        marker = "os^"[engine_names().index(entry.name) // len(LIGHT.series)]  # where the colors begin anew
         dots = {"linestyle": "none", "marker": marker, "color": color, "ms": 5}
-        left.plot([min(row["mean"], FAR) for row in own], at, **dots, label=entry.label)
-        left.plot([min(row["second moment"], FAR) for row in own], at, **dots, mfc="white")
-        right.plot([row["gradients"] for row in own], at, **dots)
+        left.plot([min(row["mean"], FAR) for row in engine_rows], positions, **dots, label=entry.label)
+        left.plot([min(row["second moment"], FAR) for row in engine_rows], positions, **dots, mfc="white")
+        right.plot([row["gradients"] for row in engine_rows], positions, **dots)
     mcse = [max(row["mean, reference MCSE"] for row in rows if "mean" in row)] * 2
     left.axvspan(1e-4, mcse[0], color="0.9", lw=0)
-    left.axvline(asked, color="0.4", lw=1, ls="--")
+    left.axvline(target, color="0.4", lw=1, ls="--")
     left.set(
         xscale="log",
         xlim=(1e-3, 2 * FAR),
@@ -56,8 +56,8 @@ def plot(name: str, asked: float, facts: list[dict[str, Any]], rows: list[dict[s
     right.set(xscale="log", xlabel="gradients")
     models = short_names([fact["posterior"] for fact in facts])
     labels = [f"{model} ({fact['dimension']})" for model, fact in zip(models, facts, strict=True)]
-    left.set_yticks(list(places.values()), labels)
-    right.set_yticks(list(places.values()), [""] * len(places))
+    left.set_yticks(list(heights.values()), labels)
+    right.set_yticks(list(heights.values()), [""] * len(heights))
     for axis in (left, right):
         axis.grid(axis="x", color="0.92")
         axis.set_axisbelow(True)

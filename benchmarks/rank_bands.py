@@ -1,4 +1,4 @@
-"""Do the simultaneous bands of ranks hold what they promise, and do the p-values?
+"""Do the simultaneous bands of ranks have their nominal coverage, and are the p-values valid?
 
 Uniform ranks among L draws, S = 100 and 1000 simulations, 20 000 repetitions each: how often does the whole empirical
 distribution function stay within the 95 % band, against the probability that the dynamic programme computed
@@ -6,7 +6,7 @@ for it (at least 0.95; counts are whole numbers, so it may be more), and how oft
 (Clopper-Pearson) 99.9 % intervals. Beside it, what a band of pointwise 95 % intervals does, which is what a
 plot with "the 95 % interval" usually shows.
 
-Asked: simultaneous coverage of 95 % up to Monte Carlo error at S = 100 and 1000.
+Required: simultaneous coverage of 95 % up to Monte Carlo error at S = 100 and 1000.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CASES = [(100, 19), (100, 99), (1000, 19), (1000, 99), (1000, 999)]
 
 def interval(hits: int, total: int) -> list[float]:
     """Clopper-Pearson, 99.9 %."""
-    found = stats.binomtest(int(hits), total).proportion_ci(0.999, method="exact")
-    return [float(found.low), float(found.high)]
+    ends = stats.binomtest(int(hits), total).proportion_ci(0.999, method="exact")
+    return [float(ends.low), float(ends.high)]
 
 
 def coverage(rng, simulations: int, draws: int, repetitions: int) -> dict:
-    """How often a sample of uniform ranks stays within its band."""
+    """Return how often a sample of uniform ranks stays within its band."""
     band = checks.ecdf_band(simulations, draws + 1)
     shares = band.edges / (draws + 1)
     pointwise = stats.binom.interval(0.95, simulations, shares)
@@ -60,7 +60,7 @@ def main() -> None:
     rng = np.random.default_rng(20261121)
     repetitions = 200 if arguments.small else REPETITIONS
     cases = CASES[:2] if arguments.small else CASES
-    found = [coverage(rng, simulations, draws, repetitions) for simulations, draws in cases]
+    measured = [coverage(rng, simulations, draws, repetitions) for simulations, draws in cases]
     rows = [
         [
             f"{row['simulations']} x {row['draws']}",
@@ -70,15 +70,15 @@ def main() -> None:
             f"{row['pointwise bands']:.3f}",
             str(row["p-values that contradict the band"]),
         ]
-        for row in found
+        for row in measured
     ]
     header = ["simulations x draws", "inside", "99.9 %", "computed", "pointwise bands", "contradictions"]
     common.print_table(f"Simultaneous 95 % bands, {repetitions} repetitions", header, rows)
-    held = all(row["interval"][0] <= row["computed"] <= row["interval"][1] for row in found)
-    held = held and all(row["computed"] >= 0.95 - 1e-12 for row in found)
-    print(f"asked, 95 % up to Monte Carlo error: {'met' if held else 'missed'}")
+    met = all(row["interval"][0] <= row["computed"] <= row["interval"][1] for row in measured)
+    met = met and all(row["computed"] >= 0.95 - 1e-12 for row in measured)
+    print(f"asked, 95 % up to Monte Carlo error: {'met' if met else 'missed'}")
     if not arguments.small:
-        common.write_results("rank_bands", {"repetitions": repetitions, "cases": found})
+        common.write_results("rank_bands", {"repetitions": repetitions, "cases": measured})
 
 
 if __name__ == "__main__":

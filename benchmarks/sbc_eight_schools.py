@@ -1,8 +1,8 @@
-"""How long does simulation-based calibration of eight schools take, by which way of running many data sets?
+"""How long does simulation-based calibration of eight schools take, for each method of running many data sets?
 
 Question: the time of a whole calibration, from nothing compiled to the verdict on the ranks, of this library's default
 (``mcmc.posterior_sampler`` by ``run_many``) and of its other modes, beside blackjax's NUTS on the same model run one
-data set after another (``lax.map``) and vectorised over the data sets (``vmap``).
+data set after another (``lax.map``) and vectorized over the data sets (``vmap``).
 
 Protocol: mu ~ N(0, 5), tau ~ half-Cauchy(5), z ~ N(0, 1)^8, y ~ N(mu + tau z, sigma), eight known sigma, sampled
 in (mu, log tau, z). 1000 simulated data sets, one chain each from a draw of the prior, 500 + 500 transitions, target
@@ -13,7 +13,7 @@ correction. Wall time and process CPU time are given; on a busy machine the latt
 mu and log tau) is computed for all by the same code, untimed; its median and 5 % quantile are over data sets. Gradients
 are counted after warm-up for blackjax, and with warm-up for ours.
 
-An answer: the default takes at most 1/4 of the time of sequential NUTS and 1/9 of that of vectorised NUTS in the same
+Criterion: the default takes at most 1/4 of the time of sequential NUTS and 1/9 of that of vectorized NUTS in the same
 run, with a median ESS of at least 0.8 of that of NUTS, and passes every rank check.
 
 ``--only NAME ...`` runs some of the ways and takes the others from the results that are there.
@@ -56,7 +56,7 @@ WAYS = (SEQUENTIAL, VECTORISED, *OURS)
 
 
 def log_prior(theta):
-    """Of (mu, log tau, z), the Jacobian included."""
+    """Log prior of (mu, log tau, z), with the Jacobian."""
     tau = jnp.exp(theta["log_tau"])
     log_tau_density = jnp.log(2 / (5 * jnp.pi)) - jnp.log1p((tau / 5) ** 2) + theta["log_tau"]
     normals = (theta["mu"] / 5) ** 2 + jnp.sum(theta["z"] ** 2)
@@ -87,7 +87,7 @@ def simulate(key):
 
 
 def blackjax_nuts(transitions: int, key, y):
-    """Window adaptation and draws, as blackjax's documentation has them."""
+    """Window adaptation and draws, as in the documentation of blackjax."""
     key_start, key_warmup, key_draws = jax.random.split(key, 3)
     logdensity_fn = partial(log_joint, y=y)
     adaptation = blackjax.window_adaptation(
@@ -104,20 +104,24 @@ def blackjax_nuts(transitions: int, key, y):
     return positions, jnp.sum(steps), jnp.sum(divergent)
 
 
-def run_blackjax(vectorised: bool, keys, y, transitions: int):
-    """Draws and accounts of all data sets by blackjax; gradients are those after warm-up."""
-    one = partial(blackjax_nuts, transitions)
-    many = jax.vmap(one) if vectorised else lambda keys, y: jax.lax.map(lambda pair: one(*pair), (keys, y))
+def run_blackjax(vectorized: bool, keys, y, transitions: int):
+    """Return draws and statistics of all data sets by blackjax; gradients are counted after warm-up only."""
+    sample_one = partial(blackjax_nuts, transitions)
+    many = (
+        jax.vmap(sample_one)
+        if vectorized
+        else lambda keys, y: jax.lax.map(lambda pair: sample_one(*pair), (keys, y))
+    )
     draws, steps, divergences = jax.block_until_ready(jax.jit(many)(keys, y))
     return draws, {
         "gradients a draw": float(np.mean(steps)) / transitions,
         "divergences": int(np.sum(divergences)),
-        "mode": "vmap" if vectorised else "map",
+        "mode": "vmap" if vectorized else "map",
     }
 
 
 def run_ours(settings: dict, mode: str, keys, y, transitions: int):
-    """Draws and accounts of all data sets by this library; gradients are those of warm-up too."""
+    """Return draws and statistics of all data sets by this library; gradients include those of warm-up."""
     sampler = mcmc.posterior_sampler(
         log_joint, prior_draw, num_warmup=transitions, num_draws=transitions, **settings
     )
@@ -132,19 +136,19 @@ def run_ours(settings: dict, mode: str, keys, y, transitions: int):
 
 
 def judge(draws, theta, y):
-    """The rank checks."""
+    """Run the rank checks."""
     table = checks.rank_table(
         jax.random.key(3), draws, theta, y, log_prior_fn=log_prior, log_likelihood_fn=log_likelihood
     )
     return checks.uniformity(table)
 
 
-def worker(way: str, num: int, transitions: int, path: str) -> None:
-    """Run one way and write what was measured."""
+def worker(method: str, num: int, transitions: int, path: str) -> None:
+    """Run one method and write its measurements."""
     theta, y = jax.jit(jax.vmap(simulate))(jax.random.split(jax.random.key(0), num))
     keys = jax.random.split(jax.random.key(1), num)
     jax.block_until_ready(y)
-    run = partial(run_ours, *OURS[way]) if way in OURS else partial(run_blackjax, way == VECTORISED)
+    run = partial(run_ours, *OURS[method]) if method in OURS else partial(run_blackjax, method == VECTORISED)
     wall, cpu = time.perf_counter(), time.process_time()
     draws, accounts = run(keys, y, transitions)
     inference = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -172,17 +176,17 @@ def ess_of(pair):
     return jnp.min(diagnostics.ess(jnp.stack(pair, axis=-1)[None]))
 
 
-def measure(way: str, num: int, transitions: int) -> dict:
-    """One way in a process of its own."""
+def measure(method: str, num: int, transitions: int) -> dict:
+    """Run one method in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "record.json")
-        command = [sys.executable, __file__, "--worker", way, "--data-sets", str(num)]
+        command = [sys.executable, __file__, "--worker", method, "--data-sets", str(num)]
         subprocess.run([*command, "--transitions", str(transitions), "--path", path], check=True)
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def row(name: str, record: dict) -> list[str]:
-    """One line of the table."""
+    """Return one row of the table."""
     capped = record.get("capped")
     return [
         name,
@@ -215,24 +219,28 @@ HEADER += ["capped", "failed", "peak MB", "least p (Holm)", "ranks"]
 
 
 def ratios(records: dict) -> dict:
-    """What was asked, by both clocks."""
+    """Return the required and the measured ratios, by both clocks."""
     ours = records[DEFAULT]
-    found = {}
-    for peer, asked in ((SEQUENTIAL, 1 / 4), (VECTORISED, 1 / 9)):
+    result = {}
+    for peer, required in ((SEQUENTIAL, 1 / 4), (VECTORISED, 1 / 9)):
         if peer in records:
             for clock in ("wall", "cpu"):
                 share = ours["total"][clock] / records[peer]["total"][clock]
-                found[f"time / {peer} ({clock})"] = {"value": share, "asked": asked, "met": share <= asked}
+                result[f"time / {peer} ({clock})"] = {
+                    "value": share,
+                    "asked": required,
+                    "met": share <= required,
+                }
             share = ours["ess"][0] / records[peer]["ess"][0]
-            found[f"ESS / {peer}"] = {"value": share, "asked": 0.8, "met": share >= 0.8}
-    return found
+            result[f"ESS / {peer}"] = {"value": share, "asked": 0.8, "met": share >= 0.8}
+    return result
 
 
 def plot(records: dict) -> None:
-    """Time of each way, and the ESS it gives in a second."""
+    """Plot the time of each method, and its ESS per second."""
     figure, (left, right) = common.figure(width=9.5, height=3.4, columns=2)
     names = list(records)
-    colours = ["0.6" if name not in OURS else "C0" for name in names]
+    colors = ["0.6" if name not in OURS else "C0" for name in names]
     for axis, values, label in (
         (
             left,
@@ -245,9 +253,9 @@ def plot(records: dict) -> None:
             "median ESS of a data set per CPU second",
         ),
     ):
-        axis.barh(range(len(names)), values, 0.65, color=colours)
-        for place, value in enumerate(values):
-            axis.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+        axis.barh(range(len(names)), values, 0.65, color=colors)
+        for position, value in enumerate(values):
+            axis.text(value, position, f" {value:.3g}", va="center", fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is left else [""] * len(names))
         axis.invert_yaxis()
         axis.set_xlabel(label)
@@ -273,18 +281,18 @@ def main() -> None:
     settings = {"data sets": num, "transitions": transitions}
     old = {} if arguments.small else common.read_results(NAME + suffix())
     records = dict(old.get("records", {})) if old.get("settings") == settings else {}
-    for way in arguments.only or WAYS:
-        records[way] = measure(way, num, transitions)
-        print(f"{way}: {records[way]['total']}, {records[way]['verdict']}", flush=True)
-    records = {way: records[way] for way in WAYS if way in records}
+    for method in arguments.only or WAYS:
+        records[method] = measure(method, num, transitions)
+        print(f"{method}: {records[method]['total']}, {records[method]['verdict']}", flush=True)
+    records = {method: records[method] for method in WAYS if method in records}
     title = f"eight schools, {num} data sets, {transitions} + {transitions} transitions"
     common.print_table(title, HEADER, [row(name, record) for name, record in records.items()])
-    found = ratios(records) if DEFAULT in records else {}
-    for name, value in found.items():
-        word = "met" if value["met"] else "NOT met"
-        print(f"{name}: {value['value']:.3f} (asked {value['asked']:.3f}: {word})")
+    result = ratios(records) if DEFAULT in records else {}
+    for name, value in result.items():
+        verdict = "met" if value["met"] else "NOT met"
+        print(f"{name}: {value['value']:.3f} (asked {value['asked']:.3f}: {verdict})")
     if not arguments.small:
-        common.write_results(NAME + suffix(), {"settings": settings, "ratios": found, "records": records})
+        common.write_results(NAME + suffix(), {"settings": settings, "ratios": result, "records": records})
         plot(records)
 
 

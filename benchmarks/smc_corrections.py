@@ -1,4 +1,4 @@
-"""Are fused shards and composed scores right, and at what cost? Exact laws beside the shortcuts they correct.
+"""Are fused shards and composed scores correct, and at what cost? Exact distributions against uncorrected shortcuts.
 
 Fusion (``smc.fuse``), C = 2, 4, 16 shards:
 
@@ -90,7 +90,7 @@ def errors(draws: np.ndarray, weights, mean, sd) -> tuple[float, float]:
 
 
 def largest_t(posterior, mean, sd, reference_ess: float) -> float:
-    """Largest of the means and variances in standard errors, those of 8 independent islands (Student's t_7)."""
+    """Return the largest error of means and variances in standard errors of 8 islands (Student's t_7)."""
     z = (np.asarray(jax.tree.leaves(posterior.draws)[0]) - mean) / sd
     weights = np.exp(np.asarray(posterior.log_weights)[:, :1] - float(posterior.log_evidence))
     islands = weights * np.concatenate([z, z**2 - 1], axis=-1).mean(axis=1)
@@ -100,13 +100,13 @@ def largest_t(posterior, mean, sd, reference_ess: float) -> float:
 
 
 def fused(
-    key, made, draws, share_prior: bool, mean, sd, reference_ess: float = np.inf
+    key, sub_posteriors, draws, share_prior: bool, mean, sd, reference_ess: float = np.inf
 ) -> tuple[dict, pi.Posterior]:
-    """A fusion, its errors and its cost."""
+    """Return a fusion, its errors and its cost."""
     before = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        posterior = smc.fuse(key, made, draws, share_prior=share_prior, progress=False)
+        posterior = smc.fuse(key, sub_posteriors, draws, share_prior=share_prior, progress=False)
     seconds = time.process_time() - before
     flat = np.asarray(jax.tree.leaves(posterior.flat())[0])
     off = errors(flat, np.exp(posterior.flat_log_weights()), mean, sd)
@@ -124,14 +124,14 @@ def fused(
 
 
 def linear(counts) -> list[dict]:
-    """Shards of a linear regression: everything is known."""
+    """Fuse shards of a linear regression, whose posterior is known."""
     X, y, _ = design()
     mean, covariance, log_evidence = normal_posterior(X, y)
     records, rng = [], np.random.default_rng(0)
     for count in counts:
         parts = list(zip(np.split(X, count), np.split(y, count)))
         prior = dist.Normal(jnp.zeros(COLUMNS), SCALE)
-        made = [
+        sub_posteriors = [
             targets.from_prior(prior, LogDensity(log_linear, jnp.asarray(a), jnp.asarray(b)))
             for a, b in parts
         ]
@@ -139,7 +139,7 @@ def linear(counts) -> list[dict]:
             jnp.asarray(rng.multivariate_normal(*normal_posterior(a, b)[:2], size=1000)) for a, b in parts
         ]
         record, posterior = fused(
-            jax.random.key(count), made, draws, True, mean, np.sqrt(np.diag(covariance))
+            jax.random.key(count), sub_posteriors, draws, True, mean, np.sqrt(np.diag(covariance))
         )
         record |= {
             "model": "linear",
@@ -159,31 +159,34 @@ def nuts(key, target, num_draws: int, num_chains: int):
         warnings.simplefilter("ignore")
         posterior = mcmc.NUTS(num_draws=num_draws, num_chains=num_chains).sample(key, target, progress=False)
     seconds = time.process_time() - before
-    spent = int(posterior.info.num_warmup_gradients) + int(np.sum(posterior.info.num_leapfrogs))
+    num_gradients = int(posterior.info.num_warmup_gradients) + int(np.sum(posterior.info.num_leapfrogs))
     ess = float(np.min(jax.tree.leaves(posterior.info.ess)[0]))
-    return np.asarray(posterior.flat()), ess, spent, seconds
+    return np.asarray(posterior.flat()), ess, num_gradients, seconds
 
 
 def logistic(counts, num_draws: int) -> tuple[list[dict], dict]:
-    """Shards of a logistic regression of rare events."""
+    """Fuse shards of a logistic regression of rare events."""
     X, _, y = design()
 
     def target(a, b, share):
         data = (jnp.asarray(a), jnp.asarray(b), jnp.asarray(share))
         return targets.from_logdensity(LogDensity(log_fraction, *data), jnp.zeros(COLUMNS))
 
-    reference, ess, spent, seconds = nuts(jax.random.key(0), target(X, y, 1.0), 5 * num_draws, 4)
+    reference, ess, num_gradients, seconds = nuts(jax.random.key(0), target(X, y, 1.0), 5 * num_draws, 4)
     mean, sd = reference.mean(0), reference.std(0)
-    whole = {"ess": ess, "gradients": spent, "seconds": seconds, "events": int(y.sum())}
-    print(whole, flush=True)
+    full_data = {"ess": ess, "gradients": num_gradients, "seconds": seconds, "events": int(y.sum())}
+    print(full_data, flush=True)
     records = []
     for count in counts:
-        made = [target(a, b, 1 / count) for a, b in zip(np.split(X, count), np.split(y, count))]
+        sub_posteriors = [target(a, b, 1 / count) for a, b in zip(np.split(X, count), np.split(y, count))]
         runs = [
-            nuts(key, t, num_draws, 2) for key, t in zip(jax.random.split(jax.random.key(1), count), made)
+            nuts(key, t, num_draws, 2)
+            for key, t in zip(jax.random.split(jax.random.key(1), count), sub_posteriors)
         ]
         draws = [run[0] for run in runs]
-        record, _ = fused(jax.random.key(count), made, [jnp.asarray(x) for x in draws], False, mean, sd, ess)
+        record, _ = fused(
+            jax.random.key(count), sub_posteriors, [jnp.asarray(x) for x in draws], False, mean, sd, ess
+        )
         off = errors(consensus(draws), None, mean, sd)
         record |= {
             "model": "logistic",
@@ -195,7 +198,7 @@ def logistic(counts, num_draws: int) -> tuple[list[dict], dict]:
         }
         records.append(record)
         print(record, flush=True)
-    return records, whole
+    return records, full_data
 
 
 # Scores of mixtures
@@ -215,8 +218,8 @@ NOISES, CELLS = (0.02, 200.0), np.array([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0])
 
 def log_mixture(weights, locs, covariances, noise, x):
     """Log density at one point, noise added; its gradient is the score."""
-    spread = covariances + noise**2 * jnp.eye(2)
-    (a, b), (_, c) = jnp.moveaxis(spread, 0, -1)
+    covariance = covariances + noise**2 * jnp.eye(2)
+    (a, b), (_, c) = jnp.moveaxis(covariance, 0, -1)
     determinant = a * c - b**2
     u, v = (x - locs).T
     quadratic = (c * u**2 - 2 * b * u * v + a * v**2) / determinant
@@ -230,18 +233,18 @@ def score(weights, locs, covariances, x, t):
 def cells(points, mass) -> np.ndarray:
     """Mass of the cells that the lines at ``CELLS`` cut out."""
     rows, columns = (np.searchsorted(CELLS, points[:, i]) for i in (0, 1))
-    found = np.zeros((len(CELLS) + 1,) * 2)
-    np.add.at(found, (rows, columns), mass)
-    return found
+    counts = np.zeros((len(CELLS) + 1,) * 2)
+    np.add.at(counts, (rows, columns), mass)
+    return counts
 
 
-def exact(laws, exponents) -> tuple[float, np.ndarray]:
+def exact(mixtures, exponents) -> tuple[float, np.ndarray]:
     """Log integral of the product at the smallest noise, and masses of cells, on a grid."""
     axis = np.linspace(-9, 9, 721)
     points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     logs = sum(
-        a * np.asarray(jax.vmap(partial(log_mixture, *law, NOISES[0]))(jnp.asarray(points)))
-        for law, a in zip(laws, exponents)
+        a * np.asarray(jax.vmap(partial(log_mixture, *mixture_of, NOISES[0]))(jnp.asarray(points)))
+        for mixture_of, a in zip(mixtures, exponents)
     )
     logs = logs + 2 * np.log(axis[1] - axis[0])
     total = float(logsumexp(logs))
@@ -250,19 +253,19 @@ def exact(laws, exponents) -> tuple[float, np.ndarray]:
 
 @jax.jit
 def runs(model, keys):
-    """Independent runs, one after another."""
-    num_steps = model.init.args[0].noise_levels.shape[0]
+    """Make independent runs sequentially."""
+    num_steps = model.init.args[0].levels.shape[0]
     return jax.lax.map(lambda key: smc.particle_filter(key, model, num_steps, PARTICLES, store="none"), keys)
 
 
 def scores(steps, num_runs: int) -> list[dict]:
-    """Errors by number of steps, with weights and, at the largest number, without."""
+    """Return errors by number of steps, with weights and, for the largest number, without."""
     records = []
     for name, (names, exponents) in CASES.items():
-        laws = [tuple(jnp.asarray(part) for part in BOTH[one]) for one in names]
-        log_integral, masses = exact(laws, exponents)
+        mixtures = [tuple(jnp.asarray(part) for part in BOTH[one]) for one in names]
+        log_integral, masses = exact(mixtures, exponents)
         diffusion = smc.VarianceExploding(*NOISES)
-        fns = [Partial(score, *law) for law in laws]
+        fns = [Partial(score, *mixture_of) for mixture_of in mixtures]
         for num_steps, corrected in [*((n, True) for n in steps), (max(steps), False)]:
             model = smc.composed(diffusion, fns, exponents, (2,), num_steps, corrected=corrected)
             before = time.process_time()
@@ -270,8 +273,8 @@ def scores(steps, num_runs: int) -> list[dict]:
             seconds = time.process_time() - before
             scale = np.exp(np.asarray(results.log_evidence) - (log_integral if corrected else 0))
             weights = np.exp(np.asarray(results.log_weights) - (log_integral if corrected else 0)) / PARTICLES
-            found = np.stack([cells(x, w) for x, w in zip(np.asarray(results.particles), weights)])
-            left = found[:, :4].sum(axis=(1, 2))
+            cell_counts = np.stack([cells(x, w) for x, w in zip(np.asarray(results.particles), weights)])
+            left = cell_counts[:, :4].sum(axis=(1, 2))
             record = {
                 "case": name,
                 "steps": num_steps,
@@ -281,7 +284,7 @@ def scores(steps, num_runs: int) -> list[dict]:
                 "left": float(left.mean()),
                 "left, standard error": float(left.std(ddof=1) / np.sqrt(num_runs)),
                 "left, exact": float(masses[:4].sum()),
-                "total variation": float(0.5 * np.abs(found.mean(0) / scale.mean() - masses).sum()),
+                "total variation": float(0.5 * np.abs(cell_counts.mean(0) / scale.mean() - masses).sum()),
                 "sd of log integral": float(np.asarray(results.log_evidence).std(ddof=1)),
                 "seconds": seconds,
             }
@@ -291,7 +294,7 @@ def scores(steps, num_runs: int) -> list[dict]:
 
 
 def plot(fusions: list[dict], composed: list[dict]) -> None:
-    """Errors by shards, and by steps."""
+    """Plot the errors against the number of shards and of steps."""
     figure, (left, right) = common.figure(width=9.5, height=3.6, columns=2)
     rows = [r for r in fusions if r["model"] == "logistic"]
     shards = [r["shards"] for r in rows]
@@ -326,8 +329,8 @@ def plot(fusions: list[dict], composed: list[dict]) -> None:
     common.save_figure(figure, NAME)
 
 
-def tables(fusions: list[dict], whole: dict, composed: list[dict]) -> None:
-    """Print what was found."""
+def tables(fusions: list[dict], full_data: dict, composed: list[dict]) -> None:
+    """Print the results."""
     header = [
         "",
         "shards",
@@ -354,7 +357,7 @@ def tables(fusions: list[dict], whole: dict, composed: list[dict]) -> None:
         ]
         for r in fusions
     ]
-    common.print_table(f"fusion (all data by NUTS: {whole})", header, rows)
+    common.print_table(f"fusion (all data by NUTS: {full_data})", header, rows)
     header = ["", "steps", "integral - 1", "+-", "mass left", "+-", "exact", "total variation", "CPU s"]
     rows = [
         [
@@ -374,7 +377,7 @@ def tables(fusions: list[dict], whole: dict, composed: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument(
         "--only", choices=("fusion", "scores"), help="measure one part; the other stays as it was"
@@ -384,8 +387,8 @@ def main() -> None:
     counts, steps = ((2,), (10, 20)) if small else (SHARDS, STEPS)
     body = {} if small else {k: v for k, v in common.read_results(NAME).items() if k != "environment"}
     if arguments.only != "scores":
-        more, whole = logistic(counts, 100 if small else 500)
-        body |= {"fusion": linear(counts) + more, "all data": whole}
+        more, full_data = logistic(counts, 100 if small else 500)
+        body |= {"fusion": linear(counts) + more, "all data": full_data}
     if arguments.only != "fusion":
         body["scores"] = scores(steps, 4 if small else 40)
     tables(body.get("fusion", []), body.get("all data", {}), body.get("scores", []))

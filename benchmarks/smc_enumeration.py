@@ -1,10 +1,10 @@
-"""Is every particle method right where everything can be added up? Finite models, every scheme, trigger and method.
+"""Is every particle method correct on finite models, where sums are exact? Every scheme, trigger and method.
 
 Models: asymmetric hidden Markov models of 3 to 6 states and up to 6 steps, potentials of a step that depend on both of
 its states and are zero for one in seven; evidence and smoothing probabilities by forward and backward sums.
 
 (1) Filters of 6 particles (bootstrap, guided by half of the potential, auxiliary with the best lookahead, nested with 3
-candidates), for all 7 resampling schemes and 4 triggers: the mean of the evidence and of the unnormalised smoothing
+candidates), for all 7 resampling schemes and 4 triggers: the mean of the evidence and of the unnormalized smoothing
 masses over independent runs, as z against the exact values, of states with a probability of 2 % or more: a mean of
 rare visits is far from normal. Where particles are hardly resampled ("optimal" keeps all of as many) weights are so
 uneven that 5000 runs are not enough for a normal mean: a combination beyond 5 is run again, 40 times as often with
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 from smc_enumeration_models import (
-    Model,
+    FiniteModel,
     bootstrap,
     chi_squared,
     masses,
@@ -82,7 +82,7 @@ class AnyScheme(resampling.Adaptive):
 
 
 def any_scheme(scheme: str, trigger: str, names: tuple) -> AnyScheme:
-    """By name."""
+    """Return the schemes by name."""
     return AnyScheme(names, (jnp.int32(names.index(scheme)), jnp.int32(list(TRIGGERS).index(trigger))))
 
 
@@ -106,11 +106,11 @@ def scores_of(keys, fk, adaptive, exact: np.ndarray) -> np.ndarray:
     return np.append(z_of(mass, exact)[often], z_of(evidence, exact[0].sum()))
 
 
-def filters(number: int, model: Model, runs: int) -> list[dict]:
-    """All methods, schemes and triggers on one model."""
+def filters(number: int, model: FiniteModel, runs: int) -> list[dict]:
+    """Run all filters, schemes and triggers on one model."""
     exact, names = masses(model), tuple(resampling.SCHEMES)
     num_steps, num_states = exact.shape
-    found = []
+    records = []
     for method, fk in methods(model).items():
         for seed, (scheme, trigger) in enumerate(product(names, TRIGGERS)):
             adaptive = any_scheme(scheme, trigger, names)
@@ -120,7 +120,7 @@ def filters(number: int, model: Model, runs: int) -> list[dict]:
             z = first
             if again:
                 z = scores_of(jax.random.split(jax.random.fold_in(key, 1), 40 * runs), fk, adaptive, exact)
-            found.append(
+            records.append(
                 {
                     "states": num_states,
                     "steps": num_steps,
@@ -134,13 +134,16 @@ def filters(number: int, model: Model, runs: int) -> list[dict]:
                     "comparisons": int(z.size),
                 }
             )
-    return found
+    return records
 
 
-@partial(jax.jit, static_argnames=("num_steps", "ways"))
-def chains(keys, fk, adaptive, references, num_steps: int, ways: str):
-    """Last paths of particle Gibbs."""
-    settings = {"ancestor_sampling": ways == "ancestor", "backward_sampling": ways == "backward"}
+@partial(jax.jit, static_argnames=("num_steps", "path_update"))
+def chains(keys, fk, adaptive, references, num_steps: int, path_update: str):
+    """Return the last paths of particle Gibbs."""
+    settings = {
+        "ancestor_sampling": path_update == "ancestor",
+        "backward_sampling": path_update == "backward",
+    }
 
     def one(key, reference):
         result = smc.particle_gibbs(
@@ -151,32 +154,34 @@ def chains(keys, fk, adaptive, references, num_steps: int, ways: str):
     return jax.vmap(one)(keys, references)
 
 
-def gibbs(number: int, model: Model, num_chains: int) -> list[dict]:
-    """All kinds of particle Gibbs on one model, started at exact draws."""
-    paths, law = path_law(model)
+def gibbs(number: int, model: FiniteModel, num_chains: int) -> list[dict]:
+    """Run all variants of particle Gibbs on one model, started at exact draws."""
+    paths, probabilities = path_law(model)
     num_steps, num_states = model.log_potential.shape[:2]
     names, fk = tuple(resampling.CONDITIONAL), bootstrap(model)
-    ways = [(way, *pair) for way in ("genealogy", "ancestor") for pair in product(names, TRIGGERS)]
-    ways += [("backward", "multinomial", trigger) for trigger in TRIGGERS]
-    found = []
-    for seed, (way, scheme, trigger) in enumerate(ways):
-        drawn = np.random.default_rng([number, seed]).choice(len(law), num_chains, p=law)
+    settings = [
+        (path_update, *pair) for path_update in ("genealogy", "ancestor") for pair in product(names, TRIGGERS)
+    ]
+    settings += [("backward", "multinomial", trigger) for trigger in TRIGGERS]
+    records = []
+    for seed, (path_update, scheme, trigger) in enumerate(settings):
+        drawn = np.random.default_rng([number, seed]).choice(len(probabilities), num_chains, p=probabilities)
         adaptive = any_scheme(scheme, trigger, names)
-        if way == "backward":
+        if path_update == "backward":
             adaptive = resampling.adaptive("multinomial", TRIGGERS[trigger])
         keys = jax.random.split(jax.random.key(2000 + 100 * number + seed), num_chains)
-        last = chains(keys, fk, adaptive, jnp.asarray(paths[drawn], jnp.int32), num_steps, way)
-        found.append(
+        last = chains(keys, fk, adaptive, jnp.asarray(paths[drawn], jnp.int32), num_steps, path_update)
+        records.append(
             {
                 "states": num_states,
                 "steps": num_steps,
-                "method": f"particle Gibbs, {way}",
+                "method": f"particle Gibbs, {path_update}",
                 "scheme": scheme,
                 "trigger": trigger,
-                "p, chi-squared": chi_squared(np.asarray(last), law, num_states),
+                "p, chi-squared": chi_squared(np.asarray(last), probabilities, num_states),
             }
         )
-    return found
+    return records
 
 
 def same_scores(runs: int) -> list[dict]:
@@ -191,7 +196,7 @@ def same_scores(runs: int) -> list[dict]:
     def score(x_previous, x, t):
         return jnp.asarray([-1.6, -0.7, -0.1])[t]
 
-    fk, found = smc.FeynmanKac(first, stay, score), []
+    fk, scores_by_scheme = smc.FeynmanKac(first, stay, score), []
     for scheme in resampling.CONDITIONAL:
         adaptive = resampling.adaptive(scheme, resampling.always())
 
@@ -202,26 +207,26 @@ def same_scores(runs: int) -> list[dict]:
             )
             return result.paths[0, -1] == -1
 
-        kept = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), runs)))
-        found.append(
+        ancestors = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), runs)))
+        scores_by_scheme.append(
             {
                 "scheme": scheme,
-                "reference kept": float(kept.mean()),
+                "reference kept": float(ancestors.mean()),
                 "exact": 37 / 64 if scheme == "multinomial" else 0.25,
                 "its interval": [
-                    float(x) for x in stats.binomtest(int(kept.sum()), runs).proportion_ci(0.999999)
+                    float(x) for x in stats.binomtest(int(ancestors.sum()), runs).proportion_ci(0.999999)
                 ],
             }
         )
-    return found
+    return scores_by_scheme
 
 
-def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
+def distances(model: FiniteModel, sizes: tuple, runs: int) -> list[dict]:
     """Mean total variation of the path law against N, filter and smoother."""
-    law = path_law(model)[1]
+    probabilities = path_law(model)[1]
     num_steps, num_states = model.log_potential.shape[:2]
     fk, powers = bootstrap(model), num_states ** jnp.arange(num_steps)[::-1]
-    found = []
+    records = []
     for num in sizes:
 
         def filtered(key, num=num):
@@ -232,15 +237,15 @@ def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
             drawn = smc.backward_smoother(key, fk, num_steps, num).paths
             return drawn, jnp.full(drawn.shape[0], 1 / drawn.shape[0])
 
-        for name, way in (("filter", filtered), ("backward smoother", smoothed)):
+        for name, method in (("filter", filtered), ("backward smoother", smoothed)):
 
-            def one(key, way=way):
-                states, weights = way(key)
-                mass = jnp.zeros(len(law)).at[states @ powers].add(weights)
-                return jnp.sum(jnp.abs(mass - law)) / 2
+            def one(key, method=method):
+                states, weights = method(key)
+                mass = jnp.zeros(len(probabilities)).at[states @ powers].add(weights)
+                return jnp.sum(jnp.abs(mass - probabilities)) / 2
 
             values = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(num), runs)))
-            found.append(
+            records.append(
                 {
                     "way": name,
                     "particles": num,
@@ -248,17 +253,17 @@ def distances(model: Model, sizes: tuple, runs: int) -> list[dict]:
                     "+-": float(values.std(ddof=1) / np.sqrt(runs)),
                 }
             )
-    return found
+    return records
 
 
 def slope(rows: list[dict]) -> float:
-    """Of log distance against log N."""
+    """Return the slope of the log distance against log N."""
     n, d = (np.log([row[name] for row in rows]) for name in ("particles", "distance"))
     return float(np.polyfit(n, d, 1)[0])
 
 
 def judged(filtered: list[dict], gibbses: list[dict]) -> dict:
-    """What is beyond its limit."""
+    """List the results beyond their limits."""
     comparisons = sum(row["comparisons"] for row in filtered) + len(gibbses)
     level = FAMILY / comparisons
     limit = float(stats.norm.isf(level / 2))
@@ -295,17 +300,17 @@ def plot(filtered: list[dict], gibbses: list[dict], curves: list[dict]) -> None:
 
 
 def main() -> None:
-    """Run, judge, write."""
+    """Run the benchmark, check its limits, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     sizes, runs = (SIZES[:1], 500) if arguments.small else (SIZES, 5000)
-    begin = time.process_time()
+    start = time.process_time()
     models = [random_model(i, *size) for i, size in enumerate(sizes)]
     filtered, gibbses = [], []
     for i, model in enumerate(models):
         filtered += filters(i, model, runs)
         gibbses += gibbs(i, model, runs)
         print(
-            f"{sizes[i][0]} states, {sizes[i][1]} steps: {time.process_time() - begin:.0f} CPU s", flush=True
+            f"{sizes[i][0]} states, {sizes[i][1]} steps: {time.process_time() - start:.0f} CPU s", flush=True
         )
     scores = same_scores(20 * runs)
     curves = distances(random_model(9, 3, 4), (16, 64, 256, 1024), 20 if arguments.small else 200)

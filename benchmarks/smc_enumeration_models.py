@@ -1,4 +1,4 @@
-"""Finite Feynman-Kac models of ``smc_enumeration.py``, what is exact about them, and how far samples are from it."""
+"""Finite Feynman-Kac models of ``smc_enumeration.py``, their exact values, and the errors of samples."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from scipy.special import logsumexp
 
 from probinfer import smc
 
-__all__ = ["Model", "bootstrap", "chi_squared", "masses", "methods", "path_law", "random_model", "z_of"]
+__all__ = ["FiniteModel", "bootstrap", "chi_squared", "masses", "methods", "path_law", "random_model", "z_of"]
 
 
-class Model(NamedTuple):
-    """Start (K,), transitions (T, K, K), log potentials (T, K, K)."""
+class FiniteModel(NamedTuple):
+    """Initial distribution (K,), transitions (T, K, K), log potentials (T, K, K)."""
 
     initial: np.ndarray
     transition: np.ndarray
     log_potential: np.ndarray
 
 
-def random_model(seed: int, num_states: int, num_steps: int) -> Model:
-    """No two states alike."""
+def random_model(seed: int, num_states: int, num_steps: int) -> FiniteModel:
+    """Return a model without symmetries between its states."""
     rng = np.random.default_rng(seed)
     shape = (num_steps, num_states, num_states)
     log_potential = rng.normal(size=shape) + np.linspace(-1.0, 1.0, num_states)
     log_potential[rng.uniform(size=shape) < 1 / 7] = -np.inf
     transition = rng.dirichlet(np.full(num_states, 0.7), size=shape[:2])
-    return Model(rng.dirichlet(np.ones(num_states)), transition, log_potential)
+    return FiniteModel(rng.dirichlet(np.ones(num_states)), transition, log_potential)
 
 
-def masses(model: Model) -> np.ndarray:
-    """Unnormalised smoothing masses (T, K): every row sums to the evidence."""
+def masses(model: FiniteModel) -> np.ndarray:
+    """Unnormalized smoothing masses (T, K): every row sums to the evidence."""
     steps = model.transition * np.exp(model.log_potential)
     forward = [model.initial * np.exp(np.diag(model.log_potential[0]))]
     for step in steps[1:]:
@@ -47,8 +47,8 @@ def masses(model: Model) -> np.ndarray:
     return np.stack(forward) * np.stack(backward)
 
 
-def path_law(model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """All paths (K^T, T) and their probabilities."""
+def path_law(model: FiniteModel) -> tuple[np.ndarray, np.ndarray]:
+    """Return all paths (K^T, T) and their probabilities."""
     num_steps, num_states = model.log_potential.shape[:2]
     paths = np.array(list(product(range(num_states), repeat=num_steps)))
     mass = model.initial[paths[:, 0]] * np.exp(model.log_potential[0, paths[:, 0], paths[:, 0]])
@@ -72,17 +72,17 @@ def move(table, key, x, t):
 
 
 def entry(table, before, x, t):
-    """Of a table (T, K, K)."""
+    """Look up the log potential in a table (T, K, K)."""
     return table[t, before, x]
 
 
 def ahead_of(table, x, t):
-    """Of a table (T, K)."""
+    """Look up the log potential in a table (T, K)."""
     return table[t, x]
 
 
-def bootstrap(model: Model) -> smc.FeynmanKac:
-    """Moves by the transition."""
+def bootstrap(model: FiniteModel) -> smc.FeynmanKac:
+    """Propagate by the transition."""
     with np.errstate(divide="ignore"):
         initial, transition = jnp.log(model.initial), jnp.log(model.transition)
     potential = jnp.asarray(model.log_potential)
@@ -94,8 +94,8 @@ def bootstrap(model: Model) -> smc.FeynmanKac:
     )
 
 
-def methods(model: Model) -> dict:
-    """Name -> model of the same target."""
+def methods(model: FiniteModel) -> dict:
+    """Return models of the same target by name."""
     num_steps = len(model.log_potential)
     plain = bootstrap(model)
     joint = np.log(model.transition) + 0.5 * np.maximum(model.log_potential, -20.0)
@@ -120,13 +120,13 @@ def z_of(samples, expected) -> np.ndarray:
     return np.where(flat, wrong, difference / np.where(flat, 1.0, error))
 
 
-def chi_squared(paths: np.ndarray, law: np.ndarray, num_states: int) -> float:
+def chi_squared(paths: np.ndarray, probabilities: np.ndarray, num_states: int) -> float:
     """p-value of paths (chains, T); cells with fewer than 10 expected are one."""
     index = paths @ num_states ** np.arange(paths.shape[1])[::-1]
-    counts, expected = np.bincount(index, minlength=len(law)), law * len(paths)
+    counts, expected = np.bincount(index, minlength=len(probabilities)), probabilities * len(paths)
     rare = expected < 10
     counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
-    kept = expected > 0
-    if counts[~kept].sum():
+    is_possible = expected > 0
+    if counts[~is_possible].sum():
         return 0.0
-    return float(stats.chisquare(counts[kept], expected[kept]).pvalue)
+    return float(stats.chisquare(counts[is_possible], expected[is_possible]).pvalue)

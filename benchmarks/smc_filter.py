@@ -1,4 +1,4 @@
-"""What does a particle cost, and what is it worth? A particle filter beside blackjax, cuthbert and particles.
+"""What does a particle filter cost, and how precise is it, compared with blackjax, cuthbert and particles?
 
 Question: CPU time of a bootstrap particle filter a particle and step, after compilation, and the error of its log
 evidence against the Kalman filter, for this library and its peers in one run.
@@ -8,7 +8,7 @@ weighs by the density of the observation, with systematic resampling. Two protoc
 blackjax's SMC step always does, and below an effective sample size of N / 2. Ours appears twice: as a model of one
 particle (``smc.FeynmanKac``, a key for each particle, as cuthbert and blackjax have it) and as a model of all particles
 at once (``smc.BatchedFeynmanKac``, one call of the generator, as the package ``particles`` has it). No history is
-kept. blackjax's step keeps no evidence: the running sum of its normalising constants is taken.
+kept. blackjax's step keeps no evidence: the running sum of its normalizing constants is taken.
 
 Timed: process CPU time, the median of several calls after a first one. Error: root mean square of log Z hat minus the
 Kalman filter's log evidence over seeds.
@@ -40,7 +40,7 @@ SIZES, STEPS, SEEDS = (1000, 10_000, 100_000), (100, 1000), 50
 
 
 def observations(num_steps: int) -> np.ndarray:
-    """Simulated data (T,)."""
+    """Return simulated data (T,)."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(), np.empty(num_steps)
     for t in range(num_steps):
@@ -50,14 +50,14 @@ def observations(num_steps: int) -> np.ndarray:
 
 
 def kalman(y: np.ndarray) -> float:
-    """Log evidence."""
+    """Return the log evidence."""
     mean, variance, total = 0.0, 1.0, 0.0
     for t, value in enumerate(y):
         if t:
             mean, variance = RHO * mean, RHO**2 * variance + NOISE**2
-        spread = variance + ERROR**2
-        total -= 0.5 * (np.log(2 * np.pi * spread) + (value - mean) ** 2 / spread)
-        gain = variance / spread
+        innovation_variance = variance + ERROR**2
+        total -= 0.5 * (np.log(2 * np.pi * innovation_variance) + (value - mean) ** 2 / innovation_variance)
+        gain = variance / innovation_variance
         mean, variance = mean + gain * (value - mean), (1 - gain) * variance
     return float(total)
 
@@ -116,7 +116,7 @@ def ours(batched: bool, adaptive: bool, y, num: int):
 
 
 def blackjax_filter(y, num: int):
-    """The generic step, which resamples every time, in a scan."""
+    """Run the generic step, which resamples at each time, in a scan."""
     import blackjax.smc.base as base
     from blackjax.smc import resampling as schemes
 
@@ -209,9 +209,9 @@ def particles_filter(adaptive: bool, y, num: int):
 
     def run(seed):
         np.random.seed(seed)  # noqa: NPY002 -- the package draws from the global generator
-        made = particles.SMC(fk=fk, N=num, resampling="systematic", ESSrmin=threshold, collect="off")
-        made.run()
-        return float(made.logLt)
+        filter_run = particles.SMC(fk=fk, N=num, resampling="systematic", ESSrmin=threshold, collect="off")
+        filter_run.run()
+        return float(filter_run.logLt)
 
     return run
 
@@ -226,7 +226,7 @@ WAYS = {
 
 
 def timed(run, repetitions: int) -> dict:
-    """First call and median of the others, process CPU seconds."""
+    """Return the CPU seconds of the first call, and the median of the others."""
     before = time.process_time()
     run(0)
     first = time.process_time() - before
@@ -239,7 +239,7 @@ def timed(run, repetitions: int) -> dict:
 
 
 def peak_memory() -> float:
-    """Largest resident size of this process, MB; the usage of the parent, which getrusage may report, left out."""
+    """Return the peak memory of this process in MB; getrusage may report that of the parent instead."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -248,7 +248,7 @@ def peak_memory() -> float:
 
 
 def million(num: int, num_steps: int) -> dict:
-    """Time and peak memory of a large filter, all particles at once."""
+    """Measure time and peak memory of a large filter."""
     run = ours(True, True, observations(num_steps), num)
     before = peak_memory()
     record = timed(run, 2)
@@ -262,7 +262,7 @@ def million(num: int, num_steps: int) -> dict:
 
 
 def measure(sizes, steps, seeds: int, repetitions: int) -> list[dict]:
-    """All ways, sizes, lengths and protocols."""
+    """Measure all libraries, sizes, lengths and protocols."""
     records = []
     for num_steps in steps:
         y = observations(num_steps)
@@ -302,14 +302,14 @@ def measure(sizes, steps, seeds: int, repetitions: int) -> list[dict]:
 
 
 def spread(num_steps: int, sizes, seeds: int) -> list[dict]:
-    """Variance of the log evidence against N."""
+    """Return the variance of the log evidence against N."""
     y = observations(num_steps)
     truth = kalman(y)
-    found = []
+    values = []
     for num in sizes:
         run = ours(True, True, y, num)
         errors = np.asarray([run(seed) - truth for seed in range(seeds)])
-        found.append(
+        values.append(
             {
                 "particles": num,
                 "steps": num_steps,
@@ -318,11 +318,11 @@ def spread(num_steps: int, sizes, seeds: int) -> list[dict]:
                 "its standard error": float(np.std(np.exp(errors), ddof=1) / np.sqrt(seeds)),
             }
         )
-    return found
+    return values
 
 
 def plot(records: list[dict], variances: list[dict]) -> None:
-    """Cost by N, and variance by N."""
+    """Plot the cost and the variance against N."""
     figure, (left, right) = common.figure(width=9.5, height=3.6, columns=2)
     shortest = min(r["steps"] for r in records)
     for number, name in enumerate(dict.fromkeys(r["way"] for r in records)):
@@ -363,7 +363,7 @@ def plot(records: list[dict], variances: list[dict]) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument("--million", action="store_true", help="N = 10^6, T = 100 too")
     parser.add_argument("--worker", action="store_true", help="run the large filter and print its record")

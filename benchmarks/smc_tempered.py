@@ -1,4 +1,4 @@
-"""What does an evaluation buy in tempered SMC? Evidence and means beside blackjax's adaptive tempered SMC.
+"""How precise is tempered SMC per evaluation of the density, compared with adaptive tempered SMC of blackjax?
 
 Question: (1) does the 95 % interval of the log evidence hold the exact value 95 times in 100? (2) error of the log
 evidence and of posterior means times the square root of what was evaluated, for this library's moves ("auto", "hmc",
@@ -16,7 +16,7 @@ log likelihood increments, its means are weighted. Two ways to tune it, and neit
 covariance of its own weighted particles as metric and the one step size of four whose acceptance is nearest to 0.8;
 "pilot", metric and step size of our pilot at the nearest temperature.
 
-Counted: evaluations of the density, with gradient or without, each as one, which is to the favour of gradients. A run
+Counted: evaluations of the density, with gradient or without, each as one, which is in favor of gradients. A run
 of HMC in blackjax takes a gradient at its start and at each leapfrog; choosing the temperature and the weights take a
 density each.
 
@@ -53,14 +53,14 @@ def ours(case, moves: str, num: int):
     def run(seed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = pi.infer(jax.random.key(1000 + seed), case.target, engine, progress=False)
-        weights = np.exp(np.asarray(found.log_weights, float) - float(np.max(found.log_weights)))
-        u = np.stack([np.asarray(leaf, float) for leaf in jax.tree.leaves(found.unconstrained)], axis=-1)
+            posterior = pi.infer(jax.random.key(1000 + seed), case.target, engine, progress=False)
+        weights = np.exp(np.asarray(posterior.log_weights, float) - float(np.max(posterior.log_weights)))
+        u = np.stack([np.asarray(leaf, float) for leaf in jax.tree.leaves(posterior.unconstrained)], axis=-1)
         u = u.reshape(*weights.shape, -1)
         mean = np.einsum("in,ind->d", weights, u) / weights.sum()
-        info = found.info
+        info = posterior.info
         return (
-            float(found.log_evidence),
+            float(posterior.log_evidence),
             mean,
             int(info.num_gradients),
             int(info.num_densities),
@@ -70,23 +70,23 @@ def ours(case, moves: str, num: int):
     return run
 
 
-def measured(name: str, way: str, case, run, seeds: int) -> dict:
-    """All seeds of one way."""
+def measured(name: str, method: str, case, run, seeds: int) -> dict:
+    """Run all seeds of one method."""
     first = time.process_time()
     run(seeds)
     first = time.process_time() - first
     start = time.process_time()
     rows = [run(seed) for seed in range(seeds)]
-    spent = (time.process_time() - start) / seeds
+    cpu_seconds = (time.process_time() - start) / seeds
     intervals = [row[4] for row in rows]
     record = {
         "target": name,
-        "way": way,
+        "way": method,
         "errors": [row[0] - case.log_evidence for row in rows],
         "mean errors": [float(np.sqrt(np.mean(((row[1] - case.mean) / case.sd) ** 2))) for row in rows],
         "gradients": float(np.mean([row[2] for row in rows])),
         "densities": float(np.mean([row[3] for row in rows])),
-        "seconds": spent,
+        "seconds": cpu_seconds,
         "first call": first,
         "covered": None
         if intervals[0] is None
@@ -94,7 +94,7 @@ def measured(name: str, way: str, case, run, seeds: int) -> dict:
     }
     error = np.sqrt(np.mean(np.square(record["errors"])))
     print(
-        f"{name}, {way}: error {error:.4f}, {record['gradients'] + record['densities']:.0f}, {spent:.2f} s",
+        f"{name}, {method}: error {error:.4f}, {record['gradients'] + record['densities']:.0f}, {cpu_seconds:.2f} s",
         flush=True,
     )
     return record
@@ -109,27 +109,27 @@ def wilson(count: int, num: int) -> tuple[float, float]:
 
 
 def score(record: dict, key: str, chosen: np.ndarray) -> np.ndarray:
-    """Error times root of the evaluations, for rows of chosen seeds."""
+    """Return the error times the root of the number of evaluations, for resampled seeds."""
     squares = np.square(record[key])[chosen]
     return np.sqrt(squares.mean(axis=-1) * (record["gradients"] + record["densities"]) / 1000)
 
 
 def compared(records: list[dict]) -> None:
-    """Add scores, and their ratios to "auto" on the same target, with intervals."""
+    """Add scores, and their ratios to those of "auto" on the same target, with intervals."""
     for record in records:
         num = len(record["errors"])
         chosen = np.random.default_rng(0).integers(0, num, (2000, num))
         base = next(r for r in records if r["target"] == record["target"] and r["way"] == "auto")
-        for key, word in (("errors", "evidence"), ("mean errors", "means")):
+        for key, quantity in (("errors", "evidence"), ("mean errors", "means")):
             every = np.arange(num)[None]
             ratios = score(record, key, chosen) / score(base, key, chosen)
-            record[f"score, {word}"] = float(score(record, key, every)[0])
-            record[f"ratio, {word}"] = float(score(record, key, every)[0] / score(base, key, every)[0])
-            record[f"its interval, {word}"] = [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
+            record[f"score, {quantity}"] = float(score(record, key, every)[0])
+            record[f"ratio, {quantity}"] = float(score(record, key, every)[0] / score(base, key, every)[0])
+            record[f"its interval, {quantity}"] = [float(q) for q in np.quantile(ratios, [0.025, 0.975])]
 
 
 def rows_of(records: list[dict]) -> list[list[str]]:
-    """The table."""
+    """Print the table."""
     rows = []
     for r in records:
         num = len(r["errors"])
@@ -138,8 +138,8 @@ def rows_of(records: list[dict]) -> list[list[str]]:
             low, high = wilson(r["covered"], num)
             covered = f"{r['covered'] / num:.0%} ({low:.0%}-{high:.0%})"
         cells = [
-            f"{r[f'ratio, {word}']:.2f} ({r[f'its interval, {word}'][0]:.2f}-{r[f'its interval, {word}'][1]:.2f})"
-            for word in ("evidence", "means")
+            f"{r[f'ratio, {quantity}']:.2f} ({{:.2f}}-{{:.2f}})".format(*r[f"its interval, {quantity}"])
+            for quantity in ("evidence", "means")
         ]
         rows.append(
             [
@@ -158,52 +158,54 @@ def rows_of(records: list[dict]) -> list[list[str]]:
 
 
 def contradictions(records: list[dict]) -> list[str]:
-    """What speaks against this library, in words."""
-    found = []
+    """List the results in which this library is worse."""
+    sentences = []
     for r in records:
         num = len(r["errors"])
         if r["covered"] is not None and wilson(r["covered"], num)[1] < 0.95:
-            found.append(f"{r['target']}, {r['way']}: the interval covers {r['covered']} of {num}, too few")
-        for word in ("evidence", "means"):
-            if r["way"] != "auto" and r[f"its interval, {word}"][1] < 1:
-                found.append(
-                    f"{r['target']}, {r['way']}: {word} for fewer evaluations than auto "
-                    f"({r[f'ratio, {word}']:.2f} of the score)"
+            sentences.append(
+                f"{r['target']}, {r['way']}: the interval covers {r['covered']} of {num}, too few"
+            )
+        for quantity in ("evidence", "means"):
+            if r["way"] != "auto" and r[f"its interval, {quantity}"][1] < 1:
+                sentences.append(
+                    f"{r['target']}, {r['way']}: {quantity} for fewer evaluations than auto "
+                    f"({r[f'ratio, {quantity}']:.2f} of the score)"
                 )
-    return found
+    return sentences
 
 
 def plot(records: list[dict]) -> None:
-    """Ratios of the scores to auto."""
+    """Plot the ratios of the scores to those of auto."""
     figure, axes = common.figure(width=10, height=5.5, columns=2)
     names = list(dict.fromkeys(r["target"] for r in records))
-    ways = [way for way in dict.fromkeys(r["way"] for r in records) if way != "auto"]
-    for axis, word in zip(axes, ("evidence", "means")):
+    methods = [method for method in dict.fromkeys(r["way"] for r in records) if method != "auto"]
+    for axis, quantity in zip(axes, ("evidence", "means")):
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
-        for number, way in enumerate(ways):
-            rows = [r for r in records if r["way"] == way]
-            at = [names.index(r["target"]) + 0.065 * (number - (len(ways) - 1) / 2) for r in rows]
-            middle = np.array([r[f"ratio, {word}"] for r in rows])
-            ends = np.array([r[f"its interval, {word}"] for r in rows]).T
-            style = "o" if not way.startswith("blackjax") else "s"
+        for number, method in enumerate(methods):
+            rows = [r for r in records if r["way"] == method]
+            positions = [names.index(r["target"]) + 0.065 * (number - (len(methods) - 1) / 2) for r in rows]
+            middle = np.array([r[f"ratio, {quantity}"] for r in rows])
+            ends = np.array([r[f"its interval, {quantity}"] for r in rows]).T
+            style = "o" if not method.startswith("blackjax") else "s"
             axis.errorbar(
-                at,
+                positions,
                 middle,
                 np.abs(ends - middle),
                 fmt=style,
                 markersize=3.5,
                 elinewidth=0.8,
                 color=f"C{number % 10}",
-                label=way,
+                label=method,
             )
-        axis.set(yscale="log", ylabel=f"{word}: error x root of evaluations, over that of auto")
+        axis.set(yscale="log", ylabel=f"{quantity}: error x root of evaluations, over that of auto")
         axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes[0].legend(frameon=False, fontsize=7)
     common.save_figure(figure, NAME)
 
 
 def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict], dict]:
-    """All ways on a target, and what is known of it."""
+    """Run all methods on a target, and record its exact values."""
     num = 64 if small else case.num_particles
     moves = [kind for kind in MOVES if kind not in case.without]
     records = [measured(name, kind, case, ours(case, kind, num), seeds) for kind in moves]
@@ -214,13 +216,13 @@ def one_target(name: str, case, seeds: int, *, small: bool) -> tuple[list[dict],
     pilot = populations.learn_schedule(engine, initial, jax.random.key(2), False)
     run = Peer(initial.bridge, pilot.schedule, 2 * num)
     for tuning, ess, steps in PEERS[: case.num_peers]:
-        way = f"blackjax {tuning}, ESS {ess}, {steps} moves"
-        records.append(measured(name, way, case, run.way(tuning, ess, steps), seeds))
+        method = f"blackjax {tuning}, ESS {ess}, {steps} moves"
+        records.append(measured(name, method, case, run.way(tuning, ess, steps), seeds))
     return records, {"log evidence": case.log_evidence, "blackjax's own step size": run.step_size}
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     parser = common.parser(__doc__)
     parser.add_argument("--only", nargs="*", help="measure these targets, keep the results of the others")
     arguments = parser.parse_args()

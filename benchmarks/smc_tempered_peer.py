@@ -33,14 +33,14 @@ def _kernel(path, ess: float):
 
 
 def _own(state, size):
-    """Metric: the covariance of the weighted particles; trajectories of a quarter period."""
+    """Tune HMC: covariance of the weighted particles as metric, trajectories of a quarter period."""
     covariance = weights.covariance(jnp.log(state.weights), state.particles)
-    least = 1e-6 * jnp.diag(jnp.diag(covariance))
-    return covariance + least, size
+    jitter = 1e-6 * jnp.diag(jnp.diag(covariance))
+    return covariance + jitter, size
 
 
 def _pilots(schedule, state):
-    """Metric and step size of our pilot at the level whose temperature is nearest."""
+    """Return metric and step size of our pilot at the level with the nearest temperature."""
     far = jnp.abs(schedule.temperatures - state.tempering_param)
     far = jnp.where(jnp.arange(len(far)) < schedule.num_levels, far, jnp.inf)
     # nothing was learned at temperature zero: the first level stands for it
@@ -51,7 +51,7 @@ def _pilots(schedule, state):
 
 @partial(jax.jit, static_argnames=("num_moves", "num"))
 def _run(path, schedule, own, ess, size, key, *, num_moves, num):
-    """Log evidence, mean, levels, leapfrogs of all moves, acceptance."""
+    """Return log evidence, mean, number of levels, leapfrog steps of all moves, and acceptance rate."""
     kernel = _kernel(path, ess)
     key_draw, key_steps = jax.random.split(key)
     particles = jax.vmap(path.sample)(jax.random.split(key_draw, num))
@@ -70,11 +70,11 @@ def _run(path, schedule, own, ess, size, key, *, num_moves, num):
         rate = jnp.mean(info.update_info.acceptance_rate)
         return state, log_evidence + info.log_likelihood_increment, level + 1, leapfrogs + count, rates + rate
 
-    zero = jnp.zeros(())
+    zero_evidence = jnp.zeros(())
     first = adaptive_tempered.init(particles)
-    first = first._replace(tempering_param=zero)
+    first = first._replace(tempering_param=zero_evidence)
     state, log_evidence, levels, leapfrogs, rates = jax.lax.while_loop(
-        unfinished, step, (first, zero, jnp.int32(0), jnp.int32(0), zero)
+        unfinished, step, (first, zero_evidence, jnp.int32(0), jnp.int32(0), zero_evidence)
     )
     return (
         log_evidence,

@@ -31,14 +31,14 @@ class Case(NamedTuple):
 
 
 def log_mixture(locs, precisions, log_shares, u):
-    """Log likelihood: a mixture of normal bumps."""
-    centred = u - locs
-    values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centred, precisions, centred)
+    """Log likelihood: a mixture of normals."""
+    centered = u - locs
+    values = log_shares - 0.5 * jnp.einsum("ki,kij,kj->k", centered, precisions, centered)
     return jax.scipy.special.logsumexp(values)
 
 
 def mixture(locs, covariances, shares, prior_sd: float) -> Case:
-    """A normal prior and a likelihood of bumps: a mixture of conjugate posteriors."""
+    """Return a normal prior with a mixture of normals as likelihood: a mixture of conjugate posteriors."""
     d = locs.shape[1]
     prior = prior_sd**2 * np.eye(d)
     precisions = np.linalg.inv(covariances)
@@ -57,11 +57,11 @@ def mixture(locs, covariances, shares, prior_sd: float) -> Case:
     second = weights @ (np.einsum("kii->ki", inner) + means**2)
     likelihood = LogDensity(log_mixture, jnp.asarray(locs), jnp.asarray(precisions), jnp.asarray(log_shares))
     target = ours.from_prior(dist.Normal(jnp.zeros(d), prior_sd), likelihood)
-    return Case(target, log_evidence, mean, np.sqrt(second - mean**2))
+    return Case(target=target, log_evidence=log_evidence, mean=mean, sd=np.sqrt(second - mean**2))
 
 
 def normal(d: int) -> Case:
-    """Correlations of neighbours 0.9, scales from 0.1 to 1, data drawn from the model."""
+    """A normal with correlations 0.9 of neighbors and scales from 0.1 to 1; the data are drawn from the model."""
     scales = np.geomspace(0.1, 1, d)
     covariance = 0.9 ** np.abs(np.subtract.outer(np.arange(d), np.arange(d))) * np.outer(scales, scales)
     rng = np.random.default_rng(d)
@@ -70,7 +70,7 @@ def normal(d: int) -> Case:
 
 
 def two_modes(d: int) -> Case:
-    """Shares 0.3 and 0.7, distance 6 in every coordinate, one twice as wide."""
+    """Two modes with weights 0.3 and 0.7, at distance 6 in each coordinate, one with twice the variance."""
     locs = np.stack([np.full(d, -3.0), np.full(d, 3.0)])
     return mixture(locs, np.stack([0.25 * np.eye(d), 0.5 * np.eye(d)]), np.array([0.3, 0.7]), 3.0)
 
@@ -81,12 +81,12 @@ def nile(num: int = 40) -> Case:
     X, y = table.X[:num], table.y[:num]
     X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
     model = gp.Model(gp.kernels.RBF(1.0, 1.0), gp.likelihoods.Gaussian(0.5))
-    own = {
+    priors = {
         "kernel.variance": dist.LogNormal(0.0, 1.0),
         "kernel.lengthscale": dist.LogNormal(0.0, 1.0),
         "likelihood.variance": dist.LogNormal(-1.0, 1.0),
     }
-    prior = gp.replace(gp.default_prior(model, X), own)
+    prior = gp.replace(gp.default_prior(model, X), priors)
     _, target = gp.hyper_posterior(model, prior, jnp.asarray(X), jnp.asarray(y), gp.Exact())
     wide = [(-7.0, 7.0), (-7.0, 7.0), (-8.0, 6.0)]  # prior standard deviations, by sorted names
     box = ends_of_mass(trapezoid(target, wide, 41))
@@ -110,9 +110,9 @@ def trapezoid(target: Any, box: list, points: int) -> tuple:
     return log_evidence, mean, sd, axes, weights.reshape([points] * len(axes))
 
 
-def ends_of_mass(found: tuple) -> list[tuple[float, float]]:
-    """Where the marginals are above 1e-9 of their sum, and a cell more."""
-    *_, axes, weights = found
+def ends_of_mass(grid: tuple) -> list[tuple[float, float]]:
+    """Return the ranges in which the marginals exceed 1e-9 of their sum, extended by one cell."""
+    *_, axes, weights = grid
     box = []
     for i, axis in enumerate(axes):
         marginal = weights.sum(axis=tuple(j for j in range(len(axes)) if j != i))

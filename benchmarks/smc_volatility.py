@@ -1,4 +1,4 @@
-"""Do four ways to the posterior of a stochastic volatility model agree, and what does each cost?
+"""Do four methods for the posterior of a stochastic volatility model agree, and what does each cost?
 
 Model: x_t = mu + phi (x_{t-1} - mu) + sigma eta_t, stationary at the start, y_t ~ N(0, exp(x_t)), with the priors
 mu ~ N(0, 5^2), phi ~ N(0.9, 0.1^2) on (-1, 1), sigma ~ LogNormal(-1, 1). float64.
@@ -11,7 +11,7 @@ Data (statsmodels):
   1700-2008 (a square root makes the variance of counts about constant: what is left to find is a slow change).
 
 ``PMMH`` and ``SMC2`` estimate the likelihood by bootstrap filters, ``ParticleGibbs`` draws the path too, and NUTS runs
-on the joint density of parameters and standardised innovations: it shares no line of code with particle filters.
+on the joint density of parameters and standardized innovations: it shares no line of code with particle filters.
 Every engine is called twice with its own defaults for all but the number of draws: the first call compiles, the second
 is timed (process CPU seconds, pilots and warm-up included). Both give draws.
 
@@ -88,10 +88,10 @@ def start(theta, key):
 
 def move(theta, key, x, t):
     """x_t given x_{t-1}."""
-    return centre(theta, x) + theta["sigma"] * jax.random.normal(key, (), x.dtype)
+    return center(theta, x) + theta["sigma"] * jax.random.normal(key, (), x.dtype)
 
 
-def centre(theta, x):
+def center(theta, x):
     """Of the next state."""
     return theta["mu"] + theta["phi"] * (x - theta["mu"])
 
@@ -103,7 +103,7 @@ def fit(y, x_previous, x, t):
 
 def transition(theta, x_previous, x, t):
     """Log density of ``move``."""
-    return log_normal(x, centre(theta, x_previous), theta["sigma"])
+    return log_normal(x, center(theta, x_previous), theta["sigma"])
 
 
 def log_initial(theta, x):
@@ -132,7 +132,7 @@ def joint_model(y):
 
 
 def engines(small: bool) -> dict:
-    """By name."""
+    """Return the schemes by name."""
     few = {"num_warmup": 50, "num_draws": 100} if small else {}
     sizes = {"num_parameters": 32, "num_islands": 2} if small else {"num_parameters": 128, "num_islands": 4}
     return {
@@ -199,7 +199,7 @@ def measure(y: np.ndarray, small: bool) -> dict:
     data = jnp.asarray(y)
     parameters = smc.Parameters(PRIORS, Partial(model, data), len(y), log_initial)
     joint = targets.from_numpyro(joint_model, data)
-    found = {}
+    runs = {}
     for name, engine in engines(small).items():
         target = joint if name.startswith("NUTS") else parameters
         posteriors, seconds = [], []
@@ -211,7 +211,7 @@ def measure(y: np.ndarray, small: bool) -> dict:
             seconds.append(time.process_time() - before)
         draws = np.concatenate([by_chain(p)[0].reshape(-1, len(PRIORS)) for p in posteriors])
         info = posteriors[1].info
-        found[name] = pooled(posteriors) | {
+        runs[name] = pooled(posteriors) | {
             "first call, CPU s": seconds[0],
             "second call, CPU s": seconds[1],
             "ESS of the second call": least_ess(posteriors[1]),
@@ -224,16 +224,16 @@ def measure(y: np.ndarray, small: bool) -> dict:
             "quantiles for the picture": np.quantile(draws, [0.05, 0.25, 0.75, 0.95], axis=0),
         }
         if posteriors[0].log_evidence is not None:
-            found[name]["log evidence"] = [float(p.log_evidence) for p in posteriors]
-            found[name]["its error"] = [float(p.info.log_evidence_error) for p in posteriors]
+            runs[name]["log evidence"] = [float(p.log_evidence) for p in posteriors]
+            runs[name]["its error"] = [float(p.info.log_evidence_error) for p in posteriors]
         print(name, [f"{s:.1f} s" for s in seconds], f"ESS {least_ess(posteriors[1]):.0f}", flush=True)
-    return found
+    return runs
 
 
-def compare(found: dict[str, dict]) -> list[dict]:
+def compare(runs: dict[str, dict]) -> list[dict]:
     """All pairs of engines, statistics and parameters of all series."""
     rows = []
-    for series, by_engine in found.items():
+    for series, by_engine in runs.items():
         for a, b in combinations(by_engine, 2):
             p = welch(by_engine[a], by_engine[b])
             for (s, k), value in np.ndenumerate(p):
@@ -244,11 +244,11 @@ def compare(found: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def plot(found: dict[str, dict]) -> None:
+def plot(runs: dict[str, dict]) -> None:
     """Posterior intervals by engine, and ESS a second."""
-    figure, axes = common.figure(width=11.5, height=5.2, rows=len(found), columns=4)
+    figure, axes = common.figure(width=11.5, height=5.2, rows=len(runs), columns=4)
     symbols = ("$\\mu$", "$\\phi$", "$\\sigma$")
-    for row, (series, by_engine) in zip(np.atleast_2d(axes), found.items()):
+    for row, (series, by_engine) in zip(np.atleast_2d(axes), runs.items()):
         names = list(by_engine)
         for k, axis in enumerate(row[:3]):
             for number, name in enumerate(names):
@@ -281,7 +281,7 @@ def plot(found: dict[str, dict]) -> None:
     common.save_figure(figure, NAME)
 
 
-def show(found: dict[str, dict], rows: list[dict]) -> None:
+def show(runs: dict[str, dict], rows: list[dict]) -> None:
     """Tables."""
     header = [
         "",
@@ -295,7 +295,7 @@ def show(found: dict[str, dict], rows: list[dict]) -> None:
         "particles",
         "log evidence",
     ]
-    for series, by_engine in found.items():
+    for series, by_engine in runs.items():
         lines = []
         for name, record in by_engine.items():
             cells = [
@@ -313,30 +313,30 @@ def show(found: dict[str, dict], rows: list[dict]) -> None:
             ]
             lines.append([name, *cells, *numbers, logs])
         common.print_table(f"{series}: mean ± its standard error (posterior sd)", header, lines)
-    least = min(rows, key=lambda row: row["p"])
+    min_row = min(rows, key=lambda row: row["p"])
     print(
-        f"{len(rows)} comparisons; the smallest p-value, adjusted, is {least['p, adjusted']:.3f} "
-        f"({least['series']}, {least['pair']}: {least['statistic']} of {least['parameter']})"
+        f"{len(rows)} comparisons; the smallest p-value, adjusted, is {min_row['p, adjusted']:.3f} "
+        f"({min_row['series']}, {min_row['pair']}: {min_row['statistic']} of {min_row['parameter']})"
     )
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables, and write the results."""
     arguments = common.parser(__doc__).parse_args()
     series = {"inflation": inflation()[: 30 if arguments.small else None]}
     if not arguments.small:
         series["sunspots"] = sunspots()
     before = time.process_time()
-    found = {}
+    runs = {}
     for name, y in series.items():
         print(f"{name}: {len(y)} observations", flush=True)
-        found[name] = measure(y, arguments.small)
-    rows = compare(found)
-    show(found, rows)
+        runs[name] = measure(y, arguments.small)
+    rows = compare(runs)
+    show(runs, rows)
     if not arguments.small:
         body = {"seconds": time.process_time() - before, "statistics": STATISTICS, "parameters": list(PRIORS)}
-        common.write_results(NAME, body | {"series": found, "comparisons": rows}, ("statsmodels",))
-        plot(found)
+        common.write_results(NAME, body | {"series": runs, "comparisons": rows}, ("statsmodels",))
+        plot(runs)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def neal() -> list[Fold]:
     X, y = data[:, :1], data[:, 1]
     X_all = np.concatenate([X, np.linspace(X.min() - 0.2, X.max() + 0.2, 156)[:, None]])
     parts = KFold(5, shuffle=True, random_state=42).split(X)
-    return [Fold(X[train], y[train], test, y[test], X_all) for train, test in parts]
+    return [
+        Fold(X=X[train], y=y[train], held_out=test, y_held_out=y[test], X_all=X_all) for train, test in parts
+    ]
 
 
 def coal() -> list[Fold]:
@@ -74,7 +76,7 @@ def coal() -> list[Fold]:
     parts = np.array_split(order, 5)
     trains = [np.setdiff1d(order, part)[: len(X) - len(parts[0])] for part in parts]
     return [
-        Fold(X[train], counts[train], part, counts[part], X)
+        Fold(X=X[train], y=counts[train], held_out=part, y_held_out=counts[part], X_all=X)
         for train, part in zip(trains, parts, strict=True)
     ]
 
@@ -83,7 +85,7 @@ DATA = {"neal": neal, "coal": coal}
 
 
 def start_model(name: str, y: np.ndarray) -> gp.Model:
-    """Where all methods start."""
+    """Return the initial model of all methods."""
     kernel = gp.kernels.Matern52(1.0, 1.0)
     if name == "neal":
         return gp.Model(kernel, gp.likelihoods.StudentT(1.0, 3.0))
@@ -114,10 +116,10 @@ def with_weights(model, weights, X, y):
 
 def log_likelihood_of_weights(free, model, X, y, values):
     """Log p(y | w, θ) + log p(w | df) − log p(w | 3): the target's prior of w has 3 degrees of freedom."""
-    at, weights = rebuild(free, model, values), values[WEIGHTS]
-    half = 0.5 * at.likelihood.df
+    model_at, weights = rebuild(free, model, values), values[WEIGHTS]
+    half = 0.5 * model_at.likelihood.df
     change = dist.Gamma(half, half).log_prob(weights) - dist.Gamma(1.5, 1.5).log_prob(weights)
-    return with_weights(at, weights, X, y).log_evidence + jnp.sum(change)
+    return with_weights(model_at, weights, X, y).log_evidence + jnp.sum(change)
 
 
 def weights_posterior(model, prior, X, y):
@@ -130,10 +132,10 @@ def weights_posterior(model, prior, X, y):
 
 def log_likelihood_at_sites(free, model, X, y, sites, values):
     """Log Z(θ) + Σ log p(y_i | f_i) − log t_i(f_i)."""
-    at = rebuild(free, model, values)
-    z, chol, log_z = prior_whitened(at, X, sites, values[LATENT])
-    f = at.mean(X) + chol @ z
-    return log_z + jnp.sum(at.likelihood.log_density(y, f) - sites.lam1 * f + 0.5 * sites.lam2 * f**2)
+    model_at = rebuild(free, model, values)
+    z, chol, log_z = prior_whitened(model_at, X, sites, values[LATENT])
+    f = model_at.mean(X) + chol @ z
+    return log_z + jnp.sum(model_at.likelihood.log_density(y, f) - sites.lam1 * f + 0.5 * sites.lam2 * f**2)
 
 
 def prior_whitened(model, X, sites, whitened):

@@ -1,4 +1,4 @@
-"""The picture of ``gp_tails_and_counts.py``, from its results."""
+"""The plot of ``gp_tails_and_counts.py``, from its results."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def shown_data(name: str) -> dict[str, Any]:
 
 def plot(results: dict) -> None:
     """The reference with its band over the data, and the differences from it."""
-    made, axes = common.figure(width=11, height=3.6 * len(results), rows=len(results), columns=2)
+    fig, axes = common.figure(width=11, height=3.6 * len(results), rows=len(results), columns=2)
     for (left, right), (name, result) in zip(np.atleast_2d(axes), results.items(), strict=True):
         plot_curves(left, name, result)
         plot_differences(right, name, result)
-    common.save_figure(made, "gp_tails_and_counts")
+    common.save_figure(fig, "gp_tails_and_counts")
 
 
 def plot_curves(axis, name: str, result: dict) -> None:
@@ -78,17 +78,17 @@ def plot_curves(axis, name: str, result: dict) -> None:
 
 
 def plot_differences(axis, name: str, result: dict) -> None:
-    labels = [label for label, found in result["compared"].items() if found and label != "NUTS"]
-    for place, label in enumerate(labels):
+    labels = [label for label, difference in result["compared"].items() if difference and label != "NUTS"]
+    for position, label in enumerate(labels):
         low, high = result["compared"][label]["interval"]
         color = "C0" if label.startswith("NUTS") else "C3" if label.endswith("θ of NUTS") else "C1"
         color = "C2" if label in ("Gaussian noise, ML-II", "constant rate") else color
-        axis.plot([low, high], [place, place], color=color, lw=2)
-        axis.plot(result["compared"][label]["difference"], place, "o", color=color)
+        axis.plot([low, high], [position, position], color=color, lw=2)
+        axis.plot(result["compared"][label]["difference"], position, "o", color=color)
         converged = result["compared, converged"][label]
         if converged and converged["folds"] < result["compared"][label]["folds"]:
-            axis.plot(converged["interval"], [place, place], color=color, lw=1)
-            axis.plot(converged["difference"], place, "o", color=color, fillstyle="none")
+            axis.plot(converged["interval"], [position, position], color=color, lw=1)
+            axis.plot(converged["difference"], position, "o", color=color, fillstyle="none")
     axis.axvline(0, color="0.6", lw=0.8)
     axis.set_xscale("symlog", linthresh=0.02)
     axis.set_yticks(range(len(labels)), labels, fontsize=8)

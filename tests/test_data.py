@@ -1,4 +1,4 @@
-"""Data: the bundled tables are what they say, splits are fair and repeatable, bad files are named."""
+"""Data: the bundled tables are correct, splits are complete and repeatable, bad files raise clear errors."""
 
 import measurements
 import numpy as np
@@ -33,13 +33,13 @@ def test_diabetes_is_raw():
 def test_co2_months_are_means_of_their_weeks():
     table = data.co2()
     # April 1958 by hand: 317.3, 317.6, 317.5 and 316.4 are the weeks with data.
-    at = np.argmin(np.abs(table.X[:, 0] - (1958 + 3.5 / 12)))
-    assert table.y[at] == pytest.approx(np.mean([317.3, 317.6, 317.5, 316.4]))
+    april = np.argmin(np.abs(table.X[:, 0] - (1958 + 3.5 / 12)))
+    assert table.y[april] == pytest.approx(np.mean([317.3, 317.6, 317.5, 316.4]))
     assert (np.diff(table.X[:, 0]) > 0).all()
     assert np.diff(table.X[:, 0]).min() == pytest.approx(1 / 12)
 
 
-def test_take_keeps_the_story():
+def test_take_keeps_the_description():
     table = data.nile().take(np.arange(0, 100, 10))
     assert table.X.shape == (10, 1)
     assert table.name == "nile"
@@ -76,9 +76,9 @@ def test_impossible_splits():
         data.kfold(3, 4, seed=0)
     with pytest.raises(ValueError, match="between 2"):
         data.kfold(3, 1, seed=0)
-    with pytest.raises(ValueError, match="leaves one side empty"):
+    with pytest.raises(ValueError, match="leaves one part empty"):
         data.random_split(10, 1.0, seed=0)
-    with pytest.raises(ValueError, match="leaves one side empty"):
+    with pytest.raises(ValueError, match="leaves one part empty"):
         data.ordered_split(1, 0.5)
 
 
@@ -143,9 +143,9 @@ def test_quoted_cells_and_chosen_columns(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "nothing in it"),
+        ("", "is empty"),
         ("a,b\n", "no data rows"),
-        ("1,2\n3,4\n", "holds numbers, not names"),
+        ("1,2\n3,4\n", "has numbers, not names"),
         ("a,\n1,2\n", "column 2 has no name"),
         ("a,a\n1,2\n", "more than one column is called a"),
         ("a,b\n1,2\n1,2,3\n", "line 3: 3 cells, but the header has 2"),
@@ -154,8 +154,8 @@ def test_quoted_cells_and_chosen_columns(tmp_path):
         ("a,b\n1,1_000\n", "not numeric"),
         ("a,b\n1,\n2,3\nNA,?\n", "2 of 3 rows have missing values: a in line 4; b in lines 2, 4"),
         ("a,b\n1,inf\n", "b is infinite in line 2"),
-        ("a;b\n1,5;2\n2,5;3\n", r"decimal commas: a \(for example '1,5'\).*with a point"),
-        (",b\n0,2\n1,3\n", "column 1 has no name.*without its index"),
+        ("a;b\n1,5;2\n2,5;3\n", r"decimal commas: a \(for example '1,5'\).*with a decimal point"),
+        (",b\n0,2\n1,3\n", "column 1 has no name.*without the index"),
     ],
 )
 def test_bad_tables(tmp_path, text, message):
@@ -164,11 +164,11 @@ def test_bad_tables(tmp_path, text, message):
 
 
 def test_advice_never_drops_the_target(tmp_path):
-    words = write(tmp_path, "a,b\nred,low\nblue,high\n")
+    path = write(tmp_path, "a,b\nred,low\nblue,high\n")
     with pytest.raises(
-        data.TableError, match=r"b is to be predicted, so it must be numbers: .*--drop a, or"
+        data.TableError, match=r"b is to be predicted, so it must be numeric: .*--drop a, or"
     ) as caught:
-        data.read_csv(words, target="b")
+        data.read_csv(path, target="b")
     assert "--drop b" not in str(caught.value)
     with pytest.raises(data.TableError, match="Remove the rows without b") as caught:
         data.read_csv(write(tmp_path, "a,b\n1,\n2,3\n"), target="b")

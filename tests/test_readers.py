@@ -330,10 +330,10 @@ def test_the_structure_of_a_fit(folder_of, tmp_path_factory, data):
 def test_cells_that_are_too_long(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("a,b\n1,2\n3," + "4" * 200_000 + "\n")
-    with pytest.raises(table.TableError, match=r"table\.csv, line 3: field larger.*mend or remove it"):
+    with pytest.raises(table.TableError, match=r"table\.csv, line 3: field larger.*correct or remove it"):
         table.read_csv(path)
     path.write_text('a,b\n1,"2\n' + "3,4\n" * 60_000)
-    with pytest.raises(table.TableError, match=r"a quote that is not closed"):
+    with pytest.raises(table.TableError, match=r"a quote is not closed"):
         table.read_csv(path)
 
 

@@ -1,1 +1,1 @@
-"""Planted faults of posteriors and kernels, and every check of the library run on them."""
+"""Planted faults of posteriors and transitions, and every check of the library applied to them."""

@@ -12,7 +12,7 @@ from probinfer import checks
 from probinfer.core.binding import LogDensity
 
 from .faults import Procedure
-from .settings import Settings
+from .settings import MutationSettings
 
 __all__ = ["CHECKS", "GROUPS", "run_group"]
 
@@ -25,7 +25,7 @@ GROUPS = {
 CHECKS = tuple(name for names in GROUPS.values() for name in names)
 
 
-def run_group(group: str, key, procedure: Procedure, settings: Settings) -> dict[str, bool]:
+def run_group(group: str, key, procedure: Procedure, settings: MutationSettings) -> dict[str, bool]:
     """Run the checks of a group on fresh data and draws."""
     return _RUN[group](key, procedure, settings)
 
@@ -56,7 +56,7 @@ def posterior_pair(key, procedure: Procedure, num: int):
     return draws, procedure.model.exact(key_exact, x, num)
 
 
-def rank_checks(key, procedure: Procedure, settings: Settings) -> dict[str, bool]:
+def rank_checks(key, procedure: Procedure, settings: MutationSettings) -> dict[str, bool]:
     key_data, key_ranks, key_tarp, key_free, key_vsbc = jax.random.split(key, 5)
     model, level = procedure.model, settings.level
     theta, x, draws = simulations(key_data, procedure, settings.simulations, settings.draws)
@@ -84,7 +84,7 @@ def rank_checks(key, procedure: Procedure, settings: Settings) -> dict[str, bool
     }
 
 
-def distance_checks(key, procedure: Procedure, settings: Settings) -> dict[str, bool]:
+def distance_checks(key, procedure: Procedure, settings: MutationSettings) -> dict[str, bool]:
     key_draws, *keys = jax.random.split(key, 5)
     draws, exact = posterior_pair(key_draws, procedure, settings.sample)
     density = LogDensity(procedure.model.log_joint, np.asarray(procedure.model.observed))
@@ -99,13 +99,13 @@ def distance_checks(key, procedure: Procedure, settings: Settings) -> dict[str, 
     return {name: bool(np.asarray(pvalue) <= level) for name, pvalue in pvalues.items()}
 
 
-def classifier_check(key, procedure: Procedure, settings: Settings) -> dict[str, bool]:
+def classifier_check(key, procedure: Procedure, settings: MutationSettings) -> dict[str, bool]:
     key_draws, key_test = jax.random.split(key)
     draws, exact = posterior_pair(key_draws, procedure, settings.sample)
     return {"C2ST": bool(checks.c2st(key_test, draws, exact, level=settings.level).pvalue <= settings.level)}
 
 
-def joint_checks(key, procedure: Procedure, settings: Settings) -> dict[str, bool]:
+def joint_checks(key, procedure: Procedure, settings: MutationSettings) -> dict[str, bool]:
     model = procedure.model
     report = checks.joint_test(
         key,
@@ -116,7 +116,7 @@ def joint_checks(key, procedure: Procedure, settings: Settings) -> dict[str, boo
         log_prior_fn=model.log_prior,
         log_likelihood_fn=model.log_likelihood,
         num_simulations=settings.simulations,
-        num_draws=settings.places,
+        num_draws=settings.num_states,
         level=settings.level,
         mode="vmap",
         chunk=settings.simulations,

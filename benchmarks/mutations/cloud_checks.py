@@ -14,7 +14,7 @@ from probinfer import checks
 
 from .checks import rank_checks
 from .clouds import Cloud
-from .settings import Settings
+from .settings import MutationSettings
 
 __all__ = ["CLOUD_CHECKS", "groups_of", "run_cloud_group"]
 
@@ -28,17 +28,17 @@ _PARTICLES, _DEAD = 8, 2  # of the law of a scheme; the last ones are dead
 
 def groups_of(cloud: Cloud) -> dict[str, tuple[str, ...]]:
     """The groups of checks that take a method, and their checks."""
-    found: dict[str, tuple[str, ...]] = {"evidence": _EVIDENCE}
+    groups: dict[str, tuple[str, ...]] = {"evidence": _EVIDENCE}
     if cloud.scheme is not None:
-        found["law"] = _LAW
+        groups["law"] = _LAW
     if cloud.sample is not None:
-        found["ranks"] = _RANKS
+        groups["ranks"] = _RANKS
     if cloud.transition is not None:
-        found["joint"] = _JOINT if cloud.reversible else _JOINT[1:]
-    return found
+        groups["joint"] = _JOINT if cloud.reversible else _JOINT[1:]
+    return groups
 
 
-def run_cloud_group(group: str, key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def run_cloud_group(group: str, key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """Run the checks of a group on fresh data and draws."""
     return _RUN[group](key, cloud, settings)
 
@@ -47,7 +47,7 @@ def run_cloud_group(group: str, key, cloud: Cloud, settings: Settings) -> dict[s
 def estimates(key, cloud: Cloud, num: int):
     """Forward and reverse log estimates minus the exact value (num,), all at one simulated data set.
 
-    Over data sets the mean of Zhat / Z would be one for every filter whose predictions are normalised, right or wrong.
+    Over data sets the mean of Zhat / Z would be one for every filter whose predictions are normalized, right or wrong.
     """
     key_theta, key_x, key_exact, key_runs = jax.random.split(key, 4)
     x = cloud.model.simulate(key_x, cloud.model.prior_sample(key_theta))
@@ -55,7 +55,7 @@ def estimates(key, cloud: Cloud, num: int):
     return jax.vmap(cloud.estimates, (0, 0, None))(jax.random.split(key_runs, num), starts, x)
 
 
-def evidence_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def evidence_checks(key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """Is E[Zhat / Z] one, and in reverse E[Z / Zhat] the chance that Zhat > 0 (t-tests, Holm)? Do the bounds agree?"""
     forward, reverse = (np.asarray(x, float) for x in estimates(key, cloud, settings.runs))
     alive, started = np.isfinite(forward), reverse > -np.inf  # not started: no exact draw was found
@@ -83,18 +83,18 @@ def offspring(key, cloud: Cloud, num: int):
     return jnp.exp(log_weights), jax.vmap(one)(jax.random.split(key_runs, num))
 
 
-def law_check(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def law_check(key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """Do the offspring of each particle weigh what it weighed, on average over resamplings of one set of weights?"""
-    wanted, found = (np.asarray(x) for x in offspring(key, cloud, settings.runs))
-    error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
-    gap = np.abs(found.mean(axis=0) - wanted)
+    expected, observed = (np.asarray(x) for x in offspring(key, cloud, settings.runs))
+    error = observed.std(axis=0, ddof=1) / np.sqrt(len(observed))
+    gap = np.abs(observed.mean(axis=0) - expected)
     sure = error < 1e-9  # always the same: right or wrong to rounding
     scores = gap / np.where(sure, 1.0, error)
     pvalues = np.where(sure, np.where(gap < 1e-9, 1.0, 0.0), 2 * stats.norm.sf(scores))
     return {_LAW[0]: bool(checks.holm(pvalues).min() <= settings.level)}
 
 
-def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
+def joint_checks(key, cloud: Cloud, settings: MutationSettings) -> dict[str, bool]:
     """As ``checks.joint_checks``; kernels that are not reversible by the ends of the chains alone."""
     assert cloud.transition is not None
     report = checks.joint_test(
@@ -106,18 +106,18 @@ def joint_checks(key, cloud: Cloud, settings: Settings) -> dict[str, bool]:
         log_prior_fn=cloud.model.log_prior,
         log_likelihood_fn=cloud.model.log_likelihood,
         num_simulations=settings.simulations,
-        num_draws=settings.places,
+        num_draws=settings.num_states,
         level=settings.level,
         mode="vmap",
         chunk=settings.simulations,
         progress=False,
     )
-    found = {}
+    reports = {}
     for check in groups_of(cloud)["joint"]:
         part = check.split()[-1]
         raw = [p for name, p in report.ranks.raw_pvalues.items() if name.startswith(part)]
-        found[check] = bool(checks.holm(np.asarray(raw)).min() <= settings.level)
-    return found
+        reports[check] = bool(checks.holm(np.asarray(raw)).min() <= settings.level)
+    return reports
 
 
 _RUN: dict[str, Callable] = {

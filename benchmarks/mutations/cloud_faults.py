@@ -46,8 +46,8 @@ def total_lost(key, log_weights, num):
 def weights_kept(key, log_weights, num):
     """The weights have chosen the ancestors, and count again."""
     ancestors, equal = SYSTEMATIC(key, log_weights, num)
-    kept = log_weights[ancestors]
-    return ancestors, kept - weights.log_mean_exp(kept) + equal
+    ancestor_log_weights = log_weights[ancestors]
+    return ancestors, ancestor_log_weights - weights.log_mean_exp(ancestor_log_weights) + equal
 
 
 def fixed_uniform(key, log_weights, num):
@@ -169,4 +169,4 @@ CLOUD_FAULTS = (
 
 def cloud_by_name(name: str) -> Cloud:
     """The method of that name."""
-    return next(one for one in (*CLOUD_NULLS, *CLOUD_FAULTS) if one.name == name)
+    return next(cloud for cloud in (*CLOUD_NULLS, *CLOUD_FAULTS) if cloud.name == name)

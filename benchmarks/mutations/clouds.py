@@ -1,4 +1,4 @@
-"""Particle methods of the library, run on simulated data, with a place for one fault.
+"""Particle methods of the library on simulated data, each with at most one fault.
 
 A fault is a wrapper around the library's own code: a resampling scheme around a scheme, a model around a model, a path
 around a path. Each method gives draws, a transition, or both, and log estimates of the evidence from below (forward)
@@ -21,7 +21,7 @@ from probinfer.smc.tempered import levels
 from probinfer.smc.tempered.bridge import PriorBridge
 
 from . import state_space
-from .models import DIMS, GAUSSIAN, NOISE, A, Model
+from .models import DIMS, GAUSSIAN, NOISE, A, JointModel
 
 __all__ = ["REVERSIBLE", "Cloud", "by_filter", "by_gibbs", "by_tempering"]
 
@@ -37,9 +37,9 @@ class Cloud(NamedTuple):
     """One method, with at most one fault; read by the checks as a ``faults.Procedure``."""
 
     name: str
-    model: Model
-    what: str
-    """The fault in words."""
+    model: JointModel
+    description: str
+    """Description of the fault."""
     estimates: Callable
     """(key, theta, x) -> (log forward, log reverse) estimate of the evidence, minus the exact one."""
     sample: Callable | None = None
@@ -52,32 +52,34 @@ class Cloud(NamedTuple):
     init: None = None
 
 
-def cut_of(model: Model) -> float | None:
+def cut_of(model: JointModel) -> float | None:
     return state_space.CUT if model is state_space.WINDOW else None
 
 
 def always(scheme: Any) -> resampling.Adaptive:
-    """Resample by a scheme, whatever the weights."""
+    """Resample by a scheme at each step."""
     return resampling.Adaptive(scheme=scheme, trigger=resampling.always())
 
 
 # The particle filter
 
 
-def by_filter(name: str, what: str, scheme: Any, model: Model = state_space.WALK) -> Cloud:
+def by_filter(name: str, description: str, scheme: Any, model: JointModel = state_space.WALK) -> Cloud:
     """The particle filter with a resampling scheme; in reverse the library's conditional filter."""
     cut = cut_of(model)
     estimates, sample = partial(_filter_estimates, cut, scheme), partial(_filter_draws, cut, scheme)
-    return Cloud(name, model, what, estimates, sample, scheme=scheme)
+    return Cloud(
+        name=name, model=model, description=description, estimates=estimates, sample=sample, scheme=scheme
+    )
 
 
 def _filter_draws(cut, scheme, key, x, num):
     key_filter, key_choose = jax.random.split(key)
     fk = state_space.feynman_kac(cut, x)
-    found = smc.particle_filter(key_filter, fk, state_space.STEPS, DRAWS, resampling=always(scheme))
-    chosen = jax.random.categorical(key_choose, found.log_weights, shape=(num,))
-    assert found.paths is not None
-    return found.paths[chosen]
+    filtered = smc.particle_filter(key_filter, fk, state_space.STEPS, DRAWS, resampling=always(scheme))
+    chosen = jax.random.categorical(key_choose, filtered.log_weights, shape=(num,))
+    assert filtered.paths is not None
+    return filtered.paths[chosen]
 
 
 def _filter_estimates(cut, scheme, key, theta, x):
@@ -98,31 +100,43 @@ def _filter_estimates(cut, scheme, key, theta, x):
 
 
 def by_gibbs(
-    name: str, what: str, scheme: Any, ways: str, wrap: Callable = lambda model: model, model=state_space.WALK
+    name: str,
+    description: str,
+    scheme: Any,
+    path_update: str,
+    wrap: Callable = lambda model: model,
+    model=state_space.WALK,
 ) -> Cloud:
     """Particle Gibbs with a conditional scheme and a wrapped model; forward the library's particle filter."""
     cut = cut_of(model)
-    step = partial(_gibbs_transition, cut, scheme, ways, wrap)
-    estimates = partial(_gibbs_estimates, cut, scheme, ways, wrap)
-    return Cloud(name, model, what, estimates, transition=step, reversible=ways in REVERSIBLE)
+    step = partial(_gibbs_transition, cut, scheme, path_update, wrap)
+    estimates = partial(_gibbs_estimates, cut, scheme, path_update, wrap)
+    return Cloud(
+        name=name,
+        model=model,
+        description=description,
+        estimates=estimates,
+        transition=step,
+        reversible=path_update in REVERSIBLE,
+    )
 
 
-def _gibbs(cut, scheme, ways, wrap, key, theta, x, num):
+def _gibbs(cut, scheme, path_update, wrap, key, theta, x, num):
     model = wrap(smc.lift(state_space.feynman_kac(cut, x)))
-    return gibbs_step(key, model, always(scheme), theta, num, ways)
+    return gibbs_step(key, model, always(scheme), theta, num, path_update)
 
 
-def _gibbs_transition(cut, scheme, ways, wrap, key, theta, x):
-    return _gibbs(cut, scheme, ways, wrap, key, theta, x, GIBBS)[0]
+def _gibbs_transition(cut, scheme, path_update, wrap, key, theta, x):
+    return _gibbs(cut, scheme, path_update, wrap, key, theta, x, GIBBS)[0]
 
 
-def _gibbs_estimates(cut, scheme, ways, wrap, key, theta, x):
+def _gibbs_estimates(cut, scheme, path_update, wrap, key, theta, x):
     key_forward, key_reverse = jax.random.split(key)
     fk = state_space.feynman_kac(cut, x)
     forward = smc.particle_filter(
         key_forward, fk, state_space.STEPS, FILTER, resampling=always("systematic"), store="none"
     )
-    reverse = _gibbs(cut, scheme, ways, wrap, key_reverse, theta, x, FILTER)[1]
+    reverse = _gibbs(cut, scheme, path_update, wrap, key_reverse, theta, x, FILTER)[1]
     exact = state_space.log_evidence(cut, x)
     return forward.log_evidence - exact, reverse.log_evidence - exact
 
@@ -131,15 +145,15 @@ def _gibbs_estimates(cut, scheme, ways, wrap, key, theta, x):
 
 
 def by_tempering(
-    name: str, what: str, wrap: Callable = lambda path: path, temperatures: np.ndarray = RISING
+    name: str, description: str, wrap: Callable = lambda path: path, temperatures: np.ndarray = RISING
 ) -> Cloud:
     """Tempered SMC along a frozen schedule; in reverse annealing along the same."""
     return Cloud(
-        name,
-        GAUSSIAN,
-        what,
-        partial(_tempered_estimates, wrap, tuple(temperatures)),
-        partial(_tempered_draws, wrap, tuple(temperatures)),
+        name=name,
+        model=GAUSSIAN,
+        description=description,
+        estimates=partial(_tempered_estimates, wrap, tuple(temperatures)),
+        sample=partial(_tempered_draws, wrap, tuple(temperatures)),
     )
 
 
@@ -174,7 +188,7 @@ def _tempered(wrap, temperatures, key, x, num):
 
 
 def _tempered_draws(wrap, temperatures, key, x, num):
-    """The last state of every chain of moves."""
+    """Return the last state of each chain of moves."""
     state = _tempered(wrap, temperatures, key, x, KEPT)
     last = state.positions[levels.CHAIN_LENGTH - 1 :: levels.CHAIN_LENGTH]
     assert len(last) == num
@@ -185,8 +199,8 @@ def _tempered_estimates(wrap, temperatures, key, theta, x):
     key_forward, key_reverse = jax.random.split(key)
     forward = _tempered(wrap, temperatures, key_forward, x, ISLAND).log_evidence
     schedule = schedule_of(temperatures)
-    zero = jnp.int32(0)
-    frozen = smc.Annealing(wrap(prior_path(x)), schedule, zero, zero, refine=REFINE, mode="vmap")
+    zero_index = jnp.int32(0)
+    frozen = smc.Annealing(wrap(prior_path(x)), schedule, zero_index, zero_index, refine=REFINE, mode="vmap")
     covariance = A @ A.T + NOISE**2 * np.eye(DIMS)
     # the likelihood of the model leaves out the constant of the noise
     exact = -0.5 * x @ np.linalg.solve(covariance, np.eye(DIMS)) @ x

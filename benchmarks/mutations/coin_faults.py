@@ -1,4 +1,4 @@
-"""Faults of coin samplers: the library's own SVGD with one thing wrong in its direction, metric, density or length."""
+"""Faults of coin samplers: the library's SVGD with one error in its direction, metric, density or length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from probinfer.core.types import pytree
 from probinfer.kernels import RBF
 
 from .faults import Procedure
-from .models import COUNTS, GAUSSIAN, Model
+from .models import COUNTS, GAUSSIAN, JointModel
 
 __all__ = ["COIN_FAULTS", "COIN_NULLS"]
 
@@ -28,7 +28,7 @@ NEAR = 0.5**0.5  # the lengthscale of exp(-r²/h)
 
 
 def no_repulsion(kernel, z, scores, keep, score_fn):
-    """Attraction alone: what a sum over sources that forgot the gradient of the kernel would do."""
+    """Attraction without the gradient of the kernel."""
     repulsion = svgd_direction(kernel, z, jnp.zeros_like(scores), keep, score_fn)
     return svgd_direction(kernel, z, scores, keep, score_fn) - repulsion
 
@@ -40,14 +40,14 @@ def attraction_twice(kernel, z, scores, keep, score_fn):
 
 
 def strong_repulsion(kernel, z, scores, keep, score_fn):
-    """The two of 2 / h counted twice."""
+    """The factor 2 of 2 / h is applied twice."""
     repulsion = svgd_direction(kernel, z, jnp.zeros_like(scores), keep, score_fn)
     return svgd_direction(kernel, z, scores, keep, score_fn) + repulsion
 
 
 @pytree
 class Unpulled:
-    """A metric that forgets to bring the scores into its coordinates."""
+    """A metric that does not transform the scores to its coordinates."""
 
     restarts = True
 
@@ -68,11 +68,11 @@ class Unpulled:
 # Densities
 
 
-def log_joint(model: Model, power: float, x, theta):
+def log_joint(model: JointModel, power: float, x, theta):
     return model.log_prior(theta) + power * model.log_likelihood(theta, x)
 
 
-def without_prior(model: Model, x, theta):
+def without_prior(model: JointModel, x, theta):
     return model.log_likelihood(theta, x)
 
 
@@ -84,7 +84,7 @@ def without_jacobian(x, u):
 
 
 def particles(
-    model: Model,
+    model: JointModel,
     density: Any,
     direction: Any,
     num_steps: int,
@@ -94,7 +94,7 @@ def particles(
     x,
     num: int,
 ):
-    """So many particles from the prior, carried for so many steps, in a random order."""
+    """Run a number of particles from the prior for a number of steps; return them in random order."""
     key_start, key_steps, key_order = jax.random.split(key, 3)
     start = jax.vmap(model.prior_sample)(jax.random.split(key_start, num))
     carried = descent(LogDensity(density, x), direction, RBF(lengthscale=NEAR), geometry, bandwidth=bandwidth)
@@ -108,8 +108,8 @@ def particles(
 
 def _coin(
     name: str,
-    what: str,
-    model: Model = GAUSSIAN,
+    description: str,
+    model: JointModel = GAUSSIAN,
     *,
     density: Any = None,
     direction: Any = svgd_direction,
@@ -123,7 +123,9 @@ def _coin(
     def transition(key, theta, x):
         return sample(key, x, 2)[0]
 
-    return Procedure(name, model, sample, transition, None, what)
+    return Procedure(
+        name=name, model=model, sample=sample, transition=transition, init=None, description=description
+    )
 
 
 COIN_NULLS = (

@@ -1,4 +1,4 @@
-"""The planted faults: each a posterior sampler and a Markov kernel with one thing wrong."""
+"""The planted faults: each is a posterior sampler and a Markov transition with one error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .models import (
     POINTS,
     PRECISION,
     PROBIT,
-    Model,
+    JointModel,
     codes,
     counts_posterior,
     gaussian_moments,
@@ -37,31 +37,40 @@ ROOT = np.linalg.cholesky(COVARIANCE)
 
 
 class Procedure(NamedTuple):
-    """One way to infer, with at most one fault."""
+    """An inference procedure with at most one fault."""
 
     name: str
-    model: Model
+    model: JointModel
     sample: Callable
     """(key, x, num) -> draws (num, d), as good as independent."""
     transition: Callable
     """(key, state, x) -> state, or (state, info) where there is an ``init``."""
     init: Callable | None
     """(theta, x) -> state; None: the state is theta."""
-    what: str
-    """The fault in words."""
+    description: str
+    """Description of the fault."""
 
 
-def _direct(name: str, model: Model, sample: Callable, what: str) -> Procedure:
-    """A sampler without a chain; as a kernel it forgets where it was."""
+def _from_sampler(name: str, model: JointModel, sample: Callable, description: str) -> Procedure:
+    """A procedure from an independent sampler; as a transition it ignores its state."""
 
     def transition(key, theta, x):
         return sample(key, x, 1)[0]
 
-    return Procedure(name, model, sample, transition, None, what)
+    return Procedure(
+        name=name, model=model, sample=sample, transition=transition, init=None, description=description
+    )
 
 
-def _kernel(name: str, transition: Callable, what: str) -> Procedure:
-    return Procedure(name, GAUSSIAN, partial(hmc.chain, transition), transition, hmc.init, what)
+def _from_transition(name: str, transition: Callable, description: str) -> Procedure:
+    return Procedure(
+        name=name,
+        model=GAUSSIAN,
+        sample=partial(hmc.chain, transition),
+        transition=transition,
+        init=hmc.init,
+        description=description,
+    )
 
 
 def _normal(key, num):
@@ -100,7 +109,7 @@ def tempered(key, x, num):
 
 
 def mean_field(key, x, num):
-    """The fully factorised Gaussian of smallest KL(q | p): the variances given the other coordinates."""
+    """The fully factorized Gaussian of smallest KL(q | p): the variances given the other coordinates."""
     return gaussian_moments(x)[0] + _normal(key, num) / np.sqrt(np.diag(PRECISION))
 
 
@@ -131,49 +140,55 @@ def site_draws(kind, key, x, num):
 
 
 FAULTS = (
-    _direct("prior as posterior", GAUSSIAN, prior_draws, "draws of the prior, whatever the data"),
-    _direct("too wide", GAUSSIAN, partial(scaled, 1.5), "standard deviations times 1.5"),
-    _direct("too narrow", GAUSSIAN, partial(scaled, 0.8), "standard deviations times 0.8"),
-    _direct("biased", GAUSSIAN, shifted, "every coordinate 0.3 standard deviations too high"),
-    _direct(
+    _from_sampler("prior as posterior", GAUSSIAN, prior_draws, "draws of the prior, whatever the data"),
+    _from_sampler("too wide", GAUSSIAN, partial(scaled, 1.5), "standard deviations times 1.5"),
+    _from_sampler("too narrow", GAUSSIAN, partial(scaled, 0.8), "standard deviations times 0.8"),
+    _from_sampler("biased", GAUSSIAN, shifted, "every coordinate 0.3 standard deviations too high"),
+    _from_sampler(
         "biases that cancel",
         GAUSSIAN,
         cancelling,
         "0.4 sd too high for half of the data sets, too low for the others",
     ),
-    _direct("wrong correlation", GAUSSIAN, right_marginals, "right marginals, no correlation"),
-    _direct("mean-field VI", GAUSSIAN, mean_field, "the best factorised Gaussian of a correlated posterior"),
-    _direct("sign flip", GAUSSIAN, flipped, "the mean of one coordinate of five with the wrong sign"),
-    _direct("wrong temperature", GAUSSIAN, tempered, "square root of the likelihood"),
-    _direct(
+    _from_sampler("wrong correlation", GAUSSIAN, right_marginals, "right marginals, no correlation"),
+    _from_sampler(
+        "mean-field VI", GAUSSIAN, mean_field, "the best factorized Gaussian of a correlated posterior"
+    ),
+    _from_sampler("sign flip", GAUSSIAN, flipped, "the mean of one coordinate of five with the wrong sign"),
+    _from_sampler("wrong temperature", GAUSSIAN, tempered, "square root of the likelihood"),
+    _from_sampler(
         "missing Jacobian",
         COUNTS,
         partial(counts_posterior, missing=1.0),
         "log rates without the Jacobian of the log",
     ),
-    _direct(
+    _from_sampler(
         "EP, frozen sites",
         PROBIT,
         partial(site_draws, "frozen"),
         "sites found at a ninth of the kernel variance",
     ),
-    _direct("EP, one sweep", PROBIT, partial(site_draws, "one sweep"), "stopped after one sweep"),
-    _kernel("HMC without accept", hmc.no_accept, "every proposal is accepted"),
-    _kernel("HMC without momenta", hmc.no_momentum, "the acceptance ratio leaves the momenta out"),
-    _kernel("HMC, stale gradient", hmc.stale_gradient, "the first gradient is that of the position before"),
+    _from_sampler("EP, one sweep", PROBIT, partial(site_draws, "one sweep"), "stopped after one sweep"),
+    _from_transition("HMC without accept", hmc.no_accept, "every proposal is accepted"),
+    _from_transition("HMC without momenta", hmc.no_momentum, "the acceptance ratio leaves the momenta out"),
+    _from_transition(
+        "HMC, stale gradient", hmc.stale_gradient, "the first gradient is that of the position before"
+    ),
 )
 
 NULLS = (
-    _direct("none, gaussian", GAUSSIAN, gaussian_posterior, "exact draws"),
-    _direct("none, counts", COUNTS, counts_posterior, "exact draws"),
-    _kernel("none, HMC", hmc.right, "the kernel as it should be"),
+    _from_sampler("none, gaussian", GAUSSIAN, gaussian_posterior, "exact draws"),
+    _from_sampler("none, counts", COUNTS, counts_posterior, "exact draws"),
+    _from_transition("none, HMC", hmc.right, "the kernel as it should be"),
 )
 
 APPROXIMATIONS = (
-    _direct("EP, converged", PROBIT, partial(site_draws, "converged"), "a good approximation, not exact"),
+    _from_sampler(
+        "EP, converged", PROBIT, partial(site_draws, "converged"), "a good approximation, not exact"
+    ),
 )
 
 
 def by_name(name: str) -> Any:
-    """The procedure of that name."""
-    return next(one for one in (*NULLS, *APPROXIMATIONS, *FAULTS) if one.name == name)
+    """Return the procedure of this name."""
+    return next(procedure for procedure in (*NULLS, *APPROXIMATIONS, *FAULTS) if procedure.name == name)

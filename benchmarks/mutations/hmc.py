@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo on the Gaussian model, right and with one thing wrong."""
+"""Hamiltonian Monte Carlo on the Gaussian model, correct and with one fault each."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _gradient = jax.grad(GAUSSIAN.log_joint, 1)
 
 
 class State(NamedTuple):
-    """A position, and what the kernel takes for its gradient."""
+    """A position, and the gradient that the transition uses."""
 
     position: jax.Array
     gradient: jax.Array
 
 
 def init(theta, x) -> State:
-    """The state of a chain that starts at theta."""
+    """Return the initial state of a chain at theta."""
     return State(theta, _gradient(x, theta))
 
 
@@ -71,22 +71,22 @@ def _step(
 
 
 def right(key, state, x):
-    """The kernel without a fault."""
+    """The transition without a fault."""
     return _step(key, state, x)
 
 
 def no_accept(key, state, x):
-    """Every proposal is accepted."""
+    """Accept each proposal."""
     return _step(key, state, x, accept=False)
 
 
 def no_momentum(key, state, x):
-    """The ratio of the densities of the positions alone."""
+    """Use the ratio of the densities of the positions alone."""
     return _step(key, state, x, kinetic=False)
 
 
 def stale_gradient(key, state, x):
-    """After an acceptance the gradient is still that of the position before."""
+    """After an acceptance, use the gradient at the previous position."""
     return _step(key, state, x, fresh=False)
 
 

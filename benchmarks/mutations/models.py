@@ -1,6 +1,6 @@
 """Three models whose exact posteriors can be drawn from, so that a fault is a fault and its absence is exact.
 
-* gaussian: five parameters, linear observations of neighbours: the posterior is narrow and correlated.
+* gaussian: five parameters, linear observations of neighbors: the posterior is narrow and correlated.
 * counts: two positive rates with Poisson counts, handled on the log scale.
 * probit: ten latent values of a Gaussian process under a probit likelihood, its posterior by expectation propagation.
 """
@@ -22,14 +22,14 @@ __all__ = [
     "GAUSSIAN",
     "MODELS",
     "PROBIT",
-    "Model",
+    "JointModel",
     "codes",
     "gaussian_moments",
     "gaussian_posterior",
 ]
 
 
-class Model(NamedTuple):
+class JointModel(NamedTuple):
     """A joint distribution of parameters and data, both flat vectors."""
 
     name: str
@@ -38,9 +38,9 @@ class Model(NamedTuple):
     simulate: Callable
     """(key, theta) -> x."""
     log_prior: Callable
-    """theta -> scalar, unnormalised, on an unbounded scale."""
+    """theta -> scalar, unnormalized, on an unbounded scale."""
     log_likelihood: Callable
-    """(theta, x) -> scalar, unnormalised."""
+    """(theta, x) -> scalar, unnormalized."""
     exact: Callable
     """(key, x, num) -> num independent posterior draws (num, d)."""
     observed: tuple[float, ...]
@@ -49,7 +49,7 @@ class Model(NamedTuple):
     """(key, x) -> a point for TARP that ignores x."""
 
     def log_joint(self, x, theta):
-        """Log density of theta at given data, unnormalised."""
+        """Log density of theta at given data, unnormalized."""
         return self.log_prior(theta) + self.log_likelihood(theta, x)
 
 
@@ -90,15 +90,15 @@ def gaussian_any(key, x):
     return gaussian_prior(key)
 
 
-GAUSSIAN = Model(
-    "gaussian",
-    gaussian_prior,
-    gaussian_simulate,
-    gaussian_log_prior,
-    gaussian_log_likelihood,
-    gaussian_posterior,
-    (1.2, -0.6, 0.4, 1.9, -0.8),
-    gaussian_any,
+GAUSSIAN = JointModel(
+    name="gaussian",
+    prior_sample=gaussian_prior,
+    simulate=gaussian_simulate,
+    log_prior=gaussian_log_prior,
+    log_likelihood=gaussian_log_likelihood,
+    exact=gaussian_posterior,
+    observed=(1.2, -0.6, 0.4, 1.9, -0.8),
+    any_reference=gaussian_any,
 )
 
 # Counts: rate ~ Gamma(SHAPE, 1), count ~ Poisson(EXPOSURE * rate); theta is the logarithm of the rate.
@@ -131,15 +131,15 @@ def counts_any(key, x):
     return counts_prior(key)
 
 
-COUNTS = Model(
-    "counts",
-    counts_prior,
-    counts_simulate,
-    counts_log_prior,
-    counts_log_likelihood,
-    counts_posterior,
-    (4.0, 3.0),
-    counts_any,
+COUNTS = JointModel(
+    name="counts",
+    prior_sample=counts_prior,
+    simulate=counts_simulate,
+    log_prior=counts_log_prior,
+    log_likelihood=counts_log_likelihood,
+    exact=counts_posterior,
+    observed=(4.0, 3.0),
+    any_reference=counts_any,
 )
 
 # Probit: f ~ N(0, K) at ten inputs, label 1 with probability Phi(f).
@@ -171,8 +171,8 @@ def probit_rejection(key, x, num):
     keys = jax.random.split(key, (_TRIES, 2))
     theta = jax.vmap(probit_prior)(keys[:, 0])
     labels = jax.vmap(probit_simulate)(keys[:, 1], theta)
-    kept = jnp.nonzero(jnp.all(labels == x, axis=1), size=num, fill_value=_TRIES)[0]
-    return jnp.take(theta, kept, axis=0, mode="fill", fill_value=jnp.nan)
+    accepted = jnp.nonzero(jnp.all(labels == x, axis=1), size=num, fill_value=_TRIES)[0]
+    return jnp.take(theta, accepted, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 def probit_any(key, x):
@@ -180,19 +180,19 @@ def probit_any(key, x):
 
 
 def codes(x):
-    """Number of a vector of labels, among all 2^10."""
+    """Return the index of a vector of labels among all 2^10."""
     return x.astype(int) @ 2 ** np.arange(len(POINTS))
 
 
-PROBIT = Model(
-    "probit",
-    probit_prior,
-    probit_simulate,
-    probit_log_prior,
-    probit_log_likelihood,
-    probit_rejection,
-    (1.0,) * 5 + (0.0,) * 5,
-    probit_any,
+PROBIT = JointModel(
+    name="probit",
+    prior_sample=probit_prior,
+    simulate=probit_simulate,
+    log_prior=probit_log_prior,
+    log_likelihood=probit_log_likelihood,
+    exact=probit_rejection,
+    observed=(1.0,) * 5 + (0.0,) * 5,
+    any_reference=probit_any,
 )
 
 MODELS = (GAUSSIAN, COUNTS, PROBIT)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CLOUDS", "CLOUDS_SMALL", "COINS", "COINS_SMALL", "FULL", "SMALL", "Settings"]
+__all__ = ["CLOUDS", "CLOUDS_SMALL", "COINS", "COINS_SMALL", "FULL", "SMALL", "MutationSettings"]
 
 
-class Settings(NamedTuple):
-    """Sizes of one table."""
+class MutationSettings(NamedTuple):
+    """The settings of one table."""
 
     level: float = 0.05
     """Probability of a false alarm that every check is asked for."""
@@ -16,7 +16,7 @@ class Settings(NamedTuple):
     """Simulated data sets of a rank check, and lanes of a joint test."""
     draws: int = 63
     """Posterior draws for each data set."""
-    places: int = 15
+    num_states: int = 15
     """States of a chain in a joint test, beside its start."""
     sample: int = 200
     """Independent posterior draws at one data set for a discrepancy, and as many reference draws."""
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     """Of everything."""
 
 
-FULL = Settings()
+FULL = MutationSettings()
 # That everything runs.
 SMALL = FULL._replace(
     repetitions=3, slow_repetitions=1, null_repetitions=6, slow_null_repetitions=3, other_null_repetitions=3

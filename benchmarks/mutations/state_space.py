@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from probinfer import smc
 
-from .models import Model
+from .models import JointModel
 
 __all__ = ["STEPS", "WALK", "WINDOW", "feynman_kac", "log_evidence"]
 
@@ -51,7 +51,7 @@ def log_prior(theta):
 
 
 def log_noise(cut, y, x):
-    """Log density of one observation, normalised; minus infinity beyond the cut."""
+    """Log density of one observation, normalized; minus infinity beyond the cut."""
     value = norm.logpdf(y, x, np.sqrt(NOISE))
     if cut is None:
         return value
@@ -83,16 +83,16 @@ def any_reference(key, x):
     return prior_sample(key)
 
 
-def _model(name: str, cut: float | None) -> Model:
-    return Model(
-        name,
-        prior_sample,
-        partial(simulate, cut),
-        log_prior,
-        partial(log_likelihood, cut),
-        partial(exact, cut),
-        (0.0,) * STEPS,
-        any_reference,
+def _model(name: str, cut: float | None) -> JointModel:
+    return JointModel(
+        name=name,
+        prior_sample=prior_sample,
+        simulate=partial(simulate, cut),
+        log_prior=log_prior,
+        log_likelihood=partial(log_likelihood, cut),
+        exact=partial(exact, cut),
+        observed=(0.0,) * STEPS,
+        any_reference=any_reference,
     )
 
 

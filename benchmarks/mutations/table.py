@@ -1,4 +1,4 @@
-"""From counts of rejections to the table: intervals, what is asked, Markdown, picture."""
+"""The table of rejections: intervals, criteria, Markdown, plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = [one.name for one in (*NULLS, *APPROXIMATIONS, *FAULTS)]
 
 
 def clopper_pearson(rejected: int, total: int, level: float) -> tuple[float, float]:
-    """Exact two-sided interval of a probability."""
+    """Return the exact two-sided interval of a probability."""
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, rejected, total - rejected + 1) if rejected else 0.0
     high = stats.beta.ppf(1 - tail, rejected + 1, total - rejected) if rejected < total else 1.0
@@ -30,18 +30,18 @@ def sizes_above(
     nulls: Sequence[Any] = NULLS,
     checks: Sequence[str] = CHECKS,
 ) -> list[str]:
-    """Checks whose 99 % interval of the size, Bonferroni over the checks, lies above the level."""
+    """List the checks whose 99 % interval of the size, Bonferroni over the checks, lies above the level."""
     confidence = 1 - 0.01 / len(checks)
     return [
         f"{check} ({name}): {rejected} of {total}"
-        for name in (one.name for one in nulls)
+        for name in (procedure.name for procedure in nulls)
         for check, (rejected, total) in counts[name].items()
         if clopper_pearson(rejected, total, confidence)[0] > level
     ]
 
 
 def best_check(row: Mapping[str, tuple[int, int]]) -> tuple[str, float]:
-    """The check that catches a fault most surely, and the lower 95 % end of its power."""
+    """Return the check with the largest lower 95 % bound of its power for a fault, and this bound."""
     ends = {check: clopper_pearson(*pair, 0.95)[0] for check, pair in row.items()}
     best = max(ends, key=lambda check: ends[check])
     return best, ends[best]
@@ -54,8 +54,8 @@ def judge(
     faults: Sequence[Any] = FAULTS,
     checks: Sequence[str] = CHECKS,
 ) -> dict[str, Any]:
-    """What is asked of the table, and whether it holds."""
-    best = {one.name: best_check(counts[one.name]) for one in faults}
+    """Return the criteria for the table, and whether they hold."""
+    best = {procedure.name: best_check(counts[procedure.name]) for procedure in faults}
     return {
         "sizes above the level": sizes_above(counts, level, nulls, checks),
         "best check": {name: {"check": check, "lower 95 % end": end} for name, (check, end) in best.items()},

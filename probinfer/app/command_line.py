@@ -1,7 +1,7 @@
 """The command line: ``probinfer demo``, ``gp DATA.csv --target COLUMN``, ``generate``, ``check`` and ``bench NAME``.
 
-Mistakes of a user print one line and exit with code 2; ``--debug`` shows where they were found. The commands compute in
-64-bit floats: an application may decide that, the library never does.
+User errors print one line and exit with code 2; ``--debug`` shows the traceback. The commands compute in 64-bit floats:
+an application may decide that, the library never does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="probinfer",
-    help="Bayesian inference that tunes itself and checks itself.",
+    help="Bayesian inference in JAX that tunes itself and checks itself.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,15 +52,15 @@ def _root(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Bayesian inference that tunes itself and checks itself.
+    """Bayesian inference in JAX that tunes itself and checks itself.
 
-    [bold]probinfer demo[/bold]: see it work on real data, with a report.
+    [bold]probinfer demo[/bold]: run the main methods on real data and write a report.
 
-    [bold]probinfer gp DATA.csv --target COLUMN[/bold]: predict a column of your table, with honest error bars.
+    [bold]probinfer gp DATA.csv --target COLUMN[/bold]: predict a column of your table, with calibrated error bars.
 
-    [bold]probinfer generate --model FOLDER --prompt TEXT[/bold]: let a language model think in particles.
+    [bold]probinfer generate --model FOLDER --prompt TEXT[/bold]: sample from a language model with particle methods.
 
-    [bold]probinfer check[/bold]: the library checks its own engines, and says what the checks could have seen.
+    [bold]probinfer check[/bold]: test the library's own engines, and report which errors the checks can detect.
     """
 
 
@@ -68,21 +68,21 @@ def _root(
 def demo(
     out: _Out = "probinfer-report",
     small: Annotated[
-        bool, typer.Option("--small", help="Less data and fewer draws: faster, rougher.")
+        bool, typer.Option("--small", help="Less data and fewer draws: faster, less precise.")
     ] = False,
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """See the ways to learn a Gaussian process on four real data sets, and a language model think in particles.
+    """Compare methods for Gaussian processes on four real data sets, and sample from a language model with particles.
 
-    Takes several minutes on two cores. Prints a table of scores on unseen data and writes a page with plots.
+    Takes several minutes on two cores. Prints tables of scores on held-out data and writes a page with plots.
     """
-    with _user_errors(debug), _working() as console:
-        from probinfer.app.demo import demo as demos
+    with _user_errors(debug), _computing() as console:
+        from probinfer.app.demo import demo as demo_module
 
-        size = demos.SMALL if small else demos.FULL
-        path = demos.run_demo(out, size, seed=seed, command=_command(), console=console)
-        _point_to(console, path)
+        size = demo_module.SMALL if small else demo_module.FULL
+        path = demo_module.run_demo(out, size, seed=seed, command=_command(), console=console)
+        _print_report_path(console, path)
 
 
 @app.command("gp")
@@ -99,31 +99,33 @@ def gp_command(
     kernel: Annotated[
         str, typer.Option("--kernel", help="matern12, matern32, matern52, rbf or rq.")
     ] = "matern52",
-    folds: Annotated[int, typer.Option("--folds", help="Parts of the cross-validation; 0: none.")] = 5,
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the cross-validation; 0: none.")] = 5,
     predict: Annotated[
         str | None,
-        typer.Option("--predict", metavar="NEW.csv", help="Rows to predict: predictions.csv in the folder."),
+        typer.Option(
+            "--predict", metavar="NEW.csv", help="Rows to predict; written to predictions.csv in the folder."
+        ),
     ] = None,
     drop: Annotated[
         list[str] | None, typer.Option("--drop", help="A column to leave out; may be repeated.")
     ] = None,
-    draws: Annotated[int, typer.Option("--draws", help="Draws of each of the four chains of nuts.")] = 500,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of each of the four NUTS chains.")] = 500,
     out: _Out = "probinfer-report",
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    r"""Predict one column of a table from the others, with honest error bars.
+    r"""Predict one column of a table from the others, with calibrated error bars.
 
-    Fits a Gaussian process, scores it on rows that it has not seen, and writes a page with plots, the saved fit
-    (fit.npz) and the predictions as CSV. The first fit compiles for some ten seconds; with its folds, a table of 100
-    rows takes one to two minutes with nuts and about twenty seconds with map.
+    Fits a Gaussian process, scores it on held-out rows, and writes a page with plots, the saved fit (fit.npz) and the
+    predictions as CSV. The first fit compiles for about ten seconds; with cross-validation, a table of 100 rows takes
+    one to two minutes with nuts and about twenty seconds with map.
 
     Plots need pip install 'probinfer\[plots]'.
     """
-    with _user_errors(debug), _working() as console:
-        from probinfer.app.commands.regression import Options, run_regression
+    with _user_errors(debug), _computing() as console:
+        from probinfer.app.commands.regression import RegressionOptions, run_regression
 
-        options = Options(
+        options = RegressionOptions(
             target=target,
             engine=engine,
             kernel=kernel,
@@ -135,22 +137,24 @@ def gp_command(
             draws=draws,
         )
         path = run_regression(file, options, command=_command(), console=console)
-        _point_to(console, path)
+        _print_report_path(console, path)
 
 
 @app.command()
 def generate(
     model: Annotated[
         str,
-        typer.Option("--model", help="A Hugging Face checkpoint folder, or reasoner: the small bundled one."),
+        typer.Option(
+            "--model", help="A Hugging Face checkpoint folder, or reasoner: the small bundled model."
+        ),
     ] = "reasoner",
     prompt: Annotated[
         str | None,
         typer.Option(
             "--prompt",
             metavar="TEXT|@FILE|-",
-            help="The prompt; - reads it from the standard input. The reasoner takes chains such as "
-            "'7 + 5 * 3', without one a problem drawn by the seed.",
+            help="The prompt; - reads it from the standard input. The reasoner expects a chain such as "
+            "'7 + 5 * 3'; without a prompt, it solves a random problem that the seed determines.",
         ),
     ] = None,
     reward: Annotated[
@@ -158,15 +162,15 @@ def generate(
         typer.Option(
             "--reward",
             metavar="model|none|MODULE:FUNCTION",
-            help="A Python function (prompt, text) -> number, also FILE.py:FUNCTION; model: the one that came "
-            "with the model, which is the default where there is one.",
+            help="A Python function (prompt, text) -> number, also FILE.py:FUNCTION; model: the reward that "
+            "comes with the model, the default if there is one.",
         ),
     ] = None,
     meaning: Annotated[
         str | None,
         typer.Option(
             "--meaning",
-            help="What its numbers mean: twist (the default of functions), likelihood, odds or terminal.",
+            help="What the reward's numbers mean: twist (default for functions), likelihood, odds or terminal.",
         ),
     ] = None,
     method: Annotated[
@@ -174,27 +178,29 @@ def generate(
         typer.Option(
             "--method",
             help="particle-filter, entropic, nested, particle-gibbs, parallel-tempering, best-of-n, "
-            "weighted-best-of-n, majority, beam, dvts or greedy. Adaptive and Exact exist only in Python.",
+            "weighted-best-of-n, majority, beam, dvts or greedy. Adaptive and Exact exist only in the Python API.",
         ),
     ] = "particle-filter",
-    n: Annotated[int, typer.Option("--n", help="Texts that are worked on at once.")] = 16,
+    n: Annotated[int, typer.Option("--n", help="Number of texts generated in parallel.")] = 16,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", help="Most tokens of a text.", show_default="512, or what fits"),
+        typer.Option(
+            "--max-tokens", help="Maximum number of tokens of a text.", show_default="512, or what fits"
+        ),
     ] = None,
     step: Annotated[
         str | None,
         typer.Option(
             "--step",
-            help="Where a step ends: a string, or a number of tokens.",
+            help="Where a step ends: at a string, or after a number of tokens.",
             show_default="an empty line; for the reasoner a line",
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="Of the tokens; 1 is the model itself.")
+        float, typer.Option("--temperature", help="Sampling temperature; 1 samples from the model itself.")
     ] = 1.0,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt into the chat template of the model.")
+        bool, typer.Option("--chat", help="Apply the chat template of the model to the prompt.")
     ] = False,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A string that ends a text; may be repeated.")
@@ -203,33 +209,47 @@ def generate(
         str | None,
         typer.Option(
             "--answer",
-            help="What counts as the answer of a text: boxed (LaTeX), number (the last one) or text (all).",
+            help="How to extract the answer of a text: boxed (LaTeX), number (the last one) or text (all of it).",
             show_default="boxed; for the reasoner the line 'Answer: ...'",
         ),
     ] = None,
     json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write the result for machines.")
+        str | None, typer.Option("--json", metavar="FILE", help="Write the result to a JSON file.")
     ] = None,
-    live: Annotated[bool, typer.Option("--live/--no-live", help="Show the steps as they come.")] = True,
+    live: Annotated[bool, typer.Option("--live/--no-live", help="Show each step as it finishes.")] = True,
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    r"""Let a language model write N texts at once, weighed step by step by a reward, and vote on their answers.
+    r"""Generate N texts in parallel, weight them by a reward after each step, and vote on their answers.
 
-    Texts of little weight are replaced by copies of better ones after each step. Prints the answers with their
-    probabilities, the evidence, what distribution the texts are drawn from, and what it cost. Without options it solves
-    a problem of the small bundled model. Exit code 1 if no text was left with a positive weight.
+    After each step, texts of small weight are replaced by copies of texts of large weight. Prints the answers with
+    their probabilities, the evidence, the distribution that the texts are drawn from, and the cost. Without options,
+    the small bundled model solves a random problem. Exit code 1 if no text has a positive weight at the end.
 
-    Reading models needs pip install 'probinfer\[lm]'.
+    Loading models needs pip install 'probinfer\[lm]'.
     """
     with _user_errors(debug):
-        from probinfer.app.commands.generate import Options, run_generate
+        from probinfer.app.commands.generate import GenerateOptions, run_generate
 
-        # In the order of their definition.
-        text = Options(model, prompt, reward, meaning, method, n, max_tokens, step, temperature, chat)
-        options = text._replace(stop=tuple(stop or ()), answer=answer, json=json, live=live, seed=seed)
-        found = run_generate(options, command=_command(), console=_console())
-    if found.status != 0:
+        options = GenerateOptions(
+            model=model,
+            prompt=prompt,
+            reward=reward,
+            meaning=meaning,
+            method=method,
+            n=n,
+            max_tokens=max_tokens,
+            step=step,
+            temperature=temperature,
+            chat=chat,
+            stop=tuple(stop or ()),
+            answer=answer,
+            json=json,
+            live=live,
+            seed=seed,
+        )
+        answers = run_generate(options, command=_command(), console=_console())
+    if answers.status != 0:
         raise typer.Exit(1)
 
 
@@ -242,25 +262,30 @@ def check(
     seed: _Seed = 0,
     debug: _Debug = False,
 ) -> None:
-    """Let the library judge its own engines, and print the verdicts (a few minutes on two cores).
+    """Test the library's own engines, and print the verdicts (a few minutes on two cores).
 
-    Draws against exact answers, calibration on simulated data, joint tests of the Markov kernels. Writes a page with
-    numbers and plots. Exit code 1 if an engine fails that should pass, or one passes everywhere that should fail.
+    Compares draws with exact answers, tests calibration on simulated data, and runs joint tests of the Markov
+    transitions. Writes a page with numbers and plots. Exit code 1 if an engine fails that should pass, or if an engine
+    that should fail passes every check.
     """
-    with _user_errors(debug), _working() as console:
-        from probinfer.app.commands import check as checking
+    with _user_errors(debug), _computing() as console:
+        from probinfer.app.commands import check as check_module
 
-        effort = checking.QUICK if quick else checking.FULL
-        path, surprises = checking.run_check(out, effort, seed=seed, command=_command(), console=console)
-        _point_to(console, path)
-    if surprises:
+        effort = check_module.QUICK if quick else check_module.FULL
+        path, unexpected_results = check_module.run_check(
+            out, effort, seed=seed, command=_command(), console=console
+        )
+        _print_report_path(console, path)
+    if unexpected_results:
         raise typer.Exit(1)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def bench(
-    name: Annotated[str | None, typer.Argument(help="Which; without a name they are listed.")] = None,
-    arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to the script.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Name of the benchmark; without a name, all are listed.")
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments for the script.")] = None,
     debug: _Debug = False,
 ) -> None:
     """Run a benchmark of the repository, or list them."""
@@ -272,22 +297,23 @@ def bench(
             table = rich.table.Table(
                 "name", "question", title=f"Benchmarks in {folder}", title_justify="left"
             )
-            for known, question in benchmarks(folder).items():
-                table.add_row(known, question)
+            for benchmark_name, question in benchmarks(folder).items():
+                table.add_row(benchmark_name, question)
             rich.console.Console().print(table)
             return
-        code = run_benchmark(folder, name, arguments or [])
-    raise typer.Exit(code)
+        exit_code = run_benchmark(folder, name, arguments or [])
+    raise typer.Exit(exit_code)
 
 
 @contextlib.contextmanager
 def _user_errors(debug: bool) -> Iterator[None]:
-    """Turn errors that speak to the user into one line and exit code 2."""
+    """Turn expected errors into one line of text and exit code 2."""
     try:
         yield
     except (ValueError, TypeError, KeyError, ArithmeticError, ImportError, OSError, MemoryError) as error:
         if debug:
             raise
+        # str(KeyError) would put quotes around the message.
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(
             f"error: {text} (--debug shows where)" if _is_foreign(error) else f"error: {text}", err=True
@@ -296,7 +322,7 @@ def _user_errors(debug: bool) -> Iterator[None]:
 
 
 def _is_foreign(error: BaseException) -> bool:
-    """Whether an error was raised outside this package, so that its text may need its place to be understood."""
+    """Whether an error was raised outside this package, so that its message may need the traceback to be understood."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -304,8 +330,8 @@ def _is_foreign(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _working() -> Iterator[rich.console.Console]:
-    """64-bit floats, and one display: progress and lines of text share a console."""
+def _computing() -> Iterator[rich.console.Console]:
+    """Switch on 64-bit floats, and share one console between progress bars and lines of text."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -320,17 +346,17 @@ def _working() -> Iterator[rich.console.Console]:
 
 
 def _console() -> rich.console.Console:
-    """The terminal; where there is none: no bars, and room for whole rows of a table."""
+    """The terminal; without a terminal, a console wide enough for the rows of a table."""
     console = rich.console.Console()
     return console if console.is_terminal else rich.console.Console(width=max(console.width, 120))
 
 
-def _point_to(console: rich.console.Console, path) -> None:
+def _print_report_path(console: rich.console.Console, path) -> None:
     console.print(f"report: [bold]{rich.markup.escape(str(path))}[/bold]", soft_wrap=True)
 
 
 def _command() -> str:
-    """What the user typed."""
+    """The command line that the user typed."""
     return shlex.join(["probinfer", *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""Data: small real tables, splits with a seed, and a reader for a user's own file."""
+"""Data: small bundled data sets, splits of rows, and a reader of CSV files. Start with ``dataset``."""
 
 from probinfer.data.bundled import breast_cancer, co2, diabetes, nile, sunspots
 from probinfer.data.dataset import Dataset

@@ -1,4 +1,4 @@
-"""Small real data sets that come inside scikit-learn and statsmodels: nothing is downloaded."""
+"""Small real data sets that are distributed with scikit-learn and statsmodels: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DIABETES_NAMES = (
 
 
 def diabetes() -> Dataset:
-    """Disease progression of 442 diabetes patients from ten baseline measurements, in raw units.
+    """Return the disease progression of 442 diabetes patients and ten baseline measurements, in raw units.
 
     Returns:
         ``X (442, 10)`` and ``y (442,)``.
@@ -42,14 +42,14 @@ def diabetes() -> Dataset:
         y=np.asarray(raw.target, np.float64),
         feature_names=_DIABETES_NAMES,
         target_name="disease progression after one year",
-        description="442 patients: ten measurements at the start, and how far the disease had progressed a year later.",
+        description="442 patients: ten baseline measurements, and the progression of the disease one year later.",
         source="Efron, Hastie, Johnstone and Tibshirani (2004), Least angle regression; bundled with scikit-learn",
         licence="published with the article, distributed with scikit-learn (BSD-3-Clause)",
     )
 
 
 def breast_cancer() -> Dataset:
-    """Benign (1) or malignant (0): 569 tumours, thirty measurements of their cell nuclei, in raw units.
+    """Return the diagnosis of 569 tumors (1 benign, 0 malignant) and thirty measurements of their cell nuclei.
 
     Returns:
         ``X (569, 30)`` and ``y (569,)``.
@@ -67,14 +67,14 @@ def breast_cancer() -> Dataset:
         y=np.asarray(raw.target, np.float64),
         feature_names=tuple(str(name) for name in raw.feature_names),
         target_name="benign",
-        description="569 breast tumours: thirty measurements of cell nuclei under the microscope, and the diagnosis.",
+        description="569 breast tumors: thirty measurements of cell nuclei under the microscope, and the diagnosis.",
         source="Street, Wolberg and Mangasarian (1993), Wisconsin diagnostic data; bundled with scikit-learn",
         licence="CC BY 4.0 (UCI Machine Learning Repository), distributed with scikit-learn",
     )
 
 
 def co2() -> Dataset:
-    """Monthly means of atmospheric CO2 at Mauna Loa, March 1958 to December 2001; months without data are left out.
+    """Return monthly means of atmospheric CO2 at Mauna Loa, March 1958 to December 2001, without missing months.
 
     Returns:
         ``X (521, 1)``, the middle of each month as a year (1958.21 is mid-March), and ``y (521,)`` in parts per
@@ -89,12 +89,12 @@ def co2() -> Dataset:
     import_extra("pandas", "data")
     weekly = import_extra("statsmodels.api", "data").datasets.co2.load_pandas().data["co2"].dropna()
     month = 12 * weekly.index.year.to_numpy() + weekly.index.month.to_numpy() - 1
-    months, which = np.unique(month, return_inverse=True)
+    months, month_index = np.unique(month, return_inverse=True)
     values = weekly.to_numpy(np.float64)
     return Dataset(
         name="co2",
         X=((months + 0.5) / 12)[:, None],
-        y=np.bincount(which, values) / np.bincount(which),
+        y=np.bincount(month_index, values) / np.bincount(month_index),
         feature_names=("year",),
         target_name="CO2 at Mauna Loa (ppm)",
         description="Monthly means of the carbon dioxide in the air at Mauna Loa, Hawaii, 1958 to 2001.",
@@ -104,7 +104,7 @@ def co2() -> Dataset:
 
 
 def sunspots() -> Dataset:
-    """Yearly mean sunspot numbers, 1700 to 2008.
+    """Return the yearly mean sunspot numbers, 1700 to 2008.
 
     Returns:
         ``X (309, 1)``, the year, and ``y (309,)``.
@@ -119,14 +119,14 @@ def sunspots() -> Dataset:
         y=values,
         feature_names=("year",),
         target_name="mean sunspot number",
-        description="How many spots the sun showed, year by year, 1700 to 2008: a cycle of about eleven years.",
+        description="Yearly mean number of sunspots, 1700 to 2008: a cycle of about eleven years.",
         source="National Geophysical Data Center; bundled with statsmodels",
         licence="public domain",
     )
 
 
 def nile() -> Dataset:
-    """Yearly flow of the Nile at Aswan, 1871 to 1970.
+    """Return the yearly flow of the Nile at Aswan, 1871 to 1970.
 
     Returns:
         ``X (100, 1)``, the year, and ``y (100,)`` in 10^8 cubic metres.
@@ -144,14 +144,14 @@ def nile() -> Dataset:
         y=values,
         feature_names=("year",),
         target_name="flow of the Nile (10^8 m^3)",
-        description="The water that the Nile carried past Aswan in each of a hundred years.",
+        description="Yearly flow of the Nile at Aswan in a hundred years.",
         source="Cobb (1978), The problem of the Nile; bundled with statsmodels",
         licence="public domain",
     )
 
 
 def _series(name, column):
-    """Years and values of a yearly series of statsmodels."""
+    """Return years and values of a yearly series of statsmodels."""
     import_extra("pandas", "data")
     import_extra("statsmodels.api", "data")
     table = import_extra(f"statsmodels.datasets.{name}", "data").load_pandas().data

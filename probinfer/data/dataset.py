@@ -1,4 +1,4 @@
-"""A table with its story: numbers, names, where they come from and under which licence."""
+"""A data set: numbers, names, source and license."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from probinfer.core.types import Float
+
 __all__ = ["Dataset"]
 
 
 class Dataset(NamedTuple):
-    """Inputs and one output, with what a reader needs to know about them.
+    """Inputs and one output, with their description.
 
     Attributes:
         name: short name.
         X: inputs ``(N, D)``, float64, in the units of the source.
         y: outputs ``(N,)``, float64, in the units of the source.
-        feature_names: one name a column of ``X``.
-        target_name: what ``y`` is, with its unit where it has one.
-        description: one or two sentences in plain words.
-        source: where the data were published.
-        licence: under which terms.
+        feature_names: names of the columns of ``X``.
+        target_name: name of ``y``, with its unit if it has one.
+        description: one or two sentences about the data.
+        source: publication and distribution of the data.
+        licence: license of the data.
     """
 
     name: str
-    X: np.ndarray
-    y: np.ndarray
+    X: Float[np.ndarray, "N D"]
+    y: Float[np.ndarray, " N"]
     feature_names: tuple[str, ...]
     target_name: str
     description: str
@@ -33,5 +35,5 @@ class Dataset(NamedTuple):
     licence: str
 
     def take(self, rows: np.ndarray) -> Dataset:
-        """The same data set with some of the rows, in the order given."""
+        """Return the data set with the given rows, in the given order."""
         return self._replace(X=self.X[rows], y=self.y[rows])

@@ -1,4 +1,4 @@
-"""Train and test rows: random with a seed, or in order for series. Index arrays, so every table can use them."""
+"""Training and test rows as index arrays: random with a seed, or in order for time series."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _Rows = tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]
 
 
 def random_split(num: int, train: float, *, seed: int) -> _Rows:
-    """Split the rows 0 ... num - 1 at random; the same seed gives the same rows.
+    """Split the rows 0, ..., num - 1 at random; the same seed gives the same rows.
 
     Args:
         num: number of rows.
-        train: the share of training rows, between 0 and 1.
-        seed: of NumPy's generator.
+        train: fraction of training rows, between 0 and 1.
+        seed: seed of NumPy's generator.
 
     Returns:
         Training and test rows, each in ascending order.
 
     Raises:
-        ValueError: a side would have no row.
+        ValueError: one part would be empty.
     """
     order = np.random.default_rng(seed).permutation(num)
     cut = _cut(num, train)
@@ -31,29 +31,29 @@ def random_split(num: int, train: float, *, seed: int) -> _Rows:
 
 
 def ordered_split(num: int, train: float) -> _Rows:
-    """Split the rows of a series: the first ones for training, the rest to forecast.
+    """Split the rows of a series: the first ones are for training, the others for testing.
 
     Args:
         num: number of rows.
-        train: the share of training rows, between 0 and 1.
+        train: fraction of training rows, between 0 and 1.
 
     Returns:
         Training and test rows.
 
     Raises:
-        ValueError: a side would have no row.
+        ValueError: one part would be empty.
     """
     cut = _cut(num, train)
     return np.arange(cut), np.arange(cut, num)
 
 
 def kfold(num: int, folds: int, *, seed: int) -> list[_Rows]:
-    """Cut the rows into folds at random; every row is in exactly one test set.
+    """Split the rows into folds at random; each row is in exactly one test set.
 
     Args:
         num: number of rows.
         folds: number of folds, whose sizes differ by at most one.
-        seed: of NumPy's generator.
+        seed: seed of NumPy's generator.
 
     Returns:
         Training and test rows of each fold, in ascending order.
@@ -72,6 +72,7 @@ def _cut(num, train):
     cut = round(num * train)
     if not 0 < cut < num:
         raise ValueError(
-            f"a share of {train} of {num} rows leaves one side empty; use a share between 0 and 1, and at least 2 rows"
+            f"a fraction of {train} of {num} rows leaves one part empty; use a fraction between 0 and 1, and at least "
+            "2 rows"
         )
     return cut

@@ -1,4 +1,4 @@
-"""The command line: every mistake is one clear line, every output is there and holds what the library computed."""
+"""The command line: each user error is one clear line, each output exists and has the numbers of the library."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ from probinfer import gp
 from probinfer.app.command_line import app
 from probinfer.app.commands import regression
 from probinfer.app.commands.regression import choose_engine
-from probinfer.app.demo import demo as demos
+from probinfer.app.demo import demo as demo_module
 from probinfer.app.pages import engines
 from probinfer.lm.reasoner import load as reasoner_load
 from probinfer.report.html import Section
@@ -160,15 +160,15 @@ def test_mistakes_in_one_line(tmp_path, text, options, match):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
+def test_errors_are_raised_before_the_fit(tmp_path, monkeypatch):
     table = write_table(tmp_path / "t.csv")
     (tmp_path / "file").write_text("")
 
     def never(*arguments):
         raise AssertionError("the fit was started")
 
-    monkeypatch.setattr(regression, "_learn", never)
-    monkeypatch.setattr(demos, "run_methods", never)
+    monkeypatch.setattr(regression, "_fit", never)
+    monkeypatch.setattr(demo_module, "run_methods", never)
     for out in (tmp_path / "file", tmp_path / "file/below"):
         fails("gp", table, "--target", "height", "--out", out, match="is a file; pass a folder")
         fails("demo", "--small", "--out", out, match="is a file; pass a folder")
@@ -179,8 +179,8 @@ def test_what_cannot_work_is_said_before_the_fit(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_gains_in_the_means_alone_are_told_apart():
-    """The same good means with fair bands, with bands far too narrow, and means that are worse than none."""
+def test_gains_in_the_means_alone_are_distinguished():
+    """Good means with calibrated bands, with bands that are far too narrow, and bad means."""
     from probinfer.report.scoring import normal_baseline
 
     rng = np.random.default_rng(0)
@@ -191,13 +191,13 @@ def test_gains_in_the_means_alone_are_told_apart():
         mean = y + error * rng.normal(size=200)
         log_density = -0.5 * ((y - mean) / sd) ** 2 - np.log(sd * np.sqrt(2 * np.pi))
         quantiles = dict.fromkeys(baseline.quantiles, mean)
-        one = baseline._replace(mean=mean, sd=sd + 0 * y, quantiles=quantiles, log_density=log_density)
-        return regression._usefulness(one, baseline)
+        predicted = baseline._replace(mean=mean, sd=sd + 0 * y, quantiles=quantiles, log_density=log_density)
+        return regression._usefulness(predicted, baseline)
 
     assert verdict(0.3, 0.3).startswith("The inputs help")
     assert "RMSE 0." in verdict(0.3, 0.01)
     assert "do not rely on the bands" in verdict(0.3, 0.01)
-    assert "worse than ignoring" in verdict(3.0, 0.3)
+    assert "worse than those without inputs" in verdict(3.0, 0.3)
     assert verdict(0.95, 0.95).startswith("No clear gain")
 
 
@@ -251,7 +251,7 @@ def test_bench_lists_and_runs(tmp_path, monkeypatch):
     assert "shared" not in listed.output
     assert run("bench", "fast", "--rows", "7").exit_code == 3
     assert (tmp_path / "out").read_text() == "['--rows', '7']1"
-    fails("bench", "slow", match="no benchmark is called 'slow'; there is fast")
+    fails("bench", "slow", match="no benchmark is called 'slow'; choose one of: fast")
 
 
 def test_bench_without_a_checkout(tmp_path, monkeypatch):
@@ -262,52 +262,55 @@ def test_bench_without_a_checkout(tmp_path, monkeypatch):
     fails("bench", match="there is no folder benchmarks/ here")
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_demo_end_to_end(whole, tmp_path, monkeypatch):
-    """All journeys with a quick engine on few rows and weights that know nothing; the full one is what people run.
+@pytest.mark.parametrize("is_complete", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_demo_end_to_end(is_complete, tmp_path, monkeypatch):
+    """All sections of the demo, with a quick engine, few rows and untrained weights.
 
-    The quick one is left with a classification: there are tests of three journeys (``test_kernel_choice``,
-    ``test_coin_journey``, ``test_lm_journey``) and of the command ``gp``, which shares the sections on regression.
+    The fast version keeps the classification only: other tests cover three sections (``test_kernel_choice``,
+    ``test_demo_particles``, ``test_demo_language_model``) and the command ``gp``, which shares the regression pages.
     """
     stored = folders.reasoner(tmp_path / "weights")
     monkeypatch.setattr(reasoner_load, "folder", lambda: stored)
-    if not whole:
-        monkeypatch.setattr(demos, "_regressions", lambda *_: {})
-        monkeypatch.setattr(demos, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
-        monkeypatch.setattr(demos, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
-        monkeypatch.setattr(demos, "_particles", lambda *_: (Section("Particles", ()), TABLE))
-        monkeypatch.setattr(demos, "_language", lambda *_: (Section("Language", ()), []))
+    if not is_complete:
+        monkeypatch.setattr(demo_module, "_regressions", lambda *_: {})
+        monkeypatch.setattr(demo_module, "_calibration", lambda *_: (Section("Calibration", ()), TABLE))
+        monkeypatch.setattr(demo_module, "_kernels", lambda *_: (Section("Kernels", ()), TABLE, "a river"))
+        monkeypatch.setattr(demo_module, "_particles", lambda *_: (Section("Particles", ()), TABLE))
+        monkeypatch.setattr(demo_module, "_language", lambda *_: (Section("Language", ()), []))
     monkeypatch.setattr(
-        demos,
+        demo_module,
         "SMALL",
-        demos.Size(
-            draws=8,
-            patients=20,
-            every=24,
-            tumours=40,
-            simulations=20,
-            particles=32,
-            years=16,
-            steps=16,
-            questions=2,
+        demo_module.DemoSize(
+            num_draws=8,
+            num_patients=20,
+            co2_stride=24,
+            num_tumors=40,
+            num_simulations=20,
+            num_particles=32,
+            num_years=16,
+            max_steps=16,
+            num_problems=2,
         ),
     )
-    monkeypatch.setattr(demos, "KERNELS", demos.KERNELS[:1])
-    monkeypatch.setattr(demos, "WAYS", [way for way in demos.WAYS if way.label == "Laplace"])
-    monkeypatch.setattr(demos, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),))
+    monkeypatch.setattr(demo_module, "KERNELS", demo_module.KERNELS[:1])
+    methods = [method for method in demo_module.CLASSIFICATION_METHODS if method.label == "Laplace"]
+    monkeypatch.setattr(demo_module, "CLASSIFICATION_METHODS", methods)
+    monkeypatch.setattr(
+        demo_module, "ENGINES", (engines.find_engine("ml2")._replace(make=lambda draws: Cloud()),)
+    )
     result = run("demo", "--small", "--out", tmp_path, "--seed", 1)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     for text in (result.output, page):
-        assert ("Diabetes" in text) == whole
-        assert ("CO2" in text) == whole
+        assert ("Diabetes" in text) == is_complete
+        assert ("CO2" in text) == is_complete
         assert "Breast cancer" in text
         assert "Laplace" in text
-        assert ("squared exponential" in text) == whole
-        assert ("smallest error that it could have" in " ".join(text.split())) == whole
-        assert ("these are prior draws" in text) == whole
-        assert ("particle filter, 16" in text) == whole
-    assert ("ML-II" in result.output) == whole
-    assert ("Who descends from whom" in page) == whole
+        assert ("squared exponential" in text) == is_complete
+        assert ("smallest detectable error" in " ".join(text.split())) == is_complete
+        assert ("these are prior draws" in text) == is_complete
+        assert ("particle filter, 16" in text) == is_complete
+    assert ("ML-II" in result.output) == is_complete
+    assert ("Genealogy of the particles" in page) == is_complete
     assert f"jax {jax.__version__}" in page
-    assert ("Keeling and Whorf" in page) == whole
+    assert ("Keeling and Whorf" in page) == is_complete

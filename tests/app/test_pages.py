@@ -1,4 +1,4 @@
-"""Reports of checks on a page, and ``probinfer check``: what was found is on the page, and the exit code says it."""
+"""Pages of check reports, and ``probinfer check``: the page shows the results, the exit code reports failures."""
 
 import dataclasses
 import re
@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from probinfer import checks, report
 from probinfer.app.command_line import app
-from probinfer.app.commands import check as checking
+from probinfer.app.commands import check as check_module
 from probinfer.app.pages import engines
 from probinfer.app.pages.engines import ENGINES
 from probinfer.app.suite import suite
-from probinfer.app.suite.suite import Size, Subject
+from probinfer.app.suite.suite import Subject, SuiteSize
 from probinfer.inference.posterior import Posterior
 from probinfer.report import check_pages
 from tests.app.test_regression_report import check_page
@@ -96,11 +96,20 @@ def test_bad_input(tmp_path, given, path, match):
 
 # The command
 
-EFFORT = checking.Effort(Size(200, 0, 0, 0, ("Stein",)), 50, False, 20, 20, ())
+EFFORT = check_module.Effort(
+    size=SuiteSize(
+        num_exact=200, num_simulations=0, num_engine_simulations=0, num_lanes=0, discrepancies=("Stein",)
+    ),
+    num_draws=50,
+    is_complete=False,
+    num_warmup=20,
+    num_sampler_draws=20,
+    transitions=(),
+)
 
 
 def normal(key, target, shift=0.0):
-    """Exact for the normal target; for the skewed one a normal of its mode, which is wrong."""
+    """Exact for the normal target; a normal at the mode, which is wrong, for the skewed one."""
     precision = -jax.hessian(target.logdensity_fn)(jnp.zeros(3))
     covariance = jnp.linalg.inv(precision)
     root = jnp.linalg.cholesky(covariance)
@@ -109,17 +118,17 @@ def normal(key, target, shift=0.0):
 
 
 def run_command(monkeypatch, tmp_path, sample_fn):
-    monkeypatch.setattr(checking, "QUICK", EFFORT)
-    monkeypatch.setattr(checking, "subjects", lambda entries, effort: [Subject("mine", sample_fn)])
+    monkeypatch.setattr(check_module, "QUICK", EFFORT)
+    monkeypatch.setattr(check_module, "subjects", lambda entries, effort: [Subject("mine", sample_fn)])
     monkeypatch.setattr(suite.known_targets, "skewed", suite.known_targets.correlated_normal)
     return CliRunner().invoke(app, ["check", "--quick", "--out", str(tmp_path)], env={"COLUMNS": "120"})
 
 
 @pytest.mark.slow
-def test_check_says_what_it_found(monkeypatch, tmp_path):
+def test_check_reports_its_results(monkeypatch, tmp_path):
     good = run_command(monkeypatch, tmp_path, normal)
     assert good.exit_code == 0, good.output
-    assert "Nothing unexpected in 2 findings" in good.output
+    assert "Nothing unexpected in 2 results" in good.output
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert len(check_page(text).images) == 4
     assert "mine: correlated normal" in text
@@ -127,7 +136,7 @@ def test_check_says_what_it_found(monkeypatch, tmp_path):
     assert "left out by --quick" in text
     bad = run_command(monkeypatch, tmp_path, lambda key, target: normal(key, target, 1.0))
     assert bad.exit_code == 1
-    assert "2 of 2 findings are not as they should be: mine on correlated normal fails Stein" in " ".join(
+    assert "2 of 2 results are unexpected: mine on correlated normal fails Stein" in " ".join(
         bad.output.split()
     )
 
@@ -136,7 +145,7 @@ def test_check_refuses_before_it_works(monkeypatch, tmp_path):
     def never(*arguments, **settings):
         raise AssertionError("the suite was started")
 
-    monkeypatch.setattr(checking, "run_suite", never)
+    monkeypatch.setattr(check_module, "run_suite", never)
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["check", "--quick", "--out", str(tmp_path / "file")])
     assert result.exit_code == 2
@@ -148,21 +157,27 @@ def test_check_refuses_before_it_works(monkeypatch, tmp_path):
     assert CliRunner().invoke(app, ["check", "--seed", "-1"]).exit_code == 2
 
 
-def test_every_engine_with_a_posterior_is_judged():
-    names = [subject.name for subject in checking.subjects(ENGINES, checking.FULL)]
+def test_every_engine_with_a_posterior_is_tested():
+    names = [subject.name for subject in check_module.subjects(ENGINES, check_module.FULL)]
     assert names == [entry.label for entry in ENGINES if entry.any_target and not entry.is_point]
-    by_name = {subject.name: subject for subject in checking.subjects(ENGINES, checking.QUICK)}
+    by_name = {subject.name: subject for subject in check_module.subjects(ENGINES, check_module.QUICK)}
     assert "HMC" not in by_name
-    assert by_name["NUTS"].cannot == {}
-    assert by_name["mean-field VI"].cannot[suite.known_targets.CORRELATED].startswith("ignores correlations")
+    assert by_name["NUTS"].limitations == {}
+    assert (
+        by_name["mean-field VI"]
+        .limitations[suite.known_targets.CORRELATED]
+        .startswith("ignores correlations")
+    )
     assert not by_name["NUTS"].quick
     assert by_name["full-rank VI"].bounds_fn is not None
-    tempered = next(one for one in checking.subjects(ENGINES, checking.FULL) if one.name == "tempered SMC")
+    tempered = next(
+        one for one in check_module.subjects(ENGINES, check_module.FULL) if one.name == "tempered SMC"
+    )
     assert tempered.bounds_fn is tempered.evidence_fn is not None
     assert "tempered SMC" not in by_name  # its programs take half a minute to compile
     assert by_name["NUTS"].bounds_fn is None
 
 
-def test_ranks_do_not_judge_particles_that_keep_apart():
-    subjects = {s.name: s for s in checking.subjects(engines.ENGINES, checking.FULL)}
+def test_ranks_are_not_used_for_particles_that_repel():
+    subjects = {s.name: s for s in check_module.subjects(engines.ENGINES, check_module.FULL)}
     assert [name for name, s in subjects.items() if not s.quick] == ["coin SVGD", "KSD descent"]

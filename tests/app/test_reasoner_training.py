@@ -1,4 +1,4 @@
-"""Training at tiny size: it learns, resumes bit for bit, writes what can be read, and refuses what does not fit."""
+"""Training of tiny models: it learns, resumes bit for bit, writes readable files, and rejects bad input."""
 
 import dataclasses
 import json
@@ -14,14 +14,14 @@ import pytest
 
 from probinfer import Checkpoint
 from probinfer.app.reasoner_training import reward_model, sampled_solutions
-from probinfer.app.reasoner_training.language_model import Settings, train
-from probinfer.app.reasoner_training.optimizer import Plan
-from probinfer.app.reasoner_training.reward_model import RewardSettings
+from probinfer.app.reasoner_training.language_model import LanguageModelSettings, train
+from probinfer.app.reasoner_training.optimizer import TrainingPlan
+from probinfer.app.reasoner_training.reward_model import RewardModelSettings
 from probinfer.app.reasoner_training.sampled_solutions import Rollouts
 from probinfer.lm.reasoner import encoding, files, task
 
-PLAN = Plan(num_iterations=12, learning_rate=1e-2, warmup=2, evaluate_from=4, evaluate_every=4)
-TINY = Settings(
+PLAN = TrainingPlan(num_iterations=12, learning_rate=1e-2, warmup=2, evaluate_from=4, evaluate_every=4)
+TINY = LanguageModelSettings(
     width=16,
     heads=2,
     kv_heads=1,
@@ -32,12 +32,12 @@ TINY = Settings(
     num_validation=16,
     plan=PLAN,
 )
-REWARD = RewardSettings(
+REWARD = RewardModelSettings(
     num_problems=40,
     steps=(1, 2),
     batch=8,
     num_validation=8,
-    plan=Plan(num_iterations=8, learning_rate=1e-2, evaluate_every=4),
+    plan=TrainingPlan(num_iterations=8, learning_rate=1e-2, evaluate_every=4),
 )
 
 
@@ -52,13 +52,13 @@ def rewarded(trained):
 
 
 @jax.jit
-def words_after(model, tokens):
-    """Logits of the next token at every place."""
+def next_token_logits(model, tokens):
+    """Logits of the next token at each position."""
     return model.head(model.forward(tokens))
 
 
 @jax.jit
-def verdicts_at(reward, tokens):
+def reward_logits(reward, tokens):
     return reward.logits(tokens)
 
 
@@ -133,17 +133,17 @@ def test_the_reward_model_learns_and_resumes(trained, rewarded, tmp_path, monkey
     assert trace.loss[-1] < trace.loss[0]
 
 
-def test_rollouts_are_those_of_whole_passes(trained):
+def test_rollouts_match_full_passes(trained):
     """Greedy: every token is the likeliest after the tokens before it, by a pass without a cache; ties aside."""
     model, problems = trained[0], task.draw(1, 20, (1, 2))
-    found = sampled_solutions.rollouts(jax.random.key(0), model, problems, temperature=0.0, batch=8)
+    rollouts = sampled_solutions.draw_rollouts(jax.random.key(0), model, problems, temperature=0.0, batch=8)
     prompts, lengths = encoding.prompts(problems)
-    tokens, inside = encoding.join(prompts, lengths, found.tokens, found.length)
-    logits = np.asarray(words_after(model, jnp.asarray(tokens)))
+    tokens, inside = encoding.join(prompts, lengths, rollouts.tokens, rollouts.length)
+    logits = np.asarray(next_token_logits(model, jnp.asarray(tokens)))
     chosen = np.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
     assert (chosen >= logits[:, :-1].max(axis=2) - 1e-4)[inside[:, 1:]].all()
-    ended = np.take_along_axis(found.tokens, found.length[:, None] - 1, axis=1)[:, 0] == encoding.END
-    assert (ended | (found.length == found.tokens.shape[1])).all()
+    ended = np.take_along_axis(rollouts.tokens, rollouts.length[:, None] - 1, axis=1)[:, 0] == encoding.END
+    assert (ended | (rollouts.length == rollouts.tokens.shape[1])).all()
 
 
 def test_rollouts_are_drawn_from_the_model(trained):
@@ -152,14 +152,16 @@ def test_rollouts_are_drawn_from_the_model(trained):
     problems = task.Problems(*(np.repeat(leaf, 4000, axis=0) for leaf in one))
     prompts, lengths = encoding.prompts(problems)
     lengths = lengths.astype(np.int32)
-    found, _ = sampled_solutions.sample(
+    tokens, _ = sampled_solutions.sample_continuations(
         jax.random.key(5), model, jnp.asarray(prompts), jnp.asarray(lengths), 1.0, 1
     )
-    chance = np.asarray(
-        jax.nn.softmax(words_after(model, jnp.asarray(prompts[:1]))[0, lengths[0] - 1]), float
+    probability = np.asarray(
+        jax.nn.softmax(next_token_logits(model, jnp.asarray(prompts[:1]))[0, lengths[0] - 1]), float
     )
-    count = np.bincount(np.asarray(found)[:, 0], minlength=len(chance))
-    assert (np.abs(count - 4000 * chance) <= 6 * np.sqrt(4000 * chance * (1 - chance)) + 3).all()
+    count = np.bincount(np.asarray(tokens)[:, 0], minlength=len(probability))
+    assert (
+        np.abs(count - 4000 * probability) <= 6 * np.sqrt(4000 * probability * (1 - probability)) + 3
+    ).all()
 
 
 def test_greedy_accuracy_asks_for_every_step_and_the_end(monkeypatch):
@@ -169,25 +171,27 @@ def test_greedy_accuracy_asks_for_every_step_and_the_end(monkeypatch):
     tokens[1, 4] = 3 + (tokens[1, 4] - 2) % 11  # a wrong step, the right answer
     length[2] -= 1  # cut before the end
     right = encoding.right_so_far(problems, tokens, length)
-    told = Rollouts(tokens, length, right, np.ones(4, bool))
-    monkeypatch.setattr(sampled_solutions, "rollouts", lambda *args, **kwargs: told)
+    rollouts = Rollouts(tokens, length, right, np.ones(4, bool))
+    monkeypatch.setattr(sampled_solutions, "draw_rollouts", lambda *args, **kwargs: rollouts)
     assert sampled_solutions.accuracy(None, problems).tolist() == [1, 0, 0, 1]
 
 
-def test_examples_are_labelled_by_the_checker():
+def test_examples_are_labeled_by_the_checker():
     problems = task.draw(0, 30, (2, 4), "reward")
     tokens, length = encoding.solutions(problems)
     tokens[::2, 10] = 3 + (tokens[::2, 10] - 2) % 11
     right = encoding.right_so_far(problems, tokens, length)
-    rows = reward_model.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.25)
+    rows = reward_model.make_examples(
+        problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.25
+    )
     prompts = encoding.prompts(problems)[1]
     for i in range(30):
-        own = slice(prompts[i], prompts[i] + length[i])
-        assert rows.labels[i, own].tolist() == right[i, : length[i]].tolist()
-        assert (rows.weights[i, own] == 1).sum() == problems.num_steps[i] + 1
-        assert set(rows.weights[i, own]) == {0.25, 1.0}
-        assert rows.weights[i].sum() == rows.weights[i, own].sum()
-        assert rows.labels[i, own].all() == bool(i % 2)
+        solution = slice(prompts[i], prompts[i] + length[i])
+        assert rows.labels[i, solution].tolist() == right[i, : length[i]].tolist()
+        assert (rows.weights[i, solution] == 1).sum() == problems.num_steps[i] + 1
+        assert set(rows.weights[i, solution]) == {0.25, 1.0}
+        assert rows.weights[i].sum() == rows.weights[i, solution].sum()
+        assert rows.labels[i, solution].all() == bool(i % 2)
 
 
 def test_the_loss_of_the_reward_model(rewarded):
@@ -195,40 +199,42 @@ def test_the_loss_of_the_reward_model(rewarded):
     reward, problems = rewarded[0], task.draw(2, 6, (1, 2), "reward")
     tokens, length = encoding.solutions(problems)
     right = encoding.right_so_far(problems, tokens, length) & (np.arange(tokens.shape[1]) < 9)
-    rows = reward_model.examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.5)
-    verdicts = np.asarray(verdicts_at(reward, jnp.asarray(rows.tokens)), float)
-    logits = np.asarray(words_after(reward.trunk, jnp.asarray(rows.tokens)), float)
-    chance = 1 / (1 + np.exp(-verdicts))
-    of_labels = np.average(-np.log(np.where(rows.labels, chance, 1 - chance)), weights=rows.weights)
-    words = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
-    picked = np.take_along_axis(words[:, :-1], rows.tokens[:, 1:, None], axis=2)[..., 0]
+    rows = reward_model.make_examples(problems, Rollouts(tokens, length, right, right.any(axis=1)), inner=0.5)
+    verdicts = np.asarray(reward_logits(reward, jnp.asarray(rows.tokens)), float)
+    logits = np.asarray(next_token_logits(reward.trunk, jnp.asarray(rows.tokens)), float)
+    probability = 1 / (1 + np.exp(-verdicts))
+    of_labels = np.average(-np.log(np.where(rows.labels, probability, 1 - probability)), weights=rows.weights)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    picked = np.take_along_axis(log_probabilities[:, :-1], rows.tokens[:, 1:, None], axis=2)[..., 0]
     inside = rows.weights > 0
     batch = ((rows.tokens, rows.labels, rows.weights), (rows.tokens, inside))
-    found = jax.jit(partial(reward_model._loss, 0.3))(reward, jax.tree.map(jnp.asarray, batch))
-    assert found == pytest.approx(of_labels - 0.3 * picked[inside[:, 1:]].mean(), rel=1e-5)
+    loss = jax.jit(partial(reward_model._loss, 0.3))(reward, jax.tree.map(jnp.asarray, batch))
+    assert loss == pytest.approx(of_labels - 0.3 * picked[inside[:, 1:]].mean(), rel=1e-5)
 
 
-def test_a_grown_model_is_the_same_function(trained):
+def test_added_layers_do_not_change_the_function(trained):
     model, tokens = trained[0], jnp.asarray(encoding.prompts(task.draw(0, 4))[0])
-    taller = reward_model.grown(jax.random.key(1), model, 2)
-    assert taller.config.num_layers == 3
-    np.testing.assert_allclose(words_after(taller, tokens), words_after(model, tokens), rtol=1e-4, atol=1e-5)
+    extended = reward_model.add_layers(jax.random.key(1), model, 2)
+    assert extended.config.num_layers == 3
+    np.testing.assert_allclose(
+        next_token_logits(extended, tokens), next_token_logits(model, tokens), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_judge_reads_the_tokens_of_the_solution(rewarded):
+def test_rollouts_are_scored_at_the_tokens_of_the_solution(rewarded):
     reward, problems = rewarded[0], task.draw(1, 10, (1, 2))
-    found = sampled_solutions.rollouts(jax.random.key(0), reward.trunk, problems)
-    logits, ends = reward_model.judge(reward, problems, found, batch=4)
+    rollouts = sampled_solutions.draw_rollouts(jax.random.key(0), reward.trunk, problems)
+    logits, ends = reward_model.score_rollouts(reward, problems, rollouts, batch=4)
     prompts, lengths = encoding.prompts(problems)
     rows = np.zeros((10, 40), np.int32)
     for i in range(10):
-        row = np.concatenate([prompts[i, : lengths[i]], found.tokens[i, : found.length[i]]])
+        row = np.concatenate([prompts[i, : lengths[i]], rollouts.tokens[i, : rollouts.length[i]]])
         rows[i, : len(row)] = row
-    whole = np.asarray(verdicts_at(reward, jnp.asarray(rows)))
+    all_logits = np.asarray(reward_logits(reward, jnp.asarray(rows)))
     for i in range(10):
-        own = whole[i, lengths[i] : lengths[i] + found.length[i]]
-        np.testing.assert_allclose(logits[i, : found.length[i]], own, atol=1e-5)
-        assert ends[i, found.length[i] - 1]
+        expected = all_logits[i, lengths[i] : lengths[i] + rollouts.length[i]]
+        np.testing.assert_allclose(logits[i, : rollouts.length[i]], expected, atol=1e-5)
+        assert ends[i, rollouts.length[i] - 1]
 
 
 def test_files_are_read_back(trained, rewarded, tmp_path):

@@ -1,4 +1,4 @@
-"""Reports: numbers on the page are those computed, pictures are embedded, scores have the right errors."""
+"""Reports: the page shows the computed numbers, plots are embedded, scores have correct standard errors."""
 
 import base64
 import dataclasses
@@ -25,7 +25,7 @@ VOID = {"meta", "img", "source", "br", "link"}
 
 
 class Checker(HTMLParser):
-    """Collects the tags, and fails where one is closed that was not open."""
+    """Collect the tags, and fail if a tag is closed that was not open."""
 
     def __init__(self):
         super().__init__()
@@ -58,43 +58,59 @@ def problem():
     rng = np.random.default_rng(0)
     X = rng.uniform(0, 10, (40, 2))
     y = 20 + 5 * np.sin(X[:, 0]) + 0.3 * rng.normal(size=40)
-    table = data.Dataset("toy", X, y, ("time", "idle"), "height (m)", "Toy.", "made up", "none")
+    table = data.Dataset(
+        name="toy",
+        X=X,
+        y=y,
+        feature_names=("time", "idle"),
+        target_name="height (m)",
+        description="Toy.",
+        source="made up",
+        licence="none",
+    )
     model = gp.Model(gp.kernels.RBF(variance=1.0, lengthscale=jnp.ones(2)), gp.likelihoods.Gaussian(0.1))
     prior = gp.default_prior(model, (X - X.mean(0)) / X.std(0))
-    return methods.Problem(table, np.arange(30), np.arange(30, 40), model, prior, {"kernel": "wave"})
+    return methods.RegressionProblem(
+        data=table,
+        train=np.arange(30),
+        test=np.arange(30, 40),
+        model=model,
+        prior=prior,
+        parts={"kernel": "wave"},
+    )
 
 
 class Broken:
-    """An engine that finds nothing."""
+    """An engine that fails."""
 
     def sample(self, key, target, *, progress=None, checkpoint=None):
         raise NumericalError("nothing found", Status.NON_FINITE)
 
 
 @pytest.fixture(scope="module")
-def found(problem):
+def results(problem):
     chosen = [
         engines.find_engine("nuts")._replace(make=lambda draws: Cloud()),
         engines.find_engine("map"),
         engines.find_engine("ml2")._replace(make=lambda draws: Broken()),
     ]
-    seen = []
+    finished = []
     result = methods.run_methods(
-        jax.random.key(0), problem, chosen, draws=20, progress=False, done=seen.append
+        jax.random.key(0), problem, chosen, draws=20, progress=False, done=finished.append
     )
-    assert [method.entry.name for method in seen] == [method.entry.name for method in result]
+    assert [method.entry.name for method in finished] == [method.entry.name for method in result]
     return result
 
 
 @pytest.mark.slow
-def test_methods_table_holds_the_scores(problem, found):
-    nuts, point, broken = found
-    table = methods.methods_table(problem, found, title="t")
+def test_methods_table_holds_the_scores(problem, results):
+    nuts, point, broken = results
+    table = methods.methods_table(problem, results, title="t")
     assert [row[0] for row in table.rows] == ["NUTS", "MAP", "ML-II", "no inputs"]
     assert table.rows[2][1] == "failed"
     assert "nothing found" in broken.remark
     assert nuts.remark == "these are prior draws"
-    # By hand, from the fits: the mixture density of NUTS and the normal of MAP.
+    # Computed from the fits: the mixture density of NUTS and the normal of MAP.
     X, y = problem.data.X[30:], problem.data.y[30:]
     log_densities = [np.asarray(method.fit.log_prob(X, y)) for method in (nuts, point)]
     for row, log_density in zip(table.rows, log_densities):
@@ -113,24 +129,24 @@ def test_methods_table_holds_the_scores(problem, found):
     assert table.rows[0][5] == "-"
 
 
-def test_bound_is_in_the_units_of_the_data(found):
-    point = found[1].fit
+def test_bound_is_in_the_units_of_the_data(results):
+    point = results[1].fit
     info = type("Info", (), {"elbo": jnp.asarray(-12.0)})()
     bounded = dataclasses.replace(point, log_evidence=None, info=info)
     expected = -12.0 - 30 * float(np.log(point.scaling.y_scale))
     assert methods.evidence(bounded) == f"≥ {expected:.1f} (bound)"
 
 
-def test_chains_table_is_the_engines_own_verdict(found):
-    table = methods.chains_table(found)
+def test_chains_table_is_the_engines_own_verdict(results):
+    table = methods.chains_table(results)
     assert len(table.rows) == 1
-    info = found[0].fit.info
-    worst = max(float(np.max(leaf)) for leaf in jax.tree.leaves(info.rhat))
-    assert table.rows[0][:4] == ("NUTS", "2", "20", f"{worst:.3f}")
+    info = results[0].fit.info
+    max_rhat = max(float(np.max(leaf)) for leaf in jax.tree.leaves(info.rhat))
+    assert table.rows[0][:4] == ("NUTS", "2", "20", f"{max_rhat:.3f}")
 
 
-def test_hyperparameters_in_the_units_of_the_data(problem, found):
-    point = found[1].fit
+def test_hyperparameters_in_the_units_of_the_data(problem, results):
+    point = results[1].fit
     names = units.learned_names(problem.model, problem.prior)
     by_name = {
         q.name: q for q in units.quantities(point, names, problem.data.feature_names, target="height (m)")
@@ -148,12 +164,12 @@ def test_hyperparameters_in_the_units_of_the_data(problem, found):
     assert units.most_relevant(point, 1) == [int(np.argmin(kernel.lengthscale))]
 
 
-def test_a_lengthscale_beyond_all_data_has_no_effect(problem, found):
-    point = found[1].fit
+def test_a_lengthscale_beyond_all_data_has_no_effect(problem, results):
+    point = results[1].fit
     longer = jax.tree.map(lambda leaf: leaf.at[:, 0].set(1e5) if leaf.ndim == 2 else leaf, point.models)
-    idle = dataclasses.replace(point, models=longer)
-    listed = units.quantities(idle, ["kernel.lengthscale"], problem.data.feature_names)
-    assert [item.idle for item in listed] == [True] + [False] * (len(listed) - 1)
+    changed = dataclasses.replace(point, models=longer)
+    listed = units.quantities(changed, ["kernel.lengthscale"], problem.data.feature_names)
+    assert [item.irrelevant for item in listed] == [True] + [False] * (len(listed) - 1)
     rows = sections.values_table(listed, title="").rows
     assert rows[0][1] == "no effect"
     assert rows[1][1] != "no effect"
@@ -181,12 +197,12 @@ def test_only_what_was_learned_is_listed_and_pure_numbers_stay(problem):
     np.testing.assert_allclose(restricted.values, scaling.x_scale[1])
 
 
-def test_page_is_whole(tmp_path, problem, found):
-    shown = methods.methods_table(problem, found, title="Scores <b>")
-    pictures = sections.score_pictures(problem, found, unit="height (m)")
-    pictures += sections.hyperparameters(problem, found)
-    pictures += sections.effects(found[0].fit, problem.data.X, ("time", "idle"), chosen=[0, 1])
-    blocks = (html.Paragraph("a < b & c"), shown, sections.legend(found), sections.gallery(pictures))
+def test_page_is_whole(tmp_path, problem, results):
+    shown = methods.methods_table(problem, results, title="Scores <b>")
+    pictures = sections.score_pictures(problem, results, unit="height (m)")
+    pictures += sections.hyperparameters(problem, results)
+    pictures += sections.effects(results[0].fit, problem.data.X, ("time", "idle"), chosen=[0, 1])
+    blocks = (html.Paragraph("a < b & c"), shown, sections.legend(results), sections.gallery(pictures))
     text = html.page("Title & more", "lead", [html.Section("One", blocks)], [("seed", "7")])
     path = html.write_page(tmp_path / "new" / "folder", text)
     assert path.read_text(encoding="utf-8") == text
@@ -203,7 +219,7 @@ def test_page_is_whole(tmp_path, problem, found):
 
 
 @pytest.mark.slow
-def test_series_and_error_pictures(problem, found):
+def test_series_and_error_pictures(problem, results):
     one = problem._replace(data=problem.data._replace(X=problem.data.X[:, :1], feature_names=("time",)))
     model = gp.Model(gp.kernels.RBF(), gp.likelihoods.Gaussian(0.1))
     X, y = one.data.X[:30], one.data.y[:30]
@@ -221,7 +237,7 @@ def test_series_and_error_pictures(problem, found):
         True,
     )
     predicted = scoring.predictions(fit, one.data.X[30:], one.data.y[30:])
-    method = found[1]._replace(fit=fit, predicted=predicted)
+    method = results[1]._replace(fit=fit, predicted=predicted)
     picture = sections.series_picture(one, method, points=20)
     ElementTree.fromstring(picture.light)
     assert picture.light != picture.dark
@@ -231,19 +247,19 @@ def test_series_and_error_pictures(problem, found):
     ElementTree.fromstring(errors.dark)
 
 
-def test_verdict_says_who_is_worse_and_who_is_too_sure(problem, found):
-    nuts = found[0]
-    # A copy that is sure and wrong: the same mean, a tenth of the spread.
+def test_verdict_says_who_is_worse_and_who_is_too_sure(problem, results):
+    nuts = results[0]
+    # An overconfident copy: the same mean, a thirtieth of the standard deviation.
     y, mean, sd = nuts.predicted.y, nuts.predicted.mean, nuts.predicted.sd / 30
     quantiles = {level: mean + sd * norm.ppf(level) for level in nuts.predicted.quantiles}
     bold = scoring.Predictions(mean, sd, quantiles, y, norm.logpdf(y, mean, sd), norm.cdf(y, mean, sd))
-    text = sections.verdict(problem, [nuts, found[1]._replace(predicted=bold)])
-    assert "Clearly worse than NUTS on unseen data: MAP." in text
-    assert "MAP is too sure" in text
-    assert sections.verdict(problem, [nuts, found[1]._replace(predicted=nuts.predicted)]).startswith(
+    text = sections.verdict(problem, [nuts, results[1]._replace(predicted=bold)])
+    assert "Clearly worse than NUTS on held-out data: MAP." in text
+    assert "MAP is overconfident" in text
+    assert sections.verdict(problem, [nuts, results[1]._replace(predicted=nuts.predicted)]).startswith(
         "No clear difference"
     )
-    assert sections.verdict(problem, [found[2]]).startswith("No method worked")
+    assert sections.verdict(problem, [results[2]]).startswith("No method succeeded")
 
 
 def test_scores_of_a_known_normal():
@@ -251,16 +267,16 @@ def test_scores_of_a_known_normal():
     mean, sd = np.zeros(4), np.ones(4)
     quantiles = {level: np.full(4, norm.ppf(level)) for level in (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)}
     predicted = scoring.Predictions(mean, sd, quantiles, y, norm.logpdf(y), norm.cdf(y))
-    own = scoring.scores(predicted)
-    assert own.nlpd.value == pytest.approx(-norm.logpdf(y).mean())
-    assert own.rmse.value == pytest.approx(np.sqrt(np.mean(y**2)))
-    assert own.coverage.value == 0.75
-    assert own.rmse.error == pytest.approx(np.std(y**2, ddof=1) / 2 / (2 * own.rmse.value))
+    values = scoring.scores(predicted)
+    assert values.nlpd.value == pytest.approx(-norm.logpdf(y).mean())
+    assert values.rmse.value == pytest.approx(np.sqrt(np.mean(y**2)))
+    assert values.coverage.value == 0.75
+    assert values.rmse.error == pytest.approx(np.std(y**2, ddof=1) / 2 / (2 * values.rmse.value))
     # Two blocks: the error comes from two means.
     means = [-norm.logpdf(y[:2]).mean(), -norm.logpdf(y[2:]).mean()]
     assert scoring.scores(predicted, block=2).nlpd.error == pytest.approx(np.std(means, ddof=1) / np.sqrt(2))
     both = scoring.concatenate([predicted, predicted])
-    assert scoring.scores(both).nlpd.value == pytest.approx(own.nlpd.value)
+    assert scoring.scores(both).nlpd.value == pytest.approx(values.nlpd.value)
     assert scoring.difference(predicted, predicted) == scoring.Estimate(0.0, 0.0)
     with pytest.raises(ValueError, match="same outcomes"):
         scoring.difference(predicted, both)
@@ -351,10 +367,10 @@ def test_engine_table():
         engines.find_engine("gibbs")
 
 
-def test_gradients_spent():
+def test_count_gradients():
     """The fields of the three kinds of reports, and of one that does not say."""
     chains = SimpleNamespace(num_warmup_gradients=5, num_leapfrogs=np.array([[3, 4], [1, 7]]))
-    assert engines.gradients_spent(chains) == 20
-    assert engines.gradients_spent(SimpleNamespace(num_evaluations=np.array([6, 1]))) == 7
-    assert engines.gradients_spent(SimpleNamespace(num_gradients=np.int32(9), num_evaluations=3)) == 9
-    assert engines.gradients_spent(SimpleNamespace(num_leapfrogs=np.ones(4))) is None
+    assert engines.count_gradients(chains) == 20
+    assert engines.count_gradients(SimpleNamespace(num_evaluations=np.array([6, 1]))) == 7
+    assert engines.count_gradients(SimpleNamespace(num_gradients=np.int32(9), num_evaluations=3)) == 9
+    assert engines.count_gradients(SimpleNamespace(num_leapfrogs=np.ones(4))) is None

@@ -1,4 +1,4 @@
-"""The suite: its targets are what they say, right engines pass, wrong ones fail, and what is known of them is heard."""
+"""The suite: the targets are correct, correct engines pass, wrong engines fail, and limitations are considered."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,15 @@ import pytest
 from scipy import integrate, stats
 
 from probinfer.app.suite import known_targets, trials
-from probinfer.app.suite.suite import Finding, Kernel, Size, Subject, run_suite, unexpected
+from probinfer.app.suite.suite import CheckResult, Subject, SuiteSize, Transition, run_suite, unexpected
 from probinfer.checks import stein_identity
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.inference.posterior import Posterior
 
-SIZE = Size(exact=400, simulations=0, loops=0, lanes=0, discrepancies=("Stein", "MMD"))
+SIZE = SuiteSize(
+    num_exact=400, num_simulations=0, num_engine_simulations=0, num_lanes=0, discrepancies=("Stein", "MMD")
+)
 TARGETS = {
     "correlated normal": known_targets.correlated_normal(),
     "skewed, badly scaled": known_targets.skewed(),
@@ -25,9 +27,9 @@ def make_posterior(draws):
 
 
 def exact_draws(key, target):
-    """The right answer, found by the data that the target holds."""
-    which = min(TARGETS.values(), key=lambda one: _distance(one.target, target))
-    return make_posterior(which.exact(key, 400)[None])
+    """Exact draws of the known target that has the same log density."""
+    known = min(TARGETS.values(), key=lambda known_target: _distance(known_target.target, target))
+    return make_posterior(known.exact(key, 400)[None])
 
 
 def _distance(one, other):
@@ -36,7 +38,7 @@ def _distance(one, other):
 
 
 def uncorrelated(key, target):
-    """Right marginals of every target, without the correlation."""
+    """Correct marginals of each target, without the correlation."""
     draws = exact_draws(key, target).unconstrained[0]
     keys = jax.random.split(key, 3)
     columns = [jax.random.permutation(k, column) for k, column in zip(keys, draws.T)]
@@ -114,64 +116,72 @@ def test_prior_of_eight_schools_is_the_one_simulated(key):
 
 
 @pytest.fixture(scope="module")
-def findings():
-    cannot = {known_targets.CORRELATED: "ignores correlations"}
+def results():
+    limitations = {known_targets.CORRELATED: "ignores correlations"}
     subjects = [
         Subject("exact", exact_draws),
-        Subject("marginals", uncorrelated, cannot),
+        Subject("marginals", uncorrelated, limitations),
         Subject("shifted", shifted),
         Subject("broken", broken),
         Subject("few", too_few),
     ]
     started, done = [], []
-    found = run_suite(
+    returned = run_suite(
         jax.random.key(0),
         subjects,
         size=SIZE,
         started=lambda number, total, what: started.append((number, total)),
         done=done.append,
     )
-    assert started == [(i, len(found)) for i in range(len(found))]
-    assert done == found
-    return found
+    assert started == [(i, len(returned)) for i in range(len(returned))]
+    assert done == returned
+    return returned
 
 
-def words(findings, subject, check=None):
-    return {f.target: f.word for f in findings if f.subject == subject and check in (None, f.check)}
+def short_verdicts(results, subject, check=None):
+    return {f.target: f.short_verdict for f in results if f.subject == subject and check in (None, f.check)}
 
 
-def test_right_and_wrong_engines(findings):
-    alarms = [f for f in findings if f.subject == "exact" and f.word != "passes"]
+def test_right_and_wrong_engines(results):
+    alarms = [f for f in results if f.subject == "exact" and f.short_verdict != "passes"]
     assert len(alarms) <= 2  # each of four has a level of .0125 at most: three have a rate of 8e-6
-    assert set(words(findings, "shifted", "MMD").values()) == {"fails"}
-    assert words(findings, "marginals", "MMD") == {
-        "correlated normal": "fails, as it should",
+    assert set(short_verdicts(results, "shifted", "MMD").values()) == {"fails"}
+    assert short_verdicts(results, "marginals", "MMD") == {
+        "correlated normal": "fails as expected",
         "skewed, badly scaled": "passes",
     }
-    assert all(f.verdict and f.report is not None for f in findings if f.subject == "exact")
+    assert all(f.verdict and f.report is not None for f in results if f.subject == "exact")
 
 
-def test_engines_that_fail_and_checks_that_refuse(findings):
-    assert set(words(findings, "broken").values()) == {"fails"}
-    assert "no start" in next(f.verdict for f in findings if f.subject == "broken")
-    assert set(words(findings, "few").values()) == {"cannot tell"}
-    assert all("cannot tell" in f.verdict for f in findings if f.subject == "few")
+def test_engines_that_fail_and_checks_that_refuse(results):
+    assert set(short_verdicts(results, "broken").values()) == {"fails"}
+    assert "no start" in next(f.verdict for f in results if f.subject == "broken")
+    assert set(short_verdicts(results, "few").values()) == {"cannot tell"}
+    assert all("cannot tell" in f.verdict for f in results if f.subject == "few")
 
 
-def test_what_is_unexpected(findings):
-    said = unexpected([f for f in findings if f.subject in ("exact", "marginals", "few")])
-    assert said == []
-    said = unexpected(findings)
-    assert any(sentence.startswith("shifted on correlated normal fails MMD") for sentence in said)
-    blind = Finding("a", "t", "Stein", None, True, "no fault seen", "ignores correlations")
-    assert blind.word == "does not see it"
-    assert unexpected([blind]) == ["no check saw what is wrong with a on t: it ignores correlations"]
+def test_what_is_unexpected(results):
+    sentences = unexpected([f for f in results if f.subject in ("exact", "marginals", "few")])
+    assert sentences == []
+    sentences = unexpected(results)
+    assert any(sentence.startswith("shifted on correlated normal fails MMD") for sentence in sentences)
+    blind = CheckResult(
+        subject="a",
+        target="t",
+        check="Stein",
+        report=None,
+        passed=True,
+        verdict="no fault seen",
+        reason="ignores correlations",
+    )
+    assert blind.short_verdict == "not detected"
+    assert unexpected([blind]) == ["no check detected what is wrong with a on t: it ignores correlations"]
     assert unexpected([blind, blind._replace(check="MMD", passed=False)]) == []
 
 
 @pytest.mark.slow
 def test_calibration_loops_and_evidence(key):
-    """An engine for the conjugate model: its exact posterior, once with a log density, once half as wide."""
+    """An engine for the conjugate model: its exact posterior, and one with half the standard deviations."""
     design = jnp.asarray([[2.0, 2, 0], [2, 1.5, 0.5], [1.5, 2, 1], [2, 2.5, -1], [2, 2, 0.5]])
     root = jnp.linalg.cholesky(jnp.linalg.inv(jnp.eye(3) + design.T @ design))
 
@@ -182,9 +192,9 @@ def test_calibration_loops_and_evidence(key):
     def narrow(key, target):
         return sample(key, target, 0.5)
 
-    size = SIZE._replace(loops=150, discrepancies=())
-    found = run_suite(key, [Subject("right", sample), Subject("narrow", narrow)], size=size, level=1e-4)
-    assert [(f.subject, f.check, f.passed is not False) for f in found] == [  # a rate of 1e-4
+    size = SIZE._replace(num_engine_simulations=150, discrepancies=())
+    results = run_suite(key, [Subject("right", sample), Subject("narrow", narrow)], size=size, level=1e-4)
+    assert [(f.subject, f.check, f.passed is not False) for f in results] == [  # a rate of 1e-4
         ("right", "SBC", True),
         ("right", "TARP", True),
         ("narrow", "SBC", False),
@@ -193,7 +203,7 @@ def test_calibration_loops_and_evidence(key):
 
 
 def weighted(key, target):
-    """Four chains of 100; the first halves weigh nothing, the last chain weighs twice."""
+    """Four chains of 100; the first halves have weight zero, the last chain has double weight."""
     draws = jnp.arange(4 * 100 * 3.0).reshape(4, 100, 3)
     log_weights = jnp.where(jnp.arange(100) < 50, -jnp.inf, 0.0) + jnp.log(jnp.array([1.0, 1, 1, 2]))[:, None]
     return Posterior(draws, log_weights=log_weights, unconstrained=draws)
@@ -222,26 +232,28 @@ def test_weighted_draws_are_resampled_in_their_order(key):
 def test_an_evidence_is_bounded_by_what_the_engine_gives(key, below, above, right):
     target, spread = TARGETS["correlated normal"], 0.01 * np.linspace(-1, 1, 20)
 
-    def bounds(key, posterior, given, exact):
-        assert posterior == "posterior"
-        assert given is target.target
+    posterior = make_posterior(jnp.zeros((1, 2, 3)))
+
+    def bounds(key, given_posterior, given_target, exact):
+        assert given_posterior is posterior
+        assert given_target is target.target
         return target.log_evidence + below + spread, target.log_evidence + above + spread
 
     subject = Subject("s", exact_draws, evidence_fn=bounds, log_density_fn=lambda posterior: None)
     assert subject.bounds_fn is bounds
-    drawn = trials.Drawn("posterior", None, "")
-    report, passed, verdict = trials.evidence(bounds, lambda: drawn, target, None, key, 0.05)
+    subject_draws = trials.SubjectDraws(posterior, posterior.unconstrained, "")
+    report, passed, verdict = trials.evidence(bounds, lambda: subject_draws, target, None, key, 0.05)
     assert passed is right
     assert report.lower == pytest.approx(target.log_evidence + below)
-    assert f"exactly {target.log_evidence:.4g}" in verdict
+    assert f"exact value {target.log_evidence:.4g}" in verdict
     assert Subject("s", exact_draws).bounds_fn is None
 
 
 @pytest.mark.slow
-def test_kernels(key):
-    """A walk with a state of its own, right and with the wrong ratio."""
+def test_transitions(key):
+    """A random walk with a dictionary as state, correct and with a wrong acceptance ratio."""
 
-    def kernel(name, temperature):
+    def make_transition(name, temperature):
         def step(logdensity_fn, key, state):
             key_move, key_accept = jax.random.split(key)
             new = state["position"] + 0.5 * jax.random.normal(key_move, state["position"].shape)
@@ -249,12 +261,14 @@ def test_kernels(key):
             accepted = jnp.log(jax.random.uniform(key_accept)) < log_ratio
             return {"position": jnp.where(accepted, new, state["position"])}, {"accepted": accepted}
 
-        return Kernel(name, lambda f, position: {"position": position}, step, lambda state: state["position"])
+        return Transition(
+            name, lambda f, position: {"position": position}, step, lambda state: state["position"]
+        )
 
-    kernels = [kernel("right", 1.0), kernel("hot", 0.4)]
+    transitions = [make_transition("right", 1.0), make_transition("hot", 0.4)]
     key = jax.random.fold_in(key, 1)
-    found = run_suite(key, [], kernels=kernels, size=SIZE._replace(lanes=400), level=1e-4)
-    assert [(f.subject, f.passed) for f in found] == [("right", True), ("hot", False)]  # false alarm 1e-4
+    results = run_suite(key, [], transitions=transitions, size=SIZE._replace(num_lanes=400), level=1e-4)
+    assert [(f.subject, f.passed) for f in results] == [("right", True), ("hot", False)]  # false alarm 1e-4
 
 
 @pytest.mark.parametrize(

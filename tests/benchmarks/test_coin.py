@@ -34,8 +34,8 @@ def test_exact_draws_belong_to_their_density(name):
     case = TARGETS[name][0]()
     x = jnp.asarray(case.draws)
     scores = np.asarray(jax.vmap(jax.grad(case.logdensity_fn))(x))
-    centred = case.draws - case.draws.mean(0)
-    for terms, expected in ((scores, 0), (centred * scores, -1)):
+    centered = case.draws - case.draws.mean(0)
+    for terms, expected in ((scores, 0), (centered * scores, -1)):
         z = (terms.mean(0) - expected) / (terms.std(0) / np.sqrt(len(terms)))
         assert np.abs(z).max() < 4.5
 
@@ -43,8 +43,8 @@ def test_exact_draws_belong_to_their_density(name):
 def slow_distance(a, b):
     """By loops; all pairs of a, those with itself included, and the distinct pairs of b."""
     between = np.mean([np.linalg.norm(x - y) for x in a for y in b])
-    own = np.sum([np.linalg.norm(x - y) for x in b for y in b]) / (len(b) * (len(b) - 1))
-    return 2 * between - np.mean([np.linalg.norm(x - y) for x in a for y in a]) - own
+    within = np.sum([np.linalg.norm(x - y) for x in b for y in b]) / (len(b) * (len(b) - 1))
+    return 2 * between - np.mean([np.linalg.norm(x - y) for x in a for y in a]) - within
 
 
 def test_energy_distances_are_those_of_the_loops():
@@ -62,8 +62,8 @@ def test_the_floor_is_the_mean_distance_of_independent_draws():
     """400 sets of 20 from the reference itself: 4 standard errors, rate 1e-4."""
     draws = np.random.default_rng(0).normal(size=(500, 2))
     reference, rng = Reference(draws), np.random.default_rng(1)
-    found = [reference.distances(draws[rng.integers(0, 500, 20)])[0] for _ in range(400)]
-    assert abs(np.mean(found) - reference.floor(20)[0]) < 4 * np.std(found) / 20
+    distances = [reference.distances(draws[rng.integers(0, 500, 20)])[0] for _ in range(400)]
+    assert abs(np.mean(distances) - reference.floor(20)[0]) < 4 * np.std(distances) / 20
 
 
 def test_intervals_are_those_of_student():
@@ -91,13 +91,13 @@ def test_the_answer_compares_with_the_better_form_of_adam():
     def record(ours):
         values = {"default": ours, "Adam": 1.0, "Adam, plain": 2.0}
         noise = np.random.default_rng(0).normal(size=(10, 3, 2))
-        found = {m: v + 1e-3 * noise for m, v in values.items()}
-        return {"distances": found, "floor": [0.1, 0.1]}
+        noisy = {m: v + 1e-3 * noise for m, v in values.items()}
+        return {"distances": noisy, "floor": [0.1, 0.1]}
 
     for ours, met in ((1.15, True), (1.25, False)):
-        found = coin_accuracy_report.compared(record(ours), ("Adam", "Adam, plain"), ("default",))
-        assert (found["Adam, better form"] == "Adam").all()
-        assert (found["against Adam"]["default"]["met"] == met).all()
+        compared = coin_accuracy_report.compared(record(ours), ("Adam", "Adam, plain"), ("default",))
+        assert (compared["Adam, better form"] == "Adam").all()
+        assert (compared["against Adam"]["default"]["met"] == met).all()
 
 
 def test_one_step_of_adam_has_the_size_of_its_rate():
@@ -122,7 +122,7 @@ def test_scaling_is_learned_on_the_training_rows_and_scores_are_in_the_units_of_
     np.testing.assert_allclose(np.mean(train["X"], axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(np.std(train["y"]), 1, rtol=1e-12)
     assert train["X"].shape == (36, 2)
-    assert abs(np.mean(test["y"])) > 1e-3  # not centred by itself
+    assert abs(np.mean(test["y"])) > 1e-3  # not centered by itself
     start = coin_minibatch_models.network(Table, 0).start(jax.random.key(0), 3)
     silent = {name: 0 * leaf for name, leaf in start.items()}  # predicts the mean of the training rows
     fit, error = coin_minibatch_models.network_scores(silent, test, unit)

@@ -1,4 +1,4 @@
-"""What the benchmark scripts share."""
+"""The shared code of the benchmark scripts."""
 
 import importlib.util
 from pathlib import Path

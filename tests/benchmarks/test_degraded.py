@@ -18,7 +18,7 @@ from probinfer.lm.rewards.meanings import Score
 
 @pytree
 class Zero(Score):
-    """A score of nothing: what a degraded one returns is its noise."""
+    """A constant score: a degraded one returns its noise."""
 
     def step(self, state, view):
         return state, jnp.zeros(view.step_length.shape)
@@ -26,7 +26,7 @@ class Zero(Score):
 
 @pytree
 class Logs(Score):
-    """A score on the other scale."""
+    """A score on the log scale."""
 
     scale = "log"
 
@@ -45,7 +45,7 @@ def take(score, state, view):
 
 
 def read(score, texts, cuts, context=CONTEXT):
-    """Values after each step of texts (N, T) that are cut at the same places."""
+    """Values after each step of texts (N, T), with the same step boundaries in all texts."""
     num, state, values = len(texts), start(score, context, len(texts)), []
     for begin, end in zip([0, *cuts[:-1]], cuts, strict=True):
         rest = ((0, 0), (0, 12 - end + begin))
@@ -65,13 +65,13 @@ def test_noise_is_a_function_of_prompt_and_prefix():
     rng = np.random.default_rng(0)
     texts = rng.integers(0, 50, (40, 9))
     score = degrade(Zero(), 1.0, seed=5)
-    whole, state = read(score, texts, [9])
+    full_values, state = read(score, texts, [9])
     pieces, _ = read(score, texts, [2, 5, 6, 9])
-    np.testing.assert_array_equal(whole[-1], pieces[-1])
+    np.testing.assert_array_equal(full_values[-1], pieces[-1])
     ancestors = jnp.asarray(rng.integers(0, 40, 30))
     np.testing.assert_array_equal(score.gather(state, ancestors).code, state.code[ancestors])
     padded = Context(jnp.array([4, 2, 9, 9, 9], jnp.int32), jnp.int32(2))
-    np.testing.assert_array_equal(read(score, texts, [9], padded)[0], whole)
+    np.testing.assert_array_equal(read(score, texts, [9], padded)[0], full_values)
     swapped = texts[:, [1, 0, *range(2, 9)]]
     swapped[:, 0] += swapped[:, 0] == swapped[:, 1]
     others = [
@@ -81,7 +81,7 @@ def test_noise_is_a_function_of_prompt_and_prefix():
         read(score, texts, [9], Context(jnp.array([2, 4, 0], jnp.int32), jnp.int32(2)))[0],
         read(degrade(Zero(), 1.0, seed=6), texts, [9])[0],
     ]
-    assert all((other[-1] != whole[-1]).all() for other in others)
+    assert all((other[-1] != full_values[-1]).all() for other in others)
 
 
 def test_noise_is_standard_normal_and_independent():
@@ -99,16 +99,16 @@ def test_noise_is_standard_normal_and_independent():
 
 
 @pytest.mark.parametrize("persistence", [0.6, 1.0])
-def test_persistent_noise_is_handed_on(persistence):
+def test_persistent_noise_is_correlated(persistence):
     """Correlation rho between steps, the same variance at each; z-tests at 5.2 (2e-7 each, six of them)."""
     rng = np.random.default_rng(2)
     texts = rng.integers(0, 1000, (4000, 6))
     values, _ = read(degrade(Zero(), 1.0, seed=3, persistence=persistence), texts, [2, 4, 6])
     assert (np.abs(values.var(axis=1) - 1) < 5.2 * np.sqrt(2 / 4000)).all()
-    found = np.corrcoef(values)
+    correlation = np.corrcoef(values)
     for lag in (1, 2):
         error = (1 - persistence ** (2 * lag)) / np.sqrt(4000)
-        assert abs(found[0, lag] - persistence**lag) <= 5.2 * error + 1e-6
+        assert abs(correlation[0, lag] - persistence**lag) <= 5.2 * error + 1e-6
 
 
 def test_a_particle_that_took_no_step_keeps_its_noise():

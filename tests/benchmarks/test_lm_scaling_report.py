@@ -1,4 +1,4 @@
-"""What lm_scaling says of its results: budgets at equal accuracy, and the table that the README shows."""
+"""The report of lm_scaling: budgets at equal accuracy, and the table of the README."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 def test_budgets_are_read_off_a_line_in_log_n():
     ladder, curve = (1, 4, 16), np.array([[0.2, 0.4, 0.3]])
     level = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
-    found = report._budget(level, ladder, np.repeat(curve, 5, axis=0))
-    np.testing.assert_allclose(found, [1, 1, 2, 4, np.inf])
+    budgets = report._budget(level, ladder, np.repeat(curve, 5, axis=0))
+    np.testing.assert_allclose(budgets, [1, 1, 2, 4, np.inf])
 
 
 def test_ratios_and_intervals_of_curves_that_are_known():
-    """The other method needs four times the filter's texts for the same accuracy, on every problem alike."""
+    """The other method needs four times as many texts as the filter for the same accuracy, on each problem."""
     rng = np.random.default_rng(0)
     level = rng.uniform(size=400)
     ladder, share = (1, 4, 16), {1: 0.2, 4: 0.5, 16: 0.8}
@@ -33,12 +33,12 @@ def test_ratios_and_intervals_of_curves_that_are_known():
         }
     }
     results |= {f"{report.CHIEF}-{n}-0": {"rows": rows(share[n]), "seconds": 1.0} for n in ladder}
-    found = report.gather(results, ladder, 1)
-    [ratio] = found["ratios"]
+    gathered = report.gather(results, ladder, 1)
+    [ratio] = gathered["ratios"]
     assert ratio["for the filter at 4"] == pytest.approx(4)
     assert ratio["budget ratio"] == pytest.approx(4)
     assert ratio["interval"] == pytest.approx([4, 4])
-    four = next(c for c in found["curves"] if c["method"] == "majority" and c["N"] == 4)
+    four = next(c for c in gathered["curves"] if c["method"] == "majority" and c["N"] == 4)
     assert four["filter less this"] == pytest.approx(np.mean(level < 0.5) - np.mean(level < 0.2))
     low, high = four["its interval"]
     assert low < four["filter less this"] < high

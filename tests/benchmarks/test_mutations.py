@@ -1,4 +1,4 @@
-"""Some planted faults of the mutation table, at a smaller size: each is caught, and what is blind stays blind."""
+"""Some planted faults of the mutation table at a smaller size: each is detected, by the expected checks alone."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmarks.mutations.settings import FULL, SMALL
 from benchmarks.mutations.table import best_check, clopper_pearson, judge, markdown
 
 # Of 60 keys each quick fault is caught at every one at level .001 too; at .05 a miss is rarer than 1e-4.
-SIZE = FULL._replace(simulations=400, draws=31, places=7, sample=400)
+SIZE = FULL._replace(simulations=400, draws=31, num_states=7, sample=400)
 PROCEDURES = (*NULLS, *APPROXIMATIONS, *FAULTS)
 
 
@@ -33,11 +33,11 @@ PROCEDURES = (*NULLS, *APPROXIMATIONS, *FAULTS)
     ],
 )
 def test_faults_are_caught(key, name, group, caught, blind):
-    found = run_group(group, key, by_name(name), SIZE)
-    assert caught <= {check for check, rejected in found.items() if rejected}
+    rejections = run_group(group, key, by_name(name), SIZE)
+    assert caught <= {check for check, rejected in rejections.items() if rejected}
     if blind:  # at a level that is the rate of false alarms
-        found = run_group(group, key, by_name(name), SIZE._replace(level=1e-4))
-        assert not any(found[check] for check in blind)
+        rejections = run_group(group, key, by_name(name), SIZE._replace(level=1e-4))
+        assert not any(rejections[check] for check in blind)
 
 
 def test_without_a_fault_nothing_is_said(key):
@@ -68,9 +68,9 @@ def test_what_is_asked_is_judged():
         counts[one.name] = counts[one.name] | {"TARP": (60, 60)}
     counts["none, HMC"] = counts["none, HMC"] | {"KSD": (300, 2000)}
     counts["too wide"] = dict.fromkeys(CHECKS, (58, 60))
-    found = judge(counts, 0.05)
-    assert found["sizes above the level"] == ["KSD (none, HMC): 300 of 2000"]
-    assert found["not caught"] == ["too wide"]  # 58 of 60: the lower end is 0.885
+    judgment = judge(counts, 0.05)
+    assert judgment["sizes above the level"] == ["KSD (none, HMC): 300 of 2000"]
+    assert judgment["not caught"] == ["too wide"]  # 58 of 60: the lower end is 0.885
     assert best_check(counts["sign flip"]) == ("TARP", pytest.approx(0.025 ** (1 / 60)))
     table = markdown(counts).splitlines()
     assert len(table) == 2 + len(PROCEDURES)

@@ -1,4 +1,4 @@
-"""Ported posteriordb models against slow NumPy densities, faults that must be seen, and the files they come from."""
+"""Ported posteriordb models against slow NumPy densities, planted faults, and the data files."""
 
 import json
 import zipfile
@@ -34,7 +34,7 @@ def evaluate(target, many):
 
 @pytest.mark.parametrize("port", OF_MODEL, ids=lambda port: port.name)
 def test_log_densities_are_those_of_the_oracle(port):
-    """Normalised priors on both sides, so that the values are equal, not only their differences."""
+    """Normalized priors on both sides, so that the values are equal, not only their differences."""
     target = port.target(DATA[port.data])
     many = positions(target, 3)
     values, log_p = evaluate(target, many)
@@ -62,8 +62,8 @@ def test_stored_draws_find_their_positions(port):
     values = jax.vmap(target.constrain_fn)(many)
     values.pop("z", None)  # of the eight schools; posteriordb stores theta
     stored = {name: np.asarray(value)[None] for name, value in values.items()}
-    found = port.positions(target, stored)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-9, atol=1e-9), found, many)
+    recovered = port.positions(target, stored)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-9, atol=1e-9), recovered, many)
 
 
 @pytest.fixture(scope="module")

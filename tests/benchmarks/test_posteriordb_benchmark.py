@@ -1,4 +1,4 @@
-"""The numbers of the posteriordb table: errors, weights, failures, and what is kept of an earlier run."""
+"""The numbers of the posteriordb table: errors, weights, failures, and results of earlier runs."""
 
 import warnings
 from types import SimpleNamespace
@@ -45,24 +45,24 @@ def test_columns_name_the_elements():
 def test_errors_are_in_standard_deviations_of_the_reference():
     shift = 0.5 * STORED["b"][..., 1].std()
     draws = {"a": STORED["a"], "b": STORED["b"] + np.array([0, shift]), "more": np.full((2, 200), 1e9)}
-    found = benchmark.accuracy(Posterior(draws), REFERENCE)
-    assert found["mean of"] == found["second moment of"] == "b[2]"
-    np.testing.assert_allclose(found["mean"], 0.5, rtol=1e-9)
+    result = benchmark.accuracy(Posterior(draws), REFERENCE)
+    assert result["mean of"] == result["second moment of"] == "b[2]"
+    np.testing.assert_allclose(result["mean"], 0.5, rtol=1e-9)
     squares = STORED["b"][..., 1] ** 2, (STORED["b"][..., 1] + shift) ** 2
     expected = (squares[1].mean() - squares[0].mean()) / squares[0].std()
-    np.testing.assert_allclose(found["second moment"], expected, rtol=1e-9)
-    assert found["mean, median"] == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(result["second moment"], expected, rtol=1e-9)
+    assert result["mean, median"] == pytest.approx(0, abs=1e-12)
     # 400 independent draws on either side: errors of 0.05 each, 0.5 is 7 of both; ESS estimates are good to a fifth
-    assert found["mean, reference MCSE"] == pytest.approx(0.05, rel=0.3)
-    assert found["z"] == pytest.approx(0.5 / np.hypot(0.05, 0.05), rel=0.3)
+    assert result["mean, reference MCSE"] == pytest.approx(0.05, rel=0.3)
+    assert result["z"] == pytest.approx(0.5 / np.hypot(0.05, 0.05), rel=0.3)
 
 
 def test_weights_count():
     both = {name: np.concatenate([value, value + 7], axis=1) for name, value in STORED.items()}
     log_weights = jnp.where(jnp.arange(400) < 200, 0.0, -jnp.inf) * jnp.ones((2, 1))
-    found = benchmark.accuracy(Posterior(both, log_weights=log_weights), REFERENCE)
-    assert max(found["mean"], found["second moment"]) < 1e-9
-    assert "z" not in found
+    result = benchmark.accuracy(Posterior(both, log_weights=log_weights), REFERENCE)
+    assert max(result["mean"], result["second moment"]) < 1e-9
+    assert "z" not in result
 
 
 def test_the_error_of_weighted_draws_is_that_of_chains():
@@ -83,9 +83,9 @@ def test_the_error_of_weighted_draws_is_that_of_chains():
 
 def test_draws_that_are_not_finite_are_the_largest_error():
     draws = {"a": STORED["a"], "b": np.full((2, 200, 2), np.nan)}
-    found = benchmark.accuracy(Posterior(draws), REFERENCE)
-    assert not np.isfinite(found["mean"])
-    assert benchmark.verdict([{"engine": "nuts", "posterior": "toy", **found}]).endswith(
+    result = benchmark.accuracy(Posterior(draws), REFERENCE)
+    assert not np.isfinite(result["mean"])
+    assert benchmark.verdict([{"engine": "nuts", "posterior": "toy", **result}]).endswith(
         "(largest inf); not toy"
     )
 
@@ -109,7 +109,7 @@ def test_an_engine_that_fails_is_a_row(key):
 
 
 class Repeats:
-    """Returns the reference's own draws."""
+    """Return the reference draws."""
 
     def sample(self, key, target, *, progress):
         info = vi.VIInfo(*[jnp.float64(0.25)] * 10)._replace(status=Status.OK, num_gradients=7)
@@ -159,7 +159,7 @@ def test_one_draw_has_no_discrepancy(key):
 
 @pytest.mark.slow
 def test_discrepancy_of_weighted_draws(key):
-    """Draws that are far off weigh nothing; were they counted, the squared MMD would exceed 0.2."""
+    """Distant draws have weight zero; with equal weights, the squared MMD would exceed 0.2."""
     both = {name: jnp.concatenate([value, value + 70], axis=1) for name, value in STORED.items()}
     log_weights = jnp.where(jnp.arange(400) < 200, 0.0, -jnp.inf) * jnp.ones((2, 1))
     weighted = Posterior(both, log_weights=log_weights, unconstrained=both)
@@ -197,9 +197,9 @@ def test_results_of_other_engines_and_posteriors_are_kept():
         ],
     }
     rows = [{"posterior": "arK-arK", "engine": "map", "mean": 4}]
-    found = benchmark.merged(old, {"posterior": "arK-arK", "dimension": 7}, rows)
-    assert found["posteriors"] == [{"posterior": "arK-arK", "dimension": 7}, {"posterior": "sblri-blr"}]
-    assert [row["mean"] for row in found["rows"]] == [3, 4, 2]
+    result = benchmark.merged(old, {"posterior": "arK-arK", "dimension": 7}, rows)
+    assert result["posteriors"] == [{"posterior": "arK-arK", "dimension": 7}, {"posterior": "sblri-blr"}]
+    assert [row["mean"] for row in result["rows"]] == [3, 4, 2]
 
 
 def test_own_report_of_islands():
@@ -213,9 +213,9 @@ def test_own_report_of_islands():
         temperatures=jnp.array([0.5, 1.0]),
         start="prior",
     )
-    found = benchmark.own_report(SimpleNamespace(info=info, log_evidence=jnp.array(-3.0)))
-    assert (found["log evidence"], found["levels"], found["starts from"]) == (-3.0, 2, "prior")
-    cells = benchmark.table_row({"engine": "tempered", **found})
+    result = benchmark.own_report(SimpleNamespace(info=info, log_evidence=jnp.array(-3.0)))
+    assert (result["log evidence"], result["levels"], result["starts from"]) == (-3.0, 2, "prior")
+    cells = benchmark.table_row({"engine": "tempered", **result})
     assert "log Z -3.000 ± 0.020" in cells[-1]
 
 
@@ -230,10 +230,10 @@ def test_own_report_of_chains():
         num_warmup_gradients=10,
         num_dropped_starts=jnp.int32(3),
     )
-    found = benchmark.own_report(SimpleNamespace(info=info))
-    assert found["R-hat"] == pytest.approx(1.01)
-    assert found["dropped starts"] == 3
-    assert (found["ESS"], found["divergences"], found["metric"], found["gradients"]) == (
+    result = benchmark.own_report(SimpleNamespace(info=info))
+    assert result["R-hat"] == pytest.approx(1.01)
+    assert result["dropped starts"] == 3
+    assert (result["ESS"], result["divergences"], result["metric"], result["gradients"]) == (
         500.0,
         2,
         "dense",

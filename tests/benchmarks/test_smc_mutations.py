@@ -1,4 +1,4 @@
-"""Some planted faults of particle methods at a smaller size: each is caught, the right methods are not accused."""
+"""Some planted faults of particle methods at a smaller size: each is detected, correct methods pass."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmarks.mutations.cloud_faults import CLOUD_FAULTS, CLOUD_NULLS, cloud_b
 from benchmarks.mutations.settings import CLOUDS
 from benchmarks.mutations.table import judge, markdown
 
-SIZE = CLOUDS._replace(simulations=200, places=7, runs=1600)
+SIZE = CLOUDS._replace(simulations=200, num_states=7, runs=1600)
 CLOUDS_ALL = (*CLOUD_NULLS, *CLOUD_FAULTS)
 
 
@@ -40,8 +40,8 @@ def test_the_law_of_a_scheme(key, name):
 def test_an_evidence_is_judged(key, name, caught):
     """Without a fault a false alarm has probability 1e-4."""
     size = SIZE._replace(level=0.001 if caught else 1e-4)
-    found = run_cloud_group("evidence", key, cloud_by_name(name), size)
-    assert found["evidence"] is caught
+    verdicts = run_cloud_group("evidence", key, cloud_by_name(name), size)
+    assert verdicts["evidence"] is caught
 
 
 @pytest.mark.slow

@@ -39,9 +39,9 @@ def test_greedy_accuracy(model, problems):
 def test_the_reward_model_tells_right_from_wrong(model, problems):
     """The rollouts are fixed by their key; on other draws of 120 the AUC has a standard error of 0.02."""
     twice = task.Problems(*(np.repeat(leaf, 2, axis=0) for leaf in problems))
-    found = sampled_solutions.rollouts(jax.random.key(3), model, twice)
-    logits, ends = reward_model.judge(files.read_reward(load.folder()), twice, found)
-    assert reward_model.auc(logits[ends], found.right[ends]) > 0.75
+    found = sampled_solutions.draw_rollouts(jax.random.key(3), model, twice)
+    logits, ends = reward_model.score_rollouts(files.read_reward(load.folder()), twice, found)
+    assert reward_model.auc(logits[ends], found.is_correct[ends]) > 0.75
 
 
 def test_the_folder_has_the_tokenizer_of_the_texts():

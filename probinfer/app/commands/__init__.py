@@ -1,4 +1,4 @@
-"""What the commands of the command line do, one file a command.
+"""The commands of the command line, one file for each.
 
-Start with ``regression`` (``probinfer gp``), ``check`` or ``generate``; ``live`` shows texts while they grow.
+Start with ``regression`` (``probinfer gp``), ``check`` or ``generate``; ``live`` shows texts while they are generated.
 """

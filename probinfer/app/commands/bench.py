@@ -12,50 +12,52 @@ __all__ = ["benchmark_folder", "benchmarks", "run_benchmark"]
 
 
 def benchmark_folder() -> Path:
-    """The folder ``benchmarks`` of the current directory, else of the checkout that this package stands in.
+    """Return the folder ``benchmarks`` of the current directory, else of the checkout that contains this package.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: neither exists.
     """
     for parent in (Path.cwd(), Path(__file__).parents[3]):
         if (parent / "benchmarks").is_dir():
             return parent / "benchmarks"
     raise FileNotFoundError(
-        "there is no folder benchmarks/ here; the benchmarks come with a checkout of the repository: run this "
-        "inside one"
+        "there is no folder benchmarks/ here; the benchmarks are part of a checkout of the repository: run this "
+        "command inside one"
     )
 
 
 def benchmarks(folder: Path) -> dict[str, str]:
-    """Names of the scripts, and the question that the first line of each docstring asks."""
-    return {path.stem: _question(path) for path in sorted(folder.glob("*.py")) if _runs(path)}
+    """Return the names of the scripts, each with the question that its docstring asks first."""
+    return {path.stem: _question(path) for path in sorted(folder.glob("*.py")) if _is_script(path)}
 
 
 def run_benchmark(folder: Path, name: str, arguments: list[str]) -> int:
-    """Run a script in a process of its own, with one thread in OpenBLAS.
+    """Run a script in a separate process, with one OpenBLAS thread.
 
     Args:
-        folder: where the scripts are.
-        name: which; must be one of ``benchmarks(folder)``.
-        arguments: passed on.
+        folder: folder of the scripts.
+        name: one of ``benchmarks(folder)``.
+        arguments: command-line arguments of the script.
 
     Returns:
         The exit code.
 
     Raises:
-        ValueError: there is no such script; the message lists those that there are.
+        ValueError: no script has this name; the message lists the names.
     """
-    known = benchmarks(folder)
-    if name not in known:
-        raise ValueError(f"no benchmark is called {name!r}; there is {', '.join(known) or 'none yet'}")
+    names = benchmarks(folder)
+    if name not in names:
+        raise ValueError(
+            f"no benchmark is called {name!r}; choose one of: {', '.join(names) or '(none exist)'}"
+        )
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, str(folder / f"{name}.py"), *arguments], env=environment
     ).returncode
 
 
-def _runs(path):
-    """Whether a file is a script, not a module that scripts share."""
+def _is_script(path):
+    """Whether a file is a script, not a module shared by scripts."""
     return "__main__" in path.read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What ``probinfer gp`` leaves beside its page: the saved fit and tables of predictions."""
+"""The files that ``probinfer gp`` writes beside its page: the saved fit and tables of predictions."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from probinfer.report.scoring import Predictions, predictions
 __all__ = ["write_files"]
 
 
-def write_files(fit: Any, table: Dataset, new: Any, crossed: Any, folder: str, source: Any) -> dict[str, str]:
+def write_files(
+    fit: Any, table: Dataset, new: Any, cross_validation: Any, folder: str, source: Any
+) -> dict[str, str]:
     """Write the saved fit and the CSV files.
 
     Args:
         fit: a ``gp.Fit``.
-        table: what was learned from.
+        table: the training data.
         new: inputs of the rows to predict, or None.
-        crossed: cross-validated predictions, their folds and their rows, or None.
-        folder: where they go; made if it is not there.
-        source: the file that ``new`` came from.
+        cross_validation: cross-validated predictions, those of the baseline, and the rows of both, or None.
+        folder: output folder, created if it does not exist.
+        source: the file that ``new`` was read from.
 
     Returns:
-        For the report, what was written: a name and what it is.
+        The files written, for the report: a name and a description of each.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     fit.save(out / "fit.npz")
     written = {"saved fit": "fit.npz; read it with probinfer.gp.load"}
-    if crossed is not None:
-        predicted, _, rows = crossed
+    if cross_validation is not None:
+        predicted, _, rows = cross_validation
         order = np.argsort(rows)
         extra = {"row": rows[order] + 1.0, "observed": predicted.y[order]}
         _write_columns(out / "cross-validation.csv", extra, predicted, order)

@@ -1,4 +1,4 @@
-"""``probinfer generate``: texts of a language model under a reward, shown as they grow, and their answers."""
+"""``probinfer generate``: sample texts of a language model under a reward, show the steps, print the answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import rich.table
 import rich.text
 
 from probinfer import lm
-from probinfer.app.commands.live import Screen, bar, is_right
+from probinfer.app.commands.live import StepDisplay, is_correct_so_far, share_bar
 from probinfer.app.commands.rewards import MEANINGS, load_reward
 from probinfer.app.pages.run_facts import provenance
 from probinfer.core.status import Status
 from probinfer.lm import infer
 from probinfer.lm.reasoner.task import TRAINED_STEPS
 
-__all__ = ["ANSWERS", "METHODS", "Options", "run_generate"]
+__all__ = ["ANSWERS", "METHODS", "GenerateOptions", "run_generate"]
 
 METHODS: dict[str, Callable[[int, Any], Any]] = {
     "particle-filter": lambda n, step: lm.ParticleFilter(n, step=step),
@@ -42,28 +42,28 @@ METHODS: dict[str, Callable[[int, Any], Any]] = {
     "greedy": lambda n, step: lm.Greedy(step=step),
 }
 ANSWERS = {"boxed": lm.answers.last_boxed, "number": lm.answers.last_number, "text": lm.answers.text}
-_REASONER = "reasoner"  # a folder of this name is ./reasoner
+_REASONER = "reasoner"  # write ./reasoner for a folder of this name
 
 
-class Options(NamedTuple):
-    """What the command was asked for; None: what suits the model.
+class GenerateOptions(NamedTuple):
+    """Options of ``probinfer generate``; None selects the default of the model.
 
     Attributes:
         model: a checkpoint folder, or "reasoner".
         prompt: the text, ``@file``, or ``-`` for the standard input.
         reward: "model", "none", or ``module:name``.
-        meaning: what the numbers of the reward mean.
+        meaning: meaning of the reward's numbers.
         method: one of ``METHODS``.
-        n: the budget: texts at a time.
-        max_tokens: most tokens of a text.
-        step: a delimiter, or a number of tokens.
-        temperature: of the tokens.
-        chat: use the chat template.
+        n: the budget: number of texts generated in parallel.
+        max_tokens: maximum number of tokens of a text.
+        step: where a step ends: a delimiter, or a number of tokens.
+        temperature: sampling temperature of the tokens.
+        chat: whether to apply the chat template.
         stop: strings that end a text.
         answer: one of ``ANSWERS``.
-        json: a file for the result.
-        live: show the steps.
-        seed: of the random key.
+        json: output file, or None.
+        live: whether to show the steps.
+        seed: seed of the random key.
     """
 
     model: str = _REASONER
@@ -83,60 +83,59 @@ class Options(NamedTuple):
     seed: int = 0
 
 
-class _Task(NamedTuple):
-    """What is run.
+class _GenerationTask(NamedTuple):
+    """The prompt and the settings of one call of ``lm.infer``.
 
     Attributes:
         prompt: the text.
-        method: of ``lm``.
+        method: a method of ``lm``.
         answer: text -> answer or None.
-        max_tokens: most tokens of a text.
-        judge: text so far -> whether it is right so far, or None.
+        max_tokens: maximum number of tokens of a text.
+        is_correct_fn: text so far -> whether it is correct so far; None if that cannot be checked.
     """
 
     prompt: str
     method: Any
     answer: Callable[[str], str | None]
     max_tokens: int
-    judge: Callable[[str], bool | None] | None
+    is_correct_fn: Callable[[str], bool | None] | None
 
 
-def run_generate(options: Options, *, command: str, console: rich.console.Console) -> lm.Answers:
+def run_generate(options: GenerateOptions, *, command: str, console: rich.console.Console) -> lm.Answers:
     """Sample texts, show their steps, print the answers with their probabilities.
 
     Args:
-        options: what was asked for.
-        command: what the user typed, for the file.
-        console: where everything goes.
+        options: the user's options.
+        command: the command line, recorded in the JSON file.
+        console: console of all output.
 
     Raises:
-        ValueError: an option that cannot be; the message is one line with advice.
-        FileNotFoundError: a folder or a file is not there.
+        ValueError: an option is invalid; the message is one line with advice.
+        FileNotFoundError: a folder or a file does not exist.
     """
-    _check(options)
-    text = _prompt(options)
+    _check_options(options)
+    text = _read_prompt(options)
     if options.model == _REASONER:
         model = lm.reasoner.model()
         task = _reasoner_task(options, model, text)
     else:
         model = lm.load(options.model)
-        task = _task(options, model, text)
+        task = _checkpoint_task(options, model, text)
     reward = load_reward(options.reward, options.meaning, model)
-    found = _infer(options, model, task, reward, console)
-    _show(found, console)
+    answers = _infer(options, model, task, reward, console)
+    _print_answers(answers, console)
     if options.json is not None:
-        _write(Path(options.json), _record(found, options, command))
+        _write_json(Path(options.json), _record(answers, options, command))
         console.print(f"written: {options.json}", markup=False, highlight=False, soft_wrap=True)
-    return found
+    return answers
 
 
-def _check(options: Options) -> None:
-    """Refuse, before any weights are read, what cannot be."""
-    named = (("method", METHODS), ("answer", ANSWERS), ("meaning", MEANINGS))
-    for name, known in named:
+def _check_options(options: GenerateOptions) -> None:
+    """Check the options before any weights are read."""
+    for name, choices in (("method", METHODS), ("answer", ANSWERS), ("meaning", MEANINGS)):
         value = getattr(options, name)
-        if value is not None and value not in known:
-            raise ValueError(f"--{name} must be one of {', '.join(known)}; got {value}")
+        if value is not None and value not in choices:
+            raise ValueError(f"--{name} must be one of {', '.join(choices)}; got {value}")
     if options.n < 1:
         raise ValueError(f"--n counts texts and must be at least 1, got {options.n}")
     if options.max_tokens is not None and options.max_tokens < 1:
@@ -144,99 +143,118 @@ def _check(options: Options) -> None:
     if options.json is not None:
         target = Path(options.json)
         if target.is_dir() or not target.absolute().parent.is_dir():
-            raise ValueError(f"--json {options.json}: name a file in a folder that is there")
+            raise ValueError(f"--json {options.json}: name a file in an existing folder")
     if options.chat and options.model == _REASONER:
         raise ValueError("--chat: the reasoner has no chat template; leave out --chat")
     if "" in options.stop:
         raise ValueError("--stop: an empty string would end every text at once; leave it out")
     _check_step(options.step)
-    METHODS[options.method](options.n, 1)
+    METHODS[options.method](options.n, 1)  # raises if the budget is too small for the method
 
 
 def _check_step(step: str | None) -> None:
     if step == "":
-        raise ValueError("--step: an empty string ends no step; --step 1 makes steps of one token")
+        raise ValueError("--step: an empty string cannot end a step; --step 1 makes steps of one token")
     if step is not None and step.isdecimal() and int(step) < 1:
         raise ValueError(f"--step counts tokens and must be at least 1, got {step}")
 
 
-def _prompt(options: Options) -> str | None:
-    """The text of the prompt; None: not given."""
-    given = options.prompt
-    if given is None:
+def _read_prompt(options: GenerateOptions) -> str | None:
+    """Return the text of the prompt, None if there is none."""
+    prompt = options.prompt
+    if prompt is None:
         return None
-    if given == "-":
+    if prompt == "-":
         return sys.stdin.read()
-    if given.startswith("@"):
-        path = Path(given[1:]).expanduser()
+    if prompt.startswith("@"):
+        path = Path(prompt[1:]).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"--prompt {given}: there is no file {path}")
+            raise FileNotFoundError(f"--prompt {prompt}: there is no file {path}")
         return path.read_text(encoding="utf-8")
-    return given
+    return prompt
 
 
-def _method(options: Options, delimiter: str) -> Any:
-    step = delimiter if options.step is None else _unescaped(options.step)
+def _method(options: GenerateOptions, delimiter: str) -> Any:
+    step = delimiter if options.step is None else _unescape(options.step)
     return METHODS[options.method](options.n, int(step) if step.isdecimal() else step)
 
 
-def _unescaped(text: str) -> str:
-    r"""A ``\n`` typed in a shell is two characters, and means one."""
+def _unescape(text: str) -> str:
+    r"""Replace ``\n`` and ``\t``, which a shell passes as two characters."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _reasoner_task(options: Options, model: lm.Model, text: str | None) -> _Task:
-    """Of the bundled model: lines are steps, and every step can be checked."""
+def _reasoner_task(options: GenerateOptions, model: lm.Model, text: str | None) -> _GenerationTask:
+    """Return the task of the bundled model: each line is a step, and each step can be checked."""
     problem = lm.reasoner.problems(options.seed, 1)[0] if text is None else lm.reasoner.parse(text)
-    _warn_outside(len(problem.operands))
-    answer = lm.reasoner.answer if options.answer is None else ANSWERS[options.answer]
-    most = _most_tokens(options, model, problem.prompt, 64)
-    return _Task(problem.prompt, _method(options, "\n"), answer, most, partial(is_right, problem))
+    _warn_if_untrained(len(problem.operands))
+    return _GenerationTask(
+        prompt=problem.prompt,
+        method=_method(options, "\n"),
+        answer=lm.reasoner.answer if options.answer is None else ANSWERS[options.answer],
+        max_tokens=_max_tokens(options, model, problem.prompt, 64),
+        is_correct_fn=partial(is_correct_so_far, problem),
+    )
 
 
-def _warn_outside(num: int) -> None:
-    """One line on stderr where the reasoner has not learnt problems of ``num`` operations."""
-    fewest, most = TRAINED_STEPS
-    if not fewest <= num <= most:
-        words = f"the reasoner was trained on {fewest} to {most} operations, this prompt has {num}"
-        print(f"warning: {words}: its texts and scores may be wrong", file=sys.stderr)
+def _warn_if_untrained(num_operations: int) -> None:
+    """Print one line on stderr if the reasoner was not trained on problems of this length."""
+    min_steps, max_steps = TRAINED_STEPS
+    if not min_steps <= num_operations <= max_steps:
+        text = (
+            f"the reasoner was trained on {min_steps} to {max_steps} operations, "
+            f"this prompt has {num_operations}"
+        )
+        print(f"warning: {text}: its texts and scores may be wrong", file=sys.stderr)
 
 
-def _task(options: Options, model: lm.Model, text: str | None) -> _Task:
-    """Of a checkpoint."""
+def _checkpoint_task(options: GenerateOptions, model: lm.Model, text: str | None) -> _GenerationTask:
+    """Return the task of a user's checkpoint."""
     if text is None:
         raise ValueError("--prompt is missing: give a text, @file, or - to read the standard input")
     try:
         prompt = model.tokenizer.render(text) if options.chat else text
     except ValueError as error:
-        none = "this checkpoint has no chat template: it may be a base model, leave out --chat"
-        raise ValueError(f"--chat: {none if 'no chat template' in str(error) else error}") from error
-    most = _most_tokens(options, model, prompt, 512)
-    return _Task(text, _method(options, "\n\n"), ANSWERS[options.answer or "boxed"], most, None)
+        advice = "this checkpoint has no chat template: it may be a base model, leave out --chat"
+        raise ValueError(f"--chat: {advice if 'no chat template' in str(error) else error}") from error
+    return _GenerationTask(
+        prompt=text,
+        method=_method(options, "\n\n"),
+        answer=ANSWERS[options.answer or "boxed"],
+        max_tokens=_max_tokens(options, model, prompt, 512),
+        is_correct_fn=None,
+    )
 
 
-def _most_tokens(options: Options, model: lm.Model, prompt: str, usual: int) -> int:
-    """As many as asked for, or as usual, or as fit."""
-    used = len(model.tokenizer.encode(prompt, special=not options.chat))
-    room = model.network.max_context - used
-    if used == 0:
-        raise ValueError("--prompt: it is empty, and a language model needs a token to begin with")
-    if room < 1:
+def _max_tokens(options: GenerateOptions, model: lm.Model, prompt: str, default: int) -> int:
+    """Return the maximum number of tokens of a text: the user's, or the default cut to the model's context."""
+    num_prompt_tokens = len(model.tokenizer.encode(prompt, special=not options.chat))
+    remaining = model.network.max_context - num_prompt_tokens
+    if num_prompt_tokens == 0:
+        raise ValueError("--prompt: it is empty, but a language model needs at least one token")
+    if remaining < 1:
         raise ValueError(
-            f"--prompt: {used} tokens do not fit into the context of {model.network.max_context}; shorten it"
+            f"--prompt: {num_prompt_tokens} tokens do not fit into the context of {model.network.max_context}; "
+            "shorten it"
         )
-    if options.max_tokens is not None and options.max_tokens > room:
-        raise ValueError(f"--max-tokens {options.max_tokens}: {room} fit behind a prompt of {used} tokens")
-    return options.max_tokens or min(usual, room)
+    if options.max_tokens is not None and options.max_tokens > remaining:
+        raise ValueError(
+            f"--max-tokens {options.max_tokens}: after a prompt of {num_prompt_tokens} tokens, at most {remaining} fit"
+        )
+    return options.max_tokens or min(default, remaining)
 
 
 def _infer(
-    options: Options, model: lm.Model, task: _Task, reward: Any, console: rich.console.Console
+    options: GenerateOptions,
+    model: lm.Model,
+    task: _GenerationTask,
+    reward: Any,
+    console: rich.console.Console,
 ) -> lm.Answers:
-    """Run, with the steps on show; warnings become lines of their own."""
+    """Run the method, show its steps, and print its warnings as separate lines."""
     settings: dict[str, Any] = {
         "answer": task.answer,
-        "stop": tuple(map(_unescaped, options.stop)),
+        "stop": tuple(map(_unescape, options.stop)),
         "max_tokens": task.max_tokens,
         "proposal": lm.Proposal(temperature=options.temperature),
         "chat": options.chat,
@@ -247,44 +265,52 @@ def _infer(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         if options.live:
-            with Screen(console, task.judge, redraw=console.is_terminal) as screen:
-                found: Any = run(watch=screen)
+            with StepDisplay(console, task.is_correct_fn, redraw=console.is_terminal) as display:
+                answers: Any = run(watch=display)
         else:
-            found = run()
-    said = dict.fromkeys(str(item.message) for item in caught)
-    for message in sorted(said, key=lambda words: not words.startswith("rewards failed")):  # the cause first
+            answers = run()
+    messages = dict.fromkeys(str(item.message) for item in caught)
+    # The cause (failed rewards) comes before its consequences.
+    for message in sorted(messages, key=lambda message: not message.startswith("rewards failed")):
         console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    return found
+    return answers
 
 
-def _show(found: lm.Answers, console: rich.console.Console) -> None:
-    """Answers, the text of largest weight, the target, the cost."""
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if found.status == Status.OK:
+def _print_answers(answers: lm.Answers, console: rich.console.Console) -> None:
+    """Print the answers, the text of largest weight, the target, and the cost."""
+    print_text = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    if answers.status == Status.OK:
         table = rich.table.Table("answer", "probability", title="Answers", title_justify="left")
-        for answer, share in found.answers[:10]:
-            words = "no answer" if answer is None else " ".join(answer.split())
-            table.add_row(rich.text.Text(words[:100], overflow="ellipsis"), bar(share, 20))
-        say()
+        for answer, probability in answers.answers[:10]:
+            text = "no answer" if answer is None else " ".join(answer.split())
+            table.add_row(rich.text.Text(text[:100], overflow="ellipsis"), share_bar(probability, 20))
+        print_text()
         console.print(table)
-        if found.best is None:
-            say("No text has an answer of this kind: --answer number or --answer text find others.")
-        say("\nThe heaviest text with the likeliest answer:", style="bold")
-        say(_typical(found).rstrip() + "\n")
-    lines = dataclasses.replace(found, faults="").summary().splitlines()  # faults were said as a warning
-    say("\n".join(line for line in lines if not line.startswith("  ")))
+        if answers.best is None:
+            print_text("No text has an answer of this kind: try --answer number or --answer text.")
+        print_text("\nThe text of largest weight with the most probable answer:", style="bold")
+        print_text(_best_text(answers).rstrip() + "\n")
+    lines = dataclasses.replace(answers, faults="").summary().splitlines()  # the warnings report the faults
+    print_text("\n".join(line for line in lines if not line.startswith("  ")))
 
 
-def _typical(found: lm.Answers) -> str:
-    """The text of largest weight among those with the best answer."""
-    fits = [i for i, answer in enumerate(found.extracted) if answer == found.best]
-    return found.texts[max(fits, key=lambda i: found.log_weights[i])] if fits else found.text
+def _best_text(answers: lm.Answers) -> str:
+    """Return the text of largest weight among those with the best answer."""
+    candidates = [i for i, answer in enumerate(answers.extracted) if answer == answers.best]
+    return (
+        answers.texts[max(candidates, key=lambda i: answers.log_weights[i])] if candidates else answers.text
+    )
 
 
-def _record(found: lm.Answers, options: Options, command: str) -> dict[str, Any]:
-    """The result for machines; numbers that are not finite are null."""
+def _record(answers: lm.Answers, options: GenerateOptions, command: str) -> dict[str, Any]:
+    """Return the content of the JSON file; numbers that are not finite become null."""
     rows = zip(
-        found.texts, found.extracted, found.log_weights, found.log_scores, found.log_prior, found.ended
+        answers.texts,
+        answers.extracted,
+        answers.log_weights,
+        answers.log_scores,
+        answers.log_prior,
+        answers.ended,
     )
     texts = [
         {
@@ -298,19 +324,19 @@ def _record(found: lm.Answers, options: Options, command: str) -> dict[str, Any]
         for text, answer, weight, score, prior, end in rows
     ]
     return {
-        "prompt": found.prompt,
-        "answers": [{"answer": answer, "probability": _finite(share)} for answer, share in found.answers],
-        "best": found.best,
-        "log_evidence": _finite(found.log_evidence),
-        "ess": [_finite(value) for value in np.asarray(found.ess)[: found.num_steps]],
-        "status": Status(found.status).name.lower(),
-        "target": found.target,
-        "faults": found.faults,
-        "cost": dataclasses.asdict(found.ledger),
+        "prompt": answers.prompt,
+        "answers": [{"answer": answer, "probability": _finite(share)} for answer, share in answers.answers],
+        "best": answers.best,
+        "log_evidence": _finite(answers.log_evidence),
+        "ess": [_finite(value) for value in np.asarray(answers.ess)[: answers.num_steps]],
+        "status": Status(answers.status).name.lower(),
+        "target": answers.target,
+        "faults": answers.faults,
+        "cost": dataclasses.asdict(answers.ledger),
         "texts": texts,
-        "method": repr(found.method),
+        "method": repr(answers.method),
         "settings": options._asdict(),
-        "run": dict(provenance(command, seed=options.seed, seconds=found.ledger.seconds)),
+        "run": dict(provenance(command, seed=options.seed, seconds=answers.ledger.seconds)),
     }
 
 
@@ -318,8 +344,8 @@ def _finite(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """The file is whole or not there at all."""
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write the file atomically: an interrupted run leaves no partial file of this name."""
     partial_path = path.with_name(path.name + ".partial")
     partial_path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial_path.replace(path)

@@ -1,4 +1,4 @@
-"""The demo: real data sets, every engine or approximation on each, a language model, and a report in plain words.
+"""The demo: several engines or approximations on real data sets, a language model, and a report.
 
-Start with ``demo``; every other file is one of its stories.
+Start with ``demo``; each other file is one section of the report.
 """

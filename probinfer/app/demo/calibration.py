@@ -1,4 +1,4 @@
-"""The demo's last page: is its way of learning right? What was checked, what could have been seen, what was seen."""
+"""The demo's section on calibration: are the posteriors of hyperparameters correct on simulated data?"""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from probinfer.report.check_pages import could_have_seen, picture
 from probinfer.report.html import Gallery, Paragraph, Section
 from probinfer.report.tables import TextTable, number
 
-__all__ = ["Judged", "calibration_section", "calibration_table", "judge_learning"]
+__all__ = ["CheckedProcedure", "calibration_section", "calibration_table", "check_calibration"]
 
 _X = np.linspace(-1.5, 1.5, 15)[:, None]
-_MEAN, _SPREAD = (
-    np.array([0.0, 0.0, -1.0]),
-    np.array([0.7, 0.5, 0.5]),
-)  # of log sd, log lengthscale, log noise sd
+# Prior of log sd, log lengthscale and log noise sd.
+_MEAN, _SD = np.array([0.0, 0.0, -1.0]), np.array([0.7, 0.5, 0.5])
 
 
-class Judged(NamedTuple):
-    """One procedure under one check.
+class CheckedProcedure(NamedTuple):
+    """The report of one check of one procedure.
 
     Attributes:
-        procedure: what was judged.
-        check: by what.
-        report: of the check.
-        fault: what is known to be wrong with it; "" if nothing is.
+        procedure: name of the procedure.
+        check: name of the check.
+        report: report of the check.
+        fault: a known fault of the procedure; "" if there is none.
     """
 
     procedure: str
@@ -39,110 +37,119 @@ class Judged(NamedTuple):
     fault: str = ""
 
 
-def judge_learning(key: PRNGKey, num: int, *, progress: bool | None = None) -> list[Judged]:
-    """Learn the hyperparameters of simulated regressions, and ask where the true ones are among the draws.
+def check_calibration(key: PRNGKey, num: int, *, progress: bool | None = None) -> list[CheckedProcedure]:
+    """Learn the hyperparameters of simulated regressions, and rank the true ones among the draws.
 
-    Beside the sampler stands a planted fault: the prior, passed off as the posterior.
+    The checks are applied to the sampler and to a procedure with a known fault, which returns the prior.
 
     Args:
         key: random key.
-        num: simulated data sets.
-        progress: a bar; None means on a terminal.
+        num: number of simulated data sets.
+        progress: whether to show progress; None shows it on a terminal.
     """
-    key_sbc, key_tarp, key_fault, key_prior, key_last = jax.random.split(key, 5)
-    sampler = mcmc.posterior_sampler(_log_joint, _start, num_warmup=200, num_draws=200, num_leapfrogs=10)
+    key_sbc, key_tarp, key_fault, key_prior, key_fault_tarp = jax.random.split(key, 5)
+    sampler = mcmc.posterior_sampler(_log_joint, _init, num_warmup=200, num_draws=200, num_leapfrogs=10)
     densities: dict[str, Any] = {"log_prior_fn": _log_prior, "log_likelihood_fn": _log_likelihood}
     report = checks.sbc(
         key_sbc, _prior_sample, _simulate, sampler, num_simulations=num, progress=progress, **densities
     )
-    theta, x = report.theta, report.x
-    coverage = checks.tarp(key_tarp, report.posteriors.draws, theta, x)
-    draws = jax.vmap(jax.vmap(_prior_sample))(jax.random.split(key_prior, (num, 100)))
-    alone = checks.uniformity(checks.rank_table(key_fault, draws, theta, num_projections=0))
-    caught = checks.tarp(key_last, draws, theta, x)
-    fault = "has not looked at the data"
+    parameters, x = report.theta, report.x
+    coverage = checks.tarp(key_tarp, report.posteriors.draws, parameters, x)
+    prior_draws = jax.vmap(jax.vmap(_prior_sample))(jax.random.split(key_prior, (num, 100)))
+    prior_ranks = checks.uniformity(checks.rank_table(key_fault, prior_draws, parameters, num_projections=0))
+    prior_coverage = checks.tarp(key_fault_tarp, prior_draws, parameters, x)
+    fault = "ignores the data"
     return [
-        Judged("HMC", "SBC", report),
-        Judged("HMC", "TARP", coverage),
-        Judged("the prior as posterior", "parameters alone", alone, fault),
-        Judged("the prior as posterior", "TARP", caught, fault),
+        CheckedProcedure("HMC", "SBC", report),
+        CheckedProcedure("HMC", "TARP", coverage),
+        CheckedProcedure("prior instead of posterior", "ranks of parameters", prior_ranks, fault),
+        CheckedProcedure("prior instead of posterior", "TARP", prior_coverage, fault),
     ]
 
 
-def calibration_table(found: list[Judged]) -> TextTable:
-    """One row a procedure and check: what could have been seen, what was seen."""
+def calibration_table(results: list[CheckedProcedure]) -> TextTable:
+    """Return one row for each procedure and check: the smallest detectable error, and the verdict."""
     rows = []
-    for one in found:
-        pvalues = getattr(one.report, "pvalues", None) or {"": one.report.pvalue}
-        word = {True: "passes", False: "fails", None: "cannot tell"}[one.report.passed]
-        if one.fault:
-            word += ", as it should" if one.report.passed is False else ": does not see it"
+    for checked in results:
+        pvalues = getattr(checked.report, "pvalues", None) or {"": checked.report.pvalue}
+        verdict = {True: "passes", False: "fails", None: "cannot tell"}[checked.report.passed]
+        if checked.fault:
+            verdict = "fails as expected" if checked.report.passed is False else f"{verdict}: not detected"
         rows.append(
-            (one.procedure, one.check, could_have_seen(one.report), word, number(min(pvalues.values()), 2))
+            (
+                checked.procedure,
+                checked.check,
+                could_have_seen(checked.report),
+                verdict,
+                number(min(pvalues.values()), 2),
+            )
         )
-    columns = ("what was checked", "by", "smallest error that it could have seen", "what it saw", "p")
-    return TextTable("Is the learning right?", columns, tuple(rows), text_columns=(1, 2, 3))
+    columns = ("procedure", "check", "smallest detectable error", "verdict", "p")
+    return TextTable("Calibration of the posteriors", columns, tuple(rows), text_columns=(1, 2, 3))
 
 
-def calibration_section(found: list[Judged], table: TextTable) -> Section:
-    """The story, the table, a plot for each check, and the verdicts in full."""
-    posteriors = found[0].report.posteriors
-    num = len(found[0].report.ranks.ranks)
-    story = (
-        f"Nobody knows the true hyperparameters of the data above. Of simulated data they are known: {num} times "
-        f"hyperparameters were drawn from a prior, {len(_X)} outputs from a Gaussian process with them, and the "
-        "posterior of the hyperparameters given the outputs. If the posterior is right, the true values stand "
-        "anywhere among their draws with equal probability. Not only the parameters are ranked but also the "
-        "densities and the distance to a point predicted from the data (TARP), because ranks of parameters alone "
-        "are blind: the prior, passed off as the posterior, passes them."
+def calibration_section(results: list[CheckedProcedure], table: TextTable) -> Section:
+    """Return the section: introduction, table, a plot for each check, and the verdicts in full."""
+    posteriors = results[0].report.posteriors
+    num = len(results[0].report.ranks.ranks)
+    introduction = (
+        f"The true hyperparameters of the data above are unknown; those of simulated data are known. In each of {num} "
+        f"simulations, hyperparameters were drawn from a prior, {len(_X)} outputs from a Gaussian process with these "
+        "hyperparameters, and draws from the posterior given the outputs. If the posterior is correct, the rank of the "
+        "true value among the draws is uniformly distributed. The checks rank not only the parameters but also the "
+        "densities and the distance to a point predicted from the data (TARP), because ranks of the parameters alone "
+        "cannot detect every error: the prior, used instead of the posterior, passes them."
     )
-    cost = f"What the sampler reports: {posteriors!r}."
+    summary = f"Summary of the sampler: {posteriors!r}."
     pictures = tuple(
-        picture(f"{one.procedure}: {one.check}", one.report, width=4.3, height=3.1) for one in found
+        picture(f"{checked.procedure}: {checked.check}", checked.report, width=4.3, height=3.1)
+        for checked in results
     )
-    said = [Paragraph(f"{one.procedure}, {one.check}: {one.report.verdict}.") for one in found]
+    verdicts = [
+        Paragraph(f"{checked.procedure}, {checked.check}: {checked.report.verdict}.") for checked in results
+    ]
     return Section(
-        "Is it right? What was checked, what it could have seen, what it saw",
-        (Paragraph(story), table._replace(title=""), Gallery(pictures), *said, Paragraph(cost)),
+        "Calibration of the posteriors on simulated data",
+        (Paragraph(introduction), table._replace(title=""), Gallery(pictures), *verdicts, Paragraph(summary)),
     )
 
 
-# A regression with a squared-exponential kernel: logarithms of signal sd, lengthscale and noise sd
+# Gaussian process regression with a squared-exponential kernel; parameters are log sd, log lengthscale, log noise sd
 
 
 def _prior_sample(key: PRNGKey) -> dict[str, Array]:
-    values = jnp.asarray(_MEAN) + jnp.asarray(_SPREAD) * jax.random.normal(key, (3,))
+    values = jnp.asarray(_MEAN) + jnp.asarray(_SD) * jax.random.normal(key, (3,))
     return {"log lengthscale": values[1], "log noise sd": values[2], "log sd": values[0]}
 
 
-def _values(theta: dict[str, Array]) -> Array:
-    return jnp.stack([theta["log sd"], theta["log lengthscale"], theta["log noise sd"]])
+def _values(parameters: dict[str, Array]) -> Array:
+    return jnp.stack([parameters["log sd"], parameters["log lengthscale"], parameters["log noise sd"]])
 
 
-def _log_prior(theta: dict[str, Array]) -> Scalar:
-    return -0.5 * jnp.sum(((_values(theta) - _MEAN) / _SPREAD) ** 2)
+def _log_prior(parameters: dict[str, Array]) -> Scalar:
+    return -0.5 * jnp.sum(((_values(parameters) - _MEAN) / _SD) ** 2)
 
 
-def _model(theta: dict[str, Array]) -> gp.Model:
-    sd, lengthscale, noise = jnp.exp(_values(theta))
+def _model(parameters: dict[str, Array]) -> gp.Model:
+    sd, lengthscale, noise = jnp.exp(_values(parameters))
     return gp.Model(gp.kernels.RBF(sd**2, lengthscale), gp.likelihoods.Gaussian(noise**2))
 
 
-def _simulate(key: PRNGKey, theta: dict[str, Array]) -> Array:
-    model = _model(theta)
+def _simulate(key: PRNGKey, parameters: dict[str, Array]) -> Array:
+    model = _model(parameters)
     X = jnp.asarray(_X)
     covariance = model.kernel.gram(X) + model.likelihood.variance * jnp.eye(len(_X))
     return jnp.linalg.cholesky(covariance) @ jax.random.normal(key, (len(_X),))
 
 
-def _log_likelihood(theta: dict[str, Array], y: Array) -> Scalar:
-    return gp.log_evidence(_model(theta), jnp.asarray(_X), y, gp.Exact())
+def _log_likelihood(parameters: dict[str, Array], y: Array) -> Scalar:
+    return gp.log_evidence(_model(parameters), jnp.asarray(_X), y, gp.Exact())
 
 
-def _log_joint(theta: dict[str, Array], y: Array) -> Scalar:
-    return _log_prior(theta) + _log_likelihood(theta, y)
+def _log_joint(parameters: dict[str, Array], y: Array) -> Scalar:
+    return _log_prior(parameters) + _log_likelihood(parameters, y)
 
 
-def _start(key: PRNGKey, y: Array) -> dict[str, Array]:
+def _init(key: PRNGKey, y: Array) -> dict[str, Array]:
     del y
     return _prior_sample(key)

@@ -1,4 +1,4 @@
-"""The demo's choice between kernels: their evidence by tempered SMC, with its error, and what follows from it."""
+"""The demo's section on kernel choice: the evidence of kernels by tempered SMC, with its Monte Carlo error."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scipy import special, stats
 
 from probinfer import data, gp, smc
 from probinfer.app.pages import plots
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.app.pages.units import learned_names, quantities
 from probinfer.core.errors import NumericalError
 from probinfer.core.types import Float, PRNGKey
@@ -22,33 +23,41 @@ from probinfer.report.html import Gallery, Legend, Paragraph, Section
 from probinfer.report.scoring import Estimate, predictions
 from probinfer.report.tables import TextTable, seconds, with_error
 
-__all__ = ["KERNELS", "Candidate", "Weighed", "evidence_section", "evidence_table", "probabilities", "weigh"]
+__all__ = [
+    "KERNELS",
+    "CandidateKernel",
+    "KernelEvidence",
+    "estimate_evidence",
+    "evidence_section",
+    "evidence_table",
+    "probabilities",
+]
 
 _HALF, _THIRD = 5.05, 3.2
-_ISLANDS = 4
-_REPLICATES = 4000  # of the log evidences within their errors
+_NUM_ISLANDS = 4
+_NUM_REPLICATES = 4000  # simulated errors of the log evidences
 
 
-class Candidate(NamedTuple):
-    """A kernel: its name, where its hyperparameters start, and in one clause what it believes."""
+class CandidateKernel(NamedTuple):
+    """A kernel: its name, the kernel with its initial hyperparameters, and the assumption that it makes."""
 
     label: str
     kernel: Any
-    about: str
+    assumption: str
 
 
-class Weighed(NamedTuple):
-    """What tempered SMC made of a kernel.
+class KernelEvidence(NamedTuple):
+    """The fit of a kernel by tempered SMC.
 
     Attributes:
         candidate: the kernel.
         fit: the fit; None if it failed.
-        log_evidence: with its standard error, in the units of the data.
-        seconds: wall time, compilation included.
-        remark: what was warned of; "" if nothing.
+        log_evidence: log evidence with its standard error, in the units of the data; None if the fit failed.
+        seconds: wall time, including compilation.
+        remark: warnings of the fit, or why it failed; "" if there are none.
     """
 
-    candidate: Candidate
+    candidate: CandidateKernel
     fit: Any
     log_evidence: Estimate | None
     seconds: float
@@ -56,102 +65,120 @@ class Weighed(NamedTuple):
 
 
 KERNELS = (
-    Candidate("squared exponential", gp.kernels.RBF(1.0, 1.0), "the flow changes smoothly"),
-    Candidate("Matérn 5/2", gp.kernels.Matern52(1.0, 1.0), "it changes smoothly, with bends"),
-    Candidate("Matérn 1/2", gp.kernels.Matern12(1.0, 1.0), "it jumps from year to year"),
+    CandidateKernel("squared exponential", gp.kernels.RBF(1.0, 1.0), "the flow changes smoothly"),
+    CandidateKernel("Matérn 5/2", gp.kernels.Matern52(1.0, 1.0), "the flow changes less smoothly"),
+    CandidateKernel(
+        "Matérn 1/2", gp.kernels.Matern12(1.0, 1.0), "the flow changes abruptly from year to year"
+    ),
 )
 
 
-def weigh(
+def estimate_evidence(
     key: PRNGKey,
     num_particles: int,
     *,
-    kernels: Sequence[Candidate] = KERNELS,
+    kernels: Sequence[CandidateKernel] = KERNELS,
     rows: int | None = None,
     progress: bool | None = None,
-    done: Callable[[Weighed], None] = lambda found: None,
-) -> tuple[Dataset, list[Weighed]]:
+    done: Callable[[KernelEvidence], None] = lambda result: None,
+) -> tuple[Dataset, list[KernelEvidence]]:
     """Estimate the evidence of kernels for the flow of the Nile.
 
     Args:
         key: random key.
-        num_particles: of each of the four islands.
+        num_particles: number of particles of each of the four islands.
         kernels: the candidates.
-        rows: how many years; all by default.
-        progress: a bar; None means on a terminal.
-        done: called with each as soon as it is finished.
+        rows: number of years; None uses all.
+        progress: whether to show progress; None shows it on a terminal.
+        done: called with each result as soon as it is available.
 
     Returns:
-        The data, and what became of each kernel.
+        The data, and the result of each kernel.
     """
     table = data.nile()
     table = table if rows is None else table.take(np.arange(rows))
-    engine, found = smc.Tempered(num_particles, _ISLANDS, moves="independent"), []
-    for kernel, kernel_key in zip(kernels, jax.random.split(key, len(kernels))):
-        found.append(_run(kernel_key, kernel, table, engine, progress))
-        done(found[-1])
-    return table, found
+    engine, results = smc.Tempered(num_particles, _NUM_ISLANDS, moves="independent"), []
+    for candidate, candidate_key in zip(kernels, jax.random.split(key, len(kernels))):
+        results.append(_fit_kernel(candidate_key, candidate, table, engine, progress))
+        done(results[-1])
+    return table, results
 
 
-def _run(key, kernel, table, engine, progress):
+def _fit_kernel(key, candidate, table, engine, progress):
     start = time.perf_counter()
-    model = gp.Model(kernel.kernel, gp.likelihoods.Gaussian(0.5))
+    model = gp.Model(candidate.kernel, gp.likelihoods.Gaussian(0.5))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             fit = gp.fit(key, model, table.X, table.y, learn=engine, standardize=True, progress=progress)
         except NumericalError as error:
-            return Weighed(kernel, None, None, time.perf_counter() - start, f"failed: {error}")
-    remark = "; ".join(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+            return KernelEvidence(
+                candidate=candidate,
+                fit=None,
+                log_evidence=None,
+                seconds=time.perf_counter() - start,
+                remark=f"failed: {error}",
+            )
+    remark = "; ".join(user_warnings(caught))
     log_evidence = Estimate(float(fit.log_evidence), float(fit.info.log_evidence_error))
-    return Weighed(kernel, fit, log_evidence, time.perf_counter() - start, remark)
+    return KernelEvidence(
+        candidate=candidate,
+        fit=fit,
+        log_evidence=log_evidence,
+        seconds=time.perf_counter() - start,
+        remark=remark,
+    )
 
 
-def probabilities(found: Sequence[Weighed]) -> Float[np.ndarray, "kernel 3"]:
-    """Posterior probabilities of kernels that are equally probable beforehand: estimate, and ends of 95 % intervals.
+def probabilities(results: Sequence[KernelEvidence]) -> Float[np.ndarray, "kernel 3"]:
+    """Return posterior probabilities of kernels with equal prior probabilities: estimates, and ends of 95 % intervals.
 
-    The intervals hold the Monte Carlo error of the log evidences: each is moved by its standard error times a Student-t
-    of as many degrees of freedom as islands less one.
+    The intervals account for the Monte Carlo error of the log evidences: in each replicate, each log evidence changes
+    by its standard error times a Student-t variable, with one degree of freedom less than the number of islands.
 
     Args:
-        found: kernels that did not fail.
+        results: kernels whose fit succeeded.
     """
-    logs = np.array([one.log_evidence.value for one in found if one.log_evidence])
-    errors = np.array([one.log_evidence.error for one in found if one.log_evidence])
-    freedom = min(len(one.fit.info.log_evidences) for one in found) - 1
-    moves = stats.t(freedom).rvs((_REPLICATES, len(logs)), random_state=np.random.default_rng(0))
-    moved = special.softmax(logs + errors * moves, axis=1)
-    low, high = np.quantile(moved, [0.025, 0.975], axis=0)
-    return np.stack([special.softmax(logs), low, high], axis=1)
+    log_evidences = np.array([result.log_evidence.value for result in results if result.log_evidence])
+    errors = np.array([result.log_evidence.error for result in results if result.log_evidence])
+    num_freedom = min(len(result.fit.info.log_evidences) for result in results) - 1
+    t_values = stats.t(num_freedom).rvs(
+        (_NUM_REPLICATES, len(log_evidences)), random_state=np.random.default_rng(0)
+    )
+    replicates = special.softmax(log_evidences + errors * t_values, axis=1)
+    low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
+    return np.stack([special.softmax(log_evidences), low, high], axis=1)
 
 
-def evidence_table(found: Sequence[Weighed]) -> TextTable:
-    """One row a kernel."""
-    worked = [one for one in found if one.fit is not None]
-    shares = dict(zip([one.candidate.label for one in worked], probabilities(worked) if worked else ()))
+def evidence_table(results: Sequence[KernelEvidence]) -> TextTable:
+    """Return one row for each kernel."""
+    succeeded = [result for result in results if result.fit is not None]
+    kernel_probabilities = dict(
+        zip([result.candidate.label for result in succeeded], probabilities(succeeded) if succeeded else ())
+    )
     rows = []
-    for one in found:
-        label = one.candidate.label
-        if one.fit is None:
-            rows.append((label, one.candidate.about, "failed", *("-",) * 4, seconds(one.seconds)))
+    for result in results:
+        label = result.candidate.label
+        if result.fit is None:
+            rows.append((label, result.candidate.assumption, "failed", *("-",) * 4, seconds(result.seconds)))
             continue
-        middle, low, high = shares[label]
-        info = one.fit.info
+        estimate, low, high = kernel_probabilities[label]
+        info = result.fit.info
         rows.append(
             (
                 label,
-                one.candidate.about,
-                with_error(one.log_evidence),
-                f"{100 * middle:.0f} %",
+                result.candidate.assumption,
+                with_error(result.log_evidence),
+                f"{100 * estimate:.0f} %",
                 f"{100 * low:.0f} to {100 * high:.0f} %",
                 str(len(info.temperatures)),
                 str(int(info.num_gradients) + int(info.num_densities)),
-                seconds(one.seconds),
+                seconds(result.seconds),
             )
         )
     columns = (
         "kernel",
-        "what it believes",
+        "assumption",
         "log evidence",
         "probability",
         "95 % interval",
@@ -162,103 +189,115 @@ def evidence_table(found: Sequence[Weighed]) -> TextTable:
     return TextTable("Nile: which kernel?", columns, tuple(rows), text_columns=(1,))
 
 
-def evidence_section(table: Dataset, found: Sequence[Weighed], scores: TextTable) -> Section:
-    """The story, the finding, the table and the pictures."""
-    story = (
-        f"{table.description} How does the flow change? Three kernels say different things, and their evidence, the "
-        "probability of the data with the hyperparameters averaged over their prior, weighs them. Tempered sequential "
-        "Monte Carlo estimates it: particles drawn from the prior are moved to the posterior step by step, four times "
-        "over; the four estimates of one kernel tell the error of their mean. The probabilities take the kernels as "
-        "equally probable before the data, and their intervals hold the Monte Carlo error alone. They depend on the "
-        "priors of the hyperparameters, here the default ones."
+def evidence_section(table: Dataset, results: Sequence[KernelEvidence], scores: TextTable) -> Section:
+    """Return the section: introduction, conclusion, table and plots."""
+    introduction = (
+        f"{table.description} How does the flow change? Three kernels make different assumptions. They are compared by "
+        "their evidence, the probability of the data averaged over the prior of the hyperparameters. Tempered "
+        "sequential Monte Carlo estimates it: particles drawn from the prior move to the posterior through a sequence "
+        "of intermediate distributions. Four independent runs give the standard error of the estimate. The "
+        "probabilities assume that all kernels are equally probable a priori; their intervals account for the Monte "
+        "Carlo error only. The probabilities depend on the priors of the hyperparameters, here the default ones."
     )
-    remarks = [Paragraph(f"{one.candidate.label}: {one.remark}", "remark") for one in found if one.remark]
-    worked = [one for one in found if one.fit is not None]
-    if not worked:
-        return Section("Nile: which kernel?", (Paragraph(story), scores._replace(title=""), *remarks))
-    entries = tuple((one.candidate.label, _style(found, one)) for one in worked)
-    pictures = [_shares(found, worked), _levels(found, worked), *_densities(found, worked, table)]
+    remarks = [
+        Paragraph(f"{result.candidate.label}: {result.remark}", "remark")
+        for result in results
+        if result.remark
+    ]
+    succeeded = [result for result in results if result.fit is not None]
+    if not succeeded:
+        return Section("Nile: which kernel?", (Paragraph(introduction), scores._replace(title=""), *remarks))
+    entries = tuple((result.candidate.label, _style(results, result)) for result in succeeded)
+    pictures = [
+        _probabilities_picture(results, succeeded),
+        _ess_picture(results, succeeded),
+        *_hyperparameter_pictures(results, succeeded, table),
+    ]
     return Section(
         "Nile: which kernel?",
         (
-            Paragraph(story),
-            Paragraph(finding(worked), "finding"),
+            Paragraph(introduction),
+            Paragraph(conclusion(succeeded), "finding"),
             scores._replace(title=""),
             *remarks,
             Legend(entries),
             Gallery(tuple(pictures)),
-            Gallery((_series(worked, table),)),
+            Gallery((_series_picture(succeeded, table),)),
         ),
     )
 
 
-def finding(worked: Sequence[Weighed]) -> str:
-    """What the probabilities say, in a sentence."""
-    shares = probabilities(worked)
-    order = np.argsort(-shares[:, 0])
-    best = worked[order[0]].candidate
-    if len(worked) == 1:
-        return f"Only the {best.label} kernel could be weighed."
-    first, second = shares[order[0]], shares[order[1]]
-    sure = "clearly " if first[1] > second[2] else ""
-    strong = (
-        "" if first[1] > 0.95 else " The data do not settle it: every kernel with some weight should vote."
+def conclusion(succeeded: Sequence[KernelEvidence]) -> str:
+    """Return the conclusion from the probabilities, in one or two sentences."""
+    kernel_probabilities = probabilities(succeeded)
+    order = np.argsort(-kernel_probabilities[:, 0])
+    best = succeeded[order[0]].candidate
+    if len(succeeded) == 1:
+        return f"Only the {best.label} kernel has an estimate of its evidence."
+    first, second = kernel_probabilities[order[0]], kernel_probabilities[order[1]]
+    clearly = "clearly " if first[1] > second[2] else ""
+    advice = (
+        ""
+        if first[1] > 0.95
+        else " The data do not decide between the kernels: average their predictions by these probabilities."
     )
     return (
-        f"The {best.label} kernel ({best.about}) is {sure}the most probable, {100 * first[0]:.0f} % "
-        f"({100 * first[1]:.0f} to {100 * first[2]:.0f} %).{strong}"
+        f"The {best.label} kernel ({best.assumption}) is {clearly}the most probable, with probability "
+        f"{100 * first[0]:.0f} % ({100 * first[1]:.0f} to {100 * first[2]:.0f} %).{advice}"
     )
 
 
-def _style(found, one):
-    return [other.candidate.label for other in found].index(one.candidate.label)
+def _style(results, result):
+    return [other.candidate.label for other in results].index(result.candidate.label)
 
 
-def _shares(found, worked) -> Picture:
-    shares = probabilities(worked)
+def _probabilities_picture(results, succeeded) -> Picture:
+    kernel_probabilities = probabilities(succeeded)
 
     def fn(axes, theme):
-        for i, (one, (middle, low, high)) in enumerate(zip(worked, shares)):
-            color = theme.series[_style(found, one)]
+        for i, (result, (middle, low, high)) in enumerate(zip(succeeded, kernel_probabilities)):
+            color = theme.series[_style(results, result)]
             axes.barh(i, middle, height=0.55, color=color, alpha=0.35)
             axes.plot([low, high], [i, i], color=color, linewidth=2)
             axes.plot(middle, i, "o", color=color, markersize=6)
-        axes.set(yticks=range(len(worked)), yticklabels=[one.candidate.label for one in worked])
-        axes.set(xlim=(0, 1), ylim=(len(worked) - 0.4, -0.6), xlabel="posterior probability of the kernel")
+        axes.set(yticks=range(len(succeeded)), yticklabels=[result.candidate.label for result in succeeded])
+        axes.set(xlim=(0, 1), ylim=(len(succeeded) - 0.4, -0.6), xlabel="posterior probability of the kernel")
         axes.grid(False, axis="y")
 
-    caption = "Bars: the probability of each kernel. Lines: 95 % intervals from the error of the evidences."
-    return draw("Which kernel is probable?", caption, fn, width=_HALF, height=2.6)
+    caption = (
+        "Bars: probability of each kernel. Lines: 95 % intervals from the standard errors of the evidences."
+    )
+    return draw("Posterior probabilities of the kernels", caption, fn, width=_HALF, height=2.6)
 
 
-def _levels(found, worked) -> Picture:
+def _ess_picture(results, succeeded) -> Picture:
     def fn(axes, theme):
-        for one in worked:
-            info, color = one.fit.info, theme.series[_style(found, one)]
-            shares = np.asarray(info.particle_ess) / one.fit.posterior.num_draws
+        for result in succeeded:
+            info, color = result.fit.info, theme.series[_style(results, result)]
+            ess_shares = np.asarray(info.particle_ess) / result.fit.posterior.num_draws
             temperatures = np.asarray(info.temperatures)
-            axes.plot(temperatures, shares.T, color=color, alpha=0.3, linewidth=0.8)
-            axes.plot(temperatures, np.nanmean(shares, axis=0), "o-", color=color, markersize=4)
+            axes.plot(temperatures, ess_shares.T, color=color, alpha=0.3, linewidth=0.8)
+            axes.plot(temperatures, np.nanmean(ess_shares, axis=0), "o-", color=color, markersize=4)
         axes.set_xscale("log")
-        axes.set(xlabel="temperature reached (1: the posterior)", ylabel="share of effective particles")
+        axes.set(xlabel="inverse temperature (1: the posterior)", ylabel="ESS / number of particles")
         axes.set_ylim(0, 1.05)
 
     caption = (
-        "Each dot is a level, chosen by a pilot so that half of the particles stay effective; thin lines are the four "
-        "islands."
+        "Each dot is one level of the schedule, which a pilot run chose such that the ESS is half the number of "
+        "particles. Thin lines: the four islands."
     )
     return draw("From prior to posterior", caption, fn, width=_HALF, height=2.6)
 
 
-def _densities(found, worked, table):
+def _hyperparameter_pictures(results, succeeded, table):
     columns: dict[tuple[str, str], list[plots.Curve]] = {}
-    for one in worked:
-        fit = one.fit
+    for result in succeeded:
+        fit = result.fit
         names = learned_names(jax.tree.map(lambda leaf: leaf[0], fit.models), _prior(fit))
         for item in quantities(fit, names, table.feature_names, target=table.target_name):
-            curve = plots.Curve(one.candidate.label, _style(found, one), item.values)
+            curve = plots.Curve(result.candidate.label, _style(results, result), item.values)
             columns.setdefault((item.label, item.unit), []).append(curve)
-    return [_density(label, unit, curves) for (label, unit), curves in columns.items()]
+    return [_density_picture(label, unit, curves) for (label, unit), curves in columns.items()]
 
 
 def _prior(fit):
@@ -266,30 +305,30 @@ def _prior(fit):
     return gp.default_prior(model, fit.X)
 
 
-def _density(label, unit, curves):
+def _density_picture(label, unit, curves):
     return draw(
         label,
         "",
         lambda axes, theme: plots.densities(
-            axes, theme, curves, label=unit or "a pure number", positive=True
+            axes, theme, curves, label=unit or "dimensionless", positive=True
         ),
         width=_THIRD,
         height=2.1,
     )
 
 
-def _series(worked, table) -> Picture:
-    best = worked[int(np.argmax(probabilities(worked)[:, 0]))]
+def _series_picture(succeeded, table) -> Picture:
+    best = succeeded[int(np.argmax(probabilities(succeeded)[:, 0]))]
     x = table.X[:, 0]
     grid = np.linspace(x.min(), x.max(), 200)
     predicted = predictions(best.fit, grid[:, None])
-    nothing = (np.empty(0), np.empty(0))
+    no_test_data = (np.empty(0), np.empty(0))
     return draw(
-        f"The flow, by the {best.candidate.label} kernel",
-        "Dots: the data. The dark band holds half of what the most probable kernel expects of a year's flow, the light "
-        "band 95 %, with the hyperparameters averaged over.",
+        f"Flow predicted by the {best.candidate.label} kernel",
+        "Dots: the data. Bands: 50 and 95 % predictive intervals of a year's flow by the most probable kernel, "
+        "averaged over the hyperparameters.",
         lambda axes, theme: plots.series(
-            axes, theme, grid, predicted, (x, table.y), nothing, labels=("year", table.target_name)
+            axes, theme, grid, predicted, (x, table.y), no_test_data, labels=("year", table.target_name)
         ),
         width=2 * _HALF,
         height=3.2,

@@ -1,4 +1,4 @@
-"""The demo's language model: one problem solved live by particles, and how often that is right."""
+"""The demo's section on the language model: a problem solved live by particles, and accuracies on many problems."""
 
 from __future__ import annotations
 
@@ -13,61 +13,61 @@ from rich.console import Console
 from scipy import stats
 
 from probinfer import lm
-from probinfer.app.commands.live import Screen, is_right
+from probinfer.app.commands.live import StepDisplay, is_correct_so_far
 from probinfer.core.types import PRNGKey
 from probinfer.lm.answers import selectors
 from probinfer.lm.reasoner import Problem
-from probinfer.plots.ancestry import GenealogyColors, draw, size_for
+from probinfer.plots.ancestry import Look, draw, size_for
 from probinfer.plots.style import Picture
-from probinfer.plots.style import draw as draw_twice
+from probinfer.plots.style import draw as draw_picture
 from probinfer.report.html import Gallery, Paragraph, Section
 from probinfer.report.tables import TextTable, seconds
 
-__all__ = ["Method", "Solved", "lm_section", "lm_table", "solve"]
+__all__ = ["MethodAccuracy", "ReasonerResults", "lm_section", "lm_table", "solve_problems"]
 
 _WIDTH = 10.2  # inches of a page
 _SETTINGS = {"answer": lm.reasoner.answer, "max_tokens": 64}
 
 
-class Method(NamedTuple):
-    """One way to answer all problems.
+class MethodAccuracy(NamedTuple):
+    """The answers of one method to all problems.
 
     Attributes:
-        label: its name.
-        right: one a problem.
-        tokens: generated, on average over the problems.
-        calls: of the reward model, likewise.
-        seconds: wall time, compilation included; NaN where the texts were those of another one.
+        label: name of the method.
+        is_correct: whether the answer to each problem is correct.
+        num_tokens: number of generated tokens, averaged over the problems.
+        num_calls: number of calls of the reward model, averaged over the problems.
+        seconds: wall time, including compilation; NaN if the method uses the texts of another one.
     """
 
     label: str
-    right: Bool[np.ndarray, " problem"]
-    tokens: float
-    calls: float
+    is_correct: Bool[np.ndarray, " problem"]
+    num_tokens: float
+    num_calls: float
     seconds: float
 
 
-class Solved(NamedTuple):
-    """What the journey found.
+class ReasonerResults(NamedTuple):
+    """The results of the section.
 
     Attributes:
-        problem: the one that was solved live.
+        problem: the problem that was solved live.
         answers: its answers.
         events: its steps.
-        num_particles: N.
-        num_parameters: of the network.
-        methods: on all problems, the particle filter last.
+        num_particles: number of particles N.
+        num_parameters: number of parameters of the network.
+        methods: the methods on all problems, the particle filter last.
     """
 
     problem: Problem
-    answers: Any
-    events: tuple[Any, ...]
+    answers: lm.Answers
+    events: tuple[lm.Event, ...]
     num_particles: int
     num_parameters: int
-    methods: tuple[Method, ...]
+    methods: tuple[MethodAccuracy, ...]
 
 
-def solve(
+def solve_problems(
     key: PRNGKey,
     num_problems: int,
     *,
@@ -76,164 +76,196 @@ def solve(
     num_particles: int = 16,
     model: lm.Model | None = None,
     progress: bool | None = None,
-) -> Solved:
-    """Solve one problem before the eyes of the reader, then many.
+) -> ReasonerResults:
+    """Solve one problem and show its steps, then solve many problems by several methods.
 
     Args:
         key: random key.
-        num_problems: how many in the table.
-        seed: of the problems, which the model has not seen.
-        console: where the steps go.
-        num_particles: N.
-        model: None: ``lm.reasoner()``.
-        progress: a bar; None means on a terminal.
+        num_problems: number of problems in the table.
+        seed: seed of the problems, which the model was not trained on.
+        console: console of the steps.
+        num_particles: number of particles N.
+        model: the language model; None loads ``lm.reasoner.model()``.
+        progress: whether to show progress; None shows it on a terminal.
     """
     model = lm.reasoner.model() if model is None else model
     key_live, key_many = jax.random.split(key)
     problem = lm.reasoner.problems(seed, 1, (6, 6))[0]
-    answers, events = _live(key_live, model, problem, num_particles, console)
+    answers, events = _solve_live(key_live, model, problem, num_particles, console)
     problems = lm.reasoner.problems(seed + 1, num_problems)
-    methods = _methods(key_many, model, problems, num_particles, progress)
+    methods = _compare_methods(key_many, model, problems, num_particles, progress)
     num_parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(model.network))
-    return Solved(problem, answers, tuple(events), num_particles, num_parameters, methods)
+    return ReasonerResults(
+        problem=problem,
+        answers=answers,
+        events=tuple(events),
+        num_particles=num_particles,
+        num_parameters=num_parameters,
+        methods=methods,
+    )
 
 
-def _live(
+def _solve_live(
     key: PRNGKey, model: lm.Model, problem: Problem, num: int, console: Console
 ) -> tuple[Any, list[lm.Event]]:
-    """One problem, its steps shown as they come."""
+    """Solve one problem, and show each step."""
     events: list[lm.Event] = []
     console.print(f"  {problem.prompt.strip()}", highlight=False, markup=False)
-    with Screen(console, partial(is_right, problem), redraw=False) as screen:
+    with StepDisplay(console, partial(is_correct_so_far, problem), redraw=False) as display:
 
         def watch(event: lm.Event) -> bool:
             events.append(event)
-            return screen(event)
+            return display(event)
 
         method = lm.ParticleFilter(num, step="\n")
         settings: dict[str, Any] = {**_SETTINGS, "progress": False, "watch": watch}
-        found = lm.infer(key, model, problem.prompt, model.reward, method, **settings)
-    return found, events
+        answers: Any = lm.infer(key, model, problem.prompt, model.reward, method, **settings)
+    return answers, events
 
 
-def _methods(
+def _compare_methods(
     key: PRNGKey, model: lm.Model, problems: list[Problem], num: int, progress: Any
-) -> tuple[Method, ...]:
-    """Greedy, votes over one pool of independent texts, and the particle filter."""
-    right = [problem.answer for problem in problems]
+) -> tuple[MethodAccuracy, ...]:
+    """Compare greedy decoding, votes over one pool of independent texts, and the particle filter."""
+    truth = [problem.answer for problem in problems]
 
     def run(method: Any) -> tuple[list, float]:
         start = time.perf_counter()
         prompts = [problem.prompt for problem in problems]
         settings: dict[str, Any] = {**_SETTINGS, "progress": progress}
-        found: Any = lm.infer(key, model, prompts, model.reward, method, **settings)
-        return found, time.perf_counter() - start
+        results: Any = lm.infer(key, model, prompts, model.reward, method, **settings)
+        return results, time.perf_counter() - start
 
-    greedy, spent_greedy = run(lm.Greedy(step="\n"))
-    pool, spent_pool = run(lm.BestOfN(num, step="\n"))
-    filtered, spent_filter = run(lm.ParticleFilter(num, step="\n"))
-    majority = [selectors.majority(one.extracted).answer for one in pool]
-    best = [selectors.argmax(one.extracted, one.log_scores).answer for one in pool]
+    greedy, seconds_greedy = run(lm.Greedy(step="\n"))
+    pool, seconds_pool = run(lm.BestOfN(num, step="\n"))
+    filtered, seconds_filter = run(lm.ParticleFilter(num, step="\n"))
+    majority = [selectors.majority(result.extracted).answer for result in pool]
+    best = [selectors.argmax(result.extracted, result.log_scores).answer for result in pool]
     return (
-        _method("greedy", right, [one.best for one in greedy], greedy, 0.0, spent_greedy),
-        _method(f"majority of {num}", right, majority, pool, 0.0, spent_pool),
-        # A choice among whole texts asks once for each of them.
-        _method(f"best of {num}", right, best, pool, float(num), float("nan")),
-        _method(
-            f"particle filter, {num}", right, [one.best for one in filtered], filtered, None, spent_filter
+        _accuracy("greedy", truth, [result.best for result in greedy], greedy, 0.0, seconds_greedy),
+        _accuracy(f"majority of {num}", truth, majority, pool, 0.0, seconds_pool),
+        # A choice among complete texts calls the reward model once for each text.
+        _accuracy(f"best of {num}", truth, best, pool, float(num), float("nan")),
+        _accuracy(
+            f"particle filter, {num}",
+            truth,
+            [result.best for result in filtered],
+            filtered,
+            None,
+            seconds_filter,
         ),
     )
 
 
-def _method(
-    label: str, truth: list[str], found: list, results: list, calls: float | None, spent: float
-) -> Method:
-    right = np.array([answer == one for answer, one in zip(found, truth, strict=True)])
-    tokens = float(np.mean([one.ledger.generated for one in results]))
-    asked = float(np.mean([one.ledger.reward_calls for one in results])) if calls is None else calls
-    return Method(label, right, tokens, asked, spent)
+def _accuracy(
+    label: str,
+    truth: list[str],
+    answers: list,
+    results: list,
+    num_calls: float | None,
+    elapsed: float,
+) -> MethodAccuracy:
+    if num_calls is None:
+        num_calls = float(np.mean([result.ledger.reward_calls for result in results]))
+    return MethodAccuracy(
+        label=label,
+        is_correct=np.array([answer == correct for answer, correct in zip(answers, truth, strict=True)]),
+        num_tokens=float(np.mean([result.ledger.generated for result in results])),
+        num_calls=num_calls,
+        seconds=elapsed,
+    )
 
 
-def _interval(right: np.ndarray) -> tuple[float, float]:
-    """Wilson's interval of the probability of a right answer."""
-    found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
+def _interval(is_correct: np.ndarray) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of the probability of a correct answer."""
+    interval = stats.binomtest(int(is_correct.sum()), len(is_correct)).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def lm_table(found: Solved) -> TextTable:
-    """One row a method."""
+def lm_table(results: ReasonerResults) -> TextTable:
+    """Return one row for each method."""
     rows = []
-    for method in found.methods:
-        low, high = _interval(method.right)
+    for method in results.methods:
+        low, high = _interval(method.is_correct)
         rows.append(
             (
                 method.label,
-                f"{method.right.mean():.0%}",
+                f"{method.is_correct.mean():.0%}",
                 f"{low:.0%} to {high:.0%}",
-                f"{method.tokens:.0f}",
-                f"{method.calls:.0f}",
+                f"{method.num_tokens:.0f}",
+                f"{method.num_calls:.0f}",
                 "same texts" if np.isnan(method.seconds) else seconds(method.seconds),
             )
         )
-    columns = ("method", "right", "95 % interval", "tokens a problem", "reward calls a problem", "time")
-    title = f"Chained arithmetic: {len(found.methods[0].right)} unseen problems"
-    return TextTable(title, columns, tuple(rows), finding(found))
+    columns = (
+        "method",
+        "accuracy",
+        "95 % interval",
+        "tokens per problem",
+        "reward calls per problem",
+        "time",
+    )
+    title = f"Chained arithmetic: {len(results.methods[0].is_correct)} new problems"
+    return TextTable(title, columns, tuple(rows), conclusion(results))
 
 
-def finding(found: Solved) -> str:
-    """What the comparison says: the problems on which one of two methods is right and the other is not decide."""
-    *others, filtered = found.methods
+def conclusion(results: ReasonerResults) -> str:
+    """Return the conclusion: a sign test on the problems that only one of two methods answers correctly."""
+    *others, filtered = results.methods
     parts = []
     for other in others:
-        ours, theirs = int((filtered.right & ~other.right).sum()), int((other.right & ~filtered.right).sum())
-        pvalue = stats.binomtest(ours, ours + theirs).pvalue if ours + theirs else 1.0
-        verdict = "a difference" if pvalue < 0.05 else "too close to call"
-        parts.append(f"{other.label}: {ours} to {theirs} ({verdict})")
+        num_filter = int((filtered.is_correct & ~other.is_correct).sum())
+        num_other = int((other.is_correct & ~filtered.is_correct).sum())
+        total = num_filter + num_other
+        pvalue = stats.binomtest(num_filter, total).pvalue if total else 1.0
+        verdict = "significant" if pvalue < 0.05 else "not significant"
+        parts.append(f"{other.label}: {num_filter} to {num_other} ({verdict})")
     return (
-        "Problems that only the particle filter answers right, to those that only the other method does: "
+        "Numbers of problems that only the particle filter, or only the other method, answers correctly: "
         + "; ".join(parts)
         + "."
     )
 
 
-def lm_section(found: Solved, scores: TextTable) -> Section:
-    """The story, the picture, the table."""
-    truth = found.problem.answer
-    share = dict(found.answers.answers).get(truth, 0.0)
-    chosen = found.answers.best
-    story = (
-        f"A transformer of {found.num_parameters / 1e6:.1f} million parameters that comes with the library was trained "
-        "on arithmetic from left to right modulo 11, and stopped while it still errs. Every line that it writes can be "
-        "checked, but the methods never see the checker: they see a reward model that learned to guess it. Here "
-        f"{found.num_particles} particles write a line each, are weighed by the odds of the reward model, and those of "
-        "little weight are replaced by copies of better ones."
+def lm_section(results: ReasonerResults, scores: TextTable) -> Section:
+    """Return the section: introduction, conclusion, plot and table."""
+    truth = results.problem.answer
+    probability = dict(results.answers.answers).get(truth, 0.0)
+    best = results.answers.best
+    introduction = (
+        f"The library includes a transformer with {results.num_parameters / 1e6:.1f} million parameters, trained on "
+        "arithmetic from left to right modulo 11 and stopped before it is perfect. Each line that it generates can be "
+        "checked, but the methods do not use the checker: they use a reward model that was trained to predict it. "
+        f"Each of {results.num_particles} particles generates one line per step and is weighted by the odds of the "
+        "reward model; particles of small weight are replaced by copies of particles of large weight."
     )
     outcome = (
-        f"{found.problem.prompt.strip()}: the right answer is {truth}; the particles give it {share:.0%}, and their "
-        f"likeliest answer, {chosen or 'none'}, is {'right' if chosen == truth else 'wrong'}. They are "
-        f"{found.answers.target}."
+        f"{results.problem.prompt.strip()}: the correct answer is {truth}. The particles give it probability "
+        f"{probability:.0%}; their most probable answer, {best or 'none'}, is "
+        f"{'correct' if best == truth else 'wrong'}. The texts are {results.answers.target}."
     )
     blocks = (
-        Paragraph(story),
+        Paragraph(introduction),
         Paragraph(outcome, "finding"),
-        Gallery((_picture(found),)),
+        Gallery((_picture(results),)),
         Paragraph(scores.note, "finding"),
         scores._replace(title="", note=""),
     )
-    return Section("A language model in particles", blocks)
+    return Section("Sampling from a language model", blocks)
 
 
-def _picture(found: Solved) -> Picture:
-    tree = lm.genealogy(found.answers, found.events)
-    judge = partial(is_right, found.problem)
+def _picture(results: ReasonerResults) -> Picture:
+    tree = lm.genealogy(results.answers, results.events)
+    is_correct_fn = partial(is_correct_so_far, results.problem)
 
     def fn(axes: Any, theme: Any) -> None:
-        look = GenealogyColors((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
-        draw(axes, tree, look, judge)
+        look = Look((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
+        draw(axes, tree, look, is_correct_fn)
 
     caption = (
-        "A line is a particle, as wide as it weighs at the end and coloured by the answer it leads to; thin grey lines "
-        "were given up. Dots are right so far, crosses are not: the checker's word, which the particles never heard."
+        "Each line is a particle; its width is the final weight, its color the final answer. Thin gray lines have no "
+        "descendants. Dots mark steps that are correct so far, crosses wrong ones, according to the checker, which the "
+        "method does not use."
     )
     height = size_for(tree)[1]
-    return draw_twice("Who descends from whom", caption, fn, width=_WIDTH, height=height)
+    return draw_picture("Genealogy of the particles", caption, fn, width=_WIDTH, height=height)

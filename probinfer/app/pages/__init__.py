@@ -1,4 +1,4 @@
-"""What the pages of commands and of the demo are made of: fits side by side, their scores, pictures and sentences.
+"""Building blocks of the pages of the commands and the demo: fits of several engines, scores, plots and texts.
 
-Start with ``sections``; ``engines`` is the one table of the library's engines.
+Start with ``sections``; ``engines`` is the table of the library's engines.
 """

@@ -1,4 +1,4 @@
-"""The one table of the library's engines: reports, commands and benchmarks read it, a new engine is one line here."""
+"""The table of the library's engines, used by reports, commands and benchmarks: a new engine needs one entry here."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from probinfer.plots.style import LIGHT
 
 __all__ = [
     "ENGINES",
-    "PLANE_ENGINES",
+    "LOW_DIMENSIONAL_ENGINES",
     "STATE_SPACE_ENGINES",
-    "Entry",
+    "EngineEntry",
+    "count_gradients",
     "engine_names",
     "find_engine",
-    "gradients_spent",
     "target_engines",
 ]
 
 
-class Entry(NamedTuple):
-    """An engine, as reports and the command line know it.
+class EngineEntry(NamedTuple):
+    """An engine, as reports and the command line present it.
 
     Attributes:
-        name: what a user types.
-        label: what a table says.
-        make: (draws of a chain) -> engine. One that has not four chains draws four times as many in all.
-        about: what it does, in one clause.
-        any_target: takes any target; else it learns the hyperparameters of a Gaussian process only.
-        is_point: its posterior is one draw, without a spread.
-        in_demo: the demo shows it beside the others.
-        gives_evidence: its log evidence is an estimate, with independent ones of its islands in ``info.log_evidences``.
-        cannot: what its posterior cannot be, by the names in ``checks.known``: there it should fail its checks.
-        because: why, where it is not that it fits a normal.
-        fits_normal: its draws are those of a normal, widened and weighted where that helps: their density is known.
-        keeps_apart: its particles repel each other: better spread than independent draws, so ranks do not judge them.
+        name: name on the command line.
+        label: name in tables.
+        make: number of draws per chain -> engine. Engines without four chains draw four times as many in total.
+        about: one clause on what it does.
+        any_target: whether it takes any target; else only hyperparameters of a Gaussian process, or models of its own.
+        is_point: whether its posterior is a single point.
+        in_demo: whether the demo shows it.
+        estimates_evidence: whether it estimates the log evidence, with independent estimates of its islands in
+            ``info.log_evidences``.
+        limitations: features of targets (``CORRELATED``, ``NOT_NORMAL``) that its posterior cannot represent; it must
+            fail the checks on such targets.
+        limitation_reason: the reason, if it is not that the engine fits a normal.
+        fits_normal: whether its draws come from a (possibly widened) normal, so that their density is known.
+        repels: whether its particles repel each other: they are more even than independent draws, so that rank
+            statistics do not apply to them.
     """
 
     name: str
@@ -48,147 +51,149 @@ class Entry(NamedTuple):
     any_target: bool = True
     is_point: bool = False
     in_demo: bool = True
-    gives_evidence: bool = False
-    cannot: tuple[str, ...] = ()
-    because: str = ""
+    estimates_evidence: bool = False
+    limitations: tuple[str, ...] = ()
+    limitation_reason: str = ""
     fits_normal: bool = False
-    keeps_apart: bool = False
+    repels: bool = False
 
     @property
     def style(self) -> int:
-        """Its place in the palette of the plots."""
+        """Index of its color in the palette of the plots."""
         return engine_names().index(self.name) % len(LIGHT.series)
 
 
-_PARTICLES = 200  # of coin samplers, whose draws are spread better than independent ones
+_MAX_PARTICLES = 200  # of coin samplers, whose particles are more even than independent draws
 
 
 def _tempered(draws: int) -> smc.Tempered:
-    """As many particles in all as four chains have draws, rounded up to what its settings allow."""
+    """Return tempered SMC with as many particles in total as four chains have draws, rounded up to a multiple of 8."""
     islands = smc.Tempered().num_islands
     return smc.Tempered(num_particles=max(32, -(-4 * draws // (8 * islands)) * 8))
 
 
-# The first is the reference of comparisons.
+# The first engine is the reference of comparisons.
 ENGINES = (
-    Entry(
-        "nuts",
-        "NUTS",
-        lambda draws: mcmc.NUTS(num_draws=draws),
-        "samples every plausible setting (the reference)",
+    EngineEntry(
+        name="nuts",
+        label="NUTS",
+        make=lambda draws: mcmc.NUTS(num_draws=draws),
+        about="samples the posterior of the hyperparameters (the reference)",
     ),
-    Entry(
-        "full-rank",
-        "full-rank VI",
-        lambda draws: vi.FullRank(num_draws=4 * draws),
-        "fits one correlated normal to them, and weighs its draws",
+    EngineEntry(
+        name="full-rank",
+        label="full-rank VI",
+        make=lambda draws: vi.FullRank(num_draws=4 * draws),
+        about="fits a normal with full covariance, and weights its draws",
         fits_normal=True,
     ),
-    Entry(
-        "mean-field",
-        "mean-field VI",
-        lambda draws: vi.MeanField(num_draws=4 * draws),
-        "fits one normal without correlations, and weighs its draws",
-        cannot=(CORRELATED,),
+    EngineEntry(
+        name="mean-field",
+        label="mean-field VI",
+        make=lambda draws: vi.MeanField(num_draws=4 * draws),
+        about="fits a normal with diagonal covariance, and weights its draws",
+        limitations=(CORRELATED,),
         fits_normal=True,
     ),
-    Entry("map", "MAP", lambda draws: vi.MAP(), "takes the single most probable setting", is_point=True),
-    Entry(
-        "ml2",
-        "ML-II",
-        lambda draws: gp.ML2(),
-        "takes the setting that explains the training data best, no prior",
+    EngineEntry(
+        name="map", label="MAP", make=lambda draws: vi.MAP(), about="finds the posterior mode", is_point=True
+    ),
+    EngineEntry(
+        name="ml2",
+        label="ML-II",
+        make=lambda draws: gp.ML2(),
+        about="maximizes the evidence over the hyperparameters, without a prior",
         any_target=False,
         is_point=True,
     ),
-    Entry(
-        "hmc",
-        "HMC",
-        lambda draws: mcmc.HMC(num_draws=draws),
-        "samples every plausible setting, by trajectories of jittered length",
+    EngineEntry(
+        name="hmc",
+        label="HMC",
+        make=lambda draws: mcmc.HMC(num_draws=draws),
+        about="samples the posterior by Hamiltonian trajectories of jittered length",
         in_demo=False,
     ),
-    Entry(
-        "tempered",
-        "tempered SMC",
-        _tempered,
-        "moves particles from the prior to the posterior, and estimates the evidence",
+    EngineEntry(
+        name="tempered",
+        label="tempered SMC",
+        make=_tempered,
+        about="moves particles from the prior to the posterior, and estimates the evidence",
         in_demo=False,
-        gives_evidence=True,
+        estimates_evidence=True,
     ),
-    Entry(
-        "coin",
-        "coin SVGD",
-        lambda draws: coin.SVGD(num_particles=min(_PARTICLES, 4 * draws)),
-        "carries particles that push one another apart, without a learning rate",
+    EngineEntry(
+        name="coin",
+        label="coin SVGD",
+        make=lambda draws: coin.SVGD(num_particles=min(_MAX_PARTICLES, 4 * draws)),
+        about="transports particles that repel each other, without a learning rate",
         in_demo=False,
-        keeps_apart=True,
+        repels=True,
     ),
-    Entry(
-        "ksd-descent",
-        "KSD descent",
-        lambda draws: coin.KSDDescent(num_particles=min(_PARTICLES, 4 * draws)),
-        "carries particles down their kernel Stein discrepancy",
+    EngineEntry(
+        name="ksd-descent",
+        label="KSD descent",
+        make=lambda draws: coin.KSDDescent(num_particles=min(_MAX_PARTICLES, 4 * draws)),
+        about="transports particles by descent of their kernel Stein discrepancy",
         in_demo=False,
-        cannot=(NOT_NORMAL,),
-        because="can rest far from the posterior, where the discrepancy is level",
-        keeps_apart=True,
+        limitations=(NOT_NORMAL,),
+        limitation_reason="can stop far from the posterior, where the discrepancy is flat",
+        repels=True,
     ),
 )
 
-# Engines for one or two dimensions: `probinfer check` judges them on a target of their own.
-PLANE_ENGINES = (
-    Entry(
-        "lawgd",
-        "LAWGD",
-        lambda draws: coin.LAWGD(num_particles=min(100, 4 * draws)),
-        "carries particles by the slow functions of the density, found on a grid",
+# Engines for one or two dimensions: `probinfer check` tests them on a separate target.
+LOW_DIMENSIONAL_ENGINES = (
+    EngineEntry(
+        name="lawgd",
+        label="LAWGD",
+        make=lambda draws: coin.LAWGD(num_particles=min(100, 4 * draws)),
+        about="transports particles by eigenfunctions of the Langevin generator, computed on a grid",
         any_target=False,
     ),
 )
 
-# Engines for ``smc.Parameters``: `probinfer check` judges them on a model of their own.
+# Engines for ``smc.Parameters``: `probinfer check` tests them on a state-space model.
 STATE_SPACE_ENGINES = (
-    Entry(
-        "pmmh",
-        "PMMH",
-        lambda draws: smc.PMMH(num_draws=draws),
-        "walks through the parameters, their likelihood estimated by a particle filter",
+    EngineEntry(
+        name="pmmh",
+        label="PMMH",
+        make=lambda draws: smc.PMMH(num_draws=draws),
+        about="samples parameters by a random walk, with likelihoods estimated by a particle filter",
         any_target=False,
     ),
-    Entry(
-        "smc2",
-        "SMC^2",
-        lambda draws: smc.SMC2(num_parameters=max(64, draws // 8)),
-        "moves weighted parameters through the data, a particle filter each",
+    EngineEntry(
+        name="smc2",
+        label="SMC^2",
+        make=lambda draws: smc.SMC2(num_parameters=max(64, draws // 8)),
+        about="moves weighted parameters through the data, each with a particle filter",
         any_target=False,
-        gives_evidence=True,
+        estimates_evidence=True,
     ),
-    Entry(
-        "particle-gibbs",
-        "particle Gibbs",
-        lambda draws: smc.ParticleGibbs(num_draws=max(64, draws // 4)),
-        "draws path and parameters in turn",
+    EngineEntry(
+        name="particle-gibbs",
+        label="particle Gibbs",
+        make=lambda draws: smc.ParticleGibbs(num_draws=max(64, draws // 4)),
+        about="samples the path and the parameters in turn",
         any_target=False,
     ),
 )
 
 
 def engine_names() -> tuple[str, ...]:
-    """The names that a user can type."""
+    """Return the names of the engines on the command line."""
     return tuple(entry.name for entry in ENGINES)
 
 
-def target_engines() -> tuple[Entry, ...]:
-    """The engines that take any target."""
+def target_engines() -> tuple[EngineEntry, ...]:
+    """Return the engines that take any target."""
     return tuple(entry for entry in ENGINES if entry.any_target)
 
 
-def find_engine(name: str) -> Entry:
-    """The entry of a name.
+def find_engine(name: str) -> EngineEntry:
+    """Return the entry of this name.
 
     Raises:
-        ValueError: there is no such engine.
+        ValueError: no engine has this name.
     """
     for entry in ENGINES:
         if entry.name == name:
@@ -196,18 +201,18 @@ def find_engine(name: str) -> Entry:
     raise ValueError(f"no engine is called {name!r}; choose one of {', '.join(engine_names())}")
 
 
-def gradients_spent(info: Any) -> int | None:
-    """Gradients of the log density that a posterior took, warm-up and all chains or restarts included.
+def count_gradients(info: Any) -> int | None:
+    """Count the gradient evaluations of a fit, including warm-up and all chains or restarts.
 
     Args:
-        info: of the posterior. A new engine reports ``num_gradients``; Markov chains have ``num_leapfrogs`` and
-            ``num_warmup_gradients``, mode searches ``num_evaluations``.
+        info: ``info`` of the posterior, with ``num_gradients``; or ``num_leapfrogs`` and ``num_warmup_gradients``
+            (Markov chains); or ``num_evaluations`` (mode searches).
 
     Returns:
-        The count, None if the engine does not say.
+        The count; None if ``info`` does not report it.
     """
     for names in (("num_gradients",), ("num_warmup_gradients", "num_leapfrogs"), ("num_evaluations",)):
-        found = [getattr(info, name, None) for name in names]
-        if all(count is not None for count in found):
-            return sum(int(np.sum(np.asarray(count))) for count in found)
+        counts = [getattr(info, name, None) for name in names]
+        if all(count is not None for count in counts):
+            return sum(int(np.sum(np.asarray(count))) for count in counts)
     return None

@@ -1,4 +1,4 @@
-"""One problem, several engines: fit, predict, score, and put side by side."""
+"""Fit one regression problem with several engines, and compare their predictions."""
 
 from __future__ import annotations
 
@@ -11,51 +11,52 @@ import jax
 import numpy as np
 
 from probinfer import gp
-from probinfer.app.pages.engines import Entry
+from probinfer.app.pages.engines import EngineEntry
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
-from probinfer.core.types import PRNGKey
+from probinfer.core.types import Int, PRNGKey
 from probinfer.data import Dataset
 from probinfer.report.scoring import difference, normal_baseline, predictions, scores
 from probinfer.report.tables import TextTable, seconds, with_error
 
-__all__ = ["Method", "Problem", "chains_table", "evidence", "methods_table", "run_methods"]
+__all__ = ["MethodResult", "RegressionProblem", "chains_table", "evidence", "methods_table", "run_methods"]
 
 
-class Problem(NamedTuple):
-    """What is learned from what.
+class RegressionProblem(NamedTuple):
+    """A data set with its split, a model and a prior.
 
     Attributes:
-        data: the whole table.
-        train: rows to learn from.
-        test: rows to predict.
-        model: where learning starts.
-        prior: a tree shaped like the model.
-        parts: words for the parts of its kernel by dotted prefix.
-        block: neighbouring test rows whose errors are alike (``scores.scores``).
+        data: all rows of the data.
+        train: indices of the training rows.
+        test: indices of the test rows.
+        model: model with the initial hyperparameters.
+        prior: prior of the hyperparameters, a tree with the structure of the model.
+        parts: names of the parts of the kernel, by dotted prefix.
+        block: number of neighboring test rows with correlated errors (``scoring.scores``).
     """
 
     data: Dataset
-    train: np.ndarray
-    test: np.ndarray
+    train: Int[np.ndarray, " N"]
+    test: Int[np.ndarray, " M"]
     model: Any
     prior: Any
     parts: dict[str, str]
     block: int = 1
 
 
-class Method(NamedTuple):
-    """What one engine made of a problem.
+class MethodResult(NamedTuple):
+    """The fit and the predictions of one engine.
 
     Attributes:
         entry: the engine.
         fit: the fit; None if it failed.
-        predicted: ``Predictions`` of the test rows; None if it failed.
-        seconds: wall time of learning and predicting, compilation included.
-        remark: what the engine warned of, or why it failed; "" if nothing.
+        predicted: ``Predictions`` of the test rows; None if the fit failed.
+        seconds: wall time of learning and prediction, including compilation.
+        remark: warnings of the engine, or why it failed; "" if there are none.
     """
 
-    entry: Entry
+    entry: EngineEntry
     fit: Any
     predicted: Any
     seconds: float
@@ -64,31 +65,31 @@ class Method(NamedTuple):
 
 def run_methods(
     key: PRNGKey,
-    problem: Problem,
-    entries: Sequence[Entry],
+    problem: RegressionProblem,
+    entries: Sequence[EngineEntry],
     *,
     draws: int,
     progress: bool | None = None,
-    done: Callable[[Method], None] = lambda method: None,
-) -> list[Method]:
-    """Fit a problem with several engines; one that fails does not stop the others.
+    done: Callable[[MethodResult], None] = lambda method: None,
+) -> list[MethodResult]:
+    """Fit a problem with several engines; an engine that fails does not stop the others.
 
     Args:
-        key: random key; every engine gets one of its own.
-        problem: what is learned.
+        key: random key; each engine gets its own key.
+        problem: the data, the model and the prior.
         entries: the engines.
-        draws: draws of a chain.
-        progress: show progress; by default on a terminal.
-        done: called with each method as soon as it is finished.
+        draws: number of draws per chain.
+        progress: whether to show progress; None shows it on a terminal.
+        done: called with each result as soon as it is available.
     """
     methods = []
     for entry, method_key in zip(entries, jax.random.split(key, len(entries))):
-        methods.append(_run(method_key, problem, entry, draws, progress))
+        methods.append(_fit_engine(method_key, problem, entry, draws, progress))
         done(methods[-1])
     return methods
 
 
-def _run(key, problem, entry, draws, progress):
+def _fit_engine(key, problem, entry, draws, progress):
     X, y = problem.data.X[problem.train], problem.data.y[problem.train]
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -106,50 +107,59 @@ def _run(key, problem, entry, draws, progress):
             )
             predicted = predictions(fit, problem.data.X[problem.test], problem.data.y[problem.test])
         except NumericalError as error:
-            return Method(entry, None, None, time.perf_counter() - start, f"failed: {error}")
-    remarks = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
+            elapsed = time.perf_counter() - start
+            return MethodResult(
+                entry=entry, fit=None, predicted=None, seconds=elapsed, remark=f"failed: {error}"
+            )
+    remarks = user_warnings(caught)
     status = int(getattr(fit.info, "status", Status.OK))
     if status != Status.OK and not remarks:
         remarks = [advice(status)]
-    return Method(entry, fit, predicted, time.perf_counter() - start, "; ".join(dict.fromkeys(remarks)))
+    return MethodResult(
+        entry=entry,
+        fit=fit,
+        predicted=predicted,
+        seconds=time.perf_counter() - start,
+        remark="; ".join(remarks),
+    )
 
 
 def evidence(fit: Any) -> str:
-    """The log evidence of a fit in words: at the optimum, integrated over hyperparameters, or bounded from below."""
+    """Return the log evidence of a fit as text: at the optimum, integrated over hyperparameters, or a lower bound."""
     if fit.log_evidence is not None:
         return f"{float(fit.log_evidence):.1f}" + (" at optimum" if fit.is_point else "")
     bound = getattr(fit.info, "elbo", None)
     if bound is None:
         return "-"
-    # The engine saw outputs in units of their standard deviation: the density in the user's units is smaller by the
-    # Jacobian of that map, once a data point.
+    # The engine works with standardized outputs y / s. In the user's units, each of the n data points contributes the
+    # Jacobian 1 / s of that map to the density: log p(y) = log p(y / s) - n log s.
     value = float(bound) - len(fit.y) * float(np.log(fit.scaling.y_scale))
     return f"≥ {value:.1f} (bound)"
 
 
-def methods_table(problem: Problem, methods: Sequence[Method], *, title: str) -> TextTable:
-    """One row a method: scores on the test rows with standard errors, evidence and time.
+def methods_table(problem: RegressionProblem, methods: Sequence[MethodResult], *, title: str) -> TextTable:
+    """Return a table with one row for each method: scores on the test rows with standard errors, evidence and time.
 
-    The reference of the paired differences is the first method that worked; the last row predicts without inputs.
+    The reference of the paired differences is the first method that succeeded; the last row predicts without inputs.
     """
-    worked = [method for method in methods if method.predicted is not None]
-    reference = worked[0] if worked else None
+    succeeded = [method for method in methods if method.predicted is not None]
+    reference = succeeded[0] if succeeded else None
     rows = [_method_row(method, reference, problem.block) for method in methods]
     baseline = normal_baseline(problem.data.y[problem.train], problem.data.y[problem.test])
     rows.append(_row("no inputs", baseline, reference, problem.block, "-", "-"))
-    against = f"minus {reference.entry.label}" if reference else "difference"
-    columns = ("method", "NLPD", against, "RMSE", "in 95 % band", "log evidence", "time")
+    difference_column = f"minus {reference.entry.label}" if reference else "difference"
+    columns = ("method", "NLPD", difference_column, "RMSE", "in 95 % band", "log evidence", "time")
     return TextTable(title, columns, tuple(rows), "", methods.index(reference) if reference else None)
 
 
-def chains_table(methods: Sequence[Method]) -> TextTable:
-    """How well the Markov chains of each method agree: worst R-hat, smallest effective sample sizes, divergences."""
+def chains_table(methods: Sequence[MethodResult]) -> TextTable:
+    """Return the convergence diagnostics of each method's chains: largest R-hat, smallest ESS, divergences."""
     rows = []
     for method in methods:
         if method.fit is None or method.fit.posterior is None or method.fit.posterior.num_chains < 2:
             continue
         posterior, info = method.fit.posterior, method.fit.info
-        rhat, bulk, tail = _agreement(posterior, info)
+        rhat, bulk, tail = _convergence(posterior, info)
         diverging = getattr(info, "diverging", None)
         rows.append(
             (
@@ -166,19 +176,19 @@ def chains_table(methods: Sequence[Method]) -> TextTable:
     columns = (
         "method",
         "chains",
-        "draws of each",
-        "worst R-hat",
-        "least ESS, bulk",
-        "least ESS, tail",
+        "draws per chain",
+        "max R-hat",
+        "min ESS, bulk",
+        "min ESS, tail",
         "divergences",
         "metric",
     )
-    note = "R-hat below 1.01 and at least 100 effective draws a chain (ESS) mean that the chains agree."
-    return TextTable("Have the chains mixed?", columns, tuple(rows), note)
+    note = "R-hat below 1.01 and an ESS of at least 100 per chain indicate that the chains agree."
+    return TextTable("Convergence of the chains", columns, tuple(rows), note)
 
 
-def _agreement(posterior, info):
-    """Worst R-hat and least ESS: the engine's own where it reports them, else of the draws."""
+def _convergence(posterior, info):
+    """Return the largest R-hat and the smallest ESS, as the engine reports them or else computed from the draws."""
     if hasattr(info, "rhat"):
         parts = [
             np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
@@ -199,17 +209,17 @@ def _method_row(method, reference, block):
 
 
 def _row(label, predicted, reference, block, log_evidence, time_text):
-    own = scores(predicted, block=block)
+    values = scores(predicted, block=block)
     is_reference = reference is not None and predicted is reference.predicted
-    versus = (
+    gap = (
         None if reference is None or is_reference else difference(predicted, reference.predicted, block=block)
     )
     return (
         label,
-        with_error(own.nlpd),
-        with_error(versus, sign=True),
-        with_error(own.rmse),
-        f"{with_error(own.coverage, scale=100.0)} %",
+        with_error(values.nlpd),
+        with_error(gap, sign=True),
+        with_error(values.rmse),
+        f"{with_error(values.coverage, scale=100.0)} %",
         log_evidence,
         time_text,
     )

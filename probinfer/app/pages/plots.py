@@ -1,4 +1,4 @@
-"""Plots of fits and of their hyperparameters: each function draws one idea into matplotlib axes."""
+"""Plots of fits and of their hyperparameters: each function draws one plot into matplotlib axes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binom, gaussian_kde
 
+from probinfer.core.types import Float
 from probinfer.plots.style import LINES, Theme
 from probinfer.report.scoring import Estimate, Predictions
 
@@ -23,15 +24,15 @@ __all__ = [
     "series",
 ]
 
-_SPAN = 0.004  # tail left out of the axis of a density, on each side
+_TAIL = 0.004  # probability on each side that the axis of a density leaves out
 
 
 class Curve(NamedTuple):
-    """A name, its place in the palette, and the values of one quantity: one for a point estimate, else draws."""
+    """A label, an index in the palette, and draws ``(S,)`` of one quantity; one value for a point estimate."""
 
     label: str
     style: int
-    values: np.ndarray
+    values: Float[np.ndarray, " S"]
 
 
 def series(
@@ -44,15 +45,15 @@ def series(
     *,
     labels: tuple[str, str],
 ) -> None:
-    """Predictions along one input: median, central 50 and 95 % bands, and the data.
+    """Plot predictions along one input: median, central 50 and 95 % bands, and the data.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        x: where predictions were made, ascending ``(M,)``.
-        predicted: at ``x``.
-        train: inputs and outputs that the model saw.
-        test: inputs and outputs that it did not see; may be empty.
+        theme: colors.
+        x: inputs of the predictions ``(M,)``, ascending.
+        predicted: predictions at ``x``.
+        train: inputs and outputs of the training data.
+        test: inputs and outputs of the held-out data; may be empty.
         labels: names of the axes.
     """
     _bands(axes, theme, x, predicted)
@@ -67,18 +68,18 @@ def series(
     axes.legend(loc="best", handlelength=1.4)
 
 
-def curve(axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, seen: np.ndarray) -> None:
-    """How the prediction changes with one input while the others stay at their medians.
+def curve(axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, x_train: np.ndarray) -> None:
+    """Plot the prediction along one input, with the others fixed at their medians.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
+        theme: colors.
         x: values of the input, ascending.
-        predicted: at these values.
-        seen: its values in the data, drawn as ticks at the foot.
+        predicted: predictions at these values.
+        x_train: its values in the training data, drawn as ticks at the bottom.
     """
     _bands(axes, theme, x, predicted)
-    inside = seen[(seen >= x[0]) & (seen <= x[-1])]
+    inside = x_train[(x_train >= x[0]) & (x_train <= x[-1])]
     axes.plot(
         inside,
         np.zeros(len(inside)),
@@ -93,18 +94,18 @@ def curve(axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, seen: 
 def densities(
     axes: Any, theme: Theme, curves: list[Curve], *, label: str, positive: bool, legend: bool = False
 ) -> None:
-    """Posteriors of one hyperparameter by several methods: densities for draws, lines for point estimates.
+    """Plot posteriors of one hyperparameter by several methods: densities of draws, lines for point estimates.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        curves: one a method; a single value is a point estimate.
+        theme: colors.
+        curves: one for each method; a single value is a point estimate.
         label: name and unit of the hyperparameter.
-        positive: use a logarithmic axis, on which the densities are taken too.
-        legend: name the methods inside the plot.
+        positive: whether to use a logarithmic axis; the densities are then those of the logarithm.
+        legend: whether to draw a legend inside the plot.
     """
     to_axis = np.log10 if positive else np.asarray
-    low, high = _span([to_axis(curve.values) for curve in curves])
+    low, high = _axis_limits([to_axis(curve.values) for curve in curves])
     grid = np.linspace(low, high, 300)
     shown = 10**grid if positive else grid
     for item in curves:
@@ -126,25 +127,27 @@ def densities(
 
 
 def intervals(axes: Any, theme: Theme, rows: list[tuple[str, list[Curve]]], *, label: str) -> None:
-    """One row a hyperparameter, one bar a method: median, 50 and 95 % intervals on a logarithmic axis.
+    """Plot intervals on a logarithmic axis, one row per hyperparameter, one bar per method: median, 50 and 95 %.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        rows: name of the row, and the values by method.
-        label: of the axis.
+        theme: colors.
+        rows: name of each row, and the values by method.
+        label: label of the axis.
     """
     num = max(len(curves) for _, curves in rows)
     offsets = np.linspace(-0.28, 0.28, num) if num > 1 else np.zeros(1)
-    low, high = _span([np.log10(curve.values) for _, curves in rows for curve in curves], tail=0.025)
+    low, high = _axis_limits([np.log10(curve.values) for _, curves in rows for curve in curves], tail=0.025)
     for i, (_, curves) in enumerate(rows):
         for item, offset in zip(curves, offsets):
-            color, at = theme.series[item.style], i + offset
-            q = np.clip(_five(item.values), 10**low, 10**high)
-            axes.plot(q[[0, 4]], [at, at], color=color, linewidth=1.0, solid_capstyle="butt")
-            axes.plot(q[[1, 3]], [at, at], color=color, linewidth=3.2, solid_capstyle="butt")
+            color, height = theme.series[item.style], i + offset
+            q = np.clip(_interval_quantiles(item.values), 10**low, 10**high)
+            axes.plot(q[[0, 4]], [height, height], color=color, linewidth=1.0, solid_capstyle="butt")
+            axes.plot(q[[1, 3]], [height, height], color=color, linewidth=3.2, solid_capstyle="butt")
             outside = ">" if q[2] == 10**high else "<" if q[2] == 10**low else "o"
-            axes.plot(q[2], at, outside, color=color, markersize=3.4 if outside == "o" else 6, clip_on=False)
+            axes.plot(
+                q[2], height, outside, color=color, markersize=3.4 if outside == "o" else 6, clip_on=False
+            )
     axes.set_xscale("log")
     axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlabel=label)
     axes.set(xlim=(10**low, 10**high), ylim=(len(rows) - 0.5, -0.5))
@@ -153,59 +156,66 @@ def intervals(axes: Any, theme: Theme, rows: list[tuple[str, list[Curve]]], *, l
 
 
 def observed(axes: Any, theme: Theme, predicted: Predictions, *, label: str, style: int = 0) -> None:
-    """Outcomes against predictions with their 95 % intervals; misses of the interval are marked.
+    """Plot predictions with their 95 % intervals against outcomes; outcomes outside the interval are marked.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        predicted: with outcomes.
-        label: what was predicted.
-        style: colour of the method.
+        theme: colors.
+        predicted: predictions with outcomes.
+        label: name of the predicted quantity.
+        style: color of the method.
     """
     color, lower, upper = theme.series[style], predicted.quantiles[0.025], predicted.quantiles[0.975]
-    missed = (predicted.y < lower) | (predicted.y > upper)
-    bars = np.stack([np.maximum(predicted.mean - lower, 0), np.maximum(upper - predicted.mean, 0)])
-    axes.errorbar(predicted.y, predicted.mean, bars, fmt="none", ecolor=color, elinewidth=0.7, alpha=0.30)
-    axes.plot(predicted.y[~missed], predicted.mean[~missed], "o", color=color, markersize=3, label="inside")
+    outside = (predicted.y < lower) | (predicted.y > upper)
+    error_bars = np.stack([np.maximum(predicted.mean - lower, 0), np.maximum(upper - predicted.mean, 0)])
+    axes.errorbar(
+        predicted.y, predicted.mean, error_bars, fmt="none", ecolor=color, elinewidth=0.7, alpha=0.30
+    )
+    axes.plot(predicted.y[~outside], predicted.mean[~outside], "o", color=color, markersize=3, label="inside")
     axes.plot(
-        predicted.y[missed], predicted.mean[missed], "D", color=theme.held_out, markersize=4, label="outside"
+        predicted.y[outside],
+        predicted.mean[outside],
+        "D",
+        color=theme.held_out,
+        markersize=4,
+        label="outside",
     )
     ends = np.array([predicted.y.min(), predicted.y.max()])
     axes.plot(ends, ends, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     axes.set(xlabel=f"observed {label}", ylabel="predicted")
-    if missed.any():
+    if outside.any():
         axes.legend(loc="upper left", handletextpad=0.1, title="95 % interval", title_fontsize=8.5)
 
 
 def errors(
     axes: Any, theme: Theme, x: np.ndarray, predicted: Predictions, *, labels: tuple[str, str], style: int
 ) -> None:
-    """What was observed minus what was predicted, inside the predicted 50 and 95 % bands.
+    """Plot observed minus predicted values, over the predicted 50 and 95 % bands.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
+        theme: colors.
         x: inputs, ascending.
-        predicted: at ``x``, with outcomes.
+        predicted: predictions at ``x``, with outcomes.
         labels: names of the axes.
-        style: colour of the method.
+        style: color of the method.
     """
-    middle = predicted.quantiles[0.5]
-    _bands(axes, theme, x, predicted, minus=middle, style=style)
-    axes.plot(x, predicted.y - middle, ".", color=theme.held_out, markersize=4.5, label="observed", zorder=4)
+    median = predicted.quantiles[0.5]
+    _bands(axes, theme, x, predicted, minus=median, style=style)
+    axes.plot(x, predicted.y - median, ".", color=theme.held_out, markersize=4.5, label="observed", zorder=4)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.margins(x=0.01)
     axes.legend(loc="lower left", handlelength=1.4, ncols=2, columnspacing=1.0)
 
 
 def calibration(axes: Any, theme: Theme, pit: np.ndarray, *, style: int = 0) -> None:
-    """Histogram of p(y' <= observed): flat if predictions mean what they say; the band holds 95 % of honest bars.
+    """Plot the histogram of p(y' <= observed), flat if calibrated; the band contains 95 % of the bars of a flat one.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        pit: one value a test point.
-        style: colour of the method.
+        theme: colors.
+        pit: probability integral transforms, one for each test point.
+        style: color of the method.
     """
     num_bins = int(np.clip(len(pit) // 12, 4, 20))
     share = 1 / num_bins
@@ -225,38 +235,40 @@ def calibration(axes: Any, theme: Theme, pit: np.ndarray, *, style: int = 0) -> 
     axes.grid(False, axis="x")
 
 
-def reliability(axes: Any, theme: Theme, found: Any, *, style: int = 0) -> None:
-    """Observed frequencies against predicted probabilities, each with its interval: on the diagonal if honest.
+def reliability(axes: Any, theme: Theme, diagram: Any, *, style: int = 0) -> None:
+    """Plot observed frequencies with intervals against predicted probabilities: on the diagonal if calibrated.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        found: a ``gp.calibration.Reliability``.
-        style: colour of the method.
+        theme: colors.
+        diagram: a ``gp.calibration.Reliability``.
+        style: color of the method.
     """
     color = theme.series[style]
     axes.plot([0, 1], [0, 1], color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    axes.vlines(found.probability, found.lower, found.upper, color=color, linewidth=2)
-    axes.plot(found.probability, found.frequency, "o", color=color, markersize=5)
+    axes.vlines(diagram.probability, diagram.lower, diagram.upper, color=color, linewidth=2)
+    axes.plot(diagram.probability, diagram.frequency, "o", color=color, markersize=5)
     axes.set(
-        xlabel="predicted probability", ylabel="share that came true", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
+        xlabel="predicted probability", ylabel="observed frequency", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
     )
 
 
 def comparison(axes: Any, theme: Theme, rows: list[tuple[str, int, Estimate]], *, label: str) -> None:
-    """A number a method with its central 95 % interval (1.96 standard errors), beside a line at zero.
+    """Plot one number for each method with its 95 % interval (1.96 standard errors), and a line at zero.
 
     Args:
         axes: matplotlib axes.
-        theme: colours.
-        rows: name, place in the palette, and the number.
-        label: what the number is.
+        theme: colors.
+        rows: name, index in the palette, and estimate of each method.
+        label: name of the number.
     """
     axes.axvline(0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     for i, (_, style, estimate) in enumerate(rows):
-        half = 1.96 * estimate.error
+        half_width = 1.96 * estimate.error
         color = theme.series[style]
-        axes.plot([estimate.value - half, estimate.value + half], [i, i], color=color, linewidth=2)
+        axes.plot(
+            [estimate.value - half_width, estimate.value + half_width], [i, i], color=color, linewidth=2
+        )
         axes.plot(estimate.value, i, "o", color=color, markersize=6)
     axes.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], xlabel=label)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -271,8 +283,9 @@ def _bands(axes, theme, x, predicted, *, minus=0.0, style=0):
     axes.plot(x, quantiles[0.5] - minus, color=color, linewidth=1.2, label="median", zorder=2)
 
 
-def _five(values):
-    """Ends and quartiles; all the same for a point estimate, which may be infinite."""
+def _interval_quantiles(values):
+    """Return the ends of the 50 and 95 % intervals and the median; all are equal for a point estimate."""
+    # np.quantile would turn an infinite point estimate into NaN.
     return np.full(5, values[0]) if len(values) == 1 else np.quantile(values, [0.025, 0.25, 0.5, 0.75, 0.975])
 
 
@@ -281,15 +294,15 @@ def _is_point(item):
 
 
 def _point_line(axes, item, color, shown):
-    """A line at a point estimate, or an arrow at the edge that it lies beyond."""
+    """Draw a line at a point estimate, or an arrow at the edge if it lies outside the axis."""
     value = item.values[0]
     if shown[0] <= value <= shown[-1]:
         axes.axvline(value, color=color, linestyle=LINES[item.style], label=item.label)
         return
-    at, marker = (0.99, ">") if value > shown[-1] else (0.01, "<")
+    x, marker = (0.99, ">") if value > shown[-1] else (0.01, "<")
     height = 0.92 - 0.13 * item.style % 0.8
     axes.plot(
-        at,
+        x,
         height,
         marker,
         color=color,
@@ -300,8 +313,8 @@ def _point_line(axes, item, color, shown):
     )
 
 
-def _span(columns, tail=_SPAN):
-    """Ends of an axis that holds nearly all of every column of draws; a far single value does not stretch it much."""
+def _axis_limits(columns, tail=_TAIL):
+    """Return limits that contain nearly all draws of each column; a distant point estimate does not extend them."""
     draws = [column for column in columns if len(column) > 1] or columns
     low = min(np.quantile(column, tail) for column in draws)
     high = max(np.quantile(column, 1 - tail) for column in draws)
@@ -313,7 +326,7 @@ def _span(columns, tail=_SPAN):
 
 
 def _plain_log_ticks(axes, low, high):
-    """At most about five labelled ticks on a logarithmic axis, written without powers where short."""
+    """Set at most about five labeled ticks on a logarithmic axis, in decimal notation where that is short."""
     ticks = _log_ticks(low, high)
     axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
     axes.set_xticks([], minor=True)

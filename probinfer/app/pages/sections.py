@@ -1,4 +1,4 @@
-"""The parts of a report: pictures and sentences made of what the engines found."""
+"""The parts of a report: plots and texts about the fits of several engines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from probinfer.app.pages import plots
-from probinfer.app.pages.methods import Method, Problem
-from probinfer.app.pages.units import Quantity, learned_names, quantities, spread
+from probinfer.app.pages.methods import MethodResult, RegressionProblem
+from probinfer.app.pages.units import Quantity, interval, learned_names, quantities
 from probinfer.plots.style import Picture, draw
 from probinfer.report.html import Gallery, Legend, Paragraph
 from probinfer.report.scoring import Predictions, difference, predictions, scores
@@ -32,54 +32,56 @@ __all__ = [
 ]
 
 READING = (
-    "NLPD is the average surprise at an unseen outcome, in nats: the lower, the better, and being sure and "
-    "wrong costs most. The column beside it is the difference on the same points, so that what is hard for "
-    "every method cancels; a difference below two standard errors (the number after ±) is no difference. “In "
-    "95 % band” should be near 95 %: lower means too sure, higher too cautious. The log evidence of a point "
-    "estimate is taken at its best setting and flatters it; “≥” marks a lower bound with the settings "
-    "averaged over; NUTS gives none. “No inputs” predicts the training mean and spread for everybody."
+    "NLPD is the average negative log predictive density of held-out points, in nats. Lower is better; confident wrong "
+    "predictions cost most. The next column is the paired difference on the same points, so that points that are hard "
+    "for every method cancel; a difference below two standard errors (the number after ±) is not significant. “In 95 % "
+    "band” should be near 95 %: lower means overconfident, higher underconfident. The log evidence of a point estimate "
+    "is evaluated at its optimum and is therefore optimistic; “≥” marks a lower bound that averages over the "
+    "hyperparameters; NUTS gives no evidence. “No inputs” predicts the mean and the standard deviation of the training "
+    "data for every point."
 )
 
 _WIDE, _HALF, _THIRD = 10.5, 5.05, 3.2
 
 
-def verdict(problem: Problem, methods: Sequence[Method]) -> str:
-    """What the table says, in two or three sentences."""
-    worked = [method for method in methods if method.predicted is not None]
-    if not worked:
-        return "No method worked: see the remarks."
-    reference, *others = worked
+def verdict(problem: RegressionProblem, methods: Sequence[MethodResult]) -> str:
+    """Return the conclusion from the table of methods, in two or three sentences."""
+    succeeded = [method for method in methods if method.predicted is not None]
+    if not succeeded:
+        return "No method succeeded: see the remarks."
+    reference, *others = succeeded
     groups: dict[str, list[str]] = {"worse": [], "better": [], "same": []}
     for method in others:
         gap = difference(method.predicted, reference.predicted, block=problem.block)
-        sure = abs(gap.value) > 2 * gap.error
-        groups["same" if not sure else "worse" if gap.value > 0 else "better"].append(method.entry.label)
+        significant = abs(gap.value) > 2 * gap.error
+        group = "same" if not significant else "worse" if gap.value > 0 else "better"
+        groups[group].append(method.entry.label)
     name = reference.entry.label
     sentences = [
-        f"Clearly {kind} than {name} on unseen data: {_listed(groups[kind])}."
+        f"Clearly {kind} than {name} on held-out data: {_listed(groups[kind])}."
         for kind in ("worse", "better")
         if groups[kind]
     ]
     if groups["same"]:
         sentences.append(f"No clear difference from {name}: {_listed(groups['same'])}.")
-    for method in worked:
-        share = scores(method.predicted, block=problem.block).coverage
-        if share.value + 2 * share.error < 0.95:
+    for method in succeeded:
+        coverage = scores(method.predicted, block=problem.block).coverage
+        if coverage.value + 2 * coverage.error < 0.95:
             sentences.append(
-                f"{method.entry.label} is too sure: {share.value:.0%} of the outcomes fell into its 95 % bands."
+                f"{method.entry.label} is overconfident: its 95 % bands contain {coverage.value:.0%} of the outcomes."
             )
     return " ".join(sentences)
 
 
-def legend(methods: Sequence[Method]) -> Legend:
-    """The methods that worked, with their colours."""
+def legend(methods: Sequence[MethodResult]) -> Legend:
+    """Return the legend of the methods that succeeded."""
     return Legend(
         tuple((method.entry.label, method.entry.style) for method in methods if method.fit is not None)
     )
 
 
-def series_picture(problem: Problem, method: Method, *, points: int = 600) -> Picture:
-    """The whole series with predictions on a fine grid."""
+def series_picture(problem: RegressionProblem, method: MethodResult, *, points: int = 600) -> Picture:
+    """Plot the series with predictions on a fine grid of inputs."""
     x = problem.data.X[:, 0]
     grid = np.linspace(x.min(), x.max(), points)
     predicted = predictions(method.fit, grid[:, None])
@@ -87,24 +89,24 @@ def series_picture(problem: Problem, method: Method, *, points: int = 600) -> Pi
     labels = (problem.data.feature_names[0], problem.data.target_name)
     return draw(
         f"{problem.data.target_name}: {method.entry.label}",
-        "Dark dots: what the model learned from. Orange dots: what it had to predict. The dark band holds "
-        "half of what it expects, the light band 95 %.",
+        "Dark dots: training data. Orange dots: held-out data. The dark band is the central 50 % interval, the light "
+        "band 95 %.",
         lambda axes, theme: plots.series(axes, theme, grid, predicted, train, test, labels=labels),
         width=_WIDE,
         height=3.5,
     )
 
 
-def error_pictures(problem: Problem, methods: Sequence[Method]) -> list[Picture]:
-    """Forecast errors along the first input, on one scale for all methods."""
+def error_pictures(problem: RegressionProblem, methods: Sequence[MethodResult]) -> list[Picture]:
+    """Plot the forecast errors along the first input, on the same scale for all methods."""
     x = problem.data.X[problem.test, 0]
-    ends = [
+    half_widths = [
         method.predicted.quantiles[q] - method.predicted.quantiles[0.5]
         for method in methods
         for q in (0.025, 0.975)
     ]
-    misses = [method.predicted.y - method.predicted.quantiles[0.5] for method in methods]
-    limit = 1.05 * max(float(np.abs(values).max()) for values in [*ends, *misses])
+    errors = [method.predicted.y - method.predicted.quantiles[0.5] for method in methods]
+    limit = 1.05 * max(float(np.abs(values).max()) for values in [*half_widths, *errors])
     labels = (problem.data.feature_names[0], "observed minus forecast")
 
     def picture(method):
@@ -112,42 +114,44 @@ def error_pictures(problem: Problem, methods: Sequence[Method]) -> list[Picture]
             plots.errors(axes, theme, x, method.predicted, labels=labels, style=method.entry.style)
             axes.set_ylim(-1.25 * limit, limit)
 
-        caption = "Orange dots inside the light band: the method knew how wrong it could be."
+        caption = "Orange dots inside the light band: the method predicted the size of its errors."
         return draw(f"Forecast errors: {method.entry.label}", caption, fn, width=_HALF)
 
     return [picture(method) for method in methods]
 
 
-def score_pictures(problem: Problem, methods: Sequence[Method], *, unit: str) -> list[Picture]:
-    """Predicted against observed and calibration of the reference, and the differences between methods."""
-    worked = [method for method in methods if method.predicted is not None]
-    if not worked:
+def score_pictures(
+    problem: RegressionProblem, methods: Sequence[MethodResult], *, unit: str
+) -> list[Picture]:
+    """Plot predicted against observed values and the calibration of the reference, and compare the other methods."""
+    succeeded = [method for method in methods if method.predicted is not None]
+    if not succeeded:
         return []
-    reference = worked[0]
+    reference = succeeded[0]
     pictures = [observed_picture(reference.predicted, unit, reference.entry.label, reference.entry.style)]
     pictures += [calibration_picture(reference.predicted, reference.entry.label, reference.entry.style)]
-    if len(worked) > 1:
-        pictures.append(_comparison(problem, reference, worked[1:]))
+    if len(succeeded) > 1:
+        pictures.append(_comparison(problem, reference, succeeded[1:]))
     return pictures
 
 
 def observed_picture(predicted: Predictions, unit: str, label: str, style: int) -> Picture:
-    """Predicted against observed."""
+    """Plot predicted against observed values."""
     return draw(
         f"Predicted and observed: {label}",
-        "Each dot is one unseen point; the thin line is its 95 % interval. On the dashed line prediction and "
-        "outcome agree.",
+        "Each dot is one held-out point; the thin line is its 95 % interval. On the dashed line, prediction and "
+        "outcome are equal.",
         lambda axes, theme: plots.observed(axes, theme, predicted, label=unit, style=style),
         width=_HALF,
     )
 
 
 def calibration_picture(predicted: Predictions, label: str, style: int) -> Picture:
-    """Histogram of the probability integral transform."""
+    """Plot the histogram of the probability integral transform."""
     return draw(
-        f"Do the probabilities mean what they say? {label}",
-        "Flat is honest. High at both ends: too sure. High in the middle: too cautious. Honest bars end in "
-        "the grey band 19 times out of 20.",
+        f"Calibration of the probabilities: {label}",
+        "Flat means calibrated, high at both ends overconfident, high in the middle underconfident. If the predictions "
+        "are calibrated, 95 % of the bars end in the gray band.",
         lambda axes, theme: plots.calibration(axes, theme, predicted.pit, style=style),
         width=_HALF,
     )
@@ -162,26 +166,26 @@ def _comparison(problem, reference, others):
         )
         for method in others
     ]
-    label = f"NLPD minus that of {reference.entry.label} (nats a point)"
+    label = f"NLPD minus that of {reference.entry.label} (nats per point)"
     return draw(
-        f"Worse or better than {reference.entry.label}",
-        "Right of the dashed line is worse. A bar (95 % interval) that crosses it: no clear difference.",
+        f"Comparison with {reference.entry.label}",
+        "Right of the dashed line is worse. If a bar (95 % interval) crosses it, the difference is not significant.",
         lambda axes, theme: plots.comparison(axes, theme, rows, label=label),
         width=_HALF,
         height=2.6,
     )
 
 
-def hyperparameters(problem: Problem, methods: Sequence[Method]) -> list[Picture]:
-    """Posteriors of every learned number, all methods in one picture; vectors as rows of intervals."""
-    found = _by_method(problem, methods)
-    if not found:
+def hyperparameters(problem: RegressionProblem, methods: Sequence[MethodResult]) -> list[Picture]:
+    """Plot the posterior of each learned hyperparameter for all methods; vectors as rows of intervals."""
+    learned = _by_method(problem, methods)
+    if not learned:
         return []
-    first = found[0][1]
+    first = learned[0][1]
     vectors = {item.name.split("[")[0] for item in first if "[" in item.name}
-    has_draws = any(len(item.values) > 1 for _, items in found for item in items)
-    pictures = [_density(i, found) for i, item in enumerate(first) if has_draws and "[" not in item.name]
-    return pictures + [_rows(name, problem, found) for name in sorted(vectors)]
+    has_draws = any(len(item.values) > 1 for _, items in learned for item in items)
+    pictures = [_density(i, learned) for i, item in enumerate(first) if has_draws and "[" not in item.name]
+    return pictures + [_rows(name, problem, learned) for name in sorted(vectors)]
 
 
 def _by_method(problem, methods):
@@ -194,10 +198,10 @@ def _by_method(problem, methods):
     ]
 
 
-def _density(i, found):
-    item = found[0][1][i]
-    curves = [plots.Curve(entry.label, entry.style, items[i].values) for entry, items in found]
-    label = item.unit or "a pure number"
+def _density(i, learned):
+    item = learned[0][1][i]
+    curves = [plots.Curve(entry.label, entry.style, items[i].values) for entry, items in learned]
+    label = item.unit or "dimensionless"
     return draw(
         item.label,
         "",
@@ -207,21 +211,21 @@ def _density(i, found):
     )
 
 
-def _rows(name, problem, found):
+def _rows(name, problem, learned):
     features = problem.data.feature_names
-    chosen = [i for i, item in enumerate(found[0][1]) if item.name.split("[")[0] == name]
+    chosen = [i for i, item in enumerate(learned[0][1]) if item.name.split("[")[0] == name]
     rows = [
         (
             features[row],
-            [plots.Curve(entry.label, entry.style, items[i].standardized) for entry, items in found],
+            [plots.Curve(entry.label, entry.style, items[i].standardized) for entry, items in learned],
         )
         for row, i in enumerate(chosen)
     ]
     last = name.rsplit(".", 1)[-1]
     return draw(
         f"The {last} of every column",
-        "Dot: median; thick: half of the plausible values; thin: 95 %. Short means that the column matters; a "
-        "long one hardly changes the prediction. An arrow lies beyond the edge.",
+        "Dot: median; thick line: central 50 % interval; thin line: 95 %. Columns with a short lengthscale matter; "
+        "those with a long one have little effect. An arrow marks a value beyond the edge.",
         lambda axes, theme: plots.intervals(
             axes, theme, rows, label=f"{last}, in standard deviations of the column"
         ),
@@ -230,14 +234,18 @@ def _rows(name, problem, found):
     )
 
 
-def values_table(found: Sequence[Quantity], *, title: str) -> TextTable:
-    """Learned hyperparameters of one fit in the user's units: median and central 90 % interval."""
-    is_point = all(len(item.values) == 1 for item in found)
-    columns = ("what", "value", "unit") if is_point else ("what", "median", "5 %", "95 %", "unit")
+def values_table(learned: Sequence[Quantity], *, title: str) -> TextTable:
+    """Return the learned hyperparameters of one fit in the user's units: median and central 90 % interval."""
+    is_point = all(len(item.values) == 1 for item in learned)
+    columns = (
+        ("hyperparameter", "value", "unit")
+        if is_point
+        else ("hyperparameter", "median", "5 %", "95 %", "unit")
+    )
     rows = []
-    for item in found:
-        low, middle, high = (number(value) for value in spread(item.values))
-        middle = "no effect" if item.idle else middle
+    for item in learned:
+        low, middle, high = (number(value) for value in interval(item.values))
+        middle = "no effect" if item.irrelevant else middle
         rows.append(
             (item.label, middle, item.unit) if is_point else (item.label, middle, low, high, item.unit)
         )
@@ -245,17 +253,17 @@ def values_table(found: Sequence[Quantity], *, title: str) -> TextTable:
 
 
 def effects(fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequence[int]) -> list[Picture]:
-    """How the prediction changes with one column, the others at their medians; all on one scale."""
-    middle = np.median(X, axis=0)
-    grids, found = [], []
+    """Plot the prediction along one column at a time, with the others at their medians, all on the same scale."""
+    medians = np.median(X, axis=0)
+    grids, predicted_along = [], []
     for column in chosen:
         grid = np.linspace(np.quantile(X[:, column], 0.02), np.quantile(X[:, column], 0.98), 60)
-        rows = np.tile(middle, (len(grid), 1))
+        rows = np.tile(medians, (len(grid), 1))
         rows[:, column] = grid
         grids.append(grid)
-        found.append(predictions(fit, rows))
-    low = min(one.quantiles[0.025].min() for one in found)
-    high = max(one.quantiles[0.975].max() for one in found)
+        predicted_along.append(predictions(fit, rows))
+    low = min(predicted.quantiles[0.025].min() for predicted in predicted_along)
+    high = max(predicted.quantiles[0.975].max() for predicted in predicted_along)
     margin = 0.05 * (high - low)
 
     def picture(column, grid, predicted):
@@ -265,11 +273,11 @@ def effects(fit: Any, X: np.ndarray, features: Sequence[str], *, chosen: Sequenc
 
         return draw(features[column], "", fn, width=_THIRD, height=2.2)
 
-    return [picture(*one) for one in zip(chosen, grids, found)]
+    return [picture(*args) for args in zip(chosen, grids, predicted_along)]
 
 
-def remarks(methods: Sequence[Method]) -> list[Paragraph]:
-    """What engines warned of, one paragraph each."""
+def remarks(methods: Sequence[MethodResult]) -> list[Paragraph]:
+    """Return the warnings of the engines, one paragraph for each."""
     return [
         Paragraph(f"{method.entry.label}: {method.remark.removeprefix(method.entry.label + ': ')}", "remark")
         for method in methods
@@ -278,7 +286,7 @@ def remarks(methods: Sequence[Method]) -> list[Paragraph]:
 
 
 def gallery(pictures: Sequence[Picture]) -> Gallery:
-    """Pictures side by side."""
+    """Return pictures side by side."""
     return Gallery(tuple(pictures))
 
 

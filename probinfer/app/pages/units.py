@@ -1,4 +1,4 @@
-"""Learned hyperparameters as a person reads them: in the units of the data, with the names of its columns."""
+"""Learned hyperparameters in the units of the data, labeled with the names of its columns."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ import numpy as np
 from numpyro.distributions import Distribution, constraints
 
 from probinfer import gp
+from probinfer.core.types import Float
 from probinfer.gp.model.leaves import constraint_of, get_leaf
 from probinfer.kernels import ActiveDims, Periodic, Product, Scaled, Stationary, Warped
 
-__all__ = ["Quantity", "learned_names", "most_relevant", "quantities", "spread"]
+__all__ = ["Quantity", "interval", "learned_names", "most_relevant", "quantities"]
 
 _MAX_DRAWS = 4000
-_IDLE = 1000  # ranges of a column: the function changes by less than a thousandth of its size along it
+# In ranges of the column: along a longer lengthscale, the function changes by less than a thousandth of its size.
+_IRRELEVANT_LENGTHSCALE = 1000
 
 
 class Quantity(NamedTuple):
-    """One learned number.
+    """One learned hyperparameter.
 
     Attributes:
-        name: dotted name of the leaf, with an index for vectors.
-        label: what it is, in words.
-        unit: its unit, or "" for a pure number.
-        values: one value of a point estimate, else draws ``(S,)``, in that unit.
+        name: dotted name of the leaf, with an index for elements of vectors.
+        label: description.
+        unit: its unit, or "" for a dimensionless number.
+        values: draws ``(S,)`` in this unit; one value for a point estimate.
         standardized: the same in the model's units (standard deviations of the data).
-        positive: whether it can only be positive.
-        idle: whether it is a lengthscale so long that its column changes nothing.
+        positive: whether its support is positive.
+        irrelevant: whether it is a lengthscale so long that its column does not change the prediction.
     """
 
     name: str
     label: str
     unit: str
-    values: np.ndarray
-    standardized: np.ndarray
+    values: Float[np.ndarray, " S"]
+    standardized: Float[np.ndarray, " S"]
     positive: bool
-    idle: bool = False
+    irrelevant: bool = False
 
 
 def learned_names(model: Any, prior: Any) -> tuple[str, ...]:
-    """The dotted names of the hyperparameters that are learned: those with a distribution in the prior."""
+    """Return the dotted names of the learned hyperparameters: those with a distribution in the prior."""
     return tuple(name for name in gp.leaf_names(model) if isinstance(get_leaf(prior, name), Distribution))
 
 
@@ -54,44 +56,58 @@ def quantities(
     target: str = "y",
     parts: dict[str, str] | None = None,
 ) -> list[Quantity]:
-    """The learned hyperparameters of a fit, one number each.
+    """Return the learned hyperparameters of a fit, one ``Quantity`` for each number.
 
     Args:
         fit: a ``gp.Fit``.
-        names: which leaves were learned.
+        names: names of the learned leaves.
         features: names of the input columns; units of lengthscales and periods.
         target: name of the output; unit of standard deviations.
-        parts: words for parts of a kernel by dotted prefix, such as ``{"kernel.terms.0": "trend"}``.
+        parts: names of the parts of the kernel by dotted prefix, such as ``{"kernel.terms.0": "trend"}``.
     """
-    model = _one(fit)
-    found = []
+    model = _first_model(fit)
+    result = []
     for name in names:
         values = _draws(fit, name)
         positive = constraint_of(model, name) in (constraints.positive, constraints.nonnegative)
         columns = _columns(model, name, len(features))
         for index in np.ndindex(values.shape[1:]):
-            one = values[(slice(None), *index)]
-            seen = features[columns[index[0]]] if index and len(columns) > index[0] else None
-            word, unit, natural = _natural(fit, model, name, one, index, columns, features, target)
-            word = f"{word} of {seen}" if seen and len(features) > 1 else word
+            element = values[(slice(None), *index)]
+            feature = features[columns[index[0]]] if index and len(columns) > index[0] else None
+            description, unit, in_units = _in_data_units(
+                fit, model, name, element, index, columns, features, target
+            )
+            description = f"{description} of {feature}" if feature and len(features) > 1 else description
             part = _part(name, parts or {})
-            label = f"{part}: {word}" if part else word
             suffix = f"[{','.join(map(str, index))}]" if index else ""
-            idle = word.startswith("lengthscale") and _is_idle(fit, one, index, columns)
-            found.append(Quantity(name + suffix, label, unit, natural, one, positive, idle))
-    return found
+            is_lengthscale = description.startswith("lengthscale")
+            result.append(
+                Quantity(
+                    name=name + suffix,
+                    label=f"{part}: {description}" if part else description,
+                    unit=unit,
+                    values=in_units,
+                    standardized=element,
+                    positive=positive,
+                    irrelevant=is_lengthscale and _is_irrelevant(fit, element, index, columns),
+                )
+            )
+    return result
 
 
-def _is_idle(fit, values, index, columns):
-    """Whether a lengthscale in the model's units is beyond ``_IDLE`` times the range of its column or columns."""
-    seen = [columns[index[0]]] if index and len(columns) > index[0] else list(columns)
-    return bool(seen) and bool(np.median(values) > _IDLE * np.ptp(np.asarray(fit.X)[:, seen], axis=0).max())
+def _is_irrelevant(fit, values, index, columns):
+    """Whether a lengthscale in the model's units is too long, compared with the range of its column or columns."""
+    own_columns = [columns[index[0]]] if index and len(columns) > index[0] else list(columns)
+    if not own_columns:
+        return False
+    ranges = np.ptp(np.asarray(fit.X)[:, own_columns], axis=0)
+    return bool(np.median(values) > _IRRELEVANT_LENGTHSCALE * ranges.max())
 
 
 def most_relevant(fit: Any, num: int) -> list[int]:
-    """The columns with the shortest lengthscales in standard units (their medians over draws), the shortest first.
+    """Return the columns with the shortest median lengthscales in standardized units, the shortest first.
 
-    A model without one lengthscale a column says nothing about relevance: then the first columns.
+    If the model does not have one lengthscale per column, return the first columns.
     """
     for name in gp.leaf_names(fit.models):
         values = _draws(fit, name)
@@ -100,13 +116,13 @@ def most_relevant(fit: Any, num: int) -> list[int]:
     return list(range(min(num, fit.X.shape[1])))
 
 
-def _one(fit: Any) -> Any:
-    """The model at the first of its hyperparameter values, for its structure."""
+def _first_model(fit: Any) -> Any:
+    """Return the model at the first of its hyperparameter values, for its structure."""
     return jax.tree.map(lambda leaf: leaf[0], fit.models)
 
 
-def spread(values: np.ndarray) -> tuple[float, float, float]:
-    """The 5, 50 and 95 % quantiles; three times the same for a point estimate."""
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the 5, 50 and 95 % quantiles, which are equal for a point estimate."""
     if len(values) == 1:
         return (float(values[0]),) * 3
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
@@ -114,7 +130,7 @@ def spread(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _draws(fit, name):
-    """Values ``(S, ...)`` in the model's units: all draws where there are not too many, else an even selection."""
+    """Return values ``(S, ...)`` in the model's units: all draws, thinned to at most ``_MAX_DRAWS``."""
     posterior = fit.posterior
     if posterior is None or posterior.log_weights is not None or name not in posterior.draws:
         return np.asarray(get_leaf(fit.models, name), np.float64)
@@ -122,23 +138,22 @@ def _draws(fit, name):
     return values[:: -(-len(values) // _MAX_DRAWS)]
 
 
-def _natural(fit, model, name, values, index, columns, features, target):
-    """Word, unit and values in that unit; a pure number where a unit has no meaning."""
+def _in_data_units(fit, model, name, values, index, columns, features, target):
+    """Return description, unit and values in that unit; the unit is "" for a dimensionless number."""
     last = name.rsplit(".", 1)[-1]
     owner = get_leaf(model, name.rsplit(".", 1)[0])
     y_scale = float(fit.scaling.y_scale)
     if name == "likelihood.variance":
         return "noise (sd)", target, np.sqrt(values) * y_scale
-    if last == "variance" and isinstance(owner, (Stationary, Scaled)) and _is_size(fit, name):
+    if last == "variance" and isinstance(owner, (Stationary, Scaled)) and _is_term_variance(fit, name):
         return "size (sd)", target, np.sqrt(values) * y_scale
     if (
         last == "lengthscale" and isinstance(owner, Stationary) and not isinstance(owner, Periodic)
     ) or last == "period":
         column = columns[index[0]] if index else (columns[0] if len(columns) == 1 else None)
         if column is not None:
-            with np.errstate(
-                over="ignore"
-            ):  # maximum likelihood sends lengthscales of idle columns to infinity
+            # Maximum likelihood sends lengthscales of irrelevant columns to infinity.
+            with np.errstate(over="ignore"):
                 return last, features[column], values * float(np.asarray(fit.scaling.x_scale)[column])
         return last, "sd of the columns", values
     if last == "lengthscale" and isinstance(owner, Periodic):
@@ -146,8 +161,8 @@ def _natural(fit, model, name, values, index, columns, features, target):
     return last, "", values
 
 
-def _is_size(fit, name):
-    """Whether a variance is that of one term of the function: the factors beside it, if any, have variance one."""
+def _is_term_variance(fit, name):
+    """Whether a variance is that of one additive term: all other factors of the term have variance one."""
     pieces = name.split(".")
     for depth in range(1, len(pieces) - 1):
         owner = get_leaf(fit.models, ".".join(pieces[:depth]))
@@ -163,7 +178,7 @@ def _is_size(fit, name):
 
 
 def _columns(model, name, num):
-    """The input columns that the kernel of a leaf sees."""
+    """Return the input columns that the kernel of a leaf depends on."""
     dims, pieces = tuple(range(num)), name.split(".")
     for depth in range(1, len(pieces)):
         owner = get_leaf(model, ".".join(pieces[:depth]))

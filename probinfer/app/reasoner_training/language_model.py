@@ -1,7 +1,7 @@
-"""Training of the bundled language model: next-token prediction on right solutions, stopped while it still errs.
+"""Training of the bundled language model: next-token prediction on correct solutions, stopped before it is perfect.
 
-Accuracy rises steeply once the tables of the three operations are learned, so the checkpoint is not chosen by the
-number of steps but by the greedy accuracy on validation problems.
+Accuracy rises steeply once the model has learned the three operations, so the checkpoint is chosen by the greedy
+accuracy on validation problems, not by the number of steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from probinfer.app.reasoner_training.optimizer import Plan, Trace, descend
+from probinfer.app.reasoner_training.optimizer import (
+    TrainingPlan,
+    TrainingTrace,
+    json_settings,
+    minimize_loss,
+)
 from probinfer.app.reasoner_training.sampled_solutions import accuracy
 from probinfer.core.types import Array
 from probinfer.lm.models.transformer import Config, Transformer
@@ -22,27 +27,27 @@ from probinfer.lm.reasoner import encoding
 from probinfer.lm.reasoner.task import draw
 from probinfer.running.checkpoint import Checkpoint
 
-__all__ = ["MAX_CONTEXT", "Settings", "solution_loss", "train"]
+__all__ = ["MAX_CONTEXT", "LanguageModelSettings", "solution_loss", "train"]
 
 MAX_CONTEXT = 128
-_PLAN = Plan(num_iterations=500, learning_rate=2e-3, evaluate_from=120, evaluate_every=5, target=0.36)
+_PLAN = TrainingPlan(num_iterations=500, learning_rate=2e-3, evaluate_from=120, evaluate_every=5, target=0.36)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that the weights of the language model depend on.
+class LanguageModelSettings:
+    """All settings that determine the weights of the language model.
 
     Args:
-        seed: of the first weights and of the problems.
+        seed: seed of the initial weights and of the problems.
         layers: number of blocks.
-        width: of the residual stream.
-        heads: of queries.
-        kv_heads: of keys and values.
+        width: width of the residual stream.
+        heads: number of query heads.
+        kv_heads: number of key and value heads.
         feed_forward: width of the gated layer.
-        steps: fewest and most steps of a problem.
-        batch: problems of a step of training, never seen twice but by chance.
-        num_validation: problems that choose the checkpoint.
-        plan: of the descent; its target is the accuracy at which training stops.
+        steps: minimum and maximum number of steps of a problem.
+        batch: new problems for each training step.
+        num_validation: number of validation problems, which choose the checkpoint.
+        plan: the training plan; its target is the accuracy at which training stops.
     """
 
     seed: int = 0
@@ -54,10 +59,10 @@ class Settings:
     steps: tuple[int, int] = (3, 7)
     batch: int = 48
     num_validation: int = 300
-    plan: Plan = _PLAN
+    plan: TrainingPlan = _PLAN
 
     def config(self) -> Config:
-        """The transformer: of the Qwen2 family, head tied to the embedding."""
+        """Return the configuration of the transformer: a Qwen2 architecture, with the head tied to the embedding."""
         return Config(
             vocab_size=len(encoding.TOKENS),
             hidden_size=self.width,
@@ -72,34 +77,37 @@ class Settings:
 
 
 def train(
-    settings: Settings, *, checkpoint: Checkpoint | None = None, progress: bool | str | None = None
-) -> tuple[Transformer, Trace]:
+    settings: LanguageModelSettings,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: bool | str | None = None,
+) -> tuple[Transformer, TrainingTrace]:
     """Train the language model.
 
     Args:
-        settings: what.
-        checkpoint: where to keep the state; an interrupted run goes on from there, bit for bit.
-        progress: the setting of ``probinfer.progress``.
+        settings: architecture, data and training plan.
+        checkpoint: where to store the state; an interrupted run resumes from there, bit for bit.
+        progress: as in ``probinfer.progress``.
 
     Returns:
-        The model at the first evaluation that reached the target (or after the last step), and the trace.
+        The model at the first evaluation that reaches the target (or after the last step), and the trace.
     """
     model = Transformer.random(jax.random.key(settings.seed), settings.config())
     validation = draw((settings.seed, 1), settings.num_validation, settings.steps, "validation")
-    return descend(
+    return minimize_loss(
         solution_loss,
         model,
         lambda i: _batch(settings, i),
         settings.plan,
-        about={"what": "language model of the reasoner", **_plain(settings)},
+        about={"what": "language model of the reasoner", **json_settings(settings)},
         score_fn=lambda model: float(accuracy(model, validation).mean()),
         checkpoint=checkpoint,
         progress=progress,
     )
 
 
-def _batch(settings: Settings, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of prompt and solution, and which tokens are of the solution."""
+def _batch(settings: LanguageModelSettings, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of prompt and solution, and which tokens belong to the solution."""
     problems = draw((settings.seed, 0, i), settings.batch, settings.steps, "train")
     return encoding.join(*encoding.prompts(problems), *encoding.solutions(problems))
 
@@ -108,17 +116,11 @@ def solution_loss(model: Any, batch: tuple[Array, Array]) -> Array:
     """Mean cross entropy of the tokens of the solutions.
 
     Args:
-        model: with ``forward`` and ``head``.
-        batch: rows of prompt and solution, and which tokens are of the solution.
+        model: a model with ``forward`` and ``head``.
+        batch: rows of prompt and solution ``(B, L)``, and which tokens belong to the solution ``(B, L)``.
     """
-    tokens, inside = batch
+    tokens, in_solution = batch
     logits = model.head(model.forward(tokens[:, :-1]))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-    counts = inside[:, 1:].astype(losses.dtype)
-    return jnp.sum(losses * counts) / jnp.sum(counts)
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """Settings as they are after a round trip through JSON."""
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()}
-    return {k: v for k, v in fields.items() if not isinstance(v, Plan)}
+    weights = in_solution[:, 1:].astype(losses.dtype)
+    return jnp.sum(losses * weights) / jnp.sum(weights)

@@ -1,17 +1,18 @@
-r"""A state-space model of which the posterior of the parameters is known: what engines for such models are judged on.
+r"""A state-space model whose parameter posterior is known exactly, to test engines for such models.
 
-An autoregression seen through noise,
+An autoregression observed with noise,
 
 .. math:: x_0 \sim N(0, 1), \quad x_t \sim N(a x_{t-1}, s^2), \quad y_t \sim N(x_t, 1), \quad a \sim N(0.5, 0.5^2),
     \quad \log s \sim N(-0.5, 0.7^2),
 
-with 25 observations that do not change. The Kalman filter gives the likelihood of the parameters without error, so
-exact draws are made by rejection from the prior and the evidence by quadrature.
+with 25 fixed observations. The Kalman filter gives the exact likelihood of the parameters; exact draws come from
+rejection sampling with the prior as proposal, the evidence from quadrature.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import numpyro.distributions as dist
 from jax import lax
 from scipy.optimize import minimize
 
-from probinfer.app.suite.known_targets import CORRELATED, NOT_NORMAL, Known
+from probinfer.app.suite.known_targets import CORRELATED, NOT_NORMAL, KnownTarget
 from probinfer.core.binding import LogDensity
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar
 from probinfer.targets import from_logdensity
@@ -31,27 +32,27 @@ __all__ = ["StateSpace", "noisy_autoregression"]
 _NUM_STEPS = 25
 _SLOPE, _LOG_SCALE = (0.5, 0.5), (-0.5, 0.7)
 _BATCH = 4096
-_WIDTH, _NODES = 8.0, 161  # of the quadrature: prior standard deviations, nodes an axis
+_WIDTH, _NODES = 8.0, 161  # of the quadrature: half-width in prior standard deviations, nodes per axis
 
 
 class StateSpace(NamedTuple):
-    """A model with states, and what is known of its parameters.
+    """A state-space model with the exact posterior of its parameters.
 
     Attributes:
         known: the posterior of the parameters, at positions ``(log s, a)``.
-        priors: distributions of the parameters, ``{"scale", "slope"}``: their tree in this order is a position.
-        initial: law of the first state.
-        transition: ``(theta, x, t)`` -> law of the next state.
-        observation: ``(x, t)`` -> law of what is seen.
-        y: the data ``(25,)``.
+        priors: prior distributions of the parameters, ``{"scale", "slope"}``; a position has them in this order.
+        initial: distribution of the first state.
+        transition: ``(parameters, x, t)`` -> distribution of the next state.
+        observation: ``(x, t)`` -> distribution of the observation.
+        y: the observations.
     """
 
-    known: Known
-    priors: Any
+    known: KnownTarget
+    priors: dict[str, Any]
     initial: Any
-    transition: Any
-    observation: Any
-    y: Array
+    transition: Callable
+    observation: Callable
+    y: Float[Array, " 25"]
 
 
 @functools.cache
@@ -64,19 +65,26 @@ def noisy_autoregression() -> StateSpace:
     priors = {"scale": dist.LogNormal(*_LOG_SCALE), "slope": dist.Normal(*_SLOPE)}
     y = jnp.asarray(_data(), jnp.result_type(float))
     target = from_logdensity(LogDensity(_log_density, y), jnp.zeros(2, y.dtype))
-    known = Known(
-        "noisy autoregression",
-        target,
-        functools.partial(_exact, y),
-        (CORRELATED, NOT_NORMAL),
-        _log_evidence(y),
+    known = KnownTarget(
+        name="noisy autoregression",
+        target=target,
+        exact=functools.partial(_exact_draws, y),
+        features=(CORRELATED, NOT_NORMAL),
+        log_evidence=_log_evidence(y),
     )
-    return StateSpace(known, priors, dist.Normal(0.0, 1.0), _transition, _observation, y)
+    return StateSpace(
+        known=known,
+        priors=priors,
+        initial=dist.Normal(0.0, 1.0),
+        transition=_transition,
+        observation=_observation,
+        y=y,
+    )
 
 
-def _transition(theta: ArrayTree, x: Array, t: Any) -> Any:
+def _transition(parameters: ArrayTree, x: Array, t: Any) -> Any:
     del t
-    return dist.Normal(theta["slope"] * x, theta["scale"])
+    return dist.Normal(parameters["slope"] * x, parameters["scale"])
 
 
 def _observation(x: Array, t: Any) -> Any:
@@ -94,42 +102,49 @@ def _data() -> Float[np.ndarray, " T"]:
 
 
 def _log_likelihood(y: Float[Array, " T"], position: Float[Array, " 2"]) -> Scalar:
-    """Kalman's filter: the density of every observation given those before."""
-    process, slope = jnp.exp(2 * position[0]), position[1]
+    """Run the Kalman filter: sum log p(y_t | y_1, ..., y_{t-1})."""
+    process_variance, slope = jnp.exp(2 * position[0]), position[1]
 
     def step(predicted, value):
         mean, variance = predicted
-        total = variance + 1.0
-        seen = -0.5 * (jnp.log(2 * jnp.pi * total) + (value - mean) ** 2 / total)
-        mean, variance = mean + variance / total * (value - mean), variance / total
-        return (slope * mean, slope**2 * variance + process), seen
+        predictive_variance = variance + 1.0
+        log_density = -0.5 * (
+            jnp.log(2 * jnp.pi * predictive_variance) + (value - mean) ** 2 / predictive_variance
+        )
+        # Update
+        mean, variance = (
+            mean + variance / predictive_variance * (value - mean),
+            variance / predictive_variance,
+        )
+        # Predict
+        return (slope * mean, slope**2 * variance + process_variance), log_density
 
-    start = (jnp.zeros((), y.dtype), jnp.ones((), y.dtype))
-    return jnp.sum(lax.scan(step, start, y)[1])
+    initial = (jnp.zeros((), y.dtype), jnp.ones((), y.dtype))
+    return jnp.sum(lax.scan(step, initial, y)[1])
 
 
 def _log_density(y: Float[Array, " T"], position: Float[Array, " 2"]) -> Scalar:
-    centre, spread = _prior(position.dtype)
-    standard = (position - centre) / spread
-    log_prior = -0.5 * standard @ standard - jnp.sum(jnp.log(spread)) - float(np.log(2 * np.pi))
+    loc, scale = _prior(position.dtype)
+    standard = (position - loc) / scale
+    log_prior = -0.5 * standard @ standard - jnp.sum(jnp.log(scale)) - float(np.log(2 * np.pi))
     return log_prior + _log_likelihood(y, position)
 
 
 def _prior(dtype: Any) -> tuple[Array, Array]:
-    """Means and standard deviations of a position."""
+    """Return the prior means and standard deviations of a position."""
     return jnp.asarray([_LOG_SCALE[0], _SLOPE[0]], dtype), jnp.asarray([_LOG_SCALE[1], _SLOPE[1]], dtype)
 
 
 @jax.jit
 def _log_likelihoods(y: Float[Array, " T"], standard: Float[Array, "num 2"]) -> Float[Array, " num"]:
-    """At positions in standard deviations of the prior from its mean."""
-    centre, spread = _prior(y.dtype)
-    return jax.vmap(lambda z: _log_likelihood(y, centre + spread * z))(standard)
+    """Return log likelihoods at positions in standardized units of the prior."""
+    loc, scale = _prior(y.dtype)
+    return jax.vmap(lambda z: _log_likelihood(y, loc + scale * z))(standard)
 
 
 @functools.cache
 def _log_bound() -> float:
-    """The largest log likelihood, which rejection needs: the best of a grid, climbed to the top."""
+    """Return an upper bound of the log likelihood for rejection sampling: the best grid point, then optimized."""
     y = jnp.asarray(_data(), jnp.result_type(float))
     grid = np.stack(np.meshgrid(*[np.linspace(-4, 4, 33)] * 2), axis=-1).reshape(-1, 2)
     values = np.asarray(_log_likelihoods(y, jnp.asarray(grid, y.dtype)))
@@ -137,27 +152,27 @@ def _log_bound() -> float:
     def negative(z):
         return -float(_log_likelihoods(y, jnp.asarray(z, y.dtype)[None])[0])
 
-    top = minimize(negative, grid[np.argmax(values)], method="Nelder-Mead")
-    return float(max(-top.fun, values.max())) + 1e-3
+    optimum = minimize(negative, grid[np.argmax(values)], method="Nelder-Mead")
+    return float(max(-optimum.fun, values.max())) + 1e-3  # a margin for the error of the optimizer
 
 
-def _exact(y: Float[Array, " T"], key: PRNGKey, num: int) -> Float[Array, "num 2"]:
-    """Draws of the prior, kept with the ratio of their likelihood to the largest one."""
-    found: list[np.ndarray] = []
-    while sum(map(len, found)) < num:
-        key, key_draw, key_keep = jax.random.split(key, 3)
+def _exact_draws(y: Float[Array, " T"], key: PRNGKey, num: int) -> Float[Array, "num 2"]:
+    """Draw from the posterior by rejection: accept a draw of the prior with probability likelihood / bound."""
+    accepted: list[np.ndarray] = []
+    while sum(map(len, accepted)) < num:
+        key, key_draw, key_accept = jax.random.split(key, 3)
         standard = jax.random.normal(key_draw, (_BATCH, 2), y.dtype)
         log_ratio = _log_likelihoods(y, standard) - _log_bound()
-        kept = jnp.log(jax.random.uniform(key_keep, (_BATCH,), y.dtype)) < log_ratio
-        found.append(np.asarray(standard)[np.asarray(kept)])
-    centre, spread = _prior(y.dtype)
-    return centre + spread * jnp.asarray(np.concatenate(found)[:num])
+        is_accepted = jnp.log(jax.random.uniform(key_accept, (_BATCH,), y.dtype)) < log_ratio
+        accepted.append(np.asarray(standard)[np.asarray(is_accepted)])
+    loc, scale = _prior(y.dtype)
+    return loc + scale * jnp.asarray(np.concatenate(accepted)[:num])
 
 
 def _log_evidence(y: Float[Array, " T"]) -> float:
-    """By the trapezoidal rule, whose error is far below rounding for so smooth a density."""
+    """Integrate by the trapezoidal rule, whose error is below rounding for a density this smooth."""
     axis = np.linspace(-_WIDTH, _WIDTH, _NODES)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     log_prior = -0.5 * np.sum(grid**2, axis=1) - np.log(2 * np.pi)
-    total = np.asarray(_log_likelihoods(y, jnp.asarray(grid, y.dtype)), float) + log_prior
-    return float(np.logaddexp.reduce(total) + 2 * np.log(axis[1] - axis[0]))
+    log_joint = np.asarray(_log_likelihoods(y, jnp.asarray(grid, y.dtype)), float) + log_prior
+    return float(np.logaddexp.reduce(log_joint) + 2 * np.log(axis[1] - axis[0]))

@@ -1,11 +1,11 @@
-r"""Targets and models whose posterior is known exactly, or whose data can be simulated: what engines are judged on.
+r"""Targets whose exact draws and evidence are known, and models with simulators, to test engines on.
 
-All targets are of one family of densities on :math:`R^3`,
+All targets belong to one family of densities on :math:`R^3`,
 
 .. math:: \log p(u) = -\tfrac12 u^\top P u + b^\top u - \textstyle\sum_j r_j e^{u_j} + \text{const},
 
-correlated normals (:math:`r = 0`) and logarithms of gamma variables (:math:`P = 0`), so an engine is compiled once
-for all of them. The posterior of the linear regression given data x is one of them too.
+correlated normals (:math:`r = 0`) and logarithms of gamma variables (:math:`P = 0`), so that an engine is compiled
+only once for all of them. The posterior of the linear regression belongs to the family too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from probinfer.targets import Target, from_logdensity
 __all__ = [
     "CORRELATED",
     "NOT_NORMAL",
-    "Known",
-    "Model",
+    "KnownTarget",
+    "SimulationModel",
     "correlated_normal",
     "eight_schools",
     "linear_regression",
@@ -44,18 +44,18 @@ _DESIGN = np.array([[2.0, 2.0, 0.0], [2.0, 1.5, 0.5], [1.5, 2.0, 1.0], [2.0, 2.5
 _NOISE = 1.0
 _SCHOOL_ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 _SCHOOL_SCALE = 5.0
-_OBSERVATIONS = 5
-_LOG_SCALE_SPREAD = 0.5
+_NUM_OBSERVATIONS = 5
+_LOG_SCALE_SD = 0.5
 
 
-class Known(NamedTuple):
-    """A target of which exact draws can be made.
+class KnownTarget(NamedTuple):
+    """A target with exact draws and a known normalizing constant.
 
     Attributes:
-        name: of the target.
-        target: on the position u ``(3,)``, unconstrained.
+        name: name of the target.
+        target: log density of the unconstrained position u ``(3,)``.
         exact: ``(key, num)`` -> ``(num, 3)`` independent draws.
-        features: what an engine may be unable to represent: ``CORRELATED``, ``NOT_NORMAL``.
+        features: properties that an engine may be unable to represent: ``CORRELATED``, ``NOT_NORMAL``.
         log_evidence: log of the integral of the density.
     """
 
@@ -66,17 +66,17 @@ class Known(NamedTuple):
     log_evidence: float
 
 
-class Model(NamedTuple):
-    """A prior and a simulator, for checks that make their own data.
+class SimulationModel(NamedTuple):
+    """A prior and a simulator, for checks on simulated data.
 
     Attributes:
-        name: of the model.
-        prior_sample: ``key`` -> theta, unconstrained.
-        simulate: ``(key, theta)`` -> x.
-        log_prior_fn: of theta.
-        log_likelihood_fn: ``(theta, x)`` -> log likelihood.
-        features: of its posteriors.
-        target_fn: x -> the posterior as a target of the family; None for models outside it.
+        name: name of the model.
+        prior_sample: ``key`` -> unconstrained parameters.
+        simulate: ``(key, parameters)`` -> x.
+        log_prior_fn: parameters -> log prior.
+        log_likelihood_fn: ``(parameters, x)`` -> log likelihood.
+        features: features of its posteriors, as in ``KnownTarget``.
+        target_fn: x -> the posterior as a target of the family; None for models outside the family.
     """
 
     name: str
@@ -87,39 +87,50 @@ class Model(NamedTuple):
     features: tuple[str, ...]
     target_fn: Callable[[ArrayTree], Target] | None = None
 
-    def log_joint(self, theta: ArrayTree, x: ArrayTree) -> Scalar:
-        """Log prior plus log likelihood."""
-        return self.log_prior_fn(theta) + self.log_likelihood_fn(theta, x)
+    def log_joint(self, parameters: ArrayTree, x: ArrayTree) -> Scalar:
+        """Return log p(parameters) + log p(x | parameters)."""
+        return self.log_prior_fn(parameters) + self.log_likelihood_fn(parameters, x)
 
 
 # Targets
 
 
-def correlated_normal() -> Known:
-    """Three coordinates correlated by 0.8, their standard deviations 0.1, 1 and 30."""
+def correlated_normal() -> KnownTarget:
+    """Return a normal with pairwise correlations of 0.8 and standard deviations 0.1, 1 and 30."""
     correlation = _CORRELATION + (1 - _CORRELATION) * np.eye(_DIMENSION)
     covariance = correlation * np.outer(_SCALES, _SCALES)
-    root = np.linalg.cholesky(covariance)
+    chol = np.linalg.cholesky(covariance)
 
     def exact(key: PRNGKey, num: int) -> Float[Array, "num 3"]:
-        return jax.random.normal(key, (num, _DIMENSION)) @ jnp.asarray(root.T, jnp.result_type(float))
+        return jax.random.normal(key, (num, _DIMENSION)) @ jnp.asarray(chol.T, jnp.result_type(float))
 
-    zero = np.zeros(_DIMENSION)
-    log_evidence = 0.5 * _DIMENSION * np.log(2 * np.pi) + np.sum(np.log(np.diag(root)))
-    target = _target(np.linalg.inv(covariance), zero, zero)
-    return Known("correlated normal", target, exact, (CORRELATED,), float(log_evidence))
+    # log sqrt(det(2 pi covariance))
+    log_evidence = 0.5 * _DIMENSION * np.log(2 * np.pi) + np.sum(np.log(np.diag(chol)))
+    return KnownTarget(
+        name="correlated normal",
+        target=_target(np.linalg.inv(covariance), linear=np.zeros(_DIMENSION), rates=np.zeros(_DIMENSION)),
+        exact=exact,
+        features=(CORRELATED,),
+        log_evidence=float(log_evidence),
+    )
 
 
-def skewed() -> Known:
-    """Logarithms of gamma variables of shapes 1, 2 and 5, their means 0.02, 2 and 500."""
+def skewed() -> KnownTarget:
+    """Return logarithms of gamma variables with shapes 1, 2 and 5 and means 0.02, 2 and 500."""
 
     def exact(key: PRNGKey, num: int) -> Float[Array, "num 3"]:
         draws = jax.random.loggamma(key, jnp.asarray(_SHAPES, jnp.result_type(float)), (num, _DIMENSION))
         return draws - jnp.log(jnp.asarray(_RATES, draws.dtype))
 
+    # The integral of exp(a u - r exp(u)) is Gamma(a) / r^a.
     log_evidence = np.sum(gammaln(_SHAPES) - _SHAPES * np.log(_RATES))
-    target = _target(np.zeros((_DIMENSION, _DIMENSION)), _SHAPES, _RATES)
-    return Known("skewed, badly scaled", target, exact, (NOT_NORMAL,), float(log_evidence))
+    return KnownTarget(
+        name="skewed, badly scaled",
+        target=_target(np.zeros((_DIMENSION, _DIMENSION)), _SHAPES, _RATES),
+        exact=exact,
+        features=(NOT_NORMAL,),
+        log_evidence=float(log_evidence),
+    )
 
 
 def _target(precision, linear, rates) -> Target:
@@ -129,7 +140,7 @@ def _target(precision, linear, rates) -> Target:
 
 
 def _log_density(precision: Array, linear: Array, rates: Array, u: Array) -> Scalar:
-    # exp is kept finite where its rate is zero: zero times infinity has no gradient.
+    # Where a rate is zero, exp is replaced by 1: the gradient of 0 * exp(u) would be NaN if exp(u) overflows.
     growth = jnp.exp(jnp.where(rates > 0, u, 0.0))
     return -0.5 * u @ precision @ u + linear @ u - rates @ growth
 
@@ -137,21 +148,21 @@ def _log_density(precision: Array, linear: Array, rates: Array, u: Array) -> Sca
 # Models
 
 
-def linear_regression() -> Model:
-    """Three coefficients of which two are hard to tell apart, normal priors and noise: the posterior is normal."""
+def linear_regression() -> SimulationModel:
+    """Return a regression with three coefficients, two almost collinear, and a normal posterior."""
     precision = np.eye(_DIMENSION) + _DESIGN.T @ _DESIGN / _NOISE**2
 
     def target_fn(x: ArrayTree) -> Target:
         return _target(precision, _DESIGN.T @ np.asarray(x) / _NOISE**2, np.zeros(_DIMENSION))
 
-    return Model(
-        "linear regression",
-        _standard_normal,
-        _observe,
-        _log_standard_normal,
-        _regression_likelihood,
-        (CORRELATED,),
-        target_fn,
+    return SimulationModel(
+        name="linear regression",
+        prior_sample=_standard_normal,
+        simulate=_regression_data,
+        log_prior_fn=_log_standard_normal,
+        log_likelihood_fn=_regression_likelihood,
+        features=(CORRELATED,),
+        target_fn=target_fn,
     )
 
 
@@ -159,28 +170,33 @@ def _standard_normal(key: PRNGKey) -> Array:
     return jax.random.normal(key, (_DIMENSION,))
 
 
-def _log_standard_normal(theta: Array) -> Scalar:
-    return -0.5 * jnp.sum(theta**2) - 0.5 * theta.size * float(np.log(2 * np.pi))
+def _log_standard_normal(parameters: Array) -> Scalar:
+    return -0.5 * jnp.sum(parameters**2) - 0.5 * parameters.size * float(np.log(2 * np.pi))
 
 
-def _observe(key: PRNGKey, theta: Array) -> Array:
-    mean = jnp.asarray(_DESIGN, theta.dtype) @ theta
-    return mean + _NOISE * jax.random.normal(key, mean.shape, theta.dtype)
+def _regression_data(key: PRNGKey, parameters: Array) -> Array:
+    mean = jnp.asarray(_DESIGN, parameters.dtype) @ parameters
+    return mean + _NOISE * jax.random.normal(key, mean.shape, parameters.dtype)
 
 
-def _regression_likelihood(theta: Array, x: Array) -> Scalar:
-    residual = (x - jnp.asarray(_DESIGN, theta.dtype) @ theta) / _NOISE
+def _regression_likelihood(parameters: Array, x: Array) -> Scalar:
+    residual = (x - jnp.asarray(_DESIGN, parameters.dtype) @ parameters) / _NOISE
     return -0.5 * jnp.sum(residual**2)
 
 
-def eight_schools() -> Model:
-    """The non-centred hierarchy of eight schools, tau ~ half-Cauchy(5) on the log scale.
+def eight_schools() -> SimulationModel:
+    """Return the non-centered eight-schools model, with tau ~ half-Cauchy(5) on the log scale.
 
     References:
         Rubin (1981), "Estimation in parallel randomized experiments".
     """
-    return Model(
-        "eight schools", _school_prior, _school_data, _log_school_prior, _school_likelihood, (NOT_NORMAL,)
+    return SimulationModel(
+        name="eight schools",
+        prior_sample=_school_prior,
+        simulate=_school_data,
+        log_prior_fn=_log_school_prior,
+        log_likelihood_fn=_school_likelihood,
+        features=(NOT_NORMAL,),
     )
 
 
@@ -191,50 +207,57 @@ def _school_prior(key: PRNGKey) -> dict[str, Array]:
     return {"log_tau": jnp.log(tau), "mu": mu, "z": jax.random.normal(key_z, (8,))}
 
 
-def _log_school_prior(theta: dict[str, Array]) -> Scalar:
-    log_ratio = theta["log_tau"] - float(np.log(_SCHOOL_SCALE))
-    half_cauchy = log_ratio - jnp.logaddexp(0.0, 2 * log_ratio)  # Jacobian included, up to a constant
-    return half_cauchy - 0.5 * (theta["mu"] / _SCHOOL_SCALE) ** 2 - 0.5 * jnp.sum(theta["z"] ** 2)
+def _log_school_prior(parameters: dict[str, Array]) -> Scalar:
+    log_ratio = parameters["log_tau"] - float(np.log(_SCHOOL_SCALE))
+    half_cauchy = log_ratio - jnp.logaddexp(
+        0.0, 2 * log_ratio
+    )  # with the Jacobian of log tau, up to a constant
+    return half_cauchy - 0.5 * (parameters["mu"] / _SCHOOL_SCALE) ** 2 - 0.5 * jnp.sum(parameters["z"] ** 2)
 
 
-def _school_effects(theta: dict[str, Array]) -> Array:
-    return theta["mu"] + jnp.exp(theta["log_tau"]) * theta["z"]
+def _school_effects(parameters: dict[str, Array]) -> Array:
+    return parameters["mu"] + jnp.exp(parameters["log_tau"]) * parameters["z"]
 
 
-def _school_data(key: PRNGKey, theta: dict[str, Array]) -> Array:
-    effects = _school_effects(theta)
+def _school_data(key: PRNGKey, parameters: dict[str, Array]) -> Array:
+    effects = _school_effects(parameters)
     errors = jnp.asarray(_SCHOOL_ERRORS, effects.dtype)
     return effects + errors * jax.random.normal(key, (8,), effects.dtype)
 
 
-def _school_likelihood(theta: dict[str, Array], x: Array) -> Scalar:
+def _school_likelihood(parameters: dict[str, Array], x: Array) -> Scalar:
     errors = jnp.asarray(_SCHOOL_ERRORS, x.dtype)
-    return -0.5 * jnp.sum(((x - _school_effects(theta)) / errors) ** 2)
+    return -0.5 * jnp.sum(((x - _school_effects(parameters)) / errors) ** 2)
 
 
-def location_and_scale() -> Model:
-    """Five observations from N(mu, sigma^2), both unknown: skewed posteriors in (mu, log sigma)."""
-    return Model(
-        "location and scale",
-        _location_prior,
-        _location_data,
-        _log_location_prior,
-        _location_likelihood,
-        (NOT_NORMAL,),
+def location_and_scale() -> SimulationModel:
+    """Return five observations of N(mu, sigma^2), both parameters unknown: a skewed posterior of (mu, log sigma)."""
+    return SimulationModel(
+        name="location and scale",
+        prior_sample=_location_prior,
+        simulate=_location_data,
+        log_prior_fn=_log_location_prior,
+        log_likelihood_fn=_location_likelihood,
+        features=(NOT_NORMAL,),
     )
 
 
 def _location_prior(key: PRNGKey) -> Array:
-    return jax.random.normal(key, (2,)) * jnp.asarray([1.0, _LOG_SCALE_SPREAD])
+    return jax.random.normal(key, (2,)) * jnp.asarray([1.0, _LOG_SCALE_SD])
 
 
-def _log_location_prior(theta: Array) -> Scalar:
-    return -0.5 * theta[0] ** 2 - 0.5 * (theta[1] / _LOG_SCALE_SPREAD) ** 2
+def _log_location_prior(parameters: Array) -> Scalar:
+    return -0.5 * parameters[0] ** 2 - 0.5 * (parameters[1] / _LOG_SCALE_SD) ** 2
 
 
-def _location_data(key: PRNGKey, theta: Array) -> Array:
-    return theta[0] + jnp.exp(theta[1]) * jax.random.normal(key, (_OBSERVATIONS,), theta.dtype)
+def _location_data(key: PRNGKey, parameters: Array) -> Array:
+    return parameters[0] + jnp.exp(parameters[1]) * jax.random.normal(
+        key, (_NUM_OBSERVATIONS,), parameters.dtype
+    )
 
 
-def _location_likelihood(theta: Array, x: Array) -> Scalar:
-    return -0.5 * jnp.sum(((x - theta[0]) / jnp.exp(theta[1])) ** 2) - _OBSERVATIONS * theta[1]
+def _location_likelihood(parameters: Array, x: Array) -> Scalar:
+    return (
+        -0.5 * jnp.sum(((x - parameters[0]) / jnp.exp(parameters[1])) ** 2)
+        - _NUM_OBSERVATIONS * parameters[1]
+    )

@@ -1,11 +1,12 @@
-"""The suite: which engines, samplers and kernels pass which checks on which targets.
+"""The suite: which engines, samplers and transitions pass which checks on which targets.
 
-Engines come as plain callables, so the suite judges any library's. Each says what it *cannot* represent (correlation, a
-shape that is not normal) and each target what it *is*: an engine that fails where it cannot succeed fails as it should,
-and if no check saw it fail, the checks are at fault. The level is shared among all findings, so that a whole
-run of right engines raises a false alarm with probability ``level`` at most.
+Engines are plain callables, so the suite can test those of any library. Each engine declares the features that it
+cannot represent (correlation, non-normal shape), and each target its features. An engine is expected to fail on a
+target that it cannot represent; if no check detects that, the result is unexpected too. The level is divided among all
+checks (Bonferroni), so that a run of correct engines raises a false alarm with probability ``level`` at most.
 
-Most of the time is compilation, so draws of engines on one side, calibration and kernels on the other run side by side.
+Most of the time is compilation, so two threads run side by side: one compares draws of engines with exact answers, the
+other tests calibration and transitions.
 """
 
 from __future__ import annotations
@@ -21,45 +22,45 @@ from typing import Any, NamedTuple
 import jax
 
 from probinfer.app.suite import known_targets, trials
-from probinfer.app.suite.trials import Kernel, Sampler, Subject
-from probinfer.checks.calibration.rank_uniformity import OUTCOMES
+from probinfer.app.suite.trials import Sampler, Subject, Transition
+from probinfer.checks.calibration.rank_uniformity import WORDS
 from probinfer.core.errors import NumericalError, check_key
 from probinfer.core.types import PRNGKey
 
-__all__ = ["Finding", "Kernel", "Sampler", "Size", "Subject", "run_suite", "unexpected"]
+__all__ = ["CheckResult", "Sampler", "Subject", "SuiteSize", "Transition", "run_suite", "unexpected"]
 
 
-class Size(NamedTuple):
-    """How much work.
+class SuiteSize(NamedTuple):
+    """The amount of work of the suite.
 
     Attributes:
-        exact: exact draws to compare with; engines should give about as many.
-        simulations: data sets for samplers; 0: none are judged.
-        loops: data sets for engines, one after the other; 0: none.
-        lanes: of joint tests.
-        discrepancies: names of the checks of draws.
+        num_exact: exact draws to compare with; engines should give about as many.
+        num_simulations: simulated data sets for samplers; 0 skips the samplers.
+        num_engine_simulations: simulated data sets for engines, which are called once for each; 0 skips this check.
+        num_lanes: parallel chains of the joint tests.
+        discrepancies: names of the checks that compare draws.
     """
 
-    exact: int
-    simulations: int
-    loops: int
-    lanes: int
+    num_exact: int
+    num_simulations: int
+    num_engine_simulations: int
+    num_lanes: int
     discrepancies: tuple[str, ...]
 
 
-class Finding(NamedTuple):
-    """What one check said.
+class CheckResult(NamedTuple):
+    """The result of one check of one subject on one target.
 
     Attributes:
-        subject: name of the engine, sampler or kernel.
+        subject: name of the engine, sampler or transition.
         target: name of the target or model.
         check: name of the check.
-        report: of the check; None if it or the engine refused.
-        passed: True, False, or None where the check cannot tell.
-        verdict: in words.
+        report: report of the check; None if the check or the engine raised an error.
+        passed: True, False, or None if the check cannot tell.
+        verdict: the conclusion as text.
         reason: why the subject should fail here; "" if it should pass.
-        remark: what the engine itself warned of; "" if nothing.
-        seconds: wall time, compilation included.
+        remark: warnings of the engine; "" if there are none.
+        seconds: wall time, including compilation.
     """
 
     subject: str
@@ -73,21 +74,33 @@ class Finding(NamedTuple):
     seconds: float = 0.0
 
     @property
-    def word(self) -> str:
-        """The verdict in a cell of a table."""
+    def short_verdict(self) -> str:
+        """The verdict in two or three words, for a cell of a table."""
         if not self.reason or self.passed is None:
-            return OUTCOMES[self.passed]
-        return "does not see it" if self.passed else "fails, as it should"
+            return WORDS[self.passed]
+        return "not detected" if self.passed else "fails as expected"
 
 
-class _Task(NamedTuple):
+class _PlannedCheck(NamedTuple):
+    """A check to run.
+
+    Attributes:
+        subject: name of the engine, sampler or transition.
+        target: name of the target or model.
+        check: name of the check.
+        run: ``(key, level)`` -> outcome.
+        reason: why the subject should fail here; "" if it should pass.
+        get_draws: returns the draws of the engine, whose warnings join the result; None if the check needs none.
+        thread: 0 or 1, the thread that runs the check.
+    """
+
     subject: str
     target: str
     check: str
-    run: Callable[[PRNGKey, float], trials.Judged]
+    run: Callable[[PRNGKey, float], trials.Outcome]
     reason: str = ""
-    drawn: Callable[[], Any] | None = None
-    lane: int = 0
+    get_draws: Callable[[], Any] | None = None
+    thread: int = 0
 
 
 def run_suite(
@@ -95,202 +108,222 @@ def run_suite(
     subjects: Sequence[Subject],
     *,
     samplers: Sequence[Sampler] = (),
-    kernels: Sequence[Kernel] = (),
-    size: Size,
+    transitions: Sequence[Transition] = (),
+    size: SuiteSize,
     level: float = 0.05,
-    started: Callable[[int, int, str], None] = lambda number, total, what: None,
-    done: Callable[[Finding], None] = lambda finding: None,
-) -> list[Finding]:
-    """Run every check on every subject; what fails to run is a finding too.
+    started: Callable[[int, int, str], None] = lambda number, total, description: None,
+    done: Callable[[CheckResult], None] = lambda result: None,
+) -> list[CheckResult]:
+    """Run every check on every subject; a check or engine that fails to run gives a result too.
 
     Args:
         key: random key.
-        subjects: engines: their draws against exact ones, and their calibration on a conjugate model.
-        samplers: procedures for many data sets: their calibration on eight schools.
-        kernels: joint tests.
-        size: how much work.
-        level: probability of a false alarm in the whole run, if everything is right.
-        started: called with the number of each check, how many there are, and what it is; from two threads in turn.
-        done: called with each finding as it comes, in the same way.
+        subjects: engines, whose draws are compared with exact ones and whose calibration is tested on a linear model.
+        samplers: procedures for many data sets, whose calibration is tested on eight schools.
+        transitions: Markov transitions, tested by joint tests.
+        size: amount of work.
+        level: probability of at least one false alarm in the run if everything is correct.
+        started: called with the index of each check, the number of checks, and a description; from two threads, but
+            never at the same time.
+        done: called with each result as soon as it is available, in the same way.
 
     Returns:
-        The findings in order.
+        The results, in the order of the plan.
 
     Raises:
         TypeError: ``key`` is not a key.
-        ValueError: nothing to check, or a level not between 0 and 0.5.
+        ValueError: there is nothing to check, or the level is not between 0 and 0.5.
     """
     check_key(key)
     if not 0 < level < 0.5:
         raise ValueError(f"level is the probability of a false alarm, between 0 and 0.5; got {level}")
     key_plan, key_checks = jax.random.split(key)
-    tasks = _plan(key_plan, subjects, samplers, kernels, size)
-    if not tasks:
-        raise ValueError("there is nothing to check: pass subjects, samplers or kernels")
-    keys, numbers, one_at_a_time = (
-        jax.random.split(key_checks, len(tasks)),
-        itertools.count(),
-        threading.Lock(),
-    )
+    planned = _plan(key_plan, subjects, samplers, transitions, size)
+    if not planned:
+        raise ValueError("there is nothing to check: pass subjects, samplers or transitions")
+    keys = jax.random.split(key_checks, len(planned))
+    start_numbers, callback_lock = itertools.count(), threading.Lock()
 
-    def lane(which: int) -> dict[int, Finding]:
-        found = {}
-        for place, task in enumerate(tasks):
-            if task.lane != which:
+    def run_thread(thread: int) -> dict[int, CheckResult]:
+        results = {}
+        for index, check in enumerate(planned):
+            if check.thread != thread:
                 continue
-            with one_at_a_time:
-                started(next(numbers), len(tasks), f"{task.subject}, {task.target}: {task.check}")
-            found[place] = _finding(task, keys[place], level / len(tasks))
-            with one_at_a_time:
-                done(found[place])
-        return found
+            with callback_lock:
+                started(next(start_numbers), len(planned), f"{check.subject}, {check.target}: {check.check}")
+            results[index] = _run_check(check, keys[index], level / len(planned))
+            with callback_lock:
+                done(results[index])
+        return results
 
     with ThreadPoolExecutor(2) as pool:
-        findings = {place: finding for part in pool.map(lane, (0, 1)) for place, finding in part.items()}
-    return [findings[place] for place in range(len(tasks))]
+        results = {index: result for part in pool.map(run_thread, (0, 1)) for index, result in part.items()}
+    return [results[index] for index in range(len(planned))]
 
 
-def unexpected(findings: Sequence[Finding]) -> list[str]:
-    """Say what should not have been found: right engines that fail, and wrong ones that every check let pass."""
-    said = [
-        f"{f.subject} on {f.target} fails {f.check}: {f.verdict}"
-        for f in findings
-        if f.passed is False and not f.reason
+def unexpected(results: Sequence[CheckResult]) -> list[str]:
+    """List the unexpected results: correct engines that fail, and wrong engines that pass every check."""
+    sentences = [
+        f"{result.subject} on {result.target} fails {result.check}: {result.verdict}"
+        for result in results
+        if result.passed is False and not result.reason
     ]
-    for pair in dict.fromkeys((f.subject, f.target) for f in findings if f.reason):
-        judged = [f for f in findings if (f.subject, f.target) == pair and f.reason]
-        if all(f.passed is not False for f in judged):
-            said.append(f"no check saw what is wrong with {pair[0]} on {pair[1]}: it {judged[0].reason}")
-    return said
+    for pair in dict.fromkeys((result.subject, result.target) for result in results if result.reason):
+        of_pair = [result for result in results if (result.subject, result.target) == pair and result.reason]
+        if all(result.passed is not False for result in of_pair):
+            sentences.append(
+                f"no check detected what is wrong with {pair[0]} on {pair[1]}: it {of_pair[0].reason}"
+            )
+    return sentences
 
 
-# What is checked
+# The plan
 
 
-def _plan(key, subjects, samplers, kernels, size) -> list[_Task]:
+def _plan(key, subjects, samplers, transitions, size) -> list[_PlannedCheck]:
     keys = jax.random.split(key, 4)
-    tasks = []
-    for index, (target, judged) in enumerate(_places(subjects)):
-        exact = target.exact(jax.random.fold_in(keys[0], index), size.exact)
-        for number, subject in enumerate(judged):
-            drawn = _once(subject, jax.random.fold_in(keys[1], 100 * index + number), target.target)
-            tasks += _of_draws(subject, target, drawn, exact, size)
-    looped = [one for one in subjects if one.quick and one.target is None and size.loops]
-    for number, subject in enumerate(looped):
-        tasks += _of_loops(
-            subject, known_targets.linear_regression(), jax.random.fold_in(keys[2], number), size.loops
-        )
-    for number, sampler in enumerate(samplers if size.simulations else ()):
-        tasks += _of_sampler(
-            sampler, known_targets.eight_schools(), jax.random.fold_in(keys[3], number), size.simulations
-        )
-    return tasks + [_of_kernel(kernel, known_targets.location_and_scale(), size.lanes) for kernel in kernels]
-
-
-def _places(subjects: Sequence[Subject]) -> list[tuple[known_targets.Known, list[Subject]]]:
-    """Every target and who is judged on it: the common targets first, then those of single engines."""
-    common = [one for one in subjects if one.target is None]
-    places = [
-        (target, common) for target in (known_targets.correlated_normal(), known_targets.skewed()) if common
+    planned = []
+    for i, (target, target_subjects) in enumerate(_targets_with_subjects(subjects)):
+        exact = target.exact(jax.random.fold_in(keys[0], i), size.num_exact)
+        for j, subject in enumerate(target_subjects):
+            get_draws = _cached_draws(subject, jax.random.fold_in(keys[1], 100 * i + j), target.target)
+            planned += _checks_of_draws(subject, target, get_draws, exact, size)
+    calibrated = [
+        subject
+        for subject in subjects
+        if subject.quick and subject.target is None and size.num_engine_simulations
     ]
-    own = {one.target.name: one.target for one in subjects if one.target is not None}
-    return places + [
-        (target, [one for one in subjects if one.target is not None and one.target.name == name])
-        for name, target in own.items()
+    for i, subject in enumerate(calibrated):
+        model, key_subject = known_targets.linear_regression(), jax.random.fold_in(keys[2], i)
+        planned += _calibration_of_engine(subject, model, key_subject, size.num_engine_simulations)
+    for i, sampler in enumerate(samplers if size.num_simulations else ()):
+        model, key_sampler = known_targets.eight_schools(), jax.random.fold_in(keys[3], i)
+        planned += _calibration_of_sampler(sampler, model, key_sampler, size.num_simulations)
+    model = known_targets.location_and_scale()
+    return planned + [_joint_test(transition, model, size.num_lanes) for transition in transitions]
+
+
+def _targets_with_subjects(
+    subjects: Sequence[Subject],
+) -> list[tuple[known_targets.KnownTarget, list[Subject]]]:
+    """Return each target with the subjects tested on it: the common targets first, then those of single engines."""
+    common = [subject for subject in subjects if subject.target is None]
+    common_targets = (known_targets.correlated_normal(), known_targets.skewed())
+    own_targets = {subject.target.name: subject.target for subject in subjects if subject.target is not None}
+    return [(target, common) for target in common_targets if common] + [
+        (
+            target,
+            [subject for subject in subjects if subject.target is not None and subject.target.name == name],
+        )
+        for name, target in own_targets.items()
     ]
 
 
 def _reason(subject: Subject, features: Sequence[str]) -> str:
-    return "; ".join(subject.cannot[name] for name in features if name in subject.cannot)
+    return "; ".join(subject.limitations[name] for name in features if name in subject.limitations)
 
 
-def _once(subject: Subject, key: PRNGKey, target: Any) -> Callable[[], trials.Drawn]:
-    """The posterior, computed when it is first asked for."""
+def _cached_draws(subject: Subject, key: PRNGKey, target: Any) -> Callable[[], trials.SubjectDraws]:
+    """Return a function that computes the posterior at its first call."""
 
     @functools.cache
-    def drawn() -> trials.Drawn:
+    def get_draws() -> trials.SubjectDraws:
         return trials.sample(subject, key, target)
 
-    return drawn
+    return get_draws
 
 
-def _of_draws(
-    subject: Subject, target: known_targets.Known, drawn: Callable, exact: Any, size: Size
-) -> list[_Task]:
+def _checks_of_draws(
+    subject: Subject, target: known_targets.KnownTarget, get_draws: Callable, exact: Any, size: SuiteSize
+) -> list[_PlannedCheck]:
     reason = _reason(subject, target.features)
-    tasks = [
-        _Task(
-            subject.name,
-            target.name,
-            name,
-            functools.partial(trials.discrepancy, name, drawn, target, exact),
-            reason,
-            drawn,
+    checks = [
+        _PlannedCheck(
+            subject=subject.name,
+            target=target.name,
+            check=name,
+            run=functools.partial(trials.discrepancy, name, get_draws, target, exact),
+            reason=reason,
+            get_draws=get_draws,
         )
         for name in size.discrepancies
     ]
     if subject.bounds_fn is not None:
-        run = functools.partial(trials.evidence, subject.bounds_fn, drawn, target, exact)
-        tasks.append(_Task(subject.name, target.name, "evidence", run, "", drawn))
-    return tasks
+        # The bounds hold for wrong approximations too, so that no engine should fail this check.
+        run = functools.partial(trials.evidence, subject.bounds_fn, get_draws, target, exact)
+        checks.append(
+            _PlannedCheck(
+                subject=subject.name, target=target.name, check="evidence", run=run, get_draws=get_draws
+            )
+        )
+    return checks
 
 
-def _of_loops(subject: Subject, model: known_targets.Model, key: PRNGKey, num: int) -> list[_Task]:
-    simulated = functools.cache(functools.partial(trials.infer_one_by_one, key, model, subject, num))
+def _calibration_of_engine(
+    subject: Subject, model: known_targets.SimulationModel, key: PRNGKey, num: int
+) -> list[_PlannedCheck]:
+    get_simulated = functools.cache(functools.partial(trials.infer_one_by_one, key, model, subject, num))
     reason = _reason(subject, model.features)
     return [
-        _Task(
-            subject.name,
-            model.name,
-            name,
-            functools.partial(check, model, simulated),
-            reason,
-            simulated,
-            lane=1,
+        _PlannedCheck(
+            subject=subject.name,
+            target=model.name,
+            check=name,
+            run=functools.partial(check_fn, model, get_simulated),
+            reason=reason,
+            get_draws=get_simulated,
+            thread=1,
         )
-        for name, check in (("SBC", trials.ranks), ("TARP", trials.coverage))
+        for name, check_fn in (("SBC", trials.ranks), ("TARP", trials.coverage))
     ]
 
 
-def _of_sampler(sampler: Sampler, model: known_targets.Model, key: PRNGKey, num: int) -> list[_Task]:
-    report = functools.cache(functools.partial(trials.calibrated, model, sampler, num, key))
+def _calibration_of_sampler(
+    sampler: Sampler, model: known_targets.SimulationModel, key: PRNGKey, num: int
+) -> list[_PlannedCheck]:
+    get_report = functools.cache(functools.partial(trials.calibrate, model, sampler, num, key))
+
+    def run_sbc(key: PRNGKey, level: float) -> trials.Outcome:
+        return trials.outcome_of(get_report(level))
+
+    run_tarp = functools.partial(trials.coverage_of_report, get_report)
     return [
-        _Task(sampler.name, model.name, "SBC", lambda key, level: trials.judged(report(level)), lane=1),
-        _Task(sampler.name, model.name, "TARP", functools.partial(trials.coverage_of, report), lane=1),
+        _PlannedCheck(subject=sampler.name, target=model.name, check=name, run=run, thread=1)
+        for name, run in (("SBC", run_sbc), ("TARP", run_tarp))
     ]
 
 
-def _of_kernel(kernel: Kernel, model: known_targets.Model, lanes: int) -> _Task:
-    return _Task(
-        kernel.name, model.name, "joint test", functools.partial(trials.joint, kernel, model, lanes), lane=1
-    )
+def _joint_test(
+    transition: Transition, model: known_targets.SimulationModel, num_lanes: int
+) -> _PlannedCheck:
+    run = functools.partial(trials.joint, transition, model, num_lanes)
+    return _PlannedCheck(subject=transition.name, target=model.name, check="joint test", run=run, thread=1)
 
 
-# How
+# Execution
 
 
-def _finding(task: _Task, key: PRNGKey, level: float) -> Finding:
+def _run_check(check: _PlannedCheck, key: PRNGKey, level: float) -> CheckResult:
     start = time.perf_counter()
     report, passed, remark = None, None, ""
     try:
-        if task.drawn is not None:
-            remark = getattr(task.drawn(), "remark", "")
+        if check.get_draws is not None:
+            remark = getattr(check.get_draws(), "remark", "")
         try:
-            report, passed, verdict = task.run(key, level)
-        except (
-            ValueError
-        ) as error:  # what a check refuses: too few draws, chains too short for their correlation
+            report, passed, verdict = check.run(key, level)
+        except ValueError as error:
+            # A check raises if it cannot be made: too few draws, or chains too short for their autocorrelation.
             verdict = str(error) if str(error).startswith("cannot tell") else f"cannot tell: {error}"
     except NumericalError as error:
         passed, verdict = False, f"the engine failed: {error}"
-    return Finding(
-        task.subject,
-        task.target,
-        task.check,
-        report,
-        passed,
-        verdict,
-        task.reason,
-        remark,
-        time.perf_counter() - start,
+    return CheckResult(
+        subject=check.subject,
+        target=check.target,
+        check=check.check,
+        report=report,
+        passed=passed,
+        verdict=verdict,
+        reason=check.reason,
+        remark=remark,
+        seconds=time.perf_counter() - start,
     )

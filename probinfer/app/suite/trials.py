@@ -1,6 +1,6 @@
-"""What the suite does with a subject: draw, simulate, and hand over to one check.
+"""The trials of the suite: sample from a subject, or simulate data, and run one check.
 
-Every trial returns ``(report, passed, verdict)`` of its check at the level it is given.
+Each trial returns an ``Outcome``, ``(report, passed, verdict)``, of its check at the given level.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer import resampling
+from probinfer.app.pages.run_facts import user_warnings
 from probinfer.app.suite import known_targets
 from probinfer.checks.calibration.coverage import tarp
 from probinfer.checks.calibration.rank_uniformity import uniformity
@@ -30,80 +31,80 @@ from probinfer.checks.discrepancy.stein_identities import stein_identity
 from probinfer.checks.evidence import evidence_sandwich
 from probinfer.checks.invariance import joint_test
 from probinfer.core.binding import LogDensity
-from probinfer.core.types import ArrayTree, PRNGKey
+from probinfer.core.types import ArrayTree, PRNGKey, PyTree
 from probinfer.inference.posterior import Posterior
 
 __all__ = [
-    "Drawn",
-    "Judged",
-    "Kernel",
+    "Outcome",
     "Sampler",
     "Subject",
-    "calibrated",
+    "SubjectDraws",
+    "Transition",
+    "calibrate",
     "coverage",
-    "coverage_of",
+    "coverage_of_report",
     "discrepancy",
     "equally_weighted",
     "evidence",
     "importance_bounds",
     "infer_one_by_one",
     "joint",
-    "judged",
+    "outcome_of",
     "ranks",
     "sample",
 ]
 
-_DRAWS_OF_LOOPS = 100  # ranked against, where an engine is called data set by data set
-_PROJECTIONS = 5
+_NUM_RANK_DRAWS = 100  # draws for the ranks of an engine that is called once for each data set
+_NUM_PROJECTIONS = 5
 
-Judged = tuple[Any, bool | None, str]
+Outcome = tuple[Any, bool | None, str]
 
 
 class Subject(NamedTuple):
-    """An engine.
+    """An engine to test.
 
     Attributes:
-        name: in tables.
+        name: name in tables.
         sample_fn: ``(key, target)`` -> a posterior whose ``unconstrained`` has leaves (chain, draw, ...).
-        cannot: feature of a target (``known.CORRELATED``, ``known.NOT_NORMAL``) -> why the engine must miss it.
-        log_density_fn: ``posterior -> (position -> log q)``, normalised, for approximations that have one: then the
-            evidence is bounded by its importance weights from both sides.
-        evidence_fn: ``(key, posterior, target, exact draws)`` -> log estimates of the evidence (R,) whose mean bounds
-            it from below, and (R',) from above, for engines that estimate it.
-        quick: cheap enough to be called for every data set of a calibration.
-        target: the one target that it is judged on, for engines of another kind of model; None: the common targets.
+        limitations: feature of a target (``CORRELATED``, ``NOT_NORMAL``) -> why the engine cannot represent it.
+        log_density_fn: ``posterior -> (position -> log q)``, normalized; None if the density is not known. Its
+            importance weights then bound the evidence from both sides.
+        quick: whether it is fast enough to be called for each data set of a calibration.
+        evidence_fn: ``(key, posterior, target, exact draws)`` -> log estimates of the evidence ``(R,)``, whose mean is
+            a lower bound, and ``(R',)``, for an upper bound; None if the engine does not estimate the evidence.
+        target: the only target that it is tested on, for engines of other kinds of models; None: the common targets.
     """
 
     name: str
     sample_fn: Callable
-    cannot: Mapping[str, str] = {}
+    limitations: Mapping[str, str] = {}
     log_density_fn: Callable | None = None
     quick: bool = True
     evidence_fn: Callable | None = None
-    target: known_targets.Known | None = None
+    target: known_targets.KnownTarget | None = None
 
     @property
     def bounds_fn(self) -> Callable | None:
-        """What bounds the evidence: its own ``evidence_fn``, or importance weights by ``log_density_fn``."""
+        """The function that bounds the evidence: ``evidence_fn``, or importance weights by ``log_density_fn``."""
         if self.evidence_fn is not None or self.log_density_fn is None:
             return self.evidence_fn
         return functools.partial(importance_bounds, self.log_density_fn)
 
 
 class Sampler(NamedTuple):
-    """A procedure for many data sets: ``make(logdensity_fn, init_fn, num_draws=...)`` -> ``infer_fn(key, x)``."""
+    """A sampler for many data sets: ``make(logdensity_fn, init_fn, num_draws=...)`` -> ``infer_fn(key, x)``."""
 
     name: str
     make: Callable
 
 
-class Kernel(NamedTuple):
-    """A Markov kernel with a state of its own.
+class Transition(NamedTuple):
+    """A Markov transition to test.
 
     Attributes:
-        name: in tables.
+        name: name in tables.
         init_fn: ``(logdensity_fn, position)`` -> state.
-        step_fn: ``(logdensity_fn, key, state)`` -> (state, info); it does not adapt and is reversible.
+        step_fn: ``(logdensity_fn, key, state)`` -> (state, info); reversible and without adaptation.
         position_fn: state -> position.
     """
 
@@ -113,33 +114,32 @@ class Kernel(NamedTuple):
     position_fn: Callable
 
 
-class Drawn(NamedTuple):
-    """A posterior, its unconstrained draws with equal weights, and what the engine warned of."""
+class SubjectDraws(NamedTuple):
+    """A posterior, its unconstrained draws with equal weights (chain, draw, ...), and the warnings of the engine."""
 
-    posterior: Any
-    draws: Any
+    posterior: Posterior
+    draws: PyTree
     remark: str
 
 
-def sample(subject: Subject, key: PRNGKey, target: Any) -> Drawn:
-    """Call an engine; keep its warnings. Every check takes equal weights, so weighted draws are resampled here."""
+def sample(subject: Subject, key: PRNGKey, target: Any) -> SubjectDraws:
+    """Call an engine and record its warnings. The checks need equal weights, so weighted draws are resampled."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         posterior = subject.sample_fn(key, target)
-    texts = [str(item.message) for item in caught if issubclass(item.category, UserWarning)]
     draws = equally_weighted(jax.random.fold_in(key, 1), posterior)
-    return Drawn(posterior, draws, "; ".join(dict.fromkeys(texts)))
+    return SubjectDraws(posterior, draws, "; ".join(user_warnings(caught)))
 
 
 def equally_weighted(key: PRNGKey, posterior: Posterior) -> ArrayTree:
-    """The unconstrained draws, leaves (chain, draw, ...), with equal weights: as they are, or resampled by theirs.
+    """Return the unconstrained draws, leaves (chain, draw, ...), with equal weights: weighted draws are resampled.
 
-    Systematic resampling keeps the order. So copies of a draw stand beside one another, and a check that allows for
-    the autocorrelation of chains sees what the weights cost.
+    Systematic resampling preserves the order, so copies of a draw are adjacent, and a check that accounts for the
+    autocorrelation of chains accounts for the weights too.
 
     Args:
         key: random key.
-        posterior: with unconstrained draws.
+        posterior: a posterior with unconstrained draws.
     """
     if posterior.log_weights is None:
         return posterior.unconstrained
@@ -152,78 +152,89 @@ def equally_weighted(key: PRNGKey, posterior: Posterior) -> ArrayTree:
     return jax.tree.map(rows, posterior.unconstrained)
 
 
-def judged(report: Any) -> Judged:
-    """What a report says of itself."""
+def outcome_of(report: Any) -> Outcome:
+    """Return the outcome that a report states."""
     return report, report.passed, report.verdict
 
 
 def discrepancy(
-    name: str, drawn: Callable, target: known_targets.Known, exact: Any, key: PRNGKey, level: float
-) -> Judged:
+    name: str, get_draws: Callable, target: known_targets.KnownTarget, exact: Any, key: PRNGKey, level: float
+) -> Outcome:
     """Compare draws with the log density (Stein, KSD) or with exact draws (MMD, energy, sliced, C2ST)."""
-    values = drawn().draws
+    values = get_draws().draws
     if values.shape[0] == 1:
-        values = values[0]  # one chain is an approximation's independent draws
-    num = max(99, math.ceil(2 / level))  # relabellings: twice as many as the level needs
+        values = values[0]  # a single chain holds independent draws of an approximation
+    # Permutations or bootstrap replicates: twice as many as the level needs.
+    num_replicates = max(99, math.ceil(2 / level))
     log_density = target.target.logdensity_fn
     if name == "Stein":
-        return judged(stein_identity(values, log_density, level=level))
+        return outcome_of(stein_identity(values, log_density, level=level))
     if name == "KSD":
-        return judged(ksd(values, log_density, key=key, num_bootstrap=num, level=level))
+        return outcome_of(ksd(values, log_density, key=key, num_bootstrap=num_replicates, level=level))
     if name == "C2ST":
-        return judged(c2st(key, values, exact, num_permutations=4 * num, level=level))
+        return outcome_of(c2st(key, values, exact, num_permutations=4 * num_replicates, level=level))
     distance = {"MMD": mmd, "energy": energy_distance, "sliced": sliced_wasserstein}[name]
-    return judged(distance(values, exact, key=key, num_permutations=num, level=level))
+    return outcome_of(distance(values, exact, key=key, num_permutations=num_replicates, level=level))
 
 
 def importance_bounds(
     log_density_fn: Callable, key: PRNGKey, posterior: Any, target: Any, exact: Any
 ) -> tuple:
-    """Log importance weights at draws of the approximation bound the evidence from below, at exact ones from above."""
+    """Bound the log evidence by log importance weights: from below at draws of q, from above at exact draws."""
     del key
     log_q, log_p = log_density_fn(posterior), target.logdensity_fn
-    own = posterior.unconstrained.reshape(-1, exact.shape[-1])
-    forward, reverse = (np.asarray(jax.vmap(lambda u: log_p(u) - log_q(u))(draws)) for draws in (own, exact))
+    approximate = posterior.unconstrained.reshape(-1, exact.shape[-1])
+    # E_q[log p - log q] <= log Z <= E_p[log p - log q]
+    forward, reverse = (
+        np.asarray(jax.vmap(lambda u: log_p(u) - log_q(u))(draws)) for draws in (approximate, exact)
+    )
     return forward, reverse
 
 
 def evidence(
-    bounds_fn: Callable, drawn: Callable, target: known_targets.Known, exact: Any, key: PRNGKey, level: float
-) -> Judged:
-    """Bound the evidence from both sides; wrong if the bounds contradict each other or leave the exact value out."""
-    forward, reverse = bounds_fn(key, drawn().posterior, target.target, exact)
+    bounds_fn: Callable,
+    get_draws: Callable,
+    target: known_targets.KnownTarget,
+    exact: Any,
+    key: PRNGKey,
+    level: float,
+) -> Outcome:
+    """Bound the evidence from both sides; fails if the bounds contradict each other or exclude the exact value."""
+    forward, reverse = bounds_fn(key, get_draws().posterior, target.target, exact)
     report = evidence_sandwich(forward, reverse, level=level)
     low, high = report.interval
     rounding = 1e-6 * max(1.0, abs(target.log_evidence))
-    right = not report.contradiction and low - rounding <= target.log_evidence <= high + rounding
-    return report, bool(right), f"{report.verdict}; exactly {target.log_evidence:.4g}"
+    passed = not report.contradiction and low - rounding <= target.log_evidence <= high + rounding
+    return report, bool(passed), f"{report.verdict}; exact value {target.log_evidence:.4g}"
 
 
-def _simulate(key: PRNGKey, model: known_targets.Model, num: int) -> tuple[Any, Any, Any]:
-    key_theta, key_x, key_infer = jax.random.split(key, 3)
-    theta = jax.vmap(model.prior_sample)(jax.random.split(key_theta, num))
-    x = jax.vmap(model.simulate)(jax.random.split(key_x, num), theta)
-    return theta, x, jax.random.split(key_infer, num)
+def _simulate(key: PRNGKey, model: known_targets.SimulationModel, num: int) -> tuple[Any, Any, Any]:
+    key_parameters, key_x, key_infer = jax.random.split(key, 3)
+    parameters = jax.vmap(model.prior_sample)(jax.random.split(key_parameters, num))
+    x = jax.vmap(model.simulate)(jax.random.split(key_x, num), parameters)
+    return parameters, x, jax.random.split(key_infer, num)
 
 
 def infer_one_by_one(
-    key: PRNGKey, model: known_targets.Model, subject: Subject, num: int
+    key: PRNGKey, model: known_targets.SimulationModel, subject: Subject, num: int
 ) -> tuple[Any, Any, Any]:
-    """True values (S, d), data, and draws (S, L, d) of an engine that is called data set by data set."""
-    theta, x, keys = _simulate(key, model, num)
+    """Return true parameters (S, d), data, and draws (S, L, d) of an engine that is called once for each data set."""
+    parameters, x, keys = _simulate(key, model, num)
     assert model.target_fn is not None
     draws = []
-    for one, one_x in zip(keys, np.asarray(x)):
-        values = sample(subject, one, model.target_fn(one_x)).draws
-        chains, length = values.shape[:2]
-        each = min(length, -(-_DRAWS_OF_LOOPS // chains))
-        picked = np.linspace(0, length - 1, each).astype(int)  # far apart: nearly independent
-        draws.append(np.asarray(values)[:, picked].reshape(-1, values.shape[-1]))
-    return theta, x, jnp.asarray(np.stack(draws))
+    for key_i, x_i in zip(keys, np.asarray(x)):
+        values = sample(subject, key_i, model.target_fn(x_i)).draws
+        num_chains, length = values.shape[:2]
+        num_per_chain = min(length, -(-_NUM_RANK_DRAWS // num_chains))
+        thinned = np.linspace(0, length - 1, num_per_chain).astype(int)  # far apart, so nearly independent
+        draws.append(np.asarray(values)[:, thinned].reshape(-1, values.shape[-1]))
+    return parameters, x, jnp.asarray(np.stack(draws))
 
 
-def calibrated(model: known_targets.Model, sampler: Sampler, num: int, key: PRNGKey, level: float) -> Any:
-    """Simulation-based calibration of a sampler."""
+def calibrate(
+    model: known_targets.SimulationModel, sampler: Sampler, num: int, key: PRNGKey, level: float
+) -> Any:
+    """Run simulation-based calibration of a sampler."""
 
     def init(key, x):
         del x
@@ -237,48 +248,54 @@ def calibrated(model: known_targets.Model, sampler: Sampler, num: int, key: PRNG
         log_prior_fn=model.log_prior_fn,
         log_likelihood_fn=model.log_likelihood_fn,
         num_simulations=num,
-        num_projections=_PROJECTIONS,
+        num_projections=_NUM_PROJECTIONS,
         level=level,
         progress=False,
     )
 
 
-def coverage_of(report: Callable, key: PRNGKey, level: float) -> Judged:
-    """Judge the draws of ``calibrated`` by TARP."""
-    found = report(level)
-    return judged(tarp(key, found.posteriors.draws, found.theta, found.x, level=level))
+def coverage_of_report(get_report: Callable, key: PRNGKey, level: float) -> Outcome:
+    """Test the draws of ``calibrate`` by TARP."""
+    report = get_report(level)
+    return outcome_of(tarp(key, report.posteriors.draws, report.theta, report.x, level=level))
 
 
-def ranks(model: known_targets.Model, simulated: Callable, key: PRNGKey, level: float) -> Judged:
-    """Judge draws of an engine by the ranks of parameters, densities and projections."""
-    theta, x, draws = simulated()
+def ranks(
+    model: known_targets.SimulationModel, get_simulated: Callable, key: PRNGKey, level: float
+) -> Outcome:
+    """Test draws of an engine by the ranks of parameters, densities and projections."""
+    parameters, x, draws = get_simulated()
     table = rank_table(
         key,
         draws,
-        theta,
+        parameters,
         x,
         log_prior_fn=model.log_prior_fn,
         log_likelihood_fn=model.log_likelihood_fn,
-        num_projections=_PROJECTIONS,
+        num_projections=_NUM_PROJECTIONS,
     )
-    return judged(uniformity(table, level=level))
+    return outcome_of(uniformity(table, level=level))
 
 
-def coverage(model: known_targets.Model, simulated: Callable, key: PRNGKey, level: float) -> Judged:
-    """Judge draws of an engine by TARP."""
+def coverage(
+    model: known_targets.SimulationModel, get_simulated: Callable, key: PRNGKey, level: float
+) -> Outcome:
+    """Test draws of an engine by TARP."""
     del model
-    theta, x, draws = simulated()
-    return judged(tarp(key, draws, theta, x, level=level))
+    parameters, x, draws = get_simulated()
+    return outcome_of(tarp(key, draws, parameters, x, level=level))
 
 
-def joint(kernel: Kernel, model: known_targets.Model, lanes: int, key: PRNGKey, level: float) -> Judged:
-    """Joint test of a kernel on a model."""
+def joint(
+    transition: Transition, model: known_targets.SimulationModel, num_lanes: int, key: PRNGKey, level: float
+) -> Outcome:
+    """Run the joint test of a transition on a model."""
 
-    def init(theta, x):
-        return kernel.init_fn(LogDensity(_swapped, model, x), theta)
+    def init(parameters, x):
+        return transition.init_fn(LogDensity(_log_joint, model, x), parameters)
 
     def step(key, state, x):
-        return kernel.step_fn(LogDensity(_swapped, model, x), key, state)
+        return transition.step_fn(LogDensity(_log_joint, model, x), key, state)
 
     report = joint_test(
         key,
@@ -286,17 +303,17 @@ def joint(kernel: Kernel, model: known_targets.Model, lanes: int, key: PRNGKey, 
         model.simulate,
         step,
         init_fn=init,
-        position_fn=kernel.position_fn,
+        position_fn=transition.position_fn,
         log_prior_fn=model.log_prior_fn,
         log_likelihood_fn=model.log_likelihood_fn,
-        num_simulations=lanes,
+        num_simulations=num_lanes,
         num_draws=15,
         level=level,
         mode="vmap",
         progress=False,
     )
-    return judged(report)
+    return outcome_of(report)
 
 
-def _swapped(model: known_targets.Model, x: Any, theta: Any):
-    return model.log_joint(theta, x)
+def _log_joint(model: known_targets.SimulationModel, x: Any, parameters: Any):
+    return model.log_joint(parameters, x)

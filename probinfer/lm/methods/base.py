@@ -119,7 +119,9 @@ def run_particles(
     return forward_with_callback(key, fk, resampler, model.num_steps, num, watch)
 
 
-def texts_from_trace(model: TokenModel, trace: FilterTrace, log_weights: Array | None = None) -> WeightedTexts:
+def texts_from_trace(
+    model: TokenModel, trace: FilterTrace, log_weights: Array | None = None
+) -> WeightedTexts:
     """Return the texts of the last particles of a pass.
 
     Args:

@@ -115,7 +115,9 @@ def hmc_moves(
         leapfrog_size = leapfrog_size.astype(positions.dtype)
 
         def move_one(state, uniforms):
-            initial_momentum = momentum_from_uniforms(uniforms[:dimension], jnp.ones(dimension, uniforms.dtype))
+            initial_momentum = momentum_from_uniforms(
+                uniforms[:dimension], jnp.ones(dimension, uniforms.dtype)
+            )
             return hamiltonian_transition(
                 evaluate,
                 state,

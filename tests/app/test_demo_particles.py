@@ -1,4 +1,4 @@
-"""The demo's page of coin particles: the numbers of its table, and a fault of the cloud in its words."""
+"""The demo's section on coin SVGD: the numbers of its table, and a warning about its particles."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probinfer import data
-from probinfer.app.demo.particles import Carried, coin_section, coin_table, finding
+from probinfer.app.demo.particles import ParticleComparison, coin_section, coin_table, conclusion
 
 RNG = np.random.default_rng(0)
 CHAINS = RNG.normal(size=(2, 500, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, -1.0]
@@ -17,8 +17,8 @@ def posterior(draws, info):
     return SimpleNamespace(draws=draws, info=info, flat_log_weights=lambda: np.full(num, -np.log(num)))
 
 
-def carried(shift, factor):
-    """Particles that are the draws of the chains, moved by standard deviations and stretched."""
+def comparison(shift, factor):
+    """Particles that are the draws of the chains, shifted by standard deviations and scaled."""
     flat = CHAINS.reshape(-1, 3)
     mean, sd = flat.mean(0), flat.std(0)
     draws = (mean + factor * (flat - mean) + shift * sd)[None]
@@ -30,37 +30,37 @@ def carried(shift, factor):
         direction_norms=np.geomspace(1, 0.1, 8),
     )
     chains = SimpleNamespace(num_warmup_gradients=np.array(100), num_leapfrogs=np.array([[300], [600]]))
-    return Carried(
-        posterior(draws, info),
-        posterior(CHAINS, chains),
-        (1.0, 2.0),
-        RNG.normal(size=(5, 4, 2)),
-        (0, 2),
-        ("the cloud is too narrow",),
+    return ParticleComparison(
+        coin=posterior(draws, info),
+        nuts=posterior(CHAINS, chains),
+        seconds=(1.0, 2.0),
+        paths=RNG.normal(size=(5, 4, 2)),
+        pair=(0, 2),
+        remarks=("the cloud is too narrow",),
     )
 
 
 @pytest.mark.parametrize(("shift", "factor"), [(0.0, 1.0), (0.3, 0.8)])
 def test_numbers(shift, factor):
-    particles, chains = coin_table(carried(shift, factor)).rows
+    particles, chains = coin_table(comparison(shift, factor)).rows
     assert particles[1:3] == ("1000", "2000")
     assert chains[1:3] == ("1000", "1000")
     assert float(particles[3]) == pytest.approx(-(factor**2), abs=5e-4)
     assert float(particles[4]) == pytest.approx(shift, abs=5e-4)
     assert float(particles[5]) == pytest.approx(factor, abs=5e-4)
-    said = finding(carried(shift, factor))
-    assert f"lie {shift:.2f} standard deviations" in said
-    assert f"are {factor:.2f} of NUTS's, with 2 times the gradients" in said
+    text = conclusion(comparison(shift, factor))
+    assert f"by {shift:.2f} standard deviations" in text
+    assert f"are {factor:.2f} times those of NUTS, with 2 times the gradients" in text
 
 
 def test_section():
-    found = carried(0.0, 0.8)
-    section = coin_section(data.breast_cancer().take(np.arange(7)), found, coin_table(found))
+    narrow = comparison(0.0, 0.8)
+    section = coin_section(data.breast_cancer().take(np.arange(7)), narrow, coin_table(narrow))
     text = str(section)
-    assert "3 coefficients on 7 of them" in text
+    assert "3 coefficients is fitted to 7 of them" in text
     assert "too narrow" in text
     assert [picture.title for picture in section.blocks[-1].pictures] == [
-        "On their way",
-        "Has it settled?",
-        "Do they agree?",
+        "Paths of the particles",
+        "Convergence",
+        "Agreement of particles and chains",
     ]

@@ -1,4 +1,4 @@
-"""The demo's language model: who is right is counted from the texts, and the page says it in words."""
+"""The demo's section on the language model: accuracies are computed from the texts and reported on the page."""
 
 import io
 from types import SimpleNamespace
@@ -10,9 +10,15 @@ import rich.console
 from scipy import stats
 
 from probinfer import lm
-from probinfer.app.commands.live import is_right
+from probinfer.app.commands.live import is_correct_so_far
 from probinfer.app.demo import demo, language_model
-from probinfer.app.demo.language_model import Method, Solved, lm_section, lm_table, solve
+from probinfer.app.demo.language_model import (
+    MethodAccuracy,
+    ReasonerResults,
+    lm_section,
+    lm_table,
+    solve_problems,
+)
 from probinfer.core.errors import MissingExtraError
 from tests.lm import tables
 
@@ -20,12 +26,12 @@ CONSOLE = rich.console.Console(file=io.StringIO(), width=120)
 
 
 def answers(extracted, log_scores=None, **others):
-    """Texts of one prompt, as far as the journey reads them."""
+    """Stand-in for the answers to one prompt, with the fields that the section reads."""
     num = len(extracted)
     ledger = SimpleNamespace(generated=10 * num, reward_calls=7)
     best = max(dict.fromkeys(extracted), key=extracted.count)
-    found = {"extracted": extracted, "log_scores": np.asarray(log_scores or [0.0] * num), "best": best}
-    return SimpleNamespace(**found, ledger=ledger, **others)
+    fields = {"extracted": extracted, "log_scores": np.asarray(log_scores or [0.0] * num), "best": best}
+    return SimpleNamespace(**fields, ledger=ledger, **others)
 
 
 def live(problem, events):
@@ -55,14 +61,14 @@ def live(problem, events):
 
 @pytest.fixture
 def solved(monkeypatch):
-    """The journey with answers that are known: problem 0 is solved by all but the best-of-N, 1 by the filter alone."""
+    """Results with known answers: all methods but best-of-N solve problem 0, only the filter solves problem 1."""
 
     def infer(key, model, prompt, reward, method, *, watch=None, **settings):
         if watch is not None:
             events = []
-            found = live(lm.reasoner.parse(prompt), events)
+            results = live(lm.reasoner.parse(prompt), events)
             assert not any(watch(event) for event in events)
-            return found
+            return results
         first, second = (lm.reasoner.parse(one).answer for one in prompt)
         if isinstance(method, lm.Greedy):
             return [answers([first]), answers(["none"])]
@@ -72,19 +78,19 @@ def solved(monkeypatch):
 
     monkeypatch.setattr(language_model.lm, "infer", infer)
     settings = {"seed": 4, "console": CONSOLE, "num_particles": 3, "model": tables.model()}
-    return solve(jax.random.key(0), 2, **settings)
+    return solve_problems(jax.random.key(0), 2, **settings)
 
 
-def test_who_is_right(solved):
-    right = {method.label: method.right.tolist() for method in solved.methods}
+def test_accuracies_are_counted_from_the_texts(solved):
+    right = {method.label: method.is_correct.tolist() for method in solved.methods}
     assert right == {
         "greedy": [True, False],
         "majority of 3": [True, False],
         "best of 3": [False, False],
         "particle filter, 3": [True, True],
     }
-    assert [method.calls for method in solved.methods] == [0, 0, 3, 7]
-    assert [method.tokens for method in solved.methods] == [10, 30, 30, 20]
+    assert [method.num_calls for method in solved.methods] == [0, 0, 3, 7]
+    assert [method.num_tokens for method in solved.methods] == [10, 30, 30, 20]
     assert "✓" in CONSOLE.file.getvalue()
     assert "✗" in CONSOLE.file.getvalue()
 
@@ -96,9 +102,9 @@ def test_table_and_page(solved):
     assert solved.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(tables.model().network))
     text = str(lm_section(solved._replace(num_parameters=1_234_567), table))
     assert "1.2 million parameters" in text
-    assert f"the right answer is {solved.problem.answer}; the particles give it 75%" in text
-    assert "is right. They are weighted draws from a test" in text
-    assert "Who descends from whom" in text
+    assert f"the correct answer is {solved.problem.answer}. The particles give it probability 75%" in text
+    assert "is correct. The texts are weighted draws from a test" in text
+    assert "Genealogy of the particles" in text
 
 
 def test_intervals_are_wilsons():
@@ -109,25 +115,31 @@ def test_intervals_are_wilsons():
     assert high == pytest.approx((middle + half) / (1 + z**2 / n))
 
 
-def test_nothing_is_right_so_far():
+def test_the_empty_text_is_correct_so_far():
     problem = lm.reasoner.problems(0, 1)[0]
     for text, right in (("", True), (problem.solution, True), (problem.solution[:3] + "x", False)):
-        assert is_right(problem, text) == right
+        assert is_correct_so_far(problem, text) == right
 
 
-def test_only_what_is_clear_is_called_a_difference():
+def test_only_clear_differences_are_significant():
     right = np.arange(40)
     methods = [("greedy", right < 20), ("majority", right < 30), ("filter", (right >= 5) & (right < 36))]
-    found = Solved(None, None, (), 16, 1, tuple(Method(name, one, 1.0, 1.0, 1.0) for name, one in methods))
-    words = language_model.finding(found)
-    assert "greedy: 16 to 5 (a difference)" in words  # binomial, p = 0.027
-    assert "majority: 6 to 5 (too close to call)" in words
+    accuracies = tuple(
+        MethodAccuracy(label=name, is_correct=is_correct, num_tokens=1.0, num_calls=1.0, seconds=1.0)
+        for name, is_correct in methods
+    )
+    results = ReasonerResults(
+        problem=None, answers=None, events=(), num_particles=16, num_parameters=1, methods=accuracies
+    )
+    text = language_model.conclusion(results)
+    assert "greedy: 16 to 5 (significant)" in text  # binomial, p = 0.027
+    assert "majority: 6 to 5 (not significant)" in text
 
 
 @pytest.mark.parametrize(
     "error", [MissingExtraError("pip install 'probinfer[lm]'"), FileNotFoundError("no weights")]
 )
-def test_without_weights_the_journey_is_left_out(monkeypatch, error):
+def test_without_weights_the_section_is_left_out(monkeypatch, error):
     def fail():
         raise error
 
