@@ -119,7 +119,7 @@ def joint_checks(key, procedure: Procedure, settings: MutationSettings) -> dict[
         num_draws=settings.num_states,
         level=settings.level,
         mode="vmap",
-        chunk=settings.simulations,
+        batch_size=settings.simulations,
         progress=False,
     )
     raw = report.ranks.raw_pvalues

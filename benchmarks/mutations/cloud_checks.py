@@ -109,7 +109,7 @@ def joint_checks(key, cloud: Cloud, settings: MutationSettings) -> dict[str, boo
         num_draws=settings.num_states,
         level=settings.level,
         mode="vmap",
-        chunk=settings.simulations,
+        batch_size=settings.simulations,
         progress=False,
     )
     reports = {}

@@ -21,7 +21,6 @@ References:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ from probinfer.checks.power.ranks import of_kernel
 from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.many.driver import run_many
 
 __all__ = ["JointReport", "joint_test"]
@@ -241,8 +241,8 @@ def joint_test(
     num_steps: int = 1,
     level: float = 0.05,
     mode: str = "auto",
-    chunk: int | None = None,
-    path: str | os.PathLike | None = None,
+    batch_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool | str | None = None,
 ) -> JointReport:
     """Test whether a Markov kernel leaves the posterior of every data set invariant.
@@ -266,8 +266,8 @@ def joint_test(
         num_steps: transitions between two states.
         level: probability of a false alarm of the whole test.
         mode: "map", "vmap" or "auto", see ``run_many``.
-        chunk: lanes at a time, see ``run_many``.
-        path: folder for finished lanes, see ``run_many``.
+        batch_size: chains that are run together, see ``run_many``.
+        checkpoint: where to keep finished batches, see ``run_many``.
         progress: whether to show a progress bar; None: only on a terminal.
 
     Returns:
@@ -306,7 +306,9 @@ def joint_test(
     _check_lane(lane, key, scalars, names)
     # Run the lanes
     keys = jax.random.split(key_lanes, num_simulations)
-    values = run_many(lane, keys, None, mode=mode, chunk=chunk, path=path, progress=progress).draws
+    values = run_many(
+        lane, keys, None, mode=mode, batch_size=batch_size, checkpoint=checkpoint, progress=progress
+    ).draws
     # Rank the start along the chain, and the end among fresh draws
     uses_data_by_name = dict(zip((*scalars, *names), (*[False] * len(scalars), *uses_data), strict=True))
     chain = reverse is not None

@@ -137,10 +137,10 @@ def test_failures_are_counted(key, infer_fn, reason):
 
 
 def test_resumed_and_repeated(key, tmp_path, count_compiles):
-    first = run(key, exact, chunk=100, path=tmp_path / "kept")
+    first = run(key, exact, batch_size=100, checkpoint=pi.Checkpoint(tmp_path / "kept"))
     with count_compiles() as counter:
-        again = run(key, exact, chunk=100, path=tmp_path / "kept")
-        other = run(jax.random.key(5), exact, chunk=100)
+        again = run(key, exact, batch_size=100, checkpoint=pi.Checkpoint(tmp_path / "kept"))
+        other = run(jax.random.key(5), exact, batch_size=100)
     assert counter.count == 0
     np.testing.assert_array_equal(first.ranks.ranks, again.ranks.ranks)
     assert (first.ranks.ranks != other.ranks.ranks).any()

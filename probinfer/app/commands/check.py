@@ -165,9 +165,9 @@ def _sample(engine: Any, key: Any, target: Any) -> Any:
 
 def _normal_density(posterior: Any) -> Any:
     """Return the log density of the draws of variational inference: a normal, widened if the draws have weights."""
-    frame = gaussian.Frame(posterior.info.loc, posterior.info.scale)
+    fitted = gaussian.VariationalGaussian(posterior.info.loc, posterior.info.scale)
     log_q = gaussian.log_density if posterior.log_weights is None else gaussian.log_widened
-    return lambda u: log_q(frame, u[None])[0]
+    return lambda u: log_q(fitted, u[None])[0]
 
 
 def _annealed_evidence(num: int, key: Any, posterior: Any, target: Any, exact: Any) -> tuple:

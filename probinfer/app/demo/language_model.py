@@ -17,7 +17,7 @@ from probinfer.app.commands.live import StepDisplay, is_correct_so_far
 from probinfer.core.types import PRNGKey
 from probinfer.lm.answers import selectors
 from probinfer.lm.reasoner import Problem
-from probinfer.plots.ancestry import Look, draw, size_for
+from probinfer.plots.ancestry import GenealogyColors, draw, size_for
 from probinfer.plots.style import Picture
 from probinfer.plots.style import draw as draw_picture
 from probinfer.report.html import Gallery, Paragraph, Section
@@ -259,8 +259,8 @@ def _picture(results: ReasonerResults) -> Picture:
     is_correct_fn = partial(is_correct_so_far, results.problem)
 
     def fn(axes: Any, theme: Any) -> None:
-        look = Look((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
-        draw(axes, tree, look, is_correct_fn)
+        palette = GenealogyColors((*theme.series[:4], *theme.series[5:]), theme.ink, theme.muted)
+        draw(axes, tree, palette, is_correct_fn)
 
     caption = (
         "Each line is a particle; its width is the final weight, its color the final answer. Thin gray lines have no "

@@ -140,7 +140,7 @@ def minimize_loss(
             finished = _reached_target(trace, i, plan) or num_done == plan.num_iterations
             progress_bar.update(num_done, f"loss {trace.loss[i]:.3f}, {_last_score(trace)}")
             # Store
-            is_due = checkpoint is not None and num_done - num_stored >= checkpoint.every
+            is_due = checkpoint is not None and num_done - num_stored >= checkpoint.steps
             if store is not None and (finished or interrupt.requested or is_due):
                 checkpoints.append(store, num_done, state, trace, (num_stored, num_done))
                 num_stored = num_done

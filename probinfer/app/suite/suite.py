@@ -23,7 +23,7 @@ import jax
 
 from probinfer.app.suite import known_targets, trials
 from probinfer.app.suite.trials import Sampler, Subject, Transition
-from probinfer.checks.calibration.rank_uniformity import WORDS
+from probinfer.checks.calibration.rank_uniformity import OUTCOMES
 from probinfer.core.errors import NumericalError, check_key
 from probinfer.core.types import PRNGKey
 
@@ -77,7 +77,7 @@ class CheckResult(NamedTuple):
     def short_verdict(self) -> str:
         """The verdict in two or three words, for a cell of a table."""
         if not self.reason or self.passed is None:
-            return WORDS[self.passed]
+            return OUTCOMES[self.passed]
         return "not detected" if self.passed else "fails as expected"
 
 

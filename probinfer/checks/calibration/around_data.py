@@ -9,7 +9,6 @@ consistent with itself as data are added, near the observed data.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key
 from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.inference import diagnostics
+from probinfer.running.checkpoint import Checkpoint
 
 __all__ = ["posterior_sbc"]
 
@@ -46,8 +46,8 @@ def posterior_sbc(
     num_projections: int = 20,
     level: float = 0.05,
     mode: str = "auto",
-    chunk: int | None = None,
-    path: str | os.PathLike | None = None,
+    batch_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool | str | None = None,
 ) -> SBCReport:
     """Check that an inference procedure is calibrated near the observed data.
@@ -67,8 +67,8 @@ def posterior_sbc(
         num_projections: as in ``sbc``.
         level: as in ``sbc``.
         mode: as in ``sbc``.
-        chunk: as in ``sbc``.
-        path: as in ``sbc``.
+        batch_size: as in ``sbc``.
+        checkpoint: as in ``sbc``.
         progress: as in ``sbc``.
 
     Returns:
@@ -108,7 +108,7 @@ def posterior_sbc(
         reference=reference,
         num_projections=num_projections,
         level=level,
-        run_settings={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
+        run_settings={"mode": mode, "batch_size": batch_size, "checkpoint": checkpoint, "progress": progress},
         caveat=_CAVEAT,
     )
 

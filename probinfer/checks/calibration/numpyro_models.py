@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from probinfer.core.binding import Bound
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar
 from probinfer.mcmc.lanes.sampler import posterior_sampler
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.targets import model_sites, numpyro_model
 
 __all__ = ["sbc_numpyro"]
@@ -39,8 +39,8 @@ def sbc_numpyro(
     num_projections: int = 20,
     level: float = 0.05,
     mode: str = "auto",
-    chunk: int | None = None,
-    path: str | os.PathLike | None = None,
+    batch_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool | str | None = None,
     **kwargs: Any,
 ) -> SBCReport:
@@ -64,8 +64,8 @@ def sbc_numpyro(
         num_projections: as in ``sbc``.
         level: as in ``sbc``.
         mode: as in ``sbc``.
-        chunk: as in ``sbc``.
-        path: as in ``sbc``.
+        batch_size: as in ``sbc``.
+        checkpoint: as in ``sbc``.
         progress: as in ``sbc``.
         **kwargs: keyword arguments of the model.
 
@@ -111,8 +111,8 @@ def sbc_numpyro(
         num_projections=num_projections,
         level=level,
         mode=mode,
-        chunk=chunk,
-        path=path,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
         progress=progress,
     )
 

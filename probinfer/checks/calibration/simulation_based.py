@@ -13,7 +13,6 @@ References:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from probinfer.checks.power.ranks import Detectable
 from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import check_key, shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
+from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.many.driver import ManyPosteriors, run_many
 from probinfer.targets.transforms import structure
 
@@ -135,8 +135,8 @@ def sbc(
     num_projections: int = 20,
     level: float = 0.05,
     mode: str = "auto",
-    chunk: int | None = None,
-    path: str | os.PathLike | None = None,
+    batch_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool | str | None = None,
 ) -> SBCReport:
     """Check that an inference procedure is calibrated over the prior of a model.
@@ -155,8 +155,8 @@ def sbc(
         num_projections: number of random directions in whitened coordinates.
         level: probability of a false alarm of the whole report.
         mode: "auto", "map", "vmap" or "queue", see ``run_many``.
-        chunk: data sets at a time, see ``run_many``.
-        path: folder for finished chunks; the same call continues from there.
+        batch_size: data sets that are done together, see ``run_many``.
+        checkpoint: where to keep finished batches; the same call made again continues from there.
         progress: whether to show a progress bar; None: only on a terminal.
 
     Returns:
@@ -185,7 +185,7 @@ def sbc(
         reference=reference,
         num_projections=num_projections,
         level=level,
-        run_settings={"mode": mode, "chunk": chunk, "path": path, "progress": progress},
+        run_settings={"mode": mode, "batch_size": batch_size, "checkpoint": checkpoint, "progress": progress},
     )
 
 
