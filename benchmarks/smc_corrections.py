@@ -254,7 +254,7 @@ def exact(mixtures, exponents) -> tuple[float, np.ndarray]:
 @jax.jit
 def runs(model, keys):
     """Make independent runs sequentially."""
-    num_steps = model.init.args[0].levels.shape[0]
+    num_steps = model.init.args[0].noise_levels.shape[0]
     return jax.lax.map(lambda key: smc.particle_filter(key, model, num_steps, PARTICLES, store="none"), keys)
 
 

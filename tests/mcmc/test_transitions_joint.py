@@ -1,4 +1,4 @@
-"""Every Markov kernel of the library leaves parameters and data distributed as they were; broken ones do not."""
+"""Every transition leaves the joint distribution of parameters and data invariant; broken ones do not."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,16 @@ import pytest
 
 from probinfer.app.commands.check import TRANSITIONS
 from probinfer.app.suite import known_targets, trials
-from probinfer.mcmc.hamiltonian import Place
+from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.lanes.hmc import hmc_transition
-from probinfer.mcmc.nuts_steps import begin, grow, is_over
+from probinfer.mcmc.nuts_steps import init_trajectory, is_complete, take_leapfrog_step
 
 STEP_SIZE, INVERSE_MASS = 0.35, (0.6, 0.3)
 MAX_DEPTH = 4
 
 
-def place(logdensity_fn, theta):
-    return Place(theta, *jax.value_and_grad(logdensity_fn)(theta))
+def init_state(logdensity_fn, position):
+    return IntegratorState(position, *jax.value_and_grad(logdensity_fn)(position))
 
 
 def hmc(logdensity_fn, key, state, accept=1.0, step_size=STEP_SIZE):
@@ -37,14 +37,14 @@ def nuts(logdensity_fn, key, state, slope=1.0, step_size=STEP_SIZE):
 
     def leap(tree):
         uniforms = jax.random.uniform(jax.random.fold_in(key_rest, tree.num_leapfrogs), (2,), mass.dtype)
-        return grow(slope * uniforms, tree, value_and_grad_fn, step_size, mass)
+        return take_leapfrog_step(slope * uniforms, tree, value_and_grad_fn, step_size, mass)
 
-    tree = begin(first, state, mass, MAX_DEPTH)
-    return jax.lax.while_loop(lambda t: ~is_over(t, MAX_DEPTH), leap, tree).chosen
+    tree = init_trajectory(first, state, mass, MAX_DEPTH)
+    return jax.lax.while_loop(lambda t: ~is_complete(t, MAX_DEPTH), leap, tree).chosen
 
 
-def nuts_that_moves_on(logdensity_fn, key, state):
-    """The last state of every half is chosen, whatever its weight, and the steps are so long that weights differ."""
+def nuts_that_always_moves(logdensity_fn, key, state):
+    """Choose the last state of every half, whatever its weight, with steps so long that weights differ."""
     return nuts(logdensity_fn, key, state, slope=0.0, step_size=0.9)
 
 
@@ -58,25 +58,27 @@ def judged(kernel, seed):
         TRANSITIONS["NUTS"](),
         pytest.param(TRANSITIONS["HMC"](), marks=pytest.mark.slow),
         pytest.param(
-            trials.Transition("HMC, many data sets", place, hmc, lambda state: state.position),
+            trials.Transition("HMC, many data sets", init_state, hmc, lambda state: state.position),
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            trials.Transition("NUTS by leapfrogs", place, nuts, lambda state: state.position),
+            trials.Transition("NUTS by leapfrogs", init_state, nuts, lambda state: state.position),
             marks=pytest.mark.slow,
         ),
     ],
     ids=lambda kernel: kernel.name,
 )
-def test_a_kernel_leaves_the_joint_law(kernel):
+def test_a_transition_leaves_the_joint_distribution_invariant(kernel):
     report, passed, verdict = judged(kernel, 1)
     assert passed, verdict  # a false alarm has probability 1e-4
     assert min(report.moved.values()) > 0.9
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(hmc_without_accept, marks=pytest.mark.slow), nuts_that_moves_on]
+    "step", [pytest.param(hmc_without_accept, marks=pytest.mark.slow), nuts_that_always_moves]
 )
-def test_a_broken_kernel_is_caught(step):
-    _, passed, verdict = judged(trials.Transition("broken", place, step, lambda state: state.position), 2)
+def test_a_broken_transition_is_detected(step):
+    _, passed, verdict = judged(
+        trials.Transition("broken", init_state, step, lambda state: state.position), 2
+    )
     assert passed is False, verdict  # over keys p is below 1e-100

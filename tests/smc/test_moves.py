@@ -1,4 +1,4 @@
-"""Moves of tempered runs: the joint law, integrals by hand, what a pilot chooses and what it costs; bad input."""
+"""Moves of tempered runs: the joint distribution, integrals by hand, the choice of a pilot and its cost; bad input."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ from probinfer import smc, targets
 from probinfer.app.suite import known_targets, trials
 from probinfer.checks import evidence_sandwich
 from probinfer.numerics import covariance_factor
-from probinfer.smc.tempered.bridge import FREEDOM
+from probinfer.smc.tempered.bridge import DEGREES_OF_FREEDOM
 from probinfer.smc.tempered.moves import choice, hamiltonian, independent, no_u_turn
-from probinfer.smc.tempered.schedule import Plan
+from probinfer.smc.tempered.schedule import LevelSettings
 from tests.smc import tempered_cases as cases
 from tests.smc.test_tempered import infer
 
@@ -53,7 +53,7 @@ def independent_once(logdensity_fn, key, position):
 @pytest.mark.parametrize(
     "step", [pytest.param(step, marks=pytest.mark.slow) for step in (nuts_once, independent_once)]
 )
-def test_the_move_leaves_the_joint_law(step):
+def test_the_move_leaves_the_joint_distribution(step):
     kernel = trials.Transition(step.__name__, lambda fn, theta: theta, step, lambda state: state)
     report, passed, verdict = trials.joint(
         kernel, known_targets.location_and_scale(), 400, jax.random.key(2), 1e-4
@@ -63,8 +63,8 @@ def test_the_move_leaves_the_joint_law(step):
 
 
 @pytest.mark.f32
-def test_acceptance_and_law_of_one_proposal(dtype):
-    """Exact normal draws under a narrow law: acceptance by double integral, and they stay normal."""
+def test_acceptance_and_distribution_of_one_proposal(dtype):
+    """Exact normal draws with a narrow proposal: acceptance by double integral, and they stay normal."""
     num = 4000
     start = jax.random.normal(jax.random.key(0), (num, 1), dtype)
     moved = jax.jit(
@@ -80,10 +80,10 @@ def test_acceptance_and_law_of_one_proposal(dtype):
         )
     )(jax.random.key(1), start)
     u = np.linspace(-9, 9, 1201)
-    law = stats.t(FREEDOM, 0.5, 0.4).logpdf(u)
-    log_weight = stats.norm.logpdf(u) - law
+    log_proposal = stats.t(DEGREES_OF_FREEDOM, 0.5, 0.4).logpdf(u)
+    log_weight = stats.norm.logpdf(u) - log_proposal
     accept = np.minimum(1, np.exp(log_weight[None] - log_weight[:, None]))
-    exact = np.einsum("i,j,ij->", stats.norm.pdf(u), np.exp(law), accept) * (u[1] - u[0]) ** 2
+    exact = np.einsum("i,j,ij->", stats.norm.pdf(u), np.exp(log_proposal), accept) * (u[1] - u[0]) ** 2
     assert abs(moved.acceptance[1] - exact) < 4.5 * 0.5 / np.sqrt(
         num
     )  # sd of a probability is .5 at most: 7e-6
@@ -97,8 +97,8 @@ def test_acceptance_and_law_of_one_proposal(dtype):
     assert int(moved.num_gradients) == 0
 
 
-def test_a_law_that_is_the_target_accepts_everything():
-    target = dist.MultivariateStudentT(FREEDOM, jnp.asarray(LOC), jnp.asarray(ROOT))
+def test_a_proposal_that_is_the_target_accepts_everything():
+    target = dist.MultivariateStudentT(DEGREES_OF_FREEDOM, jnp.asarray(LOC), jnp.asarray(ROOT))
     start = target.sample(jax.random.key(3), (64,))
     moved = jax.jit(
         lambda key, start: independent.independent_moves(
@@ -115,27 +115,36 @@ def test_a_law_that_is_the_target_accepts_everything():
     np.testing.assert_allclose(moved.acceptance[1:], 1, rtol=1e-9)
     assert np.all(np.diff(moved.positions, axis=0) != 0)
     z = np.linalg.solve(ROOT, (np.asarray(moved.positions[-1]) - LOC).T)
-    assert stats.kstest(z.ravel(), stats.t(FREEDOM).cdf).pvalue > 1e-4  # fixed key; probability 1e-4
+    assert (
+        stats.kstest(z.ravel(), stats.t(DEGREES_OF_FREEDOM).cdf).pvalue > 1e-4
+    )  # fixed key; probability 1e-4
 
 
 def moved_to(positions):
-    nothing = jnp.zeros(())
-    return hamiltonian.Moved(jnp.asarray(positions), nothing, nothing, nothing, nothing, nothing)
+    unused = jnp.zeros(())
+    return hamiltonian.MoveResult(
+        positions=jnp.asarray(positions),
+        log_ratios=unused,
+        acceptance=unused,
+        step_size=unused,
+        num_gradients=unused,
+        num_densities=unused,
+    )
 
 
 def test_mixing_and_the_proposals_that_it_takes():
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(3, 2000, 2)) @ ROOT.T
     # independent draws mix by one: squared jumps over twice the variance, 8000 of them: sd .016
-    assert abs(choice.jump(moved_to(draws), jnp.asarray(ROOT)) - 1) < 0.06
+    assert abs(choice.measure_mixing(moved_to(draws), jnp.asarray(ROOT)) - 1) < 0.06
     stay = np.where(rng.random((2000, 1)) < 0.5, draws[0], draws[1])
-    half = choice.jump(moved_to(np.stack([draws[0], stay])), jnp.asarray(ROOT))
+    half = choice.measure_mixing(moved_to(np.stack([draws[0], stay])), jnp.asarray(ROOT))
     assert abs(half - 0.5) < 0.1
-    wide = choice.jump(moved_to(draws), jnp.asarray([0.7, np.hypot(0.1, 0.4)]))
-    np.testing.assert_allclose(wide, choice.jump(moved_to(draws), jnp.asarray(ROOT)), rtol=1e-12)
+    wide = choice.measure_mixing(moved_to(draws), jnp.asarray([0.7, np.hypot(0.1, 0.4)]))
+    np.testing.assert_allclose(wide, choice.measure_mixing(moved_to(draws), jnp.asarray(ROOT)), rtol=1e-12)
     table = {(0.8, 0.81): 1, (0.8, 0.5): 3, (0.8, 0.0): 16, (1.0, 0.3): 9, (0.0, 0.5): 1, (0.8, 1.0): 1}
     for (wanted, single), tries in table.items():
-        assert choice.tries_for(jnp.asarray(wanted), jnp.asarray(single)) == tries
+        assert choice.tries_for_mixing(jnp.asarray(wanted), jnp.asarray(single)) == tries
 
 
 class Straight(NamedTuple):
@@ -146,23 +155,29 @@ class Straight(NamedTuple):
 
 
 @jax.jit
-def learned(key, plan, positions):
-    return choice.move_all(
-        "auto", key, Straight(), plan, positions, jnp.asarray(True), num_moves=7, mode="vmap"
+def learned(key, level, positions):
+    return choice.move_particles(
+        "auto", key, Straight(), level, positions, jnp.asarray(True), num_moves=7, mode="vmap"
     )
 
 
 def test_the_pilot_chooses_by_what_it_measured():
-    cloud = jnp.asarray(np.random.default_rng(2).normal(size=(256, 2)))
-    root = covariance_factor.root_of(jnp.zeros(256), cloud)
-    plan = Plan(jnp.zeros(()), jnp.mean(cloud, axis=0), root, jnp.asarray(0.5), jnp.zeros((), jnp.int32))
+    particles = jnp.asarray(np.random.default_rng(2).normal(size=(256, 2)))
+    factor = covariance_factor.estimate(jnp.zeros(256), particles)
+    level = LevelSettings(
+        temperature=jnp.zeros(()),
+        loc=jnp.mean(particles, axis=0),
+        factor=factor,
+        step_size=jnp.asarray(0.5),
+        tries=jnp.zeros((), jnp.int32),
+    )
     # short steps: a trajectory takes many, an independent proposal one; 1 or 2 proposals for each of 1000 keys
-    moved, after = learned(jax.random.key(1), plan._replace(step_size=jnp.asarray(0.05)), cloud[::8])
+    moved, after = learned(jax.random.key(1), level._replace(step_size=jnp.asarray(0.05)), particles[::8])
     assert 1 <= after.tries <= 3
     assert moved.num_densities == 32 * (1 + 7)  # one proposal a move while learning
     assert moved.num_gradients > 32 * 7
-    _, refused = learned(jax.random.key(1), plan._replace(loc=plan.loc + 8), cloud[::8])
-    assert refused.tries == 0  # a law that misses the particles
+    _, refused = learned(jax.random.key(1), level._replace(loc=level.loc + 8), particles[::8])
+    assert refused.tries == 0  # a proposal that misses the particles
 
 
 def counted(values):
@@ -232,13 +247,13 @@ def test_a_resumed_annealing_is_the_uninterrupted_one(tmp_path):
         )
 
     plain, checkpoint = run(), pi.Checkpoint(tmp_path / "run", every=3)
-    whole = run(checkpoint)
+    checkpointed = run(checkpoint)
     steps = sorted((tmp_path / "run" / "runs").glob("step_*.part"))
     assert len(steps) > 1
     steps[-1].unlink()
     again = run(checkpoint)
-    for one in (whole, again):
-        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(one), strict=True):
+    for posterior in (checkpointed, again):
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(posterior), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
