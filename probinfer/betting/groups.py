@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.errors import check_floating
+from probinfer.core.arguments import check_floating
 from probinfer.core.types import Array, ArrayTree, Int
 
 __all__ = [

@@ -17,7 +17,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_finite, check_floating, shortened
+from probinfer.core.arguments import check_finite, check_floating
+from probinfer.core.errors import shortened
 from probinfer.core.types import Array, ArrayTree, Float
 from probinfer.inference import diagnostics
 from probinfer.inference.posterior import Posterior

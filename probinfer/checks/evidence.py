@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special, stats
 
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import shortened
 from probinfer.core.types import PRNGKey
 from probinfer.plots.ranks import axes_or_new
 

@@ -34,7 +34,8 @@ from probinfer.checks.calibration.rank_uniformity import OUTCOMES, UniformityRep
 from probinfer.checks.calibration.ranks import RankTable, named_quantities, rank_table, scalar_names
 from probinfer.checks.power.ranks import of_kernel
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.many.driver import run_many

@@ -22,7 +22,7 @@ import optax
 from probinfer.coin.cloud_descent import descent
 from probinfer.coin.engine.svgd import SVGD
 from probinfer.core.algorithms import Algorithm
-from probinfer.core.errors import check_floating
+from probinfer.core.arguments import check_floating
 from probinfer.core.identity import notice
 from probinfer.core.types import Array, Bool, Float, Shaped, pytree
 from probinfer.kernels import InverseMultiquadric

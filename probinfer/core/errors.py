@@ -16,9 +16,7 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from probinfer.core.status import Status
 
@@ -28,9 +26,6 @@ __all__ = [
     "MissingExtraError",
     "NumericalError",
     "advice",
-    "check_finite",
-    "check_floating",
-    "check_key",
     "close_matches",
     "import_extra",
     "levels_to_caller",
@@ -166,17 +161,6 @@ def close_matches(name: str, known: Iterable[str]) -> str:
     return f"; there is {', '.join(names[:20])}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def check_key(key: Any) -> None:
-    """Refuse what is not one typed random key.
-
-    Raises:
-        TypeError: a number, an old-style key, or several keys.
-    """
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or jnp.shape(key) != ():
-        raise TypeError(f"key must be one typed key, from jax.random.key(seed); got {shortened(key)}")
-
-
 def import_extra(package: str, extra: str) -> ModuleType:
     """Import an optional package, or say which extra brings it.
 
@@ -189,33 +173,3 @@ def import_extra(package: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"this needs the package '{package}', which is not installed; run: pip install 'probinfer[{extra}]'"
         ) from error
-
-
-def check_floating(name: str, value: Any) -> None:
-    """Refuse arrays that are not floating point.
-
-    Raises:
-        TypeError: the dtype is integer, boolean, complex or not numeric.
-    """
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be floating point, got dtype {dtype}; convert it, for example with .astype(float)"
-        )
-
-
-def check_finite(name: str, value: Any) -> None:
-    """Refuse concrete arrays with NaN or infinite entries, saying where; traced arrays pass.
-
-    Raises:
-        ValueError: an entry is NaN or infinite.
-    """
-    if isinstance(value, jax.core.Tracer):
-        return
-    bad = np.argwhere(~np.isfinite(np.asarray(value)))
-    if len(bad):
-        where = ", ".join(str(tuple(int(i) for i in row)) for row in bad[:5])
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise ValueError(
-            f"{name} has {len(bad)} entries that are NaN or infinite, at {where}{more}; drop or impute those rows"
-        )

@@ -13,10 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import ConvergenceWarning, advice, check_key, levels_to_caller, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import ConvergenceWarning, advice, levels_to_caller
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey
 from probinfer.inference.posterior import Posterior
@@ -29,14 +29,12 @@ __all__ = [
     "Engine",
     "chains_first",
     "check",
-    "check_counts",
     "coordinate_names",
     "exact_logdensity",
     "finish",
     "flat_position",
     "is_part",
     "notice",
-    "over",
     "part",
     "to_default_dtype",
     "warn",
@@ -81,40 +79,6 @@ def check(key: Any, target: Any, name: str) -> None:
             f"{name} needs the exact log density, but this target estimates it from minibatches; build the target "
             "from the whole data with targets.from_logdensity or targets.from_numpyro"
         )
-
-
-def check_counts(config: Any, names: tuple[str, ...]) -> None:
-    """Refuse settings that should count something and are not integers.
-
-    Args:
-        config: an engine.
-        names: of its fields.
-
-    Raises:
-        TypeError: a field is not an integer.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {shortened(value)}; give settings by name")
-
-
-def over(fn: Callable, mode: str, *args: ArrayTree) -> ArrayTree:
-    """Apply ``fn`` along leading axes: ``vmap``, or one after another (``auto``: one after another on a CPU).
-
-    Args:
-        fn: function of one chain, restart or draw.
-        mode: ``"auto"``, ``"map"`` or ``"vmap"``.
-        *args: trees with a leading axis.
-
-    Raises:
-        ValueError: the mode is unknown.
-    """
-    if mode not in ("auto", "map", "vmap"):
-        raise ValueError(f"mode must be 'auto', 'map' or 'vmap', got {mode!r}")
-    if mode == "map" or (mode == "auto" and jax.default_backend() == "cpu"):
-        return jax.lax.map(lambda pack: fn(*pack), args)
-    return jax.vmap(fn)(*args)
 
 
 def exact_logdensity(target: Target, position: ArrayTree) -> jax.tree_util.Partial:

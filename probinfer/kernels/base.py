@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.errors import check_floating, shortened
+from probinfer.core.arguments import check_floating
+from probinfer.core.errors import shortened
 from probinfer.core.types import Array, Float, Scalar, strong_array
 
 __all__ = ["COMPOSITES", "Kernel", "cast", "check_inputs", "parameter"]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, Float, PRNGKey
 from probinfer.lm.arguments import as_count
 from probinfer.lm.generation.prompts import encode, limits_of, prepare

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.errors import check_key, warn_interrupted
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import warn_interrupted
 from probinfer.core.identity import notice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from probinfer.core.algorithms import algorithm as make_algorithm
 from probinfer.core.binding import Held, hold
 from probinfer.core.status import Status
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import PRNGKey, field, pytree
 from probinfer.inference import engine, tails
 from probinfer.inference.posterior import Posterior
@@ -136,13 +137,13 @@ def _init(chains: _BlackjaxChains, logdensity_fn: Callable, key: PRNGKey, positi
     init = _sampling_algorithm(chains, logdensity_fn).init
     takes_key = len(inspect.signature(init).parameters) > 1
     keys = jax.random.split(key, jax.tree.leaves(positions)[0].shape[0])
-    return engine.over(lambda k, p: init(p, k) if takes_key else init(p), chains.mode, keys, positions)
+    return map_or_vmap(lambda k, p: init(p, k) if takes_key else init(p), chains.mode, keys, positions)
 
 
 def _step(chains: _BlackjaxChains, logdensity_fn: Callable, key: PRNGKey, state: Any) -> tuple[Any, Any]:
     step = _sampling_algorithm(chains, logdensity_fn).step
     keys = jax.random.split(key, jax.tree.leaves(state)[0].shape[0])
-    new_state, info = engine.over(step, chains.mode, keys, state)
+    new_state, info = map_or_vmap(step, chains.mode, keys, state)
     # Some blackjax algorithms promote float32: the loop needs the same dtypes in and out
     return jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state), info
 

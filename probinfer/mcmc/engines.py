@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from probinfer.core.algorithms import Algorithm
+from probinfer.core.arguments import check_counts
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
 from probinfer.core.types import ArrayTree, PRNGKey, field, pytree
@@ -151,7 +152,7 @@ def _check_settings(config: Any) -> None:
         TypeError: a count is not an integer, or the rate not a number.
         ValueError: a count, rate, metric or mode out of range.
     """
-    engine.check_counts(config, ("num_warmup", "num_draws", "num_chains"))
+    check_counts(config, ("num_warmup", "num_draws", "num_chains"))
     if not isinstance(config.target_acceptance, (int, float, np.number)):
         raise TypeError(f"target_acceptance must be a number, got {config.target_acceptance!r}")
     if config.num_warmup < 0 or config.num_draws < 1 or config.num_chains < 1:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from blackjax.mcmc import hmc, nuts
 
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, PyTree, field, pytree
-from probinfer.inference.engine import over
 from probinfer.mcmc.adaptation import warmup as warmups
 from probinfer.mcmc.adaptation.metric import euclidean, identity
 
@@ -92,7 +92,7 @@ def flatten(tree: PyTree) -> Float[Array, "chain d"]:
 def _init(
     logdensity_fn, trajectories: Trajectories, config: warmups.WarmupConfig, positions, metric=None
 ) -> ChainsState:
-    states = over(lambda position: hmc.init(position, logdensity_fn), trajectories.mode, positions)
+    states = map_or_vmap(lambda position: hmc.init(position, logdensity_fn), trajectories.mode, positions)
     num_chains, dimension = flatten(states.position).shape
     if metric is None:
         metric = identity(dimension, config.rank, states.logdensity.dtype)
@@ -114,7 +114,7 @@ def _step(
 
     # Propagate
     keys = jax.random.split(key, state.chains.logdensity.shape[0])
-    states, info = over(move, trajectories.mode, keys, state.chains)
+    states, info = map_or_vmap(move, trajectories.mode, keys, state.chains)
     # Adapt
     warmup = warmups.update(
         config,

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.errors import check_floating
+from probinfer.core.arguments import check_floating
 from probinfer.core.types import Array, Bool, Float, Shaped
 from probinfer.kernels.base import Kernel, cast
 from probinfer.kernels.stationary import RBF, Stationary, squared_distances

@@ -17,7 +17,8 @@ import numpy as np
 from jax import lax
 
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.running.checkpoint import Checkpoint

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.arguments import check_finite, check_floating
 from probinfer.core.binding import Bound, LogDensity
-from probinfer.core.errors import check_finite, check_floating
 from probinfer.core.types import ArrayTree, PRNGKey, strong_array
 from probinfer.targets import transforms
 from probinfer.targets.base import Prior, Target

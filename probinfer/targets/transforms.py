@@ -18,8 +18,8 @@ from numpyro.distributions import Distribution, biject_to
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import IdentityTransform, Transform
 
+from probinfer.core.arguments import check_floating
 from probinfer.core.binding import LogDensity
-from probinfer.core.errors import check_floating
 from probinfer.core.types import ArrayTree, LogDensityFn, Scalar, strong_array
 
 __all__ = [

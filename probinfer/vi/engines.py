@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.arguments import check_counts
 from probinfer.core.errors import NumericalError
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey, field, pytree
@@ -127,7 +128,7 @@ def _check_settings(config: Any) -> None:
         TypeError: a count is not an integer.
         ValueError: a count or mode out of range.
     """
-    engine.check_counts(config, ("num_draws", "max_samples"))
+    check_counts(config, ("num_draws", "max_samples"))
     if config.num_draws < 1 or config.max_samples < 16:
         raise ValueError(
             f"expected num_draws >= 1 and max_samples >= 16, got {config.num_draws} and {config.max_samples}"

@@ -20,6 +20,7 @@ from jax.flatten_util import ravel_pytree
 from probinfer.core.algorithms import as_partial
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 from probinfer.inference import engine, tails
 from probinfer.inference.posterior import Posterior
@@ -281,7 +282,7 @@ def _ascend(
         num_evaluations=num_done + num_evaluations,
         decrease=tolerance,
     )
-    searches, unfinished = engine.over(descend, mode, searches)
+    searches, unfinished = map_or_vmap(descend, mode, searches)
     # Report
     results = jax.vmap(optimization.result)(searches)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)

@@ -7,6 +7,7 @@ import pytest
 
 from probinfer.core import errors
 from probinfer.core.algorithms import algorithm, as_partial
+from probinfer.core.arguments import check_finite, check_floating
 from probinfer.core.status import Status
 from probinfer.core.types import field, pytree, strong_array
 
@@ -115,17 +116,17 @@ def test_a_missing_extra_names_the_extra():
 @pytest.mark.parametrize("value", [np.arange(3), np.array([True]), np.array(["a"]), np.array([1j])])
 def test_what_is_not_floating_is_refused(value):
     with pytest.raises(TypeError, match=r"X must be floating point.*astype"):
-        errors.check_floating("X", value)
-    errors.check_floating("X", np.ones(2, np.float32))
+        check_floating("X", value)
+    check_floating("X", np.ones(2, np.float32))
 
 
 def test_what_is_not_finite_is_refused_with_its_places():
     with pytest.raises(ValueError, match=r"y has 2 entries .* at \(1,\), \(2,\);"):
-        errors.check_finite("y", jnp.array([0.0, jnp.nan, jnp.inf]))
+        check_finite("y", jnp.array([0.0, jnp.nan, jnp.inf]))
     with pytest.raises(ValueError, match="and 4 more"):
-        errors.check_finite("y", np.full((3, 3), np.nan))
-    errors.check_finite("y", np.ones(3))
-    jax.jit(lambda y: errors.check_finite("y", y))(jnp.array(jnp.nan))
+        check_finite("y", np.full((3, 3), np.nan))
+    check_finite("y", np.ones(3))
+    jax.jit(lambda y: check_finite("y", y))(jnp.array(jnp.nan))
 
 
 def test_float64_is_no_advice_where_it_is_in_use(dtype):
@@ -138,7 +139,7 @@ def test_values_in_messages_are_short():
     assert len(errors.shortened(np.zeros((50, 50)))) <= 100
     assert "\n" not in errors.shortened(np.zeros((50, 50)))
     with pytest.raises(TypeError, match=r"leaf 'value' must be .* with \.astype\(float\)$"):
-        errors.check_floating("leaf 'value'", np.arange(3))
+        check_floating("leaf 'value'", np.arange(3))
 
 
 def test_close_matches():

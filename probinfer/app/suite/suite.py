@@ -24,7 +24,8 @@ import jax
 from probinfer.app.suite import known_targets, trials
 from probinfer.app.suite.trials import Sampler, Subject, Transition
 from probinfer.checks.calibration.rank_uniformity import OUTCOMES
-from probinfer.core.errors import NumericalError, check_key
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import NumericalError
 from probinfer.core.types import PRNGKey
 
 __all__ = ["CheckResult", "Sampler", "Subject", "SuiteSize", "Transition", "run_suite", "unexpected"]

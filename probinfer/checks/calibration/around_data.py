@@ -18,7 +18,7 @@ import numpy as np
 
 from probinfer.checks.calibration.simulation_based import SBCReport, calibrate, check_functions, check_number
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import ArrayTree, PRNGKey
 from probinfer.inference import diagnostics
 from probinfer.running.checkpoint import Checkpoint

@@ -29,7 +29,7 @@ from probinfer.checks.calibration.references import References, generator
 from probinfer.checks.calibration.thinning import MAX_SIMULATIONS, needed_thinning
 from probinfer.checks.calibration.whitening import columns, each_simulation
 from probinfer.checks.power.coverage import detectable_in_balls, prepare_balls, select_simulations
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey
 from probinfer.plots.ranks import axes_or_new, draw_band
 

@@ -12,8 +12,9 @@ from numpyro.distributions import Unit
 from numpyro.infer.util import compute_log_probs
 
 from probinfer.checks.calibration.simulation_based import SBCReport, sbc
+from probinfer.core.arguments import check_key
 from probinfer.core.binding import Bound
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.errors import shortened
 from probinfer.core.types import ArrayTree, PRNGKey, Scalar
 from probinfer.mcmc.lanes.sampler import posterior_sampler
 from probinfer.running.checkpoint import Checkpoint

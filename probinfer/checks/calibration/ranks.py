@@ -27,7 +27,7 @@ from probinfer.checks.calibration.references import generator
 from probinfer.checks.calibration.thinning import MAX_SIMULATIONS, needed_thinning
 from probinfer.checks.calibration.whitening import columns, whitening_matrix
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, ArrayTree, PRNGKey
 from probinfer.targets.transforms import leaf_names, structure
 

@@ -29,7 +29,8 @@ from probinfer.checks.calibration.references import References
 from probinfer.checks.calibration.whitening import columns
 from probinfer.checks.power.ranks import Detectable
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import shortened
 from probinfer.core.types import Array, ArrayTree, PRNGKey, Scalar, pytree
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.many.driver import ManyPosteriors, run_many

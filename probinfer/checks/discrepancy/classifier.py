@@ -18,7 +18,7 @@ from scipy import special
 from probinfer.checks.discrepancy.permutation import Pooled, pool, pvalue, random_labels
 from probinfer.checks.draws import FlatDraws, collect_pair
 from probinfer.checks.power.ranks import Detectable, smallest_detected
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, PRNGKey
 from probinfer.plots.ranks import axes_or_new, ink
 

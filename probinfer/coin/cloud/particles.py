@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.errors import check_finite, check_floating
+from probinfer.core.arguments import check_finite, check_floating
 from probinfer.core.types import Array, ArrayTree, Bool, Float, PRNGKey, Scalar
 from probinfer.targets.transforms import leaf_names
 

@@ -18,7 +18,8 @@ from probinfer.coin.engine.stopping import MonitoredCloud, has_settled, monitor_
 from probinfer.coin.engine.trajectories import empty_trajectory_report, run_trajectories
 from probinfer.coin.stein_descent import svgd
 from probinfer.core.algorithms import Algorithm
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.arguments import check_counts, check_key
+from probinfer.core.errors import shortened
 from probinfer.core.types import Array, PRNGKey, field, pytree
 from probinfer.inference import engine, tails
 from probinfer.inference.posterior import Posterior
@@ -113,7 +114,7 @@ def check_particles(config: Any) -> None:
         ValueError: A count is out of range, or the polish is unknown.
     """
     counts = ("max_steps",) if config.num_particles is None else ("num_particles", "max_steps")
-    engine.check_counts(config, counts)
+    check_counts(config, counts)
     if config.num_particles is not None and config.num_particles < 2:
         raise ValueError(
             f"num_particles must be 2 or more, as distances set the scale, got {config.num_particles}; vi.MAP() finds "

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.errors import ConvergenceWarning, NumericalError, advice, check_key, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import ConvergenceWarning, NumericalError, advice, shortened
 from probinfer.core.identity import notice
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.errors import check_finite, check_floating
+from probinfer.core.arguments import check_finite, check_floating
 
 __all__ = ["check_data", "check_inputs", "check_outputs", "is_traced"]
 

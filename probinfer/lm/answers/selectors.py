@@ -24,7 +24,8 @@ import jax
 import numpy as np
 from scipy import special
 
-from probinfer.core.errors import check_key, shortened
+from probinfer.core.arguments import check_key
+from probinfer.core.errors import shortened
 from probinfer.core.types import PRNGKey
 
 __all__ = [

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.algorithms import as_partial
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Bool, Float, Int, PyTree
-from probinfer.inference.engine import over
 from probinfer.mcmc.ensemble import flatten
 from probinfer.numerics import optimization
 
@@ -89,7 +89,7 @@ def ascend(
         The positions, the secant pairs of the last steps, and the number of gradients.
     """
     algorithm, dimension = _algorithm(logdensity_fn, positions)
-    states = over(
+    states = map_or_vmap(
         lambda position: _ascend(
             algorithm, algorithm.init(position), jnp.asarray(-jnp.inf), dimension, max_evaluations
         ),
@@ -120,12 +120,12 @@ def choose(
         The ascents of the chosen candidates, and the number of candidates dropped.
     """
     algorithm, dimension = _algorithm(logdensity_fn, candidates)
-    states = over(algorithm.init, mode, candidates)
+    states = map_or_vmap(algorithm.init, mode, candidates)
 
     def ascend_further(carry):
         states, floors, *_ = carry
         # Ascend
-        ascended = over(
+        ascended = map_or_vmap(
             lambda state, floor: _ascend(algorithm, state, floor, dimension, max_evaluations),
             mode,
             states,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import ArrayTree, PRNGKey, strong_array
 from probinfer.smc.filtering.filter import Result, as_adaptive, check_counts, check_store, to_result
 from probinfer.smc.filtering.forward_pass import forward

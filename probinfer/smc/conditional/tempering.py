@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.core.errors import check_finite, check_key
+from probinfer.core.arguments import check_finite, check_key
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar, strong_array
 from probinfer.smc.conditional.filter import check_reference, check_suffix

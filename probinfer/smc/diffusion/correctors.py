@@ -41,7 +41,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, field, pytree
 from probinfer.smc.diffusion.noise import VarianceExploding, VariancePreserving
 from probinfer.smc.filtering.filter import Result, check_counts, particle_filter

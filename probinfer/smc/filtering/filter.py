@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer import resampling as schemes
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar
 from probinfer.smc.filtering.forward_pass import forward
 from probinfer.smc.filtering.genealogy import trace_paths

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from probinfer.core.algorithms import Algorithm, algorithm, as_partial
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 from probinfer.numerics import weights

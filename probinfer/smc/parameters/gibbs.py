@@ -18,6 +18,7 @@ from jax import lax
 from probinfer.core.algorithms import algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, PyTree, field, pytree
 from probinfer.inference import engine
 from probinfer.inference.posterior import Posterior
@@ -224,7 +225,7 @@ def _best_candidates(key: PRNGKey, target: Parameters, num_chains: int) -> tuple
         log_evidence = jnp.where(is_finite, estimate.log_evidence, -jnp.inf)
         return log_evidence, estimate.path, jnp.where(is_finite, log_density, -jnp.inf)
 
-    log_evidences, paths, log_joints = engine.over(
+    log_evidences, paths, log_joints = map_or_vmap(
         candidate, "map", jax.random.split(key_filters, num_candidates), positions
     )
     _, best = lax.top_k(log_evidences, num_chains)
@@ -327,7 +328,7 @@ def _step(
         tuning = jax.tree.map(lambda new, old: jnp.where(in_warmup, new, old), learned, tuning)
         return new_position, new_path, tuning, acceptance, _changed(path, new_path), status
 
-    positions, paths, tunings, acceptance, changed, status = engine.over(
+    positions, paths, tunings, acceptance, changed, status = map_or_vmap(
         step, settings.mode, jax.random.split(key, num_chains), chains.positions, chains.paths, chains.tunings
     )
     chains = chains._replace(

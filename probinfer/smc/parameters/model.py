@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from probinfer import targets
 from probinfer.core.algorithms import as_partial
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, ArrayTree, Float, PRNGKey, Scalar, field, pytree
 from probinfer.smc.filtering.filter import check_counts
 from probinfer.smc.models.feynman_kac import BatchedFeynmanKac, FeynmanKac

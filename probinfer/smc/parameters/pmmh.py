@@ -15,7 +15,9 @@ import numpy as np
 from scipy import stats
 
 from probinfer.core.algorithms import algorithm
+from probinfer.core.arguments import check_counts
 from probinfer.core.status import Status
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, PyTree, field, pytree
 from probinfer.inference import engine, findings
 from probinfer.inference.findings import Finding, combined
@@ -210,7 +212,7 @@ def check_chains(config: Any) -> None:
         TypeError: a count is not an integer, or ``keep_paths`` is not a boolean.
         ValueError: a count or the mode is out of range.
     """
-    engine.check_counts(config, ("num_draws", "num_chains", "num_warmup"))
+    check_counts(config, ("num_draws", "num_chains", "num_warmup"))
     if config.num_draws < 1 or config.num_chains < 1 or config.num_warmup < 20:
         raise ValueError(
             "expected num_draws >= 1, num_chains >= 1 and num_warmup >= 20, got "
@@ -292,7 +294,7 @@ def _init_chains(
         estimate = estimate_likelihood(key, target, position, settings.num_particles, settings.keep_paths)
         return PMMHState(position, log_prior(target, position), estimate.log_evidence, estimate.path)
 
-    states = engine.over(init_chain, settings.mode, jax.random.split(key_filters, num_chains), positions)
+    states = map_or_vmap(init_chain, settings.mode, jax.random.split(key_filters, num_chains), positions)
     log_scale = jnp.log(jnp.asarray(LOCAL_SCALE / np.sqrt(target.dimension), positions.dtype))
     return _PMMHChains(states, log_scale, jnp.int32(0))
 
@@ -313,7 +315,7 @@ def _step(
             key, target, state, settings.factor, scale, settings.num_particles, settings.keep_paths
         )
 
-    states, rates, accepted, undefined = engine.over(
+    states, rates, accepted, undefined = map_or_vmap(
         step, settings.mode, jax.random.split(key, num_chains), chains.states
     )
     # Adapt by stochastic approximation (Robbins-Monro)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.core.arguments import check_counts
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, Int, PRNGKey, PyTree, field, pytree
 from probinfer.inference import engine
@@ -99,7 +100,7 @@ class SMC2:
             TypeError: a count is not an integer.
             ValueError: a count is out of range.
         """
-        engine.check_counts(self, ("num_parameters", "num_islands"))
+        check_counts(self, ("num_parameters", "num_islands"))
         if self.num_islands < 2:
             raise ValueError(f"num_islands must be 2 or more, to be compared, got {self.num_islands}")
         if self.num_parameters < _MIN_PARAMETERS:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.status import Status
 from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar
 from probinfer.numerics import weights

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from probinfer.core.errors import check_key
+from probinfer.core.arguments import check_key
 from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar
 from probinfer.numerics import weights
 from probinfer.smc.filtering.filter import as_adaptive, check_counts

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from probinfer.core.algorithms import Algorithm, algorithm
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey, Scalar, field, pytree
-from probinfer.inference import engine
 from probinfer.smc.tempered.bridge import flatten_position
 from probinfer.smc.tempered.levels import resolve_mode
 from probinfer.smc.tempered.moves.choice import move_particles
@@ -135,9 +135,9 @@ def init_runs(annealing: Annealing, key: PRNGKey, *, num_runs: int) -> RunsState
 
 
 def _init(annealing: Annealing, key: PRNGKey, num_runs: int) -> RunsState:
-    positions = engine.over(annealing.bridge.sample, "auto", jax.random.split(key, num_runs))
+    positions = map_or_vmap(annealing.bridge.sample, "auto", jax.random.split(key, num_runs))
     mode = resolve_mode(annealing.mode, annealing.bridge, positions[0])
-    raw_log_ratios = engine.over(lambda position: annealing.bridge.terms(position)[1], mode, positions)
+    raw_log_ratios = map_or_vmap(lambda position: annealing.bridge.terms(position)[1], mode, positions)
     undefined = jnp.isnan(raw_log_ratios)
     state = _with_zero_weights(positions, jnp.where(undefined, -jnp.inf, raw_log_ratios))
     return state._replace(

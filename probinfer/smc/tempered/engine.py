@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from probinfer.core.arguments import check_counts
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
 from probinfer.core.types import Array, Float, Int, PRNGKey, PyTree, field, pytree
@@ -149,7 +150,7 @@ class Tempered:
             ValueError: a count, fraction, mode or kind of moves is out of range, or the number of particles is not a
                 multiple of 8.
         """
-        engine.check_counts(self, ("num_particles", "num_islands"))
+        check_counts(self, ("num_particles", "num_islands"))
         if self.num_islands < 2:
             raise ValueError(f"num_islands must be 2 or more, to be compared, got {self.num_islands}")
         min_particles = CHAIN_LENGTH * _MIN_CHAINS

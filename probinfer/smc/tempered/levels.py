@@ -22,8 +22,8 @@ from jax import lax
 from probinfer import resampling
 from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, field, pytree
-from probinfer.inference.engine import over
 from probinfer.numerics import weights
 from probinfer.running.many.driver import batches_well
 from probinfer.smc.tempered.moves.choice import move_particles
@@ -178,9 +178,9 @@ def _init(
     learning: Array,
     num_particles: int,
 ) -> TemperedState:
-    positions = over(bridge.sample, "auto", jax.random.split(key, num_particles))
+    positions = map_or_vmap(bridge.sample, "auto", jax.random.split(key, num_particles))
     mode = resolve_mode(settings.mode, bridge, positions[0])
-    raw_log_ratios = over(lambda position: bridge.terms(position)[1], mode, positions)
+    raw_log_ratios = map_or_vmap(lambda position: bridge.terms(position)[1], mode, positions)
     undefined = jnp.isnan(raw_log_ratios)
     dimension, dtype = positions.shape[1], positions.dtype
     count = jnp.zeros((), jnp.int32)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Float, Int, PRNGKey
-from probinfer.inference.engine import over
 from probinfer.mcmc.hamiltonian import momentum_from_uniforms
 from probinfer.numerics import covariance_factor
 
@@ -129,7 +129,7 @@ def hmc_moves(
                 is_start,
             )
 
-        states, acceptance = over(move_one, mode, states, uniforms)
+        states, acceptance = map_or_vmap(move_one, mode, states, uniforms)
         rate = jnp.mean(acceptance)
         step_size = adapt_step_size(step_size, rate, jnp.where(is_start, 0, learning))
         return (states, step_size), (states.position, states.log_ratio, rate, num_leapfrogs)

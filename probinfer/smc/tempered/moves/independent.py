@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Float, Int, PRNGKey
-from probinfer.inference.engine import over
 from probinfer.numerics import covariance_factor
 from probinfer.smc.tempered.bridge import DEGREES_OF_FREEDOM
 from probinfer.smc.tempered.moves.hamiltonian import MoveResult
@@ -74,7 +74,7 @@ def independent_moves(
         steps = jax.vmap(lambda z: covariance_factor.apply(factor, z))(z)
         proposed = jnp.where(is_start, positions, loc + steps)
         # Weigh: log q without its constant
-        logdensity, log_ratio = over(density, mode, proposed)
+        logdensity, log_ratio = map_or_vmap(density, mode, proposed)
         log_proposal = (
             -(DEGREES_OF_FREEDOM + dimension) / 2 * jnp.log1p(jnp.sum(z**2, axis=1) / DEGREES_OF_FREEDOM)
         )

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.trees import map_or_vmap
 from probinfer.core.types import Array, Float, PRNGKey
-from probinfer.inference.engine import over
 from probinfer.mcmc.hamiltonian import IntegratorState
 from probinfer.mcmc.nuts_steps import sample_trajectory
 from probinfer.numerics import covariance_factor
@@ -61,7 +61,7 @@ def nuts_moves(
         def move_one(key, position):
             return _trajectory(key, evaluate, position, factor, step_size, is_last)
 
-        ends, log_ratios, acceptance, counts = over(
+        ends, log_ratios, acceptance, counts = map_or_vmap(
             move_one, mode, jax.random.split(key, num_particles), positions
         )
         rate = jnp.mean(acceptance)
