@@ -20,6 +20,7 @@ import optax
 
 from probinfer.betting import groups, moves
 from probinfer.core.errors import shortened
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Int, pytree, strong_array
 
 __all__ = ["RestartState", "check_unit", "checked_number", "transformation"]
@@ -171,7 +172,7 @@ def _update_restarts(
     bet = bettor.advance(state.bet, outcome, state.unit)
     walk = state.bet._replace(displacement=_walk(bettor, state, outcome, root_sum))
     is_bet = (state.num_steps >= _FIRST_EPOCH) & (state.num_steps < betting.num_bets)
-    proposed = _where(is_bet, bet, walk)
+    proposed = select(is_bet, bet, walk)
 
     # Freeze groups that are not finite
     bet, usable = _freeze(bettor, usable, proposed, state.bet)
@@ -192,7 +193,7 @@ def _restart_if_due(bettor: Any, state: RestartState, actual: ArrayTree) -> tupl
     """Return the state, restarted at the end of an epoch, and the parameters' displacement from its start."""
     epoch_ended = (state.num_steps >= _FIRST_EPOCH) & (state.num_steps & (state.num_steps - 1) == 0)
     remainder = jax.tree.map(jnp.subtract, actual, state.bet.displacement)
-    return _where(epoch_ended, (_restart(bettor, state), remainder), (state, actual))
+    return select(epoch_ended, (_restart(bettor, state), remainder), (state, actual))
 
 
 def _walk(bettor: Any, state: RestartState, outcome: ArrayTree, root_sum: ArrayTree) -> ArrayTree:
@@ -215,7 +216,3 @@ def _restart(bettor: Any, state: RestartState) -> RestartState:
     start = jax.tree.map(jnp.add, state.bet.start, state.bet.displacement)
     bet = bettor.init(start)._replace(num_nonfinite=state.num_nonfinite)
     return _start_epoch(bet, unit, state.num_steps, state.num_nonfinite)
-
-
-def _where(condition: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

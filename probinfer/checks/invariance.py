@@ -36,6 +36,7 @@ from probinfer.checks.power.ranks import of_kernel
 from probinfer.core.algorithms import as_partial
 from probinfer.core.arguments import check_key
 from probinfer.core.errors import shortened
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, PRNGKey, field, pytree
 from probinfer.running.checkpoint import Checkpoint
 from probinfer.running.many.driver import run_many
@@ -193,7 +194,7 @@ class _Lane:
         def advance(state, inputs):
             index, key = inputs
             # The backward part comes first; at ``position`` the chain restarts and runs forward.
-            state = jax.tree.map(lambda new, old: jnp.where(index == position, new, old), start, state)
+            state = select(index == position, start, state)
             keys = jax.random.split(key, self.num_steps)
             state, _ = jax.lax.scan(
                 lambda s, k: (self._transition(index < position, k, s, data), None), state, keys

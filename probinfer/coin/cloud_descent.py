@@ -39,6 +39,7 @@ from probinfer.core.algorithms import Algorithm, algorithm, as_partial
 from probinfer.core.binding import StochasticLogDensity
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, field, pytree
 
 __all__ = [
@@ -307,7 +308,7 @@ def _restart(
     def refresh():
         new = geometry.refresh(state.metric, state.z, valid)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
-        metric, z = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.metric, state.z))
+        metric, z = select(finite, new, (state.metric, state.z))
         return metric, z, _init_bets(config, z)
 
     stale = geometries.is_stale(state.z, valid, share=getattr(geometry, "stale_share", 0.0))

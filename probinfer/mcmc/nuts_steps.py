@@ -19,11 +19,12 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey
 from probinfer.mcmc.hamiltonian import (
     DIVERGENCE_THRESHOLD,
@@ -156,11 +157,11 @@ def take_leapfrog_step(
     """
     # Integrate
     forward = (trajectory.directions >> trajectory.depth) & 1 == 1
-    end = _where(forward, trajectory.last, trajectory.first)
+    end = select(forward, trajectory.last, trajectory.first)
     step_size = jnp.where(forward, step_size, -step_size)
     state, momentum = end = leapfrog(value_and_grad_fn, end[0], end[1], step_size, inverse_mass)
     trajectory = trajectory._replace(
-        first=_where(forward, trajectory.first, end), last=_where(forward, end, trajectory.last)
+        first=select(forward, trajectory.first, end), last=select(forward, end, trajectory.last)
     )
     # Weigh
     log_acceptance_ratio = trajectory.energy - energy(state.logdensity, momentum, inverse_mass)
@@ -226,7 +227,7 @@ def _add_leaf(
     total = jnp.where(first, log_weight, jnp.logaddexp(half.log_weight, log_weight))
     chosen = first | (jnp.log(uniform) < log_weight - total)
     momentum_sum = momentum + jnp.where(first, jnp.zeros_like(momentum), half.momentum_sum)
-    return tree._replace(half=Half(momentum_sum, total, _where(chosen, state, half.chosen)))
+    return tree._replace(half=Half(momentum_sum, total, select(chosen, state, half.chosen)))
 
 
 def _slots(leaf: Array) -> tuple[Array, Array]:
@@ -275,12 +276,8 @@ def _join(uniform: Array, tree: Trajectory, inverse_mass: Array) -> Trajectory:
     return tree._replace(
         momentum_sum=jnp.where(joined, momentum_sum, tree.momentum_sum),
         log_weight=jnp.where(joined, jnp.logaddexp(tree.log_weight, half.log_weight), tree.log_weight),
-        chosen=_where(accepted, half.chosen, tree.chosen),
+        chosen=select(accepted, half.chosen, tree.chosen),
         depth=tree.depth + joined,
         leaf=jnp.where(joined, 0, tree.leaf),
         turning=tree.turning | (joined & turning),
     )
-
-
-def _where(condition: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

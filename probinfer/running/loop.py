@@ -152,7 +152,7 @@ def scan(problem, key, cursor, empty, num_steps, thin):
 def _scan_block(problem, key, empty, num_steps, thin, cursor, _):
     cursor, record, _, complete = _block(problem, key, num_steps, thin, cursor)
     unfilled = jax.tree.map(_empty_record, empty)
-    return cursor, jax.tree.map(partial(jnp.where, complete), record, unfilled)
+    return cursor, select(complete, record, unfilled)
 
 
 @partial(jax.jit, static_argnames="thin", donate_argnames="records")

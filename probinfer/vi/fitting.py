@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, Scalar, field, pytree
 from probinfer.mcmc.adaptation import metric as metrics
 from probinfer.mcmc.adaptation import starts
@@ -95,9 +96,7 @@ def _match_scores(
     scale = _triangular(metric)
     loc = jnp.mean(draws, axis=0) + scale @ (scale.T @ jnp.mean(gradients, axis=0))
     usable = jnp.all(jnp.isfinite(loc)) & jnp.all(jnp.isfinite(scale))
-    return bound, jax.tree.map(
-        lambda new, old: jnp.where(usable, new, old), VariationalGaussian(loc, scale), q
-    )
+    return bound, select(usable, VariationalGaussian(loc, scale), q)
 
 
 def _triangular(metric) -> Float[Array, "d d"]:

@@ -25,6 +25,7 @@ from probinfer.coin.cloud_descent import choose_geometry
 from probinfer.coin.constrained.mirrored_directions import adapted_direction, mirrored_direction
 from probinfer.core.errors import shortened
 from probinfer.core.status import Status
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.numerics.stein import stein_direction
 
@@ -220,7 +221,7 @@ def _bet(config: MirroredConfig, bets: tuple, direction: Array, z: Array, step: 
 
     def bet_late():
         # The late bet starts where the particles are at the switch.
-        old = jax.tree.map(lambda new, old: jnp.where(step == _SWITCH, new, old), late.init(z), bets[1])
+        old = select(step == _SWITCH, late.init(z), bets[1])
         move, state = late.update(gradient, old, z)
         return move, (bets[0], state)
 

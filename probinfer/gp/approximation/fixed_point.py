@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import bicgstab
 
 from probinfer.core.status import Status
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = ["FixedPoint", "SiteUpdate", "check_settings", "default_tolerance", "find_fixed_point"]
@@ -188,7 +189,7 @@ def _advance(update, project, state: _IterationState) -> _IterationState:
         merit=trial.merit,
         nodes=trial.nodes,
     )
-    accepted = jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), proposed, state)
+    accepted = select(is_accepted, proposed, state)
 
     # Adapt the damping
     newton_failed = state.is_newton & ~is_accepted

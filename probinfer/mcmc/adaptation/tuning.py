@@ -13,6 +13,7 @@ from blackjax.adaptation.mass_matrix import MassMatrixAdaptationState, mass_matr
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 from blackjax.adaptation.window_adaptation import build_schedule
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Float, Int
 
 __all__ = ["Tuning", "draw_index", "first_tuning", "is_usable", "learn"]
@@ -73,10 +74,10 @@ def learn(
     _, mass_update, mass_final = mass_matrix_adaptation(True)
     slow, window_ends = jnp.asarray(build_schedule(num_warmup), bool)[index]
     dual = dual_update(tuning.dual, acceptance)
-    mass = _where(slow, mass_update(tuning.mass, position), tuning.mass)
+    mass = select(slow, mass_update(tuning.mass, position), tuning.mass)
     # A new metric at the end of a window asks for a new step size: dual averaging starts again.
-    mass = _where(window_ends, mass_final(mass), mass)
-    dual = _where(window_ends, dual_init(dual_final(dual)), dual)
+    mass = select(window_ends, mass_final(mass), mass)
+    dual = select(window_ends, dual_init(dual_final(dual)), dual)
     last = index == num_warmup - 1
     step_size = jnp.where(last, dual_final(dual), jnp.exp(dual.log_step_size))
     learned = Tuning(_coarse(step_size), _coarse(mass.inverse_mass_matrix), dual, mass)
@@ -100,10 +101,6 @@ def draw_index(index: Int[Array, ""], num_warmup: int, num_draws: int, thin: int
     count = index - num_warmup + 1
     recorded = (count > 0) & (count % thin == 0)
     return jnp.where(recorded, count // thin - 1, num_draws)
-
-
-def _where(condition: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _coarse(value: Any) -> Array:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Float, Int, field, pytree
 from probinfer.mcmc.adaptation import metric as metrics
 
@@ -278,7 +279,7 @@ def _window_choice(config: WarmupConfig, warmup: Warmup) -> metrics.MetricChoice
     usable = warmup.window_count >= _FIRST_WINDOW
     for leaf in jax.tree.leaves((choice.metric, choice.stretch)):
         usable &= jnp.all(jnp.isfinite(leaf))
-    return jax.tree.map(lambda new, old: jnp.where(usable, new, old), choice, warmup.choice)
+    return select(usable, choice, warmup.choice)
 
 
 def _split_rhat(draws: Float[Array, "step chain d"], count: Array) -> Float[Array, ""]:
@@ -305,7 +306,7 @@ def _dual_init(config: WarmupConfig, step_size: Array) -> DualAveragingAdaptatio
 def _dual_update(config: WarmupConfig, state, acceptance_rate: Array, active: Array):
     _, dual, _ = dual_averaging_adaptation(config.target_acceptance)
     updated = _cast(dual(state, acceptance_rate), state.mu.dtype)
-    return jax.tree.map(lambda new, old: jnp.where(active, new, old), updated, state)
+    return select(active, updated, state)
 
 
 def _cast(state: DualAveragingAdaptationState, dtype) -> DualAveragingAdaptationState:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.mcmc.adaptation.tuning import Tuning, draw_index, first_tuning, is_usable, learn
 from probinfer.mcmc.hamiltonian import (
@@ -172,5 +173,5 @@ def hmc_transition(
     log_acceptance_ratio = start_energy - energy(end.logdensity, end_momentum, inverse_mass)
     log_acceptance_ratio = jnp.where(jnp.isnan(log_acceptance_ratio), -jnp.inf, log_acceptance_ratio)
     accepted = jnp.log(uniforms[1]) < log_acceptance_ratio
-    state = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), end, state)
+    state = select(accepted, end, state)
     return state, log_acceptance_ratio

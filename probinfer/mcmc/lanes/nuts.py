@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.mcmc.adaptation.tuning import Tuning, draw_index, first_tuning, is_usable, learn
 from probinfer.mcmc.hamiltonian import IntegratorState
@@ -171,7 +172,7 @@ class NUTSPosteriorSampler:
             tree.chosen.position,
             acceptance,
         )
-        tuning = jax.tree.map(lambda old, new: jnp.where(warmed_up, old, new), state.tuning, learned)
+        tuning = select(warmed_up, state.tuning, learned)
         return state._replace(
             transitions=state.transitions + 1,
             trajectory=init_trajectory(uniforms, tree.chosen, tuning.inverse_mass, self.max_depth),

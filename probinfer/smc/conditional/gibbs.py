@@ -12,6 +12,7 @@ from jax import lax
 from probinfer import resampling as schemes
 from probinfer.core.arguments import check_key
 from probinfer.core.status import Status
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, Float, Int, PRNGKey
 from probinfer.smc.conditional.filter import check_reference, check_suffix
 from probinfer.smc.filtering.filter import as_adaptive, check_counts
@@ -181,7 +182,7 @@ def gibbs_step(
     )
     new_path = choose_path(key_draw, filter_trace, model.log_suffix if backward_sampling else None)
     failed = filter_trace.status != int(Status.OK)
-    return jax.tree.map(lambda new, old: jnp.where(failed, old, new), new_path, path), filter_trace
+    return select(failed, path, new_path), filter_trace
 
 
 def choose_path(key: Array, filter_trace: FilterTrace, log_suffix: Any = None) -> ArrayTree:

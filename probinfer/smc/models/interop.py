@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 
 from probinfer.core.algorithms import as_partial
 from probinfer.core.binding import Bound
+from probinfer.core.trees import select
 from probinfer.core.types import Array, ArrayTree, PRNGKey, pytree, strong_array
 from probinfer.smc.models.feynman_kac import FeynmanKac
 from probinfer.smc.models.state_space_model import check_series
@@ -143,7 +144,7 @@ def to_cuthbert(fk: Any, num_steps: int) -> CuthbertModel:
 
 def _propagate_after_step_0(fk: FeynmanKac, key: Array, x: ArrayTree, t: Any) -> ArrayTree:
     propagated = fk.propagate(key, x, jnp.maximum(t, 1))
-    return jax.tree.map(lambda new, old: jnp.where(t == 0, old, new), propagated, x)
+    return select(t == 0, x, propagated)
 
 
 @pytree

@@ -18,7 +18,7 @@ from jax import lax
 from probinfer.core.algorithms import algorithm
 from probinfer.core.errors import NumericalError, advice
 from probinfer.core.status import Status
-from probinfer.core.trees import map_or_vmap
+from probinfer.core.trees import map_or_vmap, select
 from probinfer.core.types import Array, ArrayTree, Bool, Float, Int, PRNGKey, PyTree, field, pytree
 from probinfer.inference import engine
 from probinfer.inference.posterior import Posterior
@@ -325,7 +325,7 @@ def _step(
         )
         iteration = jnp.minimum(chains.iteration, settings.num_warmup - 1)
         learned = learn(target_acceptance, settings.num_warmup, tuning, iteration, new_position, acceptance)
-        tuning = jax.tree.map(lambda new, old: jnp.where(in_warmup, new, old), learned, tuning)
+        tuning = select(in_warmup, learned, tuning)
         return new_position, new_path, tuning, acceptance, _changed(path, new_path), status
 
     positions, paths, tunings, acceptance, changed, status = map_or_vmap(

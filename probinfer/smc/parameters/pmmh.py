@@ -17,7 +17,7 @@ from scipy import stats
 from probinfer.core.algorithms import algorithm
 from probinfer.core.arguments import check_counts
 from probinfer.core.status import Status
-from probinfer.core.trees import map_or_vmap
+from probinfer.core.trees import map_or_vmap, select
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, PyTree, field, pytree
 from probinfer.inference import engine, findings
 from probinfer.inference.findings import Finding, combined
@@ -260,7 +260,7 @@ def pmmh_step(
     log_acceptance_ratio = jnp.where(jnp.isnan(log_acceptance_ratio), -jnp.inf, log_acceptance_ratio)
     uniform = jax.random.uniform(key_accept, (), log_acceptance_ratio.dtype)
     accepted = jnp.log(uniform) < log_acceptance_ratio
-    state = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
+    state = select(accepted, proposal, state)
     return state, jnp.exp(jnp.minimum(log_acceptance_ratio, 0)), accepted, estimate.undefined
 
 

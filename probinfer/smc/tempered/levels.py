@@ -22,7 +22,7 @@ from jax import lax
 from probinfer import resampling
 from probinfer.core.algorithms import Algorithm, algorithm
 from probinfer.core.status import Status
-from probinfer.core.trees import map_or_vmap
+from probinfer.core.trees import map_or_vmap, select
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey, field, pytree
 from probinfer.numerics import weights
 from probinfer.running.many.driver import batches_well
@@ -250,7 +250,7 @@ def _step(
     dead_state = state._replace(
         status=jnp.int32(Status.DEGENERATE_WEIGHTS), log_evidence=jnp.full_like(log_evidence, -jnp.inf)
     )
-    new_state = jax.tree.map(lambda dead, new: jnp.where(is_dead, dead, new), dead_state, new_state)
+    new_state = select(is_dead, dead_state, new_state)
     acceptance = jnp.where(is_dead, jnp.nan, jnp.mean(result.acceptance[1:]))
     info = LevelInfo(
         temperature=level.temperature,
@@ -284,7 +284,7 @@ def _choose_level(settings: TemperingSettings, state: TemperedState) -> LevelSet
 def _update_schedule(state: TemperedState, level: LevelSettings) -> Schedule:
     """Write the level into the schedule if it is being learned."""
     filled = write_level(state.schedule, state.num_levels, level)
-    return jax.tree.map(lambda new, old: jnp.where(state.learning, new, old), filled, state.schedule)
+    return select(state.learning, filled, state.schedule)
 
 
 def resolve_mode(mode: str, bridge: Any, position: Float[Array, " d"]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Float, Int
 from probinfer.numerics import covariance_factor, weights
 
@@ -146,7 +146,5 @@ def choose_level(
         covariance_factor.estimate(log_increments, positions),
     )
     is_finite = jnp.all(jnp.isfinite(moments[1]))
-    loc, factor = jax.tree.map(
-        lambda new, old: jnp.where(is_finite, new, old), moments, (previous.loc, previous.factor)
-    )
+    loc, factor = select(is_finite, moments, (previous.loc, previous.factor))
     return previous._replace(temperature=next_temperature, loc=loc, factor=factor)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Float, Int, PRNGKey
 from probinfer.smc.tempered.moves.hamiltonian import MoveResult, hmc_moves
 from probinfer.smc.tempered.moves.independent import independent_moves
@@ -163,7 +164,7 @@ def _auto_moves(key, bridge, level, positions, learning, num_moves, mode):
         use_independent, jnp.clip(tries_for_mixing(_TARGET_MIXING, single), 1, leapfrogs), 0
     )
     # Select the states, and count the evaluations of both
-    result = jax.tree.map(lambda a, b: jnp.where(learning | by_trajectories, a, b), hamiltonian, independent)
+    result = select(learning | by_trajectories, hamiltonian, independent)
     result = result._replace(
         num_gradients=hamiltonian.num_gradients + independent.num_gradients,
         num_densities=hamiltonian.num_densities + independent.num_densities,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from probinfer.core.trees import map_or_vmap
+from probinfer.core.trees import map_or_vmap, select
 from probinfer.core.types import Array, Float, Int, PRNGKey
 from probinfer.mcmc.hamiltonian import momentum_from_uniforms
 from probinfer.numerics import covariance_factor
@@ -208,5 +208,5 @@ def hamiltonian_transition(
     )
     log_acceptance_ratio = jnp.where(jnp.isnan(log_acceptance_ratio), -jnp.inf, log_acceptance_ratio)
     accepted = force_accept | (jnp.log(uniform) < log_acceptance_ratio) | (proposal.log_ratio == jnp.inf)
-    new_state = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposal, state)
+    new_state = select(accepted, proposal, state)
     return new_state, jnp.exp(jnp.minimum(log_acceptance_ratio, 0))
