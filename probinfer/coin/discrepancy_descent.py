@@ -23,7 +23,7 @@ from probinfer.coin.cloud_descent import descent
 from probinfer.coin.engine.svgd import SVGD
 from probinfer.core.algorithms import Algorithm
 from probinfer.core.arguments import check_floating
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.types import Array, Bool, Float, Shaped, pytree
 from probinfer.kernels import InverseMultiquadric
 from probinfer.kernels.base import Kernel
@@ -153,7 +153,7 @@ def ksd_direction(
     References:
         Korba, Aubin-Frankowski, Majewski and Ablin (2021), "Kernel Stein discrepancy descent", equation 10.
     """
-    notice(kernel)
+    refresh_classes(kernel)
     check_floating("particles", particles)
     check_floating("scores", scores)
     if particles.shape != scores.shape:

@@ -28,16 +28,16 @@ from probinfer.targets.transforms import leaf_names
 __all__ = [
     "Engine",
     "chains_first",
-    "check",
+    "check_target",
     "coordinate_names",
     "exact_logdensity",
     "finish",
     "flat_position",
-    "is_part",
+    "interrupted_part",
     "notice",
-    "part",
     "to_default_dtype",
     "warn",
+    "was_interrupted",
 ]
 
 
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
 
-def check(key: Any, target: Any, name: str) -> None:
+def check_target(key: Any, target: Any, name: str) -> None:
     """Refuse what no exact engine can work with.
 
     Args:
@@ -161,7 +161,7 @@ def notice(details: str, name: str) -> None:
     warnings.warn(f"{name}: {details}", UserWarning, stacklevel=levels_to_caller())
 
 
-def is_part(history: History) -> bool:
+def was_interrupted(history: History) -> bool:
     """Refuse a run that left nothing to use; say whether it is a part of what was asked (Ctrl-C).
 
     Args:
@@ -177,7 +177,7 @@ def is_part(history: History) -> bool:
     return False
 
 
-def part(found: str, status: Status | int | Array, details: str = "") -> tuple[Status, str]:
+def interrupted_part(found: str, status: Status | int | Array, details: str = "") -> tuple[Status, str]:
     """Return status and details of a result that Ctrl-C left unfinished.
 
     Args:

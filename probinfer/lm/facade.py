@@ -14,7 +14,7 @@ import numpy as np
 
 from probinfer.core.arguments import check_key
 from probinfer.core.errors import warn_interrupted
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.lm.answers import notices
@@ -102,7 +102,7 @@ def infer(
     check_watch(watch)
     answer = (model.answer or extractors.last_boxed) if answer is None else answer
     reader = notices.Reader(check_answer(answer))
-    notice(model, method, reward, proposal)
+    refresh_classes(model, method, reward, proposal)
     limits, proposal = limits_of(max_tokens, max_steps, stop), as_proposal(proposal)
     is_list = _is_list_of_prompts(prompt)
     prompts = list(prompt) if is_list else [prompt]

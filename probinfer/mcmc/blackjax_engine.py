@@ -72,7 +72,7 @@ class Blackjax:
             ConvergenceWarning: the chains disagree or have too few effective draws, or the density is improper; or
                 Ctrl-C ended the run early.
         """
-        engine.check(key, target, "Blackjax")
+        engine.check_target(key, target, "Blackjax")
         # Start
         key_target, key_init, key_run = jax.random.split(key, 3)
         initial_positions = target.init(key_target, self.num_chains)
@@ -95,7 +95,7 @@ class Blackjax:
             checkpoint=checkpoint,
         )
         num_draws = int(history.num_records) - self.num_discard
-        unfinished = num_draws > 0 and engine.is_part(history)
+        unfinished = num_draws > 0 and engine.was_interrupted(history)
         if not unfinished:
             history.check()
         positions, scalars = jax.tree.map(
@@ -109,7 +109,7 @@ class Blackjax:
             details = report.explain(verdict, self.num_chains, num_draws)
         if unfinished:
             progress_text = f"{num_draws} of {self.num_draws} draws per chain were made"
-            status, details = engine.part(progress_text, status, details)
+            status, details = engine.interrupted_part(progress_text, status, details)
         verdict = verdict._replace(status=status)
         engine.warn(status, details, "Blackjax")
         info = report.BlackjaxInfo(sampler=scalars, **verdict._asdict())

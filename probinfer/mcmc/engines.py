@@ -176,7 +176,7 @@ def _sample(
     checkpoint: Checkpoint | None,
 ) -> Posterior:
     name = type(config).__name__
-    engine.check(key, target, name)
+    engine.check_target(key, target, name)
     Checkpoint.check(checkpoint)
     # Start
     key_init, key_warmup, key_draws = jax.random.split(key, 3)
@@ -195,7 +195,7 @@ def _sample(
         # Draw
         state = state._replace(remaining=jnp.asarray(config.num_draws, jnp.int32))
         state, history = run.run_phase(key_draws, state, config.num_draws, "draws")
-        unfinished = history.interrupted and engine.is_part(history)
+        unfinished = history.interrupted and engine.was_interrupted(history)
         if not history.interrupted:
             _check(history, state, run)
     # Judge
@@ -204,7 +204,7 @@ def _sample(
     finding = _finding(run, verdict, info, state)
     if unfinished:
         progress_text = f"{int(history.num_records)} of {config.num_draws} draws per chain were made"
-        finding = Finding(*engine.part(progress_text, finding.status, finding.details))
+        finding = Finding(*engine.interrupted_part(progress_text, finding.status, finding.details))
     verdict = verdict._replace(status=finding.status)
     engine.warn(finding.status, finding.details, name, finding.advised)
     return engine.finish(target, positions, candidates, _info(info, state.warmup, chosen, verdict))

@@ -84,7 +84,7 @@ def psis(log_ratios: Float[Array, "..."], *, relative_ess: float | int = 1.0) ->
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024); Zhang and Stephens (2009) for the fit.
     """
-    weights.vector("log_ratios", log_ratios)
+    weights.check_vector("log_ratios", log_ratios)
     if not relative_ess > 0:
         raise ValueError(f"relative_ess must be positive, got {relative_ess}")
     size = log_ratios.shape[0]
@@ -120,7 +120,7 @@ def evidence(log_ratios: Float[Array, "..."]) -> Evidence:
     Raises:
         ValueError: not one vector.
     """
-    weights.vector("log_ratios", log_ratios)
+    weights.check_vector("log_ratios", log_ratios)
     size = log_ratios.shape[0]
     ess = weights.ess(log_ratios)
     excess = jnp.maximum(size / ess - 1, 0) / max(size - 1, 1)

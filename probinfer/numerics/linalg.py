@@ -24,7 +24,7 @@ __all__ = [
     "SpdInverse",
     "add_to_diagonal",
     "cholesky_solve",
-    "climb",
+    "cholesky_with_jitter",
     "inverse_from_cholesky",
     "log_det_from_cholesky",
     "logdet_quad",
@@ -120,7 +120,7 @@ def safe_cholesky(K: Float[Array, "N N"]) -> tuple[Float[Array, "N N"], Scalar, 
         ``NON_FINITE`` (K holds NaN or infinities); unless it is ``OK`` the factor is NaN. The factor and the jitter may
         be differentiated any number of times.
     """
-    return climb(_identity, _mean_diagonal(K), K)
+    return cholesky_with_jitter(_identity, _mean_diagonal(K), K)
 
 
 @safe_cholesky.defjvp
@@ -233,7 +233,9 @@ def _logdet_quad_jvp(primals, tangents):
     return value, LogdetQuad(jnp.sum(solved.inverse * dA), dquad, djitter, _no_tangent(solved.status))
 
 
-def climb(build: Callable[..., Array], mean_diagonal: Scalar, *operands: Any) -> tuple[Array, Array, Array]:
+def cholesky_with_jitter(
+    build: Callable[..., Array], mean_diagonal: Scalar, *operands: Any
+) -> tuple[Array, Array, Array]:
     """Factorize ``build(*operands)``; the jitter ladder of ``safe_cholesky`` without its rule for derivatives.
 
     Each rung builds the matrix again, so that no copy is kept for the ladder and LAPACK works in place: fresh memory

@@ -21,7 +21,16 @@ from probinfer.core.trees import select
 from probinfer.core.types import Array, Bool, Int, PRNGKey, PyTree, Scalar, field, pytree
 from probinfer.numerics import line_search
 
-__all__ = ["LBFGSInfo", "LBFGSState", "OptimizeResult", "begin", "descend", "lbfgs", "minimize", "result"]
+__all__ = [
+    "LBFGSInfo",
+    "LBFGSState",
+    "OptimizeResult",
+    "continue_search",
+    "lbfgs",
+    "minimize",
+    "search_result",
+    "start_search",
+]
 
 _FLAT_STEPS = 3  # in a row: a single flat step may be a bad step
 
@@ -172,14 +181,14 @@ def _minimize(config: _Config, fn: Callable, position: PyTree, max_steps: jax.Ar
         lambda state: _advance(config, fn, state),
         _init(config, fn, position),
     )
-    return result(state)
+    return search_result(state)
 
 
 def _is_running(state: LBFGSState, max_steps: Any) -> Bool[Array, ""]:
     return ~state.done & (state.num_steps < max_steps)
 
 
-def begin(position: PyTree, *, memory_size: int = 10) -> LBFGSState:
+def start_search(position: PyTree, *, memory_size: int = 10) -> LBFGSState:
     """Return the first state of ``minimize``, without an evaluation of the objective.
 
     Args:
@@ -189,7 +198,7 @@ def begin(position: PyTree, *, memory_size: int = 10) -> LBFGSState:
     return _init(_config(_result_type(position), None, None, memory_size), None, position)
 
 
-def descend(
+def continue_search(
     fn: Callable,
     state: LBFGSState,
     *,
@@ -203,7 +212,7 @@ def descend(
 
     Args:
         fn: as in ``minimize``.
-        state: the state of ``begin``, or of the piece before.
+        state: the state of ``start_search``, or of the piece before.
         max_steps: maximum number of accepted steps in total.
         num_evaluations: total number of evaluations at which the piece ends.
         tolerance: as in ``minimize``.
@@ -222,7 +231,7 @@ def descend(
     return state, _is_running(state, max_steps)
 
 
-def result(state: LBFGSState) -> OptimizeResult:
+def search_result(state: LBFGSState) -> OptimizeResult:
     """Return the last accepted iterate of a search."""
     status = jnp.where(state.done, state.status, int(Status.MAX_ITERATIONS))
     return OptimizeResult(

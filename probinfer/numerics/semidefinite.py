@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 from probinfer.core.types import Array, Float
 
-__all__ = ["cleared_of_rounding", "semidefinite_factor"]
+__all__ = ["clear_rounding", "semidefinite_factor"]
 
 
-def cleared_of_rounding(
+def clear_rounding(
     C: Float[Array, "M M"], lower_bound_fn: Callable[..., Array], *operands: Any
 ) -> Float[Array, "M M"]:
     """Return ``C`` made positive semi-definite and at least ``lower_bound_fn(*operands)``, up to rounding.

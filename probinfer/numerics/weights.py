@@ -20,7 +20,8 @@ from probinfer.core.types import Array, Float, Int, Scalar, Shaped
 
 __all__ = [
     "Normalized",
-    "add",
+    "add_compensated",
+    "check_vector",
     "covariance",
     "entropic_ess",
     "ess",
@@ -28,10 +29,9 @@ __all__ = [
     "mean",
     "normalize",
     "quantile",
-    "relative",
+    "relative_weights",
     "status",
     "variance",
-    "vector",
 ]
 
 
@@ -52,14 +52,14 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
         The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if
         one is NaN or infinite both are NaN.
     """
-    scaled, largest = relative(log_weights)
+    scaled, largest = relative_weights(log_weights)
     total = jnp.sum(scaled)
     log_total = jnp.where(total == 0, -jnp.inf, jnp.log(jnp.where(total == 0, jnp.ones_like(total), total)))
     shift = jnp.where(total == 0, jnp.zeros_like(total), log_total)
     return Normalized(log_weights - largest - shift, largest + log_total)
 
 
-def relative(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Scalar]:
+def relative_weights(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Scalar]:
     """Return the weights divided by the largest one, and its logarithm, so that a common offset costs no precision.
 
     Args:
@@ -72,7 +72,7 @@ def relative(log_weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], Scala
     Raises:
         ValueError: not one vector.
     """
-    vector("log_weights", log_weights)
+    check_vector("log_weights", log_weights)
     largest = jax.lax.stop_gradient(jnp.max(log_weights))  # NaN if one is
     largest = jnp.where(largest == jnp.inf, jnp.nan, largest)
     largest = jnp.where(largest == -jnp.inf, jnp.zeros_like(largest), largest)
@@ -92,7 +92,7 @@ def log_mean_exp(log_weights: Float[Array, " n"]) -> Scalar:
     return normalize(log_weights).log_sum - jnp.log(size)
 
 
-def add(total: Array, rest: Array, term: Array) -> tuple[Array, Array]:
+def add_compensated(total: Array, rest: Array, term: Array) -> tuple[Array, Array]:
     """Add to a compensated sum, so that a log evidence of many steps keeps its digits in float32.
 
     Args:
@@ -120,7 +120,7 @@ def ess(log_weights: Float[Array, " n"]) -> Scalar:
     References:
         Kong, Liu and Wong (1994).
     """
-    scaled, _ = relative(log_weights)
+    scaled, _ = relative_weights(log_weights)
     total = jnp.sum(scaled)
     return jnp.where(total == 0, jnp.zeros_like(total), total * total / jnp.sum(scaled * scaled))
 
@@ -149,7 +149,7 @@ def status(log_weights: Float[Array, " n"]) -> Int[Array, ""]:
     Raises:
         ValueError: not one vector.
     """
-    vector("log_weights", log_weights)
+    check_vector("log_weights", log_weights)
     bad = jnp.any(jnp.isnan(log_weights) | (log_weights == jnp.inf))
     empty = jnp.all(log_weights == -jnp.inf)
     code = jnp.where(empty, int(Status.DEGENERATE_WEIGHTS), int(Status.OK))
@@ -221,7 +221,7 @@ def quantile(
     return quantiles.reshape(probabilities.shape + values.shape[1:])
 
 
-def vector(name: str, value: Any) -> None:
+def check_vector(name: str, value: Any) -> None:
     """Refuse what is not one vector with at least one entry: sums over a matrix would mix samples.
 
     Args:

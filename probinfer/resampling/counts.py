@@ -51,7 +51,7 @@ class CumulativeOffspring(NamedTuple):
 
 def relative_weights(log_weights: Array) -> Array:
     """Return w_i / max w; all zero if the maximum is not finite."""
-    relative, largest = weights.relative(log_weights)
+    relative, largest = weights.relative_weights(log_weights)
     return jnp.where(jnp.isfinite(largest), relative, jnp.zeros_like(relative))
 
 

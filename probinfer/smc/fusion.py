@@ -311,7 +311,7 @@ def _check_input(key: Any, targets: Any, draws: Any) -> tuple[tuple, tuple]:
             f"{len(draws)} sets of draws"
         )
     for target in targets:
-        engines.check(key, target, "fuse")
+        engines.check_target(key, target, "fuse")
     return targets, draws
 
 

@@ -139,7 +139,7 @@ def _check_settings(config: Any) -> None:
 
 def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: bool | str | None) -> Posterior:
     name = type(config).__name__
-    engine.check(key, target, name)
+    engine.check_target(key, target, name)
     # Start
     key_init, key_base, key_fresh, key_draws = jax.random.split(key, 4)
     initial_positions = target.init(key_init, 1)
@@ -174,7 +174,7 @@ def _sample(key: PRNGKey, target: Target, config: Any, full: bool, progress: boo
     info = info._replace(khat=draws.khat, identity=draws.identity, num_gradients=num_gradients, status=status)
     description = reason or (details(info) if int(status) != Status.OK else "")
     if interrupted:
-        status, description = engine.part(
+        status, description = engine.interrupted_part(
             "the search for the Gaussian may not have ended", status, description
         )
         info = info._replace(status=jnp.int32(status))

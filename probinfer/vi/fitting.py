@@ -221,7 +221,7 @@ def _optimize(
 
 
 def _init_search(q: VariationalGaussian) -> optimization.LBFGSState:
-    return optimization.begin(gaussian.identity_update(q))
+    return optimization.start_search(gaussian.identity_update(q))
 
 
 @jax.jit
@@ -240,10 +240,10 @@ def _descend(
     """
     loss = jax.tree_util.Partial(_negative_bound, problem, q, sample, num_samples)
     search = jax.tree.map(functools.partial(jnp.where, num_done == 0), _init_search(q), search)
-    search, unfinished = optimization.descend(
+    search, unfinished = optimization.continue_search(
         loss, search, max_steps=_MAX_STEPS, num_evaluations=num_done + num_evaluations, tolerance=_TOLERANCE
     )
-    result = optimization.result(search)
+    result = optimization.search_result(search)
     return search, unfinished, gaussian.apply_update(q, result.position), result
 
 

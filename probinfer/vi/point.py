@@ -130,7 +130,7 @@ class MAP:
             ConvergenceWarning: the best restart did not converge, the mode is not unique and the density improper, or
                 Ctrl-C ended the search.
         """
-        engine.check(key, target, "MAP")
+        engine.check_target(key, target, "MAP")
         fn = self.objective(target)
         posterior, position = point_posterior("MAP", key, target, fn, self, progress)
         info = posterior.info
@@ -253,7 +253,7 @@ def _interrupted(info: MAPInfo, unfinished: np.ndarray) -> MAPInfo:
 def _init_searches(starts: ArrayTree) -> optimization.LBFGSState:
     # One vector instead of a tree: a third of the operations to compile.
     vectors = jax.vmap(lambda start: ravel_pytree(start)[0])(starts)
-    return jax.vmap(optimization.begin)(vectors)
+    return jax.vmap(optimization.start_search)(vectors)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
@@ -276,7 +276,7 @@ def _ascend(
     searches = jax.tree.map(functools.partial(jnp.where, num_done == 0), _init_searches(starts), searches)
     tolerance = _VALUE_TOLERANCE * float(jnp.finfo(searches.position.dtype).eps) ** 0.5
     descend = functools.partial(
-        optimization.descend,
+        optimization.continue_search,
         loss,
         max_steps=max_steps,
         num_evaluations=num_done + num_evaluations,
@@ -284,7 +284,7 @@ def _ascend(
     )
     searches, unfinished = map_or_vmap(descend, mode, searches)
     # Report
-    results = jax.vmap(optimization.result)(searches)
+    results = jax.vmap(optimization.search_result)(searches)
     values = jnp.where(jnp.isfinite(results.value), -results.value, -jnp.inf)
     best = _best_restart(values, results.status, tolerance)
     info = MAPInfo(

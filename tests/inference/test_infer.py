@@ -9,7 +9,7 @@ from numpyro.distributions import constraints
 import probinfer as pi
 from probinfer import mcmc, targets, vi
 from probinfer.inference import diagnostics
-from probinfer.inference.engine import check
+from probinfer.inference.engine import check_target
 from tests.quick_engine import Cloud
 
 ENGINES = [mcmc.NUTS, mcmc.HMC, vi.MAP, vi.MeanField, vi.FullRank]
@@ -42,11 +42,11 @@ def test_minibatch_targets_are_refused(engine):
 def test_what_is_no_target_or_key_is_refused(target):
     # the check that every engine makes first; in tests the annotations of infer refuse the same things before
     with pytest.raises(TypeError, match="needs a Target"):
-        check(jax.random.key(0), normal_density, "NUTS")
+        check_target(jax.random.key(0), normal_density, "NUTS")
     with pytest.raises(TypeError, match="typed key"):
-        check(0, target, "NUTS")
+        check_target(0, target, "NUTS")
     with pytest.raises(TypeError, match="typed key"):
-        check(jax.random.split(jax.random.key(0)), target, "NUTS")
+        check_target(jax.random.split(jax.random.key(0)), target, "NUTS")
 
 
 def test_what_is_no_engine_is_refused(target):

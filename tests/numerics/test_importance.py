@@ -143,7 +143,7 @@ def test_no_retrace(count_compiles, dtype):
 
 @pytest.mark.parametrize("shape", [(4, 100), (400, 1), (), (0,)])
 def test_log_ratios_are_one_vector(shape):
-    for function in (importance.psis, importance.evidence, partial(weights.vector, "log_weights")):
+    for function in (importance.psis, importance.evidence, partial(weights.check_vector, "log_weights")):
         with pytest.raises(ValueError, match=r"one vector \(n,\).*ravel"):
             function(jnp.zeros(shape))
     found = jax.vmap(importance.psis, in_axes=1)(jnp.asarray(np.stack([CASES["heavy"], CASES["light"]], 1)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from probinfer.numerics.semidefinite import cleared_of_rounding, semidefinite_factor
+from probinfer.numerics.semidefinite import clear_rounding, semidefinite_factor
 
 ROOT = np.random.default_rng(0).normal(size=(12, 3))
 
@@ -32,7 +32,7 @@ def test_a_difference_is_cleared_of_the_rounding_of_its_terms(dtype):
     size = 1e6 if dtype == jnp.float64 else 1e3
     noise = np.random.default_rng(1).normal(size=(12, 12)) * size * np.finfo(dtype).eps
     C = jnp.asarray(ROOT @ ROOT.T + 0.5 * (noise + noise.T), dtype)
-    cleared = np.asarray(jax.jit(lambda C: cleared_of_rounding(C, jnp.zeros_like, C))(C))
+    cleared = np.asarray(jax.jit(lambda C: clear_rounding(C, jnp.zeros_like, C))(C))
     values = np.linalg.eigvalsh(cleared.astype(float))
     assert values[0] > -1e-5 * size * np.finfo(dtype).eps - 20 * np.finfo(dtype).eps * values[-1]
     np.testing.assert_allclose(cleared, C, atol=12 * size * np.finfo(dtype).eps)
@@ -42,15 +42,15 @@ def test_a_difference_is_cleared_of_the_rounding_of_its_terms(dtype):
 def test_a_definite_matrix_is_returned_and_the_lower_bound_is_kept(dtype):
     C = jnp.asarray(ROOT @ ROOT.T + np.eye(12))
     least = jnp.diag(jnp.linspace(0.0, 1e-3, 12))
-    np.testing.assert_array_equal(cleared_of_rounding(C, lambda least: least, 2 * C), C)
-    cleared = cleared_of_rounding(least - 1e-6 * jnp.eye(12), lambda least: least, least)
+    np.testing.assert_array_equal(clear_rounding(C, lambda least: least, 2 * C), C)
+    cleared = clear_rounding(least - 1e-6 * jnp.eye(12), lambda least: least, least)
     np.testing.assert_allclose(cleared, least, atol=1e-15)
 
 
 def test_derivatives_are_those_of_the_difference():
     def total(t):
         C = t * jnp.asarray(ROOT @ ROOT.T)
-        return jnp.sum(jnp.sin(cleared_of_rounding(C - 1e-9 * jnp.eye(12), jnp.zeros_like, C)))
+        return jnp.sum(jnp.sin(clear_rounding(C - 1e-9 * jnp.eye(12), jnp.zeros_like, C)))
 
     step = 1e-6
     slope = (total(1.0 + step) - total(1.0 - step)) / (2 * step)

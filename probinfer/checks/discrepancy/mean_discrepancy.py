@@ -14,7 +14,7 @@ from probinfer.checks.discrepancy.permutation import Pooled, pool, random_labels
 from probinfer.checks.discrepancy.two_sample import TwoSampleReport, pair_statistics, report
 from probinfer.checks.draws import collect_pair
 from probinfer.checks.power.distances import detectable_in_pairs
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.types import Array, PRNGKey
 from probinfer.kernels import Kernel
 from probinfer.kernels.stationary import squared_distances
@@ -62,7 +62,7 @@ def mmd(
     References:
         Gretton, Borgwardt, Rasch, Schoelkopf and Smola (2012), "A kernel two-sample test", equation 3.
     """
-    notice(kernel)
+    refresh_classes(kernel)
     pooled = standardize(pool(*collect_pair(a, b)), scale)
     labels = random_labels(key, pooled, num_permutations)
     if kernel is None:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.types import Array, Bool, Float, Int, Scalar
 from probinfer.kernels import RBF, InverseMultiquadric
 from probinfer.kernels.stationary import Stationary
@@ -115,7 +115,7 @@ def check_rule(kernel: Any, rule: str) -> None:
         ValueError: The rule is unknown.
         TypeError: The kernel is not a function of a scaled distance.
     """
-    notice(kernel)
+    refresh_classes(kernel)
     if rule not in RULES:
         raise ValueError(f"bandwidth must be one of {', '.join(RULES)}; got {rule!r}")
     if rule != "fixed" and not isinstance(kernel, Stationary):

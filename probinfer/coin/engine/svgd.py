@@ -149,7 +149,7 @@ def sample_particles(
     name = type(config).__name__
     check_key(key)
     if not isinstance(target, Target):
-        engine.check(key, target, name)
+        engine.check_target(key, target, name)
     if target.stochastic and config.polish is not None:
         raise TypeError(
             f"{name}(polish={config.polish!r}) needs the exact log density, but this target estimates it from "
@@ -173,7 +173,7 @@ def sample_particles(
             checkpoint=checkpoint,
         )
         if history.interrupted:
-            engine.is_part(history)  # clouds without a finite density are reported below
+            engine.was_interrupted(history)  # clouds without a finite density are reported below
 
         # Diagnose and polish
         early = (ravel_particles(positions), state.epochs.early)

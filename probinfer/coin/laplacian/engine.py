@@ -83,7 +83,7 @@ class LAWGD:
         Warns:
             ConvergenceWarning: as ``coin.SVGD``.
         """
-        engine.check(key, target, "LAWGD")
+        engine.check_target(key, target, "LAWGD")
         key_search, key = jax.random.split(key)
         positions = target.init(key_search, self.num_particles)
         spectrum = spectrum_of(target.logdensity_fn, positions)

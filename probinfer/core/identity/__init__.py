@@ -7,7 +7,7 @@ of it is read when the function is handed in. Installed code enters with its nam
 
 from probinfer.core.identity.functions import is_settled
 from probinfer.core.identity.objects import Known
-from probinfer.core.identity.structure import Structure, notice, structure_of
+from probinfer.core.identity.structure import Structure, refresh_classes, structure_of
 from probinfer.core.identity.walk import Walk
 
-__all__ = ["Known", "Structure", "Walk", "is_settled", "notice", "structure_of"]
+__all__ = ["Known", "Structure", "Walk", "is_settled", "refresh_classes", "structure_of"]

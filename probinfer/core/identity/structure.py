@@ -20,7 +20,7 @@ from probinfer.core.identity.installed import is_installed
 from probinfer.core.identity.recipes import Recipe, cook
 from probinfer.core.identity.walk import Walk
 
-__all__ = ["Structure", "notice", "structure_of"]
+__all__ = ["Structure", "refresh_classes", "structure_of"]
 
 _LOOKED_AT: set[str] = set()  # digests of structures that were found to look at values
 _SEEN_AS: weakref.WeakKeyDictionary[Any, str] = (
@@ -144,7 +144,7 @@ class Structure:
         return self._seen
 
 
-def notice(*trees: Any) -> None:
+def refresh_classes(*trees: Any) -> None:
     """Look at the user's classes among pytrees that are handed to compiled programs as they are (kernels, rewards).
 
     Their methods are code of the user's: where one reads something else than when it was last looked at, the caches

@@ -20,7 +20,7 @@ from probinfer.gp.approximation.sites import Sites
 from probinfer.gp.model.validation import check_inputs
 from probinfer.gp.prediction import LatentMoments
 from probinfer.gp.structure.rounding import Factorization, lower_covariance, resolve
-from probinfer.numerics.semidefinite import cleared_of_rounding
+from probinfer.numerics.semidefinite import clear_rounding
 
 __all__ = ["Conditioned", "failed"]
 
@@ -90,7 +90,7 @@ class Conditioned:
         projection = self._project(X_new)
         prior_covariance = self.model.kernel.gram(projection.X_new)
         difference = prior_covariance - projection.reduction_root.T @ projection.reduction_root
-        covariance = cleared_of_rounding(
+        covariance = clear_rounding(
             difference, lower_covariance, self._factorization(), projection.scaled_cross
         )
         return projection.mean, covariance + projection.increase_root.T @ projection.increase_root

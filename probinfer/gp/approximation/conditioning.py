@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.types import Array, Float, Int
 from probinfer.gp.approximation.conditioned import Conditioned, failed
 from probinfer.gp.approximation.conjugate import Exact
@@ -54,7 +54,7 @@ def condition(
         TypeError: ``X`` or ``y`` is not floating point, or their dtypes differ.
         ValueError: shapes do not fit, an entry is NaN or infinite, or an output is impossible under the likelihood.
     """
-    notice(model, inference)
+    refresh_classes(model, inference)
     X, y = check_data(X, y, model.likelihood)
     y = check_outputs(model.likelihood, y)
     inference = default_inference(model) if inference is None else inference

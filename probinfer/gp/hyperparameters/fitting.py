@@ -15,7 +15,7 @@ import numpy as np
 
 from probinfer.core.arguments import check_key
 from probinfer.core.errors import ConvergenceWarning, NumericalError, advice, shortened
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.status import Status
 from probinfer.core.types import PRNGKey
 from probinfer.gp.approximation.admissible import has_bound
@@ -104,7 +104,7 @@ def fit(
         raise TypeError(
             f"model must be gp.Model(kernel, likelihood), got {shortened(model)}; wrap a kernel: gp.Model(kernel)"
         )
-    notice(model, inference, prior)
+    refresh_classes(model, inference, prior)
     user_dtype = getattr(X, "dtype", None)
     X, y = check_data(X, y, model.likelihood)
     y = check_outputs(model.likelihood, y)

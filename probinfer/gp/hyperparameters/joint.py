@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.types import Array, Float
 from probinfer.gp.hyperparameters.posterior import FreeHyperparameters, free_hyperparameters, rebuild
 from probinfer.gp.model.model import Model, cast
@@ -48,7 +48,7 @@ def joint_posterior(model: Model, prior: Any, X: Any, y: Any) -> tuple[FreeHyper
         TypeError: the data are not floating point, differ in dtype, or a leaf of the prior is of the wrong kind.
         ValueError: shapes, values or priors do not fit.
     """
-    notice(model)
+    refresh_classes(model)
     X, y = check_data(X, y, model.likelihood)
     y, model = check_outputs(model.likelihood, y), cast(model, X.dtype)
     free, priors = free_hyperparameters(model, prior)

@@ -72,7 +72,7 @@ class ML2:
             TypeError: not a target with a ``log_likelihood_fn``.
             NumericalError: no start ended at a finite log likelihood.
         """
-        engine.check(key, target, "ML2")
+        engine.check_target(key, target, "ML2")
         if target.log_likelihood_fn is None:
             raise TypeError(
                 "ML2 needs a target whose log likelihood is known apart from the prior; use vi.MAP()"

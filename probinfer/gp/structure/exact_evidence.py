@@ -20,7 +20,7 @@ from probinfer.kernels.base import Kernel
 from probinfer.numerics.linalg import (
     SpdInverse,
     add_to_diagonal,
-    climb,
+    cholesky_with_jitter,
     relative_jitter,
     spd_inverse_from_cholesky,
     spd_inverse_tangent,
@@ -71,7 +71,7 @@ def gaussian_evidence(
         Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, equations 2.30 and 5.9.
     """
     mean_variance = _mean_variance(kernel, X, noise_variance)
-    chol, jitter, status = climb(_covariance, mean_variance, kernel, X, noise_variance)
+    chol, jitter, status = cholesky_with_jitter(_covariance, mean_variance, kernel, X, noise_variance)
     half_solved = triangular_solve(chol, residual)
     alpha = triangular_solve(chol, half_solved, transpose=True)
     return _evidence(chol, jnp.sum(half_solved**2), alpha, jitter, status)
@@ -109,7 +109,7 @@ def _gaussian_evidence_jvp(primals, tangents):
 def _solve(kernel: Kernel, X: Array, residual: Array, noise_variance: Array) -> SpdInverse:
     """``spd_inverse`` of the covariance, which is built again for its derivative instead of being stored."""
     mean_variance = _mean_variance(kernel, X, noise_variance)
-    chol, jitter, status = climb(_covariance, mean_variance, kernel, X, noise_variance)
+    chol, jitter, status = cholesky_with_jitter(_covariance, mean_variance, kernel, X, noise_variance)
     return spd_inverse_from_cholesky(chol, jitter, status, residual)
 
 

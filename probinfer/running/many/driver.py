@@ -35,7 +35,7 @@ from jax import lax
 from probinfer.core.algorithms import as_partial
 from probinfer.core.arguments import check_count, check_mode
 from probinfer.core.errors import shortened, warn_interrupted
-from probinfer.core.identity import notice
+from probinfer.core.identity import refresh_classes
 from probinfer.core.types import ArrayTree
 from probinfer.running import interrupts
 from probinfer.running import progress as bars
@@ -108,7 +108,7 @@ def run_many(
     Checkpoint.check(checkpoint)
     host = jax.tree.map(np.asarray, data)
     one = (keys[0], jax.tree.map(lambda leaf: leaf[0], host))
-    notice(infer_fn)
+    refresh_classes(infer_fn)
     infer_fn = infer_fn if _is_stepwise(infer_fn) else as_partial(infer_fn)  # read once
     shapes = _shapes(as_partial(infer_fn), one)
     chosen = _choose(mode, infer_fn, one)

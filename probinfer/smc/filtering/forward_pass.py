@@ -139,7 +139,7 @@ def next_step(
         increments = jnp.where(model.done(parents), jnp.zeros_like(increments), increments)
 
     # Center the log weights: their log mean moves into the compensated sum
-    log_factor, log_compensation = weights.add(state.log_factor, state.log_compensation, log_mean)
+    log_factor, log_compensation = weights.add_compensated(state.log_factor, state.log_compensation, log_mean)
     proposed = FilterState(
         particles=particles,
         log_weights=log_weights - log_mean + increments,

@@ -182,7 +182,7 @@ def _step(
 
     # The sum takes the predictive density of the previous observation; that of this one is still in the weights
     failed = after.status != int(Status.OK)
-    log_past = jnp.stack(weights.add(state.log_past[0], state.log_past[1], after.log_factor))
+    log_past = jnp.stack(weights.add_compensated(state.log_past[0], state.log_past[1], after.log_factor))
     log_predictive = weights.log_mean_exp(after.log_weights)
     log_evidence = _or_failed_value(after.status, log_past[0] + (log_past[1] + log_predictive))
     ess = weights.ess(after.log_weights)

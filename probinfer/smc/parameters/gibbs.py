@@ -293,7 +293,7 @@ def _run_phase(
         collect=_record,
         checkpoint=child_checkpoint(checkpoint, name),
     )
-    if name != "draws" or not engine.is_part(history):
+    if name != "draws" or not engine.was_interrupted(history):
         history.check()
     return chains, history.filled()
 
@@ -368,7 +368,7 @@ def _posterior(
         details = report.explain(convergence, config.num_chains, num_draws)
     if num_draws < config.num_draws:  # Ctrl-C
         made = f"{num_draws} of {config.num_draws} draws of a chain were made"
-        status, details = engine.part(made, status, details)
+        status, details = engine.interrupted_part(made, status, details)
     # Report
     num_iterations = config.num_chains * (num_warmup + num_draws)
     info = ParticleGibbsInfo(

@@ -201,7 +201,7 @@ class PMMH:
             )
         if int(history.num_records) <= self.num_warmup:
             history.check()
-        interrupted = engine.is_part(history)
+        interrupted = engine.was_interrupted(history)
         return _posterior(self, target, pilot, chains, history.filled(), interrupted)
 
 
@@ -359,7 +359,7 @@ def _posterior(
     verdict = combined([undefined, _verdict(config, convergence, records)])
     if interrupted:
         made = f"{num_draws} of {config.num_draws} draws of a chain were made"
-        verdict = Finding(*engine.part(made, verdict.status, verdict.details))
+        verdict = Finding(*engine.interrupted_part(made, verdict.status, verdict.details))
     # Report: each chain has one filter more than transitions, at its start
     num_filter_steps = target.num_steps * config.num_chains * (config.num_warmup + num_draws + 1)
     info = PMMHInfo(

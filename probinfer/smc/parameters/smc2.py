@@ -186,7 +186,7 @@ def _posterior(config: SMC2, target: Parameters, pilot: Pilot, runs: list) -> Po
     verdict = combined([undefined_filters, _verdict(config, convergence, dead, log_evidences)])
     if len(runs) < config.num_islands:  # Ctrl-C
         finished = f"{len(runs)} of {config.num_islands} islands were finished"
-        verdict = Finding(*engine.part(finished, verdict.status, verdict.details))
+        verdict = Finding(*engine.interrupted_part(finished, verdict.status, verdict.details))
     # Report
     info = SMC2Info(
         num_moves=pilot.population.schedule.num_moves,

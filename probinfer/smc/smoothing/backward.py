@@ -198,7 +198,7 @@ def _choose_among_all(
     log_total = log_weights + log_suffix(particles)
     # the density of a dead particle may be NaN
     log_total = jnp.where(log_weights == -jnp.inf, -jnp.inf, log_total)
-    scaled, _ = weights.relative(log_total)
+    scaled, _ = weights.relative_weights(log_total)
     index = _invert_cdf(jax.random.uniform(key, (), scaled.dtype), scaled).astype(parent.dtype)
     return index, weights.status(log_total)
 
@@ -208,11 +208,11 @@ def _choose_among_candidates(
 ) -> tuple:
     """Choose the parent or one of a few candidates drawn by weight, in proportion to the density."""
     key_candidates, key_choose = jax.random.split(key)
-    scaled, _ = weights.relative(log_weights)
+    scaled, _ = weights.relative_weights(log_weights)
     uniforms = jax.random.uniform(key_candidates, (CANDIDATES,), scaled.dtype)
     candidates = jnp.concatenate([parent[None], _invert_cdf(uniforms, scaled).astype(parent.dtype)])
     log_density = log_suffix(take(particles, candidates))
-    densities, _ = weights.relative(log_density)
+    densities, _ = weights.relative_weights(log_density)
     chosen = _invert_cdf(jax.random.uniform(key_choose, (), densities.dtype), densities)
     return candidates[chosen], weights.status(log_density)
 

@@ -104,7 +104,7 @@ def annealing(
     if refine < 1:
         raise ValueError(f"refine must be 1 or more, got {refine}")
     config = Tempered(num_particles=num_particles, moves=moves, mode=mode)
-    engine.check(key, target, "annealing")
+    engine.check_target(key, target, "annealing")
     Checkpoint.check(checkpoint)
     key_initial, key_pilot = jax.random.split(key)
     with bars.task("annealing", None, bars.label(progress, "annealing")):

@@ -203,7 +203,7 @@ class Tempered:
             UserWarning: the prior is not normalized, so the evidence has an arbitrary factor.
         """
         name = type(self).__name__
-        engine.check(key, target, name)
+        engine.check_target(key, target, name)
         Checkpoint.check(checkpoint)
         key_initial, key_pilot, key_islands = jax.random.split(key, 3)
         with bars.task(name, None, bars.label(progress, name)):
@@ -252,7 +252,7 @@ def _posterior(
     verdict = _verdict(config, initial, convergence, (pilot, *states), log_evidences)
     if len(runs) < config.num_islands:  # Ctrl-C
         finished = f"{len(runs)} of {config.num_islands} islands were finished"
-        verdict = Finding(*engine.part(finished, verdict.status, verdict.details))
+        verdict = Finding(*engine.interrupted_part(finished, verdict.status, verdict.details))
     # Cut the schedule to its levels. Their number depends on the data, and asarray compiles a program for every new
     # shape: device_put does not.
     num_levels = int(pilot.schedule.num_levels)
