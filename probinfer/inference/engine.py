@@ -53,7 +53,27 @@ class Engine(Protocol):
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw from the target: a ``Target``, or what the engine is made for."""
+        """Draw from the target. The members document what differs.
+
+        Args:
+            key: one typed random key.
+            target: a ``Target``, exact unless the engine says otherwise, or what the engine is made for.
+            progress: show a bar; ``None``: if the error stream is a terminal.
+            checkpoint: where to keep checkpoints. The same call made again continues from the last one and returns the
+                same draws.
+
+        Returns:
+            Draws in the constrained space and the dtypes of the target, with leading axes (chain, draw), and the
+            engine's report as ``info``.
+
+        Raises:
+            TypeError: not a key, not a target, or a target that the engine is not made for.
+            NumericalError: there are no draws that could be used; the message says why and what to do.
+            ValueError: the checkpoint belongs to another run.
+
+        Warns:
+            ConvergenceWarning: the draws are not to be trusted yet, or Ctrl-C ended the run early.
+        """
         ...
 
 

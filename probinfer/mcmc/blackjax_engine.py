@@ -53,19 +53,13 @@ class Blackjax:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw from the target.
-
-        Args:
-            key: random key.
-            target: an exact target.
-            progress: whether to show a bar; ``None``: if on a terminal.
-            checkpoint: where to store checkpoints; the same call continues from there to the same draws.
+        """Draw from an exact target.
 
         Returns:
             The posterior; its ``info`` is a :class:`~probinfer.mcmc.BlackjaxInfo`.
 
         Raises:
-            TypeError: not a key, not a target, a minibatch target, or states without a ``position``.
+            TypeError: a minibatch target, or states without a ``position``.
             NumericalError: no finite starting point, or a chain became non-finite.
 
         Warns:

@@ -77,19 +77,13 @@ class NUTS:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw from the target.
-
-        Args:
-            key: random key.
-            target: an exact target.
-            progress: whether to show a bar; ``None``: if on a terminal.
-            checkpoint: where to store checkpoints; the same call continues from there to the same draws.
+        """Draw from an exact target.
 
         Returns:
             The posterior; its ``info`` is an :class:`~probinfer.mcmc.MCMCInfo`.
 
         Raises:
-            TypeError: not a key, not a target, or a minibatch target.
+            TypeError: a minibatch target.
             NumericalError: no finite starting point, a chain became non-finite, or the warm-up shows that the density
                 is improper.
 

@@ -64,20 +64,14 @@ class MeanField:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Fit the Gaussian and draw from it.
-
-        Args:
-            key: random key.
-            target: an exact target.
-            progress: whether to show a line; ``None``: if on a terminal.
-            checkpoint: not used.
+        """Fit the Gaussian to an exact target and draw from it; ``checkpoint`` is not used.
 
         Returns:
             A posterior of one chain of weighted draws (of equal weights if the status is ``POOR_APPROXIMATION``),
             without a log evidence; its ``info`` is a :class:`VIInfo`.
 
         Raises:
-            TypeError: not a key, not a target, or a minibatch target.
+            TypeError: a minibatch target.
             NumericalError: the log density is not finite around the starting point.
 
         Warns:

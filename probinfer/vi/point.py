@@ -110,19 +110,13 @@ class MAP:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Find the mode.
-
-        Args:
-            key: random key, for the starting points.
-            target: an exact target.
-            progress: whether to show a line; ``None``: if on a terminal.
-            checkpoint: not used: the search is short.
+        """Find the mode of an exact target; ``checkpoint`` is not used, as the search is short.
 
         Returns:
             A posterior with one chain of one draw; its ``info`` is a :class:`MAPInfo`.
 
         Raises:
-            TypeError: not a key, not a target, or a minibatch target.
+            TypeError: a minibatch target.
             NumericalError: no restart ended at a finite log density.
             Interrupted: Ctrl-C before any restart reached a finite log density; a ``KeyboardInterrupt``.
 

@@ -77,19 +77,13 @@ class SVGD:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Carry particles from ``target.init`` to the posterior.
-
-        Args:
-            key: random key.
-            target: exact or stochastic.
-            progress: whether to show a bar; None: on a terminal.
-            checkpoint: where to store checkpoints; the same call resumes from there and reaches the same particles.
+        """Carry particles from ``target.init`` to the posterior of an exact or a stochastic target.
 
         Returns:
             A posterior of one chain, without a log evidence; its ``info`` is a ``ParticlesInfo``.
 
         Raises:
-            TypeError: ``key`` is not a key, ``target`` is not a target, or a minibatch target is to be polished.
+            TypeError: a minibatch target is to be polished.
             NumericalError: No particle has a finite log density, or the density is flat or improper and the cloud
                 grew without limit.
 

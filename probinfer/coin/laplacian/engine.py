@@ -64,19 +64,15 @@ class LAWGD:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Carry particles to the posterior, from a normal distribution with about its first two moments.
+        """Carry particles to the posterior of an exact target of one or two dimensions.
 
-        Args:
-            key: random key.
-            target: exact, of one or two dimensions.
-            progress: whether to show a bar; None: on a terminal.
-            checkpoint: where to store checkpoints; the same call resumes from there and reaches the same particles.
+        They start from a normal distribution with about its first two moments.
 
         Returns:
             A posterior of one chain, without a log evidence; its ``info`` is that of ``coin.SVGD``.
 
         Raises:
-            TypeError: ``key`` is not a key, ``target`` is not a target, or it estimates its density from minibatches.
+            TypeError: the target estimates its density from minibatches.
             ValueError: There are more than two dimensions, or too many particles.
             NumericalError: The density is improper, its log is NaN, or its tails are too heavy for a grid.
 

@@ -57,13 +57,7 @@ class ML2:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Find the maximum of the likelihood part of a target.
-
-        Args:
-            key: random key, for the starting points.
-            target: an exact target whose log likelihood is known.
-            progress: whether to show progress; by default on a terminal.
-            checkpoint: not used: the search is short.
+        """Find the maximum of the likelihood of an exact target; ``checkpoint`` is not used, as the search is short.
 
         Returns:
             A posterior with one chain of one draw; ``info.log_density`` is the log likelihood there.

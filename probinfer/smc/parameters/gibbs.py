@@ -152,19 +152,13 @@ class ParticleGibbs:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw parameters and paths.
-
-        Args:
-            key: random key.
-            target: ``smc.Parameters`` with ``log_initial``.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+        """Draw parameters and paths of ``smc.Parameters`` with ``log_initial``.
 
         Returns:
             The posterior of the parameters; its ``info`` is a ``ParticleGibbsInfo``.
 
         Raises:
-            TypeError: not a key, not ``Parameters``, or models that are not those of one particle.
+            TypeError: not ``Parameters``, or models that are not those of one particle.
             ValueError: no ``log_initial`` or no ``log_transition``.
             NumericalError: no prior draw has a finite density along a path drawn for it, or a chain became non-finite.
 

@@ -165,19 +165,13 @@ class PMMH:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw parameters.
-
-        Args:
-            key: random key.
-            target: ``smc.Parameters``.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+        """Draw parameters of ``smc.Parameters``.
 
         Returns:
             The posterior; its ``info`` is a ``PMMHInfo``.
 
         Raises:
-            TypeError: not a key, or not ``Parameters``.
+            TypeError: not ``Parameters``.
             NumericalError: the likelihood is zero or undefined at all parameters of the pilot.
 
         Warns:

@@ -114,20 +114,14 @@ class SMC2:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw parameters and estimate the evidence.
-
-        Args:
-            key: random key.
-            target: ``smc.Parameters``.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+        """Draw parameters of ``smc.Parameters`` and estimate the evidence.
 
         Returns:
             A posterior with leading axes (island, parameter), weights and ``log_evidence``. Its ``info`` is an
             ``SMC2Info``.
 
         Raises:
-            TypeError: not a key, or not ``Parameters``.
+            TypeError: not ``Parameters``.
             NumericalError: the likelihood is zero or undefined at all parameters of the pilot.
 
         Warns:

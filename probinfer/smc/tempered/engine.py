@@ -178,20 +178,14 @@ class Tempered:
         progress: bool | str | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> Posterior:
-        """Draw from the target and estimate its integral.
-
-        Args:
-            key: random key.
-            target: an exact target.
-            progress: a bar; ``None`` means on a terminal.
-            checkpoint: where to keep checkpoints; the same call continues from there to the same draws.
+        """Draw from an exact target and estimate its integral.
 
         Returns:
             A posterior with leading axes (island, particle), weights and ``log_evidence``: with a prior the log
             marginal likelihood, else the log of the integral of the density. Its ``info`` is a ``TemperedInfo``.
 
         Raises:
-            TypeError: not a key, not a target, or a minibatch target.
+            TypeError: a minibatch target.
             NumericalError: the log ratio is plus infinity somewhere, all particles of the pilot have likelihood zero,
                 the pilot does not reach the target, or no Student-t could be fitted to a target without a prior, for
                 example because its density is improper.
