@@ -163,7 +163,7 @@ CLOUD_FAULTS = (
         without_suffix,
     ),
     by_tempering("moves forget the prior", "they leave another law invariant", _forgets),
-    by_tempering("base law too narrow", "0.8 of its standard deviations", _narrow),
+    by_tempering("initial distribution too narrow", "0.8 of its standard deviations", _narrow),
 )
 
 

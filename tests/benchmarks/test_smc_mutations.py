@@ -77,7 +77,7 @@ def test_the_results_are_those_of_the_table():
     assert judge(counts, 0.05, CLOUD_NULLS, CLOUD_FAULTS, CLOUD_CHECKS) == results["verdict"]
     # 300 lanes do not tell that four particles ignore the reference; 16 000 chains do, see tests/smc. The narrow base
     # law is seen in 39 of 40 repetitions, of which the lower 95 % end is 0.87
-    assert results["verdict"]["not caught"] == ["reference ignored", "base law too narrow"]
+    assert results["verdict"]["not caught"] == ["reference ignored", "initial distribution too narrow"]
     assert not results["verdict"]["sizes above the level"]
 
 

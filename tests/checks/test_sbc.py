@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import probinfer as pi
 from probinfer import checks
 from probinfer.checks.calibration.simulation_based import check_functions
 from probinfer.core.status import Status
