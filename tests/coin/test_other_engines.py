@@ -56,9 +56,9 @@ def test_ksd_descent_finds_the_moments_of_a_normal(key):
 def test_what_the_engines_cannot_do_is_refused(key):
     with pytest.raises(ValueError, match=r"one or two coordinates; got 3: use coin\.svgd"):
         pi.infer(key, normal(np.ones(3)), coin.LAWGD(num_particles=10), progress=False)
-    with pytest.raises(ValueError, match="hold 150 particles; got 151"):
+    with pytest.raises(ValueError, match="enough for 150 particles; got 151"):
         pi.infer(key, normal(np.ones(2)), coin.LAWGD(num_particles=151), progress=False)
-    with pytest.raises(ValueError, match="num_particles must be 2 or more"):
+    with pytest.raises(ValueError, match="num_particles"):
         coin.LAWGD(num_particles=1)
     with pytest.raises(TypeError, match="num_particles"):
         coin.KSDDescent(num_particles=2.5)
