@@ -335,7 +335,11 @@ def stored_posteriors(fn, folder):
     keys = jax.random.split(KEY, 2)
     data = np.arange(2.0)
     return pi.run_many(
-        lambda key, x: (fn(x) * jnp.ones(2), None), keys, data, checkpoint=pi.Checkpoint(folder), progress=False
+        lambda key, x: (fn(x) * jnp.ones(2), None),
+        keys,
+        data,
+        checkpoint=pi.Checkpoint(folder),
+        progress=False,
     ).draws
 
 

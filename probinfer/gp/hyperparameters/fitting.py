@@ -169,7 +169,9 @@ def fit(
                 report = report._replace(covariance=laplace_covariance(fn, position))
             return verify(restarted, report, sites)
 
-        models, solutions, info = continue_search(verify(target, info, start), search_from, learn_key)
+        models, solutions, info = continue_search(
+            verify(target, info, start), search_from, jax.random.fold_in(learn_key, 1)
+        )
         release_warnings(caught, info.status)
         if int(info.status) != Status.OK and not caught:
             engine.warn(info.status, "the best end of the search did not pass the verification", "gp.fit")
