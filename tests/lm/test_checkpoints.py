@@ -228,7 +228,7 @@ def test_memory_is_predicted(monkeypatch):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(model.init_cache(5, 7))) == model.cache_bytes(5, 7)
     needed = memory.predicted_bytes(model, 5, 16, 7)
     assert needed >= 2 * model.cache_bytes(5, 7) + model.prompt_bytes(16)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 2**34)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**35)
     with pytest.raises(MemoryError, match=r"10000000 texts .* lower max_tokens"):
         memory.check_memory(model, 10**7, 16, 4096)
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
