@@ -53,7 +53,7 @@ def _lost(result):
     ],
 )
 def test_targets_name_the_prior(proposal, message):
-    assert run(proposal=proposal).target == f"weighted draws from {words}"
+    assert run(proposal=proposal).target == f"weighted draws from {message}"
 
 
 def test_a_second_prompt_and_another_reward_of_the_same_form_compile_nothing(count_compiles):
