@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from probinfer.core.types import Array, Int
+from probinfer.core.types import Array, Float, Int
 from probinfer.numerics import weights
 from probinfer.resampling.sums import cumulative_exact_sum, cumulative_int_sum
 
