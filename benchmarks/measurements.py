@@ -26,7 +26,7 @@ class _File(NamedTuple):
     target: str
     description: str
     source: str
-    licence: str
+    license: str
 
 
 _UCI = "UCI machine learning repository"
@@ -48,7 +48,7 @@ _FILES = {
         target="compressive strength (MPa)",
         description="1030 concretes: what is in them, how old they are, and how much they carry.",
         source=f"Yeh (1998); {_UCI}",
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     "winequality_red": _File(
         path="gp/winequality_red.csv",
@@ -70,7 +70,7 @@ _FILES = {
         target="quality (0 to 10)",
         description="1599 Portuguese red wines: eleven measurements, and the grade that tasters gave.",
         source=f"Cortez, Cerdeira, Almeida, Matos and Reis (2009); {_UCI}",
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     "yacht": _File(
         path="gp/yacht_hydrodynamics.data",
@@ -87,7 +87,7 @@ _FILES = {
         target="residuary resistance",
         description="308 towing-tank runs: the shape of a hull, its speed, and the resistance.",
         source=f"Gerritsma, Onnink and Versluis (1981); {_UCI}",
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
     ),
     "airline": _File(
         path="gp/AirPassengers.csv",
@@ -97,7 +97,7 @@ _FILES = {
         target="airline passengers (thousands)",
         description="International airline passengers by month, 1949 to 1960.",
         source="Box and Jenkins (1976), series G",
-        licence="published with the book",
+        license="published with the book",
     ),
 }
 
@@ -161,7 +161,7 @@ def measurement(name: str) -> Dataset:
         target_name=file.target,
         description=file.description,
         source=file.source,
-        licence=file.licence,
+        license=file.license,
     )
 
 

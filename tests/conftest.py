@@ -98,7 +98,7 @@ def forget_compiled_programs(request):
 
 
 @pytest.fixture
-def optimised():
+def optimized():
     """Compile as users do, for bounds in float32 that hold for the rounding of such code."""
     disabled = jax.config.values["jax_disable_most_optimizations"]
     jax.clear_caches()

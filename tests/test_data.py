@@ -20,7 +20,7 @@ def test_bundled_tables(load, shape):
     assert np.isfinite(table.X).all()
     assert np.isfinite(table.y).all()
     assert table.source
-    assert table.licence
+    assert table.license
     assert load().name == table.name
 
 

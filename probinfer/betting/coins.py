@@ -106,8 +106,8 @@ def coin(
     Otherwise every emitted update is assumed to have been applied in full. Arithmetic is at least float32.
 
     If no unit is given, it is estimated in epochs that end at steps 16, 32, 64, ... In the first epoch each group steps
-    along minus its gradient by the distance travelled in the epoch, initially 1e-6 (1 + \|x\|), over the root of its
-    sum of squared gradients; coins follow up to step 64, in units of a quarter of the distance travelled in the
+    along minus its gradient by the distance traveled in the epoch, initially 1e-6 (1 + \|x\|), over the root of its
+    sum of squared gradients; coins follow up to step 64, in units of a quarter of the distance traveled in the
     previous epoch; later epochs step as the first one does, with that unit as the initial distance.
 
     Args:

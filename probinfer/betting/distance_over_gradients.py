@@ -1,4 +1,4 @@
-"""Distance over gradients: one step size for all parameters, the distance travelled over the norm of the gradients."""
+"""Distance over gradients: one step size for all parameters, the distance traveled over the norm of the gradients."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _update(config: _Fuse, updates: ArrayTree, state: FuseState, params: ArrayTr
     usable = groups.all_finite("particle", outcome)
     outcome = groups.select_leaves("particle", usable, outcome, groups.zeros(outcome))
 
-    # Distance travelled and root of the squared gradients
+    # Distance traveled and root of the squared gradients
     credited, actual = moves.displacements(state, updates, params)
     lengths = groups.lengths("particle", _stacked(config, credited))
     weights = usable.astype(lengths.dtype)

@@ -89,7 +89,7 @@ def kt(*, norm: Norm = "element", unit: Any | None = None) -> optax.GradientTran
         norm: who bets: "element", "block" or "particle", as in ``coin``.
         unit: the initial wealth w in units of the parameters; the first step is half of it. None: estimated by 16 steps
             of distance over gradients, as in ``coin``, with restarts at steps 16, 32, 64, ..., each with a quarter of
-            the distance travelled since the last.
+            the distance traveled since the last.
 
     Returns:
         A transformation of gradients of a loss; groups that are not finite are frozen and counted as in ``coin``.

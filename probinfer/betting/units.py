@@ -3,7 +3,7 @@ r"""The optax transformation of a bettor, with a given unit of length or with on
 A bettor is an object with ``norm``, ``init``, ``advance`` and ``freeze``. If no unit is given, the run is split into
 epochs that end at steps 16, 32, 64, 128, ... The first epoch walks from the tiny unit 1e-6 (1 + \|x\|); every other one
 starts at the current iterate, with a fresh state, in units of a quarter of the largest displacement of the previous
-epoch. In a walk each group steps :math:`D / \sqrt G` along its outcome, the distance travelled in the epoch (at least
+epoch. In a walk each group steps :math:`D / \sqrt G` along its outcome, the distance traveled in the epoch (at least
 the unit) over the root of the squared gradients of the epoch: the distance doubles as long as the outcomes agree, so
 the scale of the parameters need not be known, and steps shrink under noise. A coin bets in the epochs from step 16 to
 64 and walks again after that. The constants were chosen on quadratics and one logistic regression;

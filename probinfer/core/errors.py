@@ -40,9 +40,9 @@ _ADVICE = {
     Status.LINE_SEARCH_STALLED: "no step along the search direction improved the objective: it is at its rounding "
     "level, it has no optimum (an improper density, a parameter that runs to a limit), or its gradient is wrong",
     Status.DIVERGENT_TRANSITIONS: "some trajectories left the posterior by numerical error, so parts of it are visited "
-    "too rarely: raise target_acceptance (0.95, 0.99), or reparametrise",
+    "too rarely: raise target_acceptance (0.95, 0.99), or reparametrize",
     Status.CHAINS_DISAGREE: "the chains have not mixed (R-hat above 1.01 or too few effective draws): run more draws "
-    "(num_draws), reparametrise, or look for several modes",
+    "(num_draws), reparametrize, or look for several modes",
     Status.POOR_APPROXIMATION: "the approximation misses too much of the posterior for its draws to be trusted or "
     "mended by importance weights: use mcmc.NUTS(), or a richer approximation (vi.FullRank() after vi.MeanField())",
     Status.PRECISION_LOST: "some results are smaller than the rounding of the numbers that they are differences of: "

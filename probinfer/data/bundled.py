@@ -44,7 +44,7 @@ def diabetes() -> Dataset:
         target_name="disease progression after one year",
         description="442 patients: ten baseline measurements, and the progression of the disease one year later.",
         source="Efron, Hastie, Johnstone and Tibshirani (2004), Least angle regression; bundled with scikit-learn",
-        licence="published with the article, distributed with scikit-learn (BSD-3-Clause)",
+        license="published with the article, distributed with scikit-learn (BSD-3-Clause)",
     )
 
 
@@ -69,7 +69,7 @@ def breast_cancer() -> Dataset:
         target_name="benign",
         description="569 breast tumors: thirty measurements of cell nuclei under the microscope, and the diagnosis.",
         source="Street, Wolberg and Mangasarian (1993), Wisconsin diagnostic data; bundled with scikit-learn",
-        licence="CC BY 4.0 (UCI Machine Learning Repository), distributed with scikit-learn",
+        license="CC BY 4.0 (UCI Machine Learning Repository), distributed with scikit-learn",
     )
 
 
@@ -99,7 +99,7 @@ def co2() -> Dataset:
         target_name="CO2 at Mauna Loa (ppm)",
         description="Monthly means of the carbon dioxide in the air at Mauna Loa, Hawaii, 1958 to 2001.",
         source="Keeling and Whorf (2004), Scripps and CDIAC; weekly values bundled with statsmodels",
-        licence="public domain",
+        license="public domain",
     )
 
 
@@ -121,7 +121,7 @@ def sunspots() -> Dataset:
         target_name="mean sunspot number",
         description="Yearly mean number of sunspots, 1700 to 2008: a cycle of about eleven years.",
         source="National Geophysical Data Center; bundled with statsmodels",
-        licence="public domain",
+        license="public domain",
     )
 
 
@@ -146,7 +146,7 @@ def nile() -> Dataset:
         target_name="flow of the Nile (10^8 m^3)",
         description="Yearly flow of the Nile at Aswan in a hundred years.",
         source="Cobb (1978), The problem of the Nile; bundled with statsmodels",
-        licence="public domain",
+        license="public domain",
     )
 
 

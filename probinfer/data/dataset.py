@@ -22,7 +22,7 @@ class Dataset(NamedTuple):
         target_name: name of ``y``, with its unit if it has one.
         description: one or two sentences about the data.
         source: publication and distribution of the data.
-        licence: license of the data.
+        license: license of the data.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
     target_name: str
     description: str
     source: str
-    licence: str
+    license: str
 
     def take(self, rows: np.ndarray) -> Dataset:
         """Return the data set with the given rows, in the given order."""

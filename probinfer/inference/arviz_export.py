@@ -43,7 +43,7 @@ def export(
 
     Args:
         draws: pytree with leaves (chain, draw, ...); the variables are named by their dotted paths.
-        log_weights: (chain, draw), unnormalised over both axes together, or None.
+        log_weights: (chain, draw), unnormalized over both axes together, or None.
         info: pytree; its leaves of shape (chain, draw, ...) are stored in ``sample_stats``, resampled with the draws.
         log_evidence: scalar or None; stored as an attribute of ``posterior``.
         offset: of the points of the systematic scheme, in [0, 1).

@@ -31,8 +31,8 @@ class Posterior:
 
     Attributes:
         draws: pytree of constrained values with leaves (chain, draw, ...).
-        log_weights: (chain, draw), unnormalised over both axes together; None when all draws weigh the same.
-        log_evidence: scalar estimate of the log normaliser, None where the engine gives none.
+        log_weights: (chain, draw), unnormalized over both axes together; None when all draws weigh the same.
+        log_evidence: scalar estimate of the log normalizer, None where the engine gives none.
         info: the engine's own report, a NamedTuple with ``.status``, or None.
         unconstrained: the draws in unconstrained coordinates, leaves (chain, draw, ...), or None.
 
@@ -101,7 +101,7 @@ class Posterior:
         return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:])), self.draws)
 
     def flat_log_weights(self) -> Float[Array, " n"]:
-        """Return normalised log weights (chain * draw,), in the order of ``flat()``; equal ones without weights."""
+        """Return normalized log weights (chain * draw,), in the order of ``flat()``; equal ones without weights."""
         if self.log_weights is not None:
             return weights.normalize(jnp.ravel(self.log_weights)).log_weights
         leaves = jax.tree.leaves(self.draws)

@@ -18,7 +18,7 @@ from probinfer.targets.transforms import leaf_names
 __all__ = ["Summary", "summarize"]
 
 _COLUMNS = ("mean", "sd", "5%", "50%", "95%", "mcse_mean", "ess_bulk", "ess_tail", "rhat")
-_CHUNK = 16  # quantities summarised by one compiled call, whatever their number
+_CHUNK = 16  # quantities summarized by one compiled call, whatever their number
 _MAX_ROWS = 100
 
 
@@ -91,11 +91,11 @@ class Summary:
 
 
 def summarize(draws: ArrayTree, log_weights: Float[Array, "chain draw"] | None = None) -> Summary:
-    """Summarise every scalar of a tree of draws.
+    """Summarize every scalar of a tree of draws.
 
     Args:
         draws: pytree with leaves (chain, draw, ...), floating, integer or boolean.
-        log_weights: unnormalised log weights; None: equal.
+        log_weights: unnormalized log weights; None: equal.
 
     Returns:
         The table. Weighted draws have no Monte Carlo error, chain ESS or R-hat: these say nothing about

@@ -95,7 +95,7 @@ def doubted(
         status: of the run.
         logdensity_fn: log density of one unconstrained position.
         positions: leaves (n, ...), places that the run has seen.
-        prior: of the target; one that is not None is normalised, and shows that the density can be integrated.
+        prior: of the target; one that is not None is normalized, and shows that the density can be integrated.
         always: doubt a run that is OK too.
     """
     ask = prior is None and (always or int(status) != Status.OK)

@@ -20,7 +20,7 @@ __all__ = ["Evidence", "Smoothed", "evidence", "khat_threshold", "psis"]
 
 
 class Smoothed(NamedTuple):
-    """Normalised log weights with a smoothed tail, and the shape of the tail.
+    """Normalized log weights with a smoothed tail, and the shape of the tail.
 
     ``khat`` below ``khat_threshold(n)``: averages under these weights can be trusted. At 0.7 and above the bias
     dominates and grows; above 1 the mean of the ratios does not exist. Blind to regions that q never visits.

@@ -1,7 +1,7 @@
 """Symmetric positive semi-definite matrices of any rank: what is left of a difference, and a factor to draw with.
 
 A covariance that is the difference of two larger matrices is positive semi-definite only up to *their* rounding, which
-may exceed its own size. Where Cholesky factorisation says so, its negative eigenvalues, which are rounding, are set to
+may exceed its own size. Where Cholesky factorization says so, its negative eigenvalues, which are rounding, are set to
 zero, and with them the positive ones that are no larger, which cannot be told from rounding. Nothing is added to the
 diagonal.
 """

@@ -1,6 +1,6 @@
 r"""The Stein operator of a log density p, applied to a positive-definite kernel.
 
-With scores :math:`s(x) = \nabla \log p(x)`, which need no normaliser, the operator turns a function into one of mean
+With scores :math:`s(x) = \nabla \log p(x)`, which need no normalizer, the operator turns a function into one of mean
 zero under p. Applied once to :math:`k(\cdot, x)` and averaged over a cloud it is the direction that carries the cloud
 to p fastest (``stein_direction``); applied to both arguments it is a kernel ``h`` whose mean over pairs of draws, the
 squared kernel Stein discrepancy, is zero for draws of p (``stein_gram``, ``stein_sums``).

@@ -49,7 +49,7 @@ def normalize(log_weights: Float[Array, " n"]) -> Normalized:
         log_weights: unnormalized log weights, minus infinity allowed.
 
     Returns:
-        The normalised log weights and the log of the sum. If every weight is zero both are minus infinity; if
+        The normalized log weights and the log of the sum. If every weight is zero both are minus infinity; if
         one is NaN or infinite both are NaN.
     """
     scaled, largest = relative_weights(log_weights)

@@ -1,6 +1,6 @@
 """Targets: a log density on unconstrained space with its bijectors, starting points and names.
 
-A ``Target`` is what every engine takes. Where the model says so, it also carries a normalised prior and the log
+A ``Target`` is what every engine takes. Where the model says so, it also carries a normalized prior and the log
 likelihood apart, which tempering needs. All its functions are pytrees that hold their data as leaves: a target is an
 *argument* of jitted code, and a target of the same model with new data of the same shape traces nothing.
 """

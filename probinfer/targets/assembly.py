@@ -92,10 +92,10 @@ def assemble(
     Args:
         logdensity_fn: log density of the unconstrained position.
         bijectors: tree of bijectors.
-        start: an unconstrained position: the centre of the starting points where there is no prior.
+        start: an unconstrained position: the center of the starting points where there is no prior.
         names: names of the leaves.
         terms_fn: position to the named summands of the log density.
-        prior: the normalised prior, where known.
+        prior: the normalized prior, where known.
         log_likelihood_fn: log likelihood of the position, where known.
 
     Returns:

@@ -18,11 +18,11 @@ __all__ = ["Prior", "Target"]
 
 
 class Prior(NamedTuple):
-    """A normalised prior on unconstrained space.
+    """A normalized prior on unconstrained space.
 
     Attributes:
         sample: ``sample(key) -> position``.
-        logdensity_fn: ``logdensity_fn(position) -> ()``, normalised, the log Jacobian included.
+        logdensity_fn: ``logdensity_fn(position) -> ()``, normalized, the log Jacobian included.
     """
 
     sample: Callable[[PRNGKey], ArrayTree]
@@ -34,14 +34,14 @@ class Target:
     """A posterior on unconstrained space. Positions are unconstrained, values are constrained.
 
     Attributes:
-        logdensity_fn: unnormalised log density of the position, log Jacobian included; for minibatches a
+        logdensity_fn: unnormalized log density of the position, log Jacobian included; for minibatches a
             ``StochasticLogDensity`` of a key and the position.
         constrain_fn: position to values, deterministic sites included.
         unconstrain_fn: values to position.
         draw_fn: ``draw_fn(key, attempt) -> position``: a candidate for a starting point.
         terms_fn: position to a dictionary of the named summands of the log density, for messages.
         log_jacobian_fn: ``log |det d values / d position|``.
-        prior: the normalised prior, or ``None`` where it is not known or improper.
+        prior: the normalized prior, or ``None`` where it is not known or improper.
         log_likelihood_fn: log likelihood of the position, or ``None`` where it is not known.
         start: a position to try first, as the first one that ``init`` returns; ``None``: all are drawn.
         names: one dotted name per leaf of the values that ``constrain`` returns.

@@ -29,7 +29,7 @@ def from_numpyro(
     joint density of the latent sites, and the likelihood that of the observed sites with every ``numpyro.factor``;
     ``prior`` is ``None`` where a latent site is improper, masked or scaled. Around a latent site ``scale`` and ``mask``
     act on its log Jacobian too, as in NumPyro's samplers. ``numpyro.param`` and mutable sites keep the values of the
-    first run, so random flax and nnx modules and learned reparametrisations run as they do there; a ``Delta`` is its
+    first run, so random flax and nnx modules and learned reparametrizations run as they do there; a ``Delta`` is its
     value. The model is traced under abstract arrays: arrays among the arguments are data (new data of the same
     shape compiles nothing), everything else is static.
 
@@ -94,7 +94,7 @@ def from_logdensity(
     Args:
         logdensity_fn: log density of the constrained values: the whole posterior (prior times likelihood) up to a
             constant, without Jacobian. ``LogDensity(fn, *data)`` lets new data reuse compiled code.
-        example: constrained values inside their supports: gives structure, shapes and dtypes, and the centre of the
+        example: constrained values inside their supports: gives structure, shapes and dtypes, and the center of the
             starting points where there is no prior.
         constraints: a tree of NumPyro constraints (``None``: unconstrained); one constraint may stand for a branch.
             If it is ``None`` and ``prior`` is a tree of distributions, their supports are taken.

@@ -1,7 +1,7 @@
 """Sites of a NumPyro model that are no unknowns: parameters, states of modules, and point masses.
 
 NumPyro's samplers give ``numpyro.param`` and mutable sites the values of the first run of the model and keep them:
-``random_flax_module`` and ``random_nnx_module`` replace these values by latent sites, and a learned reparametrisation
+``random_flax_module`` and ``random_nnx_module`` replace these values by latent sites, and a learned reparametrization
 stays at its start. The same is done here, once, when the target is made. A latent site with a ``Delta`` distribution is
 the number that it stands for.
 """

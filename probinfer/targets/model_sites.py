@@ -34,7 +34,7 @@ class ModelSites(NamedTuple):
     Attributes:
         latent: names of the continuous latent sites: the position.
         names: dotted names of the constrained draws, deterministic sites included.
-        proper: every latent site has a normalised density and can be sampled.
+        proper: every latent site has a normalized density and can be sampled.
         is_fixed: some sites are ``param`` or mutable.
         has_masses: some latent sites are point masses.
     """
@@ -111,7 +111,7 @@ def inspect_model(model: Any, args: Any, kwargs: Any) -> ModelSites:
         ) from error
     except NotImplementedError as error:
         raise ValueError(
-            "a latent site has a support onto which NumPyro has no bijector: reparametrise that site"
+            "a latent site has a support onto which NumPyro has no bijector: reparametrize that site"
         ) from error
     for name, site in found.items():
         _refuse_site(name, site)
@@ -128,7 +128,7 @@ def inspect_model(model: Any, args: Any, kwargs: Any) -> ModelSites:
 
 
 def is_proper(distribution: Distribution) -> bool:
-    """Say whether a distribution is normalised and can be sampled: not improper, and no part of it masked."""
+    """Say whether a distribution is normalized and can be sampled: not improper, and no part of it masked."""
     if isinstance(distribution, (ImproperUniform, MaskedDistribution)):
         return False
     base = getattr(distribution, "base_dist", None)

@@ -2,7 +2,7 @@
 
 Every function takes ``(model, args, kwargs)`` first, so that a target binds them once with the arrays in ``args`` and
 ``kwargs`` as data. The model is executed under NumPyro's handlers at each evaluation: supports that depend on other
-sites, reparametrisation, scaling and masking work because the model itself says what they are.
+sites, reparametrization, scaling and masking work because the model itself says what they are.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LogTerms(NamedTuple):
 def trace_at_start(
     model: Callable, args: tuple, kwargs: dict, strategy: Callable, settings: dict, key: PRNGKey
 ) -> dict:
-    """A trace of the model with its latent sites where one of NumPyro's initialisation strategies puts them."""
+    """A trace of the model with its latent sites where one of NumPyro's initialization strategies puts them."""
     seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=partial(strategy, **settings))
     return handlers.trace(seeded).get_trace(*args, **kwargs)
 
@@ -75,7 +75,7 @@ def _unconstrained_latents(trace: Mapping) -> dict:
 def initial_draw(
     model: Callable, args: tuple, kwargs: dict, strategy: Callable, settings: dict, key: PRNGKey, attempt: Any
 ) -> ArrayTree:
-    """An unconstrained position from one of NumPyro's initialisation strategies; every attempt draws alike."""
+    """An unconstrained position from one of NumPyro's initialization strategies; every attempt draws alike."""
     del attempt
     return _unconstrained_latents(trace_at_start(model, args, kwargs, strategy, settings, key))
 

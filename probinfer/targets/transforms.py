@@ -128,8 +128,8 @@ def bijector(leaf: Any) -> Transform:
         return biject_to(support)
     except NotImplementedError as error:
         raise ValueError(
-            f"no bijector onto the support {support!r} is known: reparametrise, for example a direction on the "
-            "sphere as a normalised Gaussian vector"
+            f"no bijector onto the support {support!r} is known: reparametrize, for example a direction on the "
+            "sphere as a normalized Gaussian vector"
         ) from error
 
 

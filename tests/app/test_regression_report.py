@@ -66,7 +66,7 @@ def problem():
         target_name="height (m)",
         description="Toy.",
         source="made up",
-        licence="none",
+        license="none",
     )
     model = gp.Model(gp.kernels.RBF(variance=1.0, lengthscale=jnp.ones(2)), gp.likelihoods.Gaussian(0.1))
     prior = gp.default_prior(model, (X - X.mean(0)) / X.std(0))

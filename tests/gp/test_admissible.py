@@ -151,7 +151,7 @@ def test_an_end_that_is_missed_from_scratch_counts_where_evidences_are_bounded()
 @pytest.mark.parametrize(
     "inference", [gp.Laplace(), gp.EP(), gp.VI(), gp.Hybrid()], ids=lambda i: type(i).__name__
 )
-def test_unmodelled_exposures_end_at_an_evidence(inference):
+def test_unmodeled_exposures_end_at_an_evidence(inference):
     """Forty counts up to 223 with exposures that the model ignores, where a wrong energy is as large as 4e50."""
     rng = np.random.default_rng(0)
     x = np.linspace(0, 10, 40)[:, None]

@@ -83,7 +83,7 @@ def test_predictions_are_in_the_users_units(ml2):
     np.testing.assert_allclose(ml2.loo(), loo, rtol=1e-6)
 
 
-def test_evidence_does_not_depend_on_standardisation():
+def test_evidence_does_not_depend_on_standardization():
     """The same model in either unit has the same evidence of the same data."""
     fixed = {name: gp.fixed for name in gp.leaf_names(model()) if name != "likelihood.variance"}
     prior = gp.replace(gp.default_prior(model(), standardized()[0]), fixed)

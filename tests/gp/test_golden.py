@@ -1,6 +1,6 @@
 """Golden numbers of a separate derivation (NumPy, trapezoid sums, Richardson differences): five points, every method.
 
-The printed digits are all checked. Quadrature is centred at q with 256 nodes, which the hardest row (probit, kernel
+The printed digits are all checked. Quadrature is centered at q with 256 nodes, which the hardest row (probit, kernel
 variance 40) needs.
 """
 

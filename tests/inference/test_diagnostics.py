@@ -174,8 +174,8 @@ def test_same_inside_jit_and_vmap(stacked):
 @pytest.mark.f32
 def test_energy_fraction(dtype):
     energy = np.asarray(autoregression(1, (3, 500), 0.6), dtype)
-    centred = energy - energy.mean(axis=1, keepdims=True)
-    expected = np.mean(np.diff(energy) ** 2, axis=1) / np.mean(centred**2, axis=1)
+    centered = energy - energy.mean(axis=1, keepdims=True)
+    expected = np.mean(np.diff(energy) ** 2, axis=1) / np.mean(centered**2, axis=1)
     np.testing.assert_allclose(diagnostics.ebfmi(jnp.asarray(energy)), expected, rtol=1e-4)
 
 

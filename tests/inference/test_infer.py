@@ -72,7 +72,7 @@ SCHOOLS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12]), np.array([15.0, 10, 16, 11,
 
 
 def eight_schools(sd, y=None):
-    """Non-centred; the effects are reported as deterministic sites."""
+    """Non-centered; the effects are reported as deterministic sites."""
     mu = numpyro.sample("mu", dist.Normal(0, 5))
     tau = numpyro.sample("tau", dist.HalfCauchy(5))
     z = numpyro.sample("z", dist.Normal(0, 1).expand([8]))

@@ -80,7 +80,7 @@ def test_moves_touch_only_what_changes():
         assert set(np.asarray(ancestors)[sorted(rest)].tolist()) == rest  # a permutation of itself
 
 
-def test_a_fork_in_place_takes_no_second_cache(dtype, optimised):
+def test_a_fork_in_place_takes_no_second_cache(dtype, optimized):
     cache = Cache(*(tuple(jnp.zeros((64, 2, 64, 16), dtype) for _ in range(4)) for _ in range(2)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
     ancestors = jnp.zeros(64, jnp.int32)

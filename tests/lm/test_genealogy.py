@@ -116,7 +116,7 @@ def test_the_picture_shows_lines_steps_and_answers(seen):
     assert ticks == [f"{t + 1}\n{count}" for t, count in enumerate(tree.coalescence)]
 
 
-def test_one_answer_one_colour(seen):
+def test_one_answer_one_color(seen):
     tree = lm.genealogy(seen[0])
     palette = picture.GenealogyColors()
     colors = picture._colors(tree, palette)

@@ -15,7 +15,7 @@ from tests.lm import tables
 METHOD = lm.ParticleFilter(3, step=lm.until(";", max_tokens=3))
 
 
-def test_the_law_of_a_token_is_the_models_times_its_factors_normalised():
+def test_the_law_of_a_token_is_the_models_times_its_factors_normalized():
     constraint = bind(lm.rewards.regex("a+"), tables.model().tokenizer)
     token_model = tables.token_model(METHOD, "none", potential=constraint)
     start = init_particles(token_model, 3)

@@ -216,7 +216,7 @@ def test_a_fork_continues_its_ancestor(dtype):
 
 
 @pytest.mark.parametrize("scanned", quick([False, True], True))
-def test_a_token_loop_writes_in_place(scanned, dtype, optimised):
+def test_a_token_loop_writes_in_place(scanned, dtype, optimized):
     """The temporary memory of a loop is that of one layer at most: no cache is copied for each token."""
     config = Config(16, 8, 8, 8, 2, 1, head_dim=16, max_context=4096)
     shapes = jax.eval_shape(lambda: Transformer.random(jax.random.key(0), config, dtype, scanned))

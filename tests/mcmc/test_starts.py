@@ -69,7 +69,7 @@ def test_a_target_without_a_finite_start_is_refused(dtype):
 
 
 @pytest.mark.f32
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 def test_kinetic_energy_is_that_of_the_matrix_and_never_negative(dtype):
     """Its terms in single coordinates may be negative: one that overflows must not make it minus infinity."""
     rng = np.random.default_rng(0)

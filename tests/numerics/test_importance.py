@@ -87,7 +87,7 @@ def test_thresholds_are_the_published_ones():
 
 
 def gaussian_log_ratios(key, num, dtype):
-    """Draws of N(0, 1.5^2) for the unnormalised density exp(4 - (x - 0.5)^2 / 2)."""
+    """Draws of N(0, 1.5^2) for the unnormalized density exp(4 - (x - 0.5)^2 / 2)."""
     x = 1.5 * jax.random.normal(key, (num,), dtype)
     log_q = -0.5 * (x / 1.5) ** 2 - jnp.log(1.5 * jnp.sqrt(2 * jnp.pi)).astype(dtype)
     return 4 - 0.5 * (x - 0.5) ** 2 - log_q

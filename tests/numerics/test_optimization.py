@@ -72,7 +72,7 @@ def scipy_minimum(name, fn, start, dtype):
 
 @pytest.mark.f32
 @pytest.mark.parametrize("name", ["rosenbrock", "quadratic", "logistic", "barrier"])
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 def test_reaches_the_minimum_scipy_reaches_at_its_cost(name, dtype):
     fn, start = problems(dtype)[name]
     result = optimization.minimize(fn, start)
@@ -97,7 +97,7 @@ def test_evaluates_once_an_iteration_and_traces_once(dtype):
 
 
 @pytest.mark.f32
-@pytest.mark.usefixtures("optimised")
+@pytest.mark.usefixtures("optimized")
 def test_badly_scaled_quadratic(dtype):
     # condition 1e8; float32 cannot see the flattest coordinate, which is worth 5e-5
     scales = jnp.asarray([1e-4, 1e-2, 1.0, 1e2, 1e4], dtype)

@@ -89,7 +89,7 @@ def _projected(gradient_fn, num, top, bet):
 
 
 def projected_coin(gradient_fn, num, top, unit):
-    """The coin whose reward counts the displacement x of the parameters, as the published optimiser does."""
+    """The coin whose reward counts the displacement x of the parameters, as the published optimizer does."""
     held = {"total": 0.0, "length": 0.0, "reward": 0.0, "largest": 0.0}
 
     def bet(x, c):

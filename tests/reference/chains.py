@@ -27,8 +27,8 @@ def rhat(x):
 
 def plain_ess(x):
     m, n = x.shape
-    centred = x - x.mean(axis=1, keepdims=True)
-    autocovariance = [np.mean(np.sum(centred[:, : n - t] * centred[:, t:], axis=1)) / n for t in range(n)]
+    centered = x - x.mean(axis=1, keepdims=True)
+    autocovariance = [np.mean(np.sum(centered[:, : n - t] * centered[:, t:], axis=1)) / n for t in range(n)]
     within = autocovariance[0] * n / (n - 1)
     total = autocovariance[0] + (np.var(x.mean(axis=1), ddof=1) if m > 1 else 0)
     rho = [1.0] + [1 - (within - a) / total for a in autocovariance[1:]]

@@ -60,11 +60,11 @@ def published(x, score, steps, sources=None):
 def default(x, score, steps):
     """Full metric relative to the last one, restarts, a coin for 64 steps, then distance over gradients."""
     n, d = x.shape
-    centre, B = x.mean(0), np.diag(x.std(0))
-    z = (x - centre) / x.std(0)
+    center, B = x.mean(0), np.diag(x.std(0))
+    z = (x - center) / x.std(0)
     bet, age, settled = Coin(z, 0.1), 0, False
     for step in range(steps):
-        x = centre + z @ B.T
+        x = center + z @ B.T
         spread, s = z.std(0), score(x)
         virial = np.mean((x - x.mean(0)) * s, axis=0)
         stale = np.any((spread > 2) | (spread < 0.5))
@@ -77,8 +77,8 @@ def default(x, score, steps):
         if stale or due:
             mean, C, shrink = z.mean(0), np.cov(z.T, bias=True), min(1, d / n)
             L = np.linalg.cholesky((1 - shrink) * C + shrink * np.diag(np.diag(C)))
-            centre, z, B = centre + B @ mean, np.linalg.solve(L, (z - mean).T).T, B @ L
+            center, z, B = center + B @ mean, np.linalg.solve(L, (z - mean).T).T, B @ L
             bet = Fuse(z, 0.1) if settled else Coin(z, 0.1)
         z = z + bet.move(direction(z, s @ B, bandwidth("median", z, step)))
         age += 1
-    return centre + z @ B.T, settled
+    return center + z @ B.T, settled

@@ -16,7 +16,7 @@ def log_evidence(gram, residual, noise):
 
 
 def log_evidence_long_double(A, residual):
-    """The same from a Cholesky factorisation in extended precision, element by element."""
+    """The same from a Cholesky factorization in extended precision, element by element."""
     A, n = np.asarray(A, np.longdouble), len(A)
     L, half = np.zeros_like(A), np.zeros(n, np.longdouble)
     for j in range(n):

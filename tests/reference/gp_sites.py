@@ -199,7 +199,7 @@ def cavities(problem, lam1, lam2):
 
 
 def log_evidence(problem, order=20):
-    """log ∫ p(y | f) N(f; prior_mean, K) df by a tensor product of Gauss-Hermite rules centred at EP's posterior."""
+    """log ∫ p(y | f) N(f; prior_mean, K) df by a tensor product of Gauss-Hermite rules centered at EP's posterior."""
     K, prior_mean, log_densities = problem
     lam1, lam2 = ep(problem, tolerance=1e-6)
     mean, covariance, _ = condition(K, prior_mean, lam1, lam2)

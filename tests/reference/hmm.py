@@ -33,7 +33,7 @@ def random_model(seed, num_states, num_steps, *, dead=0.0):
 
 
 def enumerate_paths(model):
-    """All paths (K^T, T) and their unnormalised masses (K^T,)."""
+    """All paths (K^T, T) and their unnormalized masses (K^T,)."""
     paths = np.array(list(product(range(model.num_states), repeat=model.num_steps)))
     masses = []
     for path in paths:
@@ -46,7 +46,7 @@ def enumerate_paths(model):
 
 
 def marginals(model):
-    """Unnormalised smoothing masses (T, K): every row sums to the evidence."""
+    """Unnormalized smoothing masses (T, K): every row sums to the evidence."""
     paths, masses = enumerate_paths(model)
     return np.stack([np.bincount(paths[:, t], masses, model.num_states) for t in range(model.num_steps)])
 

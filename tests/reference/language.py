@@ -58,7 +58,7 @@ def log_reward(text, cut, score, meaning, log_step_probs=None):
 
 
 def posterior(weighted):
-    """Normalised posterior and log evidence of ``{text: log weight}``."""
+    """Normalized posterior and log evidence of ``{text: log weight}``."""
     values = np.array(list(weighted.values()))
     log_z = np.logaddexp.reduce(values)
     return dict(zip(weighted, np.exp(values - log_z))), log_z

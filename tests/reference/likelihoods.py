@@ -29,7 +29,7 @@ LOG_DENSITIES = {
 
 
 def integrals(log_weight, m, v, functions=()):
-    """Log ∫ exp(log_weight(f)) N(f; m, v) df, and the normalised expectations of ``functions``."""
+    """Log ∫ exp(log_weight(f)) N(f; m, v) df, and the normalized expectations of ``functions``."""
     sd = np.sqrt(v)
     z = np.linspace(-40, 40, 16001)
     log_terms = log_weight(m + sd * z) - 0.5 * z**2

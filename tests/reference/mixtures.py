@@ -21,8 +21,8 @@ def log_density(one: Mixture, points, noise=0.0):
     terms = []
     for weight, loc, covariance in zip(*one, strict=True):
         spread = covariance + noise**2 * np.eye(2)
-        centred = points - loc
-        quadratic = np.sum(centred * np.linalg.solve(spread, centred[..., None])[..., 0], axis=-1)
+        centered = points - loc
+        quadratic = np.sum(centered * np.linalg.solve(spread, centered[..., None])[..., 0], axis=-1)
         terms.append(np.log(weight) - 0.5 * quadratic - 0.5 * np.linalg.slogdet(2 * np.pi * spread)[1])
     return logsumexp(terms, axis=0)
 

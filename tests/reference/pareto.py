@@ -6,7 +6,7 @@ import numpy as np
 
 
 def fit(excess):
-    """Shape and scale of a generalised Pareto distribution from ascending positive numbers."""
+    """Shape and scale of a generalized Pareto distribution from ascending positive numbers."""
     n, largest = len(excess), excess[-1]
     size = 30 + int(math.sqrt(n))
     quartile = excess[int(n / 4 + 0.5) - 1]

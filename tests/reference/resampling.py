@@ -10,7 +10,7 @@ ORDERED = {"stratified", "systematic", "ssp"}  # their conditional forms put the
 
 
 def law(name, weights, num):
-    """P(O = o) for normalised weights in the order given."""
+    """P(O = o) for normalized weights in the order given."""
     found = defaultdict(float)
     for counts, probability in LAWS[name](np.asarray(weights, float), num):
         if probability > 0:

@@ -48,11 +48,11 @@ class Unregistered(Walk):
 
 
 @pytree
-class Factorising(Walk):
-    """Steps with a dense factorisation."""
+class Factorizing(Walk):
+    """Steps with a dense factorization."""
 
     def step(self, state):
-        """A step and a factorisation."""
+        """A step and a factorization."""
         moved = super().step(state)
         chol = jnp.linalg.cholesky(jnp.eye(L) * (1 + moved["here"][0] ** 2))
         return moved | {"here": moved["here"] / chol[0, 0]}
@@ -141,7 +141,7 @@ def test_auto_looks_at_the_step(key, walk, dtype):
     keys, x = data_sets(key)
     assert isinstance(walk, Stepwise)
     assert pi.run_many(walk, keys, x).mode == "queue"
-    found = pi.run_many(Factorising(walk.scale), keys, x).mode
+    found = pi.run_many(Factorizing(walk.scale), keys, x).mode
     assert found == ("map" if jax.default_backend() == "cpu" else "queue")
 
 

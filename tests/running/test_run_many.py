@@ -133,10 +133,10 @@ def test_auto_looks_at_the_function(key):
         found.work, np.ceil(np.log2(np.abs(x).sum(axis=1) / 1e-3)).astype(int)
     )  # halvings until at most a thousandth is left
 
-    def factorises(key, x):
+    def factorizes(key, x):
         return jnp.linalg.cholesky(jnp.eye(2) * (1 + x[0] ** 2))
 
-    assert pi.run_many(factorises, keys, x).mode == found.mode
+    assert pi.run_many(factorizes, keys, x).mode == found.mode
 
 
 def test_one_program_for_all_batches_and_calls(key, count_compiles):

@@ -48,7 +48,7 @@ def masses(keys, fk, adaptive, sizes, exact):
 
 
 def pair_masses(model):
-    """Unnormalised masses of two successive states (T-1, K, K)."""
+    """Unnormalized masses of two successive states (T-1, K, K)."""
     paths, mass = hmm.enumerate_paths(model)
     table = np.zeros((model.num_steps - 1, model.num_states, model.num_states))
     for t in range(model.num_steps - 1):

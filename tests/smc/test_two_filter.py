@@ -45,7 +45,7 @@ def _last(table, key):
 
 @partial(jax.jit, static_argnames="num_particles")
 def meetings(keys, fk, prior, num_particles):
-    """Evidence where the filters meet (runs, T), smoothing masses (runs, T, K), both unnormalised; status."""
+    """Evidence where the filters meet (runs, T), smoothing masses (runs, T, K), both unnormalized; status."""
 
     def run(key):
         result = smc.two_filter(key, fk, 4, num_particles, artificial=prior)

@@ -89,7 +89,7 @@ def with_factor(y):
 Y = np.array([1.0, 2.0, 2.5])
 MODELS = {
     "eight schools": (eight_schools, (SIGMA, EFFECT), {}),
-    "non-centred": (
+    "non-centered": (
         handlers.reparam(eight_schools, config={"theta": LocScaleReparam(0)}),
         (SIGMA, EFFECT),
         {},
@@ -186,7 +186,7 @@ def test_numpyro_prior_sample_follows_its_density(key):
         assert abs(draws[name].mean() - mean) < 4.9 * draws[name].std() / np.sqrt(4000)
 
 
-def test_prior_is_normalised():
+def test_prior_is_normalized():
     """Importance-free check: the unconstrained prior of one site integrates to one on a grid."""
 
     def model(y):

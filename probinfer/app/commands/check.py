@@ -344,6 +344,7 @@ def results_page(
     head: list[Any] = [
         Paragraph(_summary(results, unexpected_results), "remark" if unexpected_results else "finding"),
         Paragraph(_READING),
+        Paragraph(_EXPLAINED),
     ]
     sections = [Section("Verdicts", (*head, *verdict_tables(results)))]
     for subject, target in dict.fromkeys((result.subject, result.target) for result in results):

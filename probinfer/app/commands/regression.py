@@ -161,7 +161,7 @@ def _read(path, options, console):
         target_name=options.target,
         description=f"{len(y)} rows of {name}.",
         source=str(path),
-        licence="the user's own",
+        license="the user's own",
     )
     if options.predict is None:
         return dataset, None

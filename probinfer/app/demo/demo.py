@@ -179,7 +179,7 @@ def run_demo(out: str, size: DemoSize, *, seed: int, command: str, console: Cons
         )
         tables.append(_tables(name, problem, methods))
         sections.append(make_section(problem, methods, tables[-1]))
-        sources[f"data: {name}"] = f"{problem.data.source}; licence: {problem.data.licence}"
+        sources[f"data: {name}"] = f"{problem.data.source}; license: {problem.data.license}"
     section, table, source = _classification(last_key, size, console)
     sections.append(section)
     tables.append([table])
@@ -233,7 +233,7 @@ def _classification(key, size, console):
     )
     scores = classification_table(results, labels, title=f"Breast cancer: {len(labels)} held-out tumors")
     section = classification_section(table, results, labels, scores, rows=size.num_tumors)
-    return section, scores, f"{table.source}; licence: {table.licence}"
+    return section, scores, f"{table.source}; license: {table.license}"
 
 
 def _kernels(key, size, console):
@@ -242,7 +242,7 @@ def _kernels(key, size, console):
         key, size.num_particles, kernels=KERNELS, rows=size.num_years, done=partial(_print_kernel, console)
     )
     scores = evidence_table(results)
-    return evidence_section(table, results, scores), scores, f"{table.source}; licence: {table.licence}"
+    return evidence_section(table, results, scores), scores, f"{table.source}; license: {table.license}"
 
 
 def _particles(key, size, console):

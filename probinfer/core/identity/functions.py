@@ -274,7 +274,7 @@ def _jitted(walk: Walking, value: Any, number: int) -> Recipe:
     return Make(number, lambda kitchen: jax.jit(function(kitchen), **settings))
 
 
-def _memoised(walk: Walking, value: Any, number: int) -> Recipe:
+def _memoized(walk: Walking, value: Any, number: int) -> Recipe:
     walk.feed("memo")
     function, settings = walk.visit(value.__wrapped__), value.cache_parameters()
     if function.fixed:
@@ -287,7 +287,7 @@ _VISITORS = (
     (MethodType, _method),
     (functools.partial, _partial),
     (_JITTED, _jitted),
-    (_MEMO, _memoised),
+    (_MEMO, _memoized),
     ((BuiltinFunctionType, MethodWrapperType), _builtin_method),
     (CellType, _visit_cell),
 )

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def rhat(draws: ArrayTree) -> ArrayTree:
-    r"""Return the rank-normalised split :math:`\hat R`, the larger of the bulk and the folded one.
+    r"""Return the rank-normalized split :math:`\hat R`, the larger of the bulk and the folded one.
 
     :math:`\hat R^2 = (B/W + n - 1)/n` with the variance between (B) and within (W) half-chains of the normal
     scores of x and of :math:`|x - \mathrm{median}|`. Below 1.01 is good.
@@ -69,7 +69,7 @@ def ess_tail(draws: ArrayTree) -> ArrayTree:
 
 
 def ess_mean(draws: ArrayTree) -> ArrayTree:
-    """Return the effective sample size of the mean, without rank normalisation.
+    """Return the effective sample size of the mean, without rank normalization.
 
     Args:
         draws: pytree with leaves (chain, draw, ...).
@@ -150,8 +150,8 @@ def ebfmi(energy: Float[Array, "chain draw"]) -> Float[Array, " chain"]:
     References:
         Betancourt (2016), "Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo".
     """
-    centred = energy - jnp.mean(energy, axis=1, keepdims=True)
-    return jnp.mean(jnp.square(jnp.diff(energy, axis=1)), axis=1) / jnp.mean(jnp.square(centred), axis=1)
+    centered = energy - jnp.mean(energy, axis=1, keepdims=True)
+    return jnp.mean(jnp.square(jnp.diff(energy, axis=1)), axis=1) / jnp.mean(jnp.square(centered), axis=1)
 
 
 def convergence_status(
@@ -245,11 +245,11 @@ def _ess(chains: Array) -> Array:
     return jnp.where(jnp.isfinite(total) & (scale > 0), chains.size / time, jnp.nan).astype(chains.dtype)
 
 
-def _autocovariance(centred: Array) -> Array:
+def _autocovariance(centered: Array) -> Array:
     """Mean over chains of the biased autocovariance at lags 0 ... n - 1."""
-    num_draws = centred.shape[1]
+    num_draws = centered.shape[1]
     size = 1 << (2 * num_draws - 1).bit_length()
-    spectrum = jnp.fft.rfft(centred, n=size, axis=1)
+    spectrum = jnp.fft.rfft(centered, n=size, axis=1)
     power = jnp.mean(jnp.square(spectrum.real) + jnp.square(spectrum.imag), axis=0)
     return jnp.fft.irfft(power, n=size)[:num_draws] / num_draws
 
@@ -291,7 +291,7 @@ def _mcse_quantile(draws: Array, probability: float | Array) -> Array:
 
 
 def _beta_quantile(probabilities: Array, a: Array, b: Array) -> Array:
-    """Quantiles of Beta(a, b) by bisection of the regularised incomplete beta function."""
+    """Quantiles of Beta(a, b) by bisection of the regularized incomplete beta function."""
 
     def halve(_, bracket):
         low, high = bracket

@@ -13,7 +13,7 @@ __all__ = ["nested_rhat"]
 
 
 def nested_rhat(draws: ArrayTree, num_superchains: int) -> ArrayTree:
-    r"""Return the rank-normalised nested :math:`\hat R` of K superchains, the larger of the bulk and the folded one.
+    r"""Return the rank-normalized nested :math:`\hat R` of K superchains, the larger of the bulk and the folded one.
 
     :math:`\hat R^2 = 1 + \hat B/\hat W`, with :math:`\hat B` the variance of the K superchain means and
     :math:`\hat W` the mean over superchains of the variance between their M chain means plus the mean variance within

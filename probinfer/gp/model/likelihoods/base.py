@@ -40,7 +40,7 @@ class Likelihood:
     Attributes:
         log_concave: log p(y | f) is concave in f for every y. Inference and quadrature rely on it.
         discrete: p(y | f) is a probability mass, as for counts and classes: no evidence is above 1.
-        outputs_have_unit: y may be shifted and scaled (``gp.fit`` then standardises it).
+        outputs_have_unit: y may be shifted and scaled (``gp.fit`` then standardizes it).
     """
 
     log_concave: ClassVar[bool] = False
